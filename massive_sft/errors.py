@@ -1,0 +1,87 @@
+"""The errors a user can cause, each saying the place, the rule, the value and the valid choices.
+
+Every exception here survives pickling, so it can cross process borders unchanged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class _Unset(enum.Enum):
+    UNSET = "unset"
+
+
+UNSET: Any = _Unset.UNSET
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the input.
+
+    Attributes:
+        place: where, e.g. ``sweeps/x.yaml: blocks[2].snapshots`` or ``data.jsonl:17``.
+        rule: what must hold, e.g. ``must be > 0``.
+        value: what was found; ``UNSET`` when nothing is worth printing.
+        choices: the valid values, when they can be listed.
+    """
+
+    place: str
+    rule: str
+    value: Any = UNSET
+    choices: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.rule}"
+        if self.value is not UNSET:
+            text += f", got {self.value!r}"
+        if self.choices:
+            close = difflib.get_close_matches(str(self.value), list(self.choices), n=1)
+            if close:
+                text += f" (did you mean {close[0]!r}?)"
+            text += f"; valid: {', '.join(map(str, self.choices))}"
+        return text
+
+
+class MassiveSFTError(Exception):
+    """Base of every error that is reported as a sentence, never as a traceback.
+
+    ``exit_code`` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+
+class InvalidInput(MassiveSFTError):
+    """The user's input is wrong: holds every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem] | Problem):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class LedgerError(MassiveSFTError):
+    """The storage root cannot be read or written as a ledger."""
+
+
+class Corrupt(LedgerError):
+    """A file's content does not match its checksum, or cannot be parsed."""
+
+
+class LeaseLost(MassiveSFTError):
+    """Another owner took the lease; what this attempt wrote must not be published."""
+
+
+class Unsupported(MassiveSFTError):
+    """A valid request that this version refuses, with the reason and the remedy."""
+
+    exit_code = 2
