@@ -1,0 +1,59 @@
+"""What a worker is told: everything needed to train one trajectory, as one JSON file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from massive_sft.schema import Dataset, Model, Positive, Schedule, Setting, Strict
+
+
+class Part(Strict):
+    """``count`` rows of one dataset (``None``: all of them); a row is used at most ``max_repeats`` times an epoch."""
+
+    name: str
+    dataset: Dataset
+    count: Positive | None
+    max_repeats: Positive = 1
+
+
+class Mixture(Strict):
+    """A training set: parts in canonical order (by content, so that the order of a list never changes a result)."""
+
+    name: str
+    parts: tuple[Part, ...]
+    sample_seed: int = 0
+
+    @property
+    def size(self) -> int | None:
+        """Rows in total; ``None`` when a part takes all rows of a dataset that nobody has counted."""
+        counts = [part.count for part in self.parts]
+        return sum(count for count in counts if count is not None) if None not in counts else None
+
+
+class Layout(Strict):
+    """How a trajectory is laid out on machines. Changes speed and memory, never what is computed."""
+
+    workers: Positive = 1
+    gpus: int = 0
+    zero: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer"] = "none"
+    micro_batch: Positive | Literal["auto"] = "auto"
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+
+
+class TrainingSpec(Strict):
+    """One training run. Paths are absolute and expanded.
+
+    ``horizon`` (epochs) shapes the schedule; training ends at the last of ``snapshots`` (epochs, ascending).
+    """
+
+    trajectory: str
+    model: Model
+    mixture: Mixture
+    setting: Setting
+    schedule: Schedule
+    horizon: Positive
+    snapshots: tuple[Positive, ...]
+    layout: Layout = Layout()
