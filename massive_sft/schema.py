@@ -140,7 +140,9 @@ class MixtureEntry(Strict):
         if self.weights is not None and self.samples is None:
             raise ValueError("weights need samples, the total")
         if self.samples is not None and (self.concat or self.leave_one_out):
-            raise ValueError("samples goes with each or weights; concat and leave_one_out take theirs from what they name")
+            raise ValueError(
+                "samples goes with each or weights; concat and leave_one_out take theirs from what they name"
+            )
         return self
 
 

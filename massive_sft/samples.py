@@ -1,0 +1,42 @@
+"""Tokenised training samples: the one form that training and perplexity read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Ragged token arrays.
+
+    Attributes:
+        tokens: int32, shape (total tokens,).
+        trainable: bool, same shape; True where the token is a target of the loss. A sample's first token never is.
+        offsets: int64, shape (samples + 1,); sample i is ``tokens[offsets[i]:offsets[i + 1]]``.
+        part: int16, shape (samples,); index of the mixture's part.
+        row: int64, shape (samples,); row of that part's dataset, counted from 0 in file order before any filter.
+        text_bytes: int64, shape (samples, 2); UTF-8 bytes of the whole text and of the part that the trainable
+            tokens cover (EOS and BOS count nothing), for bits per byte.
+    """
+
+    tokens: np.ndarray
+    trainable: np.ndarray
+    offsets: np.ndarray
+    part: np.ndarray
+    row: np.ndarray
+    text_bytes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (tokens, trainable) of one sample, as views."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.tokens[span], self.trainable[span]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per sample, int64."""
+        return np.diff(self.offsets)
