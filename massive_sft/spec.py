@@ -29,6 +29,11 @@ class Mixture(Strict):
         counts = [part.count for part in self.parts]
         return sum(count for count in counts if count is not None) if None not in counts else None
 
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """Name and size: what tells a sweep's mixtures apart."""
+        return self.name, self.size
+
 
 class Layout(Strict):
     """How a trajectory is laid out on machines. Changes speed and memory, never what is computed."""

@@ -1,0 +1,358 @@
+"""Cells: the rows of the results table, their ids (what they are) and their coordinates (what people call them)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from massive_sft import template
+from massive_sft.content import Contents
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.fingerprint import canonical, digest, join
+from massive_sft.schema import Block, Model, Schedule, Setting, TemplateText
+from massive_sft.setting import Variant
+from massive_sft.spec import Mixture
+from massive_sft.sweep import Sweep
+
+# Bumped when a fix changes what training computes, so that old results are not taken for new ones.
+TRAIN_SEMANTICS = 1
+
+# Every field of the schema that training depends on is in exactly one of the two lists (a test holds them closed).
+# Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
+HASHED: dict[str, frozenset[str]] = {
+    "Model": frozenset({"hub", "path", "revision", "tokenizer"}),
+    "Dataset": frozenset(
+        {
+            "hub",
+            "path",
+            "revision",
+            "subset",
+            "split",
+            "files",
+            "format",
+            "columns",
+            "turns",
+            "filter",
+            "limit",
+            "strip",
+        }
+    ),
+    "Columns": frozenset({"prompt", "completion", "messages"}),
+    "MixtureEntry": frozenset({"each", "concat", "leave_one_out", "weights", "samples"}),
+    "Mixtures": frozenset({"sample_seed"}),
+    "TemplateText": frozenset({"prompt"}),
+    "Optimizer": frozenset({"name", "betas", "eps", "weight_decay", "clip"}),
+    "Lora": frozenset({"rank", "alpha", "dropout", "targets"}),
+    "Setting": frozenset(Setting.model_fields),
+    "Schedule": frozenset({"name", "final", "decay"}),
+    "Block": frozenset({"model", "mixture", "setting", "schedule", "horizon", "snapshots", "exclude", "override"}),
+}
+UNHASHED: dict[str, frozenset[str]] = {
+    "Model": frozenset({"gated", "trust_remote_code"}),
+    "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
+    "Block": frozenset({"name"}),
+    "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
+    "Protocol": frozenset({"engine", "dtype", "template", "adapters", "fewshot"}),
+    "Task": frozenset({"name", "path", "shots", "limit"}),
+    "Evaluation": frozenset({"base", "protocol", "suites", "tasks", "allow_code_execution"}),
+    "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
+    "Resource": frozenset(
+        {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
+        | {"gpus_per_replica", "replicas"}
+    ),
+    "KeepSnapshots": frozenset({"full", "lora"}),
+    "Storage": frozenset({"root", "keep_snapshots", "max_waiting", "resume_every"}),
+    "Tracking": frozenset({"mlflow"}),
+    "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
+}
+# Fields added after ids were first given out, as {part: {field: neutral value}}: the neutral value reproduces the
+# earlier behaviour and is left out of the content, so that earlier ids stay. Entries are never changed or removed.
+NEUTRAL: dict[str, dict[str, Any]] = {}
+
+
+class Coordinates(NamedTuple):
+    """What people read, group and join by. ``size`` and ``horizon`` are None where unknown or meaningless.
+
+    ``variant`` lists overridden fields beside the seed, e.g. ``lr=1e-05,lora.rank=8``.
+    """
+
+    model: str
+    data: str
+    setting: str
+    method: str
+    size: int | None
+    schedule: str
+    horizon: int | None
+    epoch: int
+    seed: int | None
+    variant: str
+
+    def __str__(self) -> str:
+        if self.method == "none":
+            return f"{self.model} (base)"
+        horizon = f"/{self.horizon}" if self.horizon is not None else ""
+        size = "all" if self.size is None else self.size
+        variant = f" {self.variant}" if self.variant else ""
+        what = f"{self.model} {self.data}[{size}] {self.setting} {self.schedule}{horizon}"
+        return f"{what} seed {self.seed}{variant} epoch {self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is trained: one model on one mixture with one setting and schedule. Shared by the cells along the way.
+
+    Attributes:
+        id: the trajectory's id, of ``content``.
+        condition: the id without the seed.
+        parts: the content, each part as canonical JSON.
+    """
+
+    id: str
+    condition: str
+    parts: Mapping[str, str]
+    model_name: str
+    model: Model
+    mixture: Mixture
+    setting_name: str
+    setting: Setting
+    schedule: Schedule
+    horizon: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of the results table. ``recipe`` is None for a base model's row."""
+
+    id: str
+    coordinates: Coordinates
+    blocks: tuple[str, ...]
+    model_name: str
+    model: Model
+    recipe: Recipe | None
+
+    @property
+    def epoch(self) -> int:
+        return self.coordinates.epoch
+
+    @property
+    def condition(self) -> str:
+        """The unit of comparison: the cell without its seed."""
+        if self.recipe is None:
+            return self.id
+        return digest(join({"condition": canonical(self.recipe.condition), "epoch": canonical(self.epoch)}))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All cells of a sweep, each once, and what is worth saying about how they came about."""
+
+    cells: tuple[Cell, ...]
+    warnings: tuple[Problem, ...]
+
+
+def neutralised(part: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content without later fields that have their neutral value."""
+    later = NEUTRAL.get(part, {})
+    return {key: value for key, value in content.items() if key not in later or value != later[key]}
+
+
+def setting_content(setting: Setting) -> dict[str, Any]:
+    """Return a setting's identity, less its seed: every default written out, LoRA fields only for LoRA."""
+    content = setting.model_dump(mode="json", exclude={"seed", "template", "lora"})
+    content["template"] = template_content(setting)
+    if setting.method == "lora":
+        content["lora"] = setting.lora.model_dump(mode="json")
+        if isinstance(setting.lora.targets, tuple):
+            content["lora"]["targets"] = sorted(set(setting.lora.targets))
+    return neutralised("setting", content)
+
+
+def template_content(setting: Setting) -> dict[str, Any]:
+    """Return a template's identity: its text, so that renaming one changes nothing."""
+    if isinstance(setting.template, TemplateText):
+        return {"prompt": setting.template.prompt}
+    if setting.template == template.CHAT:
+        return {"chat": True}
+    return {"prompt": template.PROMPTS[setting.template]}
+
+
+def schedule_content(schedule: Schedule, horizon: int) -> dict[str, Any]:
+    """Return a schedule's identity, less what it ignores: a constant one has no horizon and no end."""
+    content: dict[str, Any] = {"name": schedule.name}
+    if schedule.name != "constant":
+        content |= {"horizon": horizon, "final": schedule.final}
+    if schedule.name == "wsd":
+        content["decay"] = schedule.decay
+    return neutralised("schedule", content)
+
+
+def make_cells(sweep: Sweep, contents: Contents) -> Cells:
+    """Enumerate a sweep's cells: every block a full cross less its excludes, the union of the blocks, base rows last.
+
+    Raises:
+        InvalidInput: when one name (the same coordinates) would stand for two contents, or no cell is left.
+    """
+    maker = _Maker(sweep, contents)
+    found: dict[str, Cell] = {}
+    named: dict[Coordinates, Cell] = {}
+    warnings: list[Problem] = []
+    problems: dict[Coordinates, Problem] = {}
+    for cell in itertools.chain(maker.trained(), maker.base()):
+        first = named.setdefault(cell.coordinates, cell)
+        if first.id != cell.id:
+            rule = f"blocks {', '.join(sorted({*first.blocks, *cell.blocks}))} give one name to two contents"
+            problems.setdefault(cell.coordinates, Problem(str(sweep.path), rule, str(cell.coordinates)))
+        known = found.get(cell.id)
+        if known is None:
+            found[cell.id] = cell
+        elif known.coordinates != cell.coordinates:
+            rule = f"is the same training as {known.coordinates}: one cell, under the earlier name"
+            warnings.append(Problem(f"{sweep.path}: {cell.coordinates}", rule))
+        elif known.blocks != cell.blocks:
+            found[cell.id] = _in_blocks(known, cell.blocks)
+    if not any(cell.recipe for cell in found.values()):
+        problems[Coordinates("", "", "", "", None, "", None, 0, None, "")] = Problem(
+            str(sweep.path), "the blocks yield no cell"
+        )
+    if problems:
+        raise InvalidInput(problems.values())
+    return Cells(tuple(found.values()), (*maker.unused_excludes(), *warnings))
+
+
+def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
+    both = tuple(dict.fromkeys((*cell.blocks, *blocks)))
+    return Cell(cell.id, cell.coordinates, both, cell.model_name, cell.model, cell.recipe)
+
+
+class _Maker:
+    """Serialises each model, mixture and setting once, however many cells they are part of."""
+
+    def __init__(self, sweep: Sweep, contents: Contents):
+        self.sweep, self.contents = sweep, contents
+        self.models: dict[str, tuple[Model, str]] = {}
+        self.mixtures: dict[tuple[str, int | None], tuple[Mixture, str]] = {}
+        self.used_excludes: set[tuple[int, int]] = set()
+
+    def trained(self) -> Iterator[Cell]:
+        for index, (block, variants) in enumerate(zip(self.sweep.file.blocks, self.sweep.variants, strict=True)):
+            models, mixtures = self.sweep.models_of(block.model), self.sweep.mixtures_of(block.mixture)
+            for model, mixture, variant, schedule in itertools.product(models, mixtures, variants, block.schedule):
+                excludes = self._matching_excludes(index, block, model, mixture, variant, schedule)
+                epochs = [epoch for epoch in sorted(set(block.snapshots)) if not self._excluded(index, excludes, epoch)]
+                if epochs:
+                    recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
+                    yield from (self._cell(recipe, variant, block.name, epoch) for epoch in epochs)
+
+    def base(self) -> Iterator[Cell]:
+        """Base rows: one for every model that a block trains."""
+        if not self.sweep.file.evaluation.base:
+            return
+        for name in dict.fromkeys(
+            name for block in self.sweep.file.blocks for name in self.sweep.models_of(block.model)
+        ):
+            model, content = self._model(name)
+            coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
+            identity = digest(join({"base": content, "epoch": "0", "method": '"none"'}))
+            yield Cell(identity, coordinates, ("base",), name, model, None)
+
+    def unused_excludes(self) -> Iterator[Problem]:
+        for index, block in enumerate(self.sweep.file.blocks):
+            for number, exclude in enumerate(block.exclude):
+                if (index, number) not in self.used_excludes:
+                    yield Problem(
+                        f"{self.sweep.path}: blocks[{index}].exclude[{number}]", "matches nothing", dict(exclude)
+                    )
+
+    def _model(self, name: str) -> tuple[Model, str]:
+        if name not in self.models:
+            declared, place = self.sweep.file.models[name], f"models.{name}"
+            content = canonical(neutralised("base", self.contents.model(declared, place)))
+            self.models[name] = (self.contents.resolve_model(declared, place), content)
+        return self.models[name]
+
+    def _mixture(self, mixture: Mixture) -> tuple[Mixture, str]:
+        """Return the mixture resolved, its parts in canonical order, and its content."""
+        if mixture.key not in self.mixtures:
+            keyed = []
+            for part in mixture.parts:
+                place = f"datasets.{part.name}"
+                content = neutralised("dataset", self.contents.dataset(part.dataset, place)) | {"count": part.count}
+                resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
+                keyed.append((canonical(content), resolved))
+            keyed.sort(key=lambda item: item[0])
+            resolved_mixture = mixture.model_copy(update={"parts": tuple(part for _, part in keyed)})
+            text = join(
+                {
+                    "parts": "[" + ",".join(text for text, _ in keyed) + "]",
+                    "sample_seed": canonical(mixture.sample_seed),
+                }
+            )
+            self.mixtures[mixture.key] = (resolved_mixture, text)
+        return self.mixtures[mixture.key]
+
+    def _recipe(self, model: str, mixture: Mixture, variant: Variant, schedule: Schedule, horizon: int) -> Recipe:
+        base, base_content = self._model(model)
+        resolved, data_content = self._mixture(mixture)
+        parts = {
+            "base": base_content,
+            "data": data_content,
+            "setting": canonical(setting_content(variant.setting)),
+            "schedule": canonical(schedule_content(schedule, horizon)),
+            "train_semantics": canonical(TRAIN_SEMANTICS),
+        }
+        condition = digest(join(parts))
+        parts["seed"] = canonical(variant.setting.seed)
+        identity = digest(join(parts))
+        return Recipe(
+            identity, condition, parts, model, base, resolved, variant.name, variant.setting, schedule, horizon
+        )
+
+    def _cell(self, recipe: Recipe, variant: Variant, block: str, epoch: int) -> Cell:
+        coordinates = Coordinates(
+            model=recipe.model_name,
+            data=recipe.mixture.name,
+            setting=variant.name,
+            method=recipe.setting.method,
+            size=recipe.mixture.size,
+            schedule=recipe.schedule.name,
+            horizon=None if recipe.schedule.name == "constant" else recipe.horizon,
+            epoch=epoch,
+            seed=recipe.setting.seed,
+            variant=",".join(f"{key}={value}" for key, value in sorted(variant.overrides.items()) if key != "seed"),
+        )
+        identity = digest(join({**recipe.parts, "epoch": canonical(epoch)}))
+        return Cell(identity, coordinates, (block,), recipe.model_name, recipe.model, recipe)
+
+    def _matching_excludes(
+        self, index: int, block: Block, model: str, mixture: Mixture, variant: Variant, schedule: Schedule
+    ) -> list[tuple[int, set[Any] | None]]:
+        """Return the excludes that match so far, each with the snapshots it asks for (None: all)."""
+        matching = []
+        for number, exclude in enumerate(block.exclude):
+            wanted = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in exclude.items()}
+            snapshots = set(wanted.pop("snapshot")) if "snapshot" in wanted else None
+            if all(self._has(key, values, model, mixture, variant, schedule) for key, values in wanted.items()):
+                matching.append((number, snapshots))
+        return matching
+
+    def _has(self, key: str, values: Any, model: str, mixture: Mixture, variant: Variant, schedule: Schedule) -> bool:
+        if key == "model":
+            return model in self.sweep.models_of(values)
+        if key == "mixture":
+            return mixture.key in {item.key for item in self.sweep.mixtures_of(values)}
+        simple = {"setting": variant.name, "size": mixture.size, "schedule": schedule.name}
+        return (simple[key] if key in simple else _value(variant.setting, key)) in values
+
+    def _excluded(self, index: int, excludes: list[tuple[int, set[Any] | None]], epoch: int) -> bool:
+        hits = [number for number, snapshots in excludes if snapshots is None or epoch in snapshots]
+        self.used_excludes.update((index, number) for number in hits)
+        return bool(hits)
+
+
+def _value(setting: Setting, dotted: str) -> Any:
+    value: Any = setting
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,214 @@
+"""Read a sweep file: YAML, overlays, schema, names. Every problem is reported at once, none as a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.mixture import Groups, expand_mixtures
+from massive_sft.schema import SCHEDULES, Block, Setting, SweepFile
+from massive_sft.setting import FIELDS, Settings, Variant
+from massive_sft.spec import Mixture
+from massive_sft.yaml_errors import Location, dotted, problems_of
+from massive_sft.yaml_file import merge, read_yaml
+
+BUILT_IN_SET = "all"
+# What an exclude may match, beside the setting's fields.
+COORDINATES = ("model", "mixture", "setting", "method", "size", "schedule", "snapshot")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A valid sweep: the file, and what its names stand for.
+
+    ``variants`` holds, for every block, its settings crossed with its overrides.
+    """
+
+    path: Path
+    file: SweepFile
+    mixtures: Groups
+    settings: Mapping[str, Setting]
+    variants: tuple[tuple[Variant, ...], ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start."""
+        return self.path.resolve().parent
+
+    def models_of(self, names: Sequence[str]) -> list[str]:
+        """Return model names with sets expanded, each once, in the order given."""
+        found: dict[str, None] = {}
+        for name in names:
+            found.update(
+                dict.fromkeys(self.file.models if name == BUILT_IN_SET else self.file.model_sets.get(name, (name,)))
+            )
+        return list(found)
+
+    def mixtures_of(self, names: Sequence[str]) -> list[Mixture]:
+        """Return mixtures with groups expanded, each once, in the order given."""
+        return list({item.key: item for name in names for item in find_mixtures(name, self.mixtures)}.values())
+
+
+def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
+    """Read and check a sweep file.
+
+    Args:
+        path: the YAML file.
+        overlays: files merged over it in order: mappings merge, all else replaces, a null removes the key.
+
+    Raises:
+        InvalidInput: with every problem found.
+    """
+    raw = read_yaml(path)
+    for overlay in overlays:
+        raw = merge(raw, read_yaml(overlay))
+    return check_sweep(raw, path)
+
+
+def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
+    """Validate a parsed sweep file. Raises InvalidInput with every problem found.
+
+    Entries that break the schema are set aside for the second look, so that wrong names elsewhere are found too.
+    """
+
+    def where(location: Location) -> str:
+        return f"{path}: {dotted(location)}".removesuffix(": ")
+
+    problems: list[Problem] = []
+    broken: set[Location] = set()
+    try:
+        file = SweepFile.model_validate(raw)
+    except ValidationError as error:
+        problems = problems_of(error, SweepFile, where)
+        broken = {item["loc"][:2] for item in error.errors()}
+        try:
+            file = SweepFile.model_validate(_without(raw, broken))
+        except ValidationError:
+            raise InvalidInput(problems) from None
+    names = _Names(file, raw, broken, where)
+    if problems or names.problems:
+        raise InvalidInput([*problems, *names.problems])
+    return Sweep(path, file, names.groups, names.settings.valid, names.variants)
+
+
+def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
+    """Return ``raw`` without the entries at ``places`` (section, key or index)."""
+    kept: dict[str, Any] = {}
+    for section, value in raw.items():
+        if (section,) in places:
+            continue
+        if isinstance(value, Mapping):
+            kept[section] = {key: item for key, item in value.items() if (section, key) not in places}
+        elif isinstance(value, (list, tuple)):
+            kept[section] = [item for index, item in enumerate(value) if (section, index) not in places]
+        else:
+            kept[section] = value
+    return kept
+
+
+def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[int]:
+    """Return the indices, as in the file, of a list's entries that are not at ``places``."""
+    return [index for index in range(len(raw.get(section) or ())) if (section, index) not in places]
+
+
+def find_mixtures(name: str, groups: Groups) -> tuple[Mixture, ...]:
+    """Return what a mixture name stands for: an entry's mixtures, or those of that name among all entries'."""
+    if name in groups:
+        return groups[name]
+    members = (mixture for group in groups.values() for mixture in group if mixture.name == name)
+    return tuple({mixture.key: mixture for mixture in members}.values())
+
+
+class _Names:
+    """The second look: names, counts and horizons that span several entries."""
+
+    def __init__(self, file: SweepFile, raw: Mapping[str, Any], broken: set[Location], where: Any):
+        self.file, self.raw, self.where = file, raw, where
+        self.problems: list[Problem] = []
+        datasets = self._written("datasets")
+        self.groups, problems = expand_mixtures(file.mixtures, file.datasets, where(("mixtures",)))
+        # An entry that breaks the schema has its own problem; what refers to it is not unknown as well.
+        self.suspect = {str(place[1]) for place in broken if len(place) > 1}
+        self.problems += [item for item in problems if item.value not in self.suspect]
+        if problems or self.suspect:
+            self.suspect.update(datasets)
+        self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
+        self.valid = {
+            "model": [*self._written("models"), *self._written("model_sets"), BUILT_IN_SET],
+            "mixture": [*file.mixtures.entries, *{item.name for group in self.groups.values() for item in group}],
+            "setting": self.settings.names,
+            "method": ["full", "lora"],
+            "schedule": list(SCHEDULES),
+        }
+        self._model_sets()
+        self.variants = tuple(
+            self._block(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
+        )
+        self.problems += self.settings.problems
+        self._block_names()
+        for index, rule in zip(_left("resources", raw, broken), file.resources, strict=True):
+            for what in ("model", "mixture", "setting"):
+                self._known(what, getattr(rule.when, what) or (), ("resources", index, "when", what))
+
+    def _written(self, section: str) -> list[str]:
+        """Names as written in the file, so that an entry with another mistake is not called unknown as well."""
+        value = self.raw.get(section)
+        return [str(name) for name in value] if isinstance(value, Mapping) else []
+
+    def _known(self, what: str, names: Iterable[Any], location: Location) -> None:
+        valid = self.valid[what]
+        self.problems += [
+            Problem(self.where(location), f"unknown {what}", name, valid) for name in names if name not in valid
+        ]
+
+    def _model_sets(self) -> None:
+        models = self._written("models")
+        for name, members in self.file.model_sets.items():
+            place = self.where(("model_sets", name))
+            if name == BUILT_IN_SET or name in models:
+                self.problems.append(Problem(place, "is taken: 'all' is built in, a model's name is a model", name))
+            self.problems += [Problem(place, "unknown model", item, models) for item in members if item not in models]
+
+    def _block(self, index: int, block: Block) -> tuple[Variant, ...]:
+        at: Location = ("blocks", index)
+        self._known("model", block.model, (*at, "model"))
+        self._known("mixture", block.mixture, (*at, "mixture"))
+        self._known("setting", block.setting, (*at, "setting"))
+        for name in block.mixture:
+            sizes = {mixture.size for mixture in find_mixtures(name, self.groups)}
+            if name not in self.groups and len(sizes) > 1:
+                rule = (
+                    f"is ambiguous, it comes in sizes {', '.join(sorted(map(str, sizes)))}: name the entry of mixtures"
+                )
+                self.problems.append(Problem(self.where((*at, "mixture")), rule, name))
+        beyond = [str(epoch) for epoch in block.snapshots if epoch > block.horizon]
+        if beyond:
+            rule = f"{', '.join(beyond)} is beyond horizon {block.horizon}"
+            self.problems.append(Problem(self.where((*at, "snapshots")), rule))
+        for number, exclude in enumerate(block.exclude):
+            self._exclude(exclude, (*at, "exclude", number))
+        return tuple(
+            self.settings.variants(block.setting, block.override, lambda loc: self.where((*at, "override", *loc)))
+        )
+
+    def _exclude(self, exclude: Mapping[str, Any], location: Location) -> None:
+        if not exclude:
+            self.problems.append(Problem(self.where(location), "must name at least one coordinate", {}, COORDINATES))
+        for key, value in exclude.items():
+            if key not in COORDINATES and key not in FIELDS:
+                self.problems.append(Problem(self.where(location), "unknown coordinate", key, (*COORDINATES, *FIELDS)))
+            elif key in self.valid:
+                self._known(key, value if isinstance(value, (list, tuple)) else [value], (*location, key))
+
+    def _block_names(self) -> None:
+        names = [block.name for block in self.file.blocks]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self.problems.append(
+                    Problem(self.where(("blocks", index, "name")), "is taken by an earlier block", name)
+                )
