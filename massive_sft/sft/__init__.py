@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: data, training loop, checkpoints. Runs without Ray."""

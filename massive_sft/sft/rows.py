@@ -1,0 +1,327 @@
+"""How a record of a file becomes a row: columns, messages, filters. No file is opened here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from massive_sft.errors import UNSET, InvalidInput, Problem
+from massive_sft.schema import Column, Columns, Dataset
+from massive_sft.sft.findings import Findings
+
+MISSING: Any = object()
+# Where format `messages` looks when no column is named: LIMA and ShareGPT files say `conversations`.
+MESSAGE_COLUMNS = ("messages", "conversations")
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+class Record(NamedTuple):
+    """One row as it stands in a file: an object (dict) or, without a header, a list; ``line`` counts from 1."""
+
+    value: Any
+    file: str
+    line: int | None
+
+
+class Row(NamedTuple):
+    """One instruction row.
+
+    Attributes:
+        index: row of the dataset, counted from 0 in file order before any filter.
+        turns: (prompt, completion) pairs, at least one.
+        system: the system message, if the row has one.
+        file, line: where the row stands; ``line`` is None where lines do not exist (JSON array, Parquet, hub).
+    """
+
+    index: int
+    turns: tuple[tuple[str, str], ...]
+    system: str | None
+    file: str
+    line: int | None
+
+    @property
+    def place(self) -> str:
+        return _place(self.file, self.line, self.index)
+
+
+def _place(file: str, line: int | None, index: int) -> str:
+    return f"{file} row {index}" if line is None else f"{file}:{line}"
+
+
+class Fault(NamedTuple):
+    kind: str
+    rule: str
+    value: Any = UNSET
+
+
+@dataclass
+class Mapped:
+    """A record's texts before they are judged: what is missing is None, and ``faults`` say why."""
+
+    turns: list[tuple[str | None, str | None]]
+    system: str | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+
+@lru_cache(maxsize=1024)
+def parse_path(column: str) -> tuple[str | int, ...]:
+    """Split a column path: ``instances[0].output`` gives ``("instances", 0, "output")``."""
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", column))
+
+
+def lookup(value: Any, column: Column) -> Any:
+    """Return what stands at a column path or number; ``MISSING`` when nothing does.
+
+    A column whose very name is the path wins over the path.
+    """
+    if isinstance(column, str) and isinstance(value, dict) and column in value:
+        return value[column]
+    for step in (column,) if isinstance(column, int) else parse_path(column):
+        if isinstance(step, int):
+            present = isinstance(value, list) and step < len(value)
+        else:
+            present = isinstance(value, dict) and step in value
+        if not present:
+            return MISSING
+        value = value[step]
+    return value
+
+
+def plain(value: Any) -> str | None:
+    """Return the text by which filters compare: 1 equals "1", true equals "true", null only null."""
+    if value is None or value is MISSING:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Condition(NamedTuple):
+    column: Column
+    values: frozenset[str | None]
+    keep: bool
+
+
+def conditions(dataset: Dataset, place: str) -> list[Condition]:
+    """Return a dataset's filter as conditions that all must hold. Raises InvalidInput for a malformed filter."""
+    refused = dataset.filter.get("not", {})
+    if not isinstance(refused, dict):
+        raise InvalidInput(Problem(f"{place}.filter.not", "must map columns to the refused values", refused))
+    accepted = {column: value for column, value in dataset.filter.items() if column != "not"}
+    found, problems = [], []
+    for wanted, keep in ((accepted, True), (refused, False)):
+        for column, value in wanted.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if not values or any(isinstance(item, (list, dict)) for item in values):
+                problems.append(Problem(f"{place}.filter.{column}", "must be a value or a list of values", value))
+                continue
+            number = int(column) if headerless(dataset.mapping) and str(column).isdigit() else column
+            found.append(Condition(number, frozenset(map(plain, values)), keep))
+    if problems:
+        raise InvalidInput(problems)
+    return found
+
+
+def named_columns(mapping: Columns) -> tuple[Column, ...]:
+    """Return every column that a mapping names."""
+    messages = () if mapping.messages is None else (mapping.messages,)
+    return (*(mapping.prompt or ()), *(mapping.completion or ()), *messages)
+
+
+def headerless(mapping: Columns) -> bool:
+    """Column numbers mean that the file has no header."""
+    return any(isinstance(column, int) for column in named_columns(mapping))
+
+
+class Converter:
+    """Turns a dataset's records into rows: mapping, ``strip``, filter, ``limit``; notes what is wrong with them."""
+
+    def __init__(self, dataset: Dataset, place: str, findings: Findings):
+        self._dataset, self._place, self._findings = dataset, place, findings
+        self._mapping = dataset.mapping
+        self._conditions = conditions(dataset, place)
+        self._seen: set[Column] = set()
+        self._columns: dict[str, None] = {}
+        self._passed = 0
+        if dataset.format == "messages" and dataset.columns is None:
+            self._message_columns: tuple[Column, ...] = MESSAGE_COLUMNS
+        else:
+            self._message_columns = () if self._mapping.messages is None else (self._mapping.messages,)
+
+    def rows(self, records: Iterable[Record]) -> tuple[list[Row], int]:
+        """Return the rows that pass, and the number of records read.
+
+        A record that the filter refuses may lack its texts. Problems go to the findings.
+        """
+        kept: list[Row] = []
+        pending: list[tuple[Fault, str]] = []
+        count = 0
+        for index, record in enumerate(records):
+            count = index + 1
+            if not isinstance(record.value, (dict, list)):
+                place = _place(record.file, record.line, index)
+                self._findings.add("rows that are no objects", place, "must be an object", record.value)
+                continue
+            if index < 100:
+                self._columns.update(dict.fromkeys(_names(record.value)))
+            mapped = self._mapped(record.value)
+            if not self._passes(record.value, mapped) or self._beyond_limit():
+                continue
+            self._passed += 1
+            pending += [(fault, _place(record.file, record.line, index)) for fault in mapped.faults]
+            if not mapped.faults:
+                turns: Any = tuple(mapped.turns)
+                kept.append(Row(index, turns, mapped.system, record.file, record.line))
+        missing = self._note_missing_columns(count)
+        for fault, place in pending:
+            # A column that no row has was named once; repeating it for every row would say nothing.
+            if not (missing and fault.kind.startswith("no ")):
+                self._findings.add(fault.kind, place, fault.rule, fault.value)
+        if count and not self._passed and not missing and not self._findings:
+            self._findings.add("empty", f"{self._place}.filter", f"leaves none of the {count} rows")
+        return kept, count
+
+    def _beyond_limit(self) -> bool:
+        return self._dataset.limit is not None and self._passed >= self._dataset.limit
+
+    def _note_missing_columns(self, count: int) -> bool:
+        if not count:
+            return False
+        names = tuple(self._columns)
+        missing: list[tuple[str, str]] = []
+        if self._message_columns and not self._seen.intersection(self._message_columns):
+            missing.append(("columns.messages", " or ".join(map(str, self._message_columns))))
+        for key in ("prompt", "completion"):
+            columns = getattr(self._mapping, key) or ()
+            missing += [(f"columns.{key}", str(column)) for column in columns if column not in self._seen]
+        for condition in self._conditions:
+            derived = condition.column in ("prompt", "completion")
+            if not derived and condition.column not in self._seen:
+                missing.append(("filter", str(condition.column)))
+        for key, column in missing:
+            self._findings.add("missing column", f"{self._place}.{key}", "no row has this column", column, names)
+        return bool(missing)
+
+    def _passes(self, record: Any, mapped: Mapped) -> bool:
+        for condition in self._conditions:
+            if condition.column == "prompt":
+                value: Any = mapped.turns[0][0]
+            elif condition.column == "completion":
+                value = mapped.turns[0][1]
+            else:
+                value = self._lookup(record, condition.column)
+            if (plain(value) in condition.values) != condition.keep:
+                return False
+        return True
+
+    def _lookup(self, record: Any, column: Column) -> Any:
+        value = lookup(record, column)
+        if value is not MISSING:
+            self._seen.add(column)
+        return value
+
+    def _mapped(self, record: Any) -> Mapped:
+        if self._message_columns:
+            return self._conversation(record)
+        mapped = Mapped([(None, None)])
+        prompt = self._joined(record, self._mapping.prompt or (), "prompt", mapped.faults)
+        completion = self._joined(record, self._mapping.completion or (), "completion", mapped.faults)
+        mapped.turns = [(prompt, completion)]
+        return mapped
+
+    def _joined(self, record: Any, columns: Sequence[Column], name: str, faults: list[Fault]) -> str | None:
+        """Return the columns' texts joined by newlines, blank ones skipped; None when there is no value at all."""
+        parts = []
+        for column in columns:
+            value = self._lookup(record, column)
+            if value is MISSING or value is None:
+                continue
+            text = self._text(value, f"column {column}", faults)
+            if text is None:
+                return None
+            parts.append(text)
+        if not parts:
+            faults.append(Fault(f"no {name}", f"has no {name}: {_listed(columns)} is missing or null"))
+            return None
+        return parts[0] if len(columns) == 1 else "\n".join(part for part in parts if part.strip())
+
+    def _text(self, value: Any, what: str, faults: list[Fault]) -> str | None:
+        """Return a cell as text. An integer is written out; any other value that is no text is a fault."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            faults.append(Fault("values that are no text", f"{what} must be text or an integer", value))
+            return None
+        for unwanted in self._dataset.strip:
+            value = value.replace(unwanted, "")
+        if not value.isascii() and not _encodable(value):
+            rule = f"{what} holds half of a surrogate pair, which is no text"
+            faults.append(Fault("broken Unicode", rule, ascii(value)))
+            return None
+        return str(value)
+
+    def _conversation(self, record: Any) -> Mapped:
+        mapped = Mapped([(None, None)])
+        faults = mapped.faults
+        found = [self._lookup(record, column) for column in self._message_columns]
+        messages = next((value for value in found if value is not MISSING), None)
+        if messages is None:
+            faults.append(Fault("no messages", f"has no messages: {_listed(self._message_columns)} is missing or null"))
+            return mapped
+        said = self._said(messages, faults)
+        if said and said[0][0] == "system":
+            mapped.system, said = said[0][1], said[1:]
+        if self._dataset.turns == "first":
+            said = said[:2]
+        roles = [role for role, _ in said]
+        if not faults and (not said or roles != ["user", "assistant"] * (len(said) // 2)):
+            rule = "must be an optional system message, then user and assistant in turns, ending with the assistant"
+            faults.append(Fault("conversations out of turn", rule, [role for role, _ in said]))
+        if not faults:
+            texts = [text for _, text in said]
+            mapped.turns = list(zip(texts[::2], texts[1::2], strict=True))
+        return mapped
+
+    def _said(self, messages: Any, faults: list[Fault]) -> list[tuple[str, str]]:
+        """Return (role, text) of each message: objects with role/content or from/value, or texts in turns."""
+        if not isinstance(messages, list):
+            faults.append(Fault("messages that are no list", "messages must be a list", messages))
+            return []
+        said = []
+        for number, message in enumerate(messages):
+            if isinstance(message, str):
+                role, content = ("user", "assistant")[number % 2], message
+            elif isinstance(message, dict) and "role" in message:
+                role, content = message["role"], message.get("content")
+            elif isinstance(message, dict) and "from" in message:
+                role, content = message["from"], message.get("value")
+            else:
+                rule = f"message {number} must be text, or an object with role and content or with from and value"
+                faults.append(Fault("unreadable messages", rule, message))
+                return []
+            if role not in ROLES:
+                rule = f"message {number} must have a known role ({', '.join(ROLES)})"
+                faults.append(Fault("unknown roles", rule, role))
+                return []
+            text = self._text(content, f"message {number}", faults)
+            if text is None:
+                return []
+            said.append((ROLES[role], text))
+        return said
+
+
+def _names(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, dict) else [str(number) for number in range(len(value))]
+
+
+def _listed(columns: Sequence[Column]) -> str:
+    return " or ".join(f"column {column}" for column in columns)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
