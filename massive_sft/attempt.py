@@ -1,0 +1,135 @@
+"""Attempts: one try at a trajectory, written under its own number and published whole, once, by the lease's owner."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from massive_sft import files
+from massive_sft.errors import Corrupt
+from massive_sft.lease import TTL, Claim, Lease, Watch
+from massive_sft.manifest import seal_folder, verify_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder of a trajectory that is there to stay.
+
+    Attributes:
+        folder: where it lies.
+        files: SHA-256 by path below the storage root, as ``Record.files`` keeps them.
+        ours: False when an earlier attempt had published it already, and that one was kept.
+    """
+
+    folder: Path
+    files: dict[str, str]
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a trajectory. Can be sent to other processes and publish there; the lease's beat stays behind.
+
+    Attributes:
+        trajectory: id of the trajectory.
+        home: the trajectory's folder.
+        folder: ``attempts/<number>`` below it, where everything is written before it is published.
+        claim: the right to publish.
+        lease: what keeps the claim alive; None in a process the attempt was sent to.
+    """
+
+    trajectory: str
+    home: Path
+    folder: Path
+    claim: Claim
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def begin(cls, home: Path, owner: str, watch: Watch, ttl: float = TTL) -> Attempt | None:
+        """Take the lease of the trajectory in ``home`` and make the attempt's folder; None while another holds it."""
+        while True:
+            lease = Lease.acquire(home / "lease", owner, watch, ttl)
+            if lease is None:
+                return None
+            folder = home / "attempts" / str(lease.claim.number)
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                # Somebody removed the leases by hand to unlock it, and numbers began again: try the next one.
+                lease.release()
+                continue
+            return cls(home.name, home, folder, lease.claim, lease)
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, from 1."""
+        return self.claim.number
+
+    def publish(self, relative: str) -> Published:
+        """Move a finished folder of this attempt to the same place under its trajectory, whole or not at all.
+
+        A manifest with the SHA-256 of every file is written into it first. Where an earlier attempt published a
+        folder that still matches its manifest, that one is kept; one that does not is set aside in this attempt.
+
+        Raises:
+            LeaseLost: another attempt owns the trajectory; nothing was moved.
+            FileNotFoundError: this attempt has no such folder.
+            LedgerError: the folder is empty or holds links.
+        """
+        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+            raise ValueError(f"must be a path below the attempt, got {relative!r}")
+        source, target = self.folder / relative, self.home / relative
+        hashes = seal_folder(source)
+        self.claim.verify()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ours = _move(source, target)
+        while not ours:
+            self.claim.verify()
+            try:
+                hashes = verify_folder(target)
+                break
+            except Corrupt as error:
+                log.warning("%s; it is set aside and published anew", error)
+            os.rename(target, tempfile.mkdtemp(dir=self.folder, prefix="corrupt-"))
+            ours = _move(source, target)
+        place = Path(self.home.parent.name, self.home.name, relative).as_posix()
+        return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, ours)
+
+    def release(self) -> None:
+        """Give the trajectory back. Harmless when the lease is lost or lives in another process."""
+        if self.lease is not None:
+            self.lease.release()
+
+    def discard(self) -> None:
+        """Remove what this attempt wrote and did not publish. Its number stays taken."""
+        shutil.rmtree(self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"lease": None}
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Rename a folder; return False when ``target`` is there already. POSIX checks and renames in one step."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    files.sync_folder(target.parent)
+    return True

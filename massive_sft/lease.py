@@ -1,0 +1,281 @@
+"""Leases: at most one owner at a time of a folder's work, over any POSIX file system and without comparing clocks.
+
+A lease is a folder of files ``1``, ``2``, ... Creating the next number with O_EXCL takes the lease, so of several
+takers one wins; the highest number is the owner, and everybody below has lost it for good. The owner raises a *beat
+counter* in its own file through the open file descriptor: no file is ever replaced or removed, so a process that
+was stopped for an hour can only write into its own, superseded file. A taker takes over when the owner released
+its lease, when the owner's process is gone from this very machine, or when the counter stood still for the owner's
+``ttl`` by the taker's own clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from massive_sft.errors import LeaseLost
+
+TTL = 60.0
+"""Seconds without a beat after which others may take over; an owner beats four times as often."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a lease's highest file says.
+
+    Attributes:
+        number: the file's number.
+        owner: its first line; empty when the owner died before writing it.
+        beat: the counter, -1 before the first.
+        released: the owner gave it back.
+        modified: time of the last write by the file server's clock, seconds.
+    """
+
+    number: int
+    owner: dict[str, Any]
+    beat: int
+    released: bool
+    modified: float
+
+    def gone(self) -> bool:
+        """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
+        process = self.owner.get("process")
+        if not isinstance(process, dict) or None in process.values():
+            return False
+        here = _process(int(process["pid"]))
+        return here != process and all(here[key] == process[key] for key in ("host", "boot", "pid_namespace"))
+
+    def looks_live(self) -> bool:
+        """Whether somebody seems to hold it, at one glance: for showing a status, never for taking over.
+
+        An owner elsewhere counts as live for ten ``ttl`` after its last write, which trusts the clocks that far.
+        """
+        age = time.time() - self.modified
+        return not (self.released or self.gone() or age > 10 * float(self.owner.get("ttl", TTL)))
+
+
+def look(folder: Path) -> Seen | None:
+    """Return what the lease in ``folder`` says, or None when nobody ever held it."""
+    number = _highest(folder)
+    if number == 0:
+        return None
+    with (folder / str(number)).open("rb") as file:
+        data, modified = file.read(), os.fstat(file.fileno()).st_mtime
+    head, _, tail = data.partition(b"\n")
+    try:
+        owner = json.loads(head)
+    except ValueError:
+        owner = None
+    if not isinstance(owner, dict):
+        owner = {}  # created and not yet written: the owner is about to, or died
+    beat, _, state = tail.partition(b" ")
+    return Seen(number, owner, int(beat) if beat.isdigit() else -1, state.strip() == b"released", modified)
+
+
+class Watch:
+    """Remembers when each lease last changed, by an own monotonic clock.
+
+    Args:
+        clock: returns seconds that never go back.
+        ttl: seconds of standstill that make a lease stale when its owner did not live to state its own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL):
+        self._clock = clock
+        self._ttl = ttl
+        self._changed: dict[Path, tuple[tuple[int, int], float]] = {}
+
+    def free(self, folder: Path, seen: Seen | None) -> bool:
+        """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
+        if seen is None or seen.released or seen.gone():
+            return True
+        state, now = (seen.number, seen.beat), self._clock()
+        last, since = self._changed.get(folder, (None, now))
+        if last != state:
+            since = now
+        self._changed[folder] = (state, since)
+        return now - since >= float(seen.owner.get("ttl", self._ttl))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to publish under a lease; can be sent to other processes, where it can be verified too."""
+
+    folder: Path
+    number: int
+    token: str
+
+    def verify(self) -> None:
+        """Raise ``LeaseLost`` unless this claim's owner still holds the lease."""
+        try:
+            seen = look(self.folder)
+        except OSError as error:
+            raise LeaseLost(
+                f"{self.folder}: the lease cannot be read ({error}), so nothing may be published"
+            ) from error
+        if seen is None or (seen.number, seen.owner.get("token")) != (self.number, self.token):
+            now = "nobody" if seen is None else f"{seen.owner.get('name', 'unknown')} (attempt {seen.number})"
+            raise LeaseLost(f"{self.folder}: attempt {self.number} lost the lease, held now by {now}")
+        if seen.released:
+            raise LeaseLost(f"{self.folder}: attempt {self.number} released the lease already")
+
+    def held(self) -> bool:
+        """Whether this claim's owner still holds the lease."""
+        try:
+            self.verify()
+        except LeaseLost:
+            return False
+        return True
+
+
+@dataclass
+class Lease:
+    """A lease this process holds; a background thread beats until ``release``. Also a context manager."""
+
+    claim: Claim
+    _file: int
+    _offset: int
+    _ttl: float
+    _beat: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def acquire(cls, folder: Path, owner: str, watch: Watch | None = None, ttl: float = TTL) -> Lease | None:
+        """Try once to take the lease in ``folder``; return None when somebody holds it or was faster.
+
+        Args:
+            folder: the lease; made when missing.
+            owner: a name for people.
+            watch: shared between tries, so that an owner elsewhere can be seen to stand still.
+            ttl: seconds without a beat after which others may take this lease over.
+
+        Raises OSError when the folder cannot be written.
+        """
+        watch = watch or Watch()
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = look(folder)
+        if not watch.free(folder, seen):
+            return None
+        number = 1 if seen is None else seen.number + 1
+        try:
+            file = os.open(folder / str(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return None
+        claim = Claim(folder, number, secrets.token_hex(8))
+        head = {
+            "name": owner,
+            "token": claim.token,
+            "ttl": ttl,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "process": _process(os.getpid()),
+        }
+        line = json.dumps(head).encode() + b"\n"
+        lease = cls(claim, file, len(line), ttl)
+        try:
+            os.pwrite(file, line, 0)
+            lease.beat()
+        except OSError:
+            os.close(file)
+            raise
+        threading.Thread(target=lease._keep_beating, name=f"lease-{number}", daemon=True).start()
+        return lease
+
+    def beat(self) -> None:
+        """Raise the counter by one. Raises OSError when the disk refuses."""
+        with self._lock:
+            self._write("held")
+
+    def held(self) -> bool:
+        """Whether this process still holds the lease."""
+        return self.claim.held()
+
+    def verify(self) -> None:
+        """Raise ``LeaseLost`` unless this process still holds the lease."""
+        self.claim.verify()
+
+    def release(self) -> None:
+        """Give the lease back, so that others need not wait. Calling it twice, or after losing it, is harmless."""
+        self._stop.set()
+        with self._lock:
+            if self._file < 0:
+                return
+            try:
+                self._write("released")
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _write(self, state: str) -> None:
+        if self._file < 0:
+            return
+        self._beat += 1
+        os.pwrite(self._file, f"{self._beat:020d} {state:8}\n".encode(), self._offset)
+        os.fsync(self._file)  # a network file system shows it to others only then
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self._ttl / 4):
+            try:
+                self.beat()
+            except OSError:
+                # A full disk or an unreachable server for a moment. Beating goes on when it comes back; if that
+                # takes longer than the ttl somebody takes over, and publishing says so.
+                continue
+            if not self.held():
+                return
+
+
+def _highest(folder: Path) -> int:
+    try:
+        return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """Name a process so that it cannot be taken for another; a value is None where the system does not tell."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _first_line("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": _link("/proc/self/ns/pid"),
+        "pid": pid,
+        "started": _started(pid),
+    }
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started (clock ticks since boot), None when it is no more or cannot be known."""
+    stat = _first_line(f"/proc/{pid}/stat")
+    if stat is None:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().partition("\n")[0]
+    except OSError:
+        return None
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

@@ -1,0 +1,157 @@
+"""The outcome of a cell, and the sealed form in which it lies on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from typing_extensions import TypeAliasType
+
+from massive_sft.errors import Corrupt, Unsupported
+from massive_sft.fingerprint import canonical
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """How far a cell is. WAITING and RUNNING are derived; the others are outcomes that a record states."""
+
+    WAITING = "WAITING"
+    """Nothing of it is on disk and nobody works on it."""
+    RUNNING = "RUNNING"
+    """It has no record, and a live lease covers it."""
+    COMPLETE = "COMPLETE"
+    """Everything asked for is there."""
+    PARTIAL = "PARTIAL"
+    """Trained, but some tasks have no score; ``Record.missing`` names them."""
+    DIVERGED = "DIVERGED"
+    """The training diverged: a result, never retried."""
+    FAILED = "FAILED"
+    """An error ended it; the next run takes it up again."""
+    PRUNED = "PRUNED"
+    """A searcher stopped it early."""
+
+
+def _utc(text: str) -> str:
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None or moment.utcoffset():
+        raise ValueError(f"must be a UTC time in ISO format such as 2026-01-31T12:00:00+00:00, got {text!r}")
+    return text
+
+
+Scalar = int | FiniteFloat | None
+Nested = TypeAliasType("Nested", "bool | int | FiniteFloat | str | list[Nested] | dict[str, Nested] | None")
+Time = Annotated[str, AfterValidator(_utc)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """One row of the results table. What could not be measured is ``None``, never 0; NaN and infinities are refused.
+
+    Attributes:
+        cell: id of the cell.
+        trajectory: id of the training run it is a point on; ``None`` for a base model's row.
+        coordinates: display names by axis (model, data, method, size, schedule, epoch, ...).
+        status: an outcome, so neither WAITING nor RUNNING.
+        attempt: number of the attempt that produced it (from 1).
+        scores: value by protocol id, task and metric; the per-sample values lie in the file of ``files``.
+        measures: perplexity, layer change, token length, ... by name.
+        counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
+        training: summary of the run: final loss (nats per token), steps, tokens, seconds; empty for a base row.
+        missing: the tasks that have no score (PARTIAL), sorted.
+        error: why it is FAILED (or DIVERGED, PRUNED).
+        provenance: see ``provenance.capture``, plus the layout of the training.
+        created, finished: when the work began and ended, ISO 8601, UTC.
+        files: SHA-256 by path below the storage root of every file the record rests on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    cell: str
+    trajectory: str | None
+    coordinates: dict[str, str | Scalar]
+    status: Status
+    attempt: int = Field(ge=1)
+    scores: dict[str, dict[str, dict[str, Scalar]]] = {}
+    measures: dict[str, Nested] = {}
+    counts: dict[str, Nested] = {}
+    training: dict[str, Nested] = {}
+    missing: list[str] = []
+    error: str | None = None
+    provenance: dict[str, Nested]
+    created: Time
+    finished: Time
+    files: dict[str, Sha256] = {}
+
+    @model_validator(mode="after")
+    def _status_matches_content(self) -> Record:
+        if self.status in (Status.WAITING, Status.RUNNING):
+            raise ValueError(f"{self.status} is derived from the ledger, never recorded")
+        if (self.status is Status.PARTIAL) != bool(self.missing):
+            raise ValueError(f"missing must name tasks exactly when the status is PARTIAL, got {self.missing!r}")
+        if self.status is Status.FAILED and not self.error:
+            raise ValueError("a FAILED record needs its error")
+        if self.status in (Status.COMPLETE, Status.PARTIAL) and self.error:
+            raise ValueError(f"a {self.status} record has no error, got {self.error!r}")
+        return self
+
+
+# One envelope for everything that must be trusted later: valid JSON, and the checksum covers the very bytes between
+# a head of fixed length and a closing brace, so that verifying needs neither parsing nor serialising again.
+_HEAD = '{{"sha256":"{}","content":'
+_HEAD_LENGTH = len(_HEAD.format("0" * 64))
+_TAIL = b"}\n"
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Return ``{"sha256": ..., "content": ...}`` with the SHA-256 of the canonical content, as one line of JSON.
+
+    Raises ValueError for NaN or an infinity, TypeError for a value without a stable text.
+    """
+    body = canonical(content).encode()
+    return _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL
+
+
+def unseal(data: bytes, place: str) -> bytes:
+    """Return the canonical JSON of the content of ``seal``. Raises ``Corrupt`` naming ``place`` on any change."""
+    body = data[_HEAD_LENGTH : -len(_TAIL)]
+    if data != _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL:
+        raise Corrupt(f"{place}: the content does not match its checksum")
+    return body
+
+
+def dump_record(record: Record) -> bytes:
+    """Return the bytes of a record's file."""
+    return seal(record.model_dump(mode="json", by_alias=True))
+
+
+def load_record(path: Path) -> Record:
+    """Read and verify one record's file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Corrupt: the checksum or the content is wrong.
+        Unsupported: a newer version of massive-sft wrote it.
+    """
+    body = unseal(path.read_bytes(), str(path))
+    try:
+        return Record.model_validate_json(body)
+    except ValidationError as error:
+        schema = json.loads(body).get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise newer_schema(path, schema) from error
+        raise Corrupt(f"{path}: is no record: {error}") from error
+
+
+def newer_schema(path: Path, schema: int) -> Unsupported:
+    """Return the refusal of a file that a newer version wrote."""
+    return Unsupported(
+        f"{path}: has schema {schema}, this version reads up to {SCHEMA}: use the massive-sft that wrote it, or newer"
+    )

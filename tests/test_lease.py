@@ -1,0 +1,220 @@
+"""Leases: one owner at a time, taken over only from the gone, the stopped and the silent."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from massive_sft.errors import LeaseLost
+from massive_sft.lease import Lease, Watch, look
+
+LONG = 1000.0  # seconds; the background thread never beats within a test
+
+
+class Clock:
+    """A monotonic clock that a test moves by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def acquire(folder, owner="a", watch=None, ttl=LONG):
+    return Lease.acquire(folder, owner, watch, ttl)
+
+
+def test_lease_free_is_acquired_with_number_one(tmp_path):
+    with acquire(tmp_path / "lease") as lease:
+        assert lease.claim.number == 1
+        assert lease.held()
+
+
+def test_lease_held_is_refused_to_others(tmp_path):
+    with acquire(tmp_path):
+        assert acquire(tmp_path, "b") is None
+
+
+def test_lease_released_is_acquired_at_once_with_the_next_number(tmp_path):
+    first = acquire(tmp_path)
+    first.release()
+    second = acquire(tmp_path, "b")
+    assert second.claim.number == 2
+    assert not first.held()
+    second.release()
+
+
+def test_lease_release_twice_is_harmless(tmp_path):
+    lease = acquire(tmp_path)
+    lease.release()
+    lease.release()
+    with pytest.raises(LeaseLost, match="released"):
+        lease.verify()
+
+
+def test_lease_silent_for_its_ttl_is_taken_over(tmp_path):
+    clock = Clock()
+    watch = Watch(clock)
+    first = acquire(tmp_path, ttl=50.0)
+    assert acquire(tmp_path, "b", watch) is None
+    clock.now = 49.9
+    assert acquire(tmp_path, "b", watch) is None
+    clock.now = 50.0
+    second = acquire(tmp_path, "b", watch)
+    assert second.held()
+    with pytest.raises(LeaseLost, match=r"attempt 1 lost the lease, held now by b \(attempt 2\)"):
+        first.verify()
+    first.release()
+    second.release()
+
+
+def test_lease_beating_is_never_taken_over(tmp_path):
+    clock = Clock()
+    watch = Watch(clock)
+    with acquire(tmp_path, ttl=50.0) as lease:
+        for _ in range(20):
+            assert acquire(tmp_path, "b", watch) is None
+            clock.now += 49.0
+            lease.beat()
+
+
+def test_lease_late_first_look_starts_the_watch_then(tmp_path):
+    clock = Clock()
+    clock.now = 1e9
+    with acquire(tmp_path, ttl=1.0):
+        assert acquire(tmp_path, "b", Watch(clock)) is None
+
+
+def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
+    clock = Clock()
+    watch = Watch(clock)
+    first = acquire(tmp_path, ttl=50.0)
+    watch.free(tmp_path, look(tmp_path))
+    clock.now = 50.0
+    second = acquire(tmp_path, "b", watch)
+    before = (tmp_path / "2").read_bytes()
+    first.beat()
+    first.release()
+    assert (tmp_path / "2").read_bytes() == before
+    assert second.held()
+    second.release()
+
+
+def test_lease_background_thread_beats(tmp_path):
+    with acquire(tmp_path, ttl=0.04) as lease:
+        beat = look(tmp_path).beat
+        deadline = threading.Event()
+        while look(tmp_path).beat == beat:
+            assert not deadline.wait(0.005)
+        assert lease.held()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"name": "x"', b"[]\n", b"null\nx"])
+def test_lease_torn_is_taken_over_after_the_takers_ttl(tmp_path, content):
+    (tmp_path / "1").write_bytes(content)
+    clock = Clock()
+    watch = Watch(clock, ttl=10.0)
+    assert acquire(tmp_path, "b", watch) is None
+    clock.now = 10.0
+    with acquire(tmp_path, "b", watch) as lease:
+        assert lease.claim.number == 2
+
+
+def test_lease_folder_removed_by_hand_is_lost(tmp_path):
+    lease = acquire(tmp_path / "lease")
+    (tmp_path / "lease" / "1").unlink()
+    with pytest.raises(LeaseLost, match="held now by nobody"):
+        lease.verify()
+    with acquire(tmp_path / "lease", "b"):
+        with pytest.raises(LeaseLost):
+            lease.verify()
+        lease.release()
+
+
+def test_claim_sent_to_another_process_verifies_there(tmp_path):
+    lease = acquire(tmp_path)
+    claim = pickle.loads(pickle.dumps(lease.claim))
+    assert claim.held()
+    lease.release()
+    assert not claim.held()
+
+
+def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
+    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert not look(tmp_path).looks_live()
+    with acquire(tmp_path, "b") as lease:
+        assert lease.claim.number == 2
+
+
+def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
+    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    path = tmp_path / "1"
+    path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
+    assert look(tmp_path).looks_live()
+    clock = Clock()
+    watch = Watch(clock)
+    assert acquire(tmp_path, "b", watch) is None
+    clock.now = 60.0
+    with acquire(tmp_path, "b", watch) as lease:
+        assert lease.held()
+
+
+def test_lease_long_untouched_elsewhere_does_not_look_live(tmp_path):
+    lease = acquire(tmp_path, ttl=60.0)
+    os.utime(tmp_path / "1", (0, 0))
+    assert not look(tmp_path).looks_live()
+    lease.release()
+
+
+def race(folder: str, taker: int, folders: int, ready, wins):
+    """Take every stale lease below ``folder``, against the other takers doing the same."""
+    ready.wait()
+    held = [Lease.acquire(Path(folder, str(index)), f"taker {taker}", ttl=LONG) for index in range(folders)]
+    wins.put([index for index, lease in enumerate(held) if lease])
+    ready.wait()  # nobody goes while others still take: a dead winner's lease would be free again
+
+
+def test_lease_takers_racing_exactly_one_wins_each(tmp_path):
+    folders, takers = 150, 4
+    for index in range(folders):
+        acquire(tmp_path / str(index)).release()
+    context = multiprocessing.get_context("spawn")
+    ready, wins = context.Barrier(takers), context.Queue()
+    processes = [context.Process(target=race, args=(str(tmp_path), n, folders, ready, wins)) for n in range(takers)]
+    for process in processes:
+        process.start()
+    won = [index for _ in processes for index in wins.get(timeout=60)]
+    for process in processes:
+        process.join()
+    assert sorted(won) == list(range(folders))
+
+
+def test_lease_threads_racing_for_each_number_exactly_one_wins(tmp_path):
+    rounds, takers = 200, 4
+    barrier = threading.Barrier(takers)
+    won: list[list[int]] = [[] for _ in range(takers)]
+
+    def take(taker):
+        for _ in range(rounds):
+            barrier.wait()
+            lease = acquire(tmp_path, str(taker))
+            barrier.wait()
+            if lease:
+                won[taker].append(lease.claim.number)
+                lease.release()
+
+    threads = [threading.Thread(target=take, args=(taker,)) for taker in range(takers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for numbers in won for number in numbers) == list(range(1, rounds + 1))
