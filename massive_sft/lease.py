@@ -1,11 +1,11 @@
 """Leases: at most one owner at a time of a folder's work, over any POSIX file system and without comparing clocks.
 
-A lease is a folder of files ``1``, ``2``, ... Creating the next number with O_EXCL takes the lease, so of several
-takers one wins; the highest number is the owner, and everybody below has lost it for good. The owner raises a *beat
-counter* in its own file through the open file descriptor: no file is ever replaced or removed, so a process that
-was stopped for an hour can only write into its own, superseded file. A taker takes over when the owner released
-its lease, when the owner's process is gone from this very machine, or when the counter stood still for the owner's
-``ttl`` by the taker's own clock.
+A lease is a folder of files ``1``, ``2``, ... Taking it is linking a finished file to the next number, which fails
+when the number exists, so of several takers one wins. The highest number is the owner, and everybody below has lost
+it for good. The owner raises a *beat counter* in its own file through the open file descriptor: no file is ever
+replaced or removed, so a process that was stopped for an hour can only write into its own, superseded file. A taker
+takes over when the owner released the lease, when the owner's process is gone from this very machine, or when the
+counter stood still for the owner's ``ttl`` by the taker's own clock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Seen:
 
     Attributes:
         number: the file's number.
-        owner: its first line; empty when the owner died before writing it.
+        owner: its first line; empty when the file was damaged (a machine that lost power).
         beat: the counter, -1 before the first.
         released: the owner gave it back.
         modified: time of the last write by the file server's clock, seconds.
@@ -76,7 +77,7 @@ def look(folder: Path) -> Seen | None:
     except ValueError:
         owner = None
     if not isinstance(owner, dict):
-        owner = {}  # created and not yet written: the owner is about to, or died
+        owner = {}
     beat, _, state = tail.partition(b" ")
     return Seen(number, owner, int(beat) if beat.isdigit() else -1, state.strip() == b"released", modified)
 
@@ -166,12 +167,7 @@ class Lease:
         seen = look(folder)
         if not watch.free(folder, seen):
             return None
-        number = 1 if seen is None else seen.number + 1
-        try:
-            file = os.open(folder / str(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return None
-        claim = Claim(folder, number, secrets.token_hex(8))
+        claim = Claim(folder, 1 if seen is None else seen.number + 1, secrets.token_hex(8))
         head = {
             "name": owner,
             "token": claim.token,
@@ -180,14 +176,21 @@ class Lease:
             "process": _process(os.getpid()),
         }
         line = json.dumps(head).encode() + b"\n"
+        file, temporary = tempfile.mkstemp(dir=folder, prefix=".lease.", suffix=".tmp")
         lease = cls(claim, file, len(line), ttl)
         try:
+            os.fchmod(file, 0o644)
             os.pwrite(file, line, 0)
             lease.beat()
-        except OSError:
+            os.link(temporary, folder / str(claim.number))
+        except OSError as error:
             os.close(file)
+            if isinstance(error, FileExistsError):
+                return None
             raise
-        threading.Thread(target=lease._keep_beating, name=f"lease-{number}", daemon=True).start()
+        finally:
+            os.unlink(temporary)
+        threading.Thread(target=lease._keep_beating, name=f"lease-{claim.number}", daemon=True).start()
         return lease
 
     def beat(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -23,6 +24,8 @@ def seal_folder(folder: Path) -> dict[str, str]:
         LedgerError: it is empty, or holds something that is neither a file nor a folder.
         OSError: the disk refuses.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     hashes = {name: _hash_and_flush(folder / name) for name in _names(folder)}
     if not hashes:
         raise LedgerError(f"{folder}: is empty, there is nothing to publish")

@@ -1,0 +1,566 @@
+"""The ledger reads true whatever happens to the processes that write it, and to the files."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from massive_sft import fingerprint
+from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
+from massive_sft.ledger import Ledger
+from massive_sft.record import Record, Status, dump_record, load_record, seal, unseal
+
+TRAJECTORY = "00000000000000aa"
+CELL = "00000000000000bb"
+NOW = "2026-01-31T12:00:00+00:00"
+
+
+def cell_id(number: int) -> str:
+    return f"{number:016x}"
+
+
+def make_record(cell: str = CELL, **changes) -> Record:
+    content = {
+        "cell": cell,
+        "trajectory": TRAJECTORY,
+        "coordinates": {"model": "tiny", "data": "alpaca", "epoch": 3, "lr": 1e-5, "size": None},
+        "status": Status.COMPLETE,
+        "attempt": 1,
+        "scores": {"p1": {"mmlu": {"acc": 0.25, "acc_norm": None}}},
+        "measures": {"perplexity": {"response": 3.5}},
+        "counts": {"used": 10, "dropped": 0},
+        "training": {"final_loss": 0.5, "steps": 3},
+        "provenance": {"host": "h"},
+        "created": NOW,
+        "finished": NOW,
+    }
+    return Record(**(content | changes))
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger.open(tmp_path / "root")
+
+
+# The whole life of a cell, as the trainer and the scorer write it; run by crash() and by the tests themselves.
+
+
+def write_cell_through(root: Path) -> str:
+    """Take up the cell where it was left; return ``wrote``, or ``nothing to do``."""
+    ledger = Ledger.open(root)
+    if ledger.statuses({CELL: TRAJECTORY})[CELL] is Status.COMPLETE:
+        return "nothing to do"
+    with ledger.begin(TRAJECTORY, "test") as attempt:
+        ledger.write_spec(TRAJECTORY, {"seed": 0})
+        snapshot = attempt.folder / "snapshots" / "epoch-3"
+        (snapshot / "weights").mkdir(parents=True)
+        (snapshot / "weights" / "model.safetensors").write_bytes(b"w" * 1000)
+        (snapshot / "config.json").write_text("{}")
+        published = attempt.publish("snapshots/epoch-3")
+        ledger.write_cell(CELL, {"seed": 0, "epoch": 3})
+        scores = ledger.cell_dir(CELL) / "scores" / "p1.json"
+        scores.parent.mkdir(exist_ok=True)
+        scores.write_text("{}")
+        ledger.write_record(make_record(attempt=attempt.number, files=published.files), attempt.claim)
+        attempt.discard()
+    return "wrote"
+
+
+def crash(folder: Path) -> None:
+    """Run ``write_cell_through`` in a child that is killed before its n-th change of the disk, for n = 1, 2, ...
+
+    Each under ``folder/<n>``; ends after the first child that lives, and prints how many were killed.
+    """
+    changes = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod"}
+    for number in range(1, 1000):
+        child = os.fork()
+        if child == 0:
+            left = [number]
+
+            def step(left=left):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            def audit(event, arguments):
+                if event in changes and (
+                    event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                ):
+                    step()
+
+            def stepping(call):
+                def stepped(*arguments):
+                    step()
+                    return call(*arguments)
+
+                return stepped
+
+            sys.addaudithook(audit)
+            for name in ("write", "pwrite", "fsync"):  # these raise no audit event
+                setattr(os, name, stepping(getattr(os, name)))
+            write_cell_through(folder / str(number))
+            os._exit(0)
+        _, state = os.waitpid(child, 0)
+        if os.WIFEXITED(state):
+            outcome = str(number - 1) if os.WEXITSTATUS(state) == 0 else "the last child failed"
+            sys.stdout.write(outcome)
+            return
+
+
+def stop_before_publishing(root: Path, where: str) -> None:
+    """Hold the trajectory, stop before publishing or inside the system call ``where``, publish after SIGCONT."""
+    ledger = Ledger.open(root)
+    attempt = ledger.begin(TRAJECTORY, "sleeper")
+    snapshot = attempt.folder / "snapshots" / "epoch-3"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"sleeper")
+
+    def stopping(call):
+        def stopped(source, target):
+            if re.fullmatch(r"epoch-3|record-1\.json", Path(target).name):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return call(source, target)
+
+        return stopped
+
+    if where == "before":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        setattr(os, where, stopping(getattr(os, where)))
+    for publish in (
+        lambda: attempt.publish("snapshots/epoch-3"),
+        lambda: ledger.write_record(make_record(training={"who": "sleeper"}), attempt.claim),
+    ):
+        try:
+            publish()
+            sys.stdout.write("published ")
+        except LeaseLost:
+            sys.stdout.write("lost ")
+
+
+def run_self(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], **options)
+
+
+# Crashes and stops
+
+
+@pytest.fixture
+def quick_folder():
+    """A folder in memory where there is one: thousands of flushes to a disk would take a minute."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def test_ledger_killed_before_any_write_reads_true_and_is_taken_up(quick_folder):
+    with run_self("crash", quick_folder) as child:
+        kills = int(child.communicate()[0])
+    assert kills > 40
+    seen = set()
+    for number in range(1, kills + 1):
+        root = quick_folder / str(number)
+        ledger = Ledger.open(root)
+        record, status = ledger.read_record(CELL), ledger.statuses({CELL: TRAJECTORY})[CELL]
+        assert status is (Status.COMPLETE if record else Status.WAITING)
+        assert not ledger.corrupt
+        snapshot = ledger.trajectory_dir(TRAJECTORY) / "snapshots" / "epoch-3"
+        if record:
+            for name, sha256 in record.files.items():
+                assert fingerprint.hash_file(root / name) == sha256
+        assert write_cell_through(root) == ("nothing to do" if record else "wrote")
+        assert write_cell_through(root) == "nothing to do"
+        ledger = Ledger.open(root)
+        assert len(list(ledger.records())) == len(list(ledger.cell_dir(CELL).glob("record*"))) == 1
+        assert (snapshot / "weights" / "model.safetensors").stat().st_size == 1000
+        seen.add(status)
+    assert seen == {Status.WAITING, Status.COMPLETE}
+
+
+@pytest.mark.parametrize("where", ["before", "rename", "link"])
+def test_ledger_holder_stopped_past_its_lease_publishes_nothing(tmp_path, where):
+    # "rename" and "link" stop right after the check of the lease and before what it allows: the hardest moments.
+    with run_self("stop", tmp_path, where) as child:
+        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+        finish_in_its_place(tmp_path)
+        os.kill(child.pid, signal.SIGCONT)
+        outcome = child.communicate()[0].split()
+    assert outcome == {"before": ["lost", "lost"], "rename": ["lost", "lost"], "link": ["published", "lost"]}[where]
+    ledger = Ledger.open(tmp_path)
+    assert [record.training for record in ledger.records()] == [{"who": "other"}]
+    assert len(list(ledger.cell_dir(CELL).glob("record*"))) == 1
+    weights = ledger.trajectory_dir(TRAJECTORY) / "snapshots" / "epoch-3" / "model.safetensors"
+    assert weights.read_bytes() == (b"sleeper" if where == "link" else b"other")
+
+
+def finish_in_its_place(root: Path) -> None:
+    """Take the trajectory over from a stopped process and finish it."""
+    ledger = Ledger.open(root)
+    now = [0.0]
+    ledger._watch._clock = lambda: now[0]
+    assert ledger.begin(TRAJECTORY, "other") is None
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.RUNNING}
+    now[0] = 60.0
+    with ledger.begin(TRAJECTORY, "other") as attempt:
+        assert attempt.number == 2
+        snapshot = attempt.folder / "snapshots" / "epoch-3"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(b"other")
+        attempt.publish("snapshots/epoch-3")
+        ledger.write_record(make_record(attempt=2, training={"who": "other"}), attempt.claim)
+
+
+# Records
+
+
+def test_record_written_reads_back_equal(ledger):
+    record = make_record()
+    ledger.write_record(record)
+    assert ledger.read_record(CELL) == record
+    assert list(ledger.records()) == [record]
+
+
+def test_record_absent_is_none(ledger):
+    assert ledger.read_record(CELL) is None
+
+
+def test_record_newer_revision_supersedes_and_keeps_the_older(ledger):
+    ledger.write_record(make_record(status=Status.FAILED, error="out of memory"))
+    ledger.write_record(make_record(attempt=2))
+    assert ledger.read_record(CELL).attempt == 2
+    assert load_record(ledger.cell_dir(CELL) / "record-1.json").error == "out of memory"
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": {"p": {"t": {"acc": float("nan")}}}},
+        {"measures": {"perplexity": {"response": float("inf")}}},
+        {"training": {"final_loss": float("nan")}},
+        {"status": Status.RUNNING},
+        {"status": Status.WAITING},
+        {"status": Status.PARTIAL},
+        {"missing": ["mmlu"]},
+        {"status": Status.FAILED},
+        {"error": "but COMPLETE"},
+        {"created": "2026-01-31T12:00:00"},
+        {"finished": "2026-01-31T12:00:00+02:00"},
+        {"files": {"a": "short"}},
+        {"attempt": 0},
+        {"unknown": 1},
+    ],
+)
+def test_record_unsound_content_is_refused(changes):
+    with pytest.raises(ValidationError):
+        make_record(**changes)
+
+
+def test_record_error_with_secret_is_written_without(ledger):
+    ledger.write_record(make_record(status=Status.FAILED, error="401 for https://me:CANARY@hub/x"))
+    assert "CANARY" not in (ledger.cell_dir(CELL) / "record-1.json").read_text()
+    assert ledger.read_record(CELL).error == "401 for https://***@hub/x"
+
+
+def damage_bit(data: bytes) -> bytes:
+    return data[:200] + bytes([data[200] ^ 1]) + data[201:]
+
+
+@pytest.mark.parametrize("damage", [damage_bit, lambda data: data[:-20], lambda data: b"", lambda data: data + b"x"])
+def test_record_damaged_is_reported_counts_as_absent_and_is_redone(ledger, damage):
+    for number in range(3):
+        ledger.write_record(make_record(cell_id(number)))
+    path = ledger.cell_dir(cell_id(1)) / "record-1.json"
+    path.write_bytes(damage(path.read_bytes()))
+    ledger = Ledger.open(ledger.root)
+    asked = dict.fromkeys(map(cell_id, range(3)), TRAJECTORY)
+    assert list(ledger.statuses(asked).values()) == [Status.COMPLETE, Status.WAITING, Status.COMPLETE]
+    assert [record.cell for record in ledger.records()] == [cell_id(0), cell_id(2)]
+    assert list(ledger.corrupt) == [path]
+    assert "does not match its checksum" in ledger.corrupt[path]
+    ledger.write_record(make_record(cell_id(1), attempt=2))
+    assert ledger.read_record(cell_id(1)).attempt == 2
+    assert set(ledger.statuses(asked).values()) == {Status.COMPLETE}
+
+
+def test_record_damaged_falls_back_to_the_sound_one_before_it(ledger):
+    ledger.write_record(make_record())
+    ledger.write_record(make_record(attempt=2))
+    (ledger.cell_dir(CELL) / "record-2.json").write_bytes(b"")
+    assert ledger.read_record(CELL).attempt == 1
+
+
+def test_record_every_truncation_is_detected(ledger):
+    data = ledger.write_record(make_record()).read_bytes()
+    for length in range(len(data)):
+        with pytest.raises(Corrupt):
+            unseal(data[:length], "x")
+
+
+def test_record_of_another_cell_counts_as_absent(ledger):
+    path = ledger.write_record(make_record())
+    other = ledger.cell_dir(cell_id(7))
+    other.mkdir()
+    (other / path.name).write_bytes(path.read_bytes())
+    assert ledger.read_record(cell_id(7)) is None
+    assert "another cell" in str(ledger.corrupt)
+
+
+def test_record_of_newer_schema_is_refused_and_not_redone(ledger):
+    path = ledger.write_record(make_record())
+    content = json.loads(path.read_bytes())["content"] | {"schema": 2, "new": True}
+    path.write_bytes(seal(content))
+    with pytest.raises(Unsupported, match="has schema 2"):
+        ledger.read_record(CELL)
+
+
+def test_record_file_is_one_line_of_json_readable_by_all(ledger):
+    path = ledger.write_record(make_record())
+    assert json.loads(path.read_bytes())["content"]["scores"] == {"p1": {"mmlu": {"acc": 0.25, "acc_norm": None}}}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+# Cells, attempts, snapshots
+
+
+def test_cell_written_twice_is_kept_and_other_content_is_refused(ledger):
+    ledger.write_cell(CELL, {"seed": 0})
+    ledger.write_cell(CELL, {"seed": 0})
+    with pytest.raises(LedgerError, match="other content"):
+        ledger.write_cell(CELL, {"seed": 1})
+
+
+def test_cell_with_path_for_an_id_is_refused(ledger):
+    with pytest.raises(ValueError, match="no id"):
+        ledger.cell_dir("../../etc")
+
+
+def test_statuses_without_record_follow_the_leases(ledger):
+    cells = {CELL: TRAJECTORY, cell_id(1): None}
+    assert set(ledger.statuses(cells).values()) == {Status.WAITING}
+    with ledger.begin(TRAJECTORY, "a"), ledger.lease_cell(cell_id(1), "b"):
+        assert set(ledger.statuses(cells).values()) == {Status.RUNNING}
+        assert ledger.begin(TRAJECTORY, "c") is None
+    assert set(ledger.statuses(cells).values()) == {Status.WAITING}
+
+
+def test_attempt_after_leases_were_removed_by_hand_gets_a_fresh_number(ledger):
+    for _ in range(2):
+        ledger.begin(TRAJECTORY, "a").release()
+    lease = ledger.trajectory_dir(TRAJECTORY) / "lease"
+    for path in lease.iterdir():
+        path.unlink()
+    with ledger.begin(TRAJECTORY, "b") as attempt:
+        assert attempt.number == 3
+
+
+def fill(attempt, content: bytes = b"x") -> Path:
+    folder = attempt.folder / "snapshots" / "epoch-3"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(content)
+    return folder
+
+
+def test_attempt_sent_to_another_process_publishes_there(ledger):
+    with ledger.begin(TRAJECTORY, "a") as attempt:
+        fill(attempt)
+        published = pickle.loads(pickle.dumps(attempt)).publish("snapshots/epoch-3")
+    assert published.ours
+    place = f"trajectories/{TRAJECTORY}/snapshots/epoch-3"
+    assert sorted(published.files) == [f"{place}/manifest.json", f"{place}/weights"]
+
+
+def test_publish_over_sound_snapshot_keeps_the_first(ledger):
+    for content, ours in [(b"first", True), (b"second", False)]:
+        with ledger.begin(TRAJECTORY, "a") as attempt:
+            fill(attempt, content)
+            published = attempt.publish("snapshots/epoch-3")
+            assert published.ours is ours
+    assert (published.folder / "weights").read_bytes() == b"first"
+    assert published.files[f"trajectories/{TRAJECTORY}/snapshots/epoch-3/weights"] == fingerprint.hash_file(
+        published.folder / "weights"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights", "manifest.json"])
+def test_publish_over_damaged_snapshot_sets_it_aside(ledger, name):
+    with ledger.begin(TRAJECTORY, "a") as attempt:
+        fill(attempt)
+        published = attempt.publish("snapshots/epoch-3")
+    (published.folder / name).write_bytes(b"y")
+    with ledger.begin(TRAJECTORY, "b") as attempt:
+        fill(attempt, b"again")
+        published = attempt.publish("snapshots/epoch-3")
+        assert published.ours
+        assert [path.name[:8] for path in attempt.folder.iterdir() if path.name != "snapshots"] == ["corrupt-"]
+    assert (published.folder / "weights").read_bytes() == b"again"
+
+
+def test_publish_released_or_empty_or_linked_is_refused(ledger):
+    with ledger.begin(TRAJECTORY, "a") as attempt:
+        with pytest.raises(FileNotFoundError):
+            attempt.publish("snapshots/epoch-3")
+        (attempt.folder / "empty").mkdir()
+        with pytest.raises(LedgerError, match="empty"):
+            attempt.publish("empty")
+        with pytest.raises(ValueError, match="below"):
+            attempt.publish("../1")
+        (fill(attempt) / "link").symlink_to("weights")
+        with pytest.raises(LedgerError, match="plain file"):
+            attempt.publish("snapshots/epoch-3")
+        (attempt.folder / "snapshots" / "epoch-3" / "link").unlink()
+    with pytest.raises(LeaseLost):
+        attempt.publish("snapshots/epoch-3")
+    with pytest.raises(LeaseLost):
+        ledger.write_record(make_record(), attempt.claim)
+    assert ledger.read_record(CELL) is None
+
+
+# The index
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: None,
+        lambda data: data[:-7],
+        lambda data: data.replace(b"FAILED", b"PRUNED"),
+        lambda data: data + b"\n",
+        lambda data: data.splitlines(keepends=True)[0],
+        lambda data: b"\xff\xfe",
+        lambda data: b"",
+        lambda data: seal({"cell": CELL, "from": "a newer version"}),
+    ],
+)
+def test_index_missing_torn_or_wrong_changes_no_answer(ledger, damage):
+    ledger.write_record(make_record(cell_id(1)))
+    ledger.write_record(make_record(cell_id(2), status=Status.FAILED, error="x"))
+    path = ledger.root / "index.jsonl"
+    damaged = damage(path.read_bytes())
+    path.unlink() if damaged is None else path.write_bytes(damaged)
+    ledger.write_record(make_record(cell_id(3)))
+    asked = dict.fromkeys(map(cell_id, range(1, 5)), TRAJECTORY)
+    for _ in range(2):
+        assert [*ledger.statuses(asked).values()] == [Status.COMPLETE, Status.FAILED, Status.COMPLETE, Status.WAITING]
+    assert len(path.read_bytes().splitlines()) == 3
+    assert ledger.rebuild_index() == 3
+
+
+def test_index_of_removed_or_foreign_records_is_not_believed(ledger):
+    path = ledger.write_record(make_record())
+    data = path.read_bytes()
+    path.unlink()
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.WAITING}
+    path.write_bytes(data)
+    (ledger.root / "index.jsonl").write_bytes(b"")
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+
+
+def test_index_entry_names_protocols_and_measures(ledger):
+    ledger.write_record(make_record())
+    entry = ledger.entries()[CELL]
+    assert (entry.protocols, entry.measures, entry.trajectory) == (("p1",), ("perplexity",), TRAJECTORY)
+
+
+def test_ledger_of_thousand_cells_answers_in_time(ledger):
+    for number in range(1000):
+        ledger.cell_dir(cell_id(number)).mkdir()
+        (ledger.cell_dir(cell_id(number)) / "record-1.json").write_bytes(dump_record(make_record(cell_id(number))))
+    began = time.perf_counter()
+    fresh = Ledger.open(ledger.root)
+    assert set(fresh.statuses(dict.fromkeys(map(cell_id, range(1000)), TRAJECTORY)).values()) == {Status.COMPLETE}
+    assert len(list(fresh.records())) == 1000
+    assert time.perf_counter() - began < 2.0  # seconds; 0.1 on an idle machine
+
+
+# Roots
+
+
+@pytest.mark.parametrize(
+    "root", ["s3://bucket/x", "gs://bucket", "abfss://c@host/x", "file:///tmp/x", Path("s3://b/x")]
+)
+def test_root_on_object_store_is_refused(root):
+    with pytest.raises(Unsupported, match="not supported yet"):
+        Ledger.open(root)
+
+
+def test_root_of_newer_schema_is_refused_and_untouched(tmp_path):
+    (tmp_path / "ledger.json").write_text('{"schema": 2}')
+    with pytest.raises(Unsupported, match="schema 2, this version reads up to 1"):
+        Ledger.open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "1"}'])
+def test_root_with_unsound_head_is_refused(tmp_path, content):
+    (tmp_path / "ledger.json").write_text(content)
+    with pytest.raises(Corrupt, match=r"ledger\.json"):
+        Ledger.open(tmp_path)
+
+
+def test_root_without_ledger_is_refused_for_reading(tmp_path):
+    with pytest.raises(InvalidInput, match="is no ledger"):
+        Ledger.open(tmp_path, create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_root_below_a_file_is_refused_naming_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="can be written") as caught:
+        Ledger.open(tmp_path / "file" / "root")
+    assert str(tmp_path / "file" / "root") in str(caught.value)
+
+
+@pytest.fixture
+def unprivileged():
+    """Run as a user whom permissions bind; root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.fixture
+def read_only_root():
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.open(folder)
+        ledger.write_record(make_record())
+        ledger.write_cell(CELL, {"seed": 0})
+        os.remove(ledger.root / "index.jsonl")
+        places = [Path(folder), *(path for path in Path(folder).rglob("*") if path.is_dir())]
+        (Path(folder) / "ledger.json").chmod(0o444)
+        for place in places:
+            place.chmod(0o555)
+        yield Path(folder)
+        for place in places:
+            place.chmod(0o755)
+
+
+def test_root_read_only_is_refused_for_writing_and_answers_readers(read_only_root, unprivileged):
+    with pytest.raises(InvalidInput, match="can be written") as caught:
+        Ledger.open(read_only_root)
+    assert str(read_only_root) in str(caught.value)
+    ledger = Ledger.open(read_only_root, create=False)
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+
+
+def test_ledger_imports_nothing_heavy():
+    code = "import sys, massive_sft.ledger; print(*{'torch', 'ray', 'numpy', 'mlflow', 'lm_eval'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+if __name__ == "__main__":
+    what, where, *more = sys.argv[1:]
+    {"crash": crash, "stop": stop_before_publishing}[what](Path(where), *more)
