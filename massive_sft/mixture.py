@@ -87,13 +87,16 @@ class _Expander:
             self.problems.append(Problem(f"{place}.weights", rule, entry.samples))
         return Mixture(name=name, parts=tuple(part for part in parts if part), sample_seed=self.seed)
 
-    def _concat(self, name: str, members: tuple[str, ...], above: tuple[str, ...], place: str) -> Mixture:
+    def _concat(self, name: str, members: tuple[str, ...], above: tuple[str, ...], place: str) -> Mixture | None:
         parts: list[Part] = []
         for member in members:
             if member not in self.entries:
                 self.problems.append(Problem(place, "unknown mixture", member, list(self.entries)))
                 continue
-            parts += [part for mixture in self.group(member, above) for part in mixture.parts]
+            group = self.group(member, above)
+            if not group:
+                return None  # the member's own problem says why
+            parts += [part for mixture in group for part in mixture.parts]
         names = [part.name for part in parts]
         for twice in sorted({item for item in names if names.count(item) > 1}):
             self.problems.append(

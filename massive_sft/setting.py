@@ -88,12 +88,13 @@ class Settings:
 
     def _accepts(self, name: str, axes: Mapping[str, tuple[Any, ...]], where: Where) -> bool:
         """Try one value at a time, so that a wrong one is named with its index."""
-        before = len(self.problems)
+        accepted = True
         for field, values in axes.items():
             for index, value in enumerate(values):
                 place = where((*field.split("."), *((index,) if len(values) > 1 else ())))
-                self._validate(_overridden(self._merged[name], {field: value}), partial(_always, place))
-        return len(self.problems) == before
+                raw = _overridden(self._merged[name], {field: value})
+                accepted = self._validate(raw, partial(_always, place)) is not None and accepted
+        return accepted
 
     def _validate(self, raw: Mapping[str, Any], where: Where) -> Setting | None:
         try:

@@ -96,6 +96,10 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     return Sweep(path, file, names.groups, names.settings.valid, names.variants)
 
 
+# What the second look puts in place of broken sections that it cannot do without.
+STAND_INS: dict[str, Any] = {"schema": 1, "name": "unnamed", "storage": {"root": "."}}
+
+
 def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
     """Return ``raw`` without the entries at ``places`` (section, key or index)."""
     kept: dict[str, Any] = {}
@@ -108,12 +112,14 @@ def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
             kept[section] = [item for index, item in enumerate(value) if (section, index) not in places]
         else:
             kept[section] = value
-    return kept
+    broken = {place[0] for place in places}
+    return kept | {section: value for section, value in STAND_INS.items() if section in broken}
 
 
 def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[int]:
     """Return the indices, as in the file, of a list's entries that are not at ``places``."""
-    return [index for index in range(len(raw.get(section) or ())) if (section, index) not in places]
+    count = 0 if (section,) in places else len(raw.get(section) or ())
+    return [index for index in range(count) if (section, index) not in places]
 
 
 def find_mixtures(name: str, groups: Groups) -> tuple[Mixture, ...]:
@@ -130,13 +136,12 @@ class _Names:
     def __init__(self, file: SweepFile, raw: Mapping[str, Any], broken: set[Location], where: Any):
         self.file, self.raw, self.where = file, raw, where
         self.problems: list[Problem] = []
-        datasets = self._written("datasets")
         self.groups, problems = expand_mixtures(file.mixtures, file.datasets, where(("mixtures",)))
         # An entry that breaks the schema has its own problem; what refers to it is not unknown as well.
         self.suspect = {str(place[1]) for place in broken if len(place) > 1}
         self.problems += [item for item in problems if item.value not in self.suspect]
         if problems or self.suspect:
-            self.suspect.update(datasets)
+            self.suspect.update(self._written("datasets"))
         self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
         self.valid = {
             "model": [*self._written("models"), *self._written("model_sets"), BUILT_IN_SET],
@@ -162,9 +167,8 @@ class _Names:
 
     def _known(self, what: str, names: Iterable[Any], location: Location) -> None:
         valid = self.valid[what]
-        self.problems += [
-            Problem(self.where(location), f"unknown {what}", name, valid) for name in names if name not in valid
-        ]
+        unknown = [name for name in names if name not in valid and name not in self.suspect]
+        self.problems += [Problem(self.where(location), f"unknown {what}", name, valid) for name in unknown]
 
     def _model_sets(self) -> None:
         models = self._written("models")
@@ -182,9 +186,8 @@ class _Names:
         for name in block.mixture:
             sizes = {mixture.size for mixture in find_mixtures(name, self.groups)}
             if name not in self.groups and len(sizes) > 1:
-                rule = (
-                    f"is ambiguous, it comes in sizes {', '.join(sorted(map(str, sizes)))}: name the entry of mixtures"
-                )
+                listed = ", ".join(sorted(map(str, sizes)))
+                rule = f"is ambiguous, it comes in sizes {listed}: name the entry of mixtures"
                 self.problems.append(Problem(self.where((*at, "mixture")), rule, name))
         beyond = [str(epoch) for epoch in block.snapshots if epoch > block.horizon]
         if beyond:
@@ -207,8 +210,5 @@ class _Names:
 
     def _block_names(self) -> None:
         names = [block.name for block in self.file.blocks]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                self.problems.append(
-                    Problem(self.where(("blocks", index, "name")), "is taken by an earlier block", name)
-                )
+        twice = [name for index, name in enumerate(names) if name in names[:index]]
+        self.problems += [Problem(self.where(("blocks",)), "two blocks have one name", name) for name in twice]

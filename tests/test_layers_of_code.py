@@ -1,0 +1,96 @@
+"""The architecture, held by tests: imports go one way, a heavy dependency has one owner, planning is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "massive_sft"
+
+# Lowest first. A module imports only from rows above its own, or from its own folder.
+LAYERS = [
+    ["__init__", "errors"],
+    ["fingerprint", "files", "template", "schema"],
+    ["spec", "yaml_file", "yaml_errors"],
+    ["mixture", "setting", "content"],
+    ["sweep"],
+    ["cell"],
+    ["trajectory", "record", "lease", "provenance"],
+    ["ledger", "tracking"],
+    ["plan"],
+    ["samples", "modeling"],
+    ["sft", "evaluate", "layers"],
+    ["check", "tiny"],
+    ["inline"],
+    ["cli", "__main__"],
+]
+# Who may import a heavy dependency. None yet for ray, optuna and mlflow.
+OWNERS = {
+    "ray": set(),
+    "optuna": set(),
+    "mlflow": set(),
+    "lm_eval": {"evaluate"},
+    "deepspeed": {"sft"},
+    "datasets": {"sft"},
+    "peft": {"sft", "evaluate", "tiny"},
+    "transformers": {"modeling", "tiny"},
+    "torch": {"modeling", "sft", "evaluate", "layers", "tiny", "inline"},
+    "ruamel": {"yaml_file"},
+    "typer": {"cli"},
+}
+
+
+def unit_of(path: Path) -> str:
+    """Return the module's layer unit: its top folder, or its own name."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(path: Path) -> list[str]:
+    """Return the dotted names that a module imports, wherever in the file, but for type checking only."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            found += (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "massive_sft"
+                else [node.module]
+            )
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_from_lower_layers(path: Path) -> None:
+    unit = unit_of(path)
+    assert unit in RANK, f"{unit} has no place in LAYERS"
+    for name in imports_of(path):
+        if name.startswith("massive_sft."):
+            target = name.split(".")[1]
+            assert target == unit or RANK.get(target, 0) < RANK[unit], f"{unit} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_dependency_is_imported_only_by_its_owner(path: Path) -> None:
+    for name in imports_of(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or unit_of(path) in owners, f"{unit_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["sweep", "cell", "trajectory", "ledger", "plan", "cli"])
+def test_planning_modules_import_no_heavy_dependency(module: str) -> None:
+    heavy = ["torch", "ray", "lm_eval", "transformers", "deepspeed", "datasets", "mlflow", "pandas"]
+    code = f"import sys, massive_sft.{module}; print([name for name in {heavy} if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -1,0 +1,171 @@
+"""A sweep file is accepted whole or refused with every problem named."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from massive_sft.errors import InvalidInput
+from massive_sft.sweep import check_sweep, load_sweep
+from massive_sft.yaml_file import merge, read_yaml
+
+EXAMPLE = Path(__file__).parent / "data" / "example.yaml"
+NAME = Path("sweeps/x.yaml")
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return copy.deepcopy(read_yaml(EXAMPLE))
+
+
+def put(raw: Any, place: str, value: Any) -> None:
+    """Set ``value`` at a slash-separated place; a number is a list index."""
+    *steps, last = [int(step) if step.isdigit() else step for step in place.split("|")]
+    for step in steps:
+        raw = raw[step] if isinstance(step, int) else raw.setdefault(step, {})
+    raw[last] = value
+
+
+def problems(raw: dict[str, Any]) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        check_sweep(raw, NAME)
+    assert caught.value.exit_code == 2
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_example_file_is_accepted() -> None:
+    sweep = load_sweep(EXAMPLE)
+    assert [mixture.name for mixture in sweep.mixtures["w/o"]] == [
+        f"w/o-{name}" for name in ("alpaca_cleaned", "lima", "magicoder", "flan_knowledge")
+    ]
+    assert sweep.mixtures["all"][0].size == 4000
+    assert sweep.settings["lora"].lora.rank == 16
+    assert [variant.setting.seed for variant in sweep.variants[3]] == [0, 1, 2, 0, 1, 2]
+
+
+BAD = [
+    ("typo", 1, "sweeps/x.yaml: unknown key, got 'typo'"),
+    ("schema", 2, "schema: must be one of the valid values, got 2; valid: 1"),
+    ("name", "a/b", "name: must match"),
+    ("models|my-base|hub", "a/b", "models.my-base: must have exactly one of: hub, path"),
+    ("models|Gemma2-9B|gatd", True, "models.Gemma2-9B: unknown key, got 'gatd' (did you mean 'gated'?)"),
+    ("model_sets|M3", ["Qwen"], "model_sets.M3: unknown model, got 'Qwen'"),
+    ("model_sets|all", ["my-base"], "model_sets.all: is taken"),
+    ("datasets|lima|format", "mesages", "datasets.lima.format: must be one of the valid values, got 'mesages' (did you mean 'messages'?)"),
+    ("datasets|lima|limit", 0, "datasets.lima.limit: must be > 0, got 0"),
+    ("datasets|magicoder|columns|completion", None, "datasets.magicoder.columns: must have prompt and completion"),
+    ("mixtures|chatty|weights|lima", 0, "mixtures.chatty.weights.lima: must be > 0"),
+    ("mixtures|chatty|weights|lima", -0.3, "mixtures.chatty.weights.lima: must be > 0"),
+    ("mixtures|chatty|weights|limma", 0.1, "mixtures.chatty.weights: unknown dataset, got 'limma' (did you mean 'lima'?)"),
+    ("mixtures|each-1k|concat", "all", "mixtures.each-1k: must have exactly one of"),
+    ("mixtures|each-1k|samples", 1001, "mixtures.each-1k.each: takes 1001 samples of lima, whose limit is 1000"),
+    ("mixtures|all|concat", "al", "mixtures.all.concat: unknown mixture, got 'al'"),
+    ("mixtures|all|concat", ["each-1k", "each-20k"], "mixtures.all.concat: takes a dataset twice"),
+    ("mixtures|all|concat", "all", "mixtures.all: refers to itself, got 'all -> all'"),
+    ("mixtures|w/o|leave_one_out", "chaty", "mixtures.w/o.leave_one_out: unknown mixture, got 'chaty' (did you mean 'chatty'?)"),
+    ("mixtures|w/o|leave_one_out", "each-1k", "must name one mixture of at least two datasets"),
+    ("mixtures|chatty|samples", 1, "leaves no sample of lima"),
+    ("settings|lora|lr", -1, "settings.lora.lr: must be > 0.0, got -1"),
+    ("settings|lora|lora|rnk", 2, "settings.lora.lora: unknown key, got 'rnk' (did you mean 'rank'?)"),
+    ("settings|defaults|precision", "fp16", "settings.defaults.precision: must be one of the valid values, got 'fp16'"),
+    ("settings|defaults|optimizer|betas", [0.9, 1.2], "settings.defaults.optimizer.betas[1]: must be < 1.0, got 1.2"),
+    ("settings|defaults|template", {"prompt": "no field"}, "settings.defaults.template"),
+    ("blocks|2|snapshots", 12, "blocks[2].snapshots: 12 is beyond horizon 10"),
+    ("blocks|2|snapshots", "3..1", "blocks[2].snapshots: must be an epoch, a list of epochs or a range"),
+    ("blocks|2|snapshots", [0], "blocks[2].snapshots[0]: must be > 0, got 0"),
+    ("blocks|2|schedule", "cosin", "blocks[2].schedule[0].name: must be one of the valid values, got 'cosin' (did you mean 'cosine'?)"),
+    ("blocks|0|model", "Qwen2.5-8B", "blocks[0].model: unknown model, got 'Qwen2.5-8B' (did you mean 'Qwen2.5-7B'?)"),
+    ("blocks|0|mixture", "each", "blocks[0].mixture: unknown mixture, got 'each'"),
+    ("blocks|0|mixture", "alpaca_cleaned", "blocks[0].mixture: is ambiguous, it comes in sizes 1000, 20000"),
+    ("blocks|0|setting", "fully", "blocks[0].setting: unknown setting, got 'fully'"),
+    ("blocks|0|exclude|0|modl", "x", "blocks[0].exclude[0]: unknown coordinate, got 'modl' (did you mean 'model'?)"),
+    ("blocks|0|exclude|0|model", "x", "blocks[0].exclude[0].model: unknown model, got 'x'"),
+    ("blocks|3|override|lrr", 3, "blocks[3].override: unknown setting field, got 'lrr' (did you mean 'lr'?)"),
+    ("blocks|3|override|seed", [0, "a"], "blocks[3].override.seed[1]: must be a valid integer"),
+    ("blocks|3|override|lora", {"rank": [1, -2]}, "blocks[3].override.lora.rank[1]: must be > 0, got -2"),
+    ("blocks|3|name", "A", "blocks: two blocks have one name, got 'A'"),
+    ("evaluation|tasks|0|shots", [0, -5], "evaluation.tasks[0].shots[1]: must be >= 0, got -5"),
+    ("evaluation|protocol|engine", "vllm", "evaluation.protocol.engine: must be one of the valid values, got 'vllm'; valid: plain, trie"),
+    ("resources|0|zero", 4, "resources[0].zero: must be one of the valid values, got 4; valid: 0, 1, 2, 3"),
+    ("resources|0|when|setting", "fll", "resources[0].when.setting: unknown setting, got 'fll' (did you mean 'full'?)"),
+    ("storage|max_waiting", "lots", "storage.max_waiting: must match"),
+    ("measures", ["perplexty"], "measures[0]: must be one of the valid values, got 'perplexty' (did you mean 'perplexity'?)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "message"), BAD, ids=[f"{place}={value}" for place, value, _ in BAD])
+def test_bad_value_is_refused_with_its_place(raw: dict[str, Any], place: str, value: Any, message: str) -> None:
+    put(raw, place, value)
+    found = problems(raw)
+    assert any(message in problem for problem in found), found
+    assert all(problem.startswith("sweeps/x.yaml: ") for problem in found)
+
+
+def test_problems_of_all_sections_are_reported_at_once(raw: dict[str, Any]) -> None:
+    put(raw, "models|my-base|hub", "a/b")
+    put(raw, "blocks|1|schedule", "cosin")
+    put(raw, "blocks|2|snapshots", 12)
+    put(raw, "settings|lora|lr", -1)
+    found = "\n".join(problems(raw))
+    for place in ("models.my-base", "blocks[1].schedule[0].name", "blocks[2].snapshots", "settings.lora.lr"):
+        assert f"sweeps/x.yaml: {place}: " in found
+
+
+def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> None:
+    put(raw, "datasets|lima|format", "mesages")
+    put(raw, "models|my-base|hub", "a/b")
+    found = problems(raw)
+    assert len(found) == 2, found
+
+
+def test_mistake_in_the_defaults_is_reported_once(raw: dict[str, Any]) -> None:
+    put(raw, "settings|defaults|precision", "fp16")
+    assert len(problems(raw)) == 1
+
+
+def test_missing_required_key_is_named(raw: dict[str, Any]) -> None:
+    del raw["settings"]["full"]["lr"], raw["storage"]["root"]
+    found = problems(raw)
+    assert "sweeps/x.yaml: settings.full.lr: is required" in found
+    assert "sweeps/x.yaml: storage.root: is required" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "x.yaml:1: is not valid YAML"),
+        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: is not valid YAML: found duplicate key"),
+        ("- a\n", "x.yaml: must be a mapping"),
+        ("", "x.yaml: must be a mapping"),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=r".*") as caught:
+        load_sweep(path)
+    assert message in str(caught.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load_sweep(tmp_path / "none.yaml")
+
+
+def test_overlay_merges_mappings_replaces_lists_and_removes_nulls(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("settings: {full: {lr: 3e-5}}\nblocks: [{name: X, model: all, mixture: all, setting: full, "
+                       "schedule: constant, horizon: 2, snapshots: 1..2}]\nbudget: null\n")  # fmt: skip
+    sweep = load_sweep(EXAMPLE, [overlay])
+    assert sweep.settings["full"].lr == 3e-5
+    assert [block.name for block in sweep.file.blocks] == ["X"]
+    assert sweep.file.budget.gpu_hours is None
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    below = {"a": {"b": 1}}
+    assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert below == {"a": {"b": 1}}
