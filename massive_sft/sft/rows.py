@@ -26,7 +26,8 @@ class Record(NamedTuple):
     line: int | None
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One instruction row.
 
     Attributes:
@@ -277,10 +278,9 @@ class Converter:
         roles = [role for role, _ in said]
         if not faults and (not said or roles != ["user", "assistant"] * (len(said) // 2)):
             rule = "must be an optional system message, then user and assistant in turns, ending with the assistant"
-            faults.append(Fault("conversations out of turn", rule, [role for role, _ in said]))
+            faults.append(Fault("conversations out of turn", rule, roles))
         if not faults:
-            texts = [text for _, text in said]
-            mapped.turns = list(zip(texts[::2], texts[1::2], strict=True))
+            mapped.turns = [(said[turn][1], said[turn + 1][1]) for turn in range(0, len(said), 2)]
         return mapped
 
     def _said(self, messages: Any, faults: list[Fault]) -> list[tuple[str, str]]:
@@ -288,19 +288,14 @@ class Converter:
         if not isinstance(messages, list):
             faults.append(Fault("messages that are no list", "messages must be a list", messages))
             return []
-        said = []
+        said: list[tuple[str, str]] = []
         for number, message in enumerate(messages):
-            if isinstance(message, str):
-                role, content = ("user", "assistant")[number % 2], message
-            elif isinstance(message, dict) and "role" in message:
-                role, content = message["role"], message.get("content")
-            elif isinstance(message, dict) and "from" in message:
-                role, content = message["from"], message.get("value")
-            else:
+            role, content = _role_and_content(message, number)
+            if role is MISSING:
                 rule = f"message {number} must be text, or an object with role and content or with from and value"
                 faults.append(Fault("unreadable messages", rule, message))
                 return []
-            if role not in ROLES:
+            if not isinstance(role, str) or role not in ROLES:
                 rule = f"message {number} must have a known role ({', '.join(ROLES)})"
                 faults.append(Fault("unknown roles", rule, role))
                 return []
@@ -309,6 +304,17 @@ class Converter:
                 return []
             said.append((ROLES[role], text))
         return said
+
+
+def _role_and_content(message: Any, number: int) -> tuple[Any, Any]:
+    """Return one message's role and content, ``MISSING`` for what is in none of the known forms."""
+    if isinstance(message, str):
+        return ("user", "assistant")[number % 2], message
+    if isinstance(message, dict) and "role" in message:
+        return message["role"], message.get("content")
+    if isinstance(message, dict) and "from" in message:
+        return message["from"], message.get("value")
+    return MISSING, MISSING
 
 
 def _names(value: Any) -> list[str]:

@@ -1,0 +1,175 @@
+"""Rows to tokens: the full text is encoded once, the loss mask follows from character offsets.
+
+Rules:
+    - The text begins with what the tokenizer itself puts in front of a text (BOS for Llama, nothing for Qwen), once:
+      not when the template already begins with it. What the tokenizer puts behind a text is left out.
+    - EOS follows every completion and is trained, by its position: it may be the padding token too. A chat template
+      that ends an answer with a token of its own gets no second one.
+    - A token is trained when it holds at least one character of a completion, so a token that straddles the border,
+      such as `` Paris`` after ``Answer: ``, is trained. A sample's first token never is.
+    - A special token's text inside data is an error: encoded, it would be the token and not the text.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from massive_sft.schema import Setting
+from massive_sft.sft.findings import Findings
+from massive_sft.sft.render import Rendered, RenderError, renderer
+from massive_sft.sft.rows import Row
+
+if TYPE_CHECKING:
+    from massive_sft.modeling import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample before or after truncation.
+
+    Attributes:
+        tokens: int32, shape (tokens,).
+        trainable: bool, same shape.
+        text_bytes: int32, same shape; UTF-8 bytes of the text that each token covers, 0 for special tokens.
+        head: how many tokens stand before the text (BOS).
+        answer: index of the last completion's first token.
+    """
+
+    tokens: np.ndarray
+    trainable: np.ndarray
+    text_bytes: np.ndarray
+    head: int
+    answer: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def cut(self, keep: np.ndarray | slice) -> Encoded:
+        """Return only the tokens that ``keep`` selects; what is first then is no target."""
+        trainable = self.trainable[keep].copy()
+        trainable[:1] = False
+        return replace(self, tokens=self.tokens[keep], trainable=trainable, text_bytes=self.text_bytes[keep])
+
+
+class Encoder:
+    """Encodes rows with a setting's template and loss mask.
+
+    Args:
+        tokenizer: a fast tokenizer with an EOS token (``modeling.load_tokenizer`` sees to it).
+        setting: its ``template`` and ``loss_on`` are used.
+
+    Raises:
+        InvalidInput: for template ``chat`` when the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, setting: Setting):
+        added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        special = tuple(sorted({*added.values(), *named.values()}, key=len, reverse=True))
+        self._special = re.compile("|".join(map(re.escape, special)))
+        self._is_special = np.zeros(max([len(tokenizer) - 1, *added, *named]) + 1, dtype=bool)
+        # An unknown character becomes the unknown token rightly: it stands for text.
+        self._is_special[[index for index in {**added, **named} if index != tokenizer.unk_token_id]] = True
+        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._all = setting.loss_on == "all"
+        self._render = renderer(setting.template, tokenizer, special)
+        # A copy without the post-processor adds nothing to the text and leaves the offsets alone; GPT-2's kind
+        # of post-processor trims spaces off them, and then a token of spaces would seem to be empty.
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.post_processor = None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._head = np.array(self._found_head(tokenizer), dtype=np.int32)
+
+    def _found_head(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+        """Return the tokens that the tokenizer puts before a text by itself."""
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        dressed = tokenizer("a")["input_ids"]
+        starts = (start for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare)
+        return list(dressed[: next(starts, 0)])
+
+    def encode(self, rows: Sequence[Row], place: str, findings: Findings) -> list[Encoded]:
+        """Return the rows' samples, untruncated, in order. A row with a problem is noted and has no sample."""
+        rendered = []
+        for row in rows:
+            if self._holds_special(row, place, findings):
+                continue
+            try:
+                rendered.append(self._render(row))
+            except RenderError as error:
+                findings.add("rows that the chat template cannot render", f"{place}: {row.place}", str(error))
+        encodings = self._backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
+        return [
+            self._sample(
+                item,
+                np.array(encoding.ids, dtype=np.int32),
+                np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2),
+            )
+            for item, encoding in zip(rendered, encodings, strict=True)
+        ]
+
+    def _holds_special(self, row: Row, place: str, findings: Findings) -> bool:
+        texts = [text for turn in row.turns for text in turn]
+        found = {match for text in (row.system or "", *texts) for match in self._special.findall(text)}
+        for token in sorted(found):
+            rule = f"holds the text of a special token; remove it with strip: [{token!r}]"
+            findings.add("special tokens in data", f"{place}: {row.place}", rule, token)
+        return bool(found)
+
+    def _sample(self, rendered: Rendered, ids: np.ndarray, offsets: np.ndarray) -> Encoded:
+        """Mask one encoded text. ids: int32 (n,); offsets: int32 (n, 2), characters that each token covers."""
+        starts, ends = offsets[:, 0], offsets[:, 1]
+        trainable = np.zeros(len(ids), dtype=bool)
+        first = last = len(ids)
+        for start, end in rendered.spans:
+            # The last clause keeps a token without width, which a normaliser may insert in the middle.
+            inside = (ends > start) & ((starts < end) | (ends <= end))
+            trainable |= inside
+            first = int(inside.argmax()) if inside.any() else last
+        text_bytes = np.diff(_bytes_until(rendered.text)[np.maximum.accumulate(ends)], prepend=0)
+        text_bytes[self._is_special[ids]] = 0
+        head = self._head[:0] if np.array_equal(ids[: len(self._head)], self._head) else self._head
+        tail = [] if rendered.closed else [self._eos]
+        tokens = np.concatenate([head, ids, tail]).astype(np.int32)
+        mask = np.concatenate([np.zeros(len(head), dtype=bool), trainable, np.ones(len(tail), dtype=bool)])
+        if self._all:
+            mask[:] = True
+        mask[:1] = False
+        padded = np.concatenate([np.zeros(len(head)), text_bytes, np.zeros(len(tail))]).astype(np.int32)
+        # A BOS that the template wrote itself is kept by truncation like one that was added.
+        kept = len(self._head) or int(len(ids) > 0 and ids[0] == self._bos)
+        return Encoded(tokens, mask, padded, kept, len(head) + first)
+
+
+def _bytes_until(text: str) -> np.ndarray:
+    """Return int64 (characters + 1,): UTF-8 bytes before each character."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(widths)])
+
+
+def truncate(sample: Encoded, max_length: int, truncation: str) -> Encoded | None:
+    """Return a sample of at most ``max_length`` tokens; None when it is too long and ``truncation`` is drop.
+
+    ``right`` keeps the first tokens: a truncated sample has no EOS, so the model is not taught to stop midway.
+    ``left`` takes tokens away from what precedes the last completion (after BOS), and from the completion's end only
+    when that is not enough.
+    """
+    excess = len(sample) - max_length
+    if excess <= 0:
+        return sample
+    if truncation == "drop":
+        return None
+    if truncation == "left":
+        spare = max(0, min(excess, sample.answer - sample.head))
+        keep = np.r_[0 : sample.head, sample.head + spare : len(sample)]
+        sample = sample.cut(keep)
+    return sample.cut(slice(0, max_length))
