@@ -205,16 +205,18 @@ class Converter:
         return bool(missing)
 
     def _passes(self, record: Any, mapped: Mapped) -> bool:
-        for condition in self._conditions:
-            if condition.column == "prompt":
-                value: Any = mapped.turns[0][0]
-            elif condition.column == "completion":
-                value = mapped.turns[0][1]
-            else:
-                value = self._lookup(record, condition.column)
-            if (plain(value) in condition.values) != condition.keep:
-                return False
-        return True
+        # Every condition is looked at, also after one has failed: a column counts as missing when no look found it.
+        held = [
+            (plain(self._filtered(record, mapped, condition.column)) in condition.values) == condition.keep
+            for condition in self._conditions
+        ]
+        return all(held)
+
+    def _filtered(self, record: Any, mapped: Mapped, column: Column) -> Any:
+        """Return what a filter compares: the first turn's mapped text, or what stands in a column."""
+        if column == "prompt":
+            return mapped.turns[0][0]
+        return mapped.turns[0][1] if column == "completion" else self._lookup(record, column)
 
     def _lookup(self, record: Any, column: Column) -> Any:
         value = lookup(record, column)
@@ -233,9 +235,9 @@ class Converter:
 
     def _joined(self, record: Any, columns: Sequence[Column], name: str, faults: list[Fault]) -> str | None:
         """Return the columns' texts joined by newlines, blank ones skipped; None when there is no value at all."""
+        values = [self._lookup(record, column) for column in columns]
         parts = []
-        for column in columns:
-            value = self._lookup(record, column)
+        for column, value in zip(columns, values, strict=True):
             if value is MISSING or value is None:
                 continue
             text = self._text(value, f"column {column}", faults)
