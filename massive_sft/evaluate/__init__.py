@@ -1,0 +1,1 @@
+"""Evaluation in three steps with files between: requests, responses, scores. Also perplexity."""

@@ -1,0 +1,212 @@
+"""Step 1: benchmarks become request sets, by lm-eval's own task code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import Task
+
+from massive_sft import schema
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.evaluate import requests as sets
+from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluate.tasks import FAILURES, Loaded, TaskUnavailable, config_hash, label, load, reason_of, seeded
+from massive_sft.evaluate.wrapping import Wrapping
+
+DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
+_MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_IGNORED_WHEN_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_TOKENS}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A declared benchmark at one number of shots, with its requests."""
+
+    task: schema.Task
+    requests: RequestSet
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All benchmarks of an evaluation, and the reason for each one that is missing, by label."""
+
+    benchmarks: tuple[Benchmark, ...]
+    missing: dict[str, str]
+
+
+def prepare(
+    tasks: tuple[schema.Task, ...],
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool = False,
+) -> Prepared:
+    """Build the requests of every benchmark at every number of shots under ``root``.
+
+    What cannot be built is reported in ``missing``; the rest goes on.
+
+    Raises:
+        InvalidInput: two different benchmarks have one label.
+    """
+    benchmarks, missing = [], {}
+    for task, shots in expand(tasks):
+        try:
+            built = build(task, shots, fewshot, wrapping, root, allow_code_execution)
+        except TaskUnavailable as error:
+            missing[label(task, shots)] = str(error)
+        else:
+            benchmarks.append(Benchmark(task, built))
+    return Prepared(tuple(benchmarks), missing)
+
+
+def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int]]:
+    """Return each benchmark with each number of shots, equal ones once.
+
+    Raises:
+        InvalidInput: two different benchmarks have one label.
+    """
+    labelled: dict[str, tuple[schema.Task, int]] = {}
+    problems = []
+    for task in tasks:
+        for shots in task.shots:
+            single = task.model_copy(update={"shots": (shots,)})
+            name = label(task, shots)
+            if labelled.setdefault(name, (single, shots)) != (single, shots):
+                problems.append(Problem("evaluation.tasks", "two different benchmarks have one name", name))
+    if problems:
+        raise InvalidInput(problems)
+    return list(labelled.values())
+
+
+def build(
+    task: schema.Task,
+    shots: int,
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool = False,
+) -> RequestSet:
+    """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
+
+    Raises:
+        TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
+    """
+    loaded = load(task, allow_code_execution)
+    leaves, lists = [], {}
+    for name in sorted(loaded.tasks):
+        with seeded():
+            listed = _requests_of(loaded, name, shots, task.limit, fewshot, wrapping)
+        lines = [sets.to_line(request) for request in listed]
+        documents = len({request.doc for request in listed})
+        config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
+        leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
+        lists[name] = listed
+    described = RequestSet(
+        folder=root,
+        label=label(task, shots),
+        shots=shots,
+        limit=task.limit,
+        sampler=fewshot.sampler,
+        sampler_seed=fewshot.seed,
+        template_kind=wrapping.kind,
+        template_text=wrapping.text,
+        leaves=tuple(leaves),
+        provenance={"lm_eval": metadata.version("lm_eval"), "datasets": metadata.version("datasets")},
+    )
+    return sets.write_set(root, described, lists)
+
+
+def _requests_of(
+    loaded: Loaded, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
+) -> list[Request]:
+    task = loaded.tasks[name]
+    if shots > 0 and (loaded.pinned[name] == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
+        raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
+    try:
+        _set_shots(task, shots, fewshot)
+        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=wrapping.kind != "none",
+                # A training template holds one prompt: the examples are part of it. A chat has turns.
+                fewshot_as_multiturn=wrapping.kind == "chat",
+                chat_template=wrapping.render,
+            )
+    except FAILURES as error:
+        raise TaskUnavailable(f"{name}: requests cannot be built: {reason_of(error)}") from error
+    return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
+
+
+def _set_shots(task: Task, shots: int, fewshot: schema.Fewshot) -> None:
+    task.set_config("num_fewshot", shots)
+    if shots > 0 and fewshot.sampler == "first_n":
+        if not hasattr(task, "sampler"):
+            raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
+        if task.fewshot_cfg.split is None and not (task.has_training_docs() or task.has_validation_docs()):
+            # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
+            # only when that split is named.
+            task.fewshot_cfg.split = task.config.test_split
+        task.sampler = FirstNSampler(list(task.fewshot_docs()))
+    task.set_fewshot_seed(seed=fewshot.seed)
+
+
+def doc_hash(doc: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a document's JSON."""
+    text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
+    common: Callable[..., dict[str, Any]] = functools.partial(
+        dict,
+        index=index,
+        doc=int(instance.doc_id),
+        choice=int(instance.idx),
+        doc_hash=doc_hash(instance.doc),
+        repeats=int(instance.repeats or 1),
+    )
+    if instance.request_type == "loglikelihood_rolling":
+        return Rolling(**common(text=instance.args[0]))
+    if instance.request_type == "generate_until":
+        return Generation(**common(context=instance.args[0], **generation(instance.args[1], wrapping.stop)))
+    context, continuation = instance.args[:2]
+    if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
+        # The template ends in the space that the task would put before its answer; training has it once.
+        continuation = continuation[1:]
+    return Likelihood(**common(context=context, continuation=continuation))
+
+
+def generation(arguments: dict[str, Any], template_stop: str | None) -> dict[str, Any]:
+    """Return ``until`` and ``max_tokens`` of a task's generation arguments, which must mean greedy decoding.
+
+    ``template_stop`` (the header of the training template) is added to the stops. EOS always stops, and is no text.
+
+    Raises:
+        TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore.
+    """
+    sampled = arguments.get("do_sample") is not False and float(arguments.get("temperature") or 0.0) > 0.0
+    if sampled or (arguments.get("do_sample") and arguments.get("temperature") is None):
+        raise TaskUnavailable("the task samples its answers (do_sample); only greedy decoding is scored")
+    unknown = sorted(set(arguments) - _IGNORED_WHEN_GREEDY)
+    if unknown:
+        raise TaskUnavailable(f"the task asks for generation arguments that are not supported: {', '.join(unknown)}")
+    until = arguments.get("until") or []
+    stops = [until] if isinstance(until, str) else list(until)
+    if template_stop is not None:
+        stops.append(template_stop)
+    lengths = [arguments[key] for key in _MAX_TOKENS if arguments.get(key) is not None]
+    return {
+        "until": tuple(dict.fromkeys(stop for stop in stops if stop)),
+        "max_tokens": int(lengths[0]) if lengths else DEFAULT_MAX_TOKENS,
+    }

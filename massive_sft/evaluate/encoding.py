@@ -1,0 +1,89 @@
+"""Text to tokens for scoring, by the rules of lm-eval's Hugging Face backend (``HFLM``, lm-eval 0.4.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+DEFAULT_MAX_LENGTH = 2048
+_LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
+_NO_LENGTH = int(1e29)  # tokenizers say this for "unknown"
+
+
+class Encoder:
+    """Encodes contexts and continuations with one tokenizer.
+
+    A text gets a BOS when the tokenizer adds one by itself and the text does not start with it already; an EOS never.
+
+    Attributes:
+        prefix: the token that stands before an empty context: BOS, or EOS where there is no BOS.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.prefix: int = bos if bos is not None else eos
+        self._prefix_text = tokenizer.decode([self.prefix])
+        self._adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text that begins a sequence."""
+        starts_with_bos = bool(self._prefix_text) and text.startswith(self._prefix_text)
+        tokens = self._bare(text)
+        return [self.prefix, *tokens] if self._adds_bos and not starts_with_bos else tokens
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of context and continuation; the context has at least one.
+
+        White space at the context's end belongs to the continuation. Both are encoded as one text and split where
+        the context, encoded alone, ends. Where they merge so that nothing is left of the continuation (lm-eval stops
+        there), it is encoded alone, so that it cannot win by being empty.
+        """
+        if context == "":
+            tokens = self._bare(continuation)
+            if tokens[:1] == [self.prefix]:
+                return tokens[:1], tokens[1:]
+            return [self.prefix], tokens
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        head = self.encode(stripped)
+        tail = self.encode(stripped + continuation)[len(head) :]
+        if not tail and continuation:
+            tail = self._bare(continuation)
+        return head or [self.prefix], tail
+
+    def windows(self, text: str, max_length: int) -> list[tuple[list[int], list[int]]]:
+        """Return (context, continuation) windows that predict every token of a text once.
+
+        The first predicts ``max_length`` tokens after the prefix token; each later one predicts up to ``max_length``
+        more, with as much context as fits (one token at least).
+        """
+        tokens = self.encode(text)
+        first = min(max_length, len(tokens))
+        found = [([self.prefix], tokens[:first])] if tokens else []
+        done = first
+        while done < len(tokens):
+            end = min(done + max_length, len(tokens))
+            found.append((tokens[max(0, end - max_length - 1) : done], tokens[done:end]))
+            done = end
+        return found
+
+
+def max_length_of(config: Any, tokenizer: Any) -> int:
+    """Return a model's context length in tokens: its configuration's, else its tokenizer's, else 2048."""
+    text = getattr(config, "text_config", None) or config
+    for holder in (text, config):
+        for name in _LENGTHS:
+            value = getattr(holder, name, None)
+            if value is not None:
+                return int(value)
+    known = getattr(tokenizer, "model_max_length", None)
+    return int(known) if known is not None and known < _NO_LENGTH else DEFAULT_MAX_LENGTH
+
+
+def truncated(context: Sequence[int], continuation: Sequence[int], max_length: int) -> list[int]:
+    """Return the tokens to feed for a pair: the last is only predicted, the first ones go when it is too long."""
+    return list((*context, *continuation)[-(max_length + 1) :][:-1])

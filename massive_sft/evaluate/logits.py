@@ -1,0 +1,54 @@
+"""Log-probabilities at chosen positions only: the output layer is most of a small batch's cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+ROWS_AT_ONCE = 256  # positions whose logits are held in fp32 at the same time
+
+
+@torch.inference_mode()
+def chosen_logits(model: Any, tokens: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Run a causal model and return its logits at the positions (rows[i], columns[i]).
+
+    The hidden states are gathered in front of the output layer, inside the model's own forward pass, so that what a
+    family does behind it (soft caps, scales) is done. Right padding needs no mask: no position sees a later one.
+
+    Args:
+        tokens: int64, shape (batch, length), padded on the right.
+        rows, columns: int64, shape (positions,).
+
+    Returns:
+        The model's dtype, shape (positions, vocabulary).
+    """
+    gathered = False
+
+    def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal gathered
+        gathered = True
+        return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        logits = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits[0] if gathered else logits[rows, columns]
+
+
+@torch.inference_mode()
+def target_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the fp32 log-probability of each target, and whether it is the most likely token.
+
+    Args:
+        logits: shape (positions, vocabulary).
+        targets: int64, shape (positions,).
+    """
+    logprobs, greedy = [], []
+    for part, wanted in zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
+        normed = torch.log_softmax(part.float(), dim=-1)
+        logprobs.append(normed.gather(1, wanted.unsqueeze(1)).squeeze(1))
+        greedy.append(normed.argmax(dim=-1) == wanted)
+    return torch.cat(logprobs), torch.cat(greedy)

@@ -1,0 +1,233 @@
+"""Requests: what a model is asked, as files that need no lm-eval to be read.
+
+A request set is one folder, named by its content: ``manifest.json`` and one ``<task>.jsonl.gz`` per leaf task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from massive_sft import files
+from massive_sft.errors import Corrupt
+from massive_sft.fingerprint import fingerprint
+
+SCHEMA = 1
+SHARD_REQUESTS = 1024  # a shard closes at the first document boundary at or after this many requests
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every kind of request has.
+
+    Attributes:
+        index: position in the task's list, from 0.
+        doc: lm-eval's document id.
+        choice: which of the document's requests this is (lm-eval's ``idx``).
+        doc_hash: hash of the document, checked again before it is scored.
+        repeats: how often the task wants the response; greedy decoding computes it once.
+    """
+
+    kind: ClassVar[str]
+    index: int
+    doc: int
+    choice: int
+    doc_hash: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Likelihood(Request):
+    """The log-probability of ``continuation`` after ``context``."""
+
+    kind: ClassVar[str] = "loglikelihood"
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Rolling(Request):
+    """The log-probability of a whole ``text``, in windows of the model's length."""
+
+    kind: ClassVar[str] = "loglikelihood_rolling"
+    text: str
+
+
+@dataclass(frozen=True)
+class Generation(Request):
+    """Greedy text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings."""
+
+    kind: ClassVar[str] = "generate_until"
+    context: str
+    until: tuple[str, ...]
+    max_tokens: int
+
+
+KINDS: dict[str, type[Request]] = {kind.kind: kind for kind in (Likelihood, Rolling, Generation)}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf task of a request set.
+
+    Attributes:
+        name: lm-eval's task name.
+        version: the task's version, as text.
+        config: hash of the task's configuration without paths, and of the code it names.
+        count: requests.
+        documents: documents.
+        checksum: SHA-256 of the requests' canonical lines.
+    """
+
+    name: str
+    version: str
+    config: str
+    count: int
+    documents: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class RequestSet:
+    """The requests of one benchmark at one number of shots under one template.
+
+    Attributes:
+        folder: where the files are.
+        label: the benchmark's name for people, e.g. ``mmlu-5shot``.
+        shots, limit, sampler, sampler_seed: as declared.
+        template_kind: ``none``, ``training`` or ``chat``.
+        template_text: the training prompt template, or the tokenizer's chat template; ``None`` for ``none``.
+        leaves: the leaf tasks, by name.
+        provenance: lm-eval's version and the like; not part of identity.
+    """
+
+    folder: Path
+    label: str
+    shots: int
+    limit: int | None
+    sampler: str
+    sampler_seed: int
+    template_kind: str
+    template_text: str | None
+    leaves: tuple[Leaf, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the content that names the set: no path, no label, no library version."""
+        return {
+            "leaves": [asdict(leaf) for leaf in self.leaves],
+            "shots": self.shots,
+            "limit": self.limit,
+            "sampler": self.sampler,
+            "sampler_seed": self.sampler_seed,
+            "template_kind": self.template_kind,
+            "template_text": self.template_text,
+        }
+
+    @property
+    def id(self) -> str:
+        """The set's id, also its folder's name."""
+        return fingerprint(self.identity())
+
+
+def to_line(request: Request) -> str:
+    return json.dumps({"kind": request.kind, **asdict(request)}, ensure_ascii=False, sort_keys=True)
+
+
+def from_line(line: str) -> Request:
+    entry = json.loads(line)
+    kind = KINDS[entry.pop("kind")]
+    if "until" in entry:
+        entry["until"] = tuple(entry["until"])
+    return kind(**entry)
+
+
+def checksum(lines: Sequence[str]) -> str:
+    """Return the SHA-256 of lines joined by newlines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request]]) -> RequestSet:
+    """Write a request set under ``root/<id>``; the manifest last. A set that is there already is left as it is."""
+    folder = root / identity.id
+    complete = RequestSet(**{**vars(identity), "folder": folder})
+    if (folder / "manifest.json").is_file():
+        return read_set(folder)
+    for leaf in complete.leaves:
+        lines = "\n".join(map(to_line, requests[leaf.name]))
+        files.write_bytes(requests_path(folder, leaf.name), gzip.compress(lines.encode(), mtime=0))
+    manifest = {
+        "schema": SCHEMA,
+        "id": identity.id,
+        "label": identity.label,
+        **identity.identity(),
+        "provenance": identity.provenance,
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    return complete
+
+
+def read_set(folder: Path) -> RequestSet:
+    """Read a request set's manifest. Raises ``Corrupt`` when its content is not what its id says."""
+    manifest = files.read_json(folder / "manifest.json")
+    if manifest.get("schema") != SCHEMA:
+        raise Corrupt(f"{folder}: is of requests schema {manifest.get('schema')!r}, this version reads {SCHEMA}")
+    loaded = RequestSet(
+        folder=folder,
+        leaves=tuple(Leaf(**leaf) for leaf in manifest["leaves"]),
+        **{
+            key: manifest[key]
+            for key in (
+                "label",
+                "shots",
+                "limit",
+                "sampler",
+                "sampler_seed",
+                "template_kind",
+                "template_text",
+                "provenance",
+            )
+        },
+    )
+    if loaded.id != manifest["id"]:
+        raise Corrupt(f"{folder / 'manifest.json'}: its content does not match its id")
+    return loaded
+
+
+def read_requests(requests: RequestSet, leaf: Leaf) -> list[Request]:
+    """Read one leaf task's requests. Raises ``Corrupt`` when they do not match the manifest."""
+    path = requests_path(requests.folder, leaf.name)
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    except (OSError, EOFError, ValueError) as error:
+        raise Corrupt(f"{path}: cannot be read ({error})") from error
+    if checksum(lines) != leaf.checksum:
+        raise Corrupt(f"{path}: does not match its checksum")
+    return [from_line(line) for line in lines]
+
+
+def requests_path(folder: Path, leaf: str) -> Path:
+    return folder / f"{file_name(leaf)}.jsonl.gz"
+
+
+def file_name(task: str) -> str:
+    """Return a task's name as a file name (lm-eval puts ``::`` and ``/`` into some)."""
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in task)
+
+
+def shards(requests: Sequence[Request], size: int = SHARD_REQUESTS) -> Iterator[Sequence[Request]]:
+    """Yield slices of the list, in order, that never cut a document's requests apart.
+
+    A pure function of the list: the same shards on every machine, however many workers take them.
+    """
+    start = 0
+    for end in range(1, len(requests) + 1):
+        at_boundary = end == len(requests) or requests[end].doc != requests[end - 1].doc
+        if at_boundary and (end - start >= size or end == len(requests)):
+            yield requests[start:end]
+            start = end

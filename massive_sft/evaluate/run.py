@@ -1,0 +1,81 @@
+"""All three steps for one model's weights: responses to every benchmark, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from massive_sft import files, schema
+from massive_sft.errors import Unsupported
+from massive_sft.evaluate import aggregate, responses
+from massive_sft.evaluate.build import Benchmark, Prepared
+from massive_sft.evaluate.protocol import ScoreCache, protocol_id
+from massive_sft.evaluate.scorer import Scorer
+from massive_sft.evaluate.tasks import TaskUnavailable
+
+
+@dataclass
+class Evaluated:
+    """The scores of one model.
+
+    Attributes:
+        scores: by benchmark label, the table that ``aggregate`` returns, with its ``protocol``.
+        missing: by benchmark label, why there is no score. Not empty: the cell is PARTIAL.
+        happened: by benchmark label, counts of shards and memory splits; empty for a score from the cache.
+    """
+
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    happened: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def evaluate(
+    prepared: Prepared,
+    protocol: schema.Protocol,
+    weights: str,
+    make_scorer: Callable[[], Scorer],
+    folder: Path,
+    cache: ScoreCache,
+    allow_code_execution: bool = False,
+) -> Evaluated:
+    """Score one model's weights on every prepared benchmark.
+
+    Finished shards and cached scores are taken as they are, so a rerun does only what is left. The model is loaded
+    (``make_scorer`` is called) only when something is left to answer.
+
+    Args:
+        weights: the id of the weights, under which scores are shared.
+        folder: responses go to ``folder/responses/<protocol>/``, scores and per-sample values to ``folder/scores/``.
+    """
+    result = Evaluated(missing=dict(prepared.missing))
+    scorers: list[Scorer] = []
+
+    def answer(requests: Any) -> Any:
+        if not scorers:
+            scorers.append(make_scorer())
+        return scorers[0].score(requests)
+
+    for benchmark in prepared.benchmarks:
+        label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests)
+        table = cache.get(weights, pid)
+        if table is None:
+            try:
+                result.happened[label] = responses.respond(benchmark.requests, folder / "responses" / pid, answer)
+                table = _score(benchmark, folder, pid, allow_code_execution)
+            except (TaskUnavailable, Unsupported) as error:
+                result.missing[label] = str(error)
+                continue
+            cache.put(weights, pid, table)
+        elif not (folder / "scores" / f"{pid}.json").is_file():
+            files.write_json(folder / "scores" / f"{pid}.json", table)
+        result.scores[label] = table
+    return result
+
+
+def _score(benchmark: Benchmark, folder: Path, pid: str, allow_code_execution: bool) -> dict[str, Any]:
+    scores = aggregate.aggregate(benchmark, folder / "responses" / pid, allow_code_execution)
+    scores.table["protocol"] = pid
+    aggregate.save(scores, folder / "scores", pid)
+    return scores.table

@@ -1,0 +1,148 @@
+"""Step 2: a model answers requests. One plain engine here; others follow the same interface."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from massive_sft.errors import Unsupported
+from massive_sft.evaluate import batching, generate
+from massive_sft.evaluate.encoding import Encoder, max_length_of, truncated
+from massive_sft.evaluate.logits import chosen_logits, target_logprobs
+from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
+from massive_sft.evaluate.responses import Generated, Response, Scored
+
+TOKEN_BUDGET = 8192  # tokens of a batch, padding included
+
+
+class Scorer(Protocol):
+    """Answers requests with one model.
+
+    ``score`` is a pure function of the requests: equal lists give bit-equal responses on equal hardware, whatever ran
+    before. After an out-of-memory split picks stay equal and log-probabilities move by at most 1e-5.
+    """
+
+    engine: str
+
+    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+        """Return one response for each request, in order, and counts of what happened (``memory_splits``)."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Span:
+    """``continuation`` is predicted by the last positions of ``tokens``; ``owner`` is the request's place."""
+
+    owner: int
+    tokens: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class PlainScorer:
+    """Batches of whole sequences, sorted by length; requests that feed equal tokens share one row.
+
+    Args:
+        model: a causal model in eval mode, on its device.
+        tokenizer: its fast tokenizer.
+        max_length: context length in tokens; the model's own when ``None``.
+        token_budget: tokens of a batch with padding. A layout: it changes log-probabilities in the sixth digit.
+    """
+
+    engine = "plain"
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, token_budget: int = TOKEN_BUDGET):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
+        self._max_length = max_length or max_length_of(model.config, tokenizer)
+        self._token_budget = token_budget
+
+    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+        """See ``Scorer.score``.
+
+        Raises:
+            Unsupported: a continuation or an answer is longer than the model's context.
+        """
+        responses: dict[int, Response] = {}
+        likelihoods = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
+        scored, splits = self._score_spans([span for i in likelihoods for span in self._spans(i, requests[i])])
+        for i in likelihoods:
+            responses[i] = Scored(requests[i].index, *scored[i])
+        generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
+        answers, more_splits = generate.generate(
+            self._model,
+            self._tokenizer,
+            self._encoder,
+            [request for _, request in generations],
+            self._max_length,
+            self._token_budget,
+        )
+        for (i, request), answer in zip(generations, answers, strict=True):
+            responses[i] = Generated(request.index, answer.text, answer.tokens, answer.finish)
+        return [responses[i] for i in range(len(requests))], {"memory_splits": splits + more_splits}
+
+    def _spans(self, place: int, request: Request) -> list[_Span]:
+        if isinstance(request, Rolling):
+            pairs = self._encoder.windows(request.text, self._max_length)
+        elif isinstance(request, Likelihood):
+            pairs = [self._encoder.pair(request.context, request.continuation)]
+        else:
+            raise Unsupported(f"the plain engine does not answer requests of kind {request.kind}")
+        for _, continuation in pairs:
+            if len(continuation) > self._max_length:
+                raise Unsupported(
+                    f"a continuation of {len(continuation)} tokens is longer than the model's {self._max_length}"
+                )
+        return [
+            _Span(place, tuple(truncated(context, continuation, self._max_length)), tuple(continuation))
+            for context, continuation in pairs
+        ]
+
+    def _score_spans(self, spans: list[_Span]) -> tuple[dict[int, tuple[float, bool, int]], int]:
+        """Return (log-probability, greedy, tokens) by request, summed over its spans, and the memory splits."""
+        sharing: dict[tuple[int, ...], list[_Span]] = defaultdict(list)
+        for span in spans:
+            if span.continuation:
+                sharing[span.tokens].append(span)
+        rows = list(sharing.values())
+        totals: dict[int, tuple[float, bool, int]] = {span.owner: (0.0, True, 0) for span in spans}
+        splits = 0
+        for batch in batching.plan([len(row[0].tokens) for row in rows], self._token_budget):
+            results, made = batching.run_split(batch, lambda part: self._batch([rows[i] for i in part]))
+            splits += made
+            for row, values in zip((rows[i] for i in batch), results, strict=True):
+                for span, (logprob, greedy) in zip(row, values, strict=True):
+                    total, all_greedy, count = totals[span.owner]
+                    totals[span.owner] = (total + logprob, all_greedy and greedy, count + len(span.continuation))
+        return totals, splits
+
+    def _batch(self, rows: list[list[_Span]]) -> list[list[tuple[float, bool]]]:
+        """Return (log-probability, greedy) of every span of every row."""
+        device = self._model.device
+        starts: list[int] = []
+        row_of: list[int] = []
+        column_of: list[int] = []
+        for number, row in enumerate(rows):
+            length = len(row[0].tokens)
+            first = length - max(len(span.continuation) for span in row)
+            starts.append(len(row_of) - first)  # where the row's column 0 would be among the chosen positions
+            row_of += [number] * (length - first)
+            column_of += range(first, length)
+        tokens = batching.right_padded([row[0].tokens for row in rows], device)
+        logits = chosen_logits(
+            self._model, tokens, torch.tensor(row_of, device=device), torch.tensor(column_of, device=device)
+        )
+        results = []
+        for row, start in zip(rows, starts, strict=True):
+            length = len(row[0].tokens)
+            values = []
+            for span in row:
+                part = logits[start + length - len(span.continuation) : start + length]
+                logprobs, greedy = target_logprobs(part, torch.tensor(span.continuation, device=device))
+                values.append((float(logprobs.double().sum()), bool(greedy.all())))
+            results.append(values)
+        return results

@@ -1,0 +1,41 @@
+"""Named suites of benchmarks, one YAML file each in this folder. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.schema import Evaluation, Task
+
+_FOLDER = Path(__file__).parent
+
+
+def known_suites() -> list[str]:
+    """Return the names of the suites that ship with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_suite(name: str, place: str = "evaluation.suites") -> list[Task]:
+    """Return a suite's benchmarks. Raises InvalidInput, with the known names, for an unknown one."""
+    if name not in known_suites():
+        raise InvalidInput(Problem(place, "must be a suite that exists", name, known_suites()))
+    entries = YAML(typ="safe").load(_FOLDER / f"{name}.yaml")["tasks"]
+    return [Task(**entry) for entry in entries]
+
+
+def all_tasks(evaluation: Evaluation) -> tuple[Task, ...]:
+    """Return the benchmarks of an evaluation: its suites' in order, then its own; equal ones once.
+
+    Raises InvalidInput with every unknown suite.
+    """
+    problems, tasks = [], []
+    for number, suite in enumerate(evaluation.suites):
+        try:
+            tasks += load_suite(suite, f"evaluation.suites[{number}]")
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    return tuple(dict.fromkeys((*tasks, *evaluation.tasks)))

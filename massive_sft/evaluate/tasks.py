@@ -1,0 +1,252 @@
+"""Benchmarks through lm-eval: which there are, what one is made of, loading it.
+
+Only this module, ``build``, ``aggregate`` and ``lm`` know lm-eval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from massive_sft import schema
+from massive_sft.errors import MassiveSFTError, Problem
+from massive_sft.fingerprint import fingerprint, hash_file
+
+# What a benchmark's own code, data and dependencies may raise: foreign code that must not stop the other benchmarks.
+FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    SyntaxError,
+    NameError,
+    yaml.YAMLError,
+    jinja2.TemplateError,
+)
+CLOSEST = 5
+
+
+class TaskUnavailable(MassiveSFTError):
+    """A benchmark cannot be built or scored here; the text says why. The other benchmarks go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A benchmark's leaf tasks and groups by name, and the number of shots each leaf pins (``None``: none)."""
+
+    tasks: dict[str, Task]
+    groups: dict[str, Group]
+    pinned: dict[str, int | None]
+
+
+def label(task: schema.Task, shots: int) -> str:
+    """Return a benchmark's name for people at a number of shots, e.g. ``mmlu-5shot``."""
+    return f"{task.name or Path(str(task.path)).stem}-{shots}shot"
+
+
+@functools.cache
+def _known() -> TaskManager:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager()
+
+
+def known_tasks() -> list[str]:
+    """Return the names of all tasks, groups and tags that lm-eval ships (indexing them takes about ten seconds)."""
+    return list(_known().all_tasks)
+
+
+def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> list[Problem]:
+    """Return what is wrong with declared benchmarks: unknown names, task files that are missing or do not parse.
+
+    Reads no data.
+    """
+    found = []
+    for number, task in enumerate(tasks):
+        where = f"{place}[{number}]"
+        if task.path is not None:
+            reason = _file_problem(Path(task.path))
+            if reason:
+                found.append(Problem(f"{where}.path", reason, task.path))
+        elif task.name not in _known().task_index:
+            names = difflib.get_close_matches(str(task.name), known_tasks(), n=CLOSEST, cutoff=0.5)
+            found.append(Problem(f"{where}.name", "must be a task or group that lm-eval knows", task.name, names))
+    return found
+
+
+def _file_problem(path: Path) -> str | None:
+    if not path.is_file():
+        return "must be a task file that exists"
+    try:
+        config = load_yaml(path, resolve_func=False)
+    except FAILURES as error:
+        return f"must be a YAML task file ({_first_line(error)})"
+    if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
+        return "must hold a task or a group"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as the one sentence that a missing score shows."""
+    return str(error) if isinstance(error, MassiveSFTError) else f"{type(error).__name__}: {_first_line(error)}"
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Give the task's code lm-eval's default seeds, and put the process's generators back afterwards."""
+    python, array = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+@functools.lru_cache(maxsize=64)
+def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
+    """Load a benchmark with its data, once per process.
+
+    Raises:
+        TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
+            needs images or sound.
+    """
+    name = task.name or Path(str(task.path)).stem
+    if not allow_code_execution and _executes_code(task):
+        raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
+    if allow_code_execution:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    try:
+        with seeded():
+            loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
+    except FAILURES as error:
+        raise TaskUnavailable(f"{name} cannot be loaded: {reason_of(error)}") from error
+    leaves = loaded["tasks"]
+    for leaf, built in leaves.items():
+        if getattr(built, "MULTIMODAL", False):
+            raise TaskUnavailable(f"{leaf} needs images or sound")
+        if getattr(built, "UNSAFE_CODE", False) and not allow_code_execution:
+            raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
+    pinned = {leaf: built.get_config("num_fewshot") for leaf, built in leaves.items()}
+    return Loaded(leaves, loaded.get("groups", {}), pinned)
+
+
+def _load_file(path: Path) -> Any:
+    """Load a task file, or a group file with its siblings. A task's data files may be relative to the task file."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    config = load_yaml(path, resolve_func=True)
+    if "group" in config:
+        return TaskManager(include_path=path.parent).load([config["group"]])
+    kwargs = config.get("dataset_kwargs") or {}
+    if "data_files" in kwargs:
+        config["dataset_kwargs"] = {**kwargs, "data_files": _beside(path.parent, kwargs["data_files"])}
+    return TaskManager(include_defaults=False).load([config])
+
+
+def _beside(folder: Path, data_files: Any) -> Any:
+    if isinstance(data_files, dict):
+        return {split: _beside(folder, entry) for split, entry in data_files.items()}
+    if isinstance(data_files, list):
+        return [_beside(folder, entry) for entry in data_files]
+    return str(folder / data_files) if (folder / data_files).is_file() else data_files
+
+
+def _executes_code(task: schema.Task) -> bool:
+    """Whether a benchmark runs what the model writes. Asked before loading: loading such a task runs a probe."""
+    if task.path is not None:
+        return _marked_unsafe(load_yaml(Path(task.path), resolve_func=False))
+    return any(_marked_unsafe(config) for config in _configs(str(task.name)))
+
+
+def _marked_unsafe(config: dict[str, Any]) -> bool:
+    metrics = config.get("metric_list") or []
+    return bool(config.get("unsafe_code")) or any("code_eval" in str(metric.get("metric")) for metric in metrics)
+
+
+def _configs(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the unresolved configurations below a task, group or tag."""
+    entry = _known().task_index.get(name)
+    if entry is None:
+        return
+    if entry.tags and entry.cfg is None:
+        for tagged in sorted(entry.tags):
+            yield from _configs(tagged)
+        return
+    yield from _below(entry.cfg or {})
+
+
+def _below(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield config
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, dict):
+            yield member
+        named = member if isinstance(member, str) else member.get("group") or member.get("task")
+        if isinstance(named, str):
+            yield from _configs(named)
+        elif isinstance(named, list):
+            yield from _below({"task": named})
+
+
+# Where data lies and what people call a task; the documents themselves are hashed with the requests.
+_NO_IDENTITY = {"task_alias", "tag", "num_fewshot", "data_files", "data_dir", "cache_dir", "config_source"}
+
+
+def config_hash(task: Task) -> str:
+    """Return the hash of a task's configuration: paths left out, functions as the hash of the file they are in."""
+    fields = {key: value for key, value in vars(task.config).items() if value is not None}
+    if os.path.isabs(str(fields.get("dataset_path", ""))):
+        del fields["dataset_path"]
+    return fingerprint({"class": type(task).__qualname__, "config": _plain(fields)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if key not in _NO_IDENTITY}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(vars(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    return _function(value) if callable(value) else value
+
+
+def _function(value: Callable[..., Any]) -> dict[str, str]:
+    named = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        source = hash_file(Path(inspect.getsourcefile(named) or ""))
+    except (TypeError, OSError):
+        source = "built in"
+    return {"function": named.__qualname__, "source": source}

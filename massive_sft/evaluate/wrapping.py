@@ -1,0 +1,80 @@
+"""How a benchmark's context is wrapped into the text that a model was tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from massive_sft import schema, template
+from massive_sft.errors import InvalidInput, Problem
+
+FIELD = "{prompt}"
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """One of: nothing (``none``), a training prompt template (``training``), a chat template (``chat``).
+
+    ``text`` holds ``{prompt}`` once for ``training`` and is the tokenizer's Jinja source for ``chat``; for ``none``
+    it is ``None``. ``render`` turns lm-eval's messages into the context, ``None`` for ``none``.
+    """
+
+    kind: str
+    text: str | None = None
+    render: Callable[..., str] | None = None
+
+    @property
+    def stop(self) -> str | None:
+        """The header that opens the template's next prompt: a model that writes it has finished its answer."""
+        if self.kind != "training" or self.text is None:
+            return None
+        return self.text.split(FIELD)[0].strip() or None
+
+
+NONE = Wrapping("none")
+
+
+def training(text: str) -> Wrapping:
+    """Wrap in a training prompt template such as ``"###Question: {prompt}\\n###Answer: "``.
+
+    Raises InvalidInput when ``text`` does not hold ``{prompt}`` exactly once.
+    """
+    problem = template.field_problem("template", text, "prompt")
+    if problem:
+        raise InvalidInput(problem)
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        prefix = "" if add_generation_prompt else messages[-1]["content"]
+        prompt = messages if add_generation_prompt else messages[:-1]
+        return text.replace(FIELD, "".join(message["content"] for message in prompt)) + prefix
+
+    return Wrapping("training", text, render)
+
+
+def chat(tokenizer: Any) -> Wrapping:
+    """Wrap in the tokenizer's own chat template. Raises InvalidInput when it has none."""
+    source = getattr(tokenizer, "chat_template", None)
+    if not isinstance(source, str):
+        raise InvalidInput(Problem(str(tokenizer.name_or_path), "has no chat template; use another template"))
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    return Wrapping("chat", source, render)
+
+
+def choose(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:
+    """Return the wrapping that a protocol asks for, given the template of the setting under comparison."""
+    if protocol.template == "none":
+        return NONE
+    if protocol.template == "chat" or setting_template == template.CHAT:
+        return chat(tokenizer)
+    if isinstance(setting_template, schema.TemplateText):
+        return training(setting_template.prompt)
+    return training(template.PROMPTS[setting_template])

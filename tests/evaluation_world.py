@@ -1,0 +1,109 @@
+"""A tiny model, a tokenizer and benchmarks on disk for the evaluation tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ["red", "blue", "green", "a dog", "two cats", "the long yellow road", "ünï", "seven", "no", "yes"]
+
+
+def tokenizer(adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges; with or without a BOS of its own."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("r", "e"), ("re", "d"), ("Ġ", "r"), ("Ġ", "b"), ("t", "h"), ("th", "e"), ("Ġ", "the"), ("e", "s")]
+    vocabulary = ["<s>", "</s>", "<pad>", *alphabet, *("".join(pair) for pair in merges)]
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    bos = {"bos_token": "<s>"} if adds_bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="<pad>", **bos)
+
+
+def llama(seed: int = 0, positions: int = 256, **config: object) -> LlamaForCausalLM:
+    """A random Llama whose picks vary: its weights are larger than a fresh model's."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 267, "max_position_embeddings": positions}
+    settings = {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    return LlamaForCausalLM(LlamaConfig(**(sizes | settings | config))).eval()
+
+
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=267, n_positions=256, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    config.bos_token_id, config.eos_token_id = None, 1
+    return GPT2LMHeadModel(config).eval()
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_tasks(folder: Path, documents: int = 12) -> dict[str, Path]:
+    """Write task files with data beside them: choices, generation, rolling text and a group of two; by name."""
+    draw = random.Random(0)
+    questions = [" ".join(draw.sample(WORDS, 3)) for _ in range(documents)]
+    choices = [draw.sample(WORDS, 4) for _ in range(documents)]
+    rows = [{"q": q, "choices": c, "label": draw.randrange(4)} for q, c in zip(questions, choices, strict=True)]
+    write_rows(folder / "data" / "mc.jsonl", rows)
+    write_rows(folder / "data" / "shots.jsonl", rows[::-1])
+    write_rows(folder / "data" / "text.jsonl", [{"text": " ".join(draw.choices(WORDS, k=20 + i))} for i in range(5)])
+    files = {"test": "data/mc.jsonl", "train": "data/shots.jsonl"}
+    shared = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1.0}}
+    choice = {
+        "task": "tiny_mc",
+        "dataset_kwargs": {"data_files": files},
+        "fewshot_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{q}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+        "metric_list": [
+            {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+            {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+        ],
+    }
+    generation = {
+        "task": "tiny_gen",
+        "dataset_kwargs": {"data_files": files},
+        "fewshot_split": "train",
+        "output_type": "generate_until",
+        "doc_to_text": "Q: {{q}}\nA:",
+        "doc_to_target": "{{choices[label]}}",
+        "generation_kwargs": {"until": ["\n", "e"], "max_gen_toks": 24, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    rolling = {
+        "task": "tiny_bpb",
+        "dataset_kwargs": {"data_files": {"test": "data/text.jsonl"}},
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [
+            {"metric": metric, "higher_is_better": False} | ({"aggregation": aggregation})
+            for metric, aggregation in (
+                ("bits_per_byte", "bits_per_byte"),
+                ("word_perplexity", "weighted_perplexity"),
+            )
+        ],
+    }
+    paths = {}
+    for config in (choice, generation, rolling):
+        paths[config["task"]] = folder / f"{config['task']}.yaml"
+        paths[config["task"]].write_text(yaml.safe_dump(shared | config))
+    return paths
