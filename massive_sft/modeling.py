@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+# transformers imports DeepSpeed, which looks for a GPU when it is imported and warns when there is none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.schema import Model
@@ -86,7 +100,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     # Batches are short and many; the tokenizer's own threads would fight with the workers' for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**arguments, use_fast=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**arguments, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise _refusal(model, "tokenizer", error) from error
     problems = []
@@ -117,6 +131,21 @@ def load_model(model: Model, dtype: str, attention: str = "sdpa") -> PreTrainedM
     if problems:
         raise InvalidInput(problems)
     try:
-        return AutoModelForCausalLM.from_pretrained(**source(model), dtype=DTYPES[dtype], attn_implementation=attention)
+        with no_progress_bar():
+            return AutoModelForCausalLM.from_pretrained(
+                **source(model), dtype=DTYPES[dtype], attn_implementation=attention
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _refusal(model, "weights", error) from error
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Within it transformers shows no progress bars: a sweep loads and saves thousands of times."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,247 @@
+"""DeepSpeed: the one module that imports it. Process group, configuration, accumulation, and what it leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from massive_sft.errors import Problem
+from massive_sft.schema import Optimizer, Setting
+from massive_sft.sft.packing import MicroBatch
+from massive_sft.spec import Layout
+
+
+def layout_problems(setting: Setting, layout: Layout, place: str = "resources") -> list[Problem]:
+    """Return why a setting cannot be trained with a layout, each with its remedy."""
+    problems = []
+    if layout.zero == 0 and setting.precision == "bf16":
+        problems.append(
+            Problem(
+                f"{place}.zero",
+                "must be 1 or more with precision bf16: DeepSpeed cannot sum gradients in float32 at stage 0; "
+                "set zero: 1 or precision: fp32",
+                layout.zero,
+            )
+        )
+    if layout.zero == 0 and layout.offload == "optimizer":
+        problems.append(Problem(f"{place}.zero", "must be 1 or more to offload the optimizer", layout.zero))
+    if layout.gpus and layout.gpus != layout.workers:
+        problems.append(Problem(f"{place}.workers", f"must equal gpus ({layout.gpus}): one each", layout.workers))
+    if layout.attention == "flash_attention_2" and not layout.gpus:
+        problems.append(Problem(f"{place}.attention", "flash_attention_2 needs a GPU; use sdpa", layout.attention))
+    if layout.attention == "flash_attention_2" and setting.precision == "fp32":
+        problems.append(
+            Problem(f"{place}.attention", "flash_attention_2 cannot compute in fp32; use sdpa", layout.attention)
+        )
+    return problems
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed quietly (``modeling`` tells it when there is no GPU)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it the libraries below do not warn of their own deprecated calls, which users cannot change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
+        yield
+
+
+def join_group(layout: Layout) -> tuple[int, int]:
+    """Join the process group and return (rank, ranks).
+
+    An existing group (Ray Train's, an earlier trajectory's) is used as it is; under torchrun its environment is
+    read; else the process is alone. GPUs use nccl, CPUs gloo.
+
+    Raises:
+        ValueError: when the group's size is not ``layout.workers``.
+    """
+    if not dist.is_initialized():
+        backend = "nccl" if layout.gpus else "gloo"
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    if dist.get_world_size() != layout.workers:
+        raise ValueError(f"layout has {layout.workers} workers, the process group {dist.get_world_size()}")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def config(setting: Setting, layout: Layout) -> dict[str, Any]:
+    """Return DeepSpeed's configuration.
+
+    Accumulation is driven by hand (one micro-batch more or less from step to step), so its own count stays at 1;
+    the learning rate is set on the parameter groups, so there is no scheduler.
+    """
+    zero: dict[str, Any] = {"stage": layout.zero}
+    if layout.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": setting.optimizer.clip or 0.0,
+        "bf16": {"enabled": setting.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def adamw(parameters: Sequence[nn.Parameter], optimizer: Optimizer, lr: float, fused: bool) -> torch.optim.AdamW:
+    """Return torch's AdamW with every field of the setting."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=lr,
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        fused=fused,
+    )
+
+
+class Engine:
+    """A module under DeepSpeed whose forward returns a summed loss, and its optimizer steps.
+
+    Args:
+        module: on the CPU, in the training dtype; parameters that require gradients are trained.
+        setting, layout: what to compute, and how; see ``layout_problems``.
+
+    Requires ``join_group``. ``close`` must be called, or ZeRO keeps the model alive.
+    """
+
+    def __init__(self, module: nn.Module, setting: Setting, layout: Layout):
+        deepspeed = _deepspeed()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # On the GPU the fused kernel; with offload the states are on the CPU, where it is the fastest as well.
+        optimizer = adamw(trained, setting.optimizer, setting.lr, fused=True)
+        with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory figures
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, model_parameters=trained, config=config(setting, layout)
+            )
+        self._deepspeed = deepspeed
+        self.zero = layout.zero
+        self.clip = setting.optimizer.clip
+        self.device: torch.device = self._engine.device
+        self.ranks = dist.get_world_size()
+        self._engine.train()
+
+    def accumulate(self, batches: Sequence[MicroBatch], target_total: int) -> torch.Tensor:
+        """Add the gradients of one optimizer step's micro-batches on this rank.
+
+        Every rank must bring equally many. The gradient of a micro-batch is that of
+        (summed loss × ranks / ``target_total``); ranks are averaged after the last one, so any layout gives the
+        gradient of the batch's mean loss per target.
+
+        Args:
+            batches: the micro-batches of this rank.
+            target_total: targets in the batch, over all ranks.
+
+        Returns:
+            The summed loss of this rank's samples, a float64 scalar on the device.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(batches):
+            self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            loss = self._engine(batch.to(self.device)) * float(batch.counted)
+            self._engine.backward(loss * (self.ranks / target_total), scale_wrt_gas=False)
+            total += loss.detach().double()
+        return total
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights, clear the gradients; return the gradient norm before clipping.
+
+        The norm is over all parameters and ranks; infinity or NaN stands for any that is not finite.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        if self.zero == 0:
+            # Stage 0 clips without telling the norm.
+            norm = float(torch.nn.utils.get_total_norm(self._gradients()))
+            self._engine.step()
+            return norm
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return float("nan")  # it skips an update with gradients that are not finite
+        norm = float(self._engine.get_global_grad_norm())
+        # ZeRO reports a norm that is not finite as -1.
+        return norm if norm >= 0 else float("nan")
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients of an unfinished step, also after a forward or backward pass that was broken off.
+
+        DeepSpeed has no call for this, so the state of its stages is put back by hand, as its ``step`` leaves it.
+        """
+        self._engine.zero_grad()
+        optimizer = self._engine.optimizer
+        if self.zero == 0:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        if not hasattr(optimizer, "ipg_buckets"):
+            return  # stage 1 in bf16: its float32 gradients are all that it keeps
+        hooks = optimizer._backward_hook_state
+        hooks.backward_active_depth = 0
+        hooks.remaining_grad_acc_hooks = 0
+        hooks.reset_for_new_step()
+        for bucket in optimizer.ipg_buckets.values():
+            bucket.clear()
+        optimizer.averaged_gradients = {}
+        optimizer.micro_step_id = -1
+        optimizer.ready_for_gradients = False
+        optimizer.all_grad_tensors = {}
+        optimizer.grads_in_partition = None
+        optimizer.params_already_reduced = [False] * len(optimizer.params_already_reduced)
+        optimizer.reset_partition_gradient_structures()
+        optimizer._release_ipg_buffers()
+
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Within it ``parameters`` have their full values; at ZeRO-3 a collective operation of all ranks."""
+        with self._deepspeed.zero.GatheredParameters(list(parameters), enabled=self.zero == 3):
+            yield
+
+    def close(self) -> None:
+        """Free the model, the optimizer and their memory."""
+        self._engine.destroy()
+        if self.zero == 3:
+            # destroy() leaves the root module on this global stack, and with it everything.
+            from deepspeed.runtime.zero import parameter_offload
+
+            parameter_offload.FWD_MODULE_STACK.clear()
+        del self._engine
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or of the CPU's allocator."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def sum_over_ranks(value: torch.Tensor) -> float:
+    """Return the sum of a scalar over all ranks."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value.item()
