@@ -24,6 +24,7 @@ from massive_sft.schema import Dataset
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.rows import Converter, Record, Row, headerless
 
+_SAID = 200  # characters of the library's own message: it may list every extension it knows
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -64,6 +65,8 @@ def load_rows(dataset: Dataset, place: str) -> Rows:
     converter = Converter(dataset, place, findings)
     records = _local_records(dataset, place, findings) if dataset.path is not None else _hub_records(dataset, place)
     rows, count = converter.rows(records)
+    if not count and not findings:
+        findings.add("empty", f"{place}.split", "has no rows", dataset.split)
     findings.raise_if_any()
     return Rows(rows, count)
 
@@ -230,8 +233,8 @@ def _hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
             data_files=list(dataset.files) if dataset.files else None,
         )
     except (OSError, ValueError, DatasetsError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(Problem(f"{place}.hub", f"cannot be loaded: {first_line}", dataset.hub)) from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput(Problem(f"{place}.hub", f"cannot be loaded: {said[:_SAID]}", dataset.hub)) from error
     for batch in table.iter(batch_size=1024):
         columns = list(batch)
         for values in zip(*batch.values(), strict=True):

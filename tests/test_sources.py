@@ -1,0 +1,334 @@
+"""Sources: every kind of file, mapping and filter, and what is said about bad ones."""
+
+import gzip
+import json
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from massive_sft.errors import InvalidInput
+from massive_sft.schema import Dataset
+from massive_sft.sft.sources import load_rows
+
+PAIRS = [{"question": f"q{number}", "answer": f"a{number}"} for number in range(4)]
+EXPECTED = [((f"q{number}", f"a{number}"),) for number in range(4)]
+
+
+def load(path, **fields):
+    fields.setdefault("format", None if "columns" in fields else "gsm8k")
+    return load_rows(Dataset(path=str(path), **fields), "datasets.d")
+
+
+def turns(path, **fields):
+    return [row.turns for row in load(path, **fields).rows]
+
+
+def problems(path, **fields):
+    with pytest.raises(InvalidInput) as caught:
+        load(path, **fields)
+    return str(caught.value)
+
+
+def lines(path, values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def talk(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+# Kinds of files
+
+
+def write_array(folder):
+    (folder / "d.json").write_text(json.dumps(PAIRS, indent=2))
+    return folder / "d.json"
+
+
+def write_lines(folder):
+    return lines(folder / "d.jsonl", PAIRS)
+
+
+def write_lines_named_json(folder):
+    return lines(folder / "d.json", PAIRS)
+
+
+def write_zipped_lines(folder):
+    (folder / "d.jsonl.gz").write_bytes(gzip.compress(lines(folder / "plain.jsonl", PAIRS).read_bytes()))
+    return folder / "d.jsonl.gz"
+
+
+def write_zipped_array(folder):
+    (folder / "d.json.gz").write_bytes(gzip.compress(json.dumps(PAIRS).encode()))
+    return folder / "d.json.gz"
+
+
+def write_csv(folder):
+    (folder / "d.csv").write_text("question,answer\n" + "".join(f"q{n},a{n}\n" for n in range(4)))
+    return folder / "d.csv"
+
+
+def write_parquet(folder):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(PAIRS), folder / "d.parquet")
+    return folder / "d.parquet"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_array,
+        write_lines,
+        write_lines_named_json,
+        write_zipped_lines,
+        write_zipped_array,
+        write_csv,
+        write_parquet,
+    ],
+)
+def test_load_rows_of_every_kind_of_file_gives_the_same_rows(tmp_path, write):
+    loaded = load(write(tmp_path))
+    assert [row.turns for row in loaded.rows] == EXPECTED
+    assert loaded.indices.tolist() == [0, 1, 2, 3] and loaded.source_rows == 4
+
+
+def test_load_rows_from_a_csv_without_header_takes_column_numbers_and_drops_the_byte_order_mark(tmp_path):
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbf" + b'"first, quoted",x,yes\nsecond,"two\nlines",no\n')
+    path = tmp_path / "d.csv"
+    assert turns(path, columns={"prompt": [0, 1], "completion": 2}) == [
+        (("first, quoted\nx", "yes"),),
+        (("second\ntwo\nlines", "no"),),
+    ]
+    assert turns(path, columns={"prompt": 0, "completion": 2}, filter={"2": "no"}) == [(("second", "no"),)]
+
+
+def test_load_rows_from_json_lines_with_a_byte_order_mark_and_blank_lines_counts_rows_and_lines(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(PAIRS[0]).encode() + b"\n\n" + json.dumps(PAIRS[1]).encode()
+    )
+    rows = load(tmp_path / "d.jsonl").rows
+    assert [(row.index, row.line) for row in rows] == [(0, 1), (1, 3)]
+
+
+def test_load_rows_from_a_folder_reads_its_files_in_the_given_order(tmp_path):
+    lines(tmp_path / "a.jsonl", PAIRS[:1])
+    lines(tmp_path / "b.jsonl", PAIRS[1:])
+    loaded = load(tmp_path, files=["b.jsonl", "a.jsonl"])
+    assert [row.turns for row in loaded.rows] == [*EXPECTED[1:], EXPECTED[0]]
+    assert loaded.rows[-1].index == 3 and loaded.rows[-1].place == f"{tmp_path}/a.jsonl:1"
+
+
+def test_load_rows_from_the_hub_equals_the_local_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    (tmp_path / "data").mkdir()
+    lines(tmp_path / "data" / "d.jsonl", PAIRS)
+    loaded = load_rows(Dataset(hub=str(tmp_path / "data"), files=["d.jsonl"], format="gsm8k"), "datasets.d")
+    assert [row.turns for row in loaded.rows] == EXPECTED
+    assert loaded.rows[2].place == f"{tmp_path}/data[train] row 2"
+    with pytest.raises(InvalidInput, match=r'datasets.d.hub: cannot be loaded: Unknown split "nope"'):
+        load_rows(Dataset(hub=str(tmp_path / "data"), split="nope", format="gsm8k"), "datasets.d")
+
+
+# Mappings
+
+
+def test_alpaca_joins_instruction_and_input_and_skips_a_blank_input(tmp_path):
+    path = lines(
+        tmp_path / "d.jsonl",
+        [
+            {"instruction": "Add.", "input": "1 2", "output": "3"},
+            {"instruction": "Greet.", "input": "", "output": "Hi"},
+            {"instruction": "Greet.", "input": None, "output": "Hi"},
+        ],
+    )
+    assert turns(path, format="alpaca") == [(("Add.\n1 2", "3"),), (("Greet.", "Hi"),), (("Greet.", "Hi"),)]
+
+
+def test_column_paths_reach_into_lists_and_objects(tmp_path):
+    value = {"instruction": "Do", "instances": [{"input": "this", "output": "done"}], "a.b": "literal"}
+    path = lines(tmp_path / "d.jsonl", [value])
+    columns = {"prompt": ["instruction", "instances[0].input"], "completion": "instances[0].output"}
+    assert turns(path, columns=columns) == [(("Do\nthis", "done"),)]
+    assert turns(path, columns={"prompt": "a.b", "completion": "instruction"}) == [(("literal", "Do"),)]
+
+
+def test_integers_become_text_and_white_space_is_kept(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{"question": " 6 x 7 \n", "answer": 42}])
+    assert turns(path) == [((" 6 x 7 \n", "42"),)]
+
+
+def test_strip_removes_every_listed_text_before_the_filter_looks(tmp_path):
+    path = lines(
+        tmp_path / "d.jsonl", [{"prompt": "p", "completion": "none<|end|>"}, {"prompt": "p", "completion": "x<|end|>"}]
+    )
+    fields = {"format": "p3", "strip": ["<|end|>"]}
+    assert turns(path, **fields) == [(("p", "none"),), (("p", "x"),)]
+    assert turns(path, **fields, filter={"not": {"completion": "none"}}) == [(("p", "x"),)]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)],
+        [{"from": role, "value": text} for role, text in zip(["human", "gpt"] * 2, "abcd", strict=True)],
+        list("abcd"),
+    ],
+)
+def test_messages_in_every_known_form_become_turns(tmp_path, messages):
+    path = lines(tmp_path / "d.jsonl", [{"conversations": messages}])
+    assert turns(path, format="messages") == [(("a", "b"), ("c", "d"))]
+    assert turns(path, format="messages", turns="first") == [(("a", "b"),)]
+    assert turns(path, columns={"messages": "conversations"}) == [(("a", "b"), ("c", "d"))]
+
+
+def test_messages_keep_a_leading_system_message_apart(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [talk(("system", "Be brief."), ("user", "a"), ("assistant", "b"))])
+    row = load(path, format="messages").rows[0]
+    assert row.system == "Be brief." and row.turns == (("a", "b"),)
+
+
+# Filters
+
+
+def test_filter_keeps_and_refuses_and_the_row_numbers_are_those_of_the_file(tmp_path):
+    values = [{**pair, "task": task} for pair, task in zip(PAIRS, ["x", "y", "z", "x"], strict=True)]
+    path = lines(tmp_path / "d.jsonl", values)
+    loaded = load(path, filter={"task": ["x", "y"], "not": {"completion": "a0"}})
+    assert loaded.indices.tolist() == [1, 3] and loaded.source_rows == 4
+    assert load(path, filter={"task": ["x", "y"]}, limit=2).indices.tolist() == [0, 1]
+    assert [row.turns for row in loaded.at(loaded.indices[::-1])] == [EXPECTED[3], EXPECTED[1]]
+
+
+def test_filter_compares_numbers_truth_and_null_with_what_the_file_holds(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{**PAIRS[0], "n": 1, "ok": True}, {**PAIRS[1], "n": "1", "ok": None}])
+    assert len(load(path, filter={"n": 1}).rows) == 2
+    assert load(path, filter={"ok": True}).indices.tolist() == [0]
+    assert load(path, filter={"not": {"ok": None}}).indices.tolist() == [0]
+
+
+def test_filter_may_refuse_the_rows_without_a_completion(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [PAIRS[0], {"question": "q", "answer": None}, {"question": "q"}])
+    assert load(path, filter={"not": {"completion": None}}).indices.tolist() == [0]
+
+
+# Bad input
+
+
+def test_broken_json_lines_are_all_named_by_file_and_line(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n{"question": \n[1, 2\n"text"\n')
+    said = problems(path)
+    assert f"{path}:2: is not valid JSON" in said and f"{path}:3: is not valid JSON" in said
+    assert f"{path}:4: must be an object, got 'text'" in said
+
+
+def test_more_than_ten_problems_of_a_kind_are_counted_and_other_kinds_still_listed(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{"question": "q", "answer": None}] * 25 + [{"question": 1.5, "answer": "a"}])
+    said = problems(path).splitlines()
+    assert len(said) == 12
+    assert said[9] == f"{path}:10: has no completion: column answer is missing or null"
+    assert said[10].endswith("and 15 more: no completion")
+    assert said[11] == f"{path}:26: column question must be text or an integer, got 1.5"
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+def test_empty_file_is_named(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert problems(tmp_path / name) == f"{tmp_path / name}: is empty: it has no rows"
+
+
+def test_empty_parquet_and_empty_array_and_header_alone_are_named(tmp_path):
+    schema = pyarrow.schema({"question": pyarrow.string(), "answer": pyarrow.string()})
+    pyarrow.parquet.write_table(schema.empty_table(), tmp_path / "d.parquet")
+    (tmp_path / "d.json").write_text("[]")
+    (tmp_path / "d.csv").write_text("question,answer\n")
+    for name in ("d.parquet", "d.json", "d.csv"):
+        assert "is empty: it has no rows" in problems(tmp_path / name)
+
+
+def test_missing_column_is_named_once_with_the_columns_that_exist(tmp_path):
+    path = lines(tmp_path / "d.jsonl", PAIRS)
+    said = problems(path, columns={"prompt": "questoin", "completion": "answer"}, filter={"task": "x"})
+    assert said.splitlines() == [
+        "datasets.d.columns.prompt: no row has this column, got 'questoin' (did you mean 'question'?); "
+        "valid: question, answer",
+        "datasets.d.filter: no row has this column, got 'task'; valid: question, answer",
+    ]
+    assert "datasets.d.columns.messages: no row has this column" in problems(path, format="messages")
+
+
+def test_filter_that_leaves_nothing_says_of_how_many(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{**pair, "n": 1, "m": 1} for pair in PAIRS])
+    assert problems(path, filter={"n": 2, "m": 1}) == "datasets.d.filter: leaves none of the 4 rows"
+
+
+def test_malformed_filter_is_named(tmp_path):
+    path = lines(tmp_path / "d.jsonl", PAIRS)
+    assert "datasets.d.filter.question: must be a value or a list" in problems(path, filter={"question": {"a": 1}})
+    assert "datasets.d.filter.not: must map columns" in problems(path, filter={"not": "none"})
+
+
+@pytest.mark.parametrize(
+    ("messages", "rule"),
+    [
+        ([("user", "a")], "must be an optional system message, then user and assistant in turns"),
+        ([("assistant", "a"), ("user", "b")], "then user and assistant in turns"),
+        ([("user", "a"), ("tool", "b")], "message 1 must have a known role"),
+        ([("user", "a"), ("assistant", None)], "message 1 must be text or an integer, got None"),
+        ([], "then user and assistant in turns"),
+    ],
+)
+def test_conversations_that_cannot_be_read_are_refused(tmp_path, messages, rule):
+    path = lines(tmp_path / "d.jsonl", [talk(*messages)])
+    assert rule in problems(path, format="messages")
+    assert f"{path}:1" in problems(path, format="messages")
+
+
+@pytest.mark.parametrize("messages", ["text", [{"text": "a"}], None])
+def test_messages_of_an_unknown_form_are_refused(tmp_path, messages):
+    path = lines(tmp_path / "d.jsonl", [{"messages": messages}])
+    assert f"{path}:1: " in problems(path, format="messages")
+
+
+def test_csv_row_of_another_width_and_an_open_quote_are_named_by_line(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text('question,answer\nq,a\nq\nq,a,b\n"open,a\n')
+    said = problems(path)
+    assert f"{path}:3: must have 2 fields" in said and f"{path}:4: must have 2 fields" in said
+    assert f"{path}:5: is not valid CSV" in said
+
+
+def test_text_that_is_no_utf8_is_named_by_line(tmp_path):
+    for name in ("d.jsonl", "d.json", "d.csv"):
+        (tmp_path / name).write_bytes(b'["question"]\n' * 2 + b'["\xff\xfe"]')
+        assert f"{tmp_path / name}:3: is not UTF-8" in problems(tmp_path / name)
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"question": "\\ud83d", "answer": "a"}\n')
+    assert "d.jsonl:1: column question holds half of a surrogate pair" in problems(tmp_path / "d.jsonl")
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b"{}" * 1000)[:-9])
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "d.json").write_text('[{"question": 1},\n {"answer"]')
+    (tmp_path / "o.json").write_text("3")
+    assert "d.jsonl.gz: cannot be read" in problems(tmp_path / "d.jsonl.gz")
+    assert "d.parquet: is not valid Parquet" in problems(tmp_path / "d.parquet")
+    assert "d.json:2: is not valid JSON" in problems(tmp_path / "d.json")
+    assert "o.json: must hold a list of objects, got 3" in problems(tmp_path / "o.json")
+
+
+def test_paths_that_name_no_readable_file_are_all_refused(tmp_path):
+    (tmp_path / "d.txt").write_text("x")
+    (tmp_path / "d.jsonl").write_text("{}")
+    assert "datasets.d.path: does not exist" in problems(tmp_path / "none.jsonl")
+    assert "has an extension that cannot be read, got 'd.txt'; valid: .jsonl" in problems(tmp_path / "d.txt")
+    assert "is a folder: name its files under files" in problems(tmp_path)
+    assert "goes with a folder, but path is a file" in problems(tmp_path / "d.jsonl", files=["d.jsonl"])
+    said = problems(tmp_path, files=["d.txt", "no.jsonl"], subset="s").splitlines()
+    assert len(said) == 3 and "subset: goes with hub" in said[0]
