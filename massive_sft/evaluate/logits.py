@@ -7,6 +7,12 @@ from typing import Any
 import torch
 
 ROWS_AT_ONCE = 256  # positions whose logits are held in fp32 at the same time
+LOGITS_AT_ONCE = 2**29  # logits of a batch where every position is needed: 1 GiB in bf16
+
+
+def dense_budget(model: Any, token_budget: int) -> int:
+    """Return the tokens of a batch where every position's logits are needed: fewer for a large vocabulary."""
+    return min(token_budget, LOGITS_AT_ONCE // int(model.get_output_embeddings().weight.shape[0]))
 
 
 @torch.inference_mode()

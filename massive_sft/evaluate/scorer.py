@@ -12,7 +12,7 @@ import torch
 from massive_sft.errors import Unsupported
 from massive_sft.evaluate import batching, generate
 from massive_sft.evaluate.encoding import Encoder, max_length_of, truncated
-from massive_sft.evaluate.logits import chosen_logits, target_logprobs
+from massive_sft.evaluate.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluate.responses import Generated, Response, Scored
 
@@ -69,7 +69,10 @@ class PlainScorer:
         """
         responses: dict[int, Response] = {}
         likelihoods = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
-        scored, splits = self._score_spans([span for i in likelihoods for span in self._spans(i, requests[i])])
+        dense = any(isinstance(requests[i], Rolling) for i in likelihoods)
+        budget = dense_budget(self._model, self._token_budget) if dense else self._token_budget
+        spans = [span for i in likelihoods for span in self._spans(i, requests[i])]
+        scored, splits = self._score_spans(spans, budget)
         for i in likelihoods:
             responses[i] = Scored(requests[i].index, *scored[i])
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
@@ -102,7 +105,7 @@ class PlainScorer:
             for context, continuation in pairs
         ]
 
-    def _score_spans(self, spans: list[_Span]) -> tuple[dict[int, tuple[float, bool, int]], int]:
+    def _score_spans(self, spans: list[_Span], budget: int) -> tuple[dict[int, tuple[float, bool, int]], int]:
         """Return (log-probability, greedy, tokens) by request, summed over its spans, and the memory splits."""
         sharing: dict[tuple[int, ...], list[_Span]] = defaultdict(list)
         for span in spans:
@@ -111,7 +114,7 @@ class PlainScorer:
         rows = list(sharing.values())
         totals: dict[int, tuple[float, bool, int]] = {span.owner: (0.0, True, 0) for span in spans}
         splits = 0
-        for batch in batching.plan([len(row[0].tokens) for row in rows], self._token_budget):
+        for batch in batching.plan([len(row[0].tokens) for row in rows], budget):
             results, made = batching.run_split(batch, lambda part: self._batch([rows[i] for i in part]))
             splits += made
             for row, values in zip((rows[i] for i in batch), results, strict=True):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from massive_sft import modeling
 from massive_sft.errors import InvalidInput, Problem
@@ -44,13 +43,8 @@ def load_scored(
         if adapters == "merged":
             loaded = loaded.merge_and_unload()
     elif (snapshot / "config.json").is_file():
-        loaded = AutoModelForCausalLM.from_pretrained(
-            snapshot,
-            dtype=modeling.DTYPES[dtype],
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=model.trust_remote_code,
-        )
+        whole = Model(path=str(snapshot), trust_remote_code=model.trust_remote_code)
+        loaded = modeling.load_model(whole, dtype, attention)
     else:
         raise InvalidInput(Problem(str(snapshot), "is no snapshot: it has neither config.json nor adapter_config.json"))
     return loaded.requires_grad_(False).eval().to(device)

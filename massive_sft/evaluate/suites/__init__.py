@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.schema import Evaluation, Task
+from massive_sft.yaml_file import read_yaml
 
 _FOLDER = Path(__file__).parent
 
@@ -21,7 +20,7 @@ def load_suite(name: str, place: str = "evaluation.suites") -> list[Task]:
     """Return a suite's benchmarks. Raises InvalidInput, with the known names, for an unknown one."""
     if name not in known_suites():
         raise InvalidInput(Problem(place, "must be a suite that exists", name, known_suites()))
-    entries = YAML(typ="safe").load(_FOLDER / f"{name}.yaml")["tasks"]
+    entries = read_yaml(_FOLDER / f"{name}.yaml")["tasks"]
     return [Task(**entry) for entry in entries]
 
 

@@ -1,0 +1,216 @@
+"""The scorer against lm-eval's own Hugging Face backend, its determinism, and generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import evaluation_world as world
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, get_peft_model
+
+from massive_sft import schema
+from massive_sft.errors import InvalidInput, Unsupported
+from massive_sft.evaluate import batching
+from massive_sft.evaluate.encoding import Encoder
+from massive_sft.evaluate.generate import cut
+from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
+from massive_sft.evaluate.scorer import PlainScorer
+from massive_sft.evaluate.weights import load_scored
+
+CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "", "<s>the road", "x" * 300, "two cats \n", "   "]
+CONTINUATIONS = [" blue", "red", " the long yellow road", "ünï", " y"]
+MODELS = {
+    "llama with BOS": (world.llama, True),
+    "llama without BOS": (world.llama, False),
+    "gpt2 without BOS": (world.gpt2, False),
+}
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(context, continuation) for context in CONTEXTS for continuation in CONTINUATIONS]
+
+
+def likelihoods(texts: list[tuple[str, str]]) -> list[Request]:
+    return [Likelihood(i, i, 0, "", 1, *text) for i, text in enumerate(texts)]
+
+
+def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
+
+
+@pytest.fixture(params=list(MODELS))
+def peers(request: pytest.FixtureRequest) -> tuple[PlainScorer, HFLM]:
+    """Our scorer and lm-eval's backend over the same random model in fp32."""
+    make, adds_bos = MODELS[request.param]
+    model, tokenizer = make(), world.tokenizer(adds_bos)
+    # With its logits_cache, lm-eval 0.4.13 reads the wrong positions where two requests feed equal tokens and predict
+    # different numbers of them.
+    return PlainScorer(model, tokenizer, token_budget=600), HFLM(
+        model, tokenizer=tokenizer, batch_size=4, device="cpu", logits_cache=False
+    )
+
+
+def test_loglikelihood_of_any_pair_equals_lm_eval(peers: tuple[PlainScorer, HFLM]) -> None:
+    scorer, reference = peers
+    texts = [pair for pair in pairs() if pair[0].strip() or pair[0] == ""]  # lm-eval stops at a blank context
+    expected = reference.loglikelihood(instances("loglikelihood", texts), disable_tqdm=True)
+    found, _ = scorer.score(likelihoods(texts))
+    assert [r.logprob for r in found] == pytest.approx([logprob for logprob, _ in expected], abs=1e-4)
+    assert [r.greedy for r in found] == [greedy for _, greedy in expected]
+
+
+def test_rolling_loglikelihood_over_several_windows_equals_lm_eval(peers: tuple[PlainScorer, HFLM]) -> None:
+    scorer, reference = peers
+    texts = ["red", "the long yellow road " * 40, "ünï " * 57, "a" * 256, "a" * 257]
+    expected = reference.loglikelihood_rolling(
+        instances("loglikelihood_rolling", [(t,) for t in texts]), disable_tqdm=True
+    )
+    found, _ = scorer.score([Rolling(i, i, 0, "", 1, text) for i, text in enumerate(texts)])
+    assert [r.logprob for r in found] == pytest.approx(expected, rel=1e-6)
+
+
+def test_generation_of_any_batch_equals_lm_eval(peers: tuple[PlainScorer, HFLM]) -> None:
+    scorer, reference = peers
+    until, length = ["e", "\n\n", "ab"], 40
+    # None starts with BOS: lm-eval then leaves it out of the whole batch.
+    contexts = ["Question: red?\nAnswer:", "the answer is ", "two cats \n", "seven", "no " * 30, "x" * 300]
+    arguments = {"until": until, "max_gen_toks": length, "do_sample": False}
+    expected = reference.generate_until(instances("generate_until", [(c, arguments) for c in contexts]), True)
+    found, _ = scorer.score([Generation(i, i, 0, "", 1, c, tuple(until), length) for i, c in enumerate(contexts)])
+    assert [r.text for r in found] == expected
+    assert len({r.tokens for r in found}) > 1
+
+
+def test_scores_do_not_depend_on_the_order_or_company_of_requests() -> None:
+    scorer = PlainScorer(world.llama(), world.tokenizer(), token_budget=600)
+    asked = likelihoods(pairs())
+    together, _ = scorer.score(asked)
+    again, _ = scorer.score(asked)
+    assert together == again
+    backwards, _ = scorer.score(asked[::-1])
+    alone = [scorer.score([request])[0][0] for request in asked]
+    for found in (backwards[::-1], alone):
+        assert [r.logprob for r in found] == pytest.approx([r.logprob for r in together], abs=1e-4)
+        assert [r.greedy for r in found] == [r.greedy for r in together]
+
+
+def test_scores_after_running_out_of_memory_are_equal_and_say_so() -> None:
+    model = world.llama()
+    asked = likelihoods(pairs())
+    expected, happened = PlainScorer(model, world.tokenizer()).score(asked)
+    assert happened == {"memory_splits": 0}
+
+    def refuse(_module: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        if len(named["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("too many rows for this test's device")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    found, happened = PlainScorer(model, world.tokenizer()).score(asked)
+    assert happened["memory_splits"] > 0
+    assert [r.greedy for r in found] == [r.greedy for r in expected]
+    assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
+
+
+def test_batch_of_one_that_does_not_fit_is_refused_with_a_sentence() -> None:
+    def fail(_batch: list[int]) -> list[int]:
+        raise torch.OutOfMemoryError("no")
+
+    with pytest.raises(Unsupported, match="does not fit into memory"):
+        batching.run_split([0, 1], fail)
+
+
+def test_error_other_than_memory_is_not_taken_for_it() -> None:
+    def fail(_batch: list[int]) -> list[int]:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        batching.run_split([0, 1], fail)
+
+
+def test_batches_stay_within_the_budget_and_hold_every_index_once() -> None:
+    lengths = [5, 100, 7, 7, 30, 1, 64]
+    batches = batching.plan(lengths, 64)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 64 for batch in batches)
+    assert batches == batching.plan(lengths, 64)
+
+
+def test_continuation_that_merges_into_its_context_is_not_scored_as_empty() -> None:
+    class Merging(Encoder):
+        def encode(self, text: str) -> list[int]:
+            return [7]  # whatever the text: context and whole are one token
+
+    context, continuation = Merging(world.tokenizer()).pair("a", "b")
+    assert context == [7]
+    assert continuation == world.tokenizer().encode("b", add_special_tokens=False)
+
+
+def test_continuation_longer_than_the_model_is_refused() -> None:
+    with pytest.raises(Unsupported, match="longer than the model's 256"):
+        PlainScorer(world.llama(), world.tokenizer()).score(likelihoods([("a", "b" * 300)]))
+
+
+def test_answer_as_long_as_the_model_is_refused() -> None:
+    with pytest.raises(Unsupported, match="leaves no room"):
+        PlainScorer(world.llama(), world.tokenizer()).score([Generation(0, 0, 0, "", 1, "a", (), 256)])
+
+
+def test_generation_says_why_it_ended() -> None:
+    scorer = PlainScorer(world.llama(), world.tokenizer())
+    free, stopped = (
+        scorer.score([Generation(0, 0, 0, "", 1, "seven", until, 12)])[0][0]
+        for until in ((), ("e", "t", "r", "a", "o"))
+    )
+    assert (free.finish, free.tokens) in {("length", 12), ("eos", free.tokens)}
+    assert stopped.text == cut(free.text, ("e", "t", "r", "a", "o"))
+
+
+@pytest.mark.parametrize(
+    ("text", "until", "expected"),
+    [("one\ntwo", ("\n",), "one"), ("abcd", ("cd", "bc"), "a"), ("abc", (), "abc"), ("abc", ("x",), "abc")],
+)
+def test_cut_ends_before_the_first_stop(text: str, until: tuple[str, ...], expected: str) -> None:
+    assert cut(text, until) == expected
+
+
+def saved_base(folder: Path) -> schema.Model:
+    world.llama().save_pretrained(folder)
+    world.tokenizer().save_pretrained(folder)
+    return schema.Model(path=str(folder))
+
+
+def test_adapter_snapshot_is_scored_unmerged_or_merged_with_equal_fp32_scores(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    torch.manual_seed(1)
+    tuned = get_peft_model(world.llama(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    asked = likelihoods(pairs())
+    scores = {}
+    for adapters in ("unmerged", "merged"):
+        model = load_scored(base, tmp_path / "adapter", "fp32", adapters)
+        assert any("lora" in name for name, _ in model.named_modules()) == (adapters == "unmerged")
+        scores[adapters] = [r.logprob for r in PlainScorer(model, world.tokenizer()).score(asked)[0]]
+    expected = [r.logprob for r in PlainScorer(tuned.eval(), world.tokenizer()).score(asked)[0]]
+    untuned = [r.logprob for r in PlainScorer(load_scored(base, None, "fp32"), world.tokenizer()).score(asked)[0]]
+    assert scores["unmerged"] == expected
+    assert scores["merged"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(untuned, expected, strict=True)) > 1
+
+
+def test_full_snapshot_folder_is_scored_with_its_own_weights(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    world.llama(seed=5).save_pretrained(tmp_path / "snapshot")
+    model = load_scored(base, tmp_path / "snapshot", "fp32")
+    asked = likelihoods(pairs())
+    found, _ = PlainScorer(model, world.tokenizer()).score(asked)
+    assert found == PlainScorer(world.llama(seed=5), world.tokenizer()).score(asked)[0]
+
+
+def test_folder_without_a_model_is_no_snapshot(tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match="is no snapshot"):
+        load_scored(base, tmp_path / "empty", "fp32")
