@@ -317,6 +317,10 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "d.json").write_text('[{"question": 1},\n {"answer"]')
     (tmp_path / "o.json").write_text("3")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n" + '{"question": ' + "9" * 5000 + "}")
+    assert "deep.json: is JSON that cannot be read" in problems(tmp_path / "deep.json")
+    assert problems(tmp_path / "deep.jsonl").count("is JSON that cannot be read") == 2
     assert "d.jsonl.gz: cannot be read" in problems(tmp_path / "d.jsonl.gz")
     assert "d.parquet: is not valid Parquet" in problems(tmp_path / "d.parquet")
     assert "d.json:2: is not valid JSON" in problems(tmp_path / "d.json")

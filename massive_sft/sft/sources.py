@@ -150,6 +150,9 @@ def _read_json_lines(file: Path, numbered: bool, findings: Findings) -> Iterator
             except UnicodeDecodeError as error:
                 findings.add("encoding", f"{name}:{number}", f"is not UTF-8: {error.reason}")
                 continue
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list too deep
+                findings.add("broken JSON", f"{name}:{number}", f"is JSON that cannot be read: {error}")
+                continue
             yield Record(value, name, number)
 
 
@@ -168,6 +171,9 @@ def _read_json(file: Path, numbered: bool, findings: Findings) -> Iterator[Recor
     except json.JSONDecodeError as error:
         rule = f"is not valid JSON: {error.msg} at column {error.colno}"
         findings.add("broken JSON", f"{file}:{error.lineno}", rule)
+        return
+    except (ValueError, RecursionError) as error:
+        findings.add("broken JSON", str(file), f"is JSON that cannot be read: {error}")
         return
     if not isinstance(values, list):
         findings.add("no list", str(file), "must hold a list of objects", values)
