@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from massive_sft import template
@@ -123,18 +124,31 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of the results table. ``recipe`` is None for a base model's row."""
+    """One row of the results table.
+
+    Attributes:
+        id: of ``content``.
+        blocks: the blocks of the sweep that ask for it.
+        base: the base model's content, canonical JSON.
+        recipe: None for a base model's row.
+    """
 
     id: str
     coordinates: Coordinates
     blocks: tuple[str, ...]
-    model_name: str
     model: Model
+    base: str
     recipe: Recipe | None
 
     @property
     def epoch(self) -> int:
         return self.coordinates.epoch
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the id is the hash of, as JSON values."""
+        parts = self.recipe.parts if self.recipe else {"base": self.base, "method": '"none"'}
+        return {key: json.loads(text) for key, text in parts.items()} | {"epoch": self.epoch}
 
     @property
     def condition(self) -> str:
@@ -223,7 +237,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
 
 def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
     both = tuple(dict.fromkeys((*cell.blocks, *blocks)))
-    return Cell(cell.id, cell.coordinates, both, cell.model_name, cell.model, cell.recipe)
+    return replace(cell, blocks=both)
 
 
 class _Maker:
@@ -255,7 +269,7 @@ class _Maker:
             model, content = self._model(name)
             coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
             identity = digest(join({"base": content, "epoch": "0", "method": '"none"'}))
-            yield Cell(identity, coordinates, ("base",), name, model, None)
+            yield Cell(identity, coordinates, ("base",), model, content, None)
 
     def unused_excludes(self) -> Iterator[Problem]:
         for index, block in enumerate(self.sweep.file.blocks):
@@ -323,7 +337,7 @@ class _Maker:
             variant=",".join(f"{key}={value}" for key, value in sorted(variant.overrides.items()) if key != "seed"),
         )
         identity = digest(join({**recipe.parts, "epoch": canonical(epoch)}))
-        return Cell(identity, coordinates, (block,), recipe.model_name, recipe.model, recipe)
+        return Cell(identity, coordinates, (block,), recipe.model, recipe.parts["base"], recipe)
 
     def _matching_excludes(
         self, index: int, block: Block, model: str, mixture: Mixture, variant: Variant, schedule: Schedule

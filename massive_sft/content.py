@@ -108,6 +108,10 @@ class Contents:
             "strip": sorted(dataset.strip),
         }
 
+    def file(self, path: str, place: str) -> str:
+        """Return the content id of one file that the sweep names."""
+        return self._files(path, None, place)
+
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""
         changes: dict[str, Any] = {}
@@ -146,7 +150,8 @@ class Contents:
             if not files:
                 rule = f"has no file that matches {', '.join(wanted)}" if wanted else "has no data file"
                 raise InvalidInput(Problem(place, rule, str(path)))
-            return "files:" + fingerprint({file.name: self.hashes.of(file) for file in files})
+            # A list, for the order in which data files are read is the order of their rows.
+            return "files:" + fingerprint([[file.name, self.hashes.of(file)] for file in files])
         except InvalidInput as error:
             self.missing[place] = error.problems[0]
         except OSError as error:
@@ -167,4 +172,5 @@ def _plain(rules: Mapping[str, Any]) -> dict[str, Any]:
 def _matching(folder: Path, wanted: tuple[str, ...] | None) -> list[Path]:
     if wanted is None:
         return sorted(file for file in folder.iterdir() if file.name.endswith(DATA))
-    return sorted({file for pattern in wanted for file in folder.glob(pattern) if file.is_file()})
+    found = {file: None for pattern in wanted for file in sorted(folder.glob(pattern)) if file.is_file()}
+    return list(found)

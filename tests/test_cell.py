@@ -16,6 +16,7 @@ from massive_sft import schema
 from massive_sft.cell import HASHED, UNHASHED, Cell, Cells, make_cells, neutralised
 from massive_sft.content import Contents
 from massive_sft.errors import InvalidInput
+from massive_sft.fingerprint import fingerprint
 from massive_sft.sweep import check_sweep
 from massive_sft.trajectory import make_trajectories, sharing
 
@@ -224,6 +225,13 @@ def test_later_field_with_its_neutral_value_leaves_the_id(monkeypatch: pytest.Mo
     monkeypatch.setitem(cells_module.NEUTRAL, "setting", {"later": "off"})
     assert neutralised("setting", {"lr": 1.0, "later": "off"}) == {"lr": 1.0}
     assert neutralised("setting", {"lr": 1.0, "later": "on"}) == {"lr": 1.0, "later": "on"}
+
+
+def test_id_is_the_hash_of_the_content() -> None:
+    file = base_file()
+    file["blocks"] = [block(setting=["full", "lora"])]
+    for cell in cells_of(file).cells:
+        assert cell.id == fingerprint(cell.content)
 
 
 def test_content_is_canonical_json_of_the_resolved_cell() -> None:

@@ -1,0 +1,5 @@
+"""``python -m massive_sft``."""
+
+from massive_sft.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""The plan: what a sweep asks for, what the ledger already holds, and what is left to do. Pure and instant."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from massive_sft.cell import Cell, Cells, Recipe, make_cells, template_content
+from massive_sft.content import Contents, locate
+from massive_sft.errors import Corrupt, InvalidInput, Problem
+from massive_sft.evaluate.suites import all_tasks
+from massive_sft.files import read_json
+from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
+from massive_sft.ledger import Ledger
+from massive_sft.record import Status
+from massive_sft.schema import Resource, Setting, Task, TemplateText
+from massive_sft.spec import Layout
+from massive_sft.sweep import Sweep
+from massive_sft.trajectory import Sharing, Trajectory, make_trajectories, sharing
+
+# Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
+SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One number wanted of a cell.
+
+    Attributes:
+        id: what a record lists when it has it: readable, and different when the declaration differs.
+        task: the benchmark; None for a measure.
+        shots: of the benchmark.
+        template: the training template that wraps the benchmark's prompts; None for a measure.
+        measure: the measure's name; None for a benchmark.
+    """
+
+    id: str
+    task: Task | None = None
+    shots: int = 0
+    template: str | TemplateText | None = None
+    measure: str | None = None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell: how far it is and what it still lacks."""
+
+    cell: Cell
+    status: Status
+    asked: tuple[Asked, ...]
+    lacking: tuple[Asked, ...]
+
+    @property
+    def is_done(self) -> bool:
+        return self.status in SETTLED and not self.lacking
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One trajectory: its layout, and its size where that is known.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
+        tokens_per_epoch: from the token cache; None before the first run or check.
+    """
+
+    trajectory: Trajectory
+    layout: Layout
+    cells: tuple[CellPlan, ...]
+    steps_per_epoch: int | None
+    tokens_per_epoch: int | None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether no cell of it has an outcome yet, or a failed one."""
+        return any(plan.status in (Status.WAITING, Status.RUNNING, Status.FAILED) for plan in self.cells)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep means and what is left of it.
+
+    Attributes:
+        base: the base models' cells.
+        tasks: the benchmarks, suites' first, with absolute paths.
+        warnings: what the user should know; nothing here stops a run.
+        missing: local files that are not there: ids are provisional and a run is refused.
+        unpinned: hub revisions that are no commit: ids are provisional.
+    """
+
+    sweep: Sweep
+    root: Path
+    runs: tuple[RunPlan, ...]
+    base: tuple[CellPlan, ...]
+    tasks: tuple[Task, ...]
+    warnings: tuple[Problem, ...]
+    missing: tuple[Problem, ...]
+    unpinned: tuple[Problem, ...]
+
+    @cached_property
+    def cells(self) -> tuple[CellPlan, ...]:
+        return (*(cell for run in self.runs for cell in run.cells), *self.base)
+
+    @cached_property
+    def statuses(self) -> Counter[Status]:
+        return Counter(cell.status for cell in self.cells)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        return sharing(run.trajectory for run in self.runs)
+
+    @property
+    def todo(self) -> tuple[RunPlan, ...]:
+        """Trajectories with something left to do."""
+        return tuple(run for run in self.runs if not all(cell.is_done for cell in run.cells))
+
+
+def storage_root(sweep: Sweep) -> Path:
+    """Return the absolute storage root. Raises InvalidInput when a ``${NAME}`` in it is not set."""
+    return locate(sweep.file.storage.root, sweep.folder, f"{sweep.path}: storage.root")
+
+
+def read_lock(root: Path, name: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the pinned commits that ``fetch`` wrote for a sweep; none where there is no lock."""
+    try:
+        lock: Mapping[str, Mapping[str, str]] = read_json(root / "sweeps" / name / "lock.json")["commits"]
+    except FileNotFoundError:
+        return {}
+    return lock
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Plan a sweep against the ledger at its storage root (which need not exist yet); nothing is written there.
+
+    Raises:
+        InvalidInput: for contradictions that only show when names are replaced by contents.
+        Unsupported: when the ledger is of a newer schema.
+    """
+    root = storage_root(sweep)
+    contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
+    cells = make_cells(sweep, contents)
+    asked = _Asked(sweep, contents)
+    plans = {plan.cell.id: plan for plan in _cell_plans(cells, asked, root)}
+    runs = [
+        RunPlan(
+            trajectory=run,
+            layout=layout_of(sweep, run.recipe),
+            cells=tuple(plans[cell.id] for cell in run.cells),
+            steps_per_epoch=_steps(run.recipe),
+            tokens_per_epoch=_cached_tokens(root, run.recipe),
+        )
+        for run in make_trajectories(cells.cells)
+    ]
+    contents.hashes.save()
+    return Plan(
+        sweep=sweep,
+        root=root,
+        runs=tuple(runs),
+        base=tuple(plan for plan in plans.values() if plan.cell.recipe is None),
+        tasks=tuple(task for task, _ in asked.tasks),
+        warnings=cells.warnings,
+        missing=_placed(sweep, contents.missing.values()),
+        unpinned=_placed(sweep, contents.unpinned.values()),
+    )
+
+
+def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
+
+
+def _cell_plans(cells: Cells, asked: _Asked, root: Path) -> Iterable[CellPlan]:
+    ledger = Ledger.open(root, create=False) if (root / "ledger.json").exists() else None
+    trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
+    statuses = ledger.statuses(trajectories) if ledger else {}
+    entries = ledger.entries() if ledger else {}
+    for cell in cells.cells:
+        wanted = asked.of(cell)
+        entry = entries.get(cell.id)
+        status = statuses.get(cell.id, Status.WAITING)
+        settled_empty = status in (Status.DIVERGED, Status.PRUNED)
+        lacking = () if settled_empty else tuple(item for item in wanted if not entry or item.id not in entry.has)
+        yield CellPlan(cell, status, wanted, lacking)
+
+
+class _Asked:
+    """What the sweep wants of each cell, worked out once per template."""
+
+    def __init__(self, sweep: Sweep, contents: Contents):
+        self.sweep, self.contents = sweep, contents
+        self.tasks = [self._task(index, task) for index, task in enumerate(all_tasks(sweep.file.evaluation))]
+        settings = [variant.setting for variants in sweep.variants for variant in variants]
+        self.by_template = {_template_id(setting): self._under(setting) for setting in settings}
+
+    def of(self, cell: Cell) -> tuple[Asked, ...]:
+        if cell.recipe is None:
+            # A base model is compared with every setting, so it is scored under each one's template.
+            return tuple({item.id: item for group in self.by_template.values() for item in group}.values())
+        measures = (Asked(name, measure=name) for name in self.sweep.file.measures)
+        return (*self.by_template[_template_id(cell.recipe.setting)], *measures)
+
+    def _task(self, index: int, task: Task) -> tuple[Task, dict[str, Any]]:
+        """Return a task with its absolute path, and its declared content."""
+        if task.path is None:
+            return task, {"name": task.name}
+        place = f"evaluation.tasks[{index}].path"
+        path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+        return task.model_copy(update={"path": str(path)}), {"file": self.contents.file(str(path), place)}
+
+    def _under(self, setting: Setting) -> tuple[Asked, ...]:
+        protocol = self.sweep.file.evaluation.protocol
+        identity = protocol.model_dump(mode="json")
+        if protocol.template == "training":
+            identity["text"] = _template_id(setting)
+        return tuple(
+            Asked(
+                f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}", task, shots, setting.template
+            )
+            for task, content in self.tasks
+            for shots in task.shots
+            if (more := {"shots": shots, "limit": task.limit})
+        )
+
+
+def _template_id(setting: Setting) -> str:
+    return fingerprint(template_content(setting))
+
+
+def _title(task: Task) -> str:
+    return task.name or Path(str(task.path)).stem
+
+
+def layout_of(sweep: Sweep, recipe: Recipe) -> Layout:
+    """Return the layout that the first matching rule of ``resources`` gives a training run."""
+    for rule in sweep.file.resources:
+        if _matches(sweep, rule, recipe):
+            return Layout(
+                workers=rule.workers or max(rule.gpus, 1),
+                gpus=rule.gpus,
+                zero=rule.zero,
+                offload=rule.offload,
+                micro_batch=rule.micro_batch,
+                packing=rule.packing,
+                gradient_checkpointing=rule.gradient_checkpointing,
+                attention=rule.attention,
+            )
+    # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
+    return Layout()
+
+
+def _matches(sweep: Sweep, rule: Resource, recipe: Recipe) -> bool:
+    when = rule.when
+    return (
+        when.phase in (None, "train")
+        and (when.model is None or recipe.model_name in sweep.models_of(when.model))
+        and (when.mixture is None or recipe.mixture.key in {item.key for item in sweep.mixtures_of(when.mixture)})
+        and (when.setting is None or recipe.setting_name in when.setting)
+        and when.method in (None, recipe.setting.method)
+    )
+
+
+def _steps(recipe: Recipe) -> int | None:
+    size = recipe.mixture.size
+    return None if size is None else math.ceil(size / recipe.setting.batch)
+
+
+def token_key(recipe: Recipe) -> str:
+    """Return the key of a mixture's tokenised samples: its content, the tokenizer, and what shapes the text."""
+    setting = recipe.setting
+    text = {
+        "template": template_content(setting),
+        "loss_on": setting.loss_on,
+        "max_length": setting.max_length,
+        "truncation": setting.truncation,
+    }
+    tokenizer = json.loads(recipe.parts["base"])["tokenizer"]
+    return digest(join({"data": recipe.parts["data"], "text": canonical(text), "tokenizer": canonical(tokenizer)}))
+
+
+def _cached_tokens(root: Path, recipe: Recipe) -> int | None:
+    try:
+        tokens: int = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]["tokens"]
+    except (FileNotFoundError, Corrupt):
+        return None
+    return tokens
+
+
+def require_settled(plan: Plan) -> None:
+    """Refuse to run while local files are missing. Raises InvalidInput with all of them."""
+    if plan.missing:
+        raise InvalidInput(plan.missing)

@@ -1,0 +1,285 @@
+"""What the command line prints: plans, statuses, records, progress. Values in, Rich renderables or JSON out."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cell import Coordinates
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.plan import Plan, RunPlan
+from massive_sft.record import BenchmarkScores, Record, Status
+
+if TYPE_CHECKING:
+    from massive_sft.inline import Happening
+
+STYLES = {
+    Status.COMPLETE: "green",
+    Status.PARTIAL: "yellow",
+    Status.DIVERGED: "magenta",
+    Status.FAILED: "red",
+    Status.RUNNING: "cyan",
+    Status.WAITING: "dim",
+    Status.PRUNED: "dim",
+}
+NOTES = 10  # warnings shown before "and N more"
+
+
+def plan_view(plan: Plan) -> Group:
+    """Return the plan for people."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "to do"):
+        table.add_column(column, justify="right" if column in ("size", "steps", "tokens") else "left")
+    for (model, data, size, setting, schedule, snapshots), runs in _alike(plan.runs).items():
+        steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")
+        left = sum(not cell.is_done for run in runs for cell in run.cells)
+        table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)} cells")
+    return Group(table, Text(), *_totals(plan), warnings_view(plan))
+
+
+def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
+    """Group runs that differ only in their seed."""
+    groups: dict[tuple[str, ...], list[RunPlan]] = {}
+    for run in runs:
+        recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
+        size = "≈ all" if recipe.mixture.size is None else f"{recipe.mixture.size:,}"
+        schedule = recipe.schedule.name + (f"/{first.horizon}" if first.horizon else "")
+        setting = " ".join(filter(None, (recipe.setting_name, first.variant)))
+        snapshots = _ranges(run.trajectory.snapshots)
+        groups.setdefault((recipe.model_name, recipe.mixture.name, size, setting, schedule, snapshots), []).append(run)
+    return groups
+
+
+def _cells(runs: Iterable[RunPlan]) -> int:
+    return sum(len(run.cells) for run in runs)
+
+
+def _sum(runs: list[RunPlan], what: str) -> str:
+    values = [getattr(run, what) for run in runs]
+    if None in values:
+        return "≈"
+    return f"{sum(value * run.trajectory.epochs for value, run in zip(values, runs, strict=True)):,}"
+
+
+def _ranges(epochs: tuple[int, ...]) -> str:
+    """Return ``1..3, 5`` for (1, 2, 3, 5)."""
+    parts: list[list[int]] = []
+    for epoch in epochs:
+        if parts and parts[-1][-1] == epoch - 1:
+            parts[-1].append(epoch)
+        else:
+            parts.append([epoch])
+    return ", ".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _totals(plan: Plan) -> list[Text]:
+    saved, counts = plan.sharing, plan.statuses
+    lines = [
+        f"{len(plan.cells)} cells: {', '.join(f'{counts[status]} {status}' for status in Status if counts[status])}; "
+        f"{sum(not cell.is_done for cell in plan.cells)} to do",
+        f"{saved.runs} training runs of {saved.run_epochs} epochs give {saved.cells} trained cells, "
+        f"which one by one would take {saved.cell_epochs} epochs",
+    ]
+    if saved.run_samples is not None and saved.cell_samples is not None:
+        lines[-1] += f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
+    if saved.split_by_horizon:
+        lines.append(
+            f"{saved.split_by_horizon} runs differ only in the horizon of a decaying schedule: "
+            "the shorter is no prefix of the longer, so they are not shared"
+        )
+    lines.append(f"storage: {plan.root}")
+    return [Text(line) for line in lines]
+
+
+def warnings_view(plan: Plan) -> Group:
+    """Return what the user should know about a plan; an empty group when there is nothing."""
+    notes = [
+        *(("missing", "red", item) for item in plan.missing),
+        *(("provisional", "yellow", item) for item in plan.unpinned),
+        *(("warning", "yellow", item) for item in plan.warnings),
+    ]
+    lines = [Text.assemble((f"{kind}: ", style), str(item)) for kind, style, item in notes[:NOTES]]
+    if len(notes) > NOTES:
+        lines.append(Text(f"and {len(notes) - NOTES} more"))
+    return Group(*lines)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON values; what is not known yet is null."""
+    saved = plan.sharing
+    return {
+        "schema": 1,
+        "name": plan.sweep.file.name,
+        "root": str(plan.root),
+        "statuses": {str(status): count for status, count in plan.statuses.items()},
+        "cells": saved.cells + len(plan.base),
+        "to_do": sum(not cell.is_done for cell in plan.cells),
+        "sharing": {name: getattr(saved, name) for name in saved.__dataclass_fields__},
+        "runs": [
+            {
+                "id": run.trajectory.id,
+                "cells": {str(cell.cell.epoch): cell.cell.id for cell in run.cells},
+                "layout": run.layout.model_dump(mode="json"),
+                "steps_per_epoch": run.steps_per_epoch,
+                "tokens_per_epoch": run.tokens_per_epoch,
+            }
+            for run in plan.runs
+        ],
+        "warnings": [str(item) for item in plan.warnings],
+        "missing": [str(item) for item in plan.missing],
+        "unpinned": [str(item) for item in plan.unpinned],
+    }
+
+
+def cells_csv(plan: Plan) -> str:
+    """Return one CSV line a cell: its id, its trajectory, its status and its coordinates."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("cell", "trajectory", "status", *Coordinates._fields))
+    for item in plan.cells:
+        recipe = item.cell.recipe
+        writer.writerow((item.cell.id, recipe.id if recipe else "", item.status, *item.cell.coordinates))
+    return text.getvalue()
+
+
+def status_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return one object a cell."""
+    return [
+        {
+            "cell": item.cell.id,
+            "trajectory": item.cell.recipe.id if item.cell.recipe else None,
+            "status": str(item.status),
+            "lacking": [asked.id for asked in item.lacking],
+            **item.cell.coordinates._asdict(),
+        }
+        for item in plan.cells
+    ]
+
+
+def status_view(plan: Plan) -> Group:
+    """Return every cell's status for people, those with something to do first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cell", "what", "status", "lacks"):
+        table.add_column(column, overflow="fold")
+    for item in sorted(plan.cells, key=lambda item: item.is_done):
+        lacks = ", ".join(asked.id.split()[0] for asked in item.lacking) if item.status is not Status.WAITING else ""
+        table.add_row(
+            item.cell.id, escape(str(item.cell.coordinates)), f"[{STYLES[item.status]}]{item.status}[/]", lacks
+        )
+    return Group(table, Text(), *_totals(plan), warnings_view(plan))
+
+
+def record_view(record: Record) -> Group:
+    """Return a record for people."""
+    coordinates = Coordinates(**record.coordinates)  # type: ignore[arg-type]
+    head = Text.assemble(
+        (record.cell, "bold"), "  ", str(coordinates), "  ", (str(record.status), STYLES[record.status])
+    )
+    parts: list[Any] = [head, _facts(record)]
+    if record.error:
+        parts.append(Text(record.error, style="red"))
+    if record.scores:
+        parts += [Text(), scores_table(record.scores.values())]
+    reasons = record.provenance.get("missing")
+    for name in record.missing:
+        why = reasons.get(name) if isinstance(reasons, dict) else None
+        parts.append(Text(f"missing {name}: {why}", style="yellow"))
+    for name, value in record.measures.items():
+        parts += [Text(), Text(name, style="bold"), _tree(value)]
+    if record.counts:
+        parts += [Text(), Text("data", style="bold"), _tree(record.counts.get("total", record.counts))]
+    return Group(*parts)
+
+
+def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
+    """Return a table of scores: one row a task, metric and filter."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("benchmark", "task", "metric", "value", "95 % interval", "n"):
+        table.add_column(column, justify="right" if column in ("value", "95 % interval", "n") else "left")
+    for one in sorted(scores, key=lambda one: one.benchmark):
+        for task, metrics in {**one.tasks, **one.groups}.items():
+            for metric, score in metrics.items():
+                interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
+                value = "missing" if score.value is None else f"{score.value:.4g}"
+                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, str(score.n))
+    return table
+
+
+def _facts(record: Record) -> Text:
+    facts = [f"attempt {record.attempt}", f"finished {record.finished}"]
+    for name in ("steps", "tokens", "first_loss", "last_loss", "seconds"):
+        value = record.training.get(name)
+        if value is not None:
+            facts.append(f"{name.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
+    return Text(", ".join(facts), style="dim")
+
+
+def _tree(value: Any, depth: int = 1) -> Text:
+    if not isinstance(value, dict):
+        return Text("  " * depth + _plain(value))
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            lines += [Text("  " * depth + str(key)), _tree(item, depth + 1)]
+        elif key != "schema":
+            lines.append(Text("  " * depth + f"{key}: {_plain(item)}"))
+    return Text("\n").join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def happening_line(happening: Happening) -> str:
+    """Return a progress line for what happened, or an empty text when it is not worth one."""
+    from massive_sft import inline
+    from massive_sft.sft.loop import SnapshotWritten
+
+    if isinstance(happening, inline.Began):
+        cell = happening.trajectory.cells[-1]
+        return f"training {escape(str(cell.coordinates))} (attempt {happening.attempt})"
+    if isinstance(happening, inline.Recorded):
+        record = happening.record
+        detail = (
+            f": {record.error}" if record.error else f": missing {', '.join(record.missing)}" if record.missing else ""
+        )
+        where = escape(str(happening.cell.coordinates))
+        return f"[{STYLES[record.status]}]{record.status}[/] {record.cell} {where}{escape(detail)}"
+    if isinstance(happening, inline.Skipped):
+        return f"skipped, somebody else works on it: {escape(happening.what)}"
+    if isinstance(happening.event, SnapshotWritten):
+        return f"  snapshot of epoch {happening.event.epoch}"
+    return ""
+
+
+def pick_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:
+    """Return the first run of the named model, mixture and setting. Raises InvalidInput with the valid names."""
+    axes = {"model": model, "mixture": mixture, "setting": setting}
+    problems, left = [], list(plan.runs)
+    for axis, wanted in axes.items():
+        names = list(Counter(_axis(run, axis) for run in plan.runs))
+        if wanted is not None and wanted not in names:
+            problems.append(Problem(f"--{axis}", "is not in the sweep", wanted, names))
+        left = [run for run in left if wanted is None or _axis(run, axis) == wanted]
+    if problems or not left:
+        raise InvalidInput(
+            problems or Problem("inspect", "no training run has this model, mixture and setting together")
+        )
+    return left[0]
+
+
+def _axis(run: RunPlan, axis: str) -> str:
+    recipe = run.trajectory.recipe
+    return {"model": recipe.model_name, "mixture": recipe.mixture.name, "setting": recipe.setting_name}[axis]

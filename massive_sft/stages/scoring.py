@@ -1,0 +1,99 @@
+"""The scoring stage: benchmarks' scores for a base model or a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from massive_sft import modeling
+from massive_sft.cell import Cell
+from massive_sft.evaluate.build import Prepared, prepare
+from massive_sft.evaluate.protocol import ScoreCache
+from massive_sft.evaluate.run import evaluate
+from massive_sft.evaluate.scorer import PlainScorer, Scorer
+from massive_sft.evaluate.tasks import label
+from massive_sft.evaluate.weights import load_scored
+from massive_sft.evaluate.wrapping import choose
+from massive_sft.ledger import Ledger
+from massive_sft.plan import Asked
+from massive_sft.record import BenchmarkScores
+from massive_sft.schema import Evaluation, TemplateText
+
+
+@dataclass
+class Scored:
+    """What scoring gave: scores by protocol id, and why each missing benchmark is missing, by its label."""
+
+    scores: dict[str, BenchmarkScores] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def score(
+    cell: Cell, snapshot: Path | None, weights: str, asked: Sequence[Asked], evaluation: Evaluation, ledger: Ledger
+) -> Scored:
+    """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
+
+    Args:
+        snapshot: its verified folder; None for the base model.
+        weights: the id of the weights' content, under which scores are shared.
+    """
+    result = Scored()
+    for template, group in _by_template(asked).items():
+        tokenizer = modeling.load_tokenizer(cell.model)
+        wrapping = choose(evaluation.protocol, template, tokenizer)
+        prepared = [
+            prepare(
+                (item.task.model_copy(update={"shots": (item.shots,)}),),
+                evaluation.protocol.fewshot,
+                wrapping,
+                ledger.cache_dir("requests"),
+                evaluation.allow_code_execution,
+            )
+            for item in group
+            if item.task is not None
+        ]
+
+        def make_scorer(tokenizer: Any = tokenizer) -> Scorer:
+            device = modeling.best_device()
+            protocol = evaluation.protocol
+            model = load_scored(cell.model, snapshot, protocol.dtype, protocol.adapters, device=device)
+            return PlainScorer(model, tokenizer)
+
+        together = Prepared(
+            tuple(benchmark for one in prepared for benchmark in one.benchmarks),
+            {name: why for one in prepared for name, why in one.missing.items()},
+        )
+        done = evaluate(
+            together,
+            evaluation.protocol,
+            weights,
+            make_scorer,
+            ledger.cell_dir(cell.id),
+            ScoreCache(ledger.cache_dir("scores")),
+            evaluation.allow_code_execution,
+        )
+        by_label = {label(item.task, item.shots): item for item in group if item.task is not None}
+        result.missing.update(done.missing)
+        for name, table in done.scores.items():
+            result.scores[table["protocol"]] = _recorded(by_label[name], table)
+    return result
+
+
+def _by_template(asked: Sequence[Asked]) -> dict[str | TemplateText, list[Asked]]:
+    groups: dict[str | TemplateText, list[Asked]] = {}
+    for item in asked:
+        if item.task is not None and item.template is not None:
+            groups.setdefault(item.template, []).append(item)
+    return groups
+
+
+def _recorded(asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
+    return BenchmarkScores(
+        benchmark=table["benchmark"],
+        asked=asked.id,
+        shots=table["shots"],
+        tasks=table["tasks"],
+        groups=table["groups"],
+    )

@@ -1,0 +1,178 @@
+"""The training stage: from a planned run to published snapshots and the outcome that says so."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from massive_sft import modeling
+from massive_sft.attempt import Attempt
+from massive_sft.cell import Recipe
+from massive_sft.errors import Corrupt, MassiveSFTError
+from massive_sft.files import read_json, write_json
+from massive_sft.ledger import Ledger
+from massive_sft.manifest import verify_folder
+from massive_sft.plan import RunPlan, token_key
+from massive_sft.samples import Samples
+from massive_sft.sft.cache import load_or_build
+from massive_sft.sft.data import Counts, build_samples
+from massive_sft.sft.divergence import LossCurve
+from massive_sft.sft.loop import Event, TrainingSummary, train_trajectory
+from massive_sft.spec import TrainingSpec
+
+OUTCOME = "training.json"
+LOSSES = "losses.jsonl"
+
+
+class SnapshotGone(MassiveSFTError):
+    """A finished training's snapshot is needed again, but was removed under the retention policy."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        folder: ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
+        outcome: what ``training.json`` holds: ``attempt``, ``summary``, ``counts``, ``layout`` and, by epoch as text,
+            ``diverged``: the reason, or an empty text.
+        files: SHA-256 by path below the storage root.
+    """
+
+    folder: Path
+    outcome: Mapping[str, Any]
+    files: Mapping[str, str]
+
+    def diverged(self, epoch: int) -> str:
+        """Return why the run had diverged by this epoch; empty when it had not.
+
+        Judged on the losses up to the epoch alone, so that a cell's status never depends on how far its run went on.
+        """
+        return str(self.outcome["diverged"][str(epoch)])
+
+
+def training_spec(run: RunPlan) -> TrainingSpec:
+    """Return what the training of a planned run needs to know."""
+    recipe = run.trajectory.recipe
+    return TrainingSpec(
+        trajectory=run.trajectory.id,
+        model=recipe.model,
+        mixture=recipe.mixture,
+        setting=recipe.setting,
+        schedule=recipe.schedule,
+        horizon=recipe.horizon,
+        snapshots=run.trajectory.snapshots,
+        layout=run.layout,
+    )
+
+
+def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
+    """Return a run's training samples and their counts, from the token cache or built into it."""
+    recipe = run.trajectory.recipe
+    return load_or_build(ledger.cache_dir("tokens"), token_key(recipe), lambda: build_recipe_samples(recipe)[:2])
+
+
+def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
+    """Build a recipe's training samples without any cache; return them, their counts and the tokenizer."""
+    tokenizer = modeling.load_tokenizer(recipe.model)
+    return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
+
+
+def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
+    """Return the finished training that covers a run's snapshots, if there is one; an unsound one does not count."""
+    home = ledger.trajectory_dir(run.trajectory.id)
+    for folder in sorted((home / "training").glob("epoch-*"), key=lambda path: path.name):
+        try:
+            hashes = verify_folder(folder)
+            outcome = read_json(folder / OUTCOME)
+        except (Corrupt, FileNotFoundError) as error:
+            ledger.report(folder, str(error))
+            continue
+        if all(str(epoch) in outcome["diverged"] for epoch in run.trajectory.snapshots):
+            return Trained(
+                folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
+            )
+    return None
+
+
+def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
+    """Return where a snapshot is published."""
+    return ledger.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
+
+
+def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, dict[str, str]] | None:
+    """Return a published snapshot that matches its manifest, with its hashes by file; None when there is none."""
+    folder = snapshot_folder(ledger, trajectory, epoch)
+    if not folder.is_dir():
+        return None
+    try:
+        return folder, verify_folder(folder)
+    except Corrupt as error:
+        ledger.report(folder, str(error))
+        return None
+
+
+def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Event], None]) -> Trained:
+    """Train a run under an attempt and publish its snapshots, then its outcome.
+
+    Raises:
+        LeaseLost: another attempt owns the trajectory; what it publishes counts.
+        InvalidInput, OutOfMemory, OSError: as ``train_trajectory``.
+    """
+    ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
+    samples, counts = samples_of(run, ledger)
+    summary = train_trajectory(training_spec(run), samples, attempt.folder, report)
+    for epoch in sorted(summary.snapshots):
+        attempt.publish(f"snapshots/epoch-{epoch}")
+    last = run.trajectory.epochs
+    folder = attempt.folder / "training" / f"epoch-{last}"
+    folder.mkdir(parents=True)
+    os.rename(attempt.folder / LOSSES, folder / LOSSES)
+    steps_per_epoch = -(-len(samples) // run.trajectory.recipe.setting.batch)
+    outcome = {
+        "schema": 1,
+        "attempt": attempt.number,
+        "summary": _plain(summary),
+        "counts": counts.model_dump(mode="json"),
+        "layout": run.layout.model_dump(mode="json"),
+        "diverged": _verdicts(read_losses(folder / LOSSES), run.trajectory.snapshots, steps_per_epoch, summary),
+    }
+    write_json(folder / OUTCOME, outcome)
+    published = attempt.publish(f"training/epoch-{last}")
+    return Trained(published.folder, read_json(published.folder / OUTCOME), published.files)
+
+
+def read_losses(path: Path) -> list[dict[str, Any]]:
+    """Return the steps of a loss curve; a number that is not finite stands there as text (``nan``, ``inf``)."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _plain(summary: TrainingSummary) -> dict[str, Any]:
+    """Return a summary as JSON values: folders left out (they are where they are published), NaN as None."""
+    values = {key: value for key, value in asdict(summary).items() if key != "snapshots"}
+    return {key: None if value != value else value for key, value in values.items()}
+
+
+def _verdicts(
+    losses: list[dict[str, Any]], epochs: tuple[int, ...], steps_per_epoch: int, summary: TrainingSummary
+) -> dict[str, str]:
+    """Return, by epoch as text, why the run had diverged by then; empty when it had not."""
+    verdicts = {}
+    for epoch in epochs:
+        steps = epoch * steps_per_epoch
+        if steps > len(losses) or not all(_is_finite(step) for step in losses[:steps]):
+            verdicts[str(epoch)] = summary.reason or "the run ended before this epoch"
+        else:
+            curve = LossCurve(steps, vocabulary=1)
+            curve.losses = [step["loss"] for step in losses[:steps]]
+            verdicts[str(epoch)] = curve.final() or ""
+    return verdicts
+
+
+def _is_finite(step: Mapping[str, Any]) -> bool:
+    return math.isfinite(float(step["loss"])) and math.isfinite(float(step["grad_norm"]))
