@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -195,14 +195,17 @@ class Ledger:
             if record is not None:
                 yield record
 
-    def entries(self) -> dict[str, Entry]:
-        """Return the index entry of every cell with a sound record, by cell id, checked against the folders.
+    def entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
+        """Return the index entry of each cell (all, or those asked for) that has a sound record, by cell id.
 
+        Every entry is checked against the cell's folder, and made anew where it does not fit.
         A bit that flipped on the disk and left the file's size and time alone is found by ``records``, not here.
         """
         index = self._index()
         current: dict[str, Entry] = {}
         for cell in self._cells():
+            if cells is not None and cell not in cells:
+                continue
             folder = self.root / "cells" / cell
             entry = index.get(cell)
             if entry is not None and entry.matches(folder):
@@ -222,7 +225,7 @@ class Ledger:
 
         A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
         """
-        entries = self.entries()
+        entries = self.entries(cells)
         known = set(self._cells())
         trajectories = {trajectory for cell, trajectory in cells.items() if trajectory and cell not in entries}
         leased = {trajectory for trajectory in trajectories if _live(self.trajectory_dir(trajectory))}

@@ -35,7 +35,7 @@ _NAMED = re.compile(
     r"(\"[^\"]*\"|'[^']*'|[^\s\"'&,;}]+)"
 )
 _FLAG = re.compile(rf"(?i)-{{1,2}}(?!{_HARMLESS_NAME}$){_SECRET_NAME}")
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s]*@")
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[^/\s]*@")
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[\w.~+/=-]{8,}")
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|xox[abprs]-[\w-]{8,}"

@@ -184,7 +184,7 @@ def race(folder: str, taker: int, folders: int, ready, wins):
 
 
 def test_lease_takers_racing_exactly_one_wins_each(tmp_path):
-    folders, takers = 150, 4
+    folders, takers = 80, 4
     for index in range(folders):
         acquire(tmp_path / str(index)).release()
     context = multiprocessing.get_context("spawn")
