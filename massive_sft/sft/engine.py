@@ -191,28 +191,49 @@ class Engine:
         """Forget the gradients of an unfinished step, also after a forward or backward pass that was broken off.
 
         DeepSpeed has no call for this, so the state of its stages is put back by hand, as its ``step`` leaves it.
+        For a single rank: others would wait for this one in a collective operation.
         """
         self._engine.zero_grad()
         optimizer = self._engine.optimizer
         if self.zero == 0:
             return
         optimizer.zero_grad(set_to_none=True)
-        if not hasattr(optimizer, "ipg_buckets"):
-            return  # stage 1 in bf16: its float32 gradients are all that it keeps
         hooks = optimizer._backward_hook_state
         hooks.backward_active_depth = 0
         hooks.remaining_grad_acc_hooks = 0
         hooks.reset_for_new_step()
+        if self.zero == 3:
+            self._release_weights(optimizer)
+        elif hasattr(optimizer, "ipg_buckets"):  # not stage 1 in bf16, whose float32 gradients are all it keeps
+            self._clear_buckets(optimizer)
+
+    def _clear_buckets(self, optimizer: Any) -> None:
         for bucket in optimizer.ipg_buckets.values():
             bucket.clear()
         optimizer.averaged_gradients = {}
-        optimizer.micro_step_id = -1
-        optimizer.ready_for_gradients = False
         optimizer.all_grad_tensors = {}
         optimizer.grads_in_partition = None
+        optimizer.micro_step_id = -1
+        optimizer.ready_for_gradients = False
         optimizer.params_already_reduced = [False] * len(optimizer.params_already_reduced)
         optimizer.reset_partition_gradient_structures()
         optimizer._release_ipg_buffers()
+
+    def _release_weights(self, optimizer: Any) -> None:
+        """Stage 3: partition again what the broken pass had gathered, and forget its module order."""
+        from deepspeed.runtime.zero import parameter_offload
+
+        del parameter_offload.FWD_MODULE_STACK[1:]
+        for bucket in optimizer.ipg_buckets.values():
+            bucket.clear_params()
+        optimizer.averaged_gradients = {}
+        coordinator = optimizer.parameter_offload.get_param_coordinator()
+        coordinator.release_backward_leftovers()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+        self._engine.empty_partition_cache()
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:

@@ -1,0 +1,155 @@
+"""Layouts of one optimizer step: they never change which tokens are seen, nor any loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import CONFIGS, VOCABULARY, make_samples
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, BloomConfig
+
+from massive_sft.samples import Samples
+from massive_sft.sft.loss import SummedLoss, packs_cleanly
+from massive_sft.sft.packing import Limit, collate, plan_step
+
+LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
+
+
+def _model(family: str) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def _whole_forward(model: Any, samples: Samples, index: int) -> float:
+    """The loss of one sample from the logits of all its positions."""
+    tokens, trainable = samples[index]
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    logits = model(input_ids=ids[None]).logits[0, :-1].float()
+    losses = functional.cross_entropy(logits, ids[1:], reduction="none")
+    return float(losses[torch.from_numpy(trainable[1:].copy())].sum())
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_plan_step_every_sample_once_and_equal_rounds(limit: Limit, ranks: int, packing: bool) -> None:
+    samples = make_samples(9)
+    batch = np.array([8, 1, 3, 5, 7, 0, 2])
+    plans = plan_step(batch, samples.lengths, ranks, limit, packing)
+    assert len(plans) == ranks
+    assert len({len(plan) for plan in plans}) == 1
+    assert sorted(np.concatenate([part for plan in plans for part in plan])) == sorted(batch)
+
+
+def test_plan_step_respects_the_limit() -> None:
+    samples = make_samples(40)
+    batch = np.arange(40)
+    for part in plan_step(batch, samples.lengths, 1, Limit(samples=6), False)[0]:
+        assert len(part) <= 6
+    for part in plan_step(batch, samples.lengths, 1, Limit(tokens=64), False)[0]:
+        assert samples.lengths[part].max() * len(part) <= 64
+    for part in plan_step(batch, samples.lengths, 1, Limit(tokens=64), True)[0]:
+        assert samples.lengths[part].sum() <= 64
+
+
+def test_plan_step_more_ranks_than_samples_gives_stand_ins() -> None:
+    plans = plan_step(np.array([4]), make_samples(5).lengths, 3, Limit(samples=2), False)
+    assert [len(plan[0]) for plan in plans] == [1, 0, 0]
+
+
+def test_limit_halves_down_to_one_sample() -> None:
+    assert Limit(samples=5).halved(20) == Limit(samples=3)
+    assert Limit(samples=1).halved(20) is None
+    assert Limit(tokens=100).halved(20) == Limit(tokens=50)
+    assert Limit(tokens=30).halved(20) == Limit(tokens=20)
+    assert Limit(tokens=20).halved(20) is None
+
+
+def test_collate_targets_are_the_trainable_tokens_after_their_positions() -> None:
+    samples = make_samples(3)
+    for packing in (False, True):
+        batch = collate(samples, np.array([2, 0, 1]), packing)
+        expected = np.concatenate([samples[i][0][samples[i][1]] for i in (2, 0, 1)])
+        assert batch.targets.tolist() == expected.tolist()
+        assert batch.input_ids.reshape(-1)[batch.keep + 1].tolist() == expected.tolist()
+        assert batch.tokens == samples.lengths.sum()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_loss_packed_padded_and_one_by_one_equals_the_whole_forward(family: str) -> None:
+    samples, model = make_samples(6), _model(family)
+    one_by_one = [_whole_forward(model, samples, index) for index in range(6)]
+    loss = SummedLoss(model)
+    with torch.no_grad():
+        single = [float(loss(collate(samples, np.array([index]), False))) for index in range(6)]
+        padded = float(loss(collate(samples, np.arange(6), False)))
+        packed = float(loss(collate(samples, np.arange(6), True)))
+    assert single == pytest.approx(one_by_one, rel=1e-5)
+    assert padded == pytest.approx(sum(one_by_one), rel=1e-5)
+    assert packed == pytest.approx(sum(one_by_one), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_gradient_packed_and_padded_is_that_of_single_samples(family: str) -> None:
+    samples, model = make_samples(6), _model(family)
+    loss = SummedLoss(model)
+
+    def gradient(parts: list[np.ndarray], packing: bool) -> torch.Tensor:
+        model.zero_grad()
+        for part in parts:
+            loss(collate(samples, part, packing)).backward()
+        return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+
+    singles = gradient([np.array([index]) for index in range(6)], False)
+    for packing in (False, True):
+        assert torch.allclose(gradient([np.arange(6)], packing), singles, rtol=1e-4, atol=1e-5 * singles.abs().max())
+
+
+def test_loss_lm_head_sees_only_positions_before_a_target() -> None:
+    samples, model = make_samples(4), _model("llama")
+    seen = []
+    loss = SummedLoss(model)
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    loss(collate(samples, np.arange(4), False))
+    assert seen == [(1, int(samples.trainable.sum()), VOCABULARY)]
+
+
+def test_loss_released_model_gives_all_logits_again() -> None:
+    model = _model("llama")
+    SummedLoss(model).release()
+    assert model(input_ids=torch.arange(5)[None]).logits.shape == (1, 5, VOCABULARY)
+
+
+def test_stand_in_has_a_finite_loss() -> None:
+    batch = collate(make_samples(2), np.empty(0, dtype=np.int64), False)
+    assert not batch.counted and batch.tokens == 0
+    assert torch.isfinite(SummedLoss(_model("llama"))(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packs_cleanly_models_with_position_ids_are_accepted(family: str, dtype: torch.dtype) -> None:
+    assert packs_cleanly(_model(family).to(dtype), VOCABULARY)
+
+
+def test_packs_cleanly_a_model_without_position_ids_is_refused(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=2))
+    assert not packs_cleanly(model, VOCABULARY)
+
+
+def test_packs_cleanly_a_model_that_sees_across_samples_is_refused() -> None:
+    model = _model("llama")
+    # A model that ignores position ids: samples run together as one text.
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
+    )
+    assert not packs_cleanly(model, VOCABULARY)
