@@ -9,12 +9,21 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import datasets
+import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["red", "blue", "green", "a dog", "two cats", "the long yellow road", "ünï", "seven", "no", "yes"]
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the datasets library caches inside the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    datasets.disable_progress_bars()
 
 
 def tokenizer(adds_bos: bool = True) -> PreTrainedTokenizerFast:
@@ -103,7 +112,23 @@ def write_tasks(folder: Path, documents: int = 12) -> dict[str, Path]:
         ],
     }
     paths = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for config in (choice, generation, rolling):
         paths[config["task"]] = folder / f"{config['task']}.yaml"
         paths[config["task"]].write_text(yaml.safe_dump(shared | config))
     return paths
+
+
+def write_group(folder: Path, weight_by_size: bool) -> Path:
+    """Write a group of two choice tasks of different sizes, and return its file."""
+    for name, documents in (("part_a", 12), ("part_b", 5)):
+        path = write_tasks(folder / name, documents)["tiny_mc"]
+        config = yaml.safe_load(path.read_text())
+        config["task"] = name
+        files = config["dataset_kwargs"]["data_files"]
+        config["dataset_kwargs"]["data_files"] = {split: str(path.parent / file) for split, file in files.items()}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    aggregate = [{"metric": "acc", "aggregation": "mean", "weight_by_size": weight_by_size}]
+    group = {"group": "both", "task": ["part_a", "part_b"], "aggregate_metric_list": aggregate}
+    (folder / "group.yaml").write_text(yaml.safe_dump(group))
+    return folder / "group.yaml"

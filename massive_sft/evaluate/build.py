@@ -21,7 +21,17 @@ from massive_sft import schema
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.evaluate import requests as sets
 from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
-from massive_sft.evaluate.tasks import FAILURES, Loaded, TaskUnavailable, config_hash, label, load, reason_of, seeded
+from massive_sft.evaluate.tasks import (
+    FAILURES,
+    Loaded,
+    Pinned,
+    TaskUnavailable,
+    config_hash,
+    label,
+    load,
+    reason_of,
+    seeded,
+)
 from massive_sft.evaluate.wrapping import Wrapping
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
@@ -117,8 +127,8 @@ def build(
         label=label(task, shots),
         shots=shots,
         limit=task.limit,
-        sampler=fewshot.sampler,
-        sampler_seed=fewshot.seed,
+        sampler=fewshot.sampler if shots else None,
+        sampler_seed=fewshot.seed if shots and fewshot.sampler == "default" else None,
         template_kind=wrapping.kind,
         template_text=wrapping.text,
         leaves=tuple(leaves),
@@ -131,10 +141,10 @@ def _requests_of(
     loaded: Loaded, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
 ) -> list[Request]:
     task = loaded.tasks[name]
-    if shots > 0 and (loaded.pinned[name] == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
+    if shots > 0 and (loaded.pinned[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
         raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
     try:
-        _set_shots(task, shots, fewshot)
+        _set_shots(task, loaded.pinned[name], shots, fewshot)
         with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
             task.build_all_requests(
                 limit=limit,
@@ -148,12 +158,14 @@ def _requests_of(
     return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
 
 
-def _set_shots(task: Task, shots: int, fewshot: schema.Fewshot) -> None:
+def _set_shots(task: Task, pinned: Pinned, shots: int, fewshot: schema.Fewshot) -> None:
     task.set_config("num_fewshot", shots)
+    if pinned.sampler is not None:
+        task.sampler, task.fewshot_cfg.split = pinned.sampler, pinned.split
     if shots > 0 and fewshot.sampler == "first_n":
-        if not hasattr(task, "sampler"):
+        if pinned.sampler is None:
             raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
-        if task.fewshot_cfg.split is None and not (task.has_training_docs() or task.has_validation_docs()):
+        if pinned.split is None and not (task.has_training_docs() or task.has_validation_docs()):
             # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
             # only when that split is named.
             task.fewshot_cfg.split = task.config.test_split

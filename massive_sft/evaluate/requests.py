@@ -99,7 +99,8 @@ class RequestSet:
     Attributes:
         folder: where the files are.
         label: the benchmark's name for people, e.g. ``mmlu-5shot``.
-        shots, limit, sampler, sampler_seed: as declared.
+        shots, limit: as declared.
+        sampler, sampler_seed: as declared; ``None`` where they change nothing (no shots; first_n draws nothing).
         template_kind: ``none``, ``training`` or ``chat``.
         template_text: the training prompt template, or the tokenizer's chat template; ``None`` for ``none``.
         leaves: the leaf tasks, by name.
@@ -110,8 +111,8 @@ class RequestSet:
     label: str
     shots: int
     limit: int | None
-    sampler: str
-    sampler_seed: int
+    sampler: str | None
+    sampler_seed: int | None
     template_kind: str
     template_text: str | None
     leaves: tuple[Leaf, ...]

@@ -54,12 +54,21 @@ class TaskUnavailable(MassiveSFTError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Pinned:
+    """How a task comes: its number of shots (``None``: free), few-shot sampler and split. Building changes them."""
+
+    shots: int | None
+    sampler: Any
+    split: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A benchmark's leaf tasks and groups by name, and the number of shots each leaf pins (``None``: none)."""
+    """A benchmark's leaf tasks and groups by name, and how each leaf came."""
 
     tasks: dict[str, Task]
     groups: dict[str, Group]
-    pinned: dict[str, int | None]
+    pinned: dict[str, Pinned]
 
 
 def label(task: schema.Task, shots: int) -> str:
@@ -130,20 +139,30 @@ def seeded() -> Iterator[None]:
         np.random.set_state(array)
 
 
-@functools.lru_cache(maxsize=64)
 def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
-    """Load a benchmark with its data, once per process.
+    """Load a benchmark with its data, once per process and content of its task file.
 
     Raises:
         TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
             needs images or sound.
     """
-    name = task.name or Path(str(task.path)).stem
-    if not allow_code_execution and _executes_code(task):
-        raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
-    if allow_code_execution:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:
+        content = hash_file(Path(task.path)) if task.path is not None else ""
+    except OSError as error:
+        raise TaskUnavailable(f"{task.path} cannot be read: {error.strerror}") from error
+    source = task.model_copy(update={"shots": (), "limit": None})
+    return _load(source, allow_code_execution, content)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loaded:
+    name = task.name or Path(str(task.path)).stem
+    try:
+        executes_code = _executes_code(task)
+        if executes_code and not allow_code_execution:
+            raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
+        if executes_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"
         with seeded():
             loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
     except FAILURES as error:
@@ -154,16 +173,27 @@ def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
             raise TaskUnavailable(f"{leaf} needs images or sound")
         if getattr(built, "UNSAFE_CODE", False) and not allow_code_execution:
             raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
-    pinned = {leaf: built.get_config("num_fewshot") for leaf, built in leaves.items()}
-    return Loaded(leaves, loaded.get("groups", {}), pinned)
+    return Loaded(leaves, loaded.get("groups", {}), {leaf: _pinned(built) for leaf, built in leaves.items()})
+
+
+def _pinned(task: Task) -> Pinned:
+    fewshot = getattr(task, "fewshot_cfg", None)
+    return Pinned(task.get_config("num_fewshot"), getattr(task, "sampler", None), getattr(fewshot, "split", None))
 
 
 def _load_file(path: Path) -> Any:
-    """Load a task file, or a group file with its siblings. A task's data files may be relative to the task file."""
+    """Load a task file, or a group file with its siblings.
+
+    A task's data files may be relative to the task file; those of a group's members are relative to the working
+    folder, as lm-eval reads them.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     config = load_yaml(path, resolve_func=True)
     if "group" in config:
-        return TaskManager(include_path=path.parent).load([config["group"]])
+        siblings = TaskManager(include_path=path.parent, include_defaults=False)
+        known = all(name in siblings.task_index for name in config.get("task") or [] if isinstance(name, str))
+        manager = siblings if known else TaskManager(include_path=path.parent)
+        return manager.load([config["group"]])
     kwargs = config.get("dataset_kwargs") or {}
     if "data_files" in kwargs:
         config["dataset_kwargs"] = {**kwargs, "data_files": _beside(path.parent, kwargs["data_files"])}

@@ -1,0 +1,274 @@
+"""Requests: what lm-eval's tasks ask, how it is wrapped, how a request set is named, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluation_world import own_datasets_cache, tokenizer, write_group, write_rows, write_tasks
+
+from massive_sft import schema
+from massive_sft.errors import Corrupt, InvalidInput
+from massive_sft.evaluate import build, tasks, wrapping
+from massive_sft.evaluate import requests as sets
+from massive_sft.evaluate.protocol import ScoreCache, protocol_id
+from massive_sft.evaluate.requests import Generation, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluate.suites import all_tasks, known_suites, load_suite
+from massive_sft.evaluate.tasks import TaskUnavailable
+from massive_sft.evaluate.wrapping import Wrapping
+
+__all__ = ["own_datasets_cache"]
+PAPER = wrapping.training("###Question: {prompt}\n###Answer: ")
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+
+
+def ask(path: Path, shots: int = 0, wrap: Wrapping = wrapping.NONE, limit: int | None = None, **fewshot) -> RequestSet:
+    task = schema.Task(path=str(path), shots=(shots,), limit=limit)
+    return build.build(task, shots, schema.Fewshot(**fewshot), wrap, path.parent / "requests")
+
+
+def read(requests: RequestSet) -> list[Request]:
+    return sets.read_requests(requests, requests.leaves[0])
+
+
+def edited(path: Path, **changes: object) -> Path:
+    """Write a copy of a task file, with changes, beside it."""
+    config = yaml.safe_load(path.read_text()) | changes
+    changed = path.with_name(f"edited-{path.name}")
+    changed.write_text(yaml.safe_dump(config))
+    return changed
+
+
+def test_requests_without_a_template_are_the_task_s_own_text(tmp_path: Path) -> None:
+    paths = write_tasks(tmp_path)
+    choices = read(ask(paths["tiny_mc"]))
+    assert len(choices) == 48
+    assert all(isinstance(request, Likelihood) for request in choices)
+    assert choices[0].context == "Question: ünï yes red\nAnswer:"
+    assert [request.continuation[0] for request in choices] == [" "] * 48
+    assert [(request.doc, request.choice) for request in choices[:5]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    generation = read(ask(paths["tiny_gen"]))[0]
+    assert isinstance(generation, Generation)
+    assert (generation.until, generation.max_tokens) == (("\n", "e"), 24)
+    assert isinstance(read(ask(paths["tiny_bpb"]))[0], Rolling)
+
+
+def test_training_template_wraps_the_context_and_keeps_one_space_before_the_answer(tmp_path: Path) -> None:
+    paths = write_tasks(tmp_path)
+    bare, wrapped = read(ask(paths["tiny_mc"], 2)), read(ask(paths["tiny_mc"], 2, PAPER))
+    for before, after in zip(bare, wrapped, strict=True):
+        assert after.context == f"###Question: {before.context}\n###Answer: "
+        assert " " + after.continuation == before.continuation
+    generation = read(ask(paths["tiny_gen"], 0, PAPER))[0]
+    assert generation.until == ("\n", "e", "###Question:")
+    assert read(ask(paths["tiny_bpb"], 0, PAPER)) == read(ask(paths["tiny_bpb"]))
+
+
+def test_template_that_ends_without_a_space_leaves_the_task_s_delimiter_out(tmp_path: Path) -> None:
+    wrapped = read(ask(write_tasks(tmp_path)["tiny_mc"], 0, wrapping.training("[{prompt}]")))
+    assert wrapped[0].context.endswith("Answer:]")
+    assert not wrapped[0].continuation.startswith(" ")
+
+
+def test_chat_template_has_a_turn_for_every_example(tmp_path: Path) -> None:
+    chatty = tokenizer()
+    chatty.chat_template = CHAT
+    request = read(ask(write_tasks(tmp_path)["tiny_mc"], 2, wrapping.chat(chatty)))[0]
+    assert request.context.count("<user>") == 3
+    assert request.context.count("<assistant>") == 2
+    assert request.context.endswith("<bot>")
+
+
+def test_wrapping_follows_the_protocol_and_the_setting(tmp_path: Path) -> None:
+    chatty = tokenizer()
+    with pytest.raises(InvalidInput, match="has no chat template"):
+        wrapping.choose(schema.Protocol(template="chat"), "paper", chatty)
+    chatty.chat_template = CHAT
+    own = schema.TemplateText(prompt="Q {prompt} A")
+    assert wrapping.choose(schema.Protocol(template="none"), "paper", chatty) == wrapping.NONE
+    assert wrapping.choose(schema.Protocol(), "paper", chatty).text == PAPER.text
+    assert wrapping.choose(schema.Protocol(), own, chatty).text == own.prompt
+    assert wrapping.choose(schema.Protocol(), "chat", chatty).kind == "chat"
+    assert wrapping.choose(schema.Protocol(), "plain", chatty).stop is None
+
+
+def test_first_n_gives_every_question_the_same_examples_and_default_draws_with_the_seed(tmp_path: Path) -> None:
+    path = write_tasks(tmp_path)["tiny_mc"]
+    prefixes = {request.context.rsplit("Question:", 1)[0] for request in read(ask(path, 3))}
+    assert len(prefixes) == 1
+    drawn = read(ask(path, 3, sampler="default", seed=1))
+    assert len({request.context.rsplit("Question:", 1)[0] for request in drawn}) > 1
+    assert drawn == read(ask(path, 3, sampler="default", seed=1))
+    assert drawn != read(ask(path, 3, sampler="default", seed=2))
+
+
+def test_first_n_over_the_tested_split_leaves_the_evaluated_document_out(tmp_path: Path) -> None:
+    path = edited(write_tasks(tmp_path)["tiny_mc"], fewshot_split=None)
+    for request in read(ask(path, 2)):
+        *examples, question = request.context.split("Question: ")[1:]
+        assert question.removesuffix("\nAnswer:") not in [example.split("\n")[0] for example in examples]
+
+
+def test_limit_takes_the_first_documents(tmp_path: Path) -> None:
+    path = write_tasks(tmp_path)["tiny_mc"]
+    assert read(ask(path, 2, limit=3)) == read(ask(path, 2))[:12]
+
+
+def test_request_set_is_equal_wherever_its_files_lie(tmp_path: Path) -> None:
+    here, there = write_tasks(tmp_path / "here")["tiny_mc"], tmp_path / "there"
+    shutil.copytree(here.parent, there)
+    first, second = ask(here, 2), ask(there / here.name, 2)
+    assert first.id == second.id
+    assert first.folder != second.folder
+    assert sets.read_set(first.folder).id == first.id
+
+
+def test_protocol_id_moves_with_whatever_changes_a_score_and_with_nothing_else(tmp_path: Path) -> None:
+    paths = write_tasks(tmp_path)
+    path = paths["tiny_mc"]
+    protocol = schema.Protocol()
+    metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    variants = {
+        "plain": ask(path),
+        "shots": ask(path, 2),
+        "limit": ask(path, limit=5),
+        "template": ask(path, 0, PAPER),
+        "sampler": ask(path, 2, sampler="default"),
+        "seed": ask(path, 2, sampler="default", seed=5),
+        "metrics": ask(edited(path, metric_list=[metric])),
+        "version": ask(edited(path, metadata={"version": 2.0})),
+    }
+    write_rows(tmp_path / "data" / "mc.jsonl", [{"q": "other", "choices": ["a", "b", "c", "d"], "label": 0}])
+    variants["data"] = ask(edited(path, task_alias="x"))
+    ids = [protocol_id(protocol, requests) for requests in variants.values()]
+    ids += [
+        protocol_id(protocol.model_copy(update=update), variants["plain"])
+        for update in ({"engine": "trie"}, {"dtype": "fp32"}, {"adapters": "merged"})
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+def test_protocol_id_does_not_move_with_names_for_people_or_a_seed_that_draws_nothing(tmp_path: Path) -> None:
+    path = write_tasks(tmp_path)["tiny_mc"]
+    assert ask(path).id == ask(edited(path, task_alias="Shown", tag="some")).id
+    assert ask(path).id == ask(path, sampler="default", seed=5).id
+    assert ask(path, 2).id == ask(path, 2, seed=5).id
+
+
+def test_damaged_request_set_is_refused(tmp_path: Path) -> None:
+    requests = ask(write_tasks(tmp_path)["tiny_mc"])
+    sets.requests_path(requests.folder, "tiny_mc").write_bytes(b"broken")
+    with pytest.raises(Corrupt, match="cannot be read"):
+        read(requests)
+    manifest = requests.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"shots": 0', '"shots": 1'))
+    with pytest.raises(Corrupt, match="does not match its id"):
+        sets.read_set(requests.folder)
+
+
+def test_shards_hold_whole_documents_in_order(tmp_path: Path) -> None:
+    listed = read(ask(write_tasks(tmp_path)["tiny_mc"]))
+    parts = list(sets.shards(listed, size=6))
+    assert [request for part in parts for request in part] == listed
+    assert [len(part) for part in parts] == [8, 8, 8, 8, 8, 8]
+    documents = [{request.doc for request in part} for part in parts]
+    assert sum(map(len, documents)) == len(set.union(*documents))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "shots", "reason"),
+    [
+        ("tiny_gen", {"generation_kwargs": {"do_sample": True, "temperature": 0.8, "until": []}}, 0, "samples its"),
+        ("tiny_gen", {"generation_kwargs": {"do_sample": True, "until": []}}, 0, "samples its answers"),
+        ("tiny_gen", {"generation_kwargs": {"num_beams": 4, "until": []}}, 0, "num_beams"),
+        ("tiny_gen", {"unsafe_code": True}, 0, "allow_code_execution"),
+        ("tiny_mc", {"num_fewshot": 0}, 2, "takes no few-shot examples"),
+        ("tiny_bpb", {}, 2, "takes no few-shot examples"),
+        ("tiny_mc", {}, 100, "cannot be built"),
+        ("tiny_mc", {"doc_to_text": "{{ nothing.there }}"}, 0, "cannot be loaded"),
+        ("tiny_mc", {"dataset_path": "no/such-dataset", "dataset_kwargs": None}, 0, "cannot be loaded"),
+    ],
+)
+def test_benchmark_that_cannot_be_built_is_missing_with_a_reason_and_the_rest_goes_on(
+    tmp_path: Path, name: str, changes: dict, shots: int, reason: str
+) -> None:
+    paths = write_tasks(tmp_path)
+    bad = schema.Task(path=str(edited(paths[name], **changes)), shots=(shots,))
+    good = schema.Task(path=str(paths["tiny_bpb"]))
+    prepared = build.prepare((bad, good), schema.Fewshot(), wrapping.NONE, tmp_path / "requests")
+    assert [benchmark.requests.label for benchmark in prepared.benchmarks] == ["tiny_bpb-0shot"]
+    assert list(prepared.missing) == [f"edited-{name}-{shots}shot"]
+    assert reason in prepared.missing[f"edited-{name}-{shots}shot"]
+
+
+def test_temperature_zero_is_greedy_even_where_the_task_says_sample() -> None:
+    greedy = build.generation({"do_sample": True, "temperature": 0.0, "until": "x", "max_tokens": 5}, None)
+    assert greedy == {"until": ("x",), "max_tokens": 5}
+
+
+def test_group_file_expands_to_its_tasks(tmp_path: Path) -> None:
+    requests = ask(write_group(tmp_path, weight_by_size=True))
+    assert [(leaf.name, leaf.documents) for leaf in requests.leaves] == [("part_a", 12), ("part_b", 5)]
+
+
+def test_two_benchmarks_under_one_name_are_an_error_and_equal_ones_are_one(tmp_path: Path) -> None:
+    task = schema.Task(path="a/x.yaml", shots=(0, 5))
+    assert [shots for _, shots in build.expand((task, schema.Task(path="a/x.yaml", shots=(5,))))] == [0, 5]
+    with pytest.raises(InvalidInput, match=r"one name.*x-5shot"):
+        build.expand((task, schema.Task(path="a/x.yaml", shots=(5,), limit=3)))
+
+
+def test_declared_tasks_that_are_wrong_are_all_named_with_close_choices(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("task: [unclosed")
+    (tmp_path / "other.yaml").write_text("name: a sweep")
+    good = write_tasks(tmp_path)["tiny_mc"]
+    declared = [
+        schema.Task(name="gsm8k"),
+        schema.Task(name="gsm8kk"),
+        schema.Task(path=str(tmp_path / "absent.yaml")),
+        schema.Task(path=str(tmp_path / "broken.yaml")),
+        schema.Task(path=str(tmp_path / "other.yaml")),
+        schema.Task(path=str(good)),
+    ]
+    problems = tasks.problems(declared)
+    assert [problem.place for problem in problems] == [
+        "evaluation.tasks[1].name",
+        *(f"evaluation.tasks[{number}].path" for number in (2, 3, 4)),
+    ]
+    assert "gsm8k" in problems[0].choices
+    assert len(problems[0].choices) <= 5
+
+
+def test_suite_of_the_paper_names_tasks_that_lm_eval_knows() -> None:
+    suite = load_suite("paper_zero_shot")
+    assert not tasks.problems(suite)
+    assert {task.shots for task in suite} == {(0,)}
+    with pytest.raises(InvalidInput, match="paper_zero_shot"):
+        load_suite("paper_zero_shots")
+    assert known_suites() == ["paper_zero_shot"]
+
+
+def test_evaluation_joins_suites_and_tasks_and_names_every_unknown_suite() -> None:
+    own = schema.Task(name="mmlu", shots=(5,))
+    joined = all_tasks(schema.Evaluation(suites=("paper_zero_shot",), tasks=(own, own)))
+    assert joined[-1] == own
+    assert len(joined) == len(load_suite("paper_zero_shot")) + 1
+    with pytest.raises(InvalidInput) as raised:
+        all_tasks(schema.Evaluation(suites=("a", "b")))
+    assert len(raised.value.problems) == 2
+
+
+@pytest.mark.parametrize(("name", "executes"), [("humaneval", True), ("mbpp", True), ("gsm8k", False)])
+def test_shipped_task_is_missing_when_it_executes_code_or_has_no_data(name: str, executes: bool) -> None:
+    with pytest.raises(TaskUnavailable, match="executes generated code" if executes else "cannot be loaded"):
+        tasks.load(schema.Task(name=name))
+
+
+def test_score_cache_returns_what_was_put(tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path)
+    assert cache.get("w", "p") is None
+    cache.put("w", "p", {"a": 1})
+    assert cache.get("w", "p") == {"a": 1}
+    assert cache.get("other", "p") is None
