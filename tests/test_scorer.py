@@ -10,12 +10,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from massive_sft import schema
 from massive_sft.errors import InvalidInput, Unsupported
 from massive_sft.evaluate import batching
 from massive_sft.evaluate.encoding import Encoder
 from massive_sft.evaluate.generate import cut
+from massive_sft.evaluate.logits import chosen_logits
 from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluate.scorer import PlainScorer
 from massive_sft.evaluate.weights import load_scored
@@ -82,6 +84,26 @@ def test_generation_of_any_batch_equals_lm_eval(peers: tuple[PlainScorer, HFLM])
     found, _ = scorer.score([Generation(i, i, 0, "", 1, c, tuple(until), length) for i, c in enumerate(contexts)])
     assert [r.text for r in found] == expected
     assert len({r.tokens for r in found}) > 1
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = ["llama", "qwen2", "gemma2", "cohere", "granite", "olmo", "gpt_neox", "phi"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_at_chosen_positions_are_the_model_s_own_in_every_family(family: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, num_key_value_heads=4, head_dim=8, vocab_size=99)
+    config.update({"logits_scaling": 3.0} if family == "granite" else {})
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.randint(1, 99, (3, 11))
+    rows, columns = torch.tensor([0, 0, 2, 1]), torch.tensor([0, 10, 4, 7])
+    with torch.inference_mode():
+        expected = model(input_ids=tokens, use_cache=False).logits[rows, columns]
+    found = chosen_logits(model, tokens, rows, columns)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_scores_do_not_depend_on_the_order_or_company_of_requests() -> None:

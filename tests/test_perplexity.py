@@ -1,0 +1,121 @@
+"""Perplexity and token lengths of samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from evaluation_world import gpt2, llama
+
+from massive_sft.evaluate.perplexity import Perplexity, perplexity, token_length
+from massive_sft.samples import Samples
+
+
+def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples:
+    """Random samples; the first ``prompts[i]`` tokens of sample i are not trainable."""
+    draw = np.random.default_rng(seed)
+    trainable = [np.arange(n) >= max(1, p) for n, p in zip(lengths, prompts, strict=True)]
+    return Samples(
+        tokens=draw.integers(3, 267, sum(lengths)).astype(np.int32),
+        trainable=np.concatenate(trainable),
+        offsets=np.cumsum([0, *lengths]),
+        part=np.zeros(len(lengths), np.int16),
+        row=np.arange(len(lengths)),
+        text_bytes=np.array([[n - 1, max(0, n - max(1, p) - 1)] for n, p in zip(lengths, prompts, strict=True)]),
+    )
+
+
+SAMPLES = samples_of([20, 3, 57, 9, 20, 2], [8, 1, 30, 8, 0, 1])
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_nll_equals_the_model_s_own_loss_one_sample_at_a_time(make) -> None:
+    model = make()
+    found = perplexity(model, SAMPLES, token_budget=64)
+    for index in range(len(SAMPLES)):
+        tokens, trainable = SAMPLES[index]
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").numpy()
+        assert found.all.nll[index] == pytest.approx(nll.sum(), rel=1e-5)
+        assert found.response.nll[index] == pytest.approx(nll[trainable[1:]].sum(), rel=1e-5)
+    assert found.all.tokens.tolist() == [19, 2, 56, 8, 19, 1]
+    assert found.response.tokens.tolist() == [12, 2, 27, 1, 19, 1]
+
+
+def test_summary_is_micro_over_tokens_and_macro_over_samples() -> None:
+    found = perplexity(llama(), SAMPLES)
+    for part, summary in ((found.response, found.summary()["response"]), (found.all, found.summary()["all"])):
+        assert summary["perplexity_micro"] == pytest.approx(math.exp(part.nll.sum() / part.tokens.sum()))
+        assert summary["perplexity_macro"] == pytest.approx(math.exp(np.mean(part.nll / part.tokens)))
+        low, high = summary["perplexity_micro_interval"]
+        assert low < summary["perplexity_micro"] < high
+        text = part.text_bytes > 0
+        bits = part.nll[text] / math.log(2)
+        assert summary["bits_per_byte_micro"] == pytest.approx(bits.sum() / part.text_bytes.sum())
+        assert summary["bits_per_byte_macro"] == pytest.approx(np.mean(bits / part.text_bytes[text]))
+        assert (summary["samples"], summary["samples_with_text"]) == (6, int(text.sum()))
+
+
+def test_uniform_model_has_a_perplexity_of_its_vocabulary() -> None:
+    model = llama()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    summary = perplexity(model, SAMPLES).summary()
+    assert summary["all"]["perplexity_micro"] == pytest.approx(267, rel=1e-5)
+    assert summary["response"]["perplexity_macro"] == pytest.approx(267, rel=1e-5)
+
+
+def test_rerun_is_bit_identical_and_batches_change_little() -> None:
+    model = llama()
+    first, again, other = (perplexity(model, SAMPLES, budget) for budget in (64, 64, 4096))
+    assert np.array_equal(first.all.nll, again.all.nll)
+    assert np.allclose(first.all.nll, other.all.nll, rtol=1e-5)
+
+
+def test_out_of_memory_splits_the_batch_and_says_so() -> None:
+    model = llama()
+    expected = perplexity(model, SAMPLES)
+
+    def refuse(_module: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        if len(named["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("too many rows for this test's device")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    found = perplexity(model, SAMPLES)
+    assert expected.memory_splits == 0
+    assert found.memory_splits > 0
+    assert np.allclose(found.all.nll, expected.all.nll, rtol=1e-5)
+
+
+def test_saved_files_hold_the_summary_and_every_sample(tmp_path: Path) -> None:
+    found = perplexity(llama(), SAMPLES)
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "perplexity.json").read_text()) == found.summary()
+    frame = pq.read_table(tmp_path / "perplexity.parquet").to_pandas()
+    assert frame.response_nll.tolist() == found.response.nll.tolist()
+    assert len(frame) == len(SAMPLES)
+
+
+def test_no_samples_have_no_perplexity() -> None:
+    empty = Samples(
+        *(np.zeros(0, kind) for kind in (np.int32, bool)),
+        np.zeros(1, np.int64),
+        *(np.zeros(0, kind) for kind in (np.int16, np.int64)),
+        np.zeros((0, 2), np.int64),
+    )
+    found: Perplexity = perplexity(llama(), empty)
+    assert found.summary()["all"]["perplexity_micro"] is None
+    assert token_length(empty)["all"] is None
+
+
+def test_token_length_summarises_all_and_trainable_tokens() -> None:
+    found = token_length(SAMPLES)
+    assert found["samples"] == 6
+    assert found["all"] == {"mean": 18.5, "median": 14.5, "p95": pytest.approx(47.75), "max": 57, "total": 111}
+    assert found["response"]["total"] == int(SAMPLES.trainable.sum())
