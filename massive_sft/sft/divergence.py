@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, pstdev
+from statistics import fmean, median
 
 # Nats per trainable token.
 RISE = 0.5
 EXPLOSION = 10.0
+# Standard errors. The noise itself is estimated, so four are not enough: one noisy run in 300 would exceed them.
+SURE = 5.0
 
 
 class LossCurve:
     """The losses of a run and the verdict on them.
 
-    Args:
-        steps: optimizer steps of the whole run.
-        vocabulary: size of the vocabulary; a model that knows nothing has a loss of ln(vocabulary).
-
     A run has diverged when a loss or gradient norm is not finite, or when its mean loss over the last 5 % of steps
     (at least 5) is more than 0.5 nats above where it began: the mean over the first 5 % of steps (at least 5).
-    A run that blows up within those first steps would hide where it began, so the first loss, taken before any
-    update, plus three standard deviations of the later half of the run stands for it when that is lower.
 
-    It is hopeless before the end when the last window's mean is 10 nats above both the first loss and
-    ln(vocabulary), or when, past the half, a whole quarter of the run was no better than ln(vocabulary) - 0.1 and
-    0.5 nats above where it began. Noise and a spike that heals do neither.
+    - Batches differ, so the rise must also exceed five standard errors of the two means, unless the model began
+      better than guessing, ln(vocabulary), and ended more than a nat worse than that. The noise is taken from the
+      median difference of successive losses, which neither a trend nor a jump changes much.
+    - A run that blows up within its first steps hides where it began. So the first loss, taken before any update,
+      counts as the beginning too, with five standard deviations of the noise added.
+
+    It is hopeless before the end when the mean of the last window (5 % of steps, at least 5) is 10 nats above both
+    the first loss and ln(vocabulary), or when, past the half, a whole quarter of the run was no better than
+    ln(vocabulary) - 0.1 and has risen by the rule above. Noise and a spike that heals do neither.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        vocabulary: size of the vocabulary.
     """
 
     def __init__(self, steps: int, vocabulary: int):
@@ -41,34 +47,24 @@ class LossCurve:
             return f"loss is not finite at step {step}"
         if not math.isfinite(grad_norm):
             return f"gradient norm is not finite at step {step}"
-        return self._hopeless(step)
-
-    def _hopeless(self, step: int) -> str | None:
         if step <= self.window:
             return None
-        recent = fmean(self.losses[-self.window :])
+        recent = self.end()
         if recent > max(self.losses[0], self._uniform) + EXPLOSION:
             return f"loss exploded: mean {recent:.4g} over the last {self.window} steps at step {step}"
         quarter = max(self.window, self.steps // 4)
         if 2 * step < self.steps or step < quarter:
             return None
         stuck = fmean(self.losses[-quarter:])
-        if stuck > self._uniform - 0.1 and stuck > self._start() + RISE:
+        if stuck > self._uniform - 0.1 and self._risen(stuck):
             return f"loss is stuck at {stuck:.4g}, no better than guessing, at step {step}"
         return None
 
     def final(self) -> str | None:
         """Return why the finished run has diverged, or None when it has not."""
-        if not self.losses:
-            return None
-        start, end = self._start(), self.end()
-        if end > start + RISE:
-            return f"loss ended at {end:.4g}, {end - start:.4g} above where it began"
+        if self.losses and self._risen(self.end()):
+            return f"loss ended at {self.end():.4g}; it began at {self.losses[0]:.4g}, first mean {self.start():.4g}"
         return None
-
-    def _start(self) -> float:
-        later = self.losses[len(self.losses) // 2 :]
-        return min(self.start(), self.losses[0] + 3 * pstdev(later))
 
     def start(self) -> float:
         """Mean loss over the first window."""
@@ -77,3 +73,18 @@ class LossCurve:
     def end(self) -> float:
         """Mean loss over the last window."""
         return fmean(self.losses[-self.window :])
+
+    def _risen(self, level: float) -> bool:
+        """Return whether a mean loss lies above the beginning by more than the rule allows."""
+        slack = 0.0 if level > self._uniform + 1 > self.losses[0] + 1 else SURE * self._noise()
+        return (
+            level > self.start() + max(RISE, slack * math.sqrt(2 / self.window))
+            or level > self.losses[0] + RISE + slack
+        )
+
+    def _noise(self) -> float:
+        """Standard deviation of the loss between batches: of a normal noise, from its median successive difference."""
+        if len(self.losses) < 2:
+            return 0.0
+        differences = [abs(after - before) for before, after in zip(self.losses, self.losses[1:], strict=False)]
+        return median(differences) / (0.6745 * math.sqrt(2))

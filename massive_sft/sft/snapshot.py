@@ -17,6 +17,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from massive_sft import files, modeling
 from massive_sft.errors import Corrupt
@@ -69,7 +70,8 @@ def write(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], facts: 
         save_file(expected, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         model.active_peft_config.save_pretrained(str(partial))
     else:
-        expected = dict(weights)
+        # transformers writes some models under the names of their original checkpoints.
+        expected = revert_weight_conversion(model, dict(weights))
         with modeling.no_progress_bar():
             model.save_pretrained(partial, state_dict=dict(weights))
     _check_tensors(partial, expected)
