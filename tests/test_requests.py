@@ -269,6 +269,6 @@ def test_shipped_task_is_missing_when_it_executes_code_or_has_no_data(name: str,
 def test_score_cache_returns_what_was_put(tmp_path: Path) -> None:
     cache = ScoreCache(tmp_path)
     assert cache.get("w", "p") is None
-    cache.put("w", "p", {"a": 1})
-    assert cache.get("w", "p") == {"a": 1}
+    cache.put("w", "p", {"a": 1}, b"rows")
+    assert cache.get("w", "p") == ({"a": 1}, b"rows")
     assert cache.get("other", "p") is None

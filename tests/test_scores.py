@@ -163,7 +163,7 @@ def test_rerun_from_scratch_is_identical_to_the_byte_and_a_second_run_needs_no_m
         folder = tmp_path / name
         files.append({p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
     assert files[0] == files[1]
-    assert len(files[0]) == 12  # responses, scores, per-sample values and cache of three benchmarks
+    assert len(files[0]) == 15  # responses, scores and per-sample values, and both in the cache, of three benchmarks
     again = run(tmp_path / "one", prepared, no_model)
     assert list(again.scores) == ["tiny_mc-0shot", "tiny_gen-0shot", "tiny_bpb-0shot"]
 
@@ -172,17 +172,25 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
     benchmark = prepare(tmp_path, write_tasks(tmp_path)["tiny_mc"]).benchmarks[0].requests
     scorer = PlainScorer(world.llama(), world.tokenizer())
     folder = tmp_path / "responses"
-    first = responses.respond(benchmark, folder, scorer.score)
+    first = responses.respond(benchmark, folder, "w", scorer.score)
     assert (first["shards"], first["shards_found"]) == (1, 0)
     path = responses.shard_path(folder, "tiny_mc", 0)
     good = path.read_bytes()
     lines = gzip.decompress(good).decode().replace('"greedy": false', '"greedy": true', 1)
     for damage in (good[: len(good) // 2], b"", gzip.compress(lines.encode())):
         path.write_bytes(damage)
-        again = responses.respond(benchmark, folder, scorer.score)
-        assert again["shards_corrupt"] == 1
+        again = responses.respond(benchmark, folder, "w", scorer.score)
+        assert again["shards_replaced"] == 1
         assert path.read_bytes() == good
-    assert responses.respond(benchmark, folder, scorer.score)["shards_found"] == 1
+    assert responses.respond(benchmark, folder, "w", scorer.score)["shards_found"] == 1
+
+
+def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, write_tasks(tmp_path)["tiny_bpb"])
+    first = run(tmp_path, prepared, weights="first")
+    retrained = run(tmp_path, prepared, lambda: PlainScorer(world.llama(seed=1), world.tokenizer()), weights="second")
+    assert retrained.happened["tiny_bpb-0shot"]["shards_replaced"] == 1
+    assert retrained.scores != first.scores
 
 
 def test_base_is_scored_once_per_weights_and_protocol(tmp_path: Path) -> None:
@@ -190,6 +198,11 @@ def test_base_is_scored_once_per_weights_and_protocol(tmp_path: Path) -> None:
     first = run(tmp_path, prepared)
     elsewhere = evaluate(prepared, PROTOCOL, "w", no_model, tmp_path / "other-cell", ScoreCache(tmp_path / "cache"))
     assert elsewhere.scores == first.scores
+    written = [
+        {p.name: p.read_bytes() for p in (tmp_path / cell / "scores").iterdir()} for cell in ("cell", "other-cell")
+    ]
+    assert written[0] == written[1]
+    assert len(written[0]) == 2
     with pytest.raises(RuntimeError, match="no model"):
         run(tmp_path / "third", prepared, no_model, weights="w2")
 

@@ -17,7 +17,6 @@ from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from massive_sft import files
 from massive_sft.evaluate import intervals
 from massive_sft.evaluate.build import Benchmark, doc_hash
 from massive_sft.evaluate.intervals import Interval
@@ -44,8 +43,8 @@ class Scores:
     samples: pa.Table
 
 
-def aggregate(benchmark: Benchmark, folder: Path, allow_code_execution: bool = False) -> Scores:
-    """Score one benchmark's responses under ``folder``.
+def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execution: bool = False) -> Scores:
+    """Score the responses of one model's weights to one benchmark, under ``folder``.
 
     Raises:
         TaskUnavailable: the benchmark's data changed since its requests were built, or its metric fails.
@@ -56,7 +55,7 @@ def aggregate(benchmark: Benchmark, folder: Path, allow_code_execution: bool = F
     for_groups: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for leaf in benchmark.requests.leaves:
-        requests, responses = read_responses(benchmark.requests, leaf, folder)
+        requests, responses = read_responses(benchmark.requests, leaf, folder, weights)
         try:
             with seeded():
                 values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
@@ -227,9 +226,8 @@ def _sample(value: Any) -> dict[str, Any]:
     return {"detail": json.dumps(value, default=str, ensure_ascii=False)}
 
 
-def save(scores: Scores, folder: Path, protocol: str) -> None:
-    """Write ``<protocol>.parquet`` (per sample), then ``<protocol>.json``, atomically."""
+def parquet(samples: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(scores.samples, sink)
-    files.write_bytes(folder / f"{protocol}.parquet", sink.getvalue().to_pybytes())
-    files.write_json(folder / f"{protocol}.json", scores.table)
+    pq.write_table(samples, sink)
+    return sink.getvalue().to_pybytes()

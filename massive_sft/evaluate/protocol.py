@@ -30,18 +30,33 @@ def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """Scores under ``root/<weights id>/<protocol id>.json``: a base model is scored once per storage root."""
+    """Scores under ``root/<weights id>/``: a base model is scored once per storage root.
+
+    ``<protocol id>.json`` is the table, ``<protocol id>.parquet`` the per-sample values.
+    """
 
     root: Path
 
-    def path(self, weights: str, protocol: str) -> Path:
-        return self.root / weights / f"{protocol}.json"
+    def get(self, weights: str, protocol: str) -> tuple[dict[str, Any], bytes] | None:
+        """Return (table, per-sample values as Parquet), or ``None`` when there are none.
 
-    def get(self, weights: str, protocol: str) -> dict[str, Any] | None:
-        """Return the scores, or ``None`` when there are none. Raises ``Corrupt`` when the file does not parse."""
-        path = self.path(weights, protocol)
-        return files.read_json(path) if path.is_file() else None
+        Raises ``Corrupt`` when the table does not parse.
+        """
+        table, samples = paths(self.root / weights, protocol)
+        return (files.read_json(table), samples.read_bytes()) if table.is_file() else None
 
-    def put(self, weights: str, protocol: str, scores: dict[str, Any]) -> None:
+    def put(self, weights: str, protocol: str, table: dict[str, Any], samples: bytes) -> None:
         """Store scores atomically."""
-        files.write_json(self.path(weights, protocol), scores)
+        write(self.root / weights, protocol, table, samples)
+
+
+def paths(folder: Path, protocol: str) -> tuple[Path, Path]:
+    """Return where a folder keeps a protocol's table and per-sample values."""
+    return folder / f"{protocol}.json", folder / f"{protocol}.parquet"
+
+
+def write(folder: Path, protocol: str, table: dict[str, Any], samples: bytes) -> None:
+    """Write a protocol's per-sample values, then its table, each atomically."""
+    table_path, samples_path = paths(folder, protocol)
+    files.write_bytes(samples_path, samples)
+    files.write_json(table_path, table)

@@ -53,11 +53,14 @@ def shard_path(folder: Path, leaf: str, number: int) -> Path:
     return folder / sets.file_name(leaf) / f"{number:05d}.jsonl.gz"
 
 
-def write_shard(path: Path, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]) -> None:
-    """Write one shard atomically: a header line with checksums and what happened, then one line per response."""
+def write_shard(
+    path: Path, weights: str, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]
+) -> None:
+    """Write one shard atomically: a header with weights, checksums and what happened, then one line per response."""
     lines = [json.dumps({"kind": r.kind, **asdict(r)}, ensure_ascii=False, sort_keys=True) for r in responses]
     header = {
         "schema": SCHEMA,
+        "weights": weights,
         "requests": _checksum_of(requests),
         "responses": sets.checksum(lines),
         "count": len(lines),
@@ -67,12 +70,12 @@ def write_shard(path: Path, requests: Sequence[Request], responses: list[Respons
     files.write_bytes(path, gzip.compress(text.encode(), mtime=0))
 
 
-def read_shard(path: Path, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+def read_shard(path: Path, weights: str, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
     """Read one shard's responses, and what happened.
 
     Raises:
         FileNotFoundError: it has not been scored.
-        Corrupt: it cannot be read, fails its checksum, or answers other requests.
+        Corrupt: it cannot be read, fails its checksum, or holds other weights' answers or answers to other requests.
     """
     try:
         header_line, *lines = gzip.decompress(path.read_bytes()).decode().split("\n")
@@ -83,6 +86,8 @@ def read_shard(path: Path, requests: Sequence[Request]) -> tuple[list[Response],
         raise Corrupt(f"{path}: cannot be read ({error})") from error
     if header.get("schema") != SCHEMA or header.get("responses") != sets.checksum(lines):
         raise Corrupt(f"{path}: does not match its checksum")
+    if header["weights"] != weights:
+        raise Corrupt(f"{path}: was answered by other weights")
     if header["requests"] != _checksum_of(requests) or len(lines) != len(requests):
         raise Corrupt(f"{path}: answers other requests")
     entries = [json.loads(line) for line in lines]
@@ -96,32 +101,35 @@ def _checksum_of(requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def respond(requests: RequestSet, folder: Path, answer: Answer) -> dict[str, int]:
+def respond(requests: RequestSet, folder: Path, weights: str, answer: Answer) -> dict[str, int]:
     """Answer every shard that has no valid file under ``folder`` yet; return the sums of what happened.
 
-    ``answer`` is a scorer's ``score``. A corrupt shard is answered again; finished ones are left as they are.
+    ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered
+    again (``shards_replaced``); finished ones are left as they are.
     """
-    totals = {"shards": 0, "shards_found": 0, "shards_corrupt": 0}
+    totals = {"shards": 0, "shards_found": 0, "shards_replaced": 0}
     for leaf in requests.leaves:
         for number, shard in enumerate(sets.shards(sets.read_requests(requests, leaf))):
             path = shard_path(folder, leaf.name, number)
             totals["shards"] += 1
             try:
-                _, happened = read_shard(path, shard)
+                _, happened = read_shard(path, weights, shard)
                 totals["shards_found"] += 1
             except (FileNotFoundError, Corrupt) as error:
-                totals["shards_corrupt"] += isinstance(error, Corrupt)
+                totals["shards_replaced"] += isinstance(error, Corrupt)
                 responses, happened = answer(shard)
-                write_shard(path, shard, responses, happened)
+                write_shard(path, weights, shard, responses, happened)
             for name, count in happened.items():
                 totals[name] = totals.get(name, 0) + count
     return totals
 
 
-def read_responses(requests: RequestSet, leaf: Leaf, folder: Path) -> tuple[list[Request], list[Response]]:
+def read_responses(
+    requests: RequestSet, leaf: Leaf, folder: Path, weights: str
+) -> tuple[list[Request], list[Response]]:
     """Read a leaf's requests and their responses, in order. Raises like ``read_shard``."""
     asked = sets.read_requests(requests, leaf)
     answered: list[Response] = []
     for number, shard in enumerate(sets.shards(asked)):
-        answered += read_shard(shard_path(folder, leaf.name, number), shard)[0]
+        answered += read_shard(shard_path(folder, leaf.name, number), weights, shard)[0]
     return asked, answered

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from massive_sft import files, schema
+from massive_sft import schema
 from massive_sft.errors import Unsupported
 from massive_sft.evaluate import aggregate, responses
-from massive_sft.evaluate.build import Benchmark, Prepared
-from massive_sft.evaluate.protocol import ScoreCache, protocol_id
+from massive_sft.evaluate.build import Prepared
+from massive_sft.evaluate.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluate.scorer import Scorer
 from massive_sft.evaluate.tasks import TaskUnavailable
 
@@ -59,23 +59,17 @@ def evaluate(
 
     for benchmark in prepared.benchmarks:
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests)
-        table = cache.get(weights, pid)
-        if table is None:
+        cached = cache.get(weights, pid)
+        if cached is None:
+            shards = folder / "responses" / pid
             try:
-                result.happened[label] = responses.respond(benchmark.requests, folder / "responses" / pid, answer)
-                table = _score(benchmark, folder, pid, allow_code_execution)
+                result.happened[label] = responses.respond(benchmark.requests, shards, weights, answer)
+                scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
                 continue
-            cache.put(weights, pid, table)
-        elif not (folder / "scores" / f"{pid}.json").is_file():
-            files.write_json(folder / "scores" / f"{pid}.json", table)
-        result.scores[label] = table
+            cached = {**scores.table, "protocol": pid}, aggregate.parquet(scores.samples)
+            cache.put(weights, pid, *cached)
+        write(folder / "scores", pid, *cached)
+        result.scores[label] = cached[0]
     return result
-
-
-def _score(benchmark: Benchmark, folder: Path, pid: str, allow_code_execution: bool) -> dict[str, Any]:
-    scores = aggregate.aggregate(benchmark, folder / "responses" / pid, allow_code_execution)
-    scores.table["protocol"] = pid
-    aggregate.save(scores, folder / "scores", pid)
-    return scores.table

@@ -43,6 +43,7 @@ FAILURES = (
     ArithmeticError,
     SyntaxError,
     NameError,
+    SystemExit,
     yaml.YAMLError,
     jinja2.TemplateError,
 )
