@@ -26,8 +26,7 @@ class Entry:
     Attributes:
         cell, trajectory, status: as in the record.
         revision: number in the record's file name.
-        protocols: ids of the protocols it has scores for, sorted.
-        measures: names of the measures it has, sorted.
+        answers: what was asked of the cell and is there (``Record.answers``).
         size, mtime_ns: of the record's file, in bytes and in nanoseconds.
     """
 
@@ -35,8 +34,7 @@ class Entry:
     trajectory: str | None
     status: Status
     revision: int
-    protocols: tuple[str, ...]
-    measures: tuple[str, ...]
+    answers: tuple[str, ...]
     size: int
     mtime_ns: int
 
@@ -61,8 +59,7 @@ def entry_of(record: Record, revision: int, path: Path) -> Entry:
         record.trajectory,
         record.status,
         revision,
-        tuple(sorted(record.scores)),
-        tuple(sorted(record.measures)),
+        record.answers,
         stat.st_size,
         stat.st_mtime_ns,
     )
@@ -77,7 +74,7 @@ def read_index(root: Path) -> dict[str, Entry]:
         if content.keys() != _FIELDS:
             raise Corrupt(f"{path}:{number}: another version wrote it")
         content["status"] = Status(content["status"])
-        content["protocols"], content["measures"] = tuple(content["protocols"]), tuple(content["measures"])
+        content["answers"] = tuple(content["answers"])
         entry = Entry(**content)
         known = entries.get(entry.cell)
         if known is None or entry.revision >= known.revision:

@@ -134,7 +134,7 @@ class Ledger:
         except FileNotFoundError:
             pass
         except Corrupt as error:
-            self._report(path, error)
+            self.report(path, str(error))
         files.write_json(path, {"schema": SCHEMA, "content": content})
 
     def write_record(self, record: Record, claim: Claim | None = None) -> Path:
@@ -183,7 +183,7 @@ class Ledger:
                 if record.cell != folder.name:
                     raise Corrupt(f"{path}: is the record of another cell, {record.cell}")
             except Corrupt as error:
-                self._report(path, error)
+                self.report(path, str(error))
             else:
                 return record, revision, path
         return None
@@ -267,10 +267,11 @@ class Ledger:
     def _cells(self) -> list[str]:
         return sorted(name for name in os.listdir(self.root / "cells") if _ID.fullmatch(name))
 
-    def _report(self, path: Path, error: Corrupt) -> None:
+    def report(self, path: Path, error: str) -> None:
+        """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""
         if path not in self.corrupt:
             log.warning("%s; it counts as not there", error)
-        self.corrupt[path] = str(error)
+        self.corrupt[path] = error
 
     # Attempts
 

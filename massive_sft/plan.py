@@ -184,7 +184,7 @@ def _cell_plans(cells: Cells, asked: _Asked, root: Path) -> Iterable[CellPlan]:
         entry = entries.get(cell.id)
         status = statuses.get(cell.id, Status.WAITING)
         settled_empty = status in (Status.DIVERGED, Status.PRUNED)
-        lacking = () if settled_empty else tuple(item for item in wanted if not entry or item.id not in entry.has)
+        lacking = () if settled_empty else tuple(item for item in wanted if not entry or item.id not in entry.answers)
         yield CellPlan(cell, status, wanted, lacking)
 
 

@@ -51,6 +51,43 @@ Time = Annotated[str, AfterValidator(_utc)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Score(BaseModel):
+    """One number of a benchmark, with what its certainty is judged by; what cannot be had is None, never 0.
+
+    Attributes:
+        value: in the metric's own unit.
+        stderr, interval, method: from the per-sample values; the interval is the 95 % one.
+        n: samples behind the value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: FiniteFloat | None
+    stderr: FiniteFloat | None
+    interval: tuple[FiniteFloat, FiniteFloat] | None
+    method: str | None
+    n: int
+    higher_is_better: bool | None
+
+
+class BenchmarkScores(BaseModel):
+    """All scores of one benchmark under one protocol.
+
+    Attributes:
+        benchmark: its name for people, with the number of shots.
+        asked: what of the sweep it answers (``plan.Asked.id``).
+        tasks, groups: scores by name, then by ``metric,filter``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    benchmark: str
+    asked: str
+    shots: int
+    tasks: dict[str, dict[str, Score]]
+    groups: dict[str, dict[str, Score]] = {}
+
+
 class Record(BaseModel):
     """One row of the results table. What could not be measured is ``None``, never 0; NaN and infinities are refused.
 
@@ -60,7 +97,7 @@ class Record(BaseModel):
         coordinates: display names by axis (model, data, method, size, schedule, epoch, ...).
         status: an outcome, so neither WAITING nor RUNNING.
         attempt: number of the attempt that produced it (from 1).
-        scores: value by protocol id, task and metric; the per-sample values lie in the file of ``files``.
+        scores: by protocol id; the per-sample values lie in ``scores/<protocol>.parquet`` of the cell.
         measures: perplexity, layer change, token length, ... by name.
         counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
         training: summary of the run: final loss (nats per token), steps, tokens, seconds; empty for a base row.
@@ -79,7 +116,7 @@ class Record(BaseModel):
     coordinates: dict[str, str | Scalar]
     status: Status
     attempt: int = Field(ge=1)
-    scores: dict[str, dict[str, dict[str, Scalar]]] = {}
+    scores: dict[str, BenchmarkScores] = {}
     measures: dict[str, Nested] = {}
     counts: dict[str, Nested] = {}
     training: dict[str, Nested] = {}
@@ -89,6 +126,11 @@ class Record(BaseModel):
     created: Time
     finished: Time
     files: dict[str, Sha256] = {}
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What was asked of the cell and is there: ids of benchmarks and names of measures, sorted."""
+        return tuple(sorted({*(item.asked for item in self.scores.values()), *self.measures}))
 
     @model_validator(mode="after")
     def _status_matches_content(self) -> Record:

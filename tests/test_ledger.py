@@ -28,6 +28,19 @@ def cell_id(number: int) -> str:
     return f"{number:016x}"
 
 
+def score(value: float | None) -> dict:
+    return {"value": value, "stderr": None, "interval": None, "method": None, "n": 4, "higher_is_better": True}
+
+
+SCORES = {
+    "benchmark": "mmlu-0shot",
+    "asked": "mmlu@0 abc",
+    "shots": 0,
+    "tasks": {"mmlu": {"acc,none": score(0.25), "acc_norm,none": score(None)}},
+    "groups": {},
+}
+
+
 def make_record(cell: str = CELL, **changes) -> Record:
     content = {
         "cell": cell,
@@ -35,7 +48,7 @@ def make_record(cell: str = CELL, **changes) -> Record:
         "coordinates": {"model": "tiny", "data": "alpaca", "epoch": 3, "lr": 1e-5, "size": None},
         "status": Status.COMPLETE,
         "attempt": 1,
-        "scores": {"p1": {"mmlu": {"acc": 0.25, "acc_norm": None}}},
+        "scores": {"p1": SCORES},
         "measures": {"perplexity": {"response": 3.5}},
         "counts": {"used": 10, "dropped": 0},
         "training": {"final_loss": 0.5, "steps": 3},
@@ -244,7 +257,7 @@ def test_record_newer_revision_supersedes_and_keeps_the_older(ledger):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scores": {"p": {"t": {"acc": float("nan")}}}},
+        {"scores": {"p": SCORES | {"tasks": {"t": {"acc": score(float("nan"))}}}}},
         {"measures": {"perplexity": {"response": float("inf")}}},
         {"training": {"final_loss": float("nan")}},
         {"status": Status.RUNNING},
@@ -325,7 +338,7 @@ def test_record_of_newer_schema_is_refused_and_not_redone(ledger):
 
 def test_record_file_is_one_line_of_json_readable_by_all(ledger):
     path = ledger.write_record(make_record())
-    assert json.loads(path.read_bytes())["content"]["scores"] == {"p1": {"mmlu": {"acc": 0.25, "acc_norm": None}}}
+    assert json.loads(path.read_bytes())["content"]["scores"] == {"p1": SCORES}
     assert path.stat().st_mode & 0o777 == 0o644
 
 
@@ -465,10 +478,18 @@ def test_index_of_removed_or_foreign_records_is_not_believed(ledger):
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
 
 
-def test_index_entry_names_protocols_and_measures(ledger):
+def test_index_behind_a_newer_record_is_not_believed(ledger):
+    ledger.write_record(make_record(status=Status.FAILED, error="x"))
+    index = (ledger.root / "index.jsonl").read_bytes()
+    ledger.write_record(make_record(attempt=2))
+    (ledger.root / "index.jsonl").write_bytes(index)
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+
+
+def test_index_entry_names_what_the_record_answers(ledger):
     ledger.write_record(make_record())
     entry = ledger.entries()[CELL]
-    assert (entry.protocols, entry.measures, entry.trajectory) == (("p1",), ("perplexity",), TRAJECTORY)
+    assert (entry.answers, entry.trajectory) == (("mmlu@0 abc", "perplexity"), TRAJECTORY)
 
 
 def test_ledger_of_thousand_cells_answers_in_time(ledger):
