@@ -154,6 +154,14 @@ def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
         assert lease.claim.number == 2
 
 
+def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
+    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
+        assert not look(tmp_path).looks_live()
+        acquire(tmp_path, "b").release()
+
+
 def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
     code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
