@@ -168,6 +168,14 @@ def test_damaged_request_set_is_refused(tmp_path: Path) -> None:
         sets.read_set(requests.folder)
 
 
+def test_damaged_request_set_is_written_again(tmp_path: Path) -> None:
+    requests = ask(write_tasks(tmp_path)["tiny_mc"])
+    listed = {"tiny_mc": read(requests)}
+    sets.requests_path(requests.folder, "tiny_mc").write_bytes(b"broken")
+    sets.write_set(requests.folder.parent, requests, listed)
+    assert read(requests) == listed["tiny_mc"]
+
+
 def test_shards_hold_whole_documents_in_order(tmp_path: Path) -> None:
     listed = read(ask(write_tasks(tmp_path)["tiny_mc"]))
     parts = list(sets.shards(listed, size=6))

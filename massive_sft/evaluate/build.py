@@ -27,6 +27,7 @@ from massive_sft.evaluate.tasks import (
     Pinned,
     TaskUnavailable,
     config_hash,
+    content_of,
     label,
     load,
     reason_of,
@@ -109,9 +110,24 @@ def build(
 ) -> RequestSet:
     """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
 
+    Built once per process and content of the task file.
+
     Raises:
         TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
     """
+    return _build(task, content_of(task), shots, fewshot, wrapping, root, allow_code_execution)
+
+
+@functools.lru_cache(maxsize=256)
+def _build(
+    task: schema.Task,
+    _content: str,
+    shots: int,
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool,
+) -> RequestSet:
     loaded = load(task, allow_code_execution)
     leaves, lists = [], {}
     for name in sorted(loaded.tasks):

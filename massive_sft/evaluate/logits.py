@@ -45,16 +45,16 @@ def chosen_logits(model: Any, tokens: torch.Tensor, rows: torch.Tensor, columns:
 
 
 @torch.inference_mode()
-def target_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the fp32 log-probability of each target, and whether it is the most likely token.
+def target_logprobs(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the fp32 log-probability of each target, and whether it is the most likely token of its row, on the CPU.
 
     Args:
-        logits: shape (positions, vocabulary).
-        targets: int64, shape (positions,).
+        logits: any dtype, shape (positions, vocabulary); normalised in fp32.
+        rows: int64, shape (targets,): the position of each target; one position may have several.
+        targets: int64, same shape.
     """
-    logprobs, greedy = [], []
-    for part, wanted in zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
-        normed = torch.log_softmax(part.float(), dim=-1)
-        logprobs.append(normed.gather(1, wanted.unsqueeze(1)).squeeze(1))
-        greedy.append(normed.argmax(dim=-1) == wanted)
-    return torch.cat(logprobs), torch.cat(greedy)
+    norms = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(ROWS_AT_ONCE)])
+    logprobs = logits[rows, targets].float() - norms[rows]
+    return logprobs.cpu(), (logits.argmax(dim=-1)[rows] == targets).cpu()

@@ -118,13 +118,18 @@ def perplexity(model: Any, samples: Samples, token_budget: int = TOKEN_BUDGET) -
         results, made = batching.run_split(batch, lambda part: _batch(model, samples, part))
         nll[batch] = results
         splits += made
-    trainable = np.add.reduceat(samples.trainable, samples.offsets[:-1], dtype=np.int64) if count else np.zeros(0)
     predicted = np.maximum(samples.lengths - 1, 0)
     return Perplexity(
-        response=Likelihoods(nll[:, 0], trainable, samples.text_bytes[:, 1]),
+        response=Likelihoods(nll[:, 0], _trainable(samples), samples.text_bytes[:, 1]),
         all=Likelihoods(nll[:, 1], predicted, samples.text_bytes[:, 0]),
         memory_splits=splits,
     )
+
+
+def _trainable(samples: Samples) -> np.ndarray:
+    """Return the trainable tokens of each sample, int64."""
+    running = np.concatenate([[0], np.cumsum(samples.trainable, dtype=np.int64)])
+    return np.diff(running[samples.offsets])
 
 
 def _batch(model: Any, samples: Samples, indices: list[int]) -> list[tuple[float, float]]:
@@ -142,8 +147,9 @@ def _batch(model: Any, samples: Samples, indices: list[int]) -> list[tuple[float
         torch.tensor(column_of, device=device),
     )
     targets = np.concatenate([tokens[1:] for tokens, _ in taken]).astype(np.int64)
-    logprobs, _ = target_logprobs(logits, torch.from_numpy(targets).to(device))
-    nll = -logprobs.double().cpu().numpy()
+    every = torch.arange(len(targets), device=device)
+    logprobs, _ = target_logprobs(logits, every, torch.from_numpy(targets).to(device))
+    nll = -logprobs.double().numpy()
     bounds = np.cumsum([0, *(len(tokens) - 1 for tokens, _ in taken)])
     return [
         (float(nll[start:end][trainable[1:]].sum()), float(nll[start:end].sum()))
@@ -153,12 +159,11 @@ def _batch(model: Any, samples: Samples, indices: list[int]) -> list[tuple[float
 
 def token_length(samples: Samples) -> dict[str, Any]:
     """Return mean, median, 95th percentile, maximum and total of tokens per sample: all, and trainable ones."""
-    trainable = [int(samples[index][1].sum()) for index in range(len(samples))]
     return {
         "schema": SCHEMA,
         "samples": len(samples),
         "all": _spread(samples.lengths),
-        "response": _spread(np.array(trainable, dtype=np.int64)),
+        "response": _spread(_trainable(samples)),
     }
 
 

@@ -154,10 +154,10 @@ def checksum(lines: Sequence[str]) -> str:
 
 
 def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request]]) -> RequestSet:
-    """Write a request set under ``root/<id>``; the manifest last. A set that is there already is left as it is."""
+    """Write a request set under ``root/<id>``; the manifest last. A sound one that is there is left as it is."""
     folder = root / identity.id
     complete = RequestSet(**{**vars(identity), "folder": folder})
-    if (folder / "manifest.json").is_file():
+    if _is_sound(folder):
         return read_set(folder)
     for leaf in complete.leaves:
         lines = "\n".join(map(to_line, requests[leaf.name]))
@@ -171,6 +171,16 @@ def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request
     }
     files.write_json(folder / "manifest.json", manifest)
     return complete
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        found = read_set(folder)
+        for leaf in found.leaves:
+            read_requests(found, leaf)
+    except (FileNotFoundError, Corrupt):
+        return False
+    return True
 
 
 def read_set(folder: Path) -> RequestSet:

@@ -125,27 +125,29 @@ class PlainScorer:
 
     def _batch(self, rows: list[list[_Span]]) -> list[list[tuple[float, bool]]]:
         """Return (log-probability, greedy) of every span of every row."""
-        device = self._model.device
-        starts: list[int] = []
         row_of: list[int] = []
         column_of: list[int] = []
+        positions: list[int] = []  # of each target, among the chosen positions
+        targets: list[int] = []
         for number, row in enumerate(rows):
             length = len(row[0].tokens)
             first = length - max(len(span.continuation) for span in row)
-            starts.append(len(row_of) - first)  # where the row's column 0 would be among the chosen positions
             row_of += [number] * (length - first)
             column_of += range(first, length)
-        tokens = batching.right_padded([row[0].tokens for row in rows], device)
-        logits = chosen_logits(
-            self._model, tokens, torch.tensor(row_of, device=device), torch.tensor(column_of, device=device)
-        )
-        results = []
-        for row, start in zip(rows, starts, strict=True):
-            length = len(row[0].tokens)
-            values = []
             for span in row:
-                part = logits[start + length - len(span.continuation) : start + length]
-                logprobs, greedy = target_logprobs(part, torch.tensor(span.continuation, device=device))
-                values.append((float(logprobs.double().sum()), bool(greedy.all())))
-            results.append(values)
-        return results
+                positions += range(len(row_of) - len(span.continuation), len(row_of))
+                targets += span.continuation
+        device = self._model.device
+        tokens = batching.right_padded([row[0].tokens for row in rows], device)
+        chosen, wanted = (
+            torch.tensor([row_of, column_of], device=device),
+            torch.tensor([positions, targets], device=device),
+        )
+        logits = chosen_logits(self._model, tokens, chosen[0], chosen[1])
+        logprobs, greedy = target_logprobs(logits, wanted[0], wanted[1])
+        lengths = [len(span.continuation) for row in rows for span in row]
+        values = iter(
+            (float(logprob.sum()), bool(picks.all()))
+            for logprob, picks in zip(logprobs.double().split(lengths), greedy.split(lengths), strict=True)
+        )
+        return [[next(values) for _ in row] for row in rows]

@@ -147,12 +147,16 @@ def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
         TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
             needs images or sound.
     """
+    source = task.model_copy(update={"shots": (), "limit": None})
+    return _load(source, allow_code_execution, content_of(task))
+
+
+def content_of(task: schema.Task) -> str:
+    """Return the hash of a benchmark's task file, empty for one that lm-eval ships. Raises TaskUnavailable."""
     try:
-        content = hash_file(Path(task.path)) if task.path is not None else ""
+        return hash_file(Path(task.path)) if task.path is not None else ""
     except OSError as error:
         raise TaskUnavailable(f"{task.path} cannot be read: {error.strerror}") from error
-    source = task.model_copy(update={"shots": (), "limit": None})
-    return _load(source, allow_code_execution, content)
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from massive_sft import schema, template
 from massive_sft.errors import InvalidInput, Problem
+from massive_sft.fingerprint import canonical
 
 FIELD = "{prompt}"
 
@@ -17,12 +18,14 @@ class Wrapping:
     """One of: nothing (``none``), a training prompt template (``training``), a chat template (``chat``).
 
     ``text`` holds ``{prompt}`` once for ``training`` and is the tokenizer's Jinja source for ``chat``; for ``none``
-    it is ``None``. ``render`` turns lm-eval's messages into the context, ``None`` for ``none``.
+    it is ``None``; ``tokens`` are the special tokens that a chat template may name. ``render`` turns lm-eval's messages
+    into the context, ``None`` for ``none``; equal kind, text and tokens render equally.
     """
 
     kind: str
     text: str | None = None
-    render: Callable[..., str] | None = None
+    tokens: str = ""
+    render: Callable[..., str] | None = field(default=None, compare=False)
 
     @property
     def stop(self) -> str | None:
@@ -49,7 +52,7 @@ def training(text: str) -> Wrapping:
         prompt = messages if add_generation_prompt else messages[:-1]
         return text.replace(FIELD, "".join(message["content"] for message in prompt)) + prefix
 
-    return Wrapping("training", text, render)
+    return Wrapping("training", text, render=render)
 
 
 def chat(tokenizer: Any) -> Wrapping:
@@ -66,7 +69,7 @@ def chat(tokenizer: Any) -> Wrapping:
             continue_final_message=not add_generation_prompt,
         )
 
-    return Wrapping("chat", source, render)
+    return Wrapping("chat", source, canonical(dict(tokenizer.special_tokens_map)), render)
 
 
 def choose(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:
