@@ -203,10 +203,13 @@ def test_ledger_killed_before_any_write_reads_true_and_is_taken_up(quick_folder)
 def test_ledger_holder_stopped_past_its_lease_publishes_nothing(tmp_path, where):
     # "rename" and "link" stop right after the check of the lease and before what it allows: the hardest moments.
     with run_self("stop", tmp_path, where) as child:
-        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
-        finish_in_its_place(tmp_path)
-        os.kill(child.pid, signal.SIGCONT)
-        outcome = child.communicate()[0].split()
+        try:
+            assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+            finish_in_its_place(tmp_path)
+            child.send_signal(signal.SIGCONT)
+            outcome = child.communicate()[0].split()
+        finally:
+            child.kill()  # a stopped child would be waited for for ever
     assert outcome == {"before": ["lost", "lost"], "rename": ["lost", "lost"], "link": ["published", "lost"]}[where]
     ledger = Ledger.open(tmp_path)
     assert [record.training for record in ledger.records()] == [{"who": "other"}]
