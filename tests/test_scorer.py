@@ -170,6 +170,12 @@ def test_continuation_that_merges_into_its_context_is_not_scored_as_empty() -> N
     assert continuation == world.tokenizer().encode("b", add_special_tokens=False)
 
 
+def test_empty_text_and_empty_continuation_are_certain() -> None:
+    scorer = PlainScorer(world.llama(), world.tokenizer(adds_bos=False))
+    found, _ = scorer.score([Rolling(0, 0, 0, "", 1, ""), Likelihood(1, 1, 0, "", 1, "a", "")])
+    assert [(r.logprob, r.greedy, r.tokens) for r in found] == [(0.0, True, 0)] * 2
+
+
 def test_continuation_longer_than_the_model_is_refused() -> None:
     with pytest.raises(Unsupported, match="longer than the model's 256"):
         PlainScorer(world.llama(), world.tokenizer()).score(likelihoods([("a", "b" * 300)]))

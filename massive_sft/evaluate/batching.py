@@ -10,6 +10,13 @@ import torch
 from massive_sft.errors import Unsupported
 
 T = TypeVar("T")
+CPU_TOKENS = 2048  # a batch that stays in the caches: a quarter faster than 8192 on two cores
+GPU_TOKENS = 16384  # enough to fill a large GPU; not measured
+
+
+def default_budget(device: torch.device) -> int:
+    """Return the tokens of a batch, padding included, for a kind of device."""
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -15,7 +15,6 @@ import torch
 from massive_sft import files
 from massive_sft.evaluate import batching, intervals
 from massive_sft.evaluate.logits import chosen_logits, dense_budget, target_logprobs
-from massive_sft.evaluate.scorer import TOKEN_BUDGET
 from massive_sft.samples import Samples
 
 SCHEMA = 1
@@ -98,7 +97,7 @@ def _exp_mean(total: float, count: float) -> float | None:
     return None if mean is None or mean > 700 else math.exp(mean)
 
 
-def perplexity(model: Any, samples: Samples, token_budget: int = TOKEN_BUDGET) -> Perplexity:
+def perplexity(model: Any, samples: Samples, token_budget: int | None = None) -> Perplexity:
     """Measure a training set's samples under a causal model in eval mode.
 
     Batches are a pure function of the lengths. Every token but a sample's first is predicted, from the sample alone.
@@ -106,7 +105,7 @@ def perplexity(model: Any, samples: Samples, token_budget: int = TOKEN_BUDGET) -
     Args:
         model: in eval mode, on its device.
         samples: with ``tokens`` within the model's context.
-        token_budget: tokens of a batch with padding.
+        token_budget: tokens of a batch with padding; by the kind of device when ``None``.
 
     Raises:
         Unsupported: a single sample does not fit into memory.
@@ -114,7 +113,8 @@ def perplexity(model: Any, samples: Samples, token_budget: int = TOKEN_BUDGET) -
     count = len(samples)
     nll = np.zeros((count, 2))  # response, all
     splits = 0
-    for batch in batching.plan(samples.lengths.tolist(), dense_budget(model, token_budget)):
+    budget = dense_budget(model, token_budget or batching.default_budget(model.device))
+    for batch in batching.plan(samples.lengths.tolist(), budget):
         results, made = batching.run_split(batch, lambda part: _batch(model, samples, part))
         nll[batch] = results
         splits += made

@@ -16,14 +16,12 @@ from massive_sft.evaluate.logits import chosen_logits, dense_budget, target_logp
 from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluate.responses import Generated, Response, Scored
 
-TOKEN_BUDGET = 8192  # tokens of a batch, padding included
-
 
 class Scorer(Protocol):
     """Answers requests with one model.
 
     ``score`` is a pure function of the requests: equal lists give bit-equal responses on equal hardware, whatever ran
-    before. After an out-of-memory split picks stay equal and log-probabilities move by at most 1e-5.
+    before. An out-of-memory split is another layout: in fp32 it moves a log-probability by its rounding (1e-6 of it).
     """
 
     engine: str
@@ -42,6 +40,9 @@ class _Span:
     continuation: tuple[int, ...]
 
 
+_NOTHING = (0.0, True, 0)  # the score of no tokens: certain
+
+
 class PlainScorer:
     """Batches of whole sequences, sorted by length; requests that feed equal tokens share one row.
 
@@ -49,17 +50,18 @@ class PlainScorer:
         model: a causal model in eval mode, on its device.
         tokenizer: its fast tokenizer.
         max_length: context length in tokens; the model's own when ``None``.
-        token_budget: tokens of a batch with padding. A layout: it changes log-probabilities in the sixth digit.
+        token_budget: tokens of a batch with padding; by the kind of device when ``None``. A layout: it changes fp32
+            log-probabilities in the sixth digit.
     """
 
     engine = "plain"
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, token_budget: int = TOKEN_BUDGET):
+    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, token_budget: int | None = None):
         self._model = model
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         self._max_length = max_length or max_length_of(model.config, tokenizer)
-        self._token_budget = token_budget
+        self._token_budget = token_budget or batching.default_budget(model.device)
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """See ``Scorer.score``.
@@ -74,7 +76,7 @@ class PlainScorer:
         spans = [span for i in likelihoods for span in self._spans(i, requests[i])]
         scored, splits = self._score_spans(spans, budget)
         for i in likelihoods:
-            responses[i] = Scored(requests[i].index, *scored[i])
+            responses[i] = Scored(requests[i].index, *scored.get(i, _NOTHING))
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
         answers, more_splits = generate.generate(
             self._model,
@@ -112,14 +114,14 @@ class PlainScorer:
             if span.continuation:
                 sharing[span.tokens].append(span)
         rows = list(sharing.values())
-        totals: dict[int, tuple[float, bool, int]] = {span.owner: (0.0, True, 0) for span in spans}
+        totals: dict[int, tuple[float, bool, int]] = {}
         splits = 0
         for batch in batching.plan([len(row[0].tokens) for row in rows], budget):
             results, made = batching.run_split(batch, lambda part: self._batch([rows[i] for i in part]))
             splits += made
             for row, values in zip((rows[i] for i in batch), results, strict=True):
                 for span, (logprob, greedy) in zip(row, values, strict=True):
-                    total, all_greedy, count = totals[span.owner]
+                    total, all_greedy, count = totals.get(span.owner, _NOTHING)
                     totals[span.owner] = (total + logprob, all_greedy and greedy, count + len(span.continuation))
         return totals, splits
 
