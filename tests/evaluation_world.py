@@ -14,7 +14,15 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = ["red", "blue", "green", "a dog", "two cats", "the long yellow road", "ünï", "seven", "no", "yes"]
 
@@ -56,6 +64,16 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     config = GPT2Config(vocab_size=267, n_positions=256, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
     config.bos_token_id, config.eos_token_id = None, 1
     return GPT2LMHeadModel(config).eval()
+
+
+def gemma2() -> Gemma2ForCausalLM:
+    """Alternating sliding-window layers and capped logits; the window is shorter than the texts."""
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=267, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8)
+    config.num_attention_heads, config.num_key_value_heads, config.sliding_window = 4, 2, 16
+    config.max_position_embeddings, config.initializer_range, config.query_pre_attn_scalar = 256, 0.3, 8
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
+    return Gemma2ForCausalLM(config).eval()
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

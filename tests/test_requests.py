@@ -211,6 +211,14 @@ def test_benchmark_that_cannot_be_built_is_missing_with_a_reason_and_the_rest_go
     assert reason in prepared.missing[f"edited-{name}-{shots}shot"]
 
 
+def test_benchmark_that_executes_code_is_built_where_that_is_allowed(tmp_path: Path) -> None:
+    task = schema.Task(path=str(edited(write_tasks(tmp_path)["tiny_gen"], unsafe_code=True)))
+    allowed = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", True)
+    assert len(allowed.benchmarks) == 1
+    refused = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", False)
+    assert list(refused.missing) == ["edited-tiny_gen-0shot"]
+
+
 def test_temperature_zero_is_greedy_even_where_the_task_says_sample() -> None:
     greedy = build.generation({"do_sample": True, "temperature": 0.0, "until": "x", "max_tokens": 5}, None)
     assert greedy == {"until": ("x",), "max_tokens": 5}

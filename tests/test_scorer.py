@@ -28,6 +28,7 @@ MODELS = {
     "llama with BOS": (world.llama, True),
     "llama without BOS": (world.llama, False),
     "gpt2 without BOS": (world.gpt2, False),
+    "gemma2 with BOS": (world.gemma2, True),
 }
 
 

@@ -55,6 +55,8 @@ def evaluate(
     def answer(requests: Any) -> Any:
         if not scorers:
             scorers.append(make_scorer())
+            if scorers[0].engine != protocol.engine:
+                raise Unsupported(f"the protocol asks for engine {protocol.engine}, this is {scorers[0].engine}")
         return scorers[0].score(requests)
 
     for benchmark in prepared.benchmarks:
