@@ -45,8 +45,7 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Probl
         rule = "is not built yet; use plain, whose scores agree within 1e-5"
         problems.append(Problem(f"{path}: evaluation.protocol.engine", rule, "trie"))
     say("benchmarks")
-    own = len(file.evaluation.tasks)  # suites' benchmarks stand before the file's own
-    problems += task_problems(plan.tasks[len(plan.tasks) - own :], f"{path}: evaluation.tasks")
+    problems += task_problems(plan.tasks, f"{path}: evaluation.tasks")
     models = list(_models(plan, problems, say))
     if ledger is not None and not plan.missing:
         problems += _data(plan, ledger, models, say)

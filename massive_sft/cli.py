@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -167,6 +168,8 @@ def tiny(
 
 def main() -> None:
     """Run the command line; what a user can cause ends in sentences on stderr, never in a traceback."""
+    # Else every small local file that lm-eval reads prints a progress bar.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app(standalone_mode=True)
     except InvalidInput as error:

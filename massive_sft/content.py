@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml.error import YAMLError
+
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
 from massive_sft.schema import Dataset, Model
+from massive_sft.yaml_file import read_tagged
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 TOKENIZER = (
@@ -108,9 +111,31 @@ class Contents:
             "strip": sorted(dataset.strip),
         }
 
-    def file(self, path: str, place: str) -> str:
-        """Return the content id of one file that the sweep names."""
-        return self._files(path, None, place)
+    def task(self, path: Path, place: str) -> str:
+        """Return the content id of a benchmark's task file: its YAML, with the files it names as their hashes.
+
+        So the id moves with the benchmark's data and functions, and not with the folder they lie in. A file that does
+        not parse is known by its bytes: ``check`` says what is wrong with it.
+        """
+        if not path.is_file():
+            self.missing[place] = Problem(place, "there is no such file", str(path))
+            return f"missing:{path}"
+        try:
+            return "task:" + fingerprint(self._with_hashes(read_tagged(path), path.parent))
+        except (YAMLError, TypeError, ValueError):
+            return f"sha256:{self.hashes.of(path)}"
+
+    def _with_hashes(self, value: Any, folder: Path) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._with_hashes(item, folder) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._with_hashes(item, folder) for item in value]
+        if not isinstance(value, str) or "\n" in value or len(value) > 1024:
+            return value
+        if value.startswith("!function "):
+            module = folder / (value.split()[1].rpartition(".")[0] + ".py")
+            return [value, self.hashes.of(module)] if module.is_file() else value
+        return f"sha256:{self.hashes.of(folder / value)}" if value and (folder / value).is_file() else value
 
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""

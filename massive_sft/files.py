@@ -22,6 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # a ledger is for all who may see its folder
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:

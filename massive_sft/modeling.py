@@ -44,6 +44,11 @@ def source(model: Model) -> dict[str, Any]:
     }
 
 
+def best_device() -> str:
+    """Return ``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def place_of(model: Model) -> str:
     return str(model.path or model.hub)
 

@@ -14,7 +14,7 @@ from typing import Any
 from massive_sft.cell import Cell, Cells, Recipe, make_cells, template_content
 from massive_sft.content import Contents, locate
 from massive_sft.errors import Corrupt, InvalidInput, Problem
-from massive_sft.evaluate.suites import all_tasks
+from massive_sft.suites import all_tasks
 from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
 from massive_sft.ledger import Ledger
@@ -88,7 +88,7 @@ class Plan:
 
     Attributes:
         base: the base models' cells.
-        tasks: the benchmarks, suites' first, with absolute paths.
+        tasks: the benchmarks, the file's own first, with absolute paths.
         warnings: what the user should know; nothing here stops a run.
         missing: local files that are not there: ids are provisional and a run is refused.
         unpinned: hub revisions that are no commit: ids are provisional.
@@ -210,7 +210,7 @@ class _Asked:
             return task, {"name": task.name}
         place = f"evaluation.tasks[{index}].path"
         path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
-        return task.model_copy(update={"path": str(path)}), {"file": self.contents.file(str(path), place)}
+        return task.model_copy(update={"path": str(path)}), {"file": self.contents.task(path, place)}
 
     def _under(self, setting: Setting) -> tuple[Asked, ...]:
         protocol = self.sweep.file.evaluation.protocol

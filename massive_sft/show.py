@@ -36,12 +36,12 @@ NOTES = 10  # warnings shown before "and N more"
 def plan_view(plan: Plan) -> Group:
     """Return the plan for people."""
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "to do"):
+    for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do"):
         table.add_column(column, justify="right" if column in ("size", "steps", "tokens") else "left")
     for (model, data, size, setting, schedule, snapshots), runs in _alike(plan.runs).items():
         steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")
         left = sum(not cell.is_done for run in runs for cell in run.cells)
-        table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)} cells")
+        table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     return Group(table, Text(), *_totals(plan), warnings_view(plan))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from massive_sft.errors import InvalidInput, Problem
@@ -29,6 +30,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(Problem(str(path), "must be a mapping (key: value)", value))
     return value
+
+
+class _AnyTag(SafeConstructor):
+    """Reads a tag it does not know, such as lm-eval's ``!function module.name``, as its text."""
+
+
+_AnyTag.add_multi_constructor("!", lambda constructor, suffix, node: f"!{suffix} {node.value}")
+
+
+def read_tagged(path: Path) -> Any:
+    """Read a YAML file of another program, tags kept as text. Raises OSError, or YAMLError when it does not parse."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _AnyTag
+    return yaml.load(path.read_text(encoding="utf-8"))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,19 +14,21 @@ PACKAGE = Path(__file__).parent.parent / "massive_sft"
 # Lowest first. A module imports only from rows above its own, or from its own folder.
 LAYERS = [
     ["__init__", "errors"],
-    ["fingerprint", "files", "template", "schema"],
-    ["spec", "yaml_file", "yaml_errors"],
-    ["mixture", "setting", "content"],
-    ["sweep"],
+    ["fingerprint", "files", "template", "yaml_file"],
+    ["schema", "record", "provenance"],
+    ["spec", "yaml_errors", "suites", "index", "manifest", "lease"],
+    ["mixture", "setting", "content", "attempt"],
+    ["sweep", "ledger", "tracking"],
     ["cell"],
-    ["trajectory", "record", "lease", "provenance"],
-    ["ledger", "tracking"],
+    ["trajectory"],
     ["plan"],
     ["samples", "modeling"],
-    ["sft", "evaluate", "layers"],
-    ["check", "tiny"],
-    ["inline"],
-    ["cli", "__main__"],
+    ["sft", "evaluate", "layers", "tiny"],
+    ["stages"],
+    ["check", "inline"],
+    ["show"],
+    ["cli"],
+    ["__main__"],
 ]
 # Who may import a heavy dependency. None yet for ray, optuna and mlflow.
 OWNERS = {
@@ -37,9 +39,9 @@ OWNERS = {
     "deepspeed": {"sft"},
     "datasets": {"sft"},
     "peft": {"sft", "evaluate", "tiny"},
-    "transformers": {"modeling", "tiny"},
-    "torch": {"modeling", "sft", "evaluate", "layers", "tiny", "inline"},
-    "ruamel": {"yaml_file"},
+    "transformers": {"modeling", "sft", "evaluate", "tiny"},
+    "torch": {"modeling", "sft", "evaluate", "layers", "tiny"},
+    "ruamel": {"yaml_file", "content"},
     "typer": {"cli"},
 }
 

@@ -52,6 +52,8 @@ def _deepspeed() -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # An extension for tensor-parallel inference on CPUs: training never calls it, and it compiles for over a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

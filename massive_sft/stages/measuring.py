@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from massive_sft import layers, modeling
+from massive_sft import modeling
 from massive_sft.cell import Cell, Recipe
 from massive_sft.errors import Corrupt
 from massive_sft.evaluate.perplexity import perplexity, token_length
@@ -48,6 +48,8 @@ def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -
     Returns:
         The summary by layer and kind of module, and the SHA-256 of the table by path below the storage root.
     """
+    from massive_sft import layers
+
     table = layers.layer_change(recipe.model, snapshot, recipe.setting.precision)
     path = ledger.cell_dir(cell.id) / LAYERS
     layers.write_table(table, path)

@@ -47,10 +47,12 @@ class Finisher:
             return None
         with lease:
             weights = digest(plan.cell.base)
-            scored = score(plan.cell, None, weights, plan.asked, self.evaluation, self.ledger)
+            earlier = self.ledger.read_record(plan.cell.id)
+            scored = score(plan.cell, None, weights, plan.lacking, self.evaluation, self.ledger)
+            scores = (dict(earlier.scores) if earlier else {}) | scored.scores
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
             record = self._record(
-                plan, created, lease.claim.number, scores=scored.scores, missing=sorted(scored.missing),
+                plan, created, lease.claim.number, scores=scores, missing=sorted(scored.missing),
                 reasons=scored.missing,
             )  # fmt: skip
             self.ledger.write_record(record, lease.claim)
@@ -82,9 +84,11 @@ class Finisher:
         return record
 
     def failed(self, plan: CellPlan, attempt: int, error: str) -> Record:
-        """Write that an error ended a cell's attempt; the next run takes it up again."""
+        """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again."""
         self.ledger.write_cell(plan.cell.id, plan.cell.content)
-        record = self._record(plan, now(), attempt, status=Status.FAILED, error=error)
+        earlier = self.ledger.read_record(plan.cell.id)
+        kept = {"scores": earlier.scores, "measures": earlier.measures, "files": earlier.files} if earlier else {}
+        record = self._record(plan, now(), attempt, status=Status.FAILED, error=error, **kept)
         self.ledger.write_record(record)
         return record
 

@@ -25,7 +25,7 @@ def load_suite(name: str, place: str = "evaluation.suites") -> list[Task]:
 
 
 def all_tasks(evaluation: Evaluation) -> tuple[Task, ...]:
-    """Return the benchmarks of an evaluation: its suites' in order, then its own; equal ones once.
+    """Return the benchmarks of an evaluation: its own, then its suites'; equal ones once.
 
     Raises InvalidInput with every unknown suite.
     """
@@ -37,4 +37,4 @@ def all_tasks(evaluation: Evaluation) -> tuple[Task, ...]:
             problems += error.problems
     if problems:
         raise InvalidInput(problems)
-    return tuple(dict.fromkeys((*tasks, *evaluation.tasks)))
+    return tuple(dict.fromkeys((*evaluation.tasks, *tasks)))

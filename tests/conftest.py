@@ -1,0 +1,13 @@
+"""What all tests share: no network, no caches outside the test session's own folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+_CACHE = tempfile.mkdtemp(prefix="massive-sft-tests-")
+# Before any test module imports a library that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = _CACHE
+os.environ["XDG_CACHE_HOME"] = _CACHE
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

@@ -1,0 +1,207 @@
+"""One sweep end to end in this process, then everything that may happen to it afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_sweep import small_sweep
+from typer.testing import CliRunner
+
+from massive_sft.check import check
+from massive_sft.cli import app
+from massive_sft.errors import InvalidInput
+from massive_sft.inline import Result, run_inline
+from massive_sft.ledger import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.record import Record, Status
+from massive_sft.sweep import load_sweep
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[str]]:
+    """Run a sweep file; return the plan beforehand, the result, and the names of what happened."""
+    happened: list[str] = []
+    plan = make_plan(load_sweep(path))
+    result = run_inline(plan, lambda event: happened.append(type(event).__name__), retrain)
+    return plan, result, happened
+
+
+def records(path: Path) -> dict[str, Record]:
+    root = make_plan(load_sweep(path)).root
+    return {f"{r.coordinates['setting']}-{r.coordinates['epoch']}": r for r in Ledger.open(root, create=False).records()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep that has run to its end; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = small_sweep(folder)
+    assert check(make_plan(load_sweep(path))) == []
+    run(path)
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished sweep's ledger, under a sweep file of its own."""
+    shutil.copytree(finished / "ledger", tmp_path / "ledger")
+    return tmp_path
+
+
+def test_inline_run_completes_every_cell(finished: Path) -> None:
+    found = records(finished / "sweep.yaml")
+    assert set(found) == {"none-0", "full-1", "full-2", "lora-1", "lora-2"}
+    for name, record in found.items():
+        assert record.status is Status.COMPLETE, name
+        benchmarks = {score.benchmark: score.tasks for score in record.scores.values()}
+        assert set(benchmarks) == {"facts_mc-0shot", "facts_gen-0shot"}
+        assert benchmarks["facts_mc-0shot"]["facts_mc"]["acc,none"].n == 12
+    trained = found["full-2"]
+    assert set(trained.measures) == {"perplexity", "layer_change", "token_length"}
+    assert trained.counts["total"]["samples"] == 96
+    assert (trained.training["steps"], trained.attempt) == (6, 1)
+    assert trained.training["last_loss"] < trained.training["first_loss"]
+    assert trained.provenance["layout"]["zero"] == 1
+    assert trained.provenance["sweep_file"]["name"] == "sweep.yaml"
+
+
+def test_later_snapshot_has_moved_further(finished: Path) -> None:
+    found = records(finished / "sweep.yaml")
+    for method in ("full", "lora"):
+        first, last = (found[f"{method}-{epoch}"].measures["layer_change"]["relative"] for epoch in (1, 2))
+        assert 0 < first < last
+
+
+def test_retention_keeps_adapters_and_drops_full_weights(finished: Path) -> None:
+    kept = sorted(path.parent.name for path in (finished / "ledger").rglob("adapter_model.safetensors"))
+    assert kept == ["epoch-1", "epoch-2"]
+    assert not list((finished / "ledger" / "trajectories").rglob("model.safetensors"))
+
+
+def test_rerun_has_nothing_to_do(finished: Path) -> None:
+    plan, result, happened = run(finished / "sweep.yaml")
+    assert all(cell.is_done for cell in plan.cells)
+    assert (result.records, happened) == ([], [])
+    done = CliRunner().invoke(app, ["run", str(finished / "sweep.yaml"), "--inline"])
+    assert (done.exit_code, done.output) == (0, "nothing to do: 5 COMPLETE\n")
+
+
+def test_every_file_a_record_rests_on_has_its_checksum(finished: Path) -> None:
+    from massive_sft.fingerprint import hash_file
+
+    for record in records(finished / "sweep.yaml").values():
+        for name, checksum in record.files.items():
+            assert hash_file(finished / "ledger" / name) == checksum
+
+
+def test_show_prints_a_record(finished: Path) -> None:
+    record = records(finished / "sweep.yaml")["lora-2"]
+    arguments = ["show", record.cell[:6], "--sweep", str(finished / "sweep.yaml")]
+    text = CliRunner().invoke(app, arguments).output
+    for part in (record.cell, "COMPLETE", "facts_mc", "perplexity", "layer_change"):
+        assert part in text
+    shown = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
+    assert shown["cell"] == record.cell
+
+
+def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None:
+    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+    _, result, happened = run(path)
+    assert "Began" not in happened
+    assert [record.status for record in result.records] == [Status.COMPLETE] * 3
+    assert len(records(path)["lora-2"].scores) == 3
+
+
+def test_removed_snapshot_is_trained_again_only_when_asked(copy: Path) -> None:
+    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"))
+    _, result, happened = run(path)
+    assert "Began" not in happened
+    failed = [record for record in result.records if record.status is Status.FAILED]
+    assert {record.coordinates["setting"] for record in failed} == {"full"}
+    assert all("run with --retrain" in str(record.error) for record in failed)
+    assert len(records(path)["full-2"].scores) == 2, "what was there is kept"
+    _, result, happened = run(path, retrain=True)
+    assert "Began" in happened
+    assert result.failed == []
+    assert len(records(path)["full-2"].scores) == 3
+
+
+def test_retraining_gives_bit_identical_scores(copy: Path) -> None:
+    before = records(small_sweep(copy))["full-2"]
+    shutil.rmtree(copy / "ledger" / "trajectories")
+    shutil.rmtree(copy / "ledger" / "cells")
+    shutil.rmtree(copy / "ledger" / "cache" / "scores")
+    (copy / "ledger" / "index.jsonl").unlink()
+    run(copy / "sweep.yaml")
+    after = records(copy / "sweep.yaml")["full-2"]
+    assert after.scores == before.scores
+    assert after.measures["layer_change"] == before.measures["layer_change"]
+
+
+def test_benchmark_whose_data_is_missing_makes_the_cell_partial(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(
+        "task: broken\ndataset_path: json\ndataset_kwargs: {data_files: {test: none.jsonl}}\ntest_split: test\n"
+        'output_type: generate_until\ndoc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"\n'
+    )
+    evaluation = with_task(tmp_path, "facts_mc")
+    evaluation["tasks"] = [*evaluation["tasks"][-1:], {"path": str(broken)}]
+    path = small_sweep(tmp_path, evaluation=evaluation, blocks=only_lora(), measures=[])
+    _, result, _ = run(path)
+    assert [(record.status, record.missing) for record in result.records] == [(Status.PARTIAL, ["broken-0shot"])] * 3
+    assert all(len(record.scores) == 1 for record in result.records)
+    assert "none.jsonl" in str(result.records[0].provenance["missing"])
+
+
+def test_diverged_run_is_a_result_and_not_retried(tmp_path: Path) -> None:
+    settings = {"full": {"method": "full", "lr": 1e3, "batch": 4, "max_length": 128, "precision": "fp32"}}
+    block = {"name": "A", "model": "llama", "mixture": "one", "setting": "full"}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+    path = small_sweep(tmp_path, settings=settings, blocks=[block], evaluation={"base": False})
+    _, result, _ = run(path)
+    (record,) = result.records
+    assert record.status is Status.DIVERGED
+    assert record.error
+    assert record.scores == {}
+    assert any(name.endswith("losses.jsonl") for name in record.files)
+    plan, result, happened = run(path)
+    assert (plan.todo, result.records, happened) == ((), [], [])
+
+
+def test_error_in_one_trajectory_leaves_the_others(copy: Path) -> None:
+    """A damaged adapter is set aside, its cell trained and scored again; the other cells stay as they were."""
+    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+    (weights,) = (copy / "ledger" / "trajectories").rglob("epoch-2/adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    _, result, happened = run(path)
+    found = {f"{record.coordinates['setting']}-{record.coordinates['epoch']}": record for record in result.records}
+    assert found["none-0"].status is Status.COMPLETE
+    assert found["lora-1"].status is Status.COMPLETE
+    assert found["lora-2"].status is Status.FAILED
+    assert "Began" not in happened
+    _, result, _ = run(path, retrain=True)
+    assert [record.status for record in result.records] == [Status.COMPLETE]
+
+
+def test_missing_local_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path, models={"llama": {"path": str(tmp_path / "none")}})
+    done = CliRunner().invoke(app, ["run", str(path), "--inline"])
+    assert isinstance(done.exception, InvalidInput)
+    assert "models.llama.path: there is no such file or folder" in str(done.exception)
+    assert not (tmp_path / "ledger").exists()
+
+
+def with_task(folder: Path, name: str) -> dict[str, Any]:
+    tasks = folder / "world" / "tasks"
+    names = dict.fromkeys(("facts_mc", "facts_gen", name))
+    return {"protocol": {"dtype": "fp32"}, "tasks": [{"path": str(tasks / f"{one}.yaml"), "limit": 12} for one in names]}
+
+
+def only_lora() -> list[dict[str, Any]]:
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora"}
+    return [block | {"schedule": "constant", "horizon": 2, "snapshots": [1, 2]}]

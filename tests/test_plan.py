@@ -1,0 +1,104 @@
+"""The plan: pure, instant, and honest about what is not known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cell import base_file, block
+
+from massive_sft.errors import InvalidInput
+from massive_sft.plan import layout_of, make_plan
+from massive_sft.record import Status
+from massive_sft.show import plan_json
+from massive_sft.sweep import Sweep, check_sweep
+
+
+def sweep_in(folder: Path, **changes: object) -> Sweep:
+    return check_sweep(base_file() | {"storage": {"root": str(folder / "ledger")}} | changes, folder / "x.yaml")
+
+
+def test_plan_of_a_new_sweep_has_everything_to_do_and_writes_nothing(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, blocks=[block(snapshots="1..3")]))
+    assert plan.statuses == {Status.WAITING: 4}
+    assert [run.steps_per_epoch for run in plan.runs] == [4]
+    assert plan.runs[0].tokens_per_epoch is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_json_is_json_with_null_for_what_is_unknown(tmp_path: Path) -> None:
+    mixtures = {"each": {"each": ["d1", "d2"]}}
+    made = json.loads(json.dumps(plan_json(make_plan(sweep_in(tmp_path, mixtures=mixtures)))))
+    assert made["runs"][0]["steps_per_epoch"] is None
+    assert made["sharing"]["run_samples"] is None
+
+
+def test_resources_first_matching_rule_wins(tmp_path: Path) -> None:
+    resources = [
+        {"when": {"phase": "evaluate"}, "gpus_per_replica": 1},
+        {"when": {"method": "lora"}, "gpus": 1, "zero": 1},
+        {"when": {"mixture": "each", "model": "all"}, "gpus": 8, "zero": 3},
+        {"gpus": 2},
+    ]
+    sweep = sweep_in(tmp_path, resources=resources, blocks=[block(setting=["full", "lora"], mixture=["d1", "all"])])
+    plan = make_plan(sweep)
+    layouts = {(run.trajectory.recipe.mixture.name, run.trajectory.recipe.setting_name): run.layout for run in plan.runs}
+    assert {key: (layout.gpus, layout.workers, layout.zero) for key, layout in layouts.items()} == {
+        ("d1", "full"): (8, 8, 3),
+        ("d1", "lora"): (1, 1, 1),
+        ("all", "full"): (2, 2, 1),
+        ("all", "lora"): (1, 1, 1),
+    }
+    assert layout_of(sweep_in(tmp_path), plan.runs[0].trajectory.recipe).gpus == 0
+
+
+def test_task_is_known_by_its_content_and_its_data(tmp_path: Path) -> None:
+    def asked(folder: str, question: str) -> str:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        (place / "data.jsonl").write_text(json.dumps({"q": question}))
+        (place / "t.yaml").write_text("task: t\ndataset_kwargs: {data_files: {test: data.jsonl}}\nx: !function f.g\n")
+        sweep = sweep_in(tmp_path, evaluation={"tasks": [{"path": str(place / "t.yaml")}]})
+        return make_plan(sweep).cells[0].asked[0].id
+
+    first = asked("a", "one")
+    assert first.startswith("t@0 ")
+    assert asked("b", "one") == first
+    assert asked("b", "two") != first
+
+
+def test_missing_task_file_is_reported_as_missing(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "none.yaml"}]}))
+    assert "evaluation.tasks[0].path: there is no such file" in str(plan.missing[0])
+
+
+def test_unknown_suite_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="paper_zero_shot"):
+        make_plan(sweep_in(tmp_path, evaluation={"suites": ["papers"]}))
+
+
+TEN_THOUSAND = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_cell import base_file, block
+from massive_sft.plan import make_plan
+from massive_sft.show import plan_view
+from massive_sft.sweep import check_sweep
+file = base_file() | {{"storage": {{"root": {root!r}}}}}
+file["models"] = {{f"m{{i}}": {{"hub": f"org/m{{i}}"}} for i in range(10)}}
+file["blocks"] = [block(model="all", mixture="each", setting=["full", "lora"], override={{"seed": list(range(25))}},
+                        horizon=10, snapshots="1..10")]
+plan = make_plan(check_sweep(file, Path({root!r}) / "x.yaml"))
+print(len(plan.cells))
+plan_view(plan)
+"""
+
+
+def test_plan_of_ten_thousand_cells_is_complete(tmp_path: Path) -> None:
+    code = TEN_THOUSAND.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["10010"]
