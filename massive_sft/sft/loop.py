@@ -25,7 +25,7 @@ from massive_sft.sft.schedule import learning_rate
 from massive_sft.spec import TrainingSpec
 
 # Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches.
-CPU_TOKENS = 4096
+CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from massive_sft.errors import Unsupported
-from massive_sft.sft.packing import MicroBatch
+from massive_sft.sft.packing import NO_TARGET, MicroBatch
 
 
 class SummedLoss(nn.Module):
@@ -53,7 +53,7 @@ class SummedLoss(nn.Module):
                 f"{type(self.model).__name__}: its logits cannot be computed at some positions only, "
                 "so it cannot be trained here"
             )
-        return functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+        return functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum", ignore_index=NO_TARGET)
 
 
 @torch.no_grad()

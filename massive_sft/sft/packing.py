@@ -14,6 +14,12 @@ import torch
 
 from massive_sft.samples import Samples
 
+# Widths and numbers of targets are rounded up to this: a new shape can mean a new kernel (bf16 on a CPU spent half its
+# time on that), and tensor cores want multiples of 8.
+GRAIN = 16
+# The target of a position that only fills up; cross-entropy ignores it.
+NO_TARGET = -100
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -42,7 +48,7 @@ class MicroBatch:
         input_ids: int64, shape (rows, width). Padding stands on the right.
         position_ids: int64, same shape, restarting at each sample; None where the model counts columns itself.
         keep: int64, shape (targets,); positions in the flattened input whose next token is a target.
-        targets: int64, shape (targets,); token ids.
+        targets: int64, shape (targets,); token ids, ``NO_TARGET`` where ``keep`` only fills up.
         counted: False for the stand-in of a rank without samples: it takes part and adds nothing.
         tokens: tokens without padding.
     """
@@ -95,7 +101,9 @@ def _cut_padded(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np
     cuts = []
     start = 0
     while start < len(share):
-        size = limit.samples if limit.samples is not None else max(1, (limit.tokens or 1) // int(lengths[share[start]]))
+        size = limit.samples
+        if size is None:
+            size = max(1, (limit.tokens or 1) // _round_up(int(lengths[share[start]])))
         cuts.append(share[start : start + size])
         start += size
     return cuts
@@ -134,22 +142,30 @@ def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
     lengths = np.array([len(part[0]) for part in parts])
     positions = None
     if packing:
+        width = _round_up(len(tokens))
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        positions = torch.from_numpy((np.arange(len(tokens)) - starts)[None])
-        grid, wanted = tokens[None], trainable
+        # The padding counts from 0 again: it is one more sample that nothing else sees.
+        row = np.concatenate([np.arange(len(tokens)) - starts, np.arange(width - len(tokens))])
+        positions = torch.from_numpy(row[None])
+        inside = (np.arange(width) < len(tokens))[None]
     else:
-        inside = np.arange(lengths.max()) < lengths[:, None]
-        grid = np.zeros(inside.shape, dtype=np.int64)
-        grid[inside] = tokens
-        wanted = np.zeros(inside.shape, dtype=bool)
-        wanted[inside] = trainable
+        inside = np.arange(_round_up(int(lengths.max()))) < lengths[:, None]
+    grid = np.zeros(inside.shape, dtype=np.int64)
+    grid[inside] = tokens
+    wanted = np.zeros(inside.shape, dtype=bool)
+    wanted[inside] = trainable
     where = np.flatnonzero(wanted)
+    spare = _round_up(len(where)) - len(where)
     # A sample's first token is never a target, so the position before a target lies in the same sample.
     return MicroBatch(
         torch.from_numpy(grid),
         positions,
-        torch.from_numpy(where - 1),
-        torch.from_numpy(grid.reshape(-1)[where]),
+        torch.from_numpy(np.concatenate([where - 1, np.zeros(spare, dtype=np.int64)])),
+        torch.from_numpy(np.concatenate([grid.reshape(-1)[where], np.full(spare, NO_TARGET)])),
         counted=True,
         tokens=len(tokens),
     )
+
+
+def _round_up(count: int) -> int:
+    return -(-count // GRAIN) * GRAIN
