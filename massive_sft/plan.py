@@ -14,13 +14,14 @@ from typing import Any
 from massive_sft.cell import Cell, Cells, Recipe, make_cells, template_content
 from massive_sft.content import Contents, locate
 from massive_sft.errors import Corrupt, InvalidInput, Problem
-from massive_sft.suites import all_tasks
 from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
 from massive_sft.ledger import Ledger
+from massive_sft.provenance import redact
 from massive_sft.record import Status
 from massive_sft.schema import Resource, Setting, Task, TemplateText
 from massive_sft.spec import Layout
+from massive_sft.suites import all_tasks
 from massive_sft.sweep import Sweep
 from massive_sft.trajectory import Sharing, Trajectory, make_trajectories, sharing
 
@@ -122,15 +123,24 @@ class Plan:
 
 
 def storage_root(sweep: Sweep) -> Path:
-    """Return the absolute storage root. Raises InvalidInput when a ``${NAME}`` in it is not set."""
-    return locate(sweep.file.storage.root, sweep.folder, f"{sweep.path}: storage.root")
+    """Return the absolute storage root.
+
+    Raises:
+        InvalidInput: when a ``${NAME}`` in it is not set, or it is the address of an object store.
+    """
+    place = f"{sweep.path}: storage.root"
+    root = locate(sweep.file.storage.root, sweep.folder, place)
+    if "://" in sweep.file.storage.root:
+        rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
+        raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))
+    return root
 
 
 def read_lock(root: Path, name: str) -> Mapping[str, Mapping[str, str]]:
     """Return the pinned commits that ``fetch`` wrote for a sweep; none where there is no lock."""
     try:
         lock: Mapping[str, Mapping[str, str]] = read_json(root / "sweeps" / name / "lock.json")["commits"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return lock
 
@@ -285,7 +295,7 @@ def token_key(recipe: Recipe) -> str:
 def _cached_tokens(root: Path, recipe: Recipe) -> int | None:
     try:
         tokens: int = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]["tokens"]
-    except (FileNotFoundError, Corrupt):
+    except (FileNotFoundError, NotADirectoryError, Corrupt):
         return None
     return tokens
 

@@ -33,7 +33,9 @@ def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[str]]:
 
 def records(path: Path) -> dict[str, Record]:
     root = make_plan(load_sweep(path)).root
-    return {f"{r.coordinates['setting']}-{r.coordinates['epoch']}": r for r in Ledger.open(root, create=False).records()}
+    return {
+        f"{r.coordinates['setting']}-{r.coordinates['epoch']}": r for r in Ledger.open(root, create=False).records()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,10 @@ def test_missing_local_file_is_refused_before_anything_runs(tmp_path: Path) -> N
 def with_task(folder: Path, name: str) -> dict[str, Any]:
     tasks = folder / "world" / "tasks"
     names = dict.fromkeys(("facts_mc", "facts_gen", name))
-    return {"protocol": {"dtype": "fp32"}, "tasks": [{"path": str(tasks / f"{one}.yaml"), "limit": 12} for one in names]}
+    return {
+        "protocol": {"dtype": "fp32"},
+        "tasks": [{"path": str(tasks / f"{one}.yaml"), "limit": 12} for one in names],
+    }
 
 
 def only_lora() -> list[dict[str, Any]]:

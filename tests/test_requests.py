@@ -269,7 +269,7 @@ def test_suite_of_the_paper_names_tasks_that_lm_eval_knows() -> None:
 def test_evaluation_joins_suites_and_tasks_and_names_every_unknown_suite() -> None:
     own = schema.Task(name="mmlu", shots=(5,))
     joined = all_tasks(schema.Evaluation(suites=("paper_zero_shot",), tasks=(own, own)))
-    assert joined[-1] == own
+    assert joined[0] == own
     assert len(joined) == len(load_suite("paper_zero_shot")) + 1
     with pytest.raises(InvalidInput) as raised:
         all_tasks(schema.Evaluation(suites=("a", "b")))

@@ -87,7 +87,9 @@ class Finisher:
         """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again."""
         self.ledger.write_cell(plan.cell.id, plan.cell.content)
         earlier = self.ledger.read_record(plan.cell.id)
-        kept = {"scores": earlier.scores, "measures": earlier.measures, "files": earlier.files} if earlier else {}
+        kept: dict[str, Any] = {}
+        if earlier is not None:
+            kept = {"scores": earlier.scores, "measures": earlier.measures, "files": earlier.files}
         record = self._record(plan, now(), attempt, status=Status.FAILED, error=error, **kept)
         self.ledger.write_record(record)
         return record

@@ -1,0 +1,198 @@
+"""What a user meets: every mistake ends in sentences and an exit code, never in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_sweep import small_sweep
+
+from massive_sft.cli import main
+from massive_sft.files import write_json
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; return exit code, stdout and stderr, the latter on one line a problem."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["massive-sft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def edited_model(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A copy of a tiny model with its configuration changed."""
+    model = folder / "edited"
+    shutil.copytree(folder / "world" / "models" / "tiny-llama", model)
+    write_json(model / "config.json", json.loads((model / "config.json").read_text()) | changes)
+    return {"models": {"llama": {"path": str(model)}}}
+
+
+def slow_tokenizer(folder: Path) -> dict[str, Any]:
+    """A model whose tokenizer exists only in Python: one token a byte, no character offsets."""
+    changes = edited_model(folder)
+    model = Path(changes["models"]["llama"]["path"])
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    write_json(model / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "eos_token": "</s>"})
+    return changes
+
+
+def no_model(folder: Path) -> dict[str, Any]:
+    (folder / "empty").mkdir()
+    (folder / "empty" / "config.json").write_text("{}")
+    return {"models": {"llama": {"path": str(folder / "empty")}}}
+
+
+def data(text: str, name: str = "d.jsonl", **changes: Any) -> Callable[[Path], dict[str, Any]]:
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / name).write_text(text)
+        dataset = {"path": name, "format": "p3"} | changes
+        return {"datasets": {"facts": dataset}, "mixtures": {"one": {"each": "facts"}}}
+
+    return make
+
+
+def setting(**changes: Any) -> Callable[[Path], dict[str, Any]]:
+    plain = {"method": "full", "lr": 1e-3, "batch": 32, "max_length": 128, "precision": "fp32"}
+    return lambda folder: {"settings": dict.fromkeys(("full", "lora"), plain | changes)}
+
+
+def two_contents(folder: Path) -> dict[str, Any]:
+    block = {"model": "llama", "mixture": "one", "setting": "full", "horizon": 2, "snapshots": [2]}
+    schedules = [{"name": "wsd", "decay": 0.5}, {"name": "wsd", "decay": 0.2}]
+    return {"blocks": [block | {"name": str(n), "schedule": one} for n, one in enumerate(schedules)]}
+
+
+def newer_ledger(folder: Path) -> dict[str, Any]:
+    write_json(folder / "ledger" / "ledger.json", {"schema": 2})
+    return {}
+
+
+def no_database(folder: Path) -> dict[str, Any]:
+    (folder / "mlflow.db").write_text("this is no database, however long it may be" * 100)
+    return {"tracking": {"mlflow": f"sqlite:///{folder / 'mlflow.db'}"}}
+
+
+ROW = '{"prompt": "a", "completion": "b"}\n'
+BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "unknown key": (lambda _: {"modles": {}}, "unknown key, got 'modles' (did you mean 'models'?)"),
+    "weight of zero": (lambda _: {"mixtures": {"one": {"weights": {"facts": 0}, "samples": 5}}}, "mixtures.one.weights.facts: must be > 0"),
+    "no such model": (lambda _: {"models": {"llama": {"path": "none"}}}, "models.llama.path: there is no such file or folder"),
+    "no model": (no_model, "models.llama: "),
+    "slow tokenizer": (slow_tokenizer, "has a slow tokenizer without character offsets"),
+    "mixture of experts": (lambda f: edited_model(f, num_local_experts=4), "is a mixture of experts"),
+    "quantised base": (lambda f: edited_model(f, quantization_config={"quant_method": "gptq", "bits": 4}), "has quantised weights"),
+    "empty file": (data(""), "d.jsonl"),
+    "broken JSON line": (data(ROW * 2 + '{"prompt": \n'), "d.jsonl:3"),
+    "missing column": (data('{"question": "a", "completion": "b"}\n'), "'prompt'"),
+    "too many samples": (lambda _: {"mixtures": {"one": {"each": "facts", "samples": 100_000}}}, "must be at most 1440 samples"),
+    "special token in data": (data('{"prompt": "a", "completion": "b</s>"}\n'), "strip"),
+    "no trainable token left": (setting(max_length=8), "trainable token"),
+    "too long for the model": (lambda f: edited_model(f, max_position_embeddings=32), "positions"),
+    "no such task file": (lambda _: {"evaluation": {"tasks": [{"path": "none.yaml"}]}}, "evaluation.tasks[0].path: there is no such file"),
+    "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k'?)"),
+    "unknown suite": (lambda _: {"evaluation": {"suites": ["paper"]}}, "valid: paper_zero_shot"),
+    "engine to come": (lambda _: {"evaluation": {"protocol": {"engine": "trie"}}}, "evaluation.protocol.engine: is not built yet"),
+    "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
+    "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
+    "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
+    "two contents under one name": (two_contents, "give one name to two contents"),
+    "ledger of a newer schema": (newer_ledger, "has schema 2"),
+    "tracker that does not answer": (lambda _: {"tracking": {"mlflow": "http://user:hunter2@127.0.0.1:9"}}, "tracking.mlflow: is no tracking server that answers"),
+    "tracker that is no database": (no_database, "tracking.mlflow: is no SQLite database"),
+    "variable that is not set": (lambda _: {"storage": {"root": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE, which is not set"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_check_refuses_bad_input_in_a_sentence(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str
+) -> None:
+    make, message = BAD[name]
+    small_sweep(tmp_path)  # makes the world that the changed file refers to
+    path = small_sweep(tmp_path, **make(tmp_path))
+    code, _, text = call("check", path)
+    assert message in text
+    assert code == 2
+    assert "Traceback" not in text
+    assert "hunter2" not in text
+
+
+def test_check_reports_problems_of_all_kinds_at_once(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    changes = data(ROW + "{\n")(tmp_path) | {"tracking": {"mlflow": "ftp://x"}, "resources": [{"zero": 0}]}
+    changes |= setting(precision="bf16")(tmp_path)
+    code, _, text = call("check", small_sweep(tmp_path, **changes))
+    assert code == 2
+    for part in ("d.jsonl:2", "tracking.mlflow", "resources"):
+        assert part in text
+
+
+def test_check_of_a_good_sweep_is_ready(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, _ = call("check", small_sweep(tmp_path))
+    assert (code, "ready" in out) == (0, True)
+
+
+def test_sqlite_tracker_is_accepted(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "mlflow.db").execute("create table t (x)")
+    path = small_sweep(tmp_path, tracking={"mlflow": f"sqlite:///{tmp_path / 'mlflow.db'}"})
+    assert call("check", path)[0] == 0
+
+
+def test_plan_writes_one_csv_line_a_cell(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, _ = call("plan", small_sweep(tmp_path), "--cells", tmp_path / "cells.csv")
+    assert code == 0
+    assert "5 cells: 5 WAITING" in out
+    assert len((tmp_path / "cells.csv").read_text().splitlines()) == 6
+
+
+def test_plan_with_overlay_shows_the_changed_sweep(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("mixtures: {one: {samples: 64}}\n")
+    _, out, _ = call("plan", small_sweep(tmp_path), "--overlay", overlay, "--json")
+    assert json.loads(out)["runs"][0]["steps_per_epoch"] == 2
+
+
+def test_inspect_marks_the_trained_text(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, _ = call("inspect", small_sweep(tmp_path), "-n", 1)
+    assert code == 0
+    assert "###Question: " in out
+    assert "</s>⟧" in out
+
+
+def test_inspect_of_an_unknown_model_names_the_known_ones(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, text = call("inspect", small_sweep(tmp_path), "--model", "lama")
+    assert code == 2
+    assert "--model: is not in the sweep, got 'lama' (did you mean 'llama'?)" in text
+
+
+def test_show_of_an_unknown_cell_is_a_sentence(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    assert "is no ledger" in call("show", "abc", "--sweep", path)[2]
+    call("check", path)  # makes the ledger
+    code, _, text = call("show", "abc", "--sweep", path)
+    assert (code, "is no cell with a record, got 'abc'" in text) == (2, True)
+
+
+def test_command_line_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"})
+    assert "2 training runs of 4 epochs give 4 trained cells, which one by one would take 6 epochs" in done.stdout
