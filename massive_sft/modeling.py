@@ -14,6 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -154,3 +155,17 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def weights_folder(model: Model) -> Path:
+    """Return the local folder of a model's weight files; a hub model's are downloaded when they are not cached.
+
+    Raises:
+        InvalidInput: when the hub cannot give them.
+    """
+    if model.path is not None:
+        return Path(model.path)
+    try:
+        return Path(snapshot_download(str(model.hub), revision=model.revision, allow_patterns=["*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise _refusal(model, "weights", error) from error

@@ -1,0 +1,178 @@
+"""Layer change against the same numbers computed from whole dense matrices."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_training import make_base, make_samples, make_spec, train
+from transformers import AutoModelForCausalLM
+
+from massive_sft import layers
+from massive_sft.errors import Corrupt, Unsupported
+from massive_sft.schema import Model
+
+
+def trained(folder: Path, family: str = "llama", **setting: Any) -> tuple[Path, Path]:
+    """Return (base folder, snapshot folder)."""
+    base = make_base(folder / "base", family)
+    spec = make_spec(base, layout={"zero": 1}, **{"lr": 1e-2, "lora": {"rank": 3, "alpha": 5}, **setting})
+    summary, _ = train(spec, make_samples(), folder)
+    return base, summary.snapshots[1]
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def check(row: dict[str, Any], start: torch.Tensor, end: torch.Tensor) -> None:
+    """Compare a row with dense float64 results."""
+    start, end = start.double(), end.double()
+    delta = end - start
+    assert row["numel"] == start.numel()
+    assert row["base_norm"] == pytest.approx(float(start.norm()), rel=1e-9)
+    assert row["final_norm"] == pytest.approx(float(end.norm()), rel=1e-6)
+    assert row["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-6, abs=1e-12)
+    assert row["relative"] == pytest.approx(float(delta.norm() / start.norm()), rel=1e-6, abs=1e-12)
+    assert row["max_abs"] == pytest.approx(float(delta.abs().max()), rel=1e-6, abs=1e-12)
+    cosine = torch.nn.functional.cosine_similarity(start.reshape(-1), end.reshape(-1), dim=0)
+    assert row["cosine"] == pytest.approx(float(cosine), abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_layer_change_full_equals_dense_differences(tmp_path: Path, precision: str) -> None:
+    base, snapshot = trained(tmp_path, precision=precision)
+    start, end = state(base), state(snapshot)
+    table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=4).to_pylist()
+    assert {row["tensor"] for row in table} == set(end)
+    for row in table:
+        before = start[row["tensor"]].to(end[row["tensor"]].dtype)
+        check(row, before, end[row["tensor"]])
+        assert row["method"] == "full"
+        if before.dim() == 2:
+            values = torch.linalg.svdvals(end[row["tensor"]].double() - before.double())
+            shares = values / values.sum()
+            assert row["singular_values"] == pytest.approx(values[:4].tolist(), rel=1e-4)
+            assert row["effective_rank"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-4)
+
+
+def test_layer_change_adapter_equals_the_merged_difference(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, method="lora")
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).double(), snapshot)
+    end = merged.double().merge_and_unload().state_dict()
+    start = state(base)
+    table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=2).to_pylist()
+    assert len(table) == 2 * 7
+    for row in table:
+        check(row, start[row["tensor"]], end[row["tensor"]])
+        assert row["method"] == "lora" and row["rounding_floor"] == 0
+        values = torch.linalg.svdvals(end[row["tensor"]] - start[row["tensor"]].double())
+        assert row["singular_values"] == pytest.approx(values[:2].tolist(), rel=1e-5)
+        assert 1 <= row["effective_rank"] <= 3.0001
+
+
+def test_layer_change_adapter_on_transposed_weights_equals_the_merged_difference(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, family="gpt2", method="lora")
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), snapshot)
+    end = merged.merge_and_unload().state_dict()
+    for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist():
+        start = state(base)[row["tensor"]]
+        assert row["cosine"] == pytest.approx(
+            float(torch.nn.functional.cosine_similarity(start.reshape(-1), end[row["tensor"]].reshape(-1), dim=0)),
+            abs=1e-5,
+        )
+
+
+def test_layer_change_rounding_floor_is_what_casting_alone_does(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, precision="bf16")
+    for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist():
+        start = state(base)[row["tensor"]]
+        if start.dim() == 2:
+            cast = float((start.bfloat16().float() - start).norm() / start.norm())
+            assert row["rounding_floor"] == pytest.approx(cast, rel=0.1)
+            assert row["rounding_floor"] == pytest.approx(1.7e-3, rel=0.1)
+
+
+def test_layer_change_fp32_has_no_rounding_floor(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path)
+    assert {row["rounding_floor"] for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist()} == {0.0}
+
+
+def test_layer_change_untrained_snapshot_is_zero(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    for row in layers.layer_change(Model(path=str(base)), base, spectrum=1).to_pylist():
+        assert row["relative"] == 0 and row["cosine"] == pytest.approx(1)
+        assert row["effective_rank"] in (0, None)
+
+
+def test_layer_change_tied_weights_have_one_row(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, family="qwen2")
+    kinds = [row["kind"] for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist()]
+    assert kinds.count("embed") == 1 and "head" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm"}),
+        ("neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "norm"}),
+        ("gpt2", {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj", "norm"}),
+    ],
+)
+def test_layer_change_names_layers_and_kinds(tmp_path: Path, family: str, expected: set[str]) -> None:
+    base = make_base(tmp_path / "base", family)
+    rows = layers.layer_change(Model(path=str(base)), base).to_pylist()
+    assert {row["layer"] for row in rows} == {0, 1, None}
+    assert {row["kind"] for row in rows if row["layer"] == 0} == expected
+    assert {row["kind"] for row in rows if row["layer"] is None} >= {"embed", "norm"}
+    assert ("head" in {row["kind"] for row in rows}) == (family != "gpt2")
+
+
+def test_layer_change_finds_weights_stored_without_the_models_prefix(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, family="gpt2")
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    save_file(
+        {name.removeprefix("transformer."): value.contiguous() for name, value in state(base).items()},
+        bare / "model.safetensors",
+    )
+    with_prefix = layers.layer_change(Model(path=str(base)), snapshot)
+    assert layers.layer_change(Model(path=str(bare)), snapshot).equals(with_prefix)
+
+
+def test_layer_change_of_another_model_is_refused(tmp_path: Path) -> None:
+    base, other = make_base(tmp_path / "base"), make_base(tmp_path / "other", "neox")
+    with pytest.raises(Corrupt):
+        layers.layer_change(Model(path=str(base)), other)
+
+
+def test_layer_change_base_without_safetensors_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Unsupported, match="safetensors"):
+        layers.layer_change(Model(path=str(tmp_path / "empty")), base)
+
+
+def test_aggregate_equals_one_long_tensor(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, family="neox")
+    start, end = state(base), state(snapshot)
+    table = layers.layer_change(Model(path=str(base)), snapshot)
+    rows = layers.aggregate(table).to_pylist()
+    (row,) = [row for row in rows if (row["layer"], row["kind"]) == (1, "query_key_value")]
+    names = [f"gpt_neox.layers.1.attention.query_key_value.{part}" for part in ("weight", "bias")]
+    assert row["tensors"] == 2
+    check(row, *(torch.cat([weights[name].reshape(-1) for name in names]) for weights in (start, end)))
+    assert sum(row["numel"] for row in rows) == sum(table["numel"].to_pylist())
+
+
+def test_write_reads_back_equal(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    table = layers.layer_change(Model(path=str(base)), base, spectrum=2)
+    layers.write(tmp_path / "layers.parquet", table)
+    assert pq.read_table(tmp_path / "layers.parquet").equals(table)
