@@ -23,8 +23,8 @@ mixtures:
   single: {{each: [facts, reverse, arith], samples: 1400}}
 settings:
   defaults: {{template: paper, max_length: 128, precision: fp32}}
-  full: {{method: full, lr: 1.0e-3, batch: 32}}
-  lora: {{method: lora, lr: 5.0e-3, batch: 32, lora: {{rank: 16, alpha: 32, targets: all-linear}}}}
+  full: {{method: full, lr: 5.0e-4, batch: 32}}
+  lora: {{method: lora, lr: 2.0e-3, batch: 32, lora: {{rank: 16, alpha: 32, targets: all-linear}}}}
 blocks:
   - {{name: A, model: all, mixture: single, setting: [full, lora], schedule: constant, horizon: 3, snapshots: [1, 3]}}
 evaluation:
