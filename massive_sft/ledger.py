@@ -265,7 +265,11 @@ class Ledger:
             log.info("the index cannot be written: %s", error)
 
     def _cells(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.root / "cells") if _ID.fullmatch(name))
+        try:
+            names = os.listdir(self.root / "cells")
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if _ID.fullmatch(name))
 
     def report(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""

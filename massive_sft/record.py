@@ -100,10 +100,10 @@ class Record(BaseModel):
         scores: by protocol id; the per-sample values lie in ``scores/<protocol>.parquet`` of the cell.
         measures: perplexity, layer change, token length, ... by name.
         counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
-        training: summary of the run: final loss (nats per token), steps, tokens, seconds; empty for a base row.
-        missing: the tasks that have no score (PARTIAL), sorted.
+        training: summary of the run: final loss (nats per token), steps, tokens, seconds, layout; empty for a base row.
+        missing: why a benchmark has no score, by its name (PARTIAL).
         error: why it is FAILED (or DIVERGED, PRUNED).
-        provenance: see ``provenance.capture``, plus the layout of the training.
+        provenance: see ``provenance.capture``.
         created, finished: when the work began and ended, ISO 8601, UTC.
         files: SHA-256 by path below the storage root of every file the record rests on.
     """
@@ -120,7 +120,7 @@ class Record(BaseModel):
     measures: dict[str, Nested] = {}
     counts: dict[str, Nested] = {}
     training: dict[str, Nested] = {}
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     error: str | None = None
     provenance: dict[str, Nested]
     created: Time

@@ -188,9 +188,7 @@ def record_view(record: Record) -> Group:
         parts.append(Text(record.error, style="red"))
     if record.scores:
         parts += [Text(), scores_table(record.scores.values())]
-    reasons = record.provenance.get("missing")
-    for name in record.missing:
-        why = reasons.get(name) if isinstance(reasons, dict) else None
+    for name, why in record.missing.items():
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
     for name, value in record.measures.items():
         parts += [Text(), Text(name, style="bold"), _tree(value)]

@@ -68,7 +68,7 @@ def test_inline_run_completes_every_cell(finished: Path) -> None:
     assert trained.counts["total"]["samples"] == 96
     assert (trained.training["steps"], trained.attempt) == (6, 1)
     assert trained.training["last_loss"] < trained.training["first_loss"]
-    assert trained.provenance["layout"]["zero"] == 1
+    assert trained.training["layout"]["zero"] == 1
     assert trained.provenance["sweep_file"]["name"] == "sweep.yaml"
 
 
@@ -155,9 +155,9 @@ def test_benchmark_whose_data_is_missing_makes_the_cell_partial(tmp_path: Path) 
     evaluation["tasks"] = [*evaluation["tasks"][-1:], {"path": str(broken)}]
     path = small_sweep(tmp_path, evaluation=evaluation, blocks=only_lora(), measures=[])
     _, result, _ = run(path)
-    assert [(record.status, record.missing) for record in result.records] == [(Status.PARTIAL, ["broken-0shot"])] * 3
+    assert [(record.status, list(record.missing)) for record in result.records] == [(Status.PARTIAL, ["broken-0shot"])] * 3
     assert all(len(record.scores) == 1 for record in result.records)
-    assert "none.jsonl" in str(result.records[0].provenance["missing"])
+    assert "none.jsonl" in result.records[0].missing["broken-0shot"]
 
 
 def test_diverged_run_is_a_result_and_not_retried(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_record_newer_revision_supersedes_and_keeps_the_older(ledger):
         {"status": Status.RUNNING},
         {"status": Status.WAITING},
         {"status": Status.PARTIAL},
-        {"missing": ["mmlu"]},
+        {"missing": {"mmlu": "no data"}},
         {"status": Status.FAILED},
         {"error": "but COMPLETE"},
         {"created": "2026-01-31T12:00:00"},

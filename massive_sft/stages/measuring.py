@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from massive_sft import modeling
+from massive_sft import layers, modeling
 from massive_sft.cell import Cell, Recipe
 from massive_sft.errors import Corrupt
 from massive_sft.evaluate.perplexity import perplexity, token_length
@@ -43,14 +44,31 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger) -> dict[str, Any]:
 
 
 def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compare a snapshot with the weights that training began from; write the table beside the cell.
+    """Compare a snapshot with the weights that training began from; write the table of tensors beside the cell.
 
     Returns:
-        The summary by layer and kind of module, and the SHA-256 of the table by path below the storage root.
+        Relative change over all weights and by layer, and the SHA-256 of the table by path below the storage root.
     """
-    from massive_sft import layers
-
-    table = layers.layer_change(recipe.model, snapshot, recipe.setting.precision)
+    table = layers.layer_change(recipe.model, snapshot)
     path = ledger.cell_dir(cell.id) / LAYERS
-    layers.write_table(table, path)
-    return layers.summary(table), {path.relative_to(ledger.root).as_posix(): hash_file(path)}
+    layers.write(path, table)
+    return _summary(table.to_pylist()), {path.relative_to(ledger.root).as_posix(): hash_file(path)}
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    by_layer: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["layer"] is not None:
+            by_layer.setdefault(row["layer"], []).append(row)
+    return {
+        "schema": 1,
+        "relative": _relative(rows),
+        "max_abs": max(row["max_abs"] for row in rows),
+        "relative_by_layer": {str(layer): _relative(members) for layer, members in sorted(by_layer.items())},
+    }
+
+
+def _relative(rows: list[dict[str, Any]]) -> float | None:
+    """Return the Frobenius norm of the change over that of the start, of several weights as if they were one."""
+    start = math.hypot(*(row["base_norm"] for row in rows))
+    return math.hypot(*(row["delta_norm"] for row in rows)) / start if start else None

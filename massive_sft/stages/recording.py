@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from massive_sft.fingerprint import digest, fingerprint
+from massive_sft.fingerprint import digest, fingerprint, hash_file
 from massive_sft.ledger import Ledger
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.record import Record, Status
@@ -41,20 +41,13 @@ class Finisher:
 
     def base(self, plan: CellPlan) -> Record | None:
         """Score a base model and write its record; None while somebody else works on it."""
-        created = now()
-        lease = self.ledger.lease_cell(plan.cell.id, self.owner)
+        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.owner)
         if lease is None:
             return None
         with lease:
-            weights = digest(plan.cell.base)
-            earlier = self.ledger.read_record(plan.cell.id)
-            scored = score(plan.cell, None, weights, plan.lacking, self.evaluation, self.ledger)
-            scores = (dict(earlier.scores) if earlier else {}) | scored.scores
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            record = self._record(
-                plan, created, lease.claim.number, scores=scores, missing=sorted(scored.missing),
-                reasons=scored.missing,
-            )  # fmt: skip
+            details = self._scored(plan, None, digest(plan.cell.base), self._earlier(plan))
+            record = self._record(plan, created, lease.claim.number, **details)
             self.ledger.write_record(record, lease.claim)
         return record
 
@@ -64,46 +57,47 @@ class Finisher:
         Raises:
             SnapshotGone: scores or layer change are wanted, but the snapshot was removed.
         """
-        created = now()
-        lease = self.ledger.lease_cell(plan.cell.id, self.owner)
+        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.owner)
         if lease is None:
             return None
         with lease:
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            details = self._diverged(plan, trained) or self._finished(plan, run, trained)
-            record = self._record(
-                plan,
-                created,
-                trained.outcome["attempt"],
-                training=trained.outcome["summary"],
-                counts=trained.outcome["counts"],
-                layout=trained.outcome["layout"],
-                **details,
-            )
+            outcome, reason = trained.outcome, trained.diverged(plan.cell.epoch)
+            diverged: dict[str, Any] = {"status": Status.DIVERGED, "error": reason}
+            details = diverged if reason else self._finished(plan, run)
+            details["files"] = {**trained.files, **details.get("files", {})}
+            details["training"] = {**outcome["summary"], "layout": outcome["layout"]}
+            record = self._record(plan, created, outcome["attempt"], counts=outcome["counts"], **details)
             self.ledger.write_record(record, lease.claim)
         return record
 
     def failed(self, plan: CellPlan, attempt: int, error: str) -> Record:
         """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again."""
         self.ledger.write_cell(plan.cell.id, plan.cell.content)
-        earlier = self.ledger.read_record(plan.cell.id)
-        kept: dict[str, Any] = {}
-        if earlier is not None:
-            kept = {"scores": earlier.scores, "measures": earlier.measures, "files": earlier.files}
-        record = self._record(plan, now(), attempt, status=Status.FAILED, error=error, **kept)
+        record = self._record(plan, now(), attempt, status=Status.FAILED, error=error, **self._earlier(plan))
         self.ledger.write_record(record)
         return record
 
-    def _diverged(self, plan: CellPlan, trained: Trained) -> dict[str, Any]:
-        reason = trained.diverged(plan.cell.epoch)
-        return {"status": Status.DIVERGED, "error": reason, "files": dict(trained.files)} if reason else {}
-
-    def _finished(self, plan: CellPlan, run: RunPlan, trained: Trained) -> dict[str, Any]:
+    def _earlier(self, plan: CellPlan) -> dict[str, Any]:
+        """Return what the cell's newest record holds already, so that a new one never loses it."""
         earlier = self.ledger.read_record(plan.cell.id)
-        measures = dict(earlier.measures) if earlier else {}
-        scores = dict(earlier.scores) if earlier else {}
-        files = dict(trained.files)
-        missing: dict[str, str] = {}
+        if earlier is None:
+            return {"scores": {}, "measures": {}, "files": {}}
+        return {"scores": dict(earlier.scores), "measures": dict(earlier.measures), "files": dict(earlier.files)}
+
+    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: dict[str, Any]) -> dict[str, Any]:
+        """Score what is lacking; add scores, their files and what is missing to ``details``."""
+        scored = score(plan.cell, snapshot, weights, plan.lacking, self.evaluation, self.ledger)
+        details["scores"] |= scored.scores
+        details["missing"] = scored.missing
+        details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
+        for protocol in scored.scores:
+            for path in sorted((self.ledger.cell_dir(plan.cell.id) / "scores").glob(f"{protocol}.*")):
+                details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
+        return details
+
+    def _finished(self, plan: CellPlan, run: RunPlan) -> dict[str, Any]:
+        details = self._earlier(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None and any(item.task or item.measure == "layer_change" for item in plan.lacking):
             raise SnapshotGone(
@@ -113,37 +107,24 @@ class Finisher:
         if found is not None:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-            scored = score(plan.cell, snapshot, weights, plan.lacking, self.evaluation, self.ledger)
-            scores |= scored.scores
-            missing = scored.missing
+            details = self._scored(plan, snapshot, weights, details)
         for item in plan.lacking:
             if item.measure == "layer_change" and found is not None:
-                measures[item.measure], table = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
-                files |= table
+                measured, files = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
+                details["measures"][item.measure] = measured
+                details["files"] |= files
             elif item.measure is not None:
-                measures[item.measure] = measure_data(item.measure, run, self.ledger)
-        return {"scores": scores, "measures": measures, "missing": sorted(missing), "reasons": missing, "files": files}
+                details["measures"][item.measure] = measure_data(item.measure, run, self.ledger)
+        return details
 
-    def _record(
-        self,
-        plan: CellPlan,
-        created: str,
-        attempt: int,
-        status: Status | None = None,
-        missing: list[str] | None = None,
-        reasons: Mapping[str, str] | None = None,
-        layout: Mapping[str, Any] | None = None,
-        **details: Any,
-    ) -> Record:
+    def _record(self, plan: CellPlan, created: str, attempt: int, **details: Any) -> Record:
         recipe = plan.cell.recipe
         return Record(
             cell=plan.cell.id,
             trajectory=recipe.id if recipe else None,
             coordinates=plan.cell.coordinates._asdict(),
-            status=status or (Status.PARTIAL if missing else Status.COMPLETE),
             attempt=attempt,
-            missing=missing or [],
-            provenance={**self.provenance, "layout": layout and dict(layout), "missing": dict(reasons or {})},
+            provenance=dict(self.provenance),
             created=created,
             finished=now(),
             **details,
