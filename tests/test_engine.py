@@ -217,6 +217,14 @@ def test_layout_bf16_at_stage_0_is_refused_with_the_remedy(base: Path, tmp_path:
         train(make_spec(base, precision="bf16"), make_samples(), tmp_path)
 
 
+@pytest.mark.parametrize("layout", [{"workers": 2}, {"gpus": 1}], ids=str)
+def test_layout_that_this_process_cannot_have_is_refused(base: Path, tmp_path: Path, layout: dict[str, Any]) -> None:
+    if "gpus" in layout and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InvalidInput, match="must be"):
+        train(make_spec(base, layout={"zero": 1, **layout}), make_samples(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("layout", "problems"),
     [

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 
 from massive_sft.samples import Samples
 from massive_sft.sft.loss import SummedLoss, packs_cleanly
-from massive_sft.sft.packing import GRAIN, NO_TARGET, Limit, collate, plan_step
+from massive_sft.sft.packing import GRAIN, NO_TARGET, Limit, collate, fitting_tokens, plan_step
 
 LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
 
@@ -36,7 +36,7 @@ def _whole_forward(model: Any, samples: Samples, index: int) -> float:
     ids = torch.from_numpy(tokens.astype(np.int64))
     logits = model(input_ids=ids[None]).logits[0, :-1].float()
     losses = functional.cross_entropy(logits, ids[1:], reduction="none")
-    return float(losses[torch.from_numpy(trainable[1:].copy())].sum())
+    return losses[torch.from_numpy(trainable[1:].copy())].sum().item()
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -73,6 +73,15 @@ def test_limit_halves_down_to_one_sample() -> None:
     assert Limit(tokens=100).halved(20) == Limit(tokens=50)
     assert Limit(tokens=30).halved(20) == Limit(tokens=20)
     assert Limit(tokens=20).halved(20) is None
+
+
+def test_fitting_tokens_grow_with_memory_and_checkpointing() -> None:
+    sizes = {"layers": 32, "hidden": 4096, "vocabulary": 128_000, "weight_bytes": 2}
+    plain = fitting_tokens(60 * 2**30, **sizes, checkpointing=False)
+    assert 3_000 < plain < 8_000
+    assert fitting_tokens(120 * 2**30, **sizes, checkpointing=False) == pytest.approx(2 * plain, abs=2)
+    assert fitting_tokens(60 * 2**30, **sizes, checkpointing=True) > 4 * plain
+    assert fitting_tokens(-1, **sizes, checkpointing=False) == 1
 
 
 def test_collate_targets_are_the_trainable_tokens_after_their_positions() -> None:

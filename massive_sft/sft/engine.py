@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from massive_sft.errors import Problem
+from massive_sft.errors import InvalidInput, Problem
 from massive_sft.schema import Optimizer, Setting
 from massive_sft.sft.packing import MicroBatch
 from massive_sft.spec import Layout
@@ -46,14 +46,21 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
     return problems
 
 
-def _deepspeed() -> Any:
-    """Import DeepSpeed quietly (``modeling`` tells it when there is no GPU)."""
+def _deepspeed(layout: Layout) -> Any:
+    """Import DeepSpeed quietly and point it at the GPU or the CPU, as the layout says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
+        from deepspeed import accelerator
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # An extension for tensor-parallel inference on CPUs: training never calls it, and it compiles for over a minute.
+    # Its shared-memory collectives serve inference only, and would be compiled on first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    wanted = "cuda" if layout.gpus else "cpu"
+    if accelerator.get_accelerator()._name != wanted:
+        from deepspeed.accelerator import cpu_accelerator, cuda_accelerator
+
+        made = cuda_accelerator.CUDA_Accelerator() if layout.gpus else cpu_accelerator.CPU_Accelerator()
+        accelerator.set_accelerator(made)
     return deepspeed
 
 
@@ -72,8 +79,12 @@ def join_group(layout: Layout) -> tuple[int, int]:
     read; else the process is alone. GPUs use nccl, CPUs gloo.
 
     Raises:
-        ValueError: when the group's size is not ``layout.workers``.
+        InvalidInput: when there is no GPU for a layout that has some, or the group's size is not ``layout.workers``.
     """
+    if layout.gpus and not torch.cuda.is_available():
+        raise InvalidInput(
+            Problem("resources.gpus", "must be 0: this machine has no GPU that torch can use", layout.gpus)
+        )
     if not dist.is_initialized():
         backend = "nccl" if layout.gpus else "gloo"
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -82,7 +93,8 @@ def join_group(layout: Layout) -> tuple[int, int]:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     if dist.get_world_size() != layout.workers:
-        raise ValueError(f"layout has {layout.workers} workers, the process group {dist.get_world_size()}")
+        rule = f"must be {dist.get_world_size()}, the number of processes that train"
+        raise InvalidInput(Problem("resources.workers", rule, layout.workers))
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -130,8 +142,9 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, setting: Setting, layout: Layout):
-        deepspeed = _deepspeed()
+        deepspeed = _deepspeed(layout)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        numbers = sum(parameter.numel() for parameter in trained)
         # On the GPU the fused kernel; with offload the states are on the CPU, where it is the fastest as well.
         optimizer = adamw(trained, setting.optimizer, setting.lr, fused=True)
         with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory figures
@@ -140,6 +153,8 @@ class Engine:
             )
         self._deepspeed = deepspeed
         self.zero = layout.zero
+        self.offload = layout.offload == "optimizer"
+        self.trained = numbers
         self.clip = setting.optimizer.clip
         self.device: torch.device = self._engine.device
         self.ranks = dist.get_world_size()
@@ -236,6 +251,20 @@ class Engine:
         self._engine.empty_partition_cache()
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+    def free_bytes(self) -> int:
+        """Return the GPU memory left for activations: the least of all ranks, first updates' needs taken off.
+
+        AdamW makes its two float32 moments at the first step, and the largest gradients live beside the weights.
+        """
+        free, _ = torch.cuda.mem_get_info(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        shards = self.ranks if self.zero else 1
+        moments = 0 if self.offload else 8 * self.trained // shards
+        gradients = 4 * self.trained // (self.ranks if self.zero >= 2 else 1)
+        left = torch.tensor(free + unused - moments - gradients, device=self.device)
+        dist.all_reduce(left, dist.ReduceOp.MIN)
+        return int(left)
 
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:

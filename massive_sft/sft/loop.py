@@ -24,9 +24,10 @@ from massive_sft.sft.loss import SummedLoss, packs_cleanly
 from massive_sft.sft.schedule import learning_rate
 from massive_sft.spec import TrainingSpec
 
-# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches.
+# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
+# GPU is busy with fewer than its most.
 CPU_TOKENS = 2048
-GPU_TOKENS = 32768
+GPU_TOKENS = 65536
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _train_quietly(
     per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
     curve = LossCurve(per_epoch * max(spec.snapshots), model.get_output_embeddings().weight.shape[0])
     engine = Engine(loss, spec.setting, spec.layout)
-    run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine.device), curve, per_epoch)
+    run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine, model), curve, per_epoch)
     began = time.perf_counter()
     try:
         with _losses_file(directory, rank) as losses:
@@ -212,11 +213,22 @@ def _load(spec: TrainingSpec, samples: Samples) -> Any:
     return lora.add_adapter(model, spec.setting) if spec.setting.method == "lora" else model
 
 
-def _first_limit(spec: TrainingSpec, samples: Samples, device: torch.device) -> packing.Limit:
+def _first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any) -> packing.Limit:
+    """Return the micro-batch to begin with; running out of memory halves it."""
     if spec.layout.micro_batch != "auto":
         return packing.Limit(samples=spec.layout.micro_batch)
-    tokens = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
-    return packing.Limit(tokens=max(tokens, int(samples.lengths.max())))
+    tokens = CPU_TOKENS
+    if engine.device.type == "cuda":
+        config = model.config
+        tokens = packing.fitting_tokens(
+            engine.free_bytes(),
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.vocab_size,
+            2 if spec.setting.precision == "bf16" else 4,
+            spec.layout.gradient_checkpointing,
+        )
+    return packing.Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))
 
 
 def _losses_file(directory: Path, rank: int) -> TextIO:

@@ -40,6 +40,20 @@ class Limit:
         return replace(self, tokens=max(longest, self.tokens // 2)) if self.tokens > longest else None
 
 
+def fitting_tokens(
+    free_bytes: int, layers: int, hidden: int, vocabulary: int, weight_bytes: int, checkpointing: bool
+) -> int:
+    """Estimate how many tokens of a micro-batch fit into memory; at least 1.
+
+    Per token and layer about 34 values of the hidden size are kept for the backward pass (Korthikanti et al. 2022,
+    without their attention matrices), with checkpointing the layer's input alone and one layer in full; per token
+    with loss the logits, and twice more in float32. A fifth of the memory is left for fragments.
+    """
+    kept = (2 * layers + 34) if checkpointing else 34 * layers
+    per_token = kept * hidden * weight_bytes + vocabulary * (2 * weight_bytes + 8)
+    return max(1, int(0.8 * free_bytes) // per_token)
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass reads.
