@@ -95,7 +95,11 @@ def run(
     with err.status("checking") as status:
         require_runnable(made, lambda what: status.update(f"checking {what}"))
     out.print(views.plan_view(made))
-    result = run_inline(made, _tell, retrain)
+    try:
+        result = run_inline(made, _tell, retrain)
+    except KeyboardInterrupt:
+        err.print("interrupted; run the same command to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     after = make_plan(made.sweep)
     out.print(f"{_counts(after)}; results in {after.root}")
     if result.failed or result.skipped or not all(cell.is_done for cell in after.cells):
@@ -179,9 +183,6 @@ def main() -> None:
     except MassiveSFTError as error:
         err.print(escape(str(error)), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command to go on")
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def _print_json(value: object) -> None:

@@ -30,6 +30,7 @@ STYLES = {
     Status.WAITING: "dim",
     Status.PRUNED: "dim",
 }
+ROWS = 40  # rows of the plan shown before "and N rows more"
 NOTES = 10  # warnings shown before "and N more"
 
 
@@ -38,11 +39,13 @@ def plan_view(plan: Plan) -> Group:
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do"):
         table.add_column(column, justify="right" if column in ("size", "steps", "tokens") else "left")
-    for (model, data, size, setting, schedule, snapshots), runs in _alike(plan.runs).items():
+    rows = _alike(plan.runs)
+    for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:
         steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")
         left = sum(not cell.is_done for run in runs for cell in run.cells)
         table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
-    return Group(table, Text(), *_totals(plan), warnings_view(plan))
+    more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
+    return Group(table, *more, Text(), *_totals(plan), warnings_view(plan))
 
 
 def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
