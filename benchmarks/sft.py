@@ -31,9 +31,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import SFTConfig, SFTTrainer
 
 from massive_sft.samples import Samples
-from massive_sft.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sft.loop import Event, StepDone, train_trajectory
-from massive_sft.spec import Mixture, Part, TrainingSpec
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
+from massive_sft.sweep.spec import Mixture, Part, TrainingSpec
 
 Result = tuple[float, float]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from massive_sft import modeling
-from massive_sft.cell import Recipe
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.evaluate.tasks import problems as task_problems
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, RunPlan, token_key
-from massive_sft.schema import Model
 from massive_sft.sft.engine import layout_problems
 from massive_sft.stages.training import samples_of
+from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.schema import Model
 from massive_sft.tracking import tracking_problem
 
 

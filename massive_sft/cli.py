@@ -14,10 +14,10 @@ from rich.markup import escape
 
 from massive_sft import show as views
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
-from massive_sft.record import Record, Status
-from massive_sft.sweep import load_sweep
+from massive_sft.sweep.load import load_sweep
 
 if TYPE_CHECKING:
     from massive_sft.inline import Happening

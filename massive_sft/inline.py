@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from massive_sft.cell import Cell
 from massive_sft.errors import LeaseLost
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.provenance import capture, redact
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan
-from massive_sft.provenance import capture, redact
-from massive_sft.record import Record, Status
 from massive_sft.sft.loop import Event
 from massive_sft.stages.recording import Finisher, remove_snapshot
 from massive_sft.stages.training import Trained, find_snapshot, find_trained, train
-from massive_sft.trajectory import Trajectory
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

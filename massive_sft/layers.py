@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from massive_sft import files, modeling
 from massive_sft.errors import Corrupt, Unsupported
-from massive_sft.schema import Model
+from massive_sft.sweep.schema import Model
 
 SCHEMA = pa.schema(
     {

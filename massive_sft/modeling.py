@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Model
+from massive_sft.sweep.schema import Model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -11,19 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from massive_sft.cell import Cell, Cells, Recipe, make_cells, template_content
-from massive_sft.content import Contents, locate
 from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
-from massive_sft.ledger import Ledger
-from massive_sft.provenance import redact
-from massive_sft.record import Status
-from massive_sft.schema import Resource, Setting, Task, TemplateText
-from massive_sft.spec import Layout
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.suites import all_tasks
-from massive_sft.sweep import Sweep
-from massive_sft.trajectory import Sharing, Trajectory, make_trajectories, sharing
+from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
+from massive_sft.sweep.content import Contents, locate
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.schema import Resource, Setting, Task, TemplateText
+from massive_sft.sweep.spec import Layout
+from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cell import Coordinates
 from massive_sft.errors import InvalidInput, Problem
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
-from massive_sft.record import BenchmarkScores, Record, Status
+from massive_sft.sweep.cell import Coordinates
 
 if TYPE_CHECKING:
     from massive_sft.inline import Happening

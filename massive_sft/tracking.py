@@ -9,9 +9,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from massive_sft.content import expand
 from massive_sft.errors import Problem
-from massive_sft.provenance import redact
+from massive_sft.ledger.provenance import redact
+from massive_sft.sweep.content import expand
 
 TIMEOUT = 5.0  # seconds to answer; a tracker that is slower than that would hold up every cell
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from massive_sft import cell as cells_module
-from massive_sft import schema
-from massive_sft.cell import HASHED, UNHASHED, Cell, Cells, make_cells, neutralised
-from massive_sft.content import Contents
 from massive_sft.errors import InvalidInput
 from massive_sft.fingerprint import fingerprint
-from massive_sft.sweep import check_sweep
-from massive_sft.trajectory import make_trajectories, sharing
+from massive_sft.sweep import cell as cells_module
+from massive_sft.sweep import schema
+from massive_sft.sweep.cell import HASHED, UNHASHED, Cell, Cells, make_cells, neutralised
+from massive_sft.sweep.content import Contents
+from massive_sft.sweep.load import check_sweep
+from massive_sft.sweep.trajectory import make_trajectories, sharing
 
 LOCK = {
     "org/m1": {"main": "1" * 40},
@@ -347,7 +347,7 @@ BIG = """
 import resource, sys, time
 sys.path.insert(0, {tests!r})
 from test_cell import base_file, block, cells_of
-from massive_sft.trajectory import make_trajectories
+from massive_sft.sweep.trajectory import make_trajectories
 file = base_file()
 file["models"] = {{f"m{{i}}": {{"hub": f"org/m{{i}}"}} for i in range(100)}}
 file["blocks"] = [block(model="all", mixture="each", setting=["full", "lora"], override={{"seed": list(range(25))}},

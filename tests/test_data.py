@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 from small_tokenizers import small_tokenizer
 
-from massive_sft import spec
 from massive_sft.errors import InvalidInput
-from massive_sft.schema import Dataset, Setting, TemplateText
 from massive_sft.sft.cache import cached_counts, load_or_build
 from massive_sft.sft.data import build_samples
 from massive_sft.sft.preview import render, render_sample
+from massive_sft.sweep import spec
+from massive_sft.sweep.schema import Dataset, Setting, TemplateText
 
 TOKENIZER = small_tokenizer("<s> $A")
 NAMES = ("lima", "maths", "code")

@@ -16,10 +16,10 @@ from tiny_training import make_base, make_samples, make_spec, train
 
 from massive_sft import modeling
 from massive_sft.errors import InvalidInput
-from massive_sft.schema import Setting
 from massive_sft.sft import loop
 from massive_sft.sft.engine import layout_problems, out_of_memory
-from massive_sft.spec import Layout
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
 
 HERE = Path(__file__).parent
 # Larger than the gradients that rounding decides, so that AdamW does not blow those up to a whole learning rate.

@@ -15,10 +15,10 @@ from massive_sft.check import check
 from massive_sft.cli import app
 from massive_sft.errors import InvalidInput
 from massive_sft.inline import Result, run_inline
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
-from massive_sft.record import Record, Status
-from massive_sft.sweep import load_sweep
+from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -155,7 +155,9 @@ def test_benchmark_whose_data_is_missing_makes_the_cell_partial(tmp_path: Path) 
     evaluation["tasks"] = [*evaluation["tasks"][-1:], {"path": str(broken)}]
     path = small_sweep(tmp_path, evaluation=evaluation, blocks=only_lora(), measures=[])
     _, result, _ = run(path)
-    assert [(record.status, list(record.missing)) for record in result.records] == [(Status.PARTIAL, ["broken-0shot"])] * 3
+    assert [(record.status, list(record.missing)) for record in result.records] == [
+        (Status.PARTIAL, ["broken-0shot"])
+    ] * 3
     assert all(len(record.scores) == 1 for record in result.records)
     assert "none.jsonl" in result.records[0].missing["broken-0shot"]
 

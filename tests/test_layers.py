@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from massive_sft import layers
 from massive_sft.errors import Corrupt, Unsupported
-from massive_sft.schema import Model
+from massive_sft.sweep.schema import Model
 
 
 def trained(folder: Path, family: str = "llama", **setting: Any) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from massive_sft.errors import LeaseLost
-from massive_sft.lease import Lease, Watch, look
+from massive_sft.ledger.lease import Lease, Watch, look
 
 LONG = 1000.0  # seconds; the background thread never beats within a test
 
@@ -147,7 +147,9 @@ def test_claim_sent_to_another_process_verifies_there(tmp_path):
 
 
 def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
-    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    code = (
+        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert not look(tmp_path).looks_live()
     with acquire(tmp_path, "b") as lease:
@@ -155,7 +157,9 @@ def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
 
 
 def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
-    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    code = (
+        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
         assert not look(tmp_path).looks_live()
@@ -163,7 +167,9 @@ def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
 
 
 def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
-    code = f"from massive_sft.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    code = (
+        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", code], check=False)
     path = tmp_path / "1"
     path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))

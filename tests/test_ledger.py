@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from massive_sft import fingerprint
 from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
-from massive_sft.ledger import Ledger
-from massive_sft.record import Record, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.record import Record, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.store import Ledger
 
 TRAJECTORY = "00000000000000aa"
 CELL = "00000000000000bb"
@@ -580,7 +580,7 @@ def test_root_read_only_is_refused_for_writing_and_answers_readers(read_only_roo
 
 
 def test_ledger_imports_nothing_heavy():
-    code = "import sys, massive_sft.ledger; print(*{'torch', 'ray', 'numpy', 'mlflow', 'lm_eval'} & set(sys.modules))"
+    code = "import sys, massive_sft.ledger.store; print(*{'torch', 'ray', 'numpy', 'mlflow', 'lm_eval'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

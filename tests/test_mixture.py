@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from massive_sft.mixture import expand_mixtures, largest_remainder
-from massive_sft.schema import Dataset, Mixtures
+from massive_sft.sweep.mixture import expand_mixtures, largest_remainder
+from massive_sft.sweep.schema import Dataset, Mixtures
 
 DATASETS = {name: Dataset(path=f"{name}.jsonl", format="p3") for name in "abc"}
 

@@ -11,10 +11,10 @@ import pytest
 from test_cell import base_file, block
 
 from massive_sft.errors import InvalidInput
+from massive_sft.ledger.record import Status
 from massive_sft.plan import layout_of, make_plan
-from massive_sft.record import Status
 from massive_sft.show import plan_json
-from massive_sft.sweep import Sweep, check_sweep
+from massive_sft.sweep.load import Sweep, check_sweep
 
 
 def sweep_in(folder: Path, **changes: object) -> Sweep:
@@ -45,7 +45,9 @@ def test_resources_first_matching_rule_wins(tmp_path: Path) -> None:
     ]
     sweep = sweep_in(tmp_path, resources=resources, blocks=[block(setting=["full", "lora"], mixture=["d1", "all"])])
     plan = make_plan(sweep)
-    layouts = {(run.trajectory.recipe.mixture.name, run.trajectory.recipe.setting_name): run.layout for run in plan.runs}
+    layouts = {
+        (run.trajectory.recipe.mixture.name, run.trajectory.recipe.setting_name): run.layout for run in plan.runs
+    }
     assert {key: (layout.gpus, layout.workers, layout.zero) for key, layout in layouts.items()} == {
         ("d1", "full"): (8, 8, 3),
         ("d1", "lora"): (1, 1, 1),
@@ -87,7 +89,7 @@ from pathlib import Path
 from test_cell import base_file, block
 from massive_sft.plan import make_plan
 from massive_sft.show import plan_view
-from massive_sft.sweep import check_sweep
+from massive_sft.sweep.load import check_sweep
 file = base_file() | {{"storage": {{"root": {root!r}}}}}
 file["models"] = {{f"m{{i}}": {{"hub": f"org/m{{i}}"}} for i in range(10)}}
 file["blocks"] = [block(model="all", mixture="each", setting=["full", "lora"], override={{"seed": list(range(25))}},

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from massive_sft import provenance
-from massive_sft.provenance import capture, redact, redact_arguments
+from massive_sft.ledger import provenance
+from massive_sft.ledger.provenance import capture, redact, redact_arguments
 
 CANARY = "cAnArY0123456789abcdef"
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from evaluation_world import own_datasets_cache, tokenizer, write_group, write_rows, write_tasks
 
-from massive_sft import schema
 from massive_sft.errors import Corrupt, InvalidInput
 from massive_sft.evaluate import build, tasks, wrapping
 from massive_sft.evaluate import requests as sets
@@ -18,6 +17,7 @@ from massive_sft.evaluate.requests import Generation, Likelihood, Request, Reque
 from massive_sft.evaluate.tasks import TaskUnavailable
 from massive_sft.evaluate.wrapping import Wrapping
 from massive_sft.suites import all_tasks, known_suites, load_suite
+from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
 PAPER = wrapping.training("###Question: {prompt}\n###Answer: ")

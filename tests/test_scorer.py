@@ -12,7 +12,6 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from massive_sft import schema
 from massive_sft.errors import InvalidInput, Unsupported
 from massive_sft.evaluate import batching
 from massive_sft.evaluate.encoding import Encoder
@@ -21,6 +20,7 @@ from massive_sft.evaluate.logits import chosen_logits
 from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluate.scorer import PlainScorer
 from massive_sft.evaluate.weights import load_scored
+from massive_sft.sweep import schema
 
 CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "", "<s>the road", "x" * 300, "two cats \n", "   "]
 CONTINUATIONS = [" blue", "red", " the long yellow road", "ünï", " y"]

@@ -22,7 +22,6 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from massive_sft import schema
 from massive_sft.evaluate import build, intervals, responses, wrapping
 from massive_sft.evaluate import requests as sets
 from massive_sft.evaluate.build import Prepared
@@ -31,6 +30,7 @@ from massive_sft.evaluate.protocol import ScoreCache, protocol_id
 from massive_sft.evaluate.run import Evaluated, evaluate
 from massive_sft.evaluate.scorer import PlainScorer
 from massive_sft.evaluate.wrapping import Wrapping
+from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
 PROTOCOL = schema.Protocol(dtype="fp32")

@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from massive_sft.errors import InvalidInput
-from massive_sft.schema import Dataset
 from massive_sft.sft.sources import load_rows
+from massive_sft.sweep.schema import Dataset
 
 PAIRS = [{"question": f"q{number}", "answer": f"a{number}"} for number in range(4)]
 EXPECTED = [((f"q{number}", f"a{number}"),) for number in range(4)]

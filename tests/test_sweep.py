@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from massive_sft.errors import InvalidInput
-from massive_sft.sweep import check_sweep, load_sweep
-from massive_sft.yaml_file import merge, read_yaml
+from massive_sft.sweep.load import check_sweep, load_sweep
+from massive_sft.sweep.yaml_file import merge, read_yaml
 
 EXAMPLE = Path(__file__).parent / "data" / "example.yaml"
 NAME = Path("sweeps/x.yaml")

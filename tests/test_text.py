@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from massive_sft.errors import InvalidInput
 from massive_sft.modeling import load_tokenizer
-from massive_sft.schema import Model, Setting, TemplateText
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.rows import Row
 from massive_sft.sft.text import Encoder, truncate
+from massive_sft.sweep.schema import Model, Setting, TemplateText
 
 BOS, EOS, PAD, TURN = range(len(SPECIAL))
 

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from massive_sft.samples import Samples
-from massive_sft.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sft.loop import Event, StepDone, TrainingSummary, train_trajectory
-from massive_sft.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
+from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
 
 VOCABULARY = 97
 _SIZES: dict[str, Any] = {

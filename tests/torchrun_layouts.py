@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tiny_training import make_samples
 
 from massive_sft.sft.loop import train_trajectory
-from massive_sft.spec import TrainingSpec
+from massive_sft.sweep.spec import TrainingSpec
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -17,7 +17,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 
-from massive_sft import schema
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.evaluate import requests as sets
 from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
@@ -34,6 +33,7 @@ from massive_sft.evaluate.tasks import (
     seeded,
 )
 from massive_sft.evaluate.wrapping import Wrapping
+from massive_sft.sweep import schema
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

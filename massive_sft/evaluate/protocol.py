@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft import files, schema
+from massive_sft import files
 from massive_sft.evaluate.requests import RequestSet
 from massive_sft.fingerprint import fingerprint
+from massive_sft.sweep import schema
 
 
 def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:

@@ -26,9 +26,9 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from massive_sft import schema
 from massive_sft.errors import MassiveSFTError, Problem
 from massive_sft.fingerprint import fingerprint, hash_file
+from massive_sft.sweep import schema
 
 # What a benchmark's own code, data and dependencies may raise: foreign code that must not stop the other benchmarks.
 FAILURES = (

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from massive_sft import modeling
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Model
+from massive_sft.sweep.schema import Model
 
 
 def load_scored(

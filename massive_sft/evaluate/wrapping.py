@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from massive_sft import schema, template
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import canonical
+from massive_sft.sweep import schema, template
 
 FIELD = "{prompt}"
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from massive_sft import spec
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.samples import Samples
-from massive_sft.schema import Setting, Strict
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.rows import Row
 from massive_sft.sft.sampling import draw
 from massive_sft.sft.sources import load_rows
 from massive_sft.sft.text import Encoded, Encoder, truncate
+from massive_sft.sweep import spec
+from massive_sft.sweep.schema import Setting, Strict
 
 if TYPE_CHECKING:
     from massive_sft.modeling import PreTrainedTokenizerFast

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Optimizer, Setting
 from massive_sft.sft.packing import MicroBatch
-from massive_sft.spec import Layout
+from massive_sft.sweep.schema import Optimizer, Setting
+from massive_sft.sweep.spec import Layout
 
 
 def layout_problems(setting: Setting, layout: Layout, place: str = "resources") -> list[Problem]:

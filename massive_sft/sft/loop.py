@@ -22,7 +22,7 @@ from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.engine import Engine, join_group, layout_problems, out_of_memory, quiet, sum_over_ranks
 from massive_sft.sft.loss import SummedLoss, packs_cleanly
 from massive_sft.sft.schedule import learning_rate
-from massive_sft.spec import TrainingSpec
+from massive_sft.sweep.spec import TrainingSpec
 
 # Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
 # GPU is busy with fewer than its most.

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Setting
+from massive_sft.sweep.schema import Setting
 
 
 def add_adapter(model: PreTrainedModel, setting: Setting) -> nn.Module:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 
-from massive_sft import template
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import TemplateText
 from massive_sft.sft.rows import Row
+from massive_sft.sweep import template
+from massive_sft.sweep.schema import TemplateText
 
 if TYPE_CHECKING:
     from massive_sft.modeling import PreTrainedTokenizerFast

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from massive_sft.errors import UNSET, InvalidInput, Problem
-from massive_sft.schema import Column, Columns, Dataset
 from massive_sft.sft.findings import Findings
+from massive_sft.sweep.schema import Column, Columns, Dataset
 
 MISSING: Any = object()
 # Where format `messages` looks when no column is named: LIMA and ShareGPT files say `conversations`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from massive_sft.schema import Schedule
+from massive_sft.sweep.schema import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, horizon_steps: int, warmup_steps: int) -> float:

@@ -20,9 +20,9 @@ from typing import IO
 import numpy as np
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Dataset
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.rows import Converter, Record, Row, headerless
+from massive_sft.sweep.schema import Dataset
 
 _SAID = 200  # characters of the library's own message: it may list every extension it knows
 _BOM = b"\xef\xbb\xbf"

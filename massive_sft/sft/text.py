@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from massive_sft.schema import Setting
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.render import Rendered, RenderError, renderer
 from massive_sft.sft.rows import Row
+from massive_sft.sweep.schema import Setting
 
 if TYPE_CHECKING:
     from massive_sft.modeling import PreTrainedTokenizerFast

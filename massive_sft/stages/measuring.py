@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import layers, modeling
-from massive_sft.cell import Cell, Recipe
 from massive_sft.errors import Corrupt
 from massive_sft.evaluate.perplexity import perplexity, token_length
 from massive_sft.evaluate.weights import load_scored
 from massive_sft.files import read_json
 from massive_sft.fingerprint import digest, hash_file
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
 from massive_sft.stages.training import samples_of
+from massive_sft.sweep.cell import Cell, Recipe
 
 LAYERS = "layers.parquet"
 

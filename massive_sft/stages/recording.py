@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.fingerprint import digest, fingerprint, hash_file
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
-from massive_sft.record import Record, Status
-from massive_sft.schema import Evaluation
 from massive_sft.stages.measuring import measure_data, measure_layers
 from massive_sft.stages.scoring import score
 from massive_sft.stages.training import SnapshotGone, Trained, find_snapshot
+from massive_sft.sweep.schema import Evaluation
 
 
 def now() -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.cell import Cell
 from massive_sft.evaluate.build import Prepared, prepare
 from massive_sft.evaluate.protocol import ScoreCache
 from massive_sft.evaluate.run import evaluate
@@ -16,10 +15,11 @@ from massive_sft.evaluate.scorer import PlainScorer, Scorer
 from massive_sft.evaluate.tasks import label
 from massive_sft.evaluate.weights import load_scored
 from massive_sft.evaluate.wrapping import choose
-from massive_sft.ledger import Ledger
+from massive_sft.ledger.record import BenchmarkScores
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Asked
-from massive_sft.record import BenchmarkScores
-from massive_sft.schema import Evaluation, TemplateText
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.schema import Evaluation, TemplateText
 
 
 @dataclass

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.attempt import Attempt
-from massive_sft.cell import Recipe
 from massive_sft.errors import Corrupt, MassiveSFTError
 from massive_sft.files import read_json, write_json
-from massive_sft.ledger import Ledger
-from massive_sft.manifest import verify_folder
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.manifest import verify_folder
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
 from massive_sft.samples import Samples
 from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.data import Counts, build_samples
 from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.loop import Event, TrainingSummary, train_trajectory
-from massive_sft.spec import TrainingSpec
+from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.spec import TrainingSpec
 
 OUTCOME = "training.json"
 LOSSES = "losses.jsonl"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.schema import Evaluation, Task
-from massive_sft.yaml_file import read_yaml
+from massive_sft.sweep.schema import Evaluation, Task
+from massive_sft.sweep.yaml_file import read_yaml
 
 _FOLDER = Path(__file__).parent
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from massive_sft.template import PAPER
+from massive_sft.sweep.template import PAPER
 from massive_sft.tiny.domains import ATTRIBUTES, PHRASINGS, WITH_INPUT, WORDS
 
 PEOPLE = WORDS["people"]

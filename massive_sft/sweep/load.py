@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.mixture import Groups, expand_mixtures
-from massive_sft.schema import SCHEDULES, Block, Setting, SweepFile
-from massive_sft.setting import FIELDS, Settings, Variant
-from massive_sft.spec import Mixture
-from massive_sft.yaml_errors import Location, dotted, problems_of
-from massive_sft.yaml_file import merge, read_yaml
+from massive_sft.sweep.mixture import Groups, expand_mixtures
+from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
+from massive_sft.sweep.setting import FIELDS, Settings, Variant
+from massive_sft.sweep.spec import Mixture
+from massive_sft.sweep.yaml_errors import Location, dotted, problems_of
+from massive_sft.sweep.yaml_file import merge, read_yaml
 
 BUILT_IN_SET = "all"
 # What an exclude may match, beside the setting's fields.

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from massive_sft.errors import Problem
-from massive_sft.schema import Setting
-from massive_sft.yaml_errors import Location, problems_of
-from massive_sft.yaml_file import merge
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.yaml_errors import Location, problems_of
+from massive_sft.sweep.yaml_file import merge
 
 DEFAULTS = "defaults"
 Where = Callable[[Location], str]

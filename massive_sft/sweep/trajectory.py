@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from massive_sft.cell import Cell, Recipe
 from massive_sft.fingerprint import digest, join
+from massive_sft.sweep.cell import Cell, Recipe
 
 
 @dataclass(frozen=True, slots=True)

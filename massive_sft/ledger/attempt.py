@@ -13,8 +13,8 @@ from typing import Any
 
 from massive_sft import files
 from massive_sft.errors import Corrupt
-from massive_sft.lease import TTL, Claim, Lease, Watch
-from massive_sft.manifest import seal_folder, verify_folder
+from massive_sft.ledger.lease import TTL, Claim, Lease, Watch
+from massive_sft.ledger.manifest import seal_folder, verify_folder
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from massive_sft import files
 from massive_sft.errors import Corrupt
-from massive_sft.record import Record, Status, seal, unseal
+from massive_sft.ledger.record import Record, Status, seal, unseal
 
 NAME = "index.jsonl"
 

@@ -13,8 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
-from massive_sft.schema import Dataset, Model
-from massive_sft.yaml_file import read_tagged
+from massive_sft.sweep.schema import Dataset, Model
+from massive_sft.sweep.yaml_file import read_tagged
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 TOKENIZER = (

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 from massive_sft.errors import Problem
-from massive_sft.schema import Dataset, MixtureEntry, Mixtures
-from massive_sft.spec import Mixture, Part
+from massive_sft.sweep.schema import Dataset, MixtureEntry, Mixtures
+from massive_sft.sweep.spec import Mixture, Part
 
 Groups = dict[str, tuple[Mixture, ...]]
 

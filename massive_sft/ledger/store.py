@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import files
-from massive_sft.attempt import Attempt
 from massive_sft.errors import Corrupt, InvalidInput, LedgerError, Problem, Unsupported
 from massive_sft.fingerprint import ID_LENGTH, canonical
-from massive_sft.index import Entry, append_entries, entry_of, read_index, write_index
-from massive_sft.lease import TTL, Claim, Lease, Watch, look
-from massive_sft.provenance import redact
-from massive_sft.record import SCHEMA, Record, Status, dump_record, load_record, newer_schema
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.index import Entry, append_entries, entry_of, read_index, write_index
+from massive_sft.ledger.lease import TTL, Claim, Lease, Watch, look
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import SCHEMA, Record, Status, dump_record, load_record, newer_schema
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from massive_sft import template
-from massive_sft.content import Contents
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import canonical, digest, join
-from massive_sft.schema import Block, Model, Schedule, Setting, TemplateText
-from massive_sft.setting import Variant
-from massive_sft.spec import Mixture
-from massive_sft.sweep import Sweep
+from massive_sft.sweep import template
+from massive_sft.sweep.content import Contents
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.schema import Block, Model, Schedule, Setting, TemplateText
+from massive_sft.sweep.setting import Variant
+from massive_sft.sweep.spec import Mixture
 
 # Bumped when a fix changes what training computes, so that old results are not taken for new ones.
 TRAIN_SEMANTICS = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from massive_sft.schema import Dataset, Model, Positive, Schedule, Setting, Strict
+from massive_sft.sweep.schema import Dataset, Model, Positive, Schedule, Setting, Strict
 
 
 class Part(Strict):

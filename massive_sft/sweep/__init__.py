@@ -1,0 +1,1 @@
+"""From a sweep file to cells with ids, and from cells to trajectories. Imports nothing heavy."""
