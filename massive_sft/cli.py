@@ -20,7 +20,7 @@ from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.sweep.load import load_sweep
 
 if TYPE_CHECKING:
-    from massive_sft.inline import Happening
+    from massive_sft.trial import Happening
 
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
 # and `show` answer at once.
@@ -96,13 +96,13 @@ def run(
         require_runnable(made, lambda what: status.update(f"checking {what}"))
     out.print(views.plan_view(made))
     try:
-        result = run_inline(made, _tell, retrain)
+        run_inline(made, _tell, retrain)
     except KeyboardInterrupt:
         err.print("interrupted; run the same command to go on")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     after = make_plan(made.sweep)
     out.print(f"{_counts(after)}; results in {after.root}")
-    if result.failed or result.skipped or not all(cell.is_done for cell in after.cells):
+    if not all(cell.is_done for cell in after.cells):
         raise typer.Exit(EXIT_INCOMPLETE)
 
 

@@ -19,7 +19,7 @@ from massive_sft.plan import Plan, RunPlan
 from massive_sft.sweep.cell import Coordinates
 
 if TYPE_CHECKING:
-    from massive_sft.inline import Happening
+    from massive_sft.trial import Happening
 
 STYLES = {
     Status.COMPLETE: "green",
@@ -245,20 +245,20 @@ def _plain(value: Any) -> str:
 
 def happening_line(happening: Happening) -> str:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
-    from massive_sft import inline
+    from massive_sft import trial
     from massive_sft.sft.loop import SnapshotWritten
 
-    if isinstance(happening, inline.Began):
+    if isinstance(happening, trial.Began):
         cell = happening.trajectory.cells[-1]
         return f"training {escape(str(cell.coordinates))} (attempt {happening.attempt})"
-    if isinstance(happening, inline.Recorded):
+    if isinstance(happening, trial.Recorded):
         record = happening.record
         detail = (
             f": {record.error}" if record.error else f": missing {', '.join(record.missing)}" if record.missing else ""
         )
         where = escape(str(happening.cell.coordinates))
         return f"[{STYLES[record.status]}]{record.status}[/] {record.cell} {where}{escape(detail)}"
-    if isinstance(happening, inline.Skipped):
+    if isinstance(happening, trial.Skipped):
         return f"skipped, somebody else works on it: {escape(happening.what)}"
     if isinstance(happening.event, SnapshotWritten):
         return f"  snapshot of epoch {happening.event.epoch}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,33 @@ from typer.testing import CliRunner
 from massive_sft.check import check
 from massive_sft.cli import app
 from massive_sft.errors import InvalidInput
-from massive_sft.inline import Result, run_inline
+from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
+from massive_sft.trial import Happening, Recorded
 
 pytestmark = pytest.mark.timeout(240)
 
 
+@dataclass
+class Result:
+    """What a run told."""
+
+    happened: list[Happening] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[Record]:
+        return [event.record for event in self.happened if isinstance(event, Recorded)]
+
+
 def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[str]]:
-    """Run a sweep file; return the plan beforehand, the result, and the names of what happened."""
-    happened: list[str] = []
+    """Run a sweep file; return the plan beforehand, what happened, and the names of that."""
+    result = Result()
     plan = make_plan(load_sweep(path))
-    result = run_inline(plan, lambda event: happened.append(type(event).__name__), retrain)
-    return plan, result, happened
+    run_inline(plan, result.happened.append, retrain)
+    return plan, result, [type(event).__name__ for event in result.happened]
 
 
 def records(path: Path) -> dict[str, Record]:
@@ -129,7 +142,7 @@ def test_removed_snapshot_is_trained_again_only_when_asked(copy: Path) -> None:
     assert len(records(path)["full-2"].scores) == 2, "what was there is kept"
     _, result, happened = run(path, retrain=True)
     assert "Began" in happened
-    assert result.failed == []
+    assert [record.status for record in result.records] == [Status.COMPLETE] * 2
     assert len(records(path)["full-2"].scores) == 3
 
 

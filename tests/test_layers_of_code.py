@@ -22,6 +22,7 @@ LAYERS = [
     ["samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages"],
+    ["trial"],
     ["check", "inline"],
     ["show"],
     ["cli"],

@@ -1,0 +1,161 @@
+"""A trial: one attempt at a trajectory, then its cells' scores. The same steps with and without Ray.
+
+The training itself is behind ``submit``, served in this process or by a lane on the cluster. What goes wrong becomes
+FAILED records; it never ends the other trials.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from massive_sft.errors import LeaseLost
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.sft.loop import Event
+from massive_sft.stages.recording import Finisher, remove_snapshot
+from massive_sft.stages.training import Trained, find_snapshot, find_trained, train
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.sweep.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a lane is asked to do: train one run under an attempt. Can be sent to other processes."""
+
+    run: RunPlan
+    attempt: Attempt
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.run.trajectory.id
+
+
+@dataclass(frozen=True)
+class Began:
+    """A trajectory's training begins, at this attempt."""
+
+    trajectory: Trajectory
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A trajectory's training took a step or wrote a snapshot."""
+
+    trajectory: Trajectory
+    event: Event
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A cell has a new record."""
+
+    cell: Cell
+    record: Record
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Somebody else works on this."""
+
+    what: str
+
+
+Happening = Began | Progressed | Recorded | Skipped
+Listen = Callable[[Happening], None]
+# Trains what is ordered, tells its events, and returns once it is published. Raises what the training raises.
+Submit = Callable[[Order, Callable[[Event], None]], None]
+
+
+def submit_inline(order: Order, report: Callable[[Event], None]) -> None:
+    """Serve an order in this process."""
+    train(order.run, Ledger.open(order.root), order.attempt, report)
+
+
+def todo(run: RunPlan) -> list[CellPlan]:
+    """Return the cells of a run that are not done."""
+    return [cell for cell in run.cells if not cell.is_done]
+
+
+def train_run(run: RunPlan, finisher: Finisher, submit: Submit, listen: Listen, retrain: bool) -> bool:
+    """See to it that a run is trained, by the ledger's training or a new one; return whether its cells can be scored.
+
+    Args:
+        retrain: train again where a finished training's snapshot is needed and was removed.
+    """
+    ledger = finisher.ledger
+    attempt = ledger.begin(run.trajectory.id, finisher.owner)
+    if attempt is None:
+        listen(Skipped(str(run.trajectory.cells[0].coordinates)))
+        return False
+    with attempt:
+        try:
+            trained = find_trained(ledger, run)
+            if trained is None or (retrain and _lacks_snapshots(run, ledger, trained)):
+                listen(Began(run.trajectory, attempt.number))
+                submit(Order(run, attempt, ledger.root), lambda event: listen(Progressed(run.trajectory, event)))
+            return True
+        except LeaseLost as error:
+            listen(Skipped(str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
+            if attempt.folder.is_dir():
+                (attempt.folder / "traceback.txt").write_text(_traceback(error))
+            for cell in todo(run):
+                listen(Recorded(cell.cell, finisher.failed(cell, attempt.number, _sentence(error))))
+        return False
+
+
+def score_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
+    """Take a cell of a finished training, or a base model's (``run`` is None), to its record."""
+    try:
+        record = _finish(cell, run, finisher)
+    except LeaseLost as error:
+        listen(Skipped(str(error)))
+        return
+    except Exception as error:  # noqa: BLE001 - as above
+        folder = finisher.ledger.cell_dir(cell.cell.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(_traceback(error))
+        record = finisher.failed(cell, 1, _sentence(error))
+    listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
+
+
+def _finish(cell: CellPlan, run: RunPlan | None, finisher: Finisher) -> Record | None:
+    if run is None:
+        return finisher.base(cell)
+    trained = find_trained(finisher.ledger, run)
+    if trained is None:
+        raise RuntimeError("the training ended, but what it published cannot be read")
+    return finisher.trained(cell, run, trained)
+
+
+def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
+    """Remove the snapshots that the retention policy does not keep and whose cells are complete."""
+    keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
+    for cell in run.cells:
+        if keep == "all" or (keep == "last" and cell.cell.epoch == run.trajectory.epochs):
+            continue
+        record = ledger.read_record(cell.cell.id)
+        if record is not None and record.status in (Status.COMPLETE, Status.DIVERGED):
+            remove_snapshot(ledger, run, cell.cell.epoch)
+
+
+def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:
+    epochs = [cell.cell.epoch for cell in todo(run)]
+    return any(find_snapshot(ledger, run.trajectory.id, e) is None and not trained.diverged(e) for e in epochs)
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _traceback(error: Exception) -> str:
+    return redact("".join(traceback.format_exception(error)))
