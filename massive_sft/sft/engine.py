@@ -72,6 +72,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0 of its group, or has none."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def join_group(layout: Layout) -> tuple[int, int]:
     """Join the process group and return (rank, ranks).
 

@@ -76,6 +76,7 @@ class TrainingSummary:
         seconds: from the first step to the end, snapshots included.
         snapshots: folder by epoch.
         parameters, trained_parameters: numbers of weights.
+        vocabulary: rows of the output layer.
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
     """
 
@@ -90,6 +91,7 @@ class TrainingSummary:
     snapshots: dict[int, Path]
     parameters: int
     trained_parameters: int
+    vocabulary: int
     micro_batch: dict[str, int]
 
 
@@ -151,7 +153,8 @@ def _train_quietly(
     loss = SummedLoss(model)
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
-    curve = LossCurve(per_epoch * max(spec.snapshots), model.get_output_embeddings().weight.shape[0])
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    curve = LossCurve(per_epoch * max(spec.snapshots), vocabulary)
     engine = Engine(loss, spec.setting, spec.layout)
     run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine, model), curve, per_epoch)
     began = time.perf_counter()
@@ -172,6 +175,7 @@ def _train_quietly(
         time.perf_counter() - began,
         run.snapshots,
         *counts,
+        vocabulary,
         {name: value for name, value in asdict(run.limit).items() if value is not None},
     )
 

@@ -21,6 +21,7 @@ from massive_sft.samples import Samples
 from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.data import Counts, build_samples
 from massive_sft.sft.divergence import LossCurve
+from massive_sft.sft.engine import is_first_rank
 from massive_sft.sft.loop import Event, TrainingSummary, train_trajectory
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
@@ -117,16 +118,20 @@ def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, di
         return None
 
 
-def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Event], None]) -> Trained:
+def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Event], None]) -> None:
     """Train a run under an attempt and publish its snapshots, then its outcome.
+
+    In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes.
 
     Raises:
         LeaseLost: another attempt owns the trajectory; what it publishes counts.
         InvalidInput, OutOfMemory, OSError: as ``train_trajectory``.
     """
-    ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
     samples, counts = samples_of(run, ledger)
     summary = train_trajectory(training_spec(run), samples, attempt.folder, report)
+    if not is_first_rank():
+        return
+    ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
     for epoch in sorted(summary.snapshots):
         attempt.publish(f"snapshots/epoch-{epoch}")
     last = run.trajectory.epochs
@@ -143,8 +148,7 @@ def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Even
         "diverged": _verdicts(read_losses(folder / LOSSES), run.trajectory.snapshots, steps_per_epoch, summary),
     }
     write_json(folder / OUTCOME, outcome)
-    published = attempt.publish(f"training/epoch-{last}")
-    return Trained(published.folder, read_json(published.folder / OUTCOME), published.files)
+    attempt.publish(f"training/epoch-{last}")
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +172,7 @@ def _verdicts(
         if steps > len(losses) or not all(_is_finite(step) for step in losses[:steps]):
             verdicts[str(epoch)] = summary.reason or "the run ended before this epoch"
         else:
-            curve = LossCurve(steps, vocabulary=1)
+            curve = LossCurve(steps, summary.vocabulary)
             curve.losses = [step["loss"] for step in losses[:steps]]
             verdicts[str(epoch)] = curve.final() or ""
     return verdicts

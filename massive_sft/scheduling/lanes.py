@@ -1,0 +1,200 @@
+"""Lanes: warm Ray Train worker groups that train one trajectory after another.
+
+Starting a group of workers (processes, imports, process group) takes half a minute, training a small trajectory less
+than a second, so a lane is started once and fed through the ``LanePool``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from massive_sft.errors import MassiveSFTError
+from massive_sft.scheduling.pools import Message, Shape
+from massive_sft.sft.loop import Event
+from massive_sft.sweep.spec import Layout
+from massive_sft.trial import Order, Submit
+
+RESTARTS = 10  # of one lane's workers
+STARTS = 2  # lanes of a shape that may be lost before they took an order
+POLL = 0.2  # seconds between looks at what could be started
+
+
+class LaneFailed(MassiveSFTError):
+    """A training failed in its lane; the text is what the lane said."""
+
+
+def shape_of(layout: Layout, cpus_per_worker: float) -> Shape:
+    """Return the shape of the lanes that serve a layout. A GPU's worker holds one CPU beside it."""
+    if layout.gpus:
+        return Shape(layout.workers, 1.0, layout.gpus / layout.workers)
+    return Shape(layout.workers, cpus_per_worker, 0.0)
+
+
+def submit_to(pool: Any, shape: Shape) -> Submit:
+    """Return a ``submit`` that has orders served by the pool's lanes."""
+
+    def submit(order: Order, report: Callable[[Event], None]) -> None:
+        ray.get(pool.submit.remote(shape, order.id, pickle.dumps(order)))
+        while True:
+            for message in ray.get(pool.messages.remote(order.id)):
+                if message.kind == "event":
+                    report(pickle.loads(message.content))
+                elif message.kind == "failed":
+                    raise LaneFailed(message.content)
+                else:
+                    return
+
+    return submit
+
+
+def lane_loop(config: dict[str, Any]) -> None:
+    """Serve orders until there are no more: what Ray Train runs in every worker of a lane.
+
+    Rank 0 asks the pool and broadcasts, so that all ranks train the same. A single worker survives a failing order;
+    of several, those still in a collective would wait forever, so the group is restarted.
+    """
+    import torch.distributed as dist
+
+    from massive_sft.ledger.store import Ledger
+    from massive_sft.stages.training import train
+
+    pool, lane, shape = config["pool"], config["lane"], config["shape"]
+    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def report(event: Event) -> None:
+        pool.tell.remote(lane, Message("event", pickle.dumps(event)))
+
+    while True:
+        box: list[bytes | None] = [ray.get(pool.next.remote(lane, shape)) if rank == 0 else None]
+        if shape.workers > 1:
+            dist.broadcast_object_list(box, src=0)
+        if box[0] is None:
+            return
+        order: Order = pickle.loads(box[0])
+        try:
+            train(order.run, Ledger.open(order.root), order.attempt, report)
+        except Exception as error:
+            ray.get(pool.tell.remote(lane, Message("failed", f"{type(error).__name__}: {error}")))
+            if shape.workers > 1:
+                raise
+        else:
+            if rank == 0:
+                ray.get(pool.tell.remote(lane, Message("done")))
+
+
+@dataclass
+class _Lane:
+    name: str
+    shape: Shape
+    error: str = ""
+    thread: threading.Thread = field(default_factory=threading.Thread)
+
+
+@dataclass
+class Lanes:
+    """Starts lanes while resources are free, the largest waiting shape first.
+
+    Attributes:
+        pool: the ``LanePool``'s handle.
+        capacity: CPUs and GPUs that the lanes may hold together.
+        say: told of starts and losses.
+    """
+
+    pool: Any
+    capacity: Mapping[str, float]
+    say: Callable[[str], None]
+    _lanes: dict[str, _Lane] = field(default_factory=dict)
+    _started: Counter[Shape] = field(default_factory=Counter)
+    _stillborn: Counter[Shape] = field(default_factory=Counter)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def serve(self) -> None:
+        """Return when all expected orders are served and the lanes have ended, or after ``stop``."""
+        while not self._stop.is_set():
+            state = ray.get(self.pool.state.remote())
+            self._reap(state["served"])
+            if not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
+                return
+            self._start_lanes({shape: count for shape, count in state["queued"].items() if count > 0})
+            time.sleep(POLL)
+
+    def stop(self) -> None:
+        """Start no more lanes."""
+        self._stop.set()
+
+    def holders(self) -> list[str]:
+        """Return the names of the lanes that are up."""
+        return sorted(self._lanes)
+
+    def _reap(self, served: set[str]) -> None:
+        for lane in [lane for lane in self._lanes.values() if not lane.thread.is_alive()]:
+            del self._lanes[lane.name]
+            if not lane.error:
+                continue
+            self.say(f"lane {lane.name} is lost: {lane.error}")
+            ray.get(self.pool.lost.remote(lane.name, lane.error))
+            self._stillborn[lane.shape] += lane.name not in served
+            if self._stillborn[lane.shape] >= STARTS:
+                ray.get(self.pool.break_shape.remote(lane.shape, f"its lanes cannot be started: {lane.error}"))
+
+    def _start_lanes(self, queued: Mapping[Shape, int]) -> None:
+        """Start what fits. A shape without a lane and without room reserves what smaller lanes give back."""
+        starved: Shape | None = None
+        for shape in sorted(queued, key=_size, reverse=True):
+            lanes = [lane for lane in self._lanes.values() if lane.shape == shape]
+            for _ in range(queued[shape] - len(lanes) if starved is None else 0):
+                if not self._fits(shape):
+                    break
+                lanes.append(self._start(shape))
+            if not lanes and starved is None:
+                starved = shape
+        leaving = [lane.name for lane in self._lanes.values() if starved and _size(lane.shape) < _size(starved)]
+        ray.get(self.pool.starve.remote(starved is not None, leaving))
+
+    def _fits(self, shape: Shape) -> bool:
+        return all(
+            sum(lane.shape.needs()[name] for lane in self._lanes.values()) + needed <= self.capacity.get(name, 0) + 1e-6
+            for name, needed in shape.needs().items()
+        )
+
+    def _start(self, shape: Shape) -> _Lane:
+        self._started[shape] += 1
+        lane = _Lane(f"{shape} #{self._started[shape]}", shape)
+        lane.thread = threading.Thread(target=self._hold, args=(lane,), name=lane.name, daemon=True)
+        self._lanes[lane.name] = lane
+        self.say(f"lane {lane.name} starts")
+        lane.thread.start()
+        return lane
+
+    def _hold(self, lane: _Lane) -> None:
+        """Hold one lane's worker group from its start to its end."""
+        resources = {"CPU": lane.shape.cpus, **({"GPU": lane.shape.gpus} if lane.shape.gpus else {})}
+        with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
+            trainer = TorchTrainer(
+                lane_loop,
+                train_loop_config={"pool": self.pool, "lane": lane.name, "shape": lane.shape},
+                scaling_config=ScalingConfig(
+                    num_workers=lane.shape.workers, use_gpu=lane.shape.gpus > 0, resources_per_worker=resources
+                ),
+                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RESTARTS)),
+            )
+            try:
+                trainer.fit()
+            except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
+                lines = str(error).strip().splitlines()
+                lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _size(shape: Shape) -> tuple[float, float]:
+    return shape.workers * shape.gpus, shape.workers * shape.cpus
