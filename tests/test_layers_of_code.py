@@ -21,9 +21,9 @@ LAYERS = [
     ["plan"],
     ["samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
-    ["stages"],
+    ["stages", "study"],
     ["trial"],
-    ["check", "inline"],
+    ["check", "inline", "report"],
     ["show"],
     ["cli"],
     ["__main__"],
@@ -40,6 +40,9 @@ OWNERS = {
     "transformers": {"modeling", "sft", "evaluate", "tiny"},
     "torch": {"modeling", "sft", "evaluate", "layers", "tiny"},
     "ruamel": {"sweep"},
+    "pandas": {"study", "report"},
+    "scipy": {"study"},
+    "jinja2": {"report"},
     "typer": {"cli"},
 }
 

@@ -100,7 +100,9 @@ class LanePool(_Pool):
                 return data
             await self.tell(lane, Message("failed", f"its workers died {TRIES} times"))
         async with self.changed:
-            while not self.queues[shape] and self.expected[shape] > 0 and lane not in self.leaving and not self.starving:
+            while (
+                not self.queues[shape] and self.expected[shape] > 0 and lane not in self.leaving and not self.starving
+            ):
                 await self.changed.wait()
             if lane in self.leaving or not self.queues[shape]:
                 return None
@@ -200,3 +202,31 @@ class CellQueue(_Pool):
     async def state(self) -> dict[str, Any]:
         """Return what waits, what is given out, and a counter that moves with every change."""
         return {"waiting": len(self.waiting), "out": list(self.out), "closed": self.closed, "progress": self.progress}
+
+
+@ray.remote(num_cpus=0)
+class Relay(_Pool):
+    """What trials tell the run that started them, as bytes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[bytes] = []
+        self.closed = False
+
+    async def tell(self, happening: bytes) -> None:
+        """Pass on what happened."""
+        self.told.append(happening)
+        await self._notify()
+
+    async def close(self) -> None:
+        """Say that nothing more will happen."""
+        self.closed = True
+        await self._notify()
+
+    async def take(self) -> list[bytes] | None:
+        """Return what happened since the last call, as soon as something has; None at the end."""
+        async with self.changed:
+            while not self.told and not self.closed:
+                await self.changed.wait()
+            taken, self.told = self.told, []
+        return taken or None

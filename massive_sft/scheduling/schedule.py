@@ -1,0 +1,213 @@
+"""A run on Ray: a fresh Tune experiment over what is missing, lanes beside a stream of scorers, and a watchdog."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import ray
+from ray import tune
+
+from massive_sft.errors import MassiveSFTError
+from massive_sft.inline import make_finisher
+from massive_sft.plan import Plan, RunPlan
+from massive_sft.scheduling.lanes import Lanes, shape_of, submit_to
+from massive_sft.scheduling.modes import Mode, choose_mode
+from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
+from massive_sft.scheduling.scorers import cell_bytes, score_stream
+from massive_sft.sft.loop import Event, StepDone
+from massive_sft.stages.recording import Finisher
+from massive_sft.trial import Happening, Listen, Order, Progressed, Recorded, retain, todo, train_run
+
+SILENCE = 60.0  # seconds without progress after which the watchdog speaks
+PATIENCE = 3  # times it speaks before it ends the run
+DRIVER = {"memory": float(1 << 20)}  # a trial holds no CPU: it would wait forever once lanes hold them all
+
+
+class Stuck(MassiveSFTError):
+    """Nothing moves: the text says who waits for what, and who holds it."""
+
+
+def run_on_ray(plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False) -> None:
+    """Do what a plan leaves to do on the Ray cluster that this process is connected to.
+
+    Args:
+        plan: of the sweep, checked.
+        listen: told what happens, from several threads, one at a time.
+        say: told of lanes and waiting.
+        retrain: as for ``trial.train_run``.
+
+    Raises:
+        Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE``.
+    """
+    mode = choose_mode(plan, ray.cluster_resources())
+    say(str(mode))
+    for runs in mode.rounds(plan.todo):
+        _Round(plan, mode, runs, make_finisher(plan), listen, say, retrain).run()
+        plan = replace(plan, base=())  # the base models are scored in the first round
+
+
+@dataclass
+class _Round:
+    """One Tune experiment with its lanes, and the stream that scores what it trains."""
+
+    plan: Plan
+    mode: Mode
+    runs: tuple[RunPlan, ...]
+    finisher: Finisher
+    listen: Listen
+    say: Callable[[str], None]
+    retrain: bool
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.shapes = {run.trajectory.id: shape_of(run.layout, self.mode.lane_cpus(run.layout)) for run in self.runs}
+        self.by_cell = {cell.cell.id: run for run in self.runs for cell in run.cells}
+        self.left = Counter({run.trajectory.id: len(todo(run)) for run in self.runs})
+        self.pool: Any = LanePool.remote(Counter(self.shapes.values()))
+        self.queue: Any = CellQueue.remote()
+        self.relay: Any = Relay.remote()
+        self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
+        self.lock = threading.Lock()
+
+    def run(self) -> None:
+        """Train and score; return when every cell has its record."""
+        base = [cell_bytes(cell, None) for cell in self.plan.base if not cell.is_done]
+        ray.get(self.queue.put.remote(base))
+        scoring = None if self.mode.alternates else self._thread(self._score)
+        hearing = self._thread(self._hear)
+        if self.runs:
+            serving, tuning = self._thread(self.lanes.serve), self._thread(self._tune)
+            self._watch(tuning)
+            self._watch(serving)
+        ray.get(self.queue.close.remote())
+        self._watch(scoring or self._thread(self._score))
+        ray.get(self.relay.close.remote())
+        hearing.join()
+        for actor in (self.pool, self.queue, self.relay):
+            ray.kill(actor)
+
+    def _thread(self, target: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                self.errors.append(error)
+
+        thread = threading.Thread(target=guarded, name=target.__name__, daemon=True)
+        thread.start()
+        return thread
+
+    def _watch(self, thread: threading.Thread) -> None:
+        """Wait for a thread's end; speak when nothing moves, and give up when nobody works either."""
+        moved, seen, spoken = time.monotonic(), -1, 0
+        while thread.is_alive() and not self.errors:
+            thread.join(timeout=1.0)
+            states = ray.get([self.pool.state.remote(), self.queue.state.remote()])
+            progress = sum(state["progress"] for state in states)
+            if progress != seen:
+                moved, seen, spoken = time.monotonic(), progress, 0
+            elif time.monotonic() - moved > SILENCE * (spoken + 1):
+                spoken += 1
+                text = self._waiting(*states)
+                self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
+                if spoken >= PATIENCE and not states[0]["held"] and not states[1]["out"]:
+                    raise Stuck(f"nothing moves and nobody works: {text}")
+        if self.errors:
+            self.lanes.stop()
+            raise self.errors[0]
+
+    def _waiting(self, pool: dict[str, Any], queue: dict[str, Any]) -> str:
+        """Say who waits for what, and who holds it."""
+        waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
+        waits += [f"{queue['waiting']} cells wait for a scorer"] if queue["waiting"] else []
+        holds = [f"lane {lane} trains {order}" for lane, order in pool["held"].items()]
+        holds += [f"lane {lane} is up" for lane in self.lanes.holders() if lane not in pool["held"]]
+        holds += [f"scorers have {', '.join(queue['out'])}"] if queue["out"] else []
+        free = ", ".join(f"{count:g} {name}" for name, count in _free().items())
+        return "; ".join(
+            [*(waits or ["nobody waits in a queue"]), *(holds or ["no lane and no scorer works"]), f"free: {free}"]
+        )
+
+    def _score(self) -> None:
+        score_stream(self.queue, self.finisher, self.mode.scorers, self._told)
+
+    def _hear(self) -> None:
+        while (told := ray.get(self.relay.take.remote())) is not None:
+            for data in told:
+                self._told(pickle.loads(data))
+
+    def _tune(self) -> None:
+        driver = tune.with_parameters(
+            _drive,
+            runs={run.trajectory.id: run for run in self.runs},
+            shapes=self.shapes,
+            actors=(self.pool, self.queue, self.relay),
+            finisher=self.finisher,
+            retrain=self.retrain,
+        )
+        with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
+            tune.Tuner(
+                tune.with_resources(driver, DRIVER),
+                param_space={"trajectory": tune.grid_search([run.trajectory.id for run in self.runs])},
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.mode.trials),
+                run_config=tune.RunConfig(storage_path=folder, name=self.plan.sweep.file.name, verbose=0),
+            ).fit()
+
+    def _told(self, happening: Happening) -> None:
+        with self.lock:
+            self.listen(happening)
+            if isinstance(happening, Recorded) and happening.cell.id in self.by_cell:
+                run = self.by_cell[happening.cell.id]
+                self.left[run.trajectory.id] -= 1
+                if self.left[run.trajectory.id] == 0:
+                    retain(run, self.plan.sweep.file.storage.keep_snapshots, self.finisher.ledger)
+
+
+def _free() -> dict[str, float]:
+    available = ray.available_resources()
+    return {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in ray.cluster_resources()}
+
+
+def _drive(
+    config: dict[str, Any],
+    runs: dict[str, RunPlan],
+    shapes: dict[str, Shape],
+    actors: tuple[Any, Any, Any],
+    finisher: Finisher,
+    retrain: bool,
+) -> None:
+    """One trial: have a run trained by a lane, hand its cells to the scorers. Holds no CPU and no GPU."""
+    pool, queue, relay = actors
+    run, shape = runs[config["trajectory"]], shapes[config["trajectory"]]
+    ordered = False
+
+    def submit(order: Order, report: Callable[[Event], None]) -> None:
+        nonlocal ordered
+        ordered = True
+        submit_to(pool, shape)(order, report)
+
+    def tell(happening: Happening) -> None:
+        ray.get(relay.tell.remote(pickle.dumps(happening)))
+        if isinstance(happening, Progressed) and isinstance(happening.event, StepDone):
+            last.update(step=happening.event.step, loss=happening.event.loss)
+
+    last: dict[str, Any] = {"step": 0}
+    try:
+        trained = train_run(run, finisher, submit, tell, retrain)
+    finally:
+        if not ordered:
+            ray.get(pool.skip.remote(shape))
+    if trained:
+        ray.get(queue.put.remote([cell_bytes(cell, run) for cell in todo(run)]))
+    tune.report({**last, "trained": trained})

@@ -1,0 +1,95 @@
+"""Scorers: one Ray Data stream from the queue of cells to their records, over a warm pool of actors.
+
+A Ray Data actor pool is made anew for each execution, so there is one execution a run: its single read task pulls
+cells from the queue for as long as there may be more.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
+
+from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.scheduling.modes import Scorers
+from massive_sft.stages.recording import Finisher
+from massive_sft.trial import Happening, score_cell
+
+Row = dict[str, Any]
+
+
+def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
+    """Return a cell as the queue takes it."""
+    return cell.cell.id, pickle.dumps((cell, run))
+
+
+class _Cells(Datasource):
+    """The queue as a source: one read task, one row a cell, each a block of its own."""
+
+    def __init__(self, queue: Any):
+        self._queue = queue
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        queue = self._queue
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(lambda: _read(queue), metadata)]
+
+
+def _read(queue: Any) -> Iterator[pa.Table]:
+    ray.get(queue.again.remote())
+    while True:
+        taken = ray.get(queue.take.remote())
+        if taken is None:
+            return
+        yield pa.table({"cell": [taken[0]], "data": [taken[1]]})
+
+
+class ScoringActor:
+    """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
+
+    def __init__(self, finisher: Finisher):
+        self._finisher = finisher
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        happened: list[Happening] = []
+        for data in batch.column("data").to_pylist():
+            cell, run = pickle.loads(data)
+            score_cell(cell, run, self._finisher, happened.append)
+        return pa.table({"cell": batch.column("cell"), "happened": [pickle.dumps(item) for item in happened]})
+
+
+def score_stream(queue: Any, finisher: Finisher, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
+    """Score the queue's cells until it is closed; each is acknowledged once its record is written."""
+    context = DataContext.get_current()
+    context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
+    context.enable_progress_bars = False
+    # Without limits of its own it would count the lanes' CPUs as its to wait for.
+    context.execution_options.resource_limits = ExecutionResources(
+        cpu=scorers.count * scorers.cpus, gpu=scorers.count * scorers.gpus
+    )
+    rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, ray_remote_args={"num_cpus": 0}).map_batches(
+        ScoringActor,
+        fn_constructor_args=(finisher,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),
+        num_cpus=scorers.cpus,
+        num_gpus=scorers.gpus,
+        zero_copy_batch=True,
+    )
+    for row in _rows(rows):
+        listen(pickle.loads(row["happened"]))
+        ray.get(queue.acknowledge.remote(row["cell"]))
+
+
+def _rows(dataset: Any) -> Iterable[Row]:
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
