@@ -42,7 +42,7 @@ OWNERS = {
     "ruamel": {"sweep"},
     "pandas": {"study", "report"},
     "scipy": {"study"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "sft"},
     "typer": {"cli"},
 }
 

@@ -1,0 +1,148 @@
+"""Correlations with what they can bear: n, Pearson and Spearman, 95 % intervals, p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from massive_sft.study.frames import last_epochs
+from massive_sft.study.tables import primary
+
+FEWEST = 4
+OVERALL = "overall"
+_Z = float(stats.norm.ppf(0.975))
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Two correlations of the same ``n`` pairs; NaN with a ``note`` where they cannot be had.
+
+    Intervals are 95 % ones by Fisher's z, for Spearman with the variance of Bonett and Wright (2000). p is two-sided,
+    against no correlation.
+    """
+
+    n: int
+    pearson: float = math.nan
+    pearson_low: float = math.nan
+    pearson_high: float = math.nan
+    pearson_p: float = math.nan
+    spearman: float = math.nan
+    spearman_low: float = math.nan
+    spearman_high: float = math.nan
+    spearman_p: float = math.nan
+    note: str = ""
+
+
+def correlate(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Correlation:
+    """Correlate the pairs of which both are finite.
+
+    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary.
+    """
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    both = np.isfinite(first) & np.isfinite(second)
+    first, second = first[both], second[both]
+    n = len(first)
+    if n < FEWEST:
+        return Correlation(n, note="too few")
+    if _constant(first) or _constant(second):
+        return Correlation(n, note="constant")
+    pearson, spearman = stats.pearsonr(first, second), stats.spearmanr(first, second)
+    r, rho = float(pearson.statistic), float(spearman.statistic)
+    return Correlation(
+        n,
+        r,
+        *_fisher(r, 1 / math.sqrt(n - 3)),
+        float(pearson.pvalue),
+        rho,
+        *_fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3))),
+        float(spearman.pvalue),
+    )
+
+
+def _constant(values: np.ndarray) -> bool:
+    # Up to rounding: a mean of equal numbers may differ in its last digit.
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def _fisher(r: float, stderr: float) -> tuple[float, float]:
+    if abs(r) >= 1 - 1e-12:
+        return r, r
+    z = math.atanh(r)
+    return math.tanh(z - _Z * stderr), math.tanh(z + _Z * stderr)
+
+
+def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per training run and benchmark column, at the run's last epoch, with what may explain its gain.
+
+    Columns: ``cell``, ``model``, ``data``, ``setting``, ``method``, ``column``, ``improvement`` (in the metric's own
+    unit, better is larger), ``log_perplexity_all``, ``log_perplexity_response`` (of the training data under the base,
+    nats per token), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement in
+    units of its standard deviation over the runs; only for runs that have all of them.
+    """
+    rows = last_epochs(primary(gains))[["cell", "column", "improvement"]]
+    rows = pd.concat([rows, _overall(rows)], ignore_index=True)
+    about = cells.assign(
+        log_perplexity_all=np.log(cells["perplexity_all"]),
+        log_perplexity_response=np.log(cells["perplexity_response"]),
+    )
+    names = ["cell", "model", "data", "setting", "method", "seed", "size", "epoch"]
+    measures = ["perplexity_all", "log_perplexity_all", "log_perplexity_response", "layer_change"]
+    return rows.merge(about[[*names, *measures]], on="cell")
+
+
+def _overall(rows: pd.DataFrame) -> pd.DataFrame:
+    wide = rows.pivot(index="cell", columns="column", values="improvement").dropna(axis="columns", how="all")
+    spread = wide.std()
+    used = wide.loc[:, spread > 0] / spread[spread > 0]
+    mean = used.mean(axis="columns", skipna=False)
+    return pd.DataFrame({"cell": mean.index, "column": OVERALL, "improvement": mean.to_numpy(dtype=np.float64)})
+
+
+def correlations(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ("model", "method")) -> pd.DataFrame:
+    """Correlate each measure with the improvement, by benchmark: over all runs, and within each value of ``by``.
+
+    Args:
+        frame: of ``points``.
+        measures: its columns to correlate.
+
+    Returns:
+        ``measure``, ``column``, ``group`` (``all``, ``model=...``) and the fields of ``Correlation``.
+    """
+    rows = []
+    for column, members in frame.groupby("column", sort=False):
+        groups: Mapping[str, pd.DataFrame] = {"all": members} | {
+            f"{name}={value}": part
+            for name in by
+            for value, part in members.groupby(name)
+            if members[name].nunique() > 1
+        }
+        for measure in measures:
+            for group, part in groups.items():
+                result = correlate(part[measure], part["improvement"])
+                rows.append({"measure": measure, "column": column, "group": group, **asdict(result)})
+    names = ["measure", "column", "group", *Correlation.__dataclass_fields__]
+    return pd.DataFrame(rows, columns=names)
+
+
+def layer_correlations(layers: pd.DataFrame, frame: pd.DataFrame, column: str = OVERALL) -> pd.DataFrame:
+    """Correlate each layer's change with the improvement, within each model: layers of two models do not correspond.
+
+    Args:
+        layers: of ``frames.layer_changes``.
+        frame: of ``points``.
+        column: the benchmark column.
+
+    Returns:
+        ``model``, ``layer`` and the fields of ``Correlation``.
+    """
+    joined = frame[frame["column"] == column].merge(layers, on="cell")
+    rows = [
+        {"model": model, "layer": layer, **asdict(correlate(part["change"], part["improvement"]))}
+        for (model, layer), part in joined.groupby(["model", "layer"])
+    ]
+    return pd.DataFrame(rows, columns=["model", "layer", *Correlation.__dataclass_fields__])

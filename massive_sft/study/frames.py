@@ -1,0 +1,211 @@
+"""Records as frames: one row a score, one row a cell. What is missing is NaN or None, never 0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massive_sft.ledger.record import BenchmarkScores, Record, Score
+from massive_sft.study import metrics
+
+COORDINATES = ["model", "data", "setting", "method", "size", "schedule", "horizon", "epoch", "seed", "variant"]
+CONDITION = [name for name in COORDINATES if name != "seed"]
+BASE = "none"
+"""The method of a base model's row."""
+
+SCORES: dict[str, str] = (
+    {"cell": "string", "trajectory": "string"}
+    | dict.fromkeys(COORDINATES, "string")
+    | dict.fromkeys(("size", "horizon", "epoch", "seed"), "Int64")
+    | {"status": "string", "benchmark": "string", "shots": "Int64", "protocol": "string", "asked": "string"}
+    | {"task": "string", "kind": "string", "metric": "string", "filter": "string"}
+    | dict.fromkeys(("value", "stderr", "low", "high"), "float64")
+    | {"interval": "string", "n": "Int64", "higher_is_better": "boolean"}
+    | {"primary": "boolean", "column": "string", "missing": "string"}
+)
+"""Columns of ``tidy``: ``low`` and ``high`` bound the 95 % interval, ``interval`` names its method."""
+
+CELLS: dict[str, str] = (
+    {"cell": "string", "trajectory": "string"}
+    | dict.fromkeys(COORDINATES, "string")
+    | dict.fromkeys(("size", "horizon", "epoch", "seed"), "Int64")
+    | {"status": "string", "error": "string", "attempt": "Int64"}
+    | dict.fromkeys(("perplexity_all", "perplexity_all_low", "perplexity_all_high"), "float64")
+    | dict.fromkeys(("perplexity_response", "perplexity_response_low", "perplexity_response_high"), "float64")
+    | {"perplexity_tokens_all": "Int64", "perplexity_tokens_response": "Int64"}
+    | {"layer_change": "float64", "token_length": "float64"}
+    | {"steps": "Int64", "first_loss": "float64", "last_loss": "float64", "tokens": "Int64", "seconds": "float64"}
+    | dict.fromkeys(("samples", "available", "data_tokens", "trainable_tokens"), "Int64")
+    | dict.fromkeys(("truncated", "dropped", "duplicates", "repeated"), "Int64")
+    | {"layout": "string", "commit": "string", "created": "string", "finished": "string"}
+)
+"""Columns of ``cells``: perplexities per token (micro average) with their 95 % interval, losses in nats per token."""
+
+
+def tidy(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per cell, benchmark, task or group, metric and filter, and one per benchmark without a score.
+
+    Args:
+        records: outcomes; several of one cell would be several rows.
+
+    Returns:
+        The columns of ``SCORES``. Values are in the metric's own unit. ``primary`` marks the one metric that is a
+        task's score (``metrics.primary``) of the part that stands for the benchmark (``metrics.headline``);
+        ``column`` names it: the benchmark, with the task where there are several, and with the beginning of what
+        was asked where a benchmark's name stands for several protocols (another template, another limit).
+        ``missing`` says why a benchmark has no score.
+    """
+    kept = list(records)
+    rows = [row for record in kept for row in _score_rows(record)]
+    frame = pd.DataFrame(rows, columns=list(SCORES)).astype(SCORES)
+    frame["column"] = _columns(frame)
+    return frame
+
+
+def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
+    identity = _identity(record)
+    for protocol, one in sorted(record.scores.items(), key=lambda item: (item[1].benchmark, item[0])):
+        about = {"benchmark": one.benchmark, "shots": one.shots, "protocol": protocol, "asked": one.asked}
+        for row in _benchmark_rows(one):
+            yield identity | about | row
+    for benchmark, why in sorted(record.missing.items()):
+        yield identity | {"benchmark": benchmark, "missing": why, "primary": True}
+
+
+def _benchmark_rows(one: BenchmarkScores) -> Iterator[dict[str, Any]]:
+    headline = metrics.headline(one)
+    for kind, parts in (("group", one.groups), ("task", one.tasks)):
+        for name, scores in parts.items():
+            chosen = metrics.primary(scores) if (kind, name) in headline else None
+            for key, score in scores.items():
+                metric, filter_name = metrics.split(key)
+                about = {"task": name, "kind": kind, "metric": metric, "filter": filter_name, "primary": key == chosen}
+                yield about | _numbers(score)
+
+
+def _numbers(score: Score) -> dict[str, Any]:
+    low, high = score.interval or (None, None)
+    numbers = {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
+    return numbers | {"interval": score.method, "n": score.n, "higher_is_better": score.higher_is_better}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    names = {name: record.coordinates.get(name) for name in COORDINATES}
+    return {"cell": record.cell, "trajectory": record.trajectory, **names, "status": str(record.status)}
+
+
+def _columns(frame: pd.DataFrame) -> pd.Series:
+    """Name the primary rows' columns of a wide table, so that each holds one protocol and one task."""
+    primary = frame[frame["primary"].fillna(False)]
+    scored = primary[primary["asked"].notna()]
+    tasks = scored.groupby("benchmark")["task"].nunique()
+    asked = scored.groupby("benchmark")["asked"].nunique()
+    # One cell scored twice under what was asked once: the requests changed, say with the library.
+    protocols = scored.groupby(["cell", "benchmark", "asked"])["protocol"].nunique().groupby("benchmark").max()
+
+    def name(row: pd.Series) -> str:
+        benchmark = str(row["benchmark"])
+        if pd.isna(row["asked"]):
+            return benchmark
+        text = benchmark if tasks[benchmark] == 1 else f"{benchmark}:{row['task']}"
+        if protocols[benchmark] > 1:
+            return f"{text} [{row['protocol'][:6]}]"
+        return text if asked[benchmark] == 1 else f"{text} [{row['asked'].rpartition(' ')[2][:6]}]"
+
+    names = [name(row) for _, row in primary[["benchmark", "asked", "task", "protocol"]].iterrows()]
+    return pd.Series(names, index=primary.index, dtype="string").reindex(frame.index)
+
+
+def cells(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row a record with its coordinates, outcome, measures, counts and training: the columns of ``CELLS``.
+
+    ``layout`` is JSON with sorted keys; ``seconds`` and ``tokens`` are the whole training run's, so cells of one
+    trajectory repeat them.
+    """
+    return pd.DataFrame([_cell_row(record) for record in records], columns=list(CELLS)).astype(CELLS)
+
+
+def _cell_row(record: Record) -> dict[str, Any]:
+    total, training = _mapping(record.counts, "total"), record.training
+    row = _identity(record) | {"error": record.error, "attempt": record.attempt}
+    for over in ("all", "response"):
+        found = _mapping(record.measures, "perplexity", over)
+        low, high = found.get("perplexity_micro_interval") or (None, None)
+        row |= {f"perplexity_{over}": found.get("perplexity_micro"), f"perplexity_tokens_{over}": found.get("tokens")}
+        row |= {f"perplexity_{over}_low": low, f"perplexity_{over}_high": high}
+    row["layer_change"] = _mapping(record.measures, "layer_change").get("relative")
+    row["token_length"] = _mapping(record.measures, "token_length", "all").get("mean")
+    row |= {name: training.get(name) for name in ("steps", "first_loss", "last_loss", "tokens", "seconds")}
+    row |= {name: total.get(name) for name in ("samples", "available", "trainable_tokens")}
+    row |= {name: total.get(name) for name in ("truncated", "dropped", "duplicates", "repeated")}
+    row["data_tokens"] = total.get("tokens")
+    row["layout"] = json.dumps(training["layout"], sort_keys=True) if training.get("layout") else None
+    row["commit"] = _mapping(record.provenance, "git").get("commit")
+    return row | {"created": record.created, "finished": record.finished}
+
+
+def _mapping(value: Any, *path: str) -> dict[str, Any]:
+    """Return the mapping at a path; an empty one where there is none (an older record, a value of None)."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per cell and layer: ``cell``, ``layer`` (from 0) and its relative Frobenius ``change``."""
+    rows = [
+        {"cell": record.cell, "layer": int(layer), "change": change}
+        for record in records
+        for layer, change in _mapping(record.measures, "layer_change", "relative_by_layer").items()
+    ]
+    frame = pd.DataFrame(rows, columns=["cell", "layer", "change"])
+    return frame.astype({"cell": "string", "layer": "int64", "change": "float64"})
+
+
+def last_epochs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each training run's last epoch, so that near-duplicates of one run count once."""
+    trained = frame[frame["method"] != BASE]
+    last = trained.groupby("trajectory")["epoch"].transform("max")
+    return trained[trained["epoch"] == last]
+
+
+def released(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's released table (or ``tables.release_table``'s file) in the form of ``tidy``.
+
+    Intervals, counts and standard errors are not in it, so they are missing. All its benchmarks are better when
+    higher. Values keep the table's scale; ``metric`` names it: ``rating`` (1-10), ``fraction`` or ``percent``.
+    """
+    known = {"model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch"}
+    benchmarks = [name for name in table.columns if name not in known and not str(name).startswith("Unnamed")]
+    base = table["data_name"] == "pretrain"
+    lora = table["lora"].map(lambda value: str(value).lower() == "true")
+    ids = [f"row-{index}" for index in range(len(table))]
+    method = np.select([base, lora], [BASE, "lora"], "full")
+    wide = pd.DataFrame({"cell": ids, "model": table["model_name"], "data": table["data_name"]}).assign(
+        setting=method,
+        method=method,
+        size=table["data_size"],
+        schedule=table["lr_strategy"].where(~base, BASE),
+        epoch=table["epoch"],
+        variant="",
+        status="COMPLETE",
+    )
+    run = ["model", "data", "setting", "size", "schedule"]
+    wide["trajectory"] = wide[run].astype("string").agg("/".join, axis=1).mask(base)
+    scores = pd.concat([wide, table[benchmarks]], axis=1).melt(list(wide), var_name="benchmark", value_name="value")
+    scores["metric"] = scores["benchmark"].map(_released_metric)
+    for name in ("protocol", "asked", "task", "column"):
+        scores[name] = scores["benchmark"]
+    scores = scores.assign(kind="task", filter="none", higher_is_better=True, primary=True)
+    scores["missing"] = scores["value"].isna().map({True: "not in the table", False: None})
+    return scores.reindex(columns=list(SCORES)).astype(SCORES)
+
+
+def _released_metric(benchmark: str) -> str:
+    if benchmark.startswith("mtbench"):
+        return "rating"
+    return "fraction" if benchmark.startswith("Truthful_QA") else "percent"

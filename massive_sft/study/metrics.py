@@ -1,0 +1,64 @@
+"""Which metric of a benchmark is its score, and in which unit people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from massive_sft.ledger.record import BenchmarkScores, Score
+
+# The first that a task has is its score; a metric without a stated direction comes last, then the alphabet decides.
+PREFERENCE = (
+    "acc", "exact_match", "em", "exact", "pass@1", "pass_at_1", "acc_norm", "bleu_acc", "mcc", "f1",
+    "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity",
+)  # fmt: skip
+FILTERS = ("none", "strict-match", "flexible-extract")
+# Metrics that lm-eval gives as a fraction and people read in percent, as the released table has them. ``f1`` is not
+# here: some tasks give it in percent already. Nor is ``bleu_acc``: the released table has it as a fraction.
+FRACTIONS = frozenset({"acc", "exact_match", "em", "pass@1", "pass_at_1", "acc_norm"})
+
+
+def scale(metric: str) -> float:
+    """Return the factor from a metric's own unit to the one people read: 100 for fractions, else 1."""
+    return 100.0 if metric in FRACTIONS else 1.0
+
+
+def unit(metric: str) -> str:
+    """Return the unit of a scaled metric: ``%`` for fractions and for percentages, else nothing."""
+    return "%" if metric in FRACTIONS or metric == "percent" else ""
+
+
+def split(key: str) -> tuple[str, str]:
+    """Split ``metric,filter``."""
+    metric, _, filter_name = key.rpartition(",")
+    return metric, filter_name
+
+
+def primary(scores: Mapping[str, Score]) -> str | None:
+    """Return the ``metric,filter`` that is a task's score; it depends on the names and directions alone."""
+
+    def rank(key: str) -> tuple[bool, int, int, str]:
+        metric, filter_name = split(key)
+        return (
+            scores[key].higher_is_better is None,
+            _position(PREFERENCE, metric),
+            _position(FILTERS, filter_name),
+            key,
+        )
+
+    return min(scores, key=rank, default=None)
+
+
+def _position(order: tuple[str, ...], name: str) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
+    """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks."""
+    title = benchmark.benchmark.removesuffix(f"-{benchmark.shots}shot")
+    if title in benchmark.groups:
+        return frozenset({("group", title)})
+    return _kinds("group", benchmark.groups) or _kinds("task", benchmark.tasks)
+
+
+def _kinds(kind: str, names: Iterable[str]) -> frozenset[tuple[str, str]]:
+    return frozenset((kind, name) for name in names)

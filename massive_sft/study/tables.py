@@ -1,0 +1,142 @@
+"""Tables of scores: wide, with the released table's conventions, and gains over the base model."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from massive_sft.study import metrics
+from massive_sft.study.frames import BASE, CONDITION
+
+RELEASED = ["model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch"]
+BESIDE = ["setting", "method", "horizon", "seed", "variant", "status", "cell"]
+"""What the released table lacks and cells are told apart by; after the benchmarks, so that the rest lines up."""
+
+
+def primary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of ``tidy`` that are benchmarks' scores, one per cell and ``column``."""
+    return scores[scores["primary"].fillna(False)]
+
+
+def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a cell in the released table's conventions, missing scores left missing.
+
+    Columns: ``RELEASED``, one per benchmark (fractions in percent, other metrics in their own unit), ``BESIDE``.
+    A base model's row has ``data_name`` pretrain, ``data_size`` and ``epoch`` 0, no ``lora`` and no ``lr_strategy``.
+
+    Args:
+        cells, scores: of ``frames.cells`` and ``frames.tidy``, from the same records.
+    """
+    base = cells["method"] == BASE
+    left = pd.DataFrame(
+        {
+            "model_name": cells["model"],
+            "data_name": cells["data"].mask(base, "pretrain"),
+            "data_size": cells["size"].mask(base, 0),
+            "lora": (cells["method"] == "lora").astype("boolean").mask(base),
+            "lr_strategy": cells["schedule"].mask(base),
+            "epoch": cells["epoch"],
+        }
+    )
+    rows = primary(scores)
+    shown = rows.assign(shown=rows["value"] * rows["metric"].map(metrics.scale, na_action="ignore").astype("float64"))
+    wide = shown.pivot(index="cell", columns="column", values="shown") if len(rows) else pd.DataFrame()
+    wide = wide.reindex(cells["cell"]).set_axis(cells.index)
+    return pd.concat([left, wide, cells[BESIDE]], axis=1)
+
+
+def to_csv(table: pd.DataFrame) -> bytes:
+    """Return a table as CSV, in UTF-8; a missing value is an empty field."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """Return a table as Parquet; a missing value is null."""
+    sink = io.BytesIO()
+    table.to_parquet(sink, index=False)
+    return sink.getvalue()
+
+
+SAME = ["model", "protocol", "kind", "task", "metric", "filter"]
+
+
+def gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the trained cells' rows of ``tidy`` beside the same model's base score under the same protocol.
+
+    A protocol's id holds the requests with their template, so equal ids are asked the same way. Added columns:
+
+    - ``base``, ``base_stderr``, ``base_low``, ``base_high``, ``base_n``: the base model's score.
+    - ``gain`` = value - base; ``gain_stderr``, of independent errors. Both models answer the same questions, so
+      their errors are rather positively correlated and this is an upper bound.
+    - ``gain_low``, ``gain_high``: 95 % interval from the two scores' own intervals (Newcombe 1998, method 10; Zou and
+      Donner 2008): it stays honest where all answers are wrong and the standard error is 0.
+    - ``improvement``: the gain with the sign turned where lower is better; missing where the direction is not known.
+    - ``why``: why there is no gain.
+    """
+    is_base = scores["method"] == BASE
+    names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
+    bases = scores[is_base & scores["protocol"].notna()].rename(columns=names)
+    twice = bases.duplicated(SAME, keep=False)
+    found = bases[~twice][[*SAME, *names.values()]].assign(known=True)
+    several = bases.loc[twice, SAME].drop_duplicates().assign(several=True)
+    frame = scores[~is_base].merge(found, on=SAME, how="left").merge(several, on=SAME, how="left")
+    frame["gain"] = frame["value"] - frame["base"]
+    frame["gain_stderr"] = np.hypot(frame["stderr"], frame["base_stderr"])
+    frame["gain_low"] = frame["gain"] - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"])
+    frame["gain_high"] = frame["gain"] + np.hypot(frame["high"] - frame["value"], frame["base"] - frame["base_low"])
+    sign = frame["higher_is_better"].map({True: 1.0, False: -1.0}).astype("float64")
+    frame["improvement"] = frame["gain"] * sign
+    frame["why"] = _why(frame, set(scores.loc[is_base, "model"]))
+    return frame.drop(columns=["known", "several"])
+
+
+def _why(frame: pd.DataFrame, models: set[str]) -> pd.Series:
+    reasons = [
+        (frame["missing"].notna() | frame["value"].isna(), "no score"),
+        (~frame["model"].isin(models), "the base model has no record"),
+        (frame["several"].fillna(False).astype(bool), "several base models have this name"),
+        (frame["known"].isna(), "the base model was not scored under this protocol"),
+        (frame["base"].isna(), "the base model has no score"),
+    ]
+    text = np.select([mask.to_numpy(bool) for mask, _ in reasons], [why for _, why in reasons], "")
+    return pd.Series(text, index=frame.index, dtype="string").replace("", pd.NA)
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per condition (a cell without its seed) and ``column`` of the primary rows of ``gains``.
+
+    Columns: ``CONDITION``, ``column``, ``metric``, ``benchmark``, ``n`` (questions; missing where seeds differ),
+    ``seeds`` (how many have a gain), ``asked_seeds`` (how many there are), ``value``, ``gain``, ``improvement`` (means
+    over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The interval is the
+    single cell's with one seed, Student's t over the seeds with more.
+    """
+    rows = primary(frame)
+    keys = [*CONDITION, "column"]
+    grouped = rows.groupby(keys, dropna=False, sort=False)
+    result = grouped.agg(
+        metric=("metric", "first"),
+        benchmark=("benchmark", "first"),
+        n=("n", lambda n: n.iloc[0] if n.nunique() == 1 else pd.NA),
+        seeds=("gain", "count"),
+        asked_seeds=("cell", "nunique"),
+        value=("value", "mean"),
+        gain=("gain", "mean"),
+        improvement=("improvement", "mean"),
+        spread=("gain", "std"),
+        gain_low=("gain_low", "mean"),
+        gain_high=("gain_high", "mean"),
+        why=("why", "first"),
+    ).reset_index()
+    many = result["seeds"] > 1
+    half = [
+        float(stats.t.ppf(0.975, seeds - 1)) * spread / math.sqrt(seeds) if seeds > 1 else math.nan
+        for seeds, spread in zip(result["seeds"], result["spread"], strict=True)
+    ]
+    result["gain_low"] = result["gain_low"].mask(many, result["gain"] - half)
+    result["gain_high"] = result["gain_high"].mask(many, result["gain"] + half)
+    result["interval"] = np.where(many, "t over seeds", "one run")
+    return result.drop(columns="spread")
