@@ -31,7 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import SFTConfig, SFTTrainer
 
 from massive_sft.samples import Samples
-from massive_sft.sft.loop import Event, StepDone, train_trajectory
+from massive_sft.sft.events import Event, StepDone
+from massive_sft.sft.loop import train_trajectory
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Mixture, Part, TrainingSpec
 

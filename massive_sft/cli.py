@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,9 +18,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.sweep.load import load_sweep
-
-if TYPE_CHECKING:
-    from massive_sft.trial import Happening
+from massive_sft.trial import Happening
 
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
 # and `show` answer at once.

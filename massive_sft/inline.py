@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from collections.abc import Callable
 
-from massive_sft.ledger.provenance import capture
+from massive_sft.finish import finish_cell
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
-from massive_sft.stages.recording import Finisher
-from massive_sft.trial import Listen, retain, score_cell, submit_inline, todo, train_run
+from massive_sft.sft.events import Event
+from massive_sft.stages.finishing import Finisher
+from massive_sft.stages.training import train
+from massive_sft.trial import Listen, Order, make_recorder, retain, todo, train_run
 
 
 def run_inline(plan: Plan, listen: Listen, retrain: bool = False) -> None:
@@ -20,22 +21,18 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False) -> None:
         listen: told what happens.
         retrain: train again where a snapshot that is needed was removed.
     """
-    finisher = make_finisher(plan)
+    recorder = make_recorder(plan)
+    finisher = Finisher(recorder)
     for cell in plan.base:
         if not cell.is_done:
-            score_cell(cell, None, finisher, listen)
+            finish_cell(cell, None, finisher, listen)
     for run in plan.todo:
-        if train_run(run, finisher, submit_inline, listen, retrain):
+        if train_run(run, recorder, submit_inline, listen, retrain):
             for cell in todo(run):
-                score_cell(cell, run, finisher, listen)
-            retain(run, plan.sweep.file.storage.keep_snapshots, finisher.ledger)
+                finish_cell(cell, run, finisher, listen)
+            retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 
 
-def make_finisher(plan: Plan) -> Finisher:
-    """Return what takes this process's cells to their records."""
-    return Finisher(
-        ledger=Ledger.open(plan.root),
-        evaluation=plan.sweep.file.evaluation,
-        provenance=capture(plan.sweep.path),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
-    )
+def submit_inline(order: Order, report: Callable[[Event], None]) -> None:
+    """Serve an order in this process."""
+    train(order.run, Ledger.open(order.root), order.attempt, report)

@@ -6,20 +6,20 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from massive_sft import trial
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
+from massive_sft.sft.events import SnapshotWritten
 from massive_sft.sweep.cell import Coordinates
-
-if TYPE_CHECKING:
-    from massive_sft.trial import Happening
+from massive_sft.trial import Happening
 
 STYLES = {
     Status.COMPLETE: "green",
@@ -245,9 +245,6 @@ def _plain(value: Any) -> str:
 
 def happening_line(happening: Happening) -> str:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
-    from massive_sft import trial
-    from massive_sft.sft.loop import SnapshotWritten
-
     if isinstance(happening, trial.Began):
         cell = happening.trajectory.cells[-1]
         return f"training {escape(str(cell.coordinates))} (attempt {happening.attempt})"

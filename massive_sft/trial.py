@@ -6,6 +6,8 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
+import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +15,13 @@ from pathlib import Path
 
 from massive_sft.errors import LeaseLost
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, RunPlan
-from massive_sft.sft.loop import Event
-from massive_sft.stages.recording import Finisher, remove_snapshot
-from massive_sft.stages.training import Trained, find_snapshot, find_trained, train
+from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.sft.events import Event
+from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
+from massive_sft.stages.recorder import Recorder
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import KeepSnapshots
 from massive_sft.sweep.trajectory import Trajectory
@@ -75,9 +77,14 @@ Listen = Callable[[Happening], None]
 Submit = Callable[[Order, Callable[[Event], None]], None]
 
 
-def submit_inline(order: Order, report: Callable[[Event], None]) -> None:
-    """Serve an order in this process."""
-    train(order.run, Ledger.open(order.root), order.attempt, report)
+def make_recorder(plan: Plan) -> Recorder:
+    """Return what makes this run's records."""
+    return Recorder(
+        ledger=Ledger.open(plan.root),
+        evaluation=plan.sweep.file.evaluation,
+        provenance=capture(plan.sweep.path),
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+    )
 
 
 def todo(run: RunPlan) -> list[CellPlan]:
@@ -85,14 +92,14 @@ def todo(run: RunPlan) -> list[CellPlan]:
     return [cell for cell in run.cells if not cell.is_done]
 
 
-def train_run(run: RunPlan, finisher: Finisher, submit: Submit, listen: Listen, retrain: bool) -> bool:
+def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, retrain: bool) -> bool:
     """See to it that a run is trained, by the ledger's training or a new one; return whether its cells can be scored.
 
     Args:
         retrain: train again where a finished training's snapshot is needed and was removed.
     """
-    ledger = finisher.ledger
-    attempt = ledger.begin(run.trajectory.id, finisher.owner)
+    ledger = recorder.ledger
+    attempt = ledger.begin(run.trajectory.id, recorder.owner)
     if attempt is None:
         listen(Skipped(str(run.trajectory.cells[0].coordinates)))
         return False
@@ -107,34 +114,10 @@ def train_run(run: RunPlan, finisher: Finisher, submit: Submit, listen: Listen, 
             listen(Skipped(str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             if attempt.folder.is_dir():
-                (attempt.folder / "traceback.txt").write_text(_traceback(error))
+                (attempt.folder / "traceback.txt").write_text(traceback_of(error))
             for cell in todo(run):
-                listen(Recorded(cell.cell, finisher.failed(cell, attempt.number, _sentence(error))))
+                listen(Recorded(cell.cell, recorder.failed(cell, attempt.number, sentence(error))))
         return False
-
-
-def score_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
-    """Take a cell of a finished training, or a base model's (``run`` is None), to its record."""
-    try:
-        record = _finish(cell, run, finisher)
-    except LeaseLost as error:
-        listen(Skipped(str(error)))
-        return
-    except Exception as error:  # noqa: BLE001 - as above
-        folder = finisher.ledger.cell_dir(cell.cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(_traceback(error))
-        record = finisher.failed(cell, 1, _sentence(error))
-    listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
-
-
-def _finish(cell: CellPlan, run: RunPlan | None, finisher: Finisher) -> Record | None:
-    if run is None:
-        return finisher.base(cell)
-    trained = find_trained(finisher.ledger, run)
-    if trained is None:
-        raise RuntimeError("the training ended, but what it published cannot be read")
-    return finisher.trained(cell, run, trained)
 
 
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
@@ -153,9 +136,11 @@ def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:
     return any(find_snapshot(ledger, run.trajectory.id, e) is None and not trained.diverged(e) for e in epochs)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return an error as a record keeps it."""
     return f"{type(error).__name__}: {error}"
 
 
-def _traceback(error: Exception) -> str:
+def traceback_of(error: Exception) -> str:
+    """Return an error's traceback with secrets hidden."""
     return redact("".join(traceback.format_exception(error)))

@@ -23,7 +23,8 @@ from massive_sft.errors import Corrupt, InvalidInput, Unsupported
 from massive_sft.samples import Samples
 from massive_sft.sft import snapshot
 from massive_sft.sft.divergence import LossCurve
-from massive_sft.sft.loop import SnapshotWritten, train_trajectory
+from massive_sft.sft.events import SnapshotWritten
+from massive_sft.sft.loop import train_trajectory
 
 
 @pytest.fixture(scope="module")

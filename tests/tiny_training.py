@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from massive_sft.samples import Samples
-from massive_sft.sft.loop import Event, StepDone, TrainingSummary, train_trajectory
+from massive_sft.sft.events import Event, StepDone
+from massive_sft.sft.loop import TrainingSummary, train_trajectory
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
 

@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from massive_sft.errors import MassiveSFTError
 from massive_sft.scheduling.pools import Message, Shape
-from massive_sft.sft.loop import Event
+from massive_sft.sft.events import Event
 from massive_sft.sweep.spec import Layout
 from massive_sft.trial import Order, Submit
 
@@ -126,7 +126,7 @@ class Lanes:
             self._reap(state["served"])
             if not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
                 return
-            self._start_lanes({shape: count for shape, count in state["queued"].items() if count > 0})
+            self._start_lanes(_positive(state["queued"]), _positive(state["expected"]))
             time.sleep(POLL)
 
     def stop(self) -> None:
@@ -148,8 +148,12 @@ class Lanes:
             if self._stillborn[lane.shape] >= STARTS:
                 ray.get(self.pool.break_shape.remote(lane.shape, f"its lanes cannot be started: {lane.error}"))
 
-    def _start_lanes(self, queued: Mapping[Shape, int]) -> None:
-        """Start what fits. A shape without a lane and without room reserves what smaller lanes give back."""
+    def _start_lanes(self, queued: Mapping[Shape, int], expected: Mapping[Shape, int]) -> None:
+        """Start what fits. A shape without a lane and without room reserves what smaller lanes give back.
+
+        While nothing starves, a lane of each shape that is only expected is started too: its trials take a while to
+        begin, and so does the lane.
+        """
         starved: Shape | None = None
         for shape in sorted(queued, key=_size, reverse=True):
             lanes = [lane for lane in self._lanes.values() if lane.shape == shape]
@@ -159,6 +163,10 @@ class Lanes:
                 lanes.append(self._start(shape))
             if not lanes and starved is None:
                 starved = shape
+        if starved is None:
+            for shape in sorted(expected, key=_size, reverse=True):
+                if all(lane.shape != shape for lane in self._lanes.values()) and self._fits(shape):
+                    self._start(shape)
         leaving = [lane.name for lane in self._lanes.values() if starved and _size(lane.shape) < _size(starved)]
         ray.get(self.pool.starve.remote(starved is not None, leaving))
 
@@ -194,6 +202,10 @@ class Lanes:
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
                 lines = str(error).strip().splitlines()
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _positive(counts: Mapping[Shape, int]) -> dict[Shape, int]:
+    return {shape: count for shape, count in counts.items() if count > 0}
 
 
 def _size(shape: Shape) -> tuple[float, float]:

@@ -159,7 +159,7 @@ class LanePool(_Pool):
 
 @ray.remote(num_cpus=0)
 class CellQueue(_Pool):
-    """Cells between trials and scorers. A cell is given out until it is acknowledged, so a retried reader loses none."""
+    """Cells between trials and scorers. One is given out until it is acknowledged, so a retried reader loses none."""
 
     def __init__(self) -> None:
         super().__init__()

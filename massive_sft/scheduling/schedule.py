@@ -19,15 +19,14 @@ import ray
 from ray import tune
 
 from massive_sft.errors import MassiveSFTError
-from massive_sft.inline import make_finisher
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.scheduling.lanes import Lanes, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
 from massive_sft.scheduling.scorers import cell_bytes, score_stream
-from massive_sft.sft.loop import Event, StepDone
-from massive_sft.stages.recording import Finisher
-from massive_sft.trial import Happening, Listen, Order, Progressed, Recorded, retain, todo, train_run
+from massive_sft.sft.events import Event, StepDone
+from massive_sft.stages.recorder import Recorder
+from massive_sft.trial import Happening, Listen, Order, Progressed, Recorded, make_recorder, retain, todo, train_run
 
 SILENCE = 60.0  # seconds without progress after which the watchdog speaks
 PATIENCE = 3  # times it speaks before it ends the run
@@ -53,7 +52,7 @@ def run_on_ray(plan: Plan, listen: Listen, say: Callable[[str], None], retrain: 
     mode = choose_mode(plan, ray.cluster_resources())
     say(str(mode))
     for runs in mode.rounds(plan.todo):
-        _Round(plan, mode, runs, make_finisher(plan), listen, say, retrain).run()
+        _Round(plan, mode, runs, make_recorder(plan), listen, say, retrain).run()
         plan = replace(plan, base=())  # the base models are scored in the first round
 
 
@@ -64,7 +63,7 @@ class _Round:
     plan: Plan
     mode: Mode
     runs: tuple[RunPlan, ...]
-    finisher: Finisher
+    recorder: Recorder
     listen: Listen
     say: Callable[[str], None]
     retrain: bool
@@ -74,9 +73,9 @@ class _Round:
         self.shapes = {run.trajectory.id: shape_of(run.layout, self.mode.lane_cpus(run.layout)) for run in self.runs}
         self.by_cell = {cell.cell.id: run for run in self.runs for cell in run.cells}
         self.left = Counter({run.trajectory.id: len(todo(run)) for run in self.runs})
-        self.pool: Any = LanePool.remote(Counter(self.shapes.values()))
-        self.queue: Any = CellQueue.remote()
-        self.relay: Any = Relay.remote()
+        self.pool = _started(LanePool, Counter(self.shapes.values()))
+        self.queue = _started(CellQueue)
+        self.relay = _started(Relay)
         self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
         self.lock = threading.Lock()
 
@@ -140,7 +139,7 @@ class _Round:
         )
 
     def _score(self) -> None:
-        score_stream(self.queue, self.finisher, self.mode.scorers, self._told)
+        score_stream(self.queue, self.recorder, self.mode.scorers, self._told)
 
     def _hear(self) -> None:
         while (told := ray.get(self.relay.take.remote())) is not None:
@@ -153,7 +152,7 @@ class _Round:
             runs={run.trajectory.id: run for run in self.runs},
             shapes=self.shapes,
             actors=(self.pool, self.queue, self.relay),
-            finisher=self.finisher,
+            recorder=self.recorder,
             retrain=self.retrain,
         )
         with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
@@ -171,7 +170,11 @@ class _Round:
                 run = self.by_cell[happening.cell.id]
                 self.left[run.trajectory.id] -= 1
                 if self.left[run.trajectory.id] == 0:
-                    retain(run, self.plan.sweep.file.storage.keep_snapshots, self.finisher.ledger)
+                    retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
+
+
+def _started(actor: Any, *arguments: Any) -> Any:
+    return actor.remote(*arguments)
 
 
 def _free() -> dict[str, float]:
@@ -184,7 +187,7 @@ def _drive(
     runs: dict[str, RunPlan],
     shapes: dict[str, Shape],
     actors: tuple[Any, Any, Any],
-    finisher: Finisher,
+    recorder: Recorder,
     retrain: bool,
 ) -> None:
     """One trial: have a run trained by a lane, hand its cells to the scorers. Holds no CPU and no GPU."""
@@ -204,7 +207,7 @@ def _drive(
 
     last: dict[str, Any] = {"step": 0}
     try:
-        trained = train_run(run, finisher, submit, tell, retrain)
+        trained = train_run(run, recorder, submit, tell, retrain)
     finally:
         if not ordered:
             ray.get(pool.skip.remote(shape))

@@ -6,6 +6,7 @@ cells from the queue for as long as there may be more.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ from ray.data.block import BlockMetadata
 
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.scheduling.modes import Scorers
-from massive_sft.stages.recording import Finisher
-from massive_sft.trial import Happening, score_cell
+from massive_sft.stages.recorder import Recorder
+from massive_sft.trial import Happening
 
 Row = dict[str, Any]
 
@@ -55,29 +56,34 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, finisher: Finisher):
-        self._finisher = finisher
+    def __init__(self, recorder: Recorder):
+        from massive_sft.stages.finishing import Finisher
+
+        self._finisher = Finisher(recorder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        from massive_sft.finish import finish_cell
+
         happened: list[Happening] = []
         for data in batch.column("data").to_pylist():
             cell, run = pickle.loads(data)
-            score_cell(cell, run, self._finisher, happened.append)
+            finish_cell(cell, run, self._finisher, happened.append)
         return pa.table({"cell": batch.column("cell"), "happened": [pickle.dumps(item) for item in happened]})
 
 
-def score_stream(queue: Any, finisher: Finisher, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
+def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
     """Score the queue's cells until it is closed; each is acknowledged once its record is written."""
     context = DataContext.get_current()
     context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Without limits of its own it would count the lanes' CPUs as its to wait for.
     context.execution_options.resource_limits = ExecutionResources(
         cpu=scorers.count * scorers.cpus, gpu=scorers.count * scorers.gpus
     )
-    rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, ray_remote_args={"num_cpus": 0}).map_batches(
+    rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
-        fn_constructor_args=(finisher,),
+        fn_constructor_args=(recorder,),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),

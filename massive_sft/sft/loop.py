@@ -20,6 +20,7 @@ from massive_sft.samples import Samples
 from massive_sft.sft import batches, lora, packing, snapshot
 from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.engine import Engine, join_group, layout_problems, out_of_memory, quiet, sum_over_ranks
+from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.loss import SummedLoss, packs_cleanly
 from massive_sft.sft.schedule import learning_rate
 from massive_sft.sweep.spec import TrainingSpec
@@ -28,40 +29,6 @@ from massive_sft.sweep.spec import TrainingSpec
 # GPU is busy with fewer than its most.
 CPU_TOKENS = 2048
 GPU_TOKENS = 65536
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimizer step, also a line of ``losses.jsonl``.
-
-    Attributes:
-        step, epoch: counted from 1.
-        loss: nats per trainable token, mean over the batch, before the update. NaN or infinity when not finite.
-        lr: the learning rate of the update.
-        grad_norm: of the whole gradient, before clipping.
-        tokens, trainable_tokens: of the batch, over all ranks, without padding.
-        seconds: wall-clock time of the step.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    trainable_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class SnapshotWritten:
-    """The weights at the end of ``epoch`` are complete and verified in ``folder``."""
-
-    epoch: int
-    folder: Path
-
-
-Event = StepDone | SnapshotWritten
 
 
 @dataclass(frozen=True)

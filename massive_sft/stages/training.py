@@ -6,15 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.errors import Corrupt, MassiveSFTError
-from massive_sft.files import read_json, write_json
+from massive_sft.files import write_json
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
 from massive_sft.samples import Samples
@@ -22,39 +19,11 @@ from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.data import Counts, build_samples
 from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.engine import is_first_rank
-from massive_sft.sft.loop import Event, TrainingSummary, train_trajectory
+from massive_sft.sft.events import Event
+from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.stages.outcome import LOSSES, OUTCOME, read_losses
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
-
-OUTCOME = "training.json"
-LOSSES = "losses.jsonl"
-
-
-class SnapshotGone(MassiveSFTError):
-    """A finished training's snapshot is needed again, but was removed under the retention policy."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        folder: ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
-        outcome: what ``training.json`` holds: ``attempt``, ``summary``, ``counts``, ``layout`` and, by epoch as text,
-            ``diverged``: the reason, or an empty text.
-        files: SHA-256 by path below the storage root.
-    """
-
-    folder: Path
-    outcome: Mapping[str, Any]
-    files: Mapping[str, str]
-
-    def diverged(self, epoch: int) -> str:
-        """Return why the run had diverged by this epoch; empty when it had not.
-
-        Judged on the losses up to the epoch alone, so that a cell's status never depends on how far its run went on.
-        """
-        return str(self.outcome["diverged"][str(epoch)])
 
 
 def training_spec(run: RunPlan) -> TrainingSpec:
@@ -82,40 +51,6 @@ def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
     """Build a recipe's training samples without any cache; return them, their counts and the tokenizer."""
     tokenizer = modeling.load_tokenizer(recipe.model)
     return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
-
-
-def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
-    """Return the finished training that covers a run's snapshots, if there is one; an unsound one does not count."""
-    home = ledger.trajectory_dir(run.trajectory.id)
-    for folder in sorted((home / "training").glob("epoch-*"), key=lambda path: path.name):
-        try:
-            hashes = verify_folder(folder)
-            outcome = read_json(folder / OUTCOME)
-        except (Corrupt, FileNotFoundError) as error:
-            ledger.report(folder, str(error))
-            continue
-        if all(str(epoch) in outcome["diverged"] for epoch in run.trajectory.snapshots):
-            return Trained(
-                folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
-            )
-    return None
-
-
-def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
-    """Return where a snapshot is published."""
-    return ledger.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
-
-
-def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, dict[str, str]] | None:
-    """Return a published snapshot that matches its manifest, with its hashes by file; None when there is none."""
-    folder = snapshot_folder(ledger, trajectory, epoch)
-    if not folder.is_dir():
-        return None
-    try:
-        return folder, verify_folder(folder)
-    except Corrupt as error:
-        ledger.report(folder, str(error))
-        return None
 
 
 def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Event], None]) -> None:
@@ -149,11 +84,6 @@ def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Even
     }
     write_json(folder / OUTCOME, outcome)
     attempt.publish(f"training/epoch-{last}")
-
-
-def read_losses(path: Path) -> list[dict[str, Any]]:
-    """Return the steps of a loss curve; a number that is not finite stands there as text (``nan``, ``inf``)."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _plain(summary: TrainingSummary) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""The last stage: a cell's scores and measures become its record."""
+"""The finishing stage: a cell's scores and measures become its record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +11,30 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.stages.measuring import measure_data, measure_layers
+from massive_sft.stages.outcome import SnapshotGone, Trained, find_snapshot
+from massive_sft.stages.recorder import Recorder, now
 from massive_sft.stages.scoring import score
-from massive_sft.stages.training import SnapshotGone, Trained, find_snapshot
-from massive_sft.sweep.schema import Evaluation
-
-
-def now() -> str:
-    """Return the time as records keep it: ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class Finisher:
-    """Takes trained cells to their records: scores, measures, record, in this order.
+    """Takes trained cells to their records: scores, measures, record, in this order."""
 
-    Attributes:
-        ledger: where all of it lies.
-        evaluation: what to score and how.
-        provenance: of this process, put into every record.
-        owner: who works, for people.
-    """
+    recorder: Recorder
 
-    ledger: Ledger
-    evaluation: Evaluation
-    provenance: Mapping[str, Any]
-    owner: str
+    @property
+    def ledger(self) -> Ledger:
+        return self.recorder.ledger
 
     def base(self, plan: CellPlan) -> Record | None:
         """Score a base model and write its record; None while somebody else works on it."""
-        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.owner)
+        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
         if lease is None:
             return None
         with lease:
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            details = self._scored(plan, None, digest(plan.cell.base), self._earlier(plan))
-            record = self._record(plan, created, lease.claim.number, **details)
+            details = self._scored(plan, None, digest(plan.cell.base), self.recorder.earlier(plan))
+            record = self.recorder.record(plan, created, lease.claim.number, **details)
             self.ledger.write_record(record, lease.claim)
         return record
 
@@ -57,7 +44,7 @@ class Finisher:
         Raises:
             SnapshotGone: scores or layer change are wanted, but the snapshot was removed.
         """
-        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.owner)
+        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
         if lease is None:
             return None
         with lease:
@@ -67,27 +54,13 @@ class Finisher:
             details = diverged if reason else self._finished(plan, run)
             details["files"] = {**trained.files, **details.get("files", {})}
             details["training"] = {**outcome["summary"], "layout": outcome["layout"]}
-            record = self._record(plan, created, outcome["attempt"], counts=outcome["counts"], **details)
+            record = self.recorder.record(plan, created, outcome["attempt"], counts=outcome["counts"], **details)
             self.ledger.write_record(record, lease.claim)
         return record
 
-    def failed(self, plan: CellPlan, attempt: int, error: str) -> Record:
-        """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again."""
-        self.ledger.write_cell(plan.cell.id, plan.cell.content)
-        record = self._record(plan, now(), attempt, status=Status.FAILED, error=error, **self._earlier(plan))
-        self.ledger.write_record(record)
-        return record
-
-    def _earlier(self, plan: CellPlan) -> dict[str, Any]:
-        """Return what the cell's newest record holds already, so that a new one never loses it."""
-        earlier = self.ledger.read_record(plan.cell.id)
-        if earlier is None:
-            return {"scores": {}, "measures": {}, "files": {}}
-        return {"scores": dict(earlier.scores), "measures": dict(earlier.measures), "files": dict(earlier.files)}
-
     def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: dict[str, Any]) -> dict[str, Any]:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
-        scored = score(plan.cell, snapshot, weights, plan.lacking, self.evaluation, self.ledger)
+        scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger)
         details["scores"] |= scored.scores
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
@@ -97,7 +70,7 @@ class Finisher:
         return details
 
     def _finished(self, plan: CellPlan, run: RunPlan) -> dict[str, Any]:
-        details = self._earlier(plan) | {"status": Status.COMPLETE}
+        details = self.recorder.earlier(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None and any(item.task or item.measure == "layer_change" for item in plan.lacking):
             raise SnapshotGone(
@@ -116,27 +89,3 @@ class Finisher:
             elif item.measure is not None:
                 details["measures"][item.measure] = measure_data(item.measure, run, self.ledger)
         return details
-
-    def _record(self, plan: CellPlan, created: str, attempt: int, **details: Any) -> Record:
-        recipe = plan.cell.recipe
-        return Record(
-            cell=plan.cell.id,
-            trajectory=recipe.id if recipe else None,
-            coordinates=plan.cell.coordinates._asdict(),
-            attempt=attempt,
-            provenance=dict(self.provenance),
-            created=created,
-            finished=now(),
-            **details,
-        )
-
-
-def remove_snapshot(ledger: Ledger, run: RunPlan, epoch: int) -> None:
-    """Remove a published snapshot that the retention policy does not keep."""
-    found: Path = ledger.trajectory_dir(run.trajectory.id) / "snapshots" / f"epoch-{epoch}"
-    if found.is_dir():
-        doomed = found.with_name(f".{found.name}.removed")
-        found.rename(doomed)  # at once, so that nobody reads half a snapshot
-        for path in sorted(doomed.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        doomed.rmdir()

@@ -1,0 +1,37 @@
+"""Take one cell to its record, whatever happens: what inline runs and scorers both do."""
+
+from __future__ import annotations
+
+from massive_sft.errors import LeaseLost
+from massive_sft.ledger.record import Record
+from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.stages.finishing import Finisher
+from massive_sft.stages.outcome import find_trained
+from massive_sft.trial import Listen, Recorded, Skipped, sentence, traceback_of
+
+
+def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
+    """Take a cell of a finished training, or a base model's (``run`` is None), to its record.
+
+    What goes wrong becomes a FAILED record, the traceback a file beside it.
+    """
+    try:
+        record = _finish(cell, run, finisher)
+    except LeaseLost as error:
+        listen(Skipped(str(error)))
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
+        folder = finisher.ledger.cell_dir(cell.cell.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(traceback_of(error))
+        record = finisher.recorder.failed(cell, 1, sentence(error))
+    listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
+
+
+def _finish(cell: CellPlan, run: RunPlan | None, finisher: Finisher) -> Record | None:
+    if run is None:
+        return finisher.base(cell)
+    trained = find_trained(finisher.ledger, run)
+    if trained is None:
+        raise RuntimeError("the training ended, but what it published cannot be read")
+    return finisher.trained(cell, run, trained)
