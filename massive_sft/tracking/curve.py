@@ -1,0 +1,85 @@
+"""A cell's loss curve: the steps of its training up to its epoch, with the times at which they were taken."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from massive_sft.fingerprint import digest
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.tracking.content import Point, milliseconds
+
+MOST_POINTS = 1000
+KEYS = ("loss", "lr", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is shown of a loss curve.
+
+    Attributes:
+        id: changes when the curve does.
+        points: ``training/loss`` (nats per token), ``training/lr``, ``training/grad_norm`` by optimizer step.
+        note: how many of the steps are shown, for people.
+    """
+
+    id: str
+    points: tuple[Point, ...]
+    note: str
+
+
+def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
+    """Return the curve of a cell's training; None for a base model, or where no training was finished.
+
+    Of more than ``MOST_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
+    are not finite cannot be drawn; the note counts them. The times are those of the steps, counted back from when the
+    record was begun: that is when the training had ended.
+    """
+    epoch = int(record.coordinates.get("epoch") or 0)
+    path = _file(ledger, record.trajectory, epoch) if record.trajectory and epoch else None
+    if path is None:
+        return None
+    text = path.read_text()
+    steps = [json.loads(line) for line in text.splitlines()]
+    times = _times(steps, milliseconds(record.created))
+    count = sum(step["epoch"] <= epoch for step in steps)
+    shown = _evenly(count)
+    points = [
+        Point(f"training/{key}", float(steps[index][key]), times[index], int(steps[index]["step"]))
+        for index in shown
+        for key in KEYS
+    ]
+    finite = tuple(point for point in points if math.isfinite(point.value))
+    note = f"{len(shown)} of {count} steps"
+    if len(finite) < len(points):
+        note += f", {len(points) - len(finite)} numbers not finite"
+    return Curve(digest(f"{epoch} {text}"), finite, note)
+
+
+def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
+    """Return the shortest finished training that reaches the epoch."""
+    found = {
+        int(path.parent.name.removeprefix("epoch-")): path
+        for path in (ledger.trajectory_dir(trajectory) / "training").glob("epoch-*/losses.jsonl")
+    }
+    reaching = [last for last in found if last >= epoch]
+    return found[min(reaching)] if reaching else None
+
+
+def _times(steps: list[dict[str, Any]], end: int) -> list[int]:
+    """Return when each step ended, in milliseconds, when the last one ended at ``end``."""
+    times, now = [], float(end)
+    for step in reversed(steps):
+        times.append(round(now))
+        now -= 1000 * float(step["seconds"])
+    return times[::-1]
+
+
+def _evenly(count: int) -> list[int]:
+    if count <= MOST_POINTS:
+        return list(range(count))
+    return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]

@@ -1,0 +1,366 @@
+"""The mirror: one writer in a thread that brings the tracker to what the ledger says, whatever the tracker does.
+
+It never holds the sweep up. What the tracker should show follows from the ledger alone, so on every connection each
+cell's newest record is compared with the checksum that its run carries, and what differs is written. A crash at any
+point, a lost connection, a deleted store, a record of another process: all end in the same comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from massive_sft.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
+from massive_sft.files import read_json
+from massive_sft.ledger.lease import Lease, Watch
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.content import expand
+from massive_sft.tracking.address import PLACE, database, resolve, tracking_problem
+from massive_sft.tracking.attachments import attach_cell, attach_file
+from massive_sft.tracking.content import CellRun, checksum, describe, milliseconds
+from massive_sft.tracking.curve import Curve, loss_curve
+from massive_sft.tracking.spool import Item, read_spool, write_spool
+from massive_sft.tracking.tracker import TRACKER_ERRORS, Attach, Tracker, is_outage, probe
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+"""Seconds between tries while the tracker does not answer."""
+SPOOL = "mirror-spool.jsonl"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is not mirrored: false when nothing is missing.
+
+    Attributes:
+        items: ids of cells, paths of files.
+        reason: why, for people.
+    """
+
+    items: tuple[Item, ...]
+    reason: str
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+
+class _Busy(MassiveSFTError):
+    """Another process mirrors this sweep."""
+
+
+class _Unreadable(MassiveSFTError):
+    """What the ledger holds of an item cannot be read."""
+
+
+class Mirror:
+    """Mirrors one sweep. Made by ``Mirror.open``; ``close`` must be called at the end."""
+
+    def __init__(self, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], uri: str):
+        self._ledger = Ledger(ledger.root)  # an own one: it is read in another thread
+        self._sweep = sweep
+        self._cells = dict(cells)
+        self._uri = uri
+        self._folder = ledger.sweep_dir(sweep)
+        self._watch = Watch()
+        self._lease: Lease | None = None
+        self._tracker: Tracker | None = None
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: dict[Item, None] = {}
+        self._current: Item | None = None
+        self._refused: dict[Item, str] = {}
+        self._refusals: Counter[Item] = Counter()
+        self._closing = False
+        self._trouble = ""
+        self._spooled = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    @classmethod
+    def open(cls, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str) -> Mirror:
+        """Connect to the tracker and start to mirror: first what was missed before, then what is ``put``.
+
+        Where another process mirrors this sweep, its turn is awaited; meanwhile everything stays pending.
+
+        Args:
+            ledger: open for writing.
+            sweep: its name.
+            cells: the names of the sweep's cells by id.
+            tracking_uri: the sweep file's ``tracking.mlflow``.
+
+        Raises:
+            InvalidInput: the address is wrong, or nobody answers there.
+        """
+        uri = resolve(tracking_uri, ledger.root)
+        path = database(uri)
+        if path is not None and not expand(tracking_uri):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        problem = tracking_problem(uri, PLACE)
+        if problem:
+            raise InvalidInput(problem)
+        mirror = cls(ledger, sweep, cells, uri)
+        try:
+            mirror._first_connection()
+        except TRACKER_ERRORS as error:
+            mirror._release()
+            raise InvalidInput(Problem(PLACE, f"cannot be used ({_short(error)})", redact(uri))) from error
+        except MassiveSFTError:
+            mirror._release()
+            raise
+        mirror._thread.start()
+        return mirror
+
+    @property
+    def uri(self) -> str:
+        """The resolved address, secrets hidden."""
+        return redact(self._uri)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written at the moment, for people; empty when all is well."""
+        return self._trouble
+
+    @property
+    def pending(self) -> tuple[Item, ...]:
+        """What is not mirrored yet: ids of cells, paths of files."""
+        with self._changed:
+            current = () if self._current is None else (self._current,)
+            return tuple(dict.fromkeys((*current, *self._waiting, *self._refused)))
+
+    def put(self, cell: str) -> None:
+        """Mirror a cell's newest record soon. Returns at once and raises nothing."""
+        self._put(cell)
+
+    def artifact(self, path: Path) -> None:
+        """Upload a file of the sweep (its YAML, the report) to the parent run soon. Returns at once."""
+        self._put(path.absolute())
+
+    def close(self, timeout: float | None = None) -> Pending:
+        """Write what waits, and return what could not be written; the next run or ``mirror_all`` takes it up.
+
+        While the tracker does not answer it is asked once more, not for long.
+
+        Args:
+            timeout: seconds to wait at most; None to wait as long as things are being written.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._release()
+        reasons = [self._trouble, *self._refused.values(), "time was up before everything was written"]
+        items = self.pending
+        return Pending(items, next(filter(None, reasons)) if items else "")
+
+    # Only the thread runs what follows, but for the first connection, which comes before it.
+
+    def _work(self) -> None:
+        delay = FIRST_DELAY
+        while True:
+            try:
+                tracker = self._connect()
+                if self._next():
+                    self._write(tracker)
+                elif not self._missed(tracker):
+                    tracker.finish()
+                    return
+            except Exception as error:  # noqa: BLE001 - whatever the tracker does, it must not end the sweep
+                if self._refuse(error):
+                    continue
+                self._suspend(error)
+                if self._closing:
+                    return
+                self._wait(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+            else:
+                delay = FIRST_DELAY
+                self._done()
+
+    def _first_connection(self) -> None:
+        try:
+            self._connect()
+        except _Busy as error:
+            probe(self._uri)
+            self._trouble = str(error)
+
+    def _connect(self) -> Tracker:
+        """Take the lease, find the runs, and queue what they do not show yet; does nothing while all of that holds."""
+        if self._lease is None or not self._lease.held():
+            self._release()
+            owner = f"{socket.gethostname()}:{os.getpid()}"
+            self._lease = Lease.acquire(self._folder / "mirror-lease", owner, self._watch)
+            if self._lease is None:
+                raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
+            self._queue(self._read_spool())
+        if self._tracker is None:
+            self._tracker = Tracker(self._uri, self._sweep, self._ledger.root, self._began)
+            self._missed(self._tracker)
+        return self._tracker
+
+    def _release(self) -> None:
+        self._tracker = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _missed(self, tracker: Tracker) -> bool:
+        """Queue the cells whose newest record the tracker does not show; return whether there are any."""
+        records = ((cell, self._ledger.read_record(cell)) for cell in self._cells if cell not in self._refused)
+        missed = [cell for cell, record in records if record and tracker.known.get(cell) != checksum(record)]
+        self._queue(missed)
+        return bool(missed)
+
+    def _began(self) -> int:
+        """Return when the sweep's first record was begun, in milliseconds since 1970; now when there is none."""
+        records = (self._ledger.read_record(cell) for cell in self._cells)
+        return min((milliseconds(record.created) for record in records if record), default=round(time.time() * 1000))
+
+    def _put(self, item: Item) -> None:
+        with self._changed:
+            self._refused.pop(item, None)
+            self._refusals.pop(item, None)
+        self._queue([item])
+
+    def _queue(self, items: Iterable[Item]) -> None:
+        with self._changed:
+            self._waiting.update(dict.fromkeys(items))
+            self._changed.notify_all()
+
+    def _next(self) -> bool:
+        """Take what waited longest as the current item; wait for one. Return False when closing and nothing waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._current = next(iter(self._waiting), None)
+            if self._current is None:
+                return False
+            # Taken out before it is read, so that what is put meanwhile is read again.
+            del self._waiting[self._current]
+            return True
+
+    def _write(self, tracker: Tracker) -> None:
+        item = self._current
+        if isinstance(item, Path):
+            if item.is_file():
+                tracker.attach(_readable(lambda folder: attach_file(item, folder)))
+            else:
+                log.warning("%s is gone and cannot be mirrored", item)
+        elif item is not None:
+            record, run, curve = self._read(item)
+            if tracker.known.get(item) != run.checksum:
+                tracker.write(run, curve, _readable(lambda folder: attach_cell(self._ledger, record, folder)))
+
+    def _read(self, cell: str) -> tuple[Record, CellRun, Curve | None]:
+        try:
+            record = self._ledger.read_record(cell)
+            if record is None:
+                raise _Unreadable(f"{cell} has no record")
+            content = read_json(self._ledger.cell_dir(cell) / "cell.json")["content"]
+            run = describe(record, content, self._cells.get(cell), str(self._ledger.root))
+            return record, run, loss_curve(self._ledger, record)
+        except OSError as error:
+            raise _Unreadable(f"{cell} cannot be read: {error}") from error
+
+    def _done(self) -> None:
+        with self._changed:
+            self._current = None
+        if self._trouble:
+            log.info("the tracker answers again")
+        self._trouble = ""
+        if self._spooled:
+            self._spool()
+
+    def _refuse(self, error: Exception) -> bool:
+        """Set the current item aside when it is at fault and the others can go on; return whether it is.
+
+        The first refusal is tried again on a new connection, for the store may have been replaced.
+        """
+        item = self._current
+        if item is None or isinstance(error, _Busy) or is_outage(error):
+            return False
+        self._tracker = None
+        with self._changed:
+            self._current = None
+            self._refusals[item] += 1
+            if self._refusals[item] == 1:
+                self._waiting[item] = None
+            else:
+                self._refused[item] = _short(error)
+                log.warning("%s cannot be mirrored: %s", item, _short(error))
+        self._spool()
+        return True
+
+    def _suspend(self, error: Exception) -> None:
+        """Keep everything for later: the tracker does not answer, or another process has its turn."""
+        with self._changed:
+            if self._current is not None:
+                self._waiting.setdefault(self._current)  # at the end, so that no item holds up all others
+                self._current = None
+        self._tracker = None
+        if not self._trouble and not isinstance(error, _Busy):
+            path = self._folder / SPOOL
+            log.warning(
+                "the tracker is lost (%s); what it lacks is listed in %s and written later", _short(error), path
+            )
+        self._trouble = _short(error)
+        self._spool()
+
+    def _wait(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _read_spool(self) -> list[Item]:
+        try:
+            items = read_spool(self._folder / SPOOL)
+        except Corrupt as error:
+            log.warning("%s; it is written anew", error)
+            items = []
+        self._spooled = (self._folder / SPOOL).exists()
+        return items
+
+    def _spool(self) -> None:
+        """Let the spool on disk list what is pending; only the lease's holder may."""
+        if self._lease is None:
+            return
+        items = self.pending
+        try:
+            write_spool(self._folder / SPOOL, items)
+        except OSError as error:
+            log.warning("%s cannot be written (%s)", self._folder / SPOOL, error)
+        self._spooled = bool(items)
+
+
+def mirror_all(ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str) -> Pending:
+    """Bring the tracker to what the ledger says of a sweep: catch up, or rebuild a store that was deleted.
+
+    Arguments and errors are those of ``Mirror.open``. Returns what could not be written.
+    """
+    mirror = Mirror.open(ledger, sweep, cells, tracking_uri)
+    for cell in ledger.entries(cells):
+        mirror.put(cell)
+    return mirror.close()
+
+
+def _readable(attach: Attach) -> Attach:
+    """Tell an own file that cannot be read from a tracker that cannot be reached; both are OSErrors."""
+
+    def checked(folder: Path) -> None:
+        try:
+            attach(folder)
+        except (OSError, ValueError) as error:
+            raise _Unreadable(f"its files cannot be read: {error}") from error
+
+    return checked
+
+
+def _short(error: Exception) -> str:
+    return redact(str(error) or type(error).__name__).partition("\n")[0][:300]

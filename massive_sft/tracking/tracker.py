@@ -1,0 +1,218 @@
+"""One sweep's runs on an MLflow store: found again or made, written in batches. The only module that imports mlflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
+# create_run that is repeated blindly after a lost answer makes a second run.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from massive_sft.errors import InvalidInput, Problem  # noqa: E402
+from massive_sft.ledger.provenance import redact  # noqa: E402
+from massive_sft.tracking.address import PLACE, artifact_location, database  # noqa: E402
+from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point  # noqa: E402
+from massive_sft.tracking.curve import Curve  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+# MLflow takes 1,000 entities a call, of which 100 parameters and 100 tags, in one megabyte.
+MOST_METRICS, MOST_NAMES = 800, 100
+PARENT = "mlflow.parentRunId"
+CURVE_ID = f"{CURVE}_id"
+
+TRACKER_ERRORS = (MlflowException, OSError)
+"""What the methods here raise; connection errors are OSErrors."""
+
+Attach = Callable[[Path], None]
+"""Writes the files to upload into an empty folder."""
+
+
+def quiet() -> None:
+    """Silence mlflow's and alembic's own messages, which repeat what the mirror says; MLFLOW_LOGGING_LEVEL wins."""
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def probe(uri: str) -> None:
+    """Ask a tracker for anything at all. Raises MlflowException or OSError when it cannot answer."""
+    quiet()
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
+    if isinstance(error, MlflowException):
+        status: int = error.get_http_status_code()
+        return not 400 <= status < 500 or status in (408, 429)
+    return isinstance(error, OSError)
+
+
+class Tracker:
+    """A sweep's runs: a parent, and a child for each cell. Every method raises MlflowException or OSError.
+
+    Attributes:
+        known: checksum of the record that each cell's run shows.
+    """
+
+    def __init__(self, uri: str, sweep: str, ledger: Path, began: Callable[[], int]):
+        """Find or make the experiment and the parent run, and mark it running.
+
+        Args:
+            uri: the resolved address.
+            sweep: name of the sweep, the experiment and the parent run.
+            ledger: the storage root.
+            began: when the sweep began, in milliseconds since 1970; asked only for a new parent.
+
+        Raises:
+            InvalidInput: the experiment was deleted on the tracker.
+        """
+        quiet()
+        self._client = MlflowClient(tracking_uri=uri)
+        self._uri = uri
+        self._experiment = self._find_experiment(sweep)
+        self._parent = self._find_parent(sweep, ledger, began)
+        self.known = {
+            run.data.tags[CELL]: run.data.tags.get(RECORD, "") for run in self._search(PARENT, self._parent, None)
+        }
+
+    def write(self, run: CellRun, curve: Curve | None, attach: Attach) -> None:
+        """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
+        found = self._child(run)
+        tags, shown = found.data.tags, found.data.metrics
+        written = int(tags.get(WRITTEN, 0))
+        # Of two values at one step MLflow shows the one with the later time, so a correction needs a later one.
+        points = [
+            Metric(point.key, point.value, point.timestamp + written, point.step)
+            for point in run.points
+            if shown.get(point.key) != point.value
+        ]
+        new_tags = dict(run.tags)
+        if curve is not None and tags.get(CURVE_ID) != curve.id:
+            points += [_metric(point) for point in curve.points]
+            new_tags |= {CURVE: curve.note, CURVE_ID: curve.id}
+        # A parameter cannot change; what can are names, when the sweep file renames a model.
+        known = found.data.params
+        new_tags |= {
+            f"massive_sft.now.{key}": value for key, value in run.params.items() if known.get(key, value) != value
+        }
+        params = {key: value for key, value in run.params.items() if key not in known}
+        identity = found.info.run_id
+        for batch in _batches(points, params, new_tags):
+            self._client.log_batch(identity, *batch)
+        if found.info.run_name != run.name:
+            self._client.update_run(identity, name=run.name)
+        self._upload(identity, attach)
+        self._client.set_terminated(identity, run.status, run.end)
+        # Last: it says that all of the above is there.
+        self._client.log_batch(identity, tags=[RunTag(RECORD, run.checksum), RunTag(WRITTEN, str(written + 1))])
+        self.known[run.cell] = run.checksum
+
+    def attach(self, attach: Attach) -> None:
+        """Upload files to the parent run."""
+        self._upload(self._parent, attach)
+
+    def finish(self) -> None:
+        """Mark the parent run finished."""
+        self._client.set_terminated(self._parent, "FINISHED")
+
+    def _find_experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            path = database(self._uri)
+            location = artifact_location(self._uri)
+            created: str = self._client.create_experiment(name, artifact_location=location)
+            log.info("made the experiment %s in %s", name, path or redact(self._uri))
+            return created
+        if found.lifecycle_stage != "active":
+            remedy = f"`mlflow experiments restore -x {found.experiment_id}`, or rename the sweep"
+            rule = f"has this experiment in its trash: {remedy}"
+            raise InvalidInput(Problem(PLACE, rule, name))
+        identity: str = found.experiment_id
+        return identity
+
+    def _find_parent(self, sweep: str, ledger: Path, began: Callable[[], int]) -> str:
+        where = str(ledger)
+        for run in self._search(SWEEP, sweep, None):
+            identity: str = run.info.run_id
+            if run.data.tags.get("massive_sft.ledger") != where:
+                log.warning(
+                    "the tracker's runs of %s were written from another ledger, %s",
+                    sweep,
+                    run.data.tags.get("massive_sft.ledger"),
+                )
+                self._client.set_tag(identity, "massive_sft.ledger", where)
+            self._client.update_run(identity, status="RUNNING")
+            return identity
+        tags = {
+            SWEEP: sweep,
+            "massive_sft.ledger": where,
+            "mlflow.source.name": "massive-sft",
+            "mlflow.note.content": f"The sweep `{sweep}`: a mirror of the ledger in `{where}`.",
+        }
+        made = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
+        created: str = made.info.run_id
+        return created
+
+    def _child(self, run: CellRun) -> Run:
+        for found in self._search(CELL, run.cell, self._parent):
+            return found
+        # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
+        tags = {PARENT: self._parent, CELL: run.cell}
+        return self._client.create_run(self._experiment, start_time=run.start, tags=tags, run_name=run.name)
+
+    def _search(self, tag: str, value: str, parent: str | None) -> Iterator[Run]:
+        """Yield the runs with a tag, the oldest first."""
+        wanted = {tag: value} | ({} if parent is None else {PARENT: parent})
+        query = " and ".join(f"tags.`{key}` = '{text}'" for key, text in wanted.items())
+        token = None
+        while True:
+            page: Any = self._client.search_runs(
+                [self._experiment], query, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _upload(self, run: str, attach: Attach) -> None:
+        with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
+            attach(Path(folder))
+            self._client.log_artifacts(run, folder)
+
+
+def _metric(point: Point) -> Metric:
+    return Metric(point.key, point.value, point.timestamp, point.step)
+
+
+def _batches(
+    metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]
+) -> Iterator[tuple[list[Metric], list[Param], list[RunTag]]]:
+    """Yield what fits into one call each."""
+    all_params = [Param(key, value) for key, value in params.items()]
+    all_tags = [RunTag(key, value) for key, value in tags.items()]
+    calls = max(-(-len(metrics) // MOST_METRICS), -(-len(all_params) // MOST_NAMES), -(-len(all_tags) // MOST_NAMES))
+    for call in range(calls):
+        metric, name = call * MOST_METRICS, call * MOST_NAMES
+        yield (
+            list(metrics[metric : metric + MOST_METRICS]),
+            all_params[name : name + MOST_NAMES],
+            all_tags[name : name + MOST_NAMES],
+        )
