@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from massive_sft.study.frames import last_epochs
+from massive_sft.study.frames import COORDINATES, last_epochs
 from massive_sft.study.tables import primary
 
 FEWEST = 4
@@ -79,10 +79,10 @@ def _fisher(r: float, stderr: float) -> tuple[float, float]:
 def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     """Return one row per training run and benchmark column, at the run's last epoch, with what may explain its gain.
 
-    Columns: ``cell``, ``model``, ``data``, ``setting``, ``method``, ``column``, ``improvement`` (in the metric's own
-    unit, better is larger), ``log_perplexity_all``, ``log_perplexity_response`` (of the training data under the base,
-    nats per token), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement in
-    units of its standard deviation over the runs; only for runs that have all of them.
+    Columns: ``cell``, ``trajectory``, the coordinates, ``column``, ``improvement`` (in the metric's own unit, better
+    is larger), ``perplexity_all``, ``log_perplexity_all``, ``log_perplexity_response`` (of the training data under the
+    base, nats per token), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement
+    in units of its standard deviation over the runs; only for runs that have all of them.
     """
     rows = last_epochs(primary(gains))[["cell", "column", "improvement"]]
     rows = pd.concat([rows, _overall(rows)], ignore_index=True)
@@ -90,9 +90,8 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
         log_perplexity_all=np.log(cells["perplexity_all"]),
         log_perplexity_response=np.log(cells["perplexity_response"]),
     )
-    names = ["cell", "model", "data", "setting", "method", "seed", "size", "epoch"]
     measures = ["perplexity_all", "log_perplexity_all", "log_perplexity_response", "layer_change"]
-    return rows.merge(about[[*names, *measures]], on="cell")
+    return rows.merge(about[["cell", "trajectory", *COORDINATES, *measures]], on="cell")
 
 
 def _overall(rows: pd.DataFrame) -> pd.DataFrame:

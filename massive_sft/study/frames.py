@@ -166,6 +166,11 @@ def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
     return frame.astype({"cell": "string", "layer": "int64", "change": "float64"})
 
 
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows as mappings by column name."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
 def last_epochs(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each training run's last epoch, so that near-duplicates of one run count once."""
     trained = frame[frame["method"] != BASE]

@@ -1,0 +1,232 @@
+"""Small SVG charts without a library: they take their colours from the page, so they follow its light or dark theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+COLOURS = 10
+DASHES = 3
+SHAPES = 3
+_WIDTH, _HEIGHT = 340, 224
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 8, 36
+_MANY = 60  # points beyond which a series is one path, without tooltips
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points by ascending x; one that is not finite breaks it.
+
+    ``colour`` and ``dash`` are numbers that wrap around; ``faint`` marks points that carry no information.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    dash: int = 0
+    marked: bool = False
+    faint: Sequence[bool] = ()
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point with its story and, if any, a vertical interval."""
+
+    label: str
+    x: float
+    y: float
+    colour: int
+    shape: int = 0
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart. ``caption`` stands below the title, ``zero`` draws a line at y = 0."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line] = ()
+    dots: Sequence[Dot] = ()
+    caption: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    zero: bool = False
+    whole_x: bool = False
+
+    @property
+    def svg(self) -> Markup:
+        """The chart; an empty text when it has no point."""
+        return _draw(self)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels, on a linear or a logarithmic scale."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @staticmethod
+    def over(values: Iterable[float], start: float, end: float, log: bool, whole: bool = False) -> Axis:
+        """Return the axis that shows all values with a little room; at least one must be finite."""
+        kept = [value for value in values if math.isfinite(value) and (not log or value > 0)]
+        low, high = min(kept), max(kept)
+        if log:
+            room = max(0.05 * math.log(high / low), 0.05)
+            return Axis(low * math.exp(-room), high * math.exp(room), start, end, log)
+        room = 0.06 * (high - low) or max(0.05 * abs(high), 0.5 if whole else 0.01)
+        return Axis(low - room, high + room, start, end)
+
+    def __call__(self, value: float) -> float:
+        share = (
+            math.log(value / self.low) / math.log(self.high / self.low)
+            if self.log
+            else (value - self.low) / (self.high - self.low)
+        )
+        return self.start + share * (self.end - self.start)
+
+    def shows(self, value: float) -> bool:
+        return math.isfinite(value) and (not self.log or value > 0)
+
+    def ticks(self, wanted: int, whole: bool = False) -> list[float]:
+        """Return round values within the axis, about ``wanted`` of them."""
+        if self.log:
+            found = [m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5) if self.low <= m * 10.0**e <= self.high]
+            if len(found) >= 2:
+                return found[:: math.ceil(len(found) / wanted)]
+        raw = (self.high - self.low) / wanted
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)
+        step = max(1.0, math.ceil(step)) if whole else step
+        return [index * step for index in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def _draw(panel: Panel) -> Markup:
+    xs = [x for line in panel.lines for x, _ in line.points] + [dot.x for dot in panel.dots]
+    ys = [y for line in panel.lines for _, y in line.points] + [dot.y for dot in panel.dots]
+    ys += [edge for dot in panel.dots for edge in (dot.low, dot.high)]
+    if not any(map(math.isfinite, xs)) or not any(map(math.isfinite, ys)):
+        return Markup("")
+    x = Axis.over(xs, _LEFT, _WIDTH - _RIGHT, panel.log_x, panel.whole_x)
+    y = Axis.over([*ys, *([0.0] if panel.zero else [])], _HEIGHT - _BOTTOM, _TOP, panel.log_y)
+    parts = [*_axes(panel, x, y)]
+    for line in panel.lines:
+        parts += _line(line, x, y)
+    parts += _dots(panel.dots, x, y)
+    about = escape(f"{panel.title}: {panel.y} against {panel.x}. {panel.caption}")
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, _HEIGHT, about, Markup("").join(parts)
+    )
+
+
+def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for tick in y.ticks(4):
+        at = y(tick)
+        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, at, right)
+        yield Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 6, at + 3.5, _label(tick))
+    for tick in x.ticks(5, panel.whole_x):
+        at = x(tick)
+        yield Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(at, bottom, bottom + 4)
+        yield Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(at, bottom + 15, _label(tick))
+    if panel.zero:
+        yield Markup('<path class="zero" d="M{} {:.1f}H{}"/>').format(_LEFT, y(0.0), right)
+    yield Markup('<text x="{}" y="{}" class="mid axis">{}</text>').format(
+        (_LEFT + right) / 2, _HEIGHT - 4, panel.x + (" (log)" if panel.log_x else "")
+    )
+    middle = (_TOP + bottom) / 2
+    yield Markup('<text transform="translate(11 {}) rotate(-90)" class="mid axis">{}</text>').format(
+        middle, panel.y + (" (log)" if panel.log_y else "")
+    )
+
+
+def _label(value: float) -> str:
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        return f"{value:.0e}".replace("-", "\N{MINUS SIGN}").replace("e+0", "e")
+    if size >= 1e4:
+        return f"{value / 1e3:g}k".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 10):g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
+    """Draw one path for the sure part and one for the faint, each with gaps where points are missing."""
+    faint = line.faint or [False] * len(line.points)
+    for wanted in (False, True):
+        path, pen = "", False
+        for index, (at, value) in enumerate(line.points):
+            shown = x.shows(at) and y.shows(value)
+            joined = index > 0 and pen and (faint[index] or faint[index - 1]) == wanted
+            if shown:
+                path += f"{'L' if joined else 'M'}{x(at):.1f} {y(value):.1f}"
+            pen = shown
+        if "L" in path or (not wanted and line.marked):
+            yield Markup('<path class="line c{} d{}{}{}" d="{}"><title>{}</title></path>').format(
+                line.colour % COLOURS,
+                line.dash % DASHES,
+                Markup(" faint") if wanted else "",
+                Markup(" marked") if line.marked else "",
+                path,
+                line.label,
+            )
+
+
+def _dots(dots: Sequence[Dot], x: Axis, y: Axis) -> Iterable[Markup]:
+    shown = [dot for dot in dots if x.shows(dot.x) and y.shows(dot.y)]
+    for dot in shown:
+        if math.isfinite(dot.low) and math.isfinite(dot.high):
+            yield Markup('<path class="whisker c{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
+                dot.colour % COLOURS, x(dot.x), y(dot.low), y(dot.high)
+            )
+    if len(shown) > _MANY:
+        kinds = dict.fromkeys((dot.colour % COLOURS, dot.shape % SHAPES) for dot in shown)
+        for kind in kinds:
+            path = "".join(_shape(dot, x, y) for dot in shown if (dot.colour % COLOURS, dot.shape % SHAPES) == kind)
+            yield Markup('<path class="dot c{}" d="{}"/>').format(kind[0], path)
+        return
+    for dot in shown:
+        yield Markup('<path class="dot c{}" d="{}"><title>{}</title></path>').format(
+            dot.colour % COLOURS, _shape(dot, x, y), dot.label
+        )
+
+
+def _shape(dot: Dot, x: Axis, y: Axis) -> str:
+    at, height = x(dot.x), y(dot.y)
+    shape = dot.shape % SHAPES
+    if shape == 0:
+        return f"M{at - 4:.1f} {height:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"
+    if shape == 1:
+        return f"M{at:.1f} {height - 5:.1f}l5 5l-5 5l-5 -5z"
+    return f"M{at:.1f} {height - 5:.1f}l5 8.5h-10z"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend: a colour, a dash or a shape, and what it stands for."""
+
+    label: str
+    colour: int | None = None
+    dash: int | None = None
+    shape: int | None = None
+
+    @property
+    def svg(self) -> Markup:
+        tone = f"c{self.colour % COLOURS}" if self.colour is not None else "plain"
+        if self.shape is not None:
+            spot = Dot("", 12.0, 7.0, 0, self.shape)
+            same = Axis(0.0, 1.0, 0.0, 1.0)
+            return Markup(
+                '<svg class="key" viewBox="0 0 24 14" aria-hidden="true"><path class="dot {}" d="{}"/></svg>'
+            ).format(tone, _shape(spot, same, same))
+        return Markup(
+            '<svg class="key" viewBox="0 0 24 14" aria-hidden="true"><path class="line {} d{}" d="M1 7H23"/></svg>'
+        ).format(tone, (self.dash or 0) % DASHES)

@@ -1,0 +1,174 @@
+"""What a report is made of: the records of a sweep's cells as frames, loss curves, and everything unsound."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import CellPlan, Plan
+from massive_sft.study import correlate, frames, tables
+from massive_sft.study.findings import Finding, findings
+
+POINTS = 100  # of a drawn loss curve
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss curve, thinned: ``points`` are (epochs, nats per token), each the mean of ``steps`` steps."""
+
+    points: list[tuple[float, float]]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that the sections of a report draw from.
+
+    Attributes:
+        records: newest sound record by cell id, with only the scores that the sweep asks for.
+        cells, scores, gains: of ``study``; ``data_label`` and ``setting_label`` added.
+        points: of ``correlate.points``.
+        layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
+        curves: loss curve by trajectory id.
+        findings: what to warn of, the gravest first.
+    """
+
+    plan: Plan
+    records: Mapping[str, Record]
+    cells: pd.DataFrame
+    scores: pd.DataFrame
+    gains: pd.DataFrame
+    points: pd.DataFrame
+    layers: pd.DataFrame
+    curves: Mapping[str, Curve]
+    findings: tuple[Finding, ...]
+
+
+def gather(plan: Plan, ledger: Ledger) -> Material:
+    """Read what a plan's cells have come to. Unsound files are findings, never an end.
+
+    Raises Unsupported when a newer version of massive-sft wrote a record.
+    """
+    found: list[Finding] = []
+    records = {}
+    for item in plan.cells:
+        record = ledger.read_record(item.cell.id)
+        if record is not None:
+            records[item.cell.id] = _as_asked(record, item, found)
+    cells, scores = frames.cells(records.values()), frames.tidy(records.values())
+    gains = tables.gains(scores)
+    curves = _curves(ledger, records.values(), found)
+    layers = _layers(ledger, records.values(), found)
+    found += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
+    found += [Finding("missing", str(problem), ()) for problem in plan.missing]
+    found += [Finding("provisional", str(problem), ()) for problem in plan.unpinned]
+    found += [Finding("plan", str(problem), ()) for problem in plan.warnings]
+    found += _waiting(plan)
+    return Material(
+        plan=plan,
+        records=records,
+        cells=_labelled(cells),
+        scores=_labelled(scores),
+        gains=_labelled(gains),
+        points=_labelled(correlate.points(cells, gains)),
+        layers=layers,
+        curves=curves,
+        findings=(*findings(cells, scores, gains), *found),
+    )
+
+
+def _as_asked(record: Record, item: CellPlan, found: list[Finding]) -> Record:
+    """Return the record with only the sweep's own scores, under the sweep's own names.
+
+    A cell may be shared with another sweep, which scored it on more, or calls it by another name.
+    """
+    wanted = {asked.id for asked in item.asked}
+    scores = {protocol: one for protocol, one in record.scores.items() if one.asked in wanted}
+    if item.lacking and record.status is Status.COMPLETE:
+        missing = ", ".join(asked.id.split()[0] for asked in item.lacking)
+        found.append(Finding("to do", f"{item.cell.coordinates}: not there yet: {missing}", (item.cell.id,)))
+    return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
+
+
+def _waiting(plan: Plan) -> list[Finding]:
+    found = []
+    for status in (Status.WAITING, Status.RUNNING):
+        ids = tuple(item.cell.id for item in plan.cells if item.status is status)
+        if ids:
+            found.append(
+                Finding("to do", f"{len(ids)} of {len(plan.cells)} cells are {status}: not in this report", ids)
+            )
+    return found
+
+
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add ``data_label`` (name and size) and ``setting_label`` (name, and schedule and variant where they vary)."""
+    sizes = frame["size"].map(lambda size: "all rows" if pd.isna(size) else f"{size:,}")
+    data = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
+    labels = {"data_label": data.mask(frame["method"] == frames.BASE, "base model")}
+    schedule = frame["schedule"].str.cat(frame["horizon"].astype("string").radd("/").fillna(""))
+    varies = frame.loc[frame["method"] != frames.BASE, ["schedule", "horizon"]].drop_duplicates().shape[0] > 1
+    setting = frame["setting"].str.cat(" " + schedule) if varies else frame["setting"]
+    labels["setting_label"] = setting.str.cat((" " + frame["variant"].fillna("")).str.rstrip())
+    return frame.assign(**labels)
+
+
+def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> dict[str, Curve]:
+    """Read each trajectory's longest published loss curve; one that does not parse is a finding."""
+    curves = {}
+    for trajectory in dict.fromkeys(record.trajectory for record in records if record.trajectory):
+        folders = (ledger.trajectory_dir(trajectory) / "training").glob("epoch-*/losses.jsonl")
+        paths = sorted(folders, key=lambda path: int(path.parent.name.rpartition("-")[2]))
+        if not paths:
+            continue
+        try:
+            curves[trajectory] = read_curve(paths[-1])
+        except (ValueError, KeyError, OSError) as error:
+            found.append(Finding("damaged", f"{paths[-1]}: is no loss curve ({error})", ()))
+    return curves
+
+
+def read_curve(path: Path) -> Curve:
+    """Read and thin a ``losses.jsonl``; a step whose loss is not finite breaks the curve.
+
+    Raises ValueError or KeyError when it is none.
+    """
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    if not steps:
+        raise ValueError("empty")
+    per_epoch = sum(step["epoch"] == 1 for step in steps) or len(steps)
+    losses = [float(step["loss"]) for step in steps]
+    size = math.ceil(len(losses) / POINTS)
+    points = []
+    for start in range(0, len(losses), size):
+        window = losses[start : start + size]
+        mean = math.fsum(window) / len(window) if all(map(math.isfinite, window)) else math.nan
+        points.append(((start + (len(window) + 1) / 2) / per_epoch, mean))
+    return Curve(points, size)
+
+
+def _layers(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> pd.DataFrame:
+    layers = frames.layer_changes(records)
+    floors = []
+    for cell in layers["cell"].unique():
+        path = ledger.cell_dir(cell) / "layers.parquet"
+        try:
+            tensors = pd.read_parquet(path, columns=["layer", "base_norm", "rounding_floor"])
+        except (OSError, ValueError) as error:
+            found.append(Finding("damaged", f"{path}: cannot be read ({error})", (cell,)))
+            continue
+        tensors["squared"] = (tensors["rounding_floor"] * tensors["base_norm"]) ** 2
+        tensors["start"] = tensors["base_norm"] ** 2
+        sums = tensors.groupby("layer")[["squared", "start"]].sum()
+        floor = (sums["squared"] / sums["start"]) ** 0.5
+        floors.append(pd.DataFrame({"cell": cell, "layer": floor.index.astype("int64"), "floor": floor.to_numpy()}))
+    if not floors:
+        return layers.assign(floor=math.nan)
+    return layers.merge(pd.concat(floors).astype({"cell": "string"}), on=["cell", "layer"], how="left")

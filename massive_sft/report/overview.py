@@ -1,0 +1,221 @@
+"""Sections around the numbers: what went wrong, what ran, what data it saw, where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from massive_sft.ledger.record import Status
+from massive_sft.plan import Plan
+from massive_sft.report.material import Material
+from massive_sft.report.numbers import MISSING, count, duration, interval, is_missing, large, number
+from massive_sft.report.section import Facts, Listing, Section
+from massive_sft.report.table import Column, of_texts
+from massive_sft.study.frames import last_epochs, rows_of
+
+
+def head(material: Material) -> list[tuple[str, str]]:
+    """Return the figures that stand at the top."""
+    runs = last_epochs(material.cells).drop_duplicates("trajectory")
+    records = material.records.values()
+    spans = [(record.created, record.finished) for record in records]
+    when = f"{_minute(min(a for a, _ in spans))} to {_minute(max(b for _, b in spans))} UTC" if spans else MISSING
+    benchmarks = material.scores["column"].nunique()
+    return [
+        ("Cells", f"{len(material.plan.cells):,}"),
+        ("Training runs", f"{len(runs):,} of {len(material.plan.runs):,}"),
+        ("Benchmarks", f"{benchmarks:,}"),
+        ("Tokens trained", large(runs["tokens"].sum()) if runs["tokens"].notna().any() else MISSING),
+        ("Training time", duration(float(runs["seconds"].sum())) if runs["seconds"].notna().any() else MISSING),
+        ("When", when),
+        ("Commit", commits(material)),
+    ]
+
+
+def _minute(moment: str) -> str:
+    return moment[:16].replace("T", "\N{NO-BREAK SPACE}")
+
+
+def commits(material: Material) -> str:
+    """Return the commits that the records were made with; ``+`` marks uncommitted changes."""
+    found = Counter(_commit(record.provenance) for record in material.records.values())
+    shown = [name for name, _ in found.most_common(3)]
+    return ", ".join(shown) + (f" and {len(found) - 3} more" if len(found) > 3 else "") if shown else MISSING
+
+
+def _commit(provenance: dict[str, Any]) -> str:
+    git = provenance.get("git")
+    if not isinstance(git, dict) or not git.get("commit"):
+        return "unknown"
+    return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
+
+
+def troubles(material: Material) -> Section:
+    """Return everything that limits what the numbers can say."""
+    rows = [
+        [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
+        for item in material.findings
+    ]
+    if not rows:
+        return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
+    kinds = Counter(item.kind for item in material.findings)
+    notes = [", ".join(f"{number} {kind}" for kind, number in kinds.items()) + "."]
+    columns = [
+        Column("kind", "facet"),
+        Column("what", "long"),
+        Column("cells", "number"),
+        Column("ids (the first eight)", "long"),
+    ]
+    table = of_texts("troubles", "Failures and warnings", columns, rows, page=10)
+    return Section("troubles", "Failures and warnings", notes, [Listing(table)], alarming=True)
+
+
+def what_ran(material: Material) -> Section:
+    """Return models, mixtures, settings, layouts, and what sharing saved."""
+    plan = material.plan
+    saved = plan.sharing
+    note = (
+        f"{saved.runs:,} training runs of {saved.run_epochs:,} epochs give {saved.cells:,} trained cells; one by one "
+    )
+    note += f"they would take {saved.cell_epochs:,} epochs."
+    if saved.split_by_horizon:
+        note += (
+            f" {saved.split_by_horizon} runs differ only in the horizon of a decaying schedule and cannot be shared."
+        )
+    protocol = plan.sweep.file.evaluation.protocol
+    facts = [
+        ("Benchmarks", ", ".join(sorted(set(material.scores["column"].dropna()))) or MISSING),
+        (
+            "Protocol",
+            f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",
+        ),
+        ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
+        ("Storage", str(plan.root)),
+    ]
+    return Section("ran", "What ran", [note], [Listing(_models(material)), Listing(_settings(plan)), Facts(facts)])
+
+
+def _models(material: Material) -> Any:
+    file = material.plan.sweep.file
+    names = dict.fromkeys(item.cell.coordinates.model for item in material.plan.cells)
+    parameters = {
+        record.coordinates["model"]: record.training.get("parameters")
+        for record in material.records.values()
+        if record.coordinates["method"] == "full"
+    }
+    rows = []
+    for name in names:
+        model = file.models[name]
+        source = f"{model.hub} @ {model.revision}" if model.hub else str(model.path)
+        cells = [item for item in material.plan.cells if item.cell.coordinates.model == name]
+        done = sum(item.status is Status.COMPLETE for item in cells)
+        rows.append([name, source, large(parameters.get(name)), f"{done} of {len(cells)}"])
+    return of_texts(
+        "models",
+        "Models",
+        [Column("model"), Column("source"), Column("parameters", "number"), Column("cells complete", "number")],
+        rows,
+    )
+
+
+def _settings(plan: Plan) -> Any:
+    columns = [Column(name) for name in ("setting", "method", "schedule", "snapshots")]
+    columns += [Column(name, "number") for name in ("learning rate", "batch", "max length")]
+    columns += [Column("precision"), Column("LoRA"), Column("layout"), Column("runs", "number")]
+    rows: Counter[tuple[str, ...]] = Counter()
+    for run in plan.runs:
+        recipe, setting = run.trajectory.recipe, run.trajectory.recipe.setting
+        first = run.trajectory.cells[0].coordinates
+        lora = f"rank {setting.lora.rank}, alpha {setting.lora.alpha:g}" if setting.method == "lora" else MISSING
+        layout = f"{_plural(run.layout.workers, 'worker')}, {_plural(run.layout.gpus, 'GPU')}, ZeRO-{run.layout.zero}"
+        schedule = recipe.schedule.name + (f" over {first.horizon}" if first.horizon else "")
+        epochs = ", ".join(map(str, run.trajectory.snapshots))
+        name = f"{recipe.setting_name} {first.variant}".strip()
+        row = (name, setting.method, schedule, epochs, f"{setting.lr:g}", str(setting.batch), str(setting.max_length))
+        rows[(*row, setting.precision, lora, layout)] += 1
+    return of_texts("settings", "Settings", columns, [[*row, str(runs)] for row, runs in rows.items()])
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def data_counts(material: Material) -> Section:
+    """Return what each model saw of each mixture."""
+    columns = [Column("model", "facet"), Column("data", "facet")]
+    names = (
+        "available",
+        "samples",
+        "truncated",
+        "dropped",
+        "duplicates",
+        "repeated",
+        "tokens",
+        "trained tokens",
+        "tokens a sample",
+    )
+    columns += [Column(name, "number") for name in names]
+    columns += [Column("perplexity, all", "number"), Column("95 % interval"), Column("n tokens", "number")]
+    columns += [Column("perplexity, response", "number"), Column("95 % interval"), Column("n tokens", "number")]
+    rows = last_epochs(material.cells)
+    rows = rows[rows["samples"].notna()]
+    facts = [
+        "available",
+        "samples",
+        "truncated",
+        "dropped",
+        "duplicates",
+        "repeated",
+        "data_tokens",
+        "trainable_tokens",
+    ]
+    rows = rows.drop_duplicates(["model", "data_label", *facts, "perplexity_all"])
+    table = of_texts("data", "Training data", columns, [_data_row(row, facts) for row in rows_of(rows)])
+    notes = [
+        "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
+        "dropped ones are not in the training, duplicates occur more than once. Perplexity per token, under the "
+        "base model.",
+    ]
+    return Section("data", "Training data", notes, [Listing(table)])
+
+
+def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
+    values = [str(row["model"]), str(row["data_label"]), *(count(row[name]) for name in facts)]
+    values.append(MISSING if is_missing(row["token_length"]) else number(row["token_length"], 1))
+    for over in ("all", "response"):
+        bounds = interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])
+        values += [number(row[f"perplexity_{over}"], 2), bounds, count(row[f"perplexity_tokens_{over}"])]
+    return values
+
+
+def provenance(material: Material) -> Section:
+    """Return the distinct circumstances under which the records were made."""
+    found: Counter[str] = Counter()
+    for record in material.records.values():
+        found[
+            json.dumps({key: value for key, value in record.provenance.items() if key != "captured"}, sort_keys=True)
+        ] += 1
+    rows = [_provenance_row(json.loads(text), cells) for text, cells in found.most_common()]
+    columns = [
+        Column("cells", "number"),
+        *(Column(name) for name in ("commit",)),
+        Column("command", "long"),
+        *(Column(name) for name in ("sweep file", "host", "Python", "platform")),
+        Column("libraries", "long"),
+    ]
+    notes = [
+        f"{len(rows)} different circumstances. A commit with + had uncommitted changes. Each cell's own record, with "
+        "the checksums of all files it rests on, lies in the ledger."
+    ]
+    return Section(
+        "provenance", "Provenance", notes, [Listing(of_texts("provenance", "Provenance", columns, rows, page=10))]
+    )
+
+
+def _provenance_row(what: dict[str, Any], cells: int) -> list[str]:
+    libraries = ", ".join(f"{name} {version}" for name, version in (what.get("libraries") or {}).items() if version)
+    sweep = what.get("sweep_file") or {}
+    file = f"{sweep['name']} {str(sweep['sha256'])[:10]}" if sweep else MISSING
+    texts = [str(what.get(name, MISSING)) for name in ("argv", "host", "python", "platform")]
+    return [str(cells), _commit(what), texts[0], file, *texts[1:], libraries]

@@ -1,0 +1,234 @@
+"""Sections on training and what gains go with: loss curves, perplexity of the training data, layer change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from massive_sft.report.chart import Dot, Key, Line, Panel
+from massive_sft.report.material import Material
+from massive_sft.report.numbers import MISSING, is_missing, number
+from massive_sft.report.scores import numbering
+from massive_sft.report.section import Figures, Listing, Section
+from massive_sft.report.table import Column, of_texts
+from massive_sft.study import correlate, metrics, tables
+from massive_sft.study.frames import last_epochs, rows_of
+
+NAMES = {
+    "log_perplexity_all": "log perplexity, all tokens",
+    "log_perplexity_response": "log perplexity, response tokens",
+    "layer_change": "layer change",
+}
+NO_CAUSE = (
+    "One point a training run, at its last epoch. Runs of one model are not independent and the intervals (Fisher's z) "
+    "treat them as if they were. A correlation is no cause."
+)
+
+
+def loss_curves(material: Material) -> Section | None:
+    """Return each run's training loss, a chart for each model and data; None where no curve is on disk."""
+    runs = last_epochs(material.cells)
+    runs = runs[runs["trajectory"].isin(list(material.curves))]
+    if runs.empty:
+        return None
+    colours = numbering(sorted(runs["setting_label"]))
+    groups: dict[str, Sequence[Panel]] = {}
+    for model, of_model in runs.groupby("model"):
+        panels = []
+        for data, members in of_model.groupby("data_label"):
+            lines = [_loss_line(material, row, colours) for row in rows_of(members)]
+            panels.append(Panel(str(data), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
+        groups[str(model)] = panels
+    thinned = max(curve.steps for curve in material.curves.values())
+    notes = [f"Each point is the mean of up to {thinned} optimizer steps; a gap is a loss that was not finite."]
+    keys = [Key(name, colour=index) for name, index in colours.items()]
+    return Section("losses", "Training loss", notes, [Figures(groups, keys)])
+
+
+def _loss_line(material: Material, row: dict[str, Any], colours: dict[str, int]) -> Line:
+    curve = material.curves[str(row["trajectory"])]
+    label = f"{row['model']} {row['data_label']} {row['setting_label']} seed {row['seed']}: {row['steps']} steps, "
+    label += f"loss {number(row['first_loss'])} to {number(row['last_loss'])} ({row['status']})"
+    return Line(label, curve.points, colours[str(row["setting_label"])], 0)
+
+
+def _spread(lines: Sequence[Line]) -> float:
+    values = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    return max(values) / min(values) if values and min(values) > 0 else 1.0
+
+
+def perplexity(material: Material) -> Section | None:
+    """Return gains against the perplexity of the training data; None where it was not measured."""
+    return _against(
+        material,
+        ["log_perplexity_all", "log_perplexity_response"],
+        "perplexity_all",
+        Section(
+            "perplexity",
+            "Perplexity and gain",
+            [
+                "Perplexity of the training data under the base model, per token over all tokens, micro average; gains "
+                "with the sign turned where lower is better, so up is better everywhere. Correlations are with the log "
+                "of the perplexity. Models with different tokenizers have different tokens: compare within a model. "
+                + NO_CAUSE
+            ],
+            [],
+        ),
+        "perplexity",
+    )
+
+
+def layer_change(material: Material) -> Section | None:
+    """Return gains against layer change, and its profile over the layers; None where it was not measured."""
+    section = _against(
+        material,
+        ["layer_change"],
+        "layer_change",
+        Section(
+            "layers",
+            "Layer change and gain",
+            [
+                "Layer change: Frobenius norm of the weights' change relative to that of the weights, over the whole "
+                "model on the horizontal axis. Full tuning and LoRA change weights on different scales: compare within "
+                "a method. " + NO_CAUSE
+            ],
+            [],
+        ),
+        "relative change",
+    )
+    profile = _profile(material)
+    if profile is None:
+        return section
+    blocks, notes = (section.blocks, section.notes) if section else ([], [])
+    return Section("layers", "Layer change and gain", [*notes, *profile.notes], [*profile.blocks, *blocks])
+
+
+def _against(material: Material, measures: list[str], drawn: str, section: Section, axis: str) -> Section | None:
+    points = material.points
+    if points.empty or points[drawn].isna().all():
+        return None
+    found = correlate.correlations(points, measures)
+    models, methods = numbering(sorted(points["model"])), numbering(sorted(points["method"]))
+    units = tables.primary(material.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
+    drawn_for = found[(found["measure"] == measures[0]) & (found["group"] == "all")]
+    overall = {str(row["column"]): row for row in rows_of(drawn_for)}
+    panels = []
+    for column, members in points.groupby("column", sort=False):
+        metric = units.get(column)
+        result = overall[str(column)]
+        factor = 1.0 if metric is None else metrics.scale(metric)
+        dots = [_dot(row, drawn, factor, models, methods) for row in rows_of(members)]
+        name = "better, in standard deviations" if metric is None else f"better, {metrics.unit(metric) or metric}"
+        log = drawn.startswith("perplexity")
+        panels.append(Panel(_title(column), axis, name, dots=dots, caption=summary(result), log_x=log, zero=True))
+    panels.sort(key=lambda panel: panel.title != _title(correlate.OVERALL))
+    keys = [Key(name, colour=index, shape=0) for name, index in models.items()]
+    keys += [Key(name, shape=index) for name, index in methods.items()]
+    table = of_texts(
+        f"{section.key}-correlations",
+        "Correlations",
+        _CORRELATION,
+        [_correlation_row(row) for row in rows_of(found)],
+    )
+    return Section(section.key, section.title, section.notes, [Figures({"": panels}, keys), Listing(table)])
+
+
+def _title(column: object) -> str:
+    return "overall: mean over benchmarks" if column == correlate.OVERALL else str(column)
+
+
+def _dot(row: dict[str, Any], drawn: str, factor: float, models: dict[str, int], methods: dict[str, int]) -> Dot:
+    x, better = row[drawn], row["improvement"]
+    y = math.nan if is_missing(better) else float(better) * factor
+    label = f"{row['model']} {row['data_label']} {row['setting_label']} epoch {row['epoch']}"
+    label += f": {number(x)}, {number(y, signed=True)}"
+    place = math.nan if is_missing(x) else float(x)
+    return Dot(label, place, y, models[str(row["model"])], methods[str(row["method"])])
+
+
+def summary(row: dict[str, Any]) -> str:
+    """Return a correlation in one line."""
+    if row["note"]:
+        return f"n = {row['n']}: {row['note']}"
+    pearson = f"r = {number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
+    return f"n = {row['n']}, {pearson}, ρ = {number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
+
+
+def _bounds(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return MISSING if is_missing(low) else f"{number(low, 2)} to {number(high, 2)}"
+
+
+_CORRELATION = [
+    Column("measure", "facet"),
+    Column("benchmark", "facet"),
+    Column("runs", "facet"),
+    Column("n", "number"),
+    Column("Pearson r", "number"),
+    Column("95 % interval"),
+    Column("p", "number"),
+    Column("Spearman ρ", "number"),
+    Column("95 % interval"),
+    Column("p", "number"),
+    Column("note"),
+]
+
+
+def _correlation_row(row: dict[str, Any]) -> list[str]:
+    measure, column = NAMES.get(str(row["measure"]), str(row["measure"])), str(row["column"])
+    numbers: list[str] = []
+    for name in ("pearson", "spearman"):
+        p = row[f"{name}_p"]
+        numbers += [number(row[name], 2), _bounds(row, name), MISSING if is_missing(p) else f"{p:.2g}"]
+    return [measure, column, str(row["group"]), str(row["n"]), *numbers, str(row["note"])]
+
+
+def _profile(material: Material) -> Section | None:
+    cells = last_epochs(material.cells)
+    joined = cells.merge(material.layers, on="cell")
+    if joined.empty:
+        return None
+    colours, dashes = numbering(sorted(joined["data_label"])), numbering(sorted(joined["setting_label"]))
+    changes, gains = [], []
+    found = correlate.layer_correlations(material.layers, material.points)
+    for model, of_model in joined.groupby("model"):
+        lines = [_profile_line(part, colours, dashes) for _, part in of_model.groupby("cell")]
+        changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
+        dots = [_layer_dot(row) for row in rows_of(found[found["model"] == model])]
+        n = found.loc[found["model"] == model, "n"]
+        caption = f"n = {n.max()} runs" if len(n) else ""
+        caption += ": too few" if len(n) and n.max() < correlate.FEWEST else ""
+        gains.append(
+            Panel(
+                str(model), "layer", "Pearson r with overall gain", dots=dots, caption=caption, whole_x=True, zero=True
+            )
+        )
+    keys = [Key(name, colour=index) for name, index in colours.items()]
+    keys += [Key(name, dash=index) for name, index in dashes.items()]
+    notes = [
+        "Change of each layer, from the input (0) upward, and its correlation with the overall gain (mean over all "
+        "benchmarks, each in units of its own standard deviation) with its 95 % interval."
+    ]
+    if (joined["change"] < 2 * joined["floor"]).any():
+        notes.append("Grey: below twice what rounding to bf16 alone changes; it says nothing about training.")
+    figures = [Figures({"Change by layer": changes}, keys), Figures({"Layer change and gain, by layer": gains})]
+    return Section("layers", "", notes, figures)
+
+
+def _profile_line(part: pd.DataFrame, colours: dict[str, int], dashes: dict[str, int]) -> Line:
+    rows = rows_of(part.sort_values("layer"))
+    first = rows[0]
+    points = [(float(row["layer"]), float(row["change"])) for row in rows]
+    faint = [row["change"] < 2 * row["floor"] for row in rows]
+    label = f"{first['data_label']} {first['setting_label']} epoch {first['epoch']}: "
+    label += ", ".join(f"{row['layer']}: {number(row['change'])}" for row in rows)
+    return Line(label, points, colours[first["data_label"]], dashes[first["setting_label"]], True, faint)
+
+
+def _layer_dot(row: dict[str, Any]) -> Dot:
+    values = [float(row[name]) for name in ("pearson", "pearson_low", "pearson_high")]
+    label = f"layer {row['layer']}: r = {number(values[0], 2)} ({_bounds(row, 'pearson')}), n = {row['n']}"
+    return Dot(label, float(row["layer"]), values[0], 0, 0, values[1], values[2])

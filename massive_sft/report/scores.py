@@ -1,0 +1,194 @@
+"""Sections on scores: the heatmap of gains, every score with its interval, scores along the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from massive_sft.report.chart import Key, Line, Panel
+from massive_sft.report.material import Material
+from massive_sft.report.numbers import MISSING, count, interval, is_missing, scored
+from massive_sft.report.section import Figures, Listing, Section
+from massive_sft.report.table import Column, Heat, Table, Value, of_texts
+from massive_sft.study import metrics, tables
+from massive_sft.study.frames import BASE, COORDINATES, last_epochs, rows_of
+
+ROW = ["model", "data_label", "setting_label", "epoch"]
+
+
+def numbering(values: Iterable[str]) -> dict[str, int]:
+    """Number distinct names by their first appearance: their colour or dash wherever they are drawn."""
+    return {name: index for index, name in enumerate(dict.fromkeys(values))}
+
+
+def heatmap(material: Material) -> Section:
+    """Return the gains of each condition's last epoch: model × data × benchmark."""
+    labels = material.cells[["cell", *COORDINATES, "data_label", "setting_label"]]
+    trained = last_epochs(material.cells).merge(labels, how="left")
+    means = tables.over_seeds(_complete(material, trained))
+    columns = list(dict.fromkeys(sorted(means["column"].dropna())))
+    largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
+    conditions = [name for name in COORDINATES if name != "seed"]
+    rows: list[list[Value]] = []
+    for _, members in means.groupby(conditions, dropna=False, sort=False):
+        first = rows_of(members)[0]
+        label = _labels(material, first)
+        by_column = {row["column"]: row for row in rows_of(members)}
+        heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
+        rows.append([*label, str(first["epoch"]), f"{members['seeds'].max()} of {first['asked_seeds']}", *heats])
+    rows.sort(key=lambda row: [str(value) for value in row[:4]])
+    head = [Column("model", "facet"), Column("data", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
+    heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
+    if not len(means) or means["asked_seeds"].max() == 1:
+        heads, rows = [*heads[:4], *heads[5:]], [[*row[:4], *row[5:]] for row in rows]
+    notes = [
+        "Gain: score minus the same model's base score under the same protocol, at each run's last epoch; the 95 % "
+        "interval is below it. Blue is better than the base, orange worse, whichever way the metric points (↓: lower "
+        "is better); the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: "
+        "missing.",
+        f"{sum(isinstance(value, Heat) and value.tone != 'missing' for row in rows for value in row)} comparisons, not "
+        "corrected for their number: about one in twenty intervals excludes 0 by chance alone.",
+    ]
+    table = Table("gains", "Gains over the base model", heads, rows, page=60)
+    return Section("gains", "Gains", notes, [Listing(table)])
+
+
+def _complete(material: Material, trained: pd.DataFrame) -> pd.DataFrame:
+    """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
+    known = tables.primary(material.gains)
+    known = known[known["cell"].isin(trained["cell"])]
+    columns = pd.DataFrame({"column": material.scores["column"].dropna().unique()}, dtype="string")
+    every = trained[["cell", "status", "error", *COORDINATES]].merge(columns, how="cross")
+    merged = every.merge(known.drop(columns=["status", *COORDINATES]), on=["cell", "column"], how="left")
+    merged["primary"] = True
+    reason = merged["missing"].fillna(merged["why"]).fillna(merged["error"])
+    merged["why"] = reason.fillna("not scored").mask(merged["gain"].notna())
+    return merged
+
+
+def _labels(material: Material, row: dict[str, Any]) -> list[str]:
+    same = material.cells
+    for name in ("model", "data", "setting", "schedule", "variant"):
+        same = same[same[name] == row[name]]
+    for name in ("size", "horizon"):
+        same = same[same[name].isna() if pd.isna(row[name]) else same[name] == row[name]]
+    first = same.iloc[0]
+    return [str(first[name]) for name in ROW[:3]]
+
+
+def _score_column(means: pd.DataFrame, column: str) -> Column:
+    rows = means[means["column"] == column]
+    metric, n = rows["metric"].dropna(), rows["n"].dropna()
+    size = f"n {count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else "no score"
+    if metric.empty:
+        return Column(column, "number", size)
+    lower = ((rows["gain"] * rows["improvement"]) < 0).any()
+    unit = metrics.unit(metric.iloc[0])
+    return Column(column, "number", f"{metric.iloc[0]}{' ' + unit if unit else ''}{' ↓' if lower else ''}, {size}")
+
+
+def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
+    if row is None or is_missing(row["gain"]):
+        why = "not scored" if row is None or is_missing(row["why"]) else str(row["why"])
+        return Heat(MISSING, "", "missing", 0.0, False, f"missing: {why}")
+    metric, better = row["metric"], row["improvement"]
+    text, ends = scored(row["gain"], metric, True), (row["gain_low"], row["gain_high"])
+    bounds, note = interval(*ends, metric, True), interval(*ends, metric, True, short=True)
+    sure = not is_missing(row["gain_low"]) and (row["gain_low"] > 0 or row["gain_high"] < 0)
+    tone = "flat" if is_missing(better) or not better else "good" if better > 0 else "bad"
+    strength = 0.0 if tone == "flat" or not largest else round(abs(float(better)) / float(largest), 2)
+    story = f"{row['column']}: score {scored(row['value'], metric)}, gain {text} (95 %: {bounds}; {row['interval']}), "
+    story += f"n {count(row['n'])}, {row['seeds']} of {row['asked_seeds']} seeds"
+    return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
+
+
+def every_score(material: Material) -> Section:
+    """Return one row per cell and benchmark, base models included."""
+    head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
+    numbers = [Column(name, "number") for name in ("score", "n", "base", "gain")]
+    bounds = Column("95 % interval", "text")
+    columns = [
+        *head,
+        Column("metric"),
+        numbers[0],
+        bounds,
+        numbers[1],
+        numbers[2],
+        numbers[3],
+        bounds,
+        Column("why not", "long"),
+    ]
+    base = tables.primary(material.scores)
+    every = pd.concat([base[base["method"] == BASE], tables.primary(material.gains)])
+    rows = [_score_row(row) for row in rows_of(every)]
+    rows.sort(key=lambda row: row[:6])
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    notes = [
+        "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
+        "method for bits per byte), n questions, and its gain. The gain's interval combines both scores' intervals as "
+        "if they were independent; both models answer the same questions, so it is rather too wide. Fractions are in "
+        "percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
+    ]
+    return Section("scores", "Scores", notes, [Listing(of_texts("scores", "Scores", columns, rows))])
+
+
+def _score_row(row: dict[str, Any]) -> list[str]:
+    metric = row["metric"]
+    why = next((str(row[name]) for name in ("missing", "why") if not is_missing(row[name])), "")
+    return [
+        str(row["column"]),
+        *(str(row[name]) for name in ROW),
+        MISSING if is_missing(row["seed"]) else str(row["seed"]),
+        MISSING if is_missing(metric) else str(metric),
+        scored(row["value"], metric),
+        interval(row["low"], row["high"], metric),
+        count(row["n"]),
+        scored(row["base"], metric),
+        scored(row["gain"], metric, True),
+        interval(row["gain_low"], row["gain_high"], metric, True),
+        why,
+    ]
+
+
+def along_epochs(material: Material) -> Section | None:
+    """Return the score of each run at its snapshots, from the base model at epoch 0; None without any."""
+    rows = tables.primary(material.gains)
+    rows = rows[rows["value"].notna()].sort_values("epoch")
+    if rows.empty:
+        return None
+    colours, dashes = numbering(sorted(rows["data_label"])), numbering(sorted(rows["setting_label"]))
+    groups: dict[str, Sequence[Panel]] = {}
+    for model, of_model in rows.groupby("model"):
+        panels = []
+        for column, members in of_model.groupby("column"):
+            lines = [_epoch_line(part, colours, dashes) for _, part in members.groupby("trajectory")]
+            metric = str(members["metric"].iloc[0])
+            name = f"{metric} {metrics.unit(metric)}".strip()
+            panels.append(Panel(str(column), "epoch", name, lines, whole_x=True))
+        groups[str(model)] = panels
+    keys = [Key(name, colour=index) for name, index in colours.items()]
+    keys += [Key(name, dash=index) for name, index in dashes.items()]
+    notes = ["Score at each snapshot; epoch 0 is the base model. Hover a line for its numbers."]
+    return Section("epochs", "Scores along the epochs", notes, [Figures(groups, keys)])
+
+
+def _epoch_line(part: pd.DataFrame, colours: dict[str, int], dashes: dict[str, int]) -> Line:
+    first = rows_of(part)[0]
+    factor = metrics.scale(first["metric"])
+    rows = rows_of(part)
+    points = [(float(row["epoch"]), float(row["value"]) * factor) for row in rows]
+    if not is_missing(first["base"]):
+        points.insert(0, (0.0, float(first["base"]) * factor))
+    story = [f"epoch {row['epoch']}: {_with_interval(row)}" for row in rows]
+    seed = "" if is_missing(first["seed"]) else f" seed {first['seed']}"
+    label = f"{first['data_label']} {first['setting_label']}{seed}; base {scored(first['base'], first['metric'])}; "
+    colour, dash = colours[first["data_label"]], dashes[first["setting_label"]]
+    return Line(label + "; ".join(story), points, colour, dash, marked=True)
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    metric = row["metric"]
+    return f"{scored(row['value'], metric)} ({interval(row['low'], row['high'], metric)}, n {count(row['n'])})"

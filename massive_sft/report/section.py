@@ -1,0 +1,48 @@
+"""The parts that a report's page is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from massive_sft.report.chart import Key, Panel
+from massive_sft.report.table import Table
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Small charts with one legend, in groups that unfold one by one; the first is open."""
+
+    groups: Mapping[str, Sequence[Panel]]
+    keys: Sequence[Key] = ()
+    kind: str = "figures"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Terms and what there is to say of each."""
+
+    rows: Sequence[tuple[str, str]]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table."""
+
+    table: Table
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; ``notes`` are paragraphs that say how to read it.
+
+    ``alarming`` sections are set apart.
+    """
+
+    key: str
+    title: str
+    notes: Sequence[str]
+    blocks: Sequence[Figures | Facts | Listing]
+    alarming: bool = False

@@ -1,0 +1,81 @@
+"""Writes a sweep's report: one HTML file that needs no network, and its tables beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from massive_sft.files import write_bytes
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan
+from massive_sft.report import overview, relations, scores
+from massive_sft.report.material import Material, gather
+from massive_sft.report.section import Section
+from massive_sft.study import tables
+
+PAGE = "report.html"
+
+
+def write_report(plan: Plan, ledger: Ledger, out: Path) -> Path:
+    """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out`` and return the page.
+
+    Works on any state of a sweep: what is not there yet is listed as missing. ``table`` is one row a cell in the
+    released table's conventions, ``scores`` every metric of every task with its interval (``study.frames.tidy``).
+
+    Raises:
+        Unsupported: a newer version of massive-sft wrote a record.
+        OSError: ``out`` cannot be written.
+    """
+    material = gather(plan, ledger)
+    table = tables.release_table(material.cells, material.scores)
+    write_bytes(out / "table.csv", tables.to_csv(table))
+    write_bytes(out / "table.parquet", tables.to_parquet(table))
+    labels = ["data_label", "setting_label"]
+    write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
+    page = out / PAGE
+    write_bytes(page, render(material).encode())
+    return page
+
+
+def sections(material: Material) -> list[Section]:
+    """Return the page's sections in their order; those with nothing to show are left out."""
+    shown = material.scores["column"].notna().any()
+    found = [
+        overview.troubles(material),
+        overview.what_ran(material),
+        scores.heatmap(material) if shown else None,
+        scores.every_score(material) if shown else None,
+        scores.along_epochs(material) if shown else None,
+        relations.loss_curves(material),
+        relations.perplexity(material),
+        relations.layer_change(material),
+        overview.data_counts(material),
+        overview.provenance(material),
+    ]
+    return [section for section in found if section is not None]
+
+
+def render(material: Material) -> str:
+    """Return the page. Everything a user named is escaped; no other script than the page's own can run."""
+    environment = Environment(
+        loader=PackageLoader("massive_sft.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = environment.get_template("script.js.jinja").render()
+    return environment.get_template("report.html.jinja").render(
+        name=material.plan.sweep.file.name,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        head=overview.head(material),
+        statuses=[(str(status), material.plan.statuses[status]) for status in Status if material.plan.statuses[status]],
+        sections=sections(material),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
