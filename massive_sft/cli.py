@@ -17,8 +17,8 @@ from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
+from massive_sft.progress import RunProgress
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Happening
 
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
 # and `show` answer at once.
@@ -76,30 +76,30 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
 def run(
     file: File,
     overlay: Overlays = None,
-    inline: Annotated[bool, typer.Option("--inline", help="In this process, one after another, without Ray.")] = False,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
+    ] = False,
     retrain: Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")] = False,
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
-    if not inline:
-        raise InvalidInput(Problem("run", "needs --inline: this version schedules nothing on a cluster yet"))
     made = make_plan(load_sweep(file, overlay or ()))
     require_settled(made)
     if all(cell.is_done for cell in made.cells):
         out.print(f"nothing to do: {_counts(made)}")
         return
     from massive_sft.check import require_runnable
-    from massive_sft.inline import run_inline
 
     with err.status("checking") as status:
         require_runnable(made, lambda what: status.update(f"checking {what}"))
     out.print(views.plan_view(made))
     try:
-        run_inline(made, _tell, retrain)
+        with RunProgress(made, out) as progress:
+            _do(made, progress, inline, retrain)
     except KeyboardInterrupt:
         err.print("interrupted; run the same command to go on")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     after = make_plan(made.sweep)
-    out.print(f"{_counts(after)}; results in {after.root}")
+    out.print(f"{_counts(after)}; results in {after.root}", soft_wrap=True)
     if not all(cell.is_done for cell in after.cells):
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -191,10 +191,17 @@ def _counts(made: Plan) -> str:
     return ", ".join(f"{made.statuses[status]} {status}" for status in Status if made.statuses[status])
 
 
-def _tell(happening: Happening) -> None:
-    line = views.happening_line(happening)
-    if line:
-        out.print(line, highlight=False, soft_wrap=True)
+def _do(made: Plan, progress: RunProgress, inline: bool, retrain: bool) -> None:
+    if inline:
+        from massive_sft.inline import run_inline
+
+        run_inline(made, progress.listen, retrain)
+        return
+    from massive_sft.scheduling.cluster import connected
+    from massive_sft.scheduling.schedule import run_on_ray
+
+    with connected():
+        run_on_ray(made, progress.listen, progress.say, retrain)
 
 
 def _find(ledger: Ledger, beginning: str) -> Record:

@@ -25,6 +25,7 @@ LAYERS = [
     ["trial"],
     ["check", "inline", "report"],
     ["show"],
+    ["progress"],
     ["cli"],
     ["__main__"],
 ]
