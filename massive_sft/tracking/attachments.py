@@ -7,7 +7,9 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from massive_sft.files import read_json, write_json
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -17,13 +19,15 @@ SAMPLE = 20
 
 
 def attach_cell(ledger: Ledger, record: Record, folder: Path) -> None:
-    """Write a cell's files into ``folder``: its record, what it is, its layer change, a sample of its responses."""
+    """Write a cell's files into ``folder``: its record, what it is, its layer change, a sample of its responses.
+
+    Raises OSError or ValueError when they cannot be read.
+    """
     home = ledger.cell_dir(record.cell)
-    text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
-    (folder / "record.json").write_text(text + "\n")
-    for name in ("cell.json", "layers.parquet"):
-        if (home / name).is_file():
-            (folder / name).write_bytes((home / name).read_bytes())
+    write_json(folder / "record.json", _redacted(record.model_dump(mode="json", by_alias=True)))
+    write_json(folder / "cell.json", _redacted(read_json(home / "cell.json")))
+    if (home / "layers.parquet").is_file():
+        (folder / "layers.parquet").write_bytes((home / "layers.parquet").read_bytes())
     sample = list(_responses(home / "responses", record))
     if sample:
         (folder / "responses-sample.jsonl").write_text("".join(sample))
@@ -47,3 +51,11 @@ def _responses(home: Path, record: Record) -> Iterator[str]:
                 for line in itertools.islice(file, 1, 1 + SAMPLE):  # the first line is the shard's head
                     head = {"benchmark": scores.benchmark, "task": shard.parent.name}
                     yield json.dumps(head | json.loads(line), ensure_ascii=False) + "\n"
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) else value

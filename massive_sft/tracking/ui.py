@@ -28,14 +28,8 @@ def ui_command(uri: str, port: int = PORT) -> list[str]:
     """
     if database(uri) is None:
         raise InvalidInput(Problem(PLACE, "is a server: open its address in a browser", redact(uri)))
-    options = {"backend-store-uri": uri, "host": HOST, "port": str(port), "workers": "1"}
-    return [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        *(text for key, value in options.items() for text in (f"--{key}", value)),
-    ]
+    options = [f"--backend-store-uri={uri}", f"--host={HOST}", f"--port={port}", "--workers=1"]
+    return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
 def ui_address(uri: str, port: int = PORT) -> str:

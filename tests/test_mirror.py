@@ -1,0 +1,569 @@
+"""The mirror shows what the ledger says, once, whatever happens to the tracker and to the process that writes."""
+
+import gzip
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+
+from massive_sft.errors import InvalidInput
+from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.sweep.cell import Coordinates
+from massive_sft.tracking import mirror as mirroring
+from massive_sft.tracking.mirror import Mirror, mirror_all
+from massive_sft.tracking.tracker import Tracker, quiet
+from massive_sft.tracking.ui import quiet_environment
+
+SWEEP = "study"
+TRAJECTORY = "00000000000000aa"
+CREATED, FINISHED = "2026-01-31T12:00:00+00:00", "2026-01-31T12:01:30+00:00"
+CREATED_MS = 1769860800000
+CANARY = "canary5f3a9c1e77"
+SETTING = {"lr": 1e-5, "optimizer": {"name": "adamw", "betas": [0.9, 0.999]}, "template": {"prompt": "{prompt}"}}
+
+
+def cell_id(number: int) -> str:
+    return f"{number:016x}"
+
+
+def coordinates(epoch: int, model: str = "tiny") -> Coordinates:
+    return Coordinates(model, "alpaca", "full", "full", 100, "constant", None, epoch, 0, "")
+
+
+def score(value: float | None) -> dict:
+    return {"value": value, "stderr": None, "interval": None, "method": None, "n": 4, "higher_is_better": True}
+
+
+def benchmark(value: float | None, name: str = "mmlu-0shot", asked: str = "mmlu@0 abc") -> dict:
+    tasks = {"mmlu": {"acc,none": score(value), "em,strict-match": score(0.5), "f1,none": score(None)}}
+    return {"benchmark": name, "asked": asked, "shots": 0, "tasks": tasks}
+
+
+def write(ledger: Ledger, number: int = 1, epoch: int = 2, **changes) -> str:
+    """Write a cell and its next record; return its id."""
+    cell = cell_id(number)
+    content = {
+        "cell": cell,
+        "trajectory": TRAJECTORY,
+        "coordinates": coordinates(epoch)._asdict(),
+        "status": Status.COMPLETE,
+        "attempt": 1,
+        "scores": {"aaaaaaaaaaaa": benchmark(0.25)},
+        "measures": {
+            "perplexity": {"schema": 1, "response": {"perplexity_micro": 3.5, "interval": [3.0, 4.0]}},
+            "layer_change": {"relative": 0.1, "relative_by_layer": {"0": 0.2, "3": 0.3}},
+        },
+        "training": {"last_loss": 0.5, "steps": 6, "status": "COMPLETE", "layout": {"zero": 1}},
+        "provenance": {"host": "h", "git": {"commit": "c0ffee", "dirty_sha256": None}},
+        "created": CREATED,
+        "finished": FINISHED,
+    }
+    ledger.write_cell(cell, {"setting": SETTING, "schedule": {"name": "constant"}, "seed": 0, "epoch": epoch})
+    ledger.write_record(Record(**(content | changes)))
+    return cell
+
+
+def write_losses(ledger: Ledger, steps: int, epochs: int, **changed: dict[int, float | str]) -> None:
+    """Publish a training whose step k has loss 1/k and took one second; ``changed`` values by step."""
+    folder = ledger.trajectory_dir(TRAJECTORY) / "training" / f"epoch-{epochs}"
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(1, steps + 1):
+        line = {"step": step, "epoch": 1 + (step - 1) * epochs // steps, "loss": 1 / step, "lr": 1e-5}
+        line |= {"grad_norm": 1.0, "tokens": 9, "trainable_tokens": 3, "seconds": 1.0}
+        lines.append(line | {key: values[step] for key, values in changed.items() if step in values})
+    (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """An MLflow database without experiments: making one takes over a second."""
+    quiet()
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def ledger(tmp_path, empty_store):
+    ledger = Ledger.open(tmp_path / "root")
+    (ledger.root / "mlflow.db").write_bytes(empty_store)
+    return ledger
+
+
+def uri_of(ledger: Ledger) -> str:
+    return f"sqlite:///{ledger.root}/mlflow.db"
+
+
+def mirror(ledger: Ledger, names: dict[str, Coordinates], uri: str = "") -> None:
+    assert not mirror_all(ledger, SWEEP, names, uri)
+
+
+def runs_of(uri: str) -> tuple[object, dict[str, object]]:
+    """Return the parent run and the child runs by cell; two runs of one cell, or two parents, fail."""
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name(SWEEP).experiment_id], run_view_type=ViewType.ALL)
+    (parent,) = [run for run in found if "massive_sft.sweep" in run.data.tags]
+    children = [run for run in found if run is not parent]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    by_cell = {run.data.tags["massive_sft.cell"]: run for run in children}
+    assert len(by_cell) == len(children)
+    return parent, by_cell
+
+
+def child_of(ledger: Ledger, cell: str):
+    return runs_of(uri_of(ledger))[1][cell]
+
+
+def history(uri: str, run, key: str) -> list[tuple[int, float, int]]:
+    points = MlflowClient(uri).get_metric_history(run.info.run_id, key)
+    return sorted((point.step, point.value, point.timestamp) for point in points)
+
+
+def everything(uri: str) -> dict:
+    """Return all that a store shows of a sweep, without the ids that the store gives."""
+    client, (parent, children) = MlflowClient(uri), runs_of(uri)
+    shown = {SWEEP: {key: value for key, value in parent.data.tags.items() if key != "massive_sft.written"}}
+    for cell, run in children.items():
+        shown[cell] = {
+            "info": (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
+            "metrics": {key: history(uri, run, key) for key in run.data.metrics},
+            "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+        }
+    return shown
+
+
+def until(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+# What a run shows
+
+
+def test_record_becomes_a_run_below_the_sweeps_own(ledger):
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    parent, children = runs_of(uri_of(ledger))
+    run = children[cell]
+    assert (parent.info.run_name, parent.info.status, parent.info.start_time) == (SWEEP, "FINISHED", CREATED_MS)
+    assert (run.info.run_name, run.info.status) == (str(coordinates(2)), "FINISHED")
+    assert (run.info.start_time, run.info.end_time) == (CREATED_MS, CREATED_MS + 90_000)
+    assert run.data.params["setting.optimizer.betas"] == "[0.9, 0.999]"
+    assert (run.data.params["setting.lr"], run.data.params["model"]) == ("1e-05", "tiny")
+    assert (run.data.params["size"], run.data.params["epoch"]) == ("100", "2")
+    assert "horizon" not in run.data.params
+    tags = {key.removeprefix("massive_sft."): value for key, value in run.data.tags.items()}
+    assert (tags["status"], tags["trajectory"], tags["git"]) == ("COMPLETE", TRAJECTORY, "c0ffee")
+    assert tags["ledger"] == str(ledger.root)
+
+
+def test_scores_and_measures_become_metrics_at_the_cells_epoch_and_none_is_left_out(ledger):
+    cell = write(ledger, epoch=2)
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    assert run.data.metrics == {
+        "mmlu-0shot/mmlu/acc": 0.25,
+        "mmlu-0shot/mmlu/em.strict-match": 0.5,
+        "perplexity/response/perplexity_micro": 3.5,
+        "layer_change/relative": 0.1,
+        "layer_change/layer_00": 0.2,
+        "layer_change/layer_03": 0.3,
+        "training/last_loss": 0.5,
+        "training/steps": 6.0,
+    }
+    assert history(uri_of(ledger), run, "mmlu-0shot/mmlu/acc") == [(2, 0.25, CREATED_MS + 90_000)]
+
+
+def test_names_that_mlflow_refuses_are_cleaned_and_stay_apart(ledger):
+    tasks = {name: {"acc,none": score(0.5)} for name in ("a(b", "a[b", "x/../y", "日本")}
+    cell = write(ledger, scores={"p": benchmark(0.5) | {"tasks": tasks}})
+    mirror(ledger, {cell: coordinates(2)})
+    keys = [key for key in child_of(ledger, cell).data.metrics if key.startswith("mmlu")]
+    assert len(keys) == 4
+    assert "mmlu-0shot/x_.._y/acc" in keys
+
+
+def test_one_benchmark_under_two_protocols_shows_both(ledger):
+    scores = {"a" * 12: benchmark(0.25), "b" * 12: benchmark(0.75, asked="mmlu@0 def")}
+    cell = write(ledger, scores=scores)
+    mirror(ledger, {cell: coordinates(2)})
+    metrics = child_of(ledger, cell).data.metrics
+    assert (metrics["mmlu-0shot aaaaaaaa/mmlu/acc"], metrics["mmlu-0shot bbbbbbbb/mmlu/acc"]) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"status": Status.FAILED, "error": "RuntimeError: gone"}, "FAILED"),
+        ({"status": Status.DIVERGED, "error": "loss is nan"}, "FINISHED"),
+        ({"status": Status.PARTIAL, "missing": {"mmlu-0shot": "no data"}}, "FINISHED"),
+    ],
+)
+def test_outcome_other_than_complete_says_what_and_why(ledger, changes, status):
+    cell = write(ledger, **changes)
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    assert (run.info.status, run.data.tags["massive_sft.status"]) == (status, changes["status"].value)
+    reason = run.data.tags["massive_sft.error"] + run.data.tags["massive_sft.missing"]
+    assert ("no data" if "missing" in changes else changes["error"]) in reason
+
+
+def test_loss_curve_ends_at_the_cells_epoch_with_the_times_of_its_steps(ledger):
+    write_losses(ledger, steps=12, epochs=4)
+    cell = write(ledger, epoch=2)
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    points = history(uri_of(ledger), run, "training/loss")
+    assert points == [(step, 1 / step, CREATED_MS - 1000 * (12 - step)) for step in range(1, 7)]
+    assert len(history(uri_of(ledger), run, "training/lr")) == len(history(uri_of(ledger), run, "training/grad_norm"))
+    assert run.data.tags["massive_sft.curve"] == "6 of 6 steps"
+
+
+def test_long_loss_curve_is_thinned_evenly_and_says_so(ledger):
+    write_losses(ledger, steps=2500, epochs=2)
+    cell = write(ledger, epoch=2)
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    steps = [step for step, _, _ in history(uri_of(ledger), run, "training/loss")]
+    gaps = {after - before for before, after in itertools.pairwise(steps)}
+    assert (len(steps), steps[0], steps[-1], gaps) == (1000, 1, 2500, {2, 3})
+    assert run.data.tags["massive_sft.curve"] == "1000 of 2500 steps"
+
+
+def test_loss_curve_of_a_diverged_run_leaves_out_what_cannot_be_drawn_and_counts_it(ledger):
+    write_losses(ledger, steps=4, epochs=2, loss={4: "nan"}, grad_norm={3: "inf", 4: "nan"})
+    cell = write(ledger, epoch=2, status=Status.DIVERGED, error="loss is nan")
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    assert [step for step, _, _ in history(uri_of(ledger), run, "training/loss")] == [1, 2, 3]
+    assert run.data.tags["massive_sft.curve"] == "4 of 4 steps, 3 numbers not finite"
+
+
+def test_files_go_with_a_run_and_of_the_responses_twenty_of_each_task(ledger, tmp_path):
+    cell = write(ledger)
+    home = ledger.cell_dir(cell)
+    (home / "layers.parquet").write_bytes(b"PAR1")
+    shard = home / "responses" / "aaaaaaaaaaaa" / "mmlu" / "00000.jsonl.gz"
+    shard.parent.mkdir(parents=True)
+    lines = [{"schema": 1}, *({"index": index, "text": "é"} for index in range(30))]
+    shard.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    mirror(ledger, {cell: coordinates(2)})
+    client, run = MlflowClient(uri_of(ledger)), child_of(ledger, cell)
+    folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert {path.name for path in folder.iterdir()} >= {"record.json", "cell.json", "layers.parquet"}
+    assert json.loads((folder / "record.json").read_text())["cell"] == cell
+    sample = [json.loads(line) for line in (folder / "responses-sample.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in sample] == list(range(20))
+    assert sample[0] == {"benchmark": "mmlu-0shot", "task": "mmlu", "index": 0, "text": "é"}
+
+
+# Once, and whatever was missed
+
+
+def test_mirroring_again_writes_nothing(ledger):
+    write_losses(ledger, steps=4, epochs=2)
+    names = {write(ledger, number): coordinates(2) for number in (1, 2)}
+    mirror(ledger, names)
+    before = everything(uri_of(ledger))
+    files = {path: path.stat().st_mtime_ns for path in (ledger.root / "mlflow-artifacts").rglob("*")}
+    mirror(ledger, names)
+    assert everything(uri_of(ledger)) == before
+    assert {path: path.stat().st_mtime_ns for path in (ledger.root / "mlflow-artifacts").rglob("*")} == files
+    assert not (ledger.sweep_dir(SWEEP) / "mirror-spool.jsonl").exists()
+
+
+def test_newer_record_updates_the_same_run_even_within_one_second(ledger):
+    write_losses(ledger, steps=4, epochs=2)
+    cell = write(ledger, status=Status.FAILED, error="boom")
+    mirror(ledger, {cell: coordinates(2)})
+    before = child_of(ledger, cell)
+    write(ledger, scores={"aaaaaaaaaaaa": benchmark(0.125)})
+    mirror(ledger, {cell: coordinates(2)})
+    after = child_of(ledger, cell)
+    assert after.info.run_id == before.info.run_id
+    assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
+    assert after.data.metrics["mmlu-0shot/mmlu/acc"] == 0.125
+    assert after.data.tags["massive_sft.error"] == ""
+    assert len(history(uri_of(ledger), after, "training/loss")) == 4
+
+
+def test_cell_that_the_sweep_renamed_keeps_its_run_under_the_new_name(ledger):
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    write(ledger, attempt=2)
+    mirror(ledger, {cell: coordinates(2, model="small")})
+    run = child_of(ledger, cell)
+    assert run.info.run_name == str(coordinates(2, model="small"))
+    assert (run.data.params["model"], run.data.tags["massive_sft.now.model"]) == ("tiny", "small")
+
+
+def test_deleted_store_is_rebuilt_with_the_same_content(ledger, empty_store, tmp_path):
+    write_losses(ledger, steps=4, epochs=2)
+    names = {write(ledger, number, epoch): coordinates(epoch) for number, epoch in ((1, 1), (2, 2))}
+    mirror(ledger, names)
+    other = tmp_path / "other" / "mlflow.db"
+    other.parent.mkdir()
+    other.write_bytes(empty_store)
+    mirror(ledger, names, f"sqlite:///{other}")
+    assert everything(f"sqlite:///{other}") == everything(uri_of(ledger))
+
+
+def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_nothing(ledger, empty_store, tmp_path):
+    write_losses(ledger, steps=4, epochs=2)
+    names = {write(ledger): coordinates(2)}
+    mirror(ledger, names)
+    expected = everything(uri_of(ledger))
+    calls = ("create_experiment", "create_run", "log_batch", "log_artifacts", "set_terminated")
+    for number in range(1, 20):
+        store = tmp_path / str(number) / "mlflow.db"
+        store.parent.mkdir()
+        store.write_bytes(empty_store)
+        child = os.fork()
+        if child == 0:
+            kill_before_call(number, calls)
+            mirror_all(ledger, SWEEP, names, f"sqlite:///{store}")
+            os._exit(0)
+        _, state = os.waitpid(child, 0)
+        mirror(ledger, names, f"sqlite:///{store}")
+        shown = everything(f"sqlite:///{store}")
+        assert shown == expected, number
+        if os.WIFEXITED(state):
+            assert number > len(calls) + 2
+            return
+    pytest.fail("it was always killed")
+
+
+def kill_before_call(number: int, names: tuple[str, ...]) -> None:
+    """Let this process die before the ``number``-th of its calls to the tracker."""
+    left = [number]
+
+    def dying(call):
+        def called(*arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return called
+
+    for name in names:
+        setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
+
+
+def test_cell_that_was_put_is_mirrored_while_the_sweep_runs(ledger):
+    names = {cell_id(1): coordinates(2)}
+    running = Mirror.open(ledger, SWEEP, names, "")
+    try:
+        assert runs_of(uri_of(ledger))[0].info.status == "RUNNING"
+        running.put(write(ledger))
+        until(lambda: not running.pending)
+        assert child_of(ledger, cell_id(1)).info.status == "FINISHED"
+        running.put(write(ledger, attempt=2))
+        until(lambda: not running.pending)
+    finally:
+        left = running.close()
+    assert (left.items, left.reason, bool(left)) == ((), "", False)
+    assert runs_of(uri_of(ledger))[0].info.status == "FINISHED"
+    assert child_of(ledger, cell_id(1)).data.tags["massive_sft.attempt"] == "2"
+
+
+def test_sweep_file_and_report_go_to_the_sweeps_run(ledger, tmp_path, caplog):
+    (tmp_path / "sweep.yaml").write_text("name: study\ntracking: {mlflow: 'http://me:hunter2@tracker'}\n")
+    (tmp_path / "report.html").write_text("<h1>Report</h1>")
+    running = Mirror.open(ledger, SWEEP, {}, "")
+    for name in ("sweep.yaml", "report.html", "gone.html"):
+        running.artifact(tmp_path / name)
+    assert not running.close()
+    folder = Path(runs_of(uri_of(ledger))[0].info.artifact_uri)
+    assert (folder / "sweep.yaml").read_text() == "name: study\ntracking: {mlflow: 'http://***@tracker'}\n"
+    assert (folder / "report.html").read_text() == "<h1>Report</h1>"
+    assert "gone.html is gone" in caplog.text
+
+
+def test_second_mirror_waits_and_the_first_writes_what_the_second_was_told(ledger, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
+    names = {cell_id(number): coordinates(2) for number in (1, 2)}
+    first = Mirror.open(ledger, SWEEP, names, "")
+    second = Mirror.open(ledger, SWEEP, names, "")
+    second.put(write(ledger, 2))
+    left = second.close()
+    assert left.items == (cell_id(2),)
+    assert "another process mirrors this sweep" in left.reason
+    assert not first.close()
+    assert set(runs_of(uri_of(ledger))[1]) == {cell_id(2)}
+
+
+def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
+    lease = Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "another")
+    running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
+    running.put(write(ledger))
+    assert running.trouble
+    lease.release()
+    until(lambda: not running.pending and not running.trouble)
+    assert not running.close()
+    assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
+
+
+def test_cell_that_cannot_be_read_holds_up_no_other_and_is_named_at_the_end(ledger):
+    names = {write(ledger, number): coordinates(2) for number in (1, 2, 3)}
+    (ledger.cell_dir(cell_id(1)) / "cell.json").write_text("{")
+    left = mirror_all(ledger, SWEEP, names, "")
+    assert left.items == (cell_id(1),)
+    assert "cell.json" in left.reason
+    spool = ledger.sweep_dir(SWEEP) / "mirror-spool.jsonl"
+    assert spool.read_text() == json.dumps({"cell": cell_id(1)}) + "\n"
+    assert set(runs_of(uri_of(ledger))[1]) == {cell_id(2), cell_id(3)}
+    (ledger.cell_dir(cell_id(1)) / "cell.json").unlink()
+    write(ledger, 1)
+    mirror(ledger, names)
+    assert len(runs_of(uri_of(ledger))[1]) == 3
+    assert not spool.exists()
+
+
+def test_spool_names_what_left_the_sweep_since_and_a_damaged_one_is_written_anew(ledger, caplog):
+    cell = write(ledger)
+    spool = ledger.sweep_dir(SWEEP) / "mirror-spool.jsonl"
+    spool.parent.mkdir(parents=True)
+    spool.write_text(json.dumps({"cell": cell}) + "\n")
+    mirror(ledger, {})
+    assert child_of(ledger, cell).info.run_name == str(coordinates(2))
+    spool.write_text("half a li")
+    mirror(ledger, {})
+    assert "is no spool" in caplog.text
+
+
+# Trackers that are not there
+
+
+@pytest.mark.parametrize("uri", ["http://me:hunter2@127.0.0.1:9", "ftp://me:hunter2@host"])
+def test_tracker_that_is_not_there_at_the_start_is_the_users_mistake(ledger, uri):
+    with pytest.raises(InvalidInput, match=r"tracking\.mlflow") as refusal:
+        Mirror.open(ledger, SWEEP, {}, uri)
+    assert refusal.value.exit_code == 2
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_experiment_in_the_trackers_trash_is_said_with_the_remedy(ledger):
+    client = MlflowClient(uri_of(ledger))
+    client.delete_experiment(client.create_experiment(SWEEP))
+    with pytest.raises(InvalidInput, match="in its trash: `mlflow experiments restore"):
+        Mirror.open(ledger, SWEEP, {}, "")
+    assert Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "next") is not None
+
+
+class Server:
+    """A real tracking server on a fixed port that can be killed and started again."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://{CANARY}:{CANARY}@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        options = {"backend-store-uri": f"sqlite:///{self.folder}/mlflow.db", "host": "127.0.0.1", "workers": "1"}
+        options |= {"port": str(self.port), "artifacts-destination": str(self.folder / "artifacts")}
+        command = [sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=quiet_environment(), start_new_session=True
+            )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path, empty_store):
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger, server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", CANARY)
+    monkeypatch.setenv("TRACKER", server.uri)
+    caplog.set_level(logging.DEBUG, logger="massive_sft")
+    (tmp_path / "sweep.yaml").write_text(f"tracking: {{mlflow: '{server.uri}'}}\n")
+    names = {cell_id(number): coordinates(2) for number in (1, 2, 3)}
+    spool = ledger.sweep_dir(SWEEP) / "mirror-spool.jsonl"
+    write_losses(ledger, steps=4, epochs=2)
+    running = Mirror.open(ledger, SWEEP, names, "${TRACKER}")
+    running.artifact(tmp_path / "sweep.yaml")
+    running.put(write(ledger, 1, status=Status.FAILED, error=f"GET {server.uri}: token={CANARY}"))
+    until(lambda: not running.pending)
+
+    server.kill()
+    began = time.monotonic()
+    running.put(write(ledger, 2))
+    running.put(write(ledger, 3, provenance={"argv": f"run --token={CANARY}"}))
+    assert time.monotonic() - began < 1
+    until(lambda: running.trouble and spool.exists() and len(spool.read_text().splitlines()) == 2)
+    left = running.close(timeout=20)
+    assert set(left.items) == {cell_id(2), cell_id(3)}
+    assert left.reason and CANARY not in left.reason
+    with pytest.raises(InvalidInput, match="tracking server that answers"):
+        Mirror.open(ledger, SWEEP, names, "${TRACKER}")
+
+    server.start()
+    again = Mirror.open(ledger, SWEEP, names, "${TRACKER}")
+    until(lambda: not again.pending)
+    assert not again.close()
+    assert not spool.exists()
+    assert set(runs_of(f"http://127.0.0.1:{server.port}")[1]) == set(names)
+    assert "tracker is lost" in caplog.text
+    assert CANARY not in caplog.text
+    written = [tmp_path / "mlflow.db", *(tmp_path / "artifacts").rglob("*")]
+    assert {"record.json", "sweep.yaml"} <= {path.name for path in written}
+    assert not [path for path in written if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, tmp_path):
+    cell = write(ledger)
+    (ledger.root / "mlflow.db").unlink()
+    code = (
+        "from pathlib import Path; from massive_sft.ledger.store import Ledger; "
+        "from massive_sft.tracking.mirror import mirror_all; "
+        f"exit(bool(mirror_all(Ledger.open({str(ledger.root)!r}), 'study', {{{cell!r}: None}}, '')))"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, env=environment, check=True
+    )
+    assert (done.stdout, done.stderr, list(here.iterdir())) == ("", "", [])
+
+
+def test_second_connection_finds_the_runs_of_the_first(ledger):
+    first, second = (Tracker(uri_of(ledger), SWEEP, ledger.root, lambda: CREATED_MS) for _ in range(2))
+    assert first.known == second.known == {}
+    assert runs_of(uri_of(ledger))[0].info.start_time == CREATED_MS
