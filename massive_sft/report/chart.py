@@ -130,7 +130,7 @@ def _draw(panel: Panel) -> Markup:
 
 def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick in y.ticks(4):
+    for tick in y.ticks(5):
         at = y(tick)
         yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, at, right)
         yield Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 6, at + 3.5, _label(tick))
@@ -169,15 +169,13 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
             if shown:
                 path += f"{'L' if joined else 'M'}{x(at):.1f} {y(value):.1f}"
             pen = shown
-        if "L" in path or (not wanted and line.marked):
-            yield Markup('<path class="line c{} d{}{}{}" d="{}"><title>{}</title></path>').format(
-                line.colour % COLOURS,
-                line.dash % DASHES,
-                Markup(" faint") if wanted else "",
-                Markup(" marked") if line.marked else "",
-                path,
-                line.label,
-            )
+        if "L" in path:
+            tone = f"c{line.colour % COLOURS} d{line.dash % DASHES}{' faint' if wanted else ''}"
+            yield Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(tone, path, line.label)
+    if line.marked:
+        spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in line.points if x.shows(a) and y.shows(b))
+        tone = f"c{line.colour % COLOURS}"
+        yield Markup('<path class="spots {}" d="{}"><title>{}</title></path>').format(tone, spots, line.label)
 
 
 def _dots(dots: Sequence[Dot], x: Axis, y: Axis) -> Iterable[Markup]:

@@ -33,15 +33,18 @@ class Material:
 
     Attributes:
         records: newest sound record by cell id, with only the scores that the sweep asks for.
+        statuses: status by cell id, as the ledger has it now (the plan may be older).
         cells, scores, gains: of ``study``; ``data_label`` and ``setting_label`` added.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
         curves: loss curve by trajectory id.
         findings: what to warn of, the gravest first.
+        columns: the benchmarks' columns, in the order in which the sweep asks for them.
     """
 
     plan: Plan
     records: Mapping[str, Record]
+    statuses: Mapping[str, Status]
     cells: pd.DataFrame
     scores: pd.DataFrame
     gains: pd.DataFrame
@@ -49,6 +52,7 @@ class Material:
     layers: pd.DataFrame
     curves: Mapping[str, Curve]
     findings: tuple[Finding, ...]
+    columns: tuple[str, ...]
 
 
 def gather(plan: Plan, ledger: Ledger) -> Material:
@@ -70,10 +74,15 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
     found += [Finding("missing", str(problem), ()) for problem in plan.missing]
     found += [Finding("provisional", str(problem), ()) for problem in plan.unpinned]
     found += [Finding("plan", str(problem), ()) for problem in plan.warnings]
-    found += _waiting(plan)
+    statuses = {
+        item.cell.id: records[item.cell.id].status if item.cell.id in records else _unrecorded(item)
+        for item in plan.cells
+    }
+    found += _waiting(statuses)
     return Material(
         plan=plan,
         records=records,
+        statuses=statuses,
         cells=_labelled(cells),
         scores=_labelled(scores),
         gains=_labelled(gains),
@@ -81,7 +90,16 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
         layers=layers,
         curves=curves,
         findings=(*findings(cells, scores, gains), *found),
+        columns=_columns(plan, scores),
     )
+
+
+def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
+    asked = dict.fromkeys(asked.id for item in plan.cells for asked in item.asked)
+    order = {name: index for index, name in enumerate(asked)}
+    rows = tables.primary(scores)
+    rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
+    return tuple(map(str, rank.index))
 
 
 def _as_asked(record: Record, item: CellPlan, found: list[Finding]) -> Record:
@@ -91,20 +109,24 @@ def _as_asked(record: Record, item: CellPlan, found: list[Finding]) -> Record:
     """
     wanted = {asked.id for asked in item.asked}
     scores = {protocol: one for protocol, one in record.scores.items() if one.asked in wanted}
-    if item.lacking and record.status is Status.COMPLETE:
-        missing = ", ".join(asked.id.split()[0] for asked in item.lacking)
+    lacking = [asked.id for asked in item.asked if asked.id not in record.answers]
+    if lacking and record.status is Status.COMPLETE:
+        missing = ", ".join(name.split()[0] for name in lacking)
         found.append(Finding("to do", f"{item.cell.coordinates}: not there yet: {missing}", (item.cell.id,)))
     return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
 
 
-def _waiting(plan: Plan) -> list[Finding]:
+def _unrecorded(item: CellPlan) -> Status:
+    return Status.RUNNING if item.status is Status.RUNNING else Status.WAITING
+
+
+def _waiting(statuses: Mapping[str, Status]) -> list[Finding]:
     found = []
     for status in (Status.WAITING, Status.RUNNING):
-        ids = tuple(item.cell.id for item in plan.cells if item.status is status)
+        ids = tuple(cell for cell, now in statuses.items() if now is status)
         if ids:
-            found.append(
-                Finding("to do", f"{len(ids)} of {len(plan.cells)} cells are {status}: not in this report", ids)
-            )
+            text = f"{len(ids)} of {len(statuses)} cells are {status}: not in this report"
+            found.append(Finding("to do", text, ids))
     return found
 
 

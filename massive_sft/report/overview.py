@@ -33,6 +33,12 @@ def head(material: Material) -> list[tuple[str, str]]:
     ]
 
 
+def statuses(material: Material) -> list[tuple[str, int]]:
+    """Return how many cells have each status, those that occur."""
+    counts = Counter(material.statuses.values())
+    return [(str(status), counts[status]) for status in Status if counts[status]]
+
+
 def _minute(moment: str) -> str:
     return moment[:16].replace("T", "\N{NO-BREAK SPACE}")
 
@@ -109,7 +115,7 @@ def _models(material: Material) -> Any:
         model = file.models[name]
         source = f"{model.hub} @ {model.revision}" if model.hub else str(model.path)
         cells = [item for item in material.plan.cells if item.cell.coordinates.model == name]
-        done = sum(item.status is Status.COMPLETE for item in cells)
+        done = sum(material.statuses[item.cell.id] is Status.COMPLETE for item in cells)
         rows.append([name, source, large(parameters.get(name)), f"{done} of {len(cells)}"])
     return of_texts(
         "models",

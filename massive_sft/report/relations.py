@@ -15,7 +15,7 @@ from massive_sft.report.scores import numbering
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import correlate, metrics, tables
-from massive_sft.study.frames import last_epochs, rows_of
+from massive_sft.study.frames import BASE, last_epochs, rows_of
 
 NAMES = {
     "log_perplexity_all": "log perplexity, all tokens",
@@ -34,11 +34,11 @@ def loss_curves(material: Material) -> Section | None:
     runs = runs[runs["trajectory"].isin(list(material.curves))]
     if runs.empty:
         return None
-    colours = numbering(sorted(runs["setting_label"]))
+    colours = numbering(runs["setting_label"])
     groups: dict[str, Sequence[Panel]] = {}
-    for model, of_model in runs.groupby("model"):
+    for model, of_model in runs.groupby("model", sort=False):
         panels = []
-        for data, members in of_model.groupby("data_label"):
+        for data, members in of_model.groupby("data_label", sort=False):
             lines = [_loss_line(material, row, colours) for row in rows_of(members)]
             panels.append(Panel(str(data), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
         groups[str(model)] = panels
@@ -111,20 +111,25 @@ def _against(material: Material, measures: list[str], drawn: str, section: Secti
     if points.empty or points[drawn].isna().all():
         return None
     found = correlate.correlations(points, measures)
-    models, methods = numbering(sorted(points["model"])), numbering(sorted(points["method"]))
+    models, methods = (
+        numbering(material.cells["model"]),
+        numbering(material.cells.loc[material.cells["method"] != BASE, "method"]),
+    )
     units = tables.primary(material.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
     drawn_for = found[(found["measure"] == measures[0]) & (found["group"] == "all")]
     overall = {str(row["column"]): row for row in rows_of(drawn_for)}
     panels = []
-    for column, members in points.groupby("column", sort=False):
+    for column in (correlate.OVERALL, *material.columns):
+        members = points[points["column"] == column]
+        if members.empty:
+            continue
         metric = units.get(column)
-        result = overall[str(column)]
+        result = overall[column]
         factor = 1.0 if metric is None else metrics.scale(metric)
         dots = [_dot(row, drawn, factor, models, methods) for row in rows_of(members)]
         name = "better, in standard deviations" if metric is None else f"better, {metrics.unit(metric) or metric}"
         log = drawn.startswith("perplexity")
         panels.append(Panel(_title(column), axis, name, dots=dots, caption=summary(result), log_x=log, zero=True))
-    panels.sort(key=lambda panel: panel.title != _title(correlate.OVERALL))
     keys = [Key(name, colour=index, shape=0) for name, index in models.items()]
     keys += [Key(name, shape=index) for name, index in methods.items()]
     table = of_texts(
@@ -154,7 +159,7 @@ def summary(row: dict[str, Any]) -> str:
     if row["note"]:
         return f"n = {row['n']}: {row['note']}"
     pearson = f"r = {number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
-    return f"n = {row['n']}, {pearson}, ρ = {number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
+    return f"n = {row['n']}, {pearson}\nρ = {number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
 
 
 def _bounds(row: dict[str, Any], name: str) -> str:
@@ -182,7 +187,11 @@ def _correlation_row(row: dict[str, Any]) -> list[str]:
     numbers: list[str] = []
     for name in ("pearson", "spearman"):
         p = row[f"{name}_p"]
-        numbers += [number(row[name], 2), _bounds(row, name), MISSING if is_missing(p) else f"{p:.2g}"]
+        numbers += [
+            number(row[name], 2),
+            _bounds(row, name),
+            MISSING if is_missing(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
+        ]
     return [measure, column, str(row["group"]), str(row["n"]), *numbers, str(row["note"])]
 
 
@@ -191,11 +200,11 @@ def _profile(material: Material) -> Section | None:
     joined = cells.merge(material.layers, on="cell")
     if joined.empty:
         return None
-    colours, dashes = numbering(sorted(joined["data_label"])), numbering(sorted(joined["setting_label"]))
+    colours, dashes = numbering(joined["data_label"]), numbering(joined["setting_label"])
     changes, gains = [], []
     found = correlate.layer_correlations(material.layers, material.points)
-    for model, of_model in joined.groupby("model"):
-        lines = [_profile_line(part, colours, dashes) for _, part in of_model.groupby("cell")]
+    for model, of_model in joined.groupby("model", sort=False):
+        lines = [_profile_line(part, colours, dashes) for _, part in of_model.groupby("cell", sort=False)]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
         dots = [_layer_dot(row) for row in rows_of(found[found["model"] == model])]
         n = found.loc[found["model"] == model, "n"]

@@ -28,7 +28,7 @@ def heatmap(material: Material) -> Section:
     labels = material.cells[["cell", *COORDINATES, "data_label", "setting_label"]]
     trained = last_epochs(material.cells).merge(labels, how="left")
     means = tables.over_seeds(_complete(material, trained))
-    columns = list(dict.fromkeys(sorted(means["column"].dropna())))
+    columns = [column for column in material.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
     conditions = [name for name in COORDINATES if name != "seed"]
     rows: list[list[Value]] = []
@@ -38,13 +38,17 @@ def heatmap(material: Material) -> Section:
         by_column = {row["column"]: row for row in rows_of(members)}
         heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
         rows.append([*label, str(first["epoch"]), f"{members['seeds'].max()} of {first['asked_seeds']}", *heats])
-    rows.sort(key=lambda row: [str(value) for value in row[:4]])
     head = [Column("model", "facet"), Column("data", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
     heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
+    epochs = sorted({int(epoch) for epoch in means["epoch"]})
+    if len(epochs) < 2:
+        heads, rows = _without(3, heads), [_without(3, row) for row in rows]
     if not len(means) or means["asked_seeds"].max() == 1:
-        heads, rows = [*heads[:4], *heads[5:]], [[*row[:4], *row[5:]] for row in rows]
+        at = [head.label for head in heads].index("seeds")
+        heads, rows = _without(at, heads), [_without(at, row) for row in rows]
+    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each run's last epoch"
     notes = [
-        "Gain: score minus the same model's base score under the same protocol, at each run's last epoch; the 95 % "
+        f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
         "interval is below it. Blue is better than the base, orange worse, whichever way the metric points (↓: lower "
         "is better); the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: "
         "missing.",
@@ -55,11 +59,15 @@ def heatmap(material: Material) -> Section:
     return Section("gains", "Gains", notes, [Listing(table)])
 
 
+def _without(index: int, items: Sequence[Any]) -> list[Any]:
+    return [*items[:index], *items[index + 1 :]]
+
+
 def _complete(material: Material, trained: pd.DataFrame) -> pd.DataFrame:
     """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
     known = tables.primary(material.gains)
     known = known[known["cell"].isin(trained["cell"])]
-    columns = pd.DataFrame({"column": material.scores["column"].dropna().unique()}, dtype="string")
+    columns = pd.DataFrame({"column": list(material.columns)}, dtype="string")
     every = trained[["cell", "status", "error", *COORDINATES]].merge(columns, how="cross")
     merged = every.merge(known.drop(columns=["status", *COORDINATES]), on=["cell", "column"], how="left")
     merged["primary"] = True
@@ -86,7 +94,7 @@ def _score_column(means: pd.DataFrame, column: str) -> Column:
         return Column(column, "number", size)
     lower = ((rows["gain"] * rows["improvement"]) < 0).any()
     unit = metrics.unit(metric.iloc[0])
-    return Column(column, "number", f"{metric.iloc[0]}{' ' + unit if unit else ''}{' ↓' if lower else ''}, {size}")
+    return Column(column, "number", f"{metric.iloc[0]}{' ' + unit if unit else ''}{' ↓' if lower else ''}\n{size}")
 
 
 def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
@@ -122,10 +130,9 @@ def every_score(material: Material) -> Section:
     ]
     base = tables.primary(material.scores)
     every = pd.concat([base[base["method"] == BASE], tables.primary(material.gains)])
+    rank = {column: index for index, column in enumerate(material.columns)}
+    every = every.sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
     rows = [_score_row(row) for row in rows_of(every)]
-    rows.sort(key=lambda row: row[:6])
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
     notes = [
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
         "method for bits per byte), n questions, and its gain. The gain's interval combines both scores' intervals as "
@@ -140,7 +147,9 @@ def _score_row(row: dict[str, Any]) -> list[str]:
     why = next((str(row[name]) for name in ("missing", "why") if not is_missing(row[name])), "")
     return [
         str(row["column"]),
-        *(str(row[name]) for name in ROW),
+        *(str(row[name]) for name in ROW[:2]),
+        MISSING if row["method"] == BASE else str(row["setting_label"]),
+        str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
         MISSING if is_missing(metric) else str(metric),
         scored(row["value"], metric),
@@ -156,18 +165,22 @@ def _score_row(row: dict[str, Any]) -> list[str]:
 def along_epochs(material: Material) -> Section | None:
     """Return the score of each run at its snapshots, from the base model at epoch 0; None without any."""
     rows = tables.primary(material.gains)
-    rows = rows[rows["value"].notna()].sort_values("epoch")
+    rows = rows[rows["value"].notna()]
     if rows.empty:
         return None
-    colours, dashes = numbering(sorted(rows["data_label"])), numbering(sorted(rows["setting_label"]))
+    colours, dashes = numbering(rows["data_label"]), numbering(rows["setting_label"])
     groups: dict[str, Sequence[Panel]] = {}
-    for model, of_model in rows.groupby("model"):
+    for model, of_model in rows.groupby("model", sort=False):
         panels = []
-        for column, members in of_model.groupby("column"):
-            lines = [_epoch_line(part, colours, dashes) for _, part in members.groupby("trajectory")]
+        for column in material.columns:
+            members = of_model[of_model["column"] == column]
+            if members.empty:
+                continue
+            runs = members.groupby("trajectory", sort=False)
+            lines = [_epoch_line(part, colours, dashes) for _, part in runs]
             metric = str(members["metric"].iloc[0])
             name = f"{metric} {metrics.unit(metric)}".strip()
-            panels.append(Panel(str(column), "epoch", name, lines, whole_x=True))
+            panels.append(Panel(column, "epoch", name, lines, whole_x=True))
         groups[str(model)] = panels
     keys = [Key(name, colour=index) for name, index in colours.items()]
     keys += [Key(name, dash=index) for name, index in dashes.items()]
@@ -178,7 +191,7 @@ def along_epochs(material: Material) -> Section | None:
 def _epoch_line(part: pd.DataFrame, colours: dict[str, int], dashes: dict[str, int]) -> Line:
     first = rows_of(part)[0]
     factor = metrics.scale(first["metric"])
-    rows = rows_of(part)
+    rows = rows_of(part.sort_values("epoch"))
     points = [(float(row["epoch"]), float(row["value"]) * factor) for row in rows]
     if not is_missing(first["base"]):
         points.insert(0, (0.0, float(first["base"]) * factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -96,5 +97,8 @@ def safe_json(value: Any) -> Markup:
 
 
 def of_texts(key: str, caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], page: int = 25) -> Table:
-    """Return a table of texts; every value is turned into text."""
-    return Table(key, caption, columns, [[str(value) for value in row] for row in rows], page)
+    """Return a table of texts; every value is turned into text, and a column that is empty throughout is left out."""
+    texts = [[str(value) for value in row] for row in rows]
+    used = [not texts or any(row[index] for row in texts) for index in range(len(columns))]
+    kept = [list(itertools.compress(row, used)) for row in texts]
+    return Table(key, caption, list(itertools.compress(columns, used)), kept, page)

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from massive_sft.files import write_bytes
-from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
 from massive_sft.report import overview, relations, scores
@@ -69,13 +69,19 @@ def render(material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     script = environment.get_template("script.js.jinja").render()
     return environment.get_template("report.html.jinja").render(
         name=material.plan.sweep.file.name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         head=overview.head(material),
-        statuses=[(str(status), material.plan.statuses[status]) for status in Status if material.plan.statuses[status]],
+        statuses=overview.statuses(material),
         sections=sections(material),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may break after its underscores and hyphens."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")).replace("-", Markup("-<wbr>")))

@@ -38,7 +38,7 @@ class Correlation:
     note: str = ""
 
 
-def correlate(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Correlation:
+def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | np.ndarray | pd.Series) -> Correlation:
     """Correlate the pairs of which both are finite.
 
     ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary.

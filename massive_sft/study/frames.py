@@ -73,7 +73,9 @@ def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
         for row in _benchmark_rows(one):
             yield identity | about | row
     for benchmark, why in sorted(record.missing.items()):
-        yield identity | {"benchmark": benchmark, "missing": why, "primary": True}
+        # A base model may have the score under one template and lack it under another: the score's row is the one.
+        scored = any(one.benchmark == benchmark for one in record.scores.values())
+        yield identity | {"benchmark": benchmark, "missing": why, "primary": not scored}
 
 
 def _benchmark_rows(one: BenchmarkScores) -> Iterator[dict[str, Any]]:

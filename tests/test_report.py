@@ -1,0 +1,240 @@
+"""The report of hand-made ledgers: whole, safe, offline, honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_records import fill, plan_of, sweep_file
+
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.report import chart, material, numbers, table
+from massive_sft.report.write import write_report
+
+VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what a test asks of a page; fails on tags that do not match."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.text.setdefault(self.open[-1], []).append(data.strip())
+
+    def rows(self, key: str) -> dict[str, Any]:
+        """The data of a table."""
+        at = [dict(attrs).get("id") for tag, attrs in self.elements if tag == "script"].index(f"rows-{key}")
+        content: dict[str, Any] = json.loads(self.text["script"][at])
+        return content
+
+
+def report(plan: Any, ledger: Ledger, out: Path) -> Page:
+    return Page(write_report(plan, ledger, out).read_text())
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    plan = plan_of(sweep_file(tmp_path))
+    return report(plan, fill(plan), tmp_path / "out")
+
+
+def test_report_of_a_finished_sweep_has_every_section(page: Page) -> None:
+    ids = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
+    assert ids == [
+        "troubles",
+        "ran",
+        "gains",
+        "scores",
+        "epochs",
+        "losses",
+        "perplexity",
+        "layers",
+        "data",
+        "provenance",
+    ]
+    assert "18 COMPLETE" in page.text["span"]
+    assert len(page.rows("scores")["rows"]) == 36
+    assert len(page.rows("gains")["rows"]) == 8
+
+
+def test_report_loads_nothing_from_anywhere(page: Page) -> None:
+    for tag, attrs in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base"}
+        assert not {"src", "srcset", "style:url"} & set(attrs)
+        assert not re.match(r"(?i)(https?:)?//", attrs.get("href") or "")
+    assert "http" not in " ".join(page.text["style"])
+    policy = next(attrs["content"] for _, attrs in page.elements if "http-equiv" in attrs)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_report_is_accessible(page: Page) -> None:
+    charts = [attrs for tag, attrs in page.elements if tag == "svg" and "aria-hidden" not in attrs]
+    assert charts
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
+    assert all(attrs.get("scope") == "col" for tag, attrs in page.elements if tag == "th")
+    assert [tag for tag, _ in page.elements].count("table") == [tag for tag, _ in page.elements].count("caption")
+
+
+def test_names_of_users_never_become_markup(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
+    hub = {"hub": "someone/thing", "revision": "a" * 40}
+    changes = {
+        "models": {evil: hub},
+        "datasets": {evil: {**hub, "format": "alpaca"}},
+        "mixtures": {evil: {"each": [evil], "samples": 10}},
+        "settings": {evil: {"method": "full", "lr": 1e-5, "batch": 8}},
+        "blocks": [
+            {
+                "name": "A",
+                "model": evil,
+                "mixture": evil,
+                "setting": evil,
+                "schedule": "constant",
+                "horizon": 2,
+                "snapshots": [1, 2],
+            }
+        ],
+        "evaluation": {"tasks": [{"name": evil}]},
+    }
+    plan = plan_of(sweep_file(tmp_path, **changes))
+
+    def fail(record: Record) -> Record:
+        if record.coordinates["epoch"] != 1:
+            return record
+        return record.model_copy(update={"status": Status.FAILED, "error": evil, "scores": {}})
+
+    text = write_report(plan, fill(plan, fail), tmp_path / "out").read_text()
+    page = Page(text)
+    assert text.count("<script") == 1 + text.count('<script type="application/json"')
+    assert not [tag for tag, attrs in page.elements if tag == "img" or any(name.startswith("on") for name in attrs)]
+    assert evil in page.rows("scores")["columns"][1]["levels"]
+    assert "49" not in str(page.rows("scores")["columns"])
+    assert any(evil in row[1] for row in page.rows("troubles")["rows"])
+
+
+def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+
+    def change(record: Record) -> Record | None:
+        if record.coordinates["model"] == "large" and record.coordinates["method"] == "none":
+            return None
+        if record.coordinates["epoch"] == 2 and record.coordinates["setting"] == "lora":
+            return record.model_copy(update={"status": Status.DIVERGED, "error": "loss is not finite", "scores": {}})
+        return record
+
+    page = report(plan, fill(plan, change), tmp_path / "out")
+    heats = [(row, cell) for row in page.rows("gains")["rows"] for cell in row if isinstance(cell, list)]
+    missing = [cell for _, cell in heats if cell[2] == "missing"]
+    assert len(missing) == 12
+    assert all(cell[0] == numbers.MISSING for cell in missing)
+    assert {cell[5] for cell in missing} == {"missing: loss is not finite", "missing: the base model has no record"}
+    kinds = page.rows("troubles")["columns"][0]["levels"]
+    assert kinds == ["base", "DIVERGED", "to do"]
+    stored = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert stored.loc[stored["status"] == "DIVERGED", "quiz-0shot"].isna().all()
+    assert pd.read_parquet(tmp_path / "out" / "table.parquet").shape == stored.shape
+
+
+def test_report_of_a_sweep_that_has_not_begun_says_so(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    page = report(plan, Ledger.open(plan.root), tmp_path / "out")
+    assert "18 WAITING" in page.text["span"]
+    assert "18 of 18 cells are WAITING: not in this report" in page.rows("troubles")["rows"][0]
+
+
+def test_unsound_files_are_findings(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    ledger = fill(plan)
+    next(ledger.root.glob("trajectories/*/training/epoch-2/losses.jsonl")).write_text("{")
+    next(ledger.root.glob("cells/*/record-1.json")).write_text("{}")
+    texts = [row[1] for row in report(plan, ledger, tmp_path / "out").rows("troubles")["rows"]]
+    assert any("is no loss curve" in text for text in texts)
+    assert any("does not match its checksum" in text for text in texts)
+
+
+def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> None:
+    fill(plan_of(sweep_file(tmp_path)))
+    plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz"}]}))
+    page = report(plan, Ledger.open(plan.root), tmp_path / "out")
+    assert page.rows("scores")["columns"][0]["levels"] == ["quiz-0shot"]
+
+
+def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    losses = [1.0, 3.0, *[2.0] * 300]
+    losses[200] = "nan"  # type: ignore[call-overload]
+    steps = [json.dumps({"step": i, "epoch": 1 if i < 151 else 2, "loss": loss}) for i, loss in enumerate(losses)]
+    path.write_text("\n".join(steps))
+    curve = material.read_curve(path)
+    assert (len(curve.points), curve.steps) == (76, 4)
+    assert curve.points[0] == (2.5 / 151, 2.0)
+    assert sum(value != value for _, value in curve.points) == 1
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), pd.NA, float("inf")])
+def test_no_number_is_a_dash(value: Any) -> None:
+    assert numbers.number(value) == "—"
+    assert numbers.scored(value, "acc") == "—"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.0"), (-0.0001, "−0.00010"), (12.345, "12.3"), (0.5, "0.500"), (1234.5, "1234")]
+)
+def test_number_keeps_three_digits(value: float, text: str) -> None:
+    assert numbers.number(value) == text
+
+
+def test_scores_are_percent_where_people_read_percent() -> None:
+    assert numbers.scored(0.1234, "acc") == "12.3"
+    assert numbers.scored(-0.25, "exact_match", signed=True) == "−25.0"
+    assert numbers.scored(1.23456, "bits_per_byte") == "1.235"
+
+
+def test_chart_without_a_finite_point_is_empty() -> None:
+    assert chart.Panel("t", "x", "y", [chart.Line("l", [(1.0, float("nan"))], 0)]).svg == ""
+
+
+def test_chart_breaks_its_line_at_missing_points() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, float("nan")), (3.0, 1.0), (4.0, 2.0)]
+    (path,) = re.findall(r'class="line[^"]*" d="([^"]*)"', chart.Panel("t", "x", "y", [chart.Line("l", points, 0)]).svg)
+    assert (path.count("M"), path.count("L")) == (2, 2)
+
+
+def test_chart_ticks_are_round_and_inside() -> None:
+    for low, high in [(0.0, 1.0), (-0.3, 0.7), (12.0, 13.0), (1e-5, 2e-5), (5.0, 5.0)]:
+        axis = chart.Axis.over([low, high], 0, 100, False)
+        assert 2 <= len(axis.ticks(5)) <= 11
+        assert all(axis.low <= tick <= axis.high for tick in axis.ticks(5))
+
+
+def test_json_in_a_script_cannot_end_it() -> None:
+    text = table.safe_json({"a": "</script><!--\u2028"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028"}

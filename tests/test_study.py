@@ -1,0 +1,277 @@
+"""Frames, gains, correlations and findings against numbers computed directly."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_records import LAYOUT, benchmark, record, score
+from scipy import stats
+
+from massive_sft.ledger.record import Record, Status
+from massive_sft.study import correlate, findings, frames, metrics, tables
+
+QUIZ, PROSE = "a" * 16, "b" * 16
+
+
+def pair(cell: str, quiz: float | None, prose: float | None = 1.0, **changes: object) -> Record:
+    scores = {
+        QUIZ: benchmark("quiz", {"acc,none": score(quiz), "acc_norm,none": score(0.9)}),
+        PROSE: benchmark("prose", {"bits_per_byte,none": score(prose, higher=False)}),
+    }
+    return record(cell, scores, **changes)
+
+
+def base(cell: str = "b", quiz: float = 0.25, prose: float = 1.5, model: str = "m") -> Record:
+    return pair(cell, quiz, prose, method="none", model=model)
+
+
+def test_tidy_has_one_row_a_metric_and_marks_the_primary_one() -> None:
+    frame = frames.tidy([pair("1", 0.5)])
+    assert list(frame.columns) == list(frames.SCORES)
+    assert frame[["column", "metric", "value"]].values.tolist()[0] == ["prose-0shot", "bits_per_byte", 1.0]
+    assert list(frame.loc[frame["primary"], "metric"]) == ["bits_per_byte", "acc"]
+    row = frame[frame["metric"] == "acc"].iloc[0]
+    assert (row["low"], row["high"], row["n"], row["interval"]) == (0.4, 0.6, 100, "normal")
+
+
+def test_tidy_of_nothing_is_an_empty_frame_of_the_same_columns() -> None:
+    assert list(frames.tidy([]).columns) == list(frames.SCORES)
+    assert tables.gains(frames.tidy([])).empty
+    assert frames.cells([]).empty
+
+
+def test_missing_scores_stay_missing_in_every_table() -> None:
+    gone = pair("1", None, status=Status.PARTIAL, missing={"other-0shot": "data cannot be fetched"})
+    failed = record("2", {}, status=Status.FAILED, error="out of memory", epoch=2)
+    scores, cells = frames.tidy([gone, failed]), frames.cells([gone, failed])
+    table = tables.release_table(cells, scores)
+    assert table["quiz-0shot"].isna()[0]
+    assert table["other-0shot"].isna()[0]
+    assert table.loc[1, ["quiz-0shot", "prose-0shot"]].isna().all()
+    assert b"d,100,False,constant,2,,,,full,full,,0,,FAILED" in tables.to_csv(table)
+    back = pd.read_parquet(io.BytesIO(tables.to_parquet(table)))
+    assert back["quiz-0shot"].isna().all()
+
+
+def test_release_table_follows_the_released_conventions() -> None:
+    records = [pair("1", 0.5, 1.25, method="lora"), base()]
+    table = tables.release_table(frames.cells(records), frames.tidy(records))
+    assert list(table.columns) == [*tables.RELEASED, "prose-0shot", "quiz-0shot", *tables.BESIDE]
+    assert table.iloc[0, :8].tolist() == ["m", "d", 100, True, "constant", 1, 1.25, 50.0]
+    pretrained = table.iloc[1]
+    assert (pretrained["data_name"], pretrained["data_size"], pretrained["epoch"]) == ("pretrain", 0, 0)
+    assert pretrained[["lora", "lr_strategy"]].isna().all()
+    assert table["lora"].dtype == "boolean"
+
+
+def test_release_table_is_read_back_as_the_same_scores() -> None:
+    records = [pair("1", 0.5), base()]
+    table = tables.release_table(frames.cells(records), frames.tidy(records)).drop(columns=tables.BESIDE)
+    back = frames.released(pd.read_csv(io.BytesIO(tables.to_csv(table))))
+    gains = tables.gains(back).set_index("column")["gain"]
+    assert gains["quiz-0shot"] == pytest.approx(25.0)
+    assert set(back.loc[back["method"] == "none", "model"]) == {"m"}
+
+
+def test_gain_has_propagated_error_and_direction() -> None:
+    gains = tables.gains(frames.tidy([pair("1", 0.5, 1.2), base(quiz=0.25, prose=1.5)]))
+    quiz = gains[gains["metric"] == "acc"].iloc[0]
+    assert quiz["gain"] == pytest.approx(0.25)
+    assert quiz["gain_stderr"] == pytest.approx(math.hypot(0.1 / 1.96, 0.1 / 1.96))
+    assert (quiz["gain_low"], quiz["gain_high"]) == pytest.approx(
+        (0.25 - math.hypot(0.1, 0.1), 0.25 + math.hypot(0.1, 0.1))
+    )
+    prose = gains[gains["metric"] == "bits_per_byte"].iloc[0]
+    assert (prose["gain"], prose["improvement"]) == pytest.approx((-0.3, 0.3))
+    assert gains["why"].isna().all()
+
+
+def test_gain_interval_of_proportions_is_newcombes() -> None:
+    # Newcombe 1998, table II, example (a): 56/70 against 48/80, method 10 gives 0.0524 to 0.3339.
+    def wilson(hits: int, n: int) -> tuple[float, float]:
+        found = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+
+    def cell(name: str, hits: int, n: int, **changes: object) -> Record:
+        made = score(hits / n, n).model_copy(update={"interval": wilson(hits, n)})
+        return record(name, {QUIZ: benchmark("quiz", {"acc,none": made})}, **changes)
+
+    gain = tables.gains(frames.tidy([cell("1", 56, 70), cell("b", 48, 80, method="none")])).iloc[0]
+    assert (gain["gain_low"], gain["gain_high"]) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("others", "why"),
+    [
+        ([], "the base model has no record"),
+        ([base(model="another")], "the base model has no record"),
+        (
+            [record("b", {PROSE: benchmark("prose", {"acc,none": score(0.5)})}, method="none")],
+            "the base model was not scored under this protocol",
+        ),
+        ([base("b1"), base("b2")], "several base models have this name"),
+    ],
+)
+def test_gain_without_a_matching_base_is_missing_and_says_why(others: list[Record], why: str) -> None:
+    gains = tables.gains(frames.tidy([pair("1", 0.5), *others]))
+    row = gains[gains["metric"] == "acc"].iloc[0]
+    assert math.isnan(row["gain"])
+    assert row["why"] == why
+
+
+def test_gain_is_never_taken_across_protocols() -> None:
+    under = {"1": "quiz@0 1111111111111111", "2": "quiz@0 2222222222222222"}
+    made = {key: benchmark("quiz", {"acc,none": score(0.5)}, asked=asked) for key, asked in under.items()}
+    both = record("b", {"1" * 16: made["1"], "2" * 16: made["2"]}, method="none")
+    scores = frames.tidy([record("1", {"1" * 16: made["1"]}), record("2", {"2" * 16: made["2"]}, epoch=2), both])
+    assert sorted(scores["column"].unique()) == ["quiz-0shot [111111]", "quiz-0shot [222222]"]
+    gains = tables.gains(scores)
+    assert len(gains) == 2
+    assert (gains["gain"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "chosen"),
+    [
+        (["acc_norm,none", "acc,none"], "acc,none"),
+        (["exact_match,flexible-extract", "exact_match,strict-match"], "exact_match,strict-match"),
+        (["word_perplexity,none", "bits_per_byte,none", "byte_perplexity,none"], "bits_per_byte,none"),
+        (["zeta,none", "alpha,none"], "alpha,none"),
+    ],
+)
+def test_primary_metric_is_chosen_by_name_alone(keys: list[str], chosen: str) -> None:
+    for order in (keys, keys[::-1]):
+        assert metrics.primary({key: score(0.5) for key in order}) == chosen
+
+
+def test_score_and_reason_of_one_benchmark_are_one_primary_row() -> None:
+    both = pair("1", 0.5, status=Status.PARTIAL, missing={"quiz-0shot": "not under the other template"})
+    scores = frames.tidy([both])
+    assert scores.query("column == 'quiz-0shot'")["value"].tolist() == [0.5]
+    assert scores["missing"].dropna().tolist() == ["not under the other template"]
+    assert len(tables.release_table(frames.cells([both]), scores)) == 1
+
+
+def test_primary_metric_without_direction_comes_last() -> None:
+    assert metrics.primary({"acc,none": score(0.1, higher=None), "f1,none": score(0.2)}) == "f1,none"
+
+
+def test_group_stands_for_its_benchmark_and_tasks_for_themselves_without_one() -> None:
+    grouped = benchmark(
+        "mmlu",
+        {"acc,none": score(0.1)},
+        groups={"mmlu": {"acc,none": score(0.3)}, "mmlu_stem": {"acc,none": score(0.2)}},
+    )
+    assert frames.tidy([record("1", {QUIZ: grouped})]).query("primary")["value"].tolist() == [0.3]
+    loose = grouped.model_copy(update={"groups": {}, "tasks": {name: {"acc,none": score(0.1)} for name in "ab"}})
+    assert frames.tidy([record("1", {QUIZ: loose})])["column"].tolist() == ["mmlu-0shot:a", "mmlu-0shot:b"]
+
+
+def test_seeds_are_averaged_with_students_t() -> None:
+    values = [0.4, 0.5, 0.9]
+    records = [pair(str(index), value, seed=index) for index, value in enumerate(values)]
+    row = (
+        tables.over_seeds(tables.gains(frames.tidy([*records, base(quiz=0.25)]))).set_index("column").loc["quiz-0shot"]
+    )
+    differences = np.array(values) - 0.25
+    low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert (row["seeds"], row["gain"]) == (3, pytest.approx(differences.mean()))
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
+    assert row["n"] == 100
+
+
+def test_correlation_equals_scipys() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=20)
+    y = x + generator.normal(size=20)
+    found, direct = correlate.correlate(x, y), stats.pearsonr(x, y)
+    assert (found.n, found.pearson, found.pearson_p) == (
+        20,
+        pytest.approx(direct.statistic),
+        pytest.approx(direct.pvalue),
+    )
+    assert (found.pearson_low, found.pearson_high) == pytest.approx(tuple(direct.confidence_interval()))
+    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.spearman_low < found.spearman < found.spearman_high
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "n", "note"),
+    [
+        ([1, 2, 3], [1, 2, 3], 3, "too few"),
+        ([1, 2, 3, math.nan], [1, 2, 3, 4], 3, "too few"),
+        ([1, 2, 3, 4], [2, 2, 2, 2], 4, "constant"),
+    ],
+)
+def test_correlation_that_cannot_be_had_says_so(x: list[float], y: list[float], n: int, note: str) -> None:
+    found = correlate.correlate(x, y)
+    assert (found.n, found.note) == (n, note)
+    assert math.isnan(found.pearson)
+
+
+def test_points_are_one_a_run_at_its_last_epoch() -> None:
+    run = "7" * 16
+    measures = {
+        "perplexity": {"all": {"perplexity_micro": math.e}},
+        "layer_change": {"relative": 0.5, "relative_by_layer": {"1": 0.2, "0": 0.1}},
+    }
+    records = [pair(f"{epoch}", 0.25 + epoch / 10, epoch=epoch, trajectory=run, measures=measures) for epoch in (1, 2)]
+    points = correlate.points(frames.cells(records), tables.gains(frames.tidy([*records, base()])))
+    quiz = points[points["column"] == "quiz-0shot"]
+    assert quiz[["epoch", "log_perplexity_all", "layer_change"]].values.tolist() == [[2, 1.0, 0.5]]
+    assert quiz["improvement"].item() == pytest.approx(0.2)
+    assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[1, 0.2], [0, 0.1]] * 2
+
+
+def all_findings(records: list[Record]) -> list[findings.Finding]:
+    scores = frames.tidy(records)
+    return findings.findings(frames.cells(records), scores, tables.gains(scores))
+
+
+def test_findings_name_what_failed_diverged_and_is_partial() -> None:
+    records = [
+        base(),
+        pair("1", 0.5, status=Status.PARTIAL, missing={"other-0shot": "no network"}),
+        record("2", {}, status=Status.FAILED, error="out of memory", epoch=2),
+        record("3", {}, status=Status.DIVERGED, error="loss is not finite at step 3", epoch=3),
+    ]
+    found = {item.kind: item.text for item in all_findings(records)}
+    assert found == {
+        "FAILED": "m d full constant epoch 2 seed 0: out of memory",
+        "DIVERGED": "m d full constant epoch 3 seed 0: loss is not finite at step 3",
+        "PARTIAL": "other-0shot is missing in 1 cells: no network",
+    }
+
+
+def test_mixed_layouts_of_one_model_are_found() -> None:
+    records = [
+        pair(str(zero), 0.5 + zero / 10, epoch=1 + zero, training={"layout": {**LAYOUT, "zero": zero}})
+        for zero in (1, 2)
+    ]
+    kinds = [item for item in all_findings([base(), *records]) if item.kind == "layout"]
+    assert len(kinds) == 1
+    assert "zero 1 / 2" in kinds[0].text
+    assert not [item for item in all_findings([base(), records[0]]) if item.kind == "layout"]
+
+
+def many(cell: str, values: list[float], **changes: object) -> Record:
+    return record(
+        cell, {f"{i:016x}": benchmark(f"t{i}", {"acc,none": score(v)}) for i, v in enumerate(values)}, **changes
+    )
+
+
+def test_copied_cells_are_found_and_common_scores_are_no_copy() -> None:
+    generator = np.random.default_rng(1)
+    different = [many(f"{i:x}e", [*generator.random(9), 0.0, 0.0, 0.0, 0.0, 0.0], epoch=i + 1) for i in range(12)]
+    assert findings.copied(frames.tidy(different)) == []
+    values = [
+        score.tasks[name]["acc,none"].value or 0.0 for score in different[0].scores.values() for name in score.tasks
+    ]
+    copy = many("c", [*values[:6], *generator.random(8)], model="another")
+    (found,) = findings.copied(frames.tidy([*different, copy]))
+    assert "identical scores on 6 of 14 benchmarks" in found.text
+    assert set(found.cells) == {different[0].cell, copy.cell}
