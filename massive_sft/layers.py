@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         "tensor": pa.string(),  # name in the snapshot, or of the adapted weight in the model
         "layer": pa.int32(),  # null outside the stack of layers
         "kind": pa.string(),  # the module's own name, such as q_proj; or embed, head, norm
-        "method": pa.string(),  # full or lora
+        "method": pa.string(),  # full, lora, or frozen (a weight without an adapter: no change)
         "numel": pa.int64(),
         "base_norm": pa.float64(),  # Frobenius norm at the start
         "final_norm": pa.float64(),
@@ -76,8 +76,8 @@ class Tensors:
     def names(self) -> list[str]:
         return sorted(self._files)
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor by name; a checkpoint of the inner model alone lacks its prefix (``transformer.h.0``).
+    def find(self, name: str) -> str:
+        """Return a tensor's name here; a checkpoint of the inner model alone lacks its prefix (``transformer.h.0``).
 
         Raises:
             Corrupt: when there is none, or more than one that fits.
@@ -87,15 +87,21 @@ class Tensors:
         found = found or [known for known in self._files if f".{known}".endswith(f".{name}")]
         if len(found) != 1:
             raise Corrupt(f"{self._folder}: has {len(found)} tensors for {name}")
-        with safe_open(self._files[found[0]], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(found[0])
+        return found[0]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor by name, or as ``find`` finds it."""
+        found = self.find(name)
+        with safe_open(self._files[found], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(found)
         return tensor
 
 
 def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
     """Measure the change of every floating-point tensor of a snapshot.
 
-    Shared weights have one row. A weight without an adapter did not change and has none.
+    Shared weights have one row. A weight without an adapter did not change; it has a row too, so that norms over all
+    weights of a model or a layer mean the same for both methods.
 
     Args:
         base: the model that training started from.
@@ -164,6 +170,7 @@ def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dic
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     adapter = Tensors(snapshot)
+    frozen = set(start.names())
     for name in adapter.names():
         if name.endswith(".lora_B.weight"):
             continue
@@ -172,6 +179,7 @@ def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dic
         module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         a = adapter.read(name)
         b = adapter.read(name.replace(".lora_A.", ".lora_B."))
+        frozen.discard(start.find(f"{module}.weight"))
         before = start.read(f"{module}.weight").to(a.dtype)
         if config.get("fan_in_fan_out"):
             before = before.T
@@ -182,6 +190,11 @@ def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dic
         if spectrum:
             values = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
         yield _row(f"{module}.weight", "lora", before.numel(), _adapter_sums(before, a, b), values, spectrum)
+    for name in sorted(frozen):
+        weights = start.read(name)
+        if weights.is_floating_point():
+            square = sum(float(part.double().square().sum()) for part in weights.flatten().split(_CHUNK))
+            yield _row(name, "frozen", weights.numel(), _Sums(square, square, product=square), None, spectrum)
 
 
 def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Sums:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.suites import all_tasks
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
@@ -60,6 +60,19 @@ class CellPlan:
     @property
     def is_done(self) -> bool:
         return self.status in SETTLED and not self.lacking
+
+    def refreshed(self, record: Record | None) -> CellPlan:
+        """Return the plan by the cell's newest record: somebody else may have worked on it since."""
+        if record is None:
+            return self
+        return replace(self, status=record.status, lacking=lacking(self.asked, record.status, record.answers))
+
+
+def lacking(asked: Iterable[Asked], status: Status, answers: Collection[str]) -> tuple[Asked, ...]:
+    """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""
+    if status in (Status.DIVERGED, Status.PRUNED):
+        return ()
+    return tuple(item for item in asked if item.id not in answers)
 
 
 @dataclass(frozen=True)
@@ -193,9 +206,7 @@ def _cell_plans(cells: Cells, asked: _Asked, root: Path) -> Iterable[CellPlan]:
         wanted = asked.of(cell)
         entry = entries.get(cell.id)
         status = statuses.get(cell.id, Status.WAITING)
-        settled_empty = status in (Status.DIVERGED, Status.PRUNED)
-        lacking = () if settled_empty else tuple(item for item in wanted if not entry or item.id not in entry.answers)
-        yield CellPlan(cell, status, wanted, lacking)
+        yield CellPlan(cell, status, wanted, lacking(wanted, status, entry.answers if entry else ()))
 
 
 class _Asked:
@@ -204,6 +215,7 @@ class _Asked:
     def __init__(self, sweep: Sweep, contents: Contents):
         self.sweep, self.contents = sweep, contents
         self.tasks = [self._task(index, task) for index, task in enumerate(all_tasks(sweep.file.evaluation))]
+        self._refuse_equal_names()
         settings = [variant.setting for variants in sweep.variants for variant in variants]
         self.by_template = {_template_id(setting): self._under(setting) for setting in settings}
 
@@ -222,18 +234,29 @@ class _Asked:
         path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
         return task.model_copy(update={"path": str(path)}), {"file": self.contents.task(path, place)}
 
+    def _refuse_equal_names(self) -> None:
+        """Scores are told apart by the benchmark's name and shots, in tables and figures too."""
+        names = Counter(f"{_title(task)} at {shots} shots" for task, _ in self.tasks for shots in task.shots)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            place = f"{self.sweep.path}: evaluation.tasks"
+            raise InvalidInput(
+                Problem(place, "two benchmarks have one name; rename a task file", name) for name in twice
+            )
+
     def _under(self, setting: Setting) -> tuple[Asked, ...]:
         protocol = self.sweep.file.evaluation.protocol
-        identity = protocol.model_dump(mode="json")
+        identity = protocol.model_dump(mode="json", exclude={"fewshot"})
         if protocol.template == "training":
             identity["text"] = _template_id(setting)
+        sampler = protocol.fewshot.model_dump(include={"sampler"} if protocol.fewshot.sampler == "first_n" else None)
         return tuple(
             Asked(
                 f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}", task, shots, setting.template
             )
             for task, content in self.tasks
             for shots in task.shots
-            if (more := {"shots": shots, "limit": task.limit})
+            if (more := {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})})
         )
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from massive_sft.errors import LeaseLost
@@ -105,6 +105,9 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
         return False
     with attempt:
         try:
+            run = replace(run, cells=tuple(cell.refreshed(ledger.read_record(cell.cell.id)) for cell in run.cells))
+            if not todo(run):
+                return True  # by somebody else, since the plan was made
             trained = find_trained(ledger, run)
             if trained is None or (retrain and _lacks_snapshots(run, ledger, trained)):
                 listen(Began(run.trajectory, attempt.number))
@@ -116,7 +119,8 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
             if attempt.folder.is_dir():
                 (attempt.folder / "traceback.txt").write_text(traceback_of(error))
             for cell in todo(run):
-                listen(Recorded(cell.cell, recorder.failed(cell, attempt.number, sentence(error))))
+                record = recorder.failed(cell, attempt.number, sentence(error))
+                listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
         return False
 
 
@@ -128,7 +132,7 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and record.status in (Status.COMPLETE, Status.DIVERGED):
-            remove_snapshot(ledger, run, cell.cell.epoch)
+            remove_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
 
 
 def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
+from massive_sft.stages.outcome import remove_snapshot
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Happening, Recorded
+from massive_sft.trial import Began, Happening, Recorded, make_recorder
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -79,7 +80,7 @@ def test_inline_run_completes_every_cell(finished: Path) -> None:
     trained = found["full-2"]
     assert set(trained.measures) == {"perplexity", "layer_change", "token_length"}
     assert trained.counts["total"]["samples"] == 96
-    assert (trained.training["steps"], trained.attempt) == (6, 1)
+    assert (trained.training["steps"], found["full-1"].training["steps"], trained.attempt) == (6, 3, 1)
     assert trained.training["last_loss"] < trained.training["first_loss"]
     assert trained.training["layout"]["zero"] == 1
     assert trained.provenance["sweep_file"]["name"] == "sweep.yaml"
@@ -136,9 +137,9 @@ def test_removed_snapshot_is_trained_again_only_when_asked(copy: Path) -> None:
     path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"))
     _, result, happened = run(path)
     assert "Began" not in happened
-    failed = [record for record in result.records if record.status is Status.FAILED]
-    assert {record.coordinates["setting"] for record in failed} == {"full"}
-    assert all("run with --retrain" in str(record.error) for record in failed)
+    partial = [record for record in result.records if record.status is Status.PARTIAL]
+    assert {record.coordinates["setting"] for record in partial} == {"full"}
+    assert all("run with --retrain" in record.missing["arith_mc-0shot"] for record in partial)
     assert len(records(path)["full-2"].scores) == 2, "what was there is kept"
     _, result, happened = run(path, retrain=True)
     assert "Began" in happened
@@ -199,10 +200,73 @@ def test_error_in_one_trajectory_leaves_the_others(copy: Path) -> None:
     found = {f"{record.coordinates['setting']}-{record.coordinates['epoch']}": record for record in result.records}
     assert found["none-0"].status is Status.COMPLETE
     assert found["lora-1"].status is Status.COMPLETE
-    assert found["lora-2"].status is Status.FAILED
+    assert found["lora-2"].status is Status.PARTIAL
     assert "Began" not in happened
     _, result, _ = run(path, retrain=True)
     assert [record.status for record in result.records] == [Status.COMPLETE]
+
+
+def test_snapshot_added_between_is_trained_once_and_the_others_stay(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 3}
+    run(small_sweep(tmp_path, blocks=[block | {"snapshots": [1, 3]}]))
+    path = small_sweep(tmp_path, blocks=[block | {"snapshots": [1, 2, 3]}])
+    _, result, happened = run(path)
+    assert [(record.status, record.coordinates["epoch"]) for record in result.records] == [(Status.COMPLETE, 2)]
+    assert happened.count("Began") == 1
+    assert run(path)[2] == []
+
+
+def test_stale_plan_overwrites_nothing(tmp_path: Path) -> None:
+    """A run planned before another one finished finds its work done."""
+    path = small_sweep(tmp_path, blocks=only_full())
+    stale = make_plan(load_sweep(path))
+    run(path)
+    before = records(path)
+    result = Result()
+    run_inline(stale, result.happened.append)
+    assert not any(isinstance(event, Began) for event in result.happened)
+    assert records(path) == before
+
+
+def test_failure_never_replaces_what_is_done(finished: Path) -> None:
+    plan = make_plan(load_sweep(finished / "sweep.yaml"))
+    stale = replace(plan.runs[0].cells[0], status=Status.WAITING)
+    record = make_recorder(plan).failed(stale, 1, "too late")
+    assert record is not None and record.status is Status.COMPLETE
+
+
+def test_equal_names_for_two_benchmarks_are_refused(tmp_path: Path) -> None:
+    tasks = with_task(tmp_path, "facts_mc")["tasks"]
+    path = small_sweep(tmp_path, evaluation={"tasks": [tasks[0], tasks[0] | {"limit": 5}]})
+    with pytest.raises(InvalidInput, match="two benchmarks have one name"):
+        make_plan(load_sweep(path))
+
+
+def test_few_shot_settings_do_not_ask_again_for_zero_shot_scores(copy: Path) -> None:
+    small_sweep(copy)
+    evaluation = with_task(copy, "facts_mc")
+    evaluation["protocol"] |= {"fewshot": {"seed": 5}}
+    assert make_plan(load_sweep(small_sweep(copy, evaluation=evaluation))).todo == ()
+
+
+def test_damaged_score_cache_is_scored_again(copy: Path) -> None:
+    for path in (copy / "ledger" / "cache" / "scores").rglob("*.json"):
+        path.write_text('{"half')
+    shutil.rmtree(copy / "ledger" / "cells")
+    _, result, _ = run(small_sweep(copy, blocks=only_lora()))
+    assert [record.status for record in result.records] == [Status.COMPLETE] * 3
+
+
+def test_leftover_of_a_killed_removal_does_no_harm(copy: Path) -> None:
+    (adapter,) = (copy / "ledger" / "trajectories").rglob("epoch-1/adapter_model.safetensors")
+    ledger, trajectory = Ledger.open(copy / "ledger"), adapter.parents[2].name
+    (adapter.parents[1] / ".epoch-1.removed.x").mkdir()
+    remove_snapshot(ledger, trajectory, 1)
+    assert [path.name for path in adapter.parents[1].iterdir()] == ["epoch-2"]
+
+
+def test_finished_attempt_leaves_no_weights_behind(finished: Path) -> None:
+    assert not list((finished / "ledger" / "trajectories").glob("*/attempts/*/*"))
 
 
 def test_missing_local_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -220,6 +284,10 @@ def with_task(folder: Path, name: str) -> dict[str, Any]:
         "protocol": {"dtype": "fp32"},
         "tasks": [{"path": str(tasks / f"{one}.yaml"), "limit": 12} for one in names],
     }
+
+
+def only_full() -> list[dict[str, Any]]:
+    return [only_lora()[0] | {"setting": "full"}]
 
 
 def only_lora() -> list[dict[str, Any]]:

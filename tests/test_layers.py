@@ -68,10 +68,15 @@ def test_layer_change_adapter_equals_the_merged_difference(tmp_path: Path) -> No
     end = merged.double().merge_and_unload().state_dict()
     start = state(base)
     table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=2).to_pylist()
-    assert len(table) == 2 * 7
-    for row in table:
+    adapted = [row for row in table if row["method"] == "lora"]
+    assert len(adapted) == 2 * 7
+    assert {row["tensor"] for row in table} == set(layers.Tensors(base).names())
+    for row in (row for row in table if row["method"] == "frozen"):
+        assert row["delta_norm"] == row["max_abs"] == 0
+        assert row["base_norm"] == pytest.approx(float(start[row["tensor"]].double().norm()), rel=1e-6)
+    for row in adapted:
         check(row, start[row["tensor"]], end[row["tensor"]])
-        assert row["method"] == "lora" and row["rounding_floor"] == 0
+        assert row["rounding_floor"] == 0
         values = torch.linalg.svdvals(end[row["tensor"]] - start[row["tensor"]].double())
         assert row["singular_values"] == pytest.approx(values[:2].tolist(), rel=1e-5)
         assert 1 <= row["effective_rank"] <= 3.0001
@@ -81,7 +86,8 @@ def test_layer_change_adapter_on_transposed_weights_equals_the_merged_difference
     base, snapshot = trained(tmp_path, family="gpt2", method="lora")
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), snapshot)
     end = merged.merge_and_unload().state_dict()
-    for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist():
+    table = layers.layer_change(Model(path=str(base)), snapshot).to_pylist()
+    for row in (row for row in table if row["method"] == "lora"):
         start = state(base)[row["tensor"]]
         assert row["cosine"] == pytest.approx(
             float(torch.nn.functional.cosine_similarity(start.reshape(-1), end[row["tensor"]].reshape(-1), dim=0)),

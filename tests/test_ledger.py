@@ -84,7 +84,7 @@ def write_cell_through(root: Path) -> str:
         scores.parent.mkdir(exist_ok=True)
         scores.write_text("{}")
         ledger.write_record(make_record(attempt=attempt.number, files=published.files), attempt.claim)
-        attempt.discard()
+        attempt.clean_up()
     return "wrote"
 
 

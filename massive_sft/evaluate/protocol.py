@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from massive_sft import files
+from massive_sft.errors import Corrupt
 from massive_sft.evaluate.requests import RequestSet
-from massive_sft.fingerprint import fingerprint
+from massive_sft.fingerprint import canonical, fingerprint
+from massive_sft.ledger.record import seal, unseal
 from massive_sft.sweep import schema
 
 
@@ -29,26 +34,40 @@ def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
     )
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class ScoreCache:
     """Scores under ``root/<weights id>/``: a base model is scored once per storage root.
 
-    ``<protocol id>.json`` is the table, ``<protocol id>.parquet`` the per-sample values.
+    ``<protocol id>.json`` is the table, sealed, with the checksum of ``<protocol id>.parquet``, the per-sample values.
+    An unsound entry counts as not there: it is scored again.
     """
 
     root: Path
 
     def get(self, weights: str, protocol: str) -> tuple[dict[str, Any], bytes] | None:
-        """Return (table, per-sample values as Parquet), or ``None`` when there are none.
-
-        Raises ``Corrupt`` when the table does not parse.
-        """
-        table, samples = paths(self.root / weights, protocol)
-        return (files.read_json(table), samples.read_bytes()) if table.is_file() else None
+        """Return (table, per-sample values as Parquet), or ``None`` when there are none that are sound."""
+        table_path, samples_path = paths(self.root / weights, protocol)
+        try:
+            entry = json.loads(unseal(table_path.read_bytes(), str(table_path)))
+            samples = samples_path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except Corrupt as error:
+            log.warning("%s; it is scored again", error)
+            return None
+        if hashlib.sha256(samples).hexdigest() != entry["samples"]:
+            log.warning("%s: does not match its checksum; it is scored again", samples_path)
+            return None
+        return entry["table"], samples
 
     def put(self, weights: str, protocol: str, table: dict[str, Any], samples: bytes) -> None:
         """Store scores atomically."""
-        write(self.root / weights, protocol, table, samples)
+        table_path, samples_path = paths(self.root / weights, protocol)
+        files.write_bytes(samples_path, samples)
+        files.write_bytes(table_path, seal({"table": table, "samples": hashlib.sha256(samples).hexdigest()}))
 
 
 def paths(folder: Path, protocol: str) -> tuple[Path, Path]:
@@ -60,4 +79,4 @@ def write(folder: Path, protocol: str, table: dict[str, Any], samples: bytes) ->
     """Write a protocol's per-sample values, then its table, each atomically."""
     table_path, samples_path = paths(folder, protocol)
     files.write_bytes(samples_path, samples)
-    files.write_json(table_path, table)
+    files.write_json(table_path, json.loads(canonical(table)))  # in the order that the cache gives it back

@@ -109,9 +109,16 @@ class Attempt:
         if self.lease is not None:
             self.lease.release()
 
-    def discard(self) -> None:
-        """Remove what this attempt wrote and did not publish. Its number stays taken."""
-        shutil.rmtree(self.folder)
+    def clean_up(self) -> None:
+        """Remove the folders that this and earlier attempts wrote and did not publish; their logs stay.
+
+        Raises ``LeaseLost`` when another attempt owns the trajectory.
+        """
+        self.claim.verify()
+        for folder in self.folder.parent.iterdir():
+            if folder.name.isdigit() and int(folder.name) <= self.number:
+                for leftover in (path for path in folder.iterdir() if path.is_dir()):
+                    shutil.rmtree(leftover)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"lease": None}

@@ -51,14 +51,6 @@ def load_or_build(cache_dir: Path, key: str, build: Callable[[], tuple[Samples, 
     return samples, counts
 
 
-def cached_counts(cache_dir: Path, key: str) -> Counts | None:
-    """Return the counts cached under ``key`` without reading the arrays; None when there are none to trust."""
-    try:
-        return _read_counts(cache_dir, key)[0]
-    except (FileNotFoundError, Corrupt):
-        return None
-
-
 def _arrays_path(cache_dir: Path, key: str) -> Path:
     return cache_dir / f"{key}.npz"
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from massive_sft.modeling import PreTrainedTokenizerFast
 
 _BATCH = 512  # rows encoded in one call: enough to be fast, few enough to hold their offsets in memory
-_ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")
 
 
 class PartCounts(Strict):

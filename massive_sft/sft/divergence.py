@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import fmean, median
 
 # Nats per trainable token.
@@ -88,3 +89,38 @@ class LossCurve:
             return 0.0
         differences = [abs(after - before) for before, after in zip(self.losses, self.losses[1:], strict=False)]
         return median(differences) / (0.6745 * math.sqrt(2))
+
+
+class Verdicts:
+    """The verdict on each snapshot of a run, by the losses up to its own epoch alone.
+
+    So it never depends on how far the run went on: each epoch has a curve of its own length.
+
+    Attributes:
+        diverged: by epoch, why the run had diverged by its end; empty when it had not. Holds the epochs judged so far.
+    """
+
+    def __init__(self, epochs: Iterable[int], steps_per_epoch: int, vocabulary: int):
+        self._curves = {epoch: LossCurve(epoch * steps_per_epoch, vocabulary) for epoch in sorted(epochs)}
+        self.diverged: dict[int, str] = {}
+
+    @property
+    def last(self) -> LossCurve:
+        """The curve of the last epoch, which has all losses."""
+        return self._curves[max(self._curves)]
+
+    def add(self, loss: float, grad_norm: float) -> str | None:
+        """Add one step; return why to stop now: every snapshot still to come has diverged already. Else None."""
+        step = len(self.last.losses) + 1
+        for epoch, curve in self._curves.items():
+            if curve.steps < step:
+                continue
+            reason = curve.add(loss, grad_norm)
+            if reason is None and curve.steps == step:
+                reason = curve.final() or ""
+            if reason is not None:
+                self.diverged.setdefault(epoch, reason)
+        ahead = [epoch for epoch, curve in self._curves.items() if curve.steps > step]
+        if ahead and all(self.diverged.get(epoch) for epoch in ahead):
+            return self.diverged[ahead[0]]
+        return None

@@ -18,7 +18,7 @@ from massive_sft import modeling
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
 from massive_sft.samples import Samples
 from massive_sft.sft import batches, lora, packing, snapshot
-from massive_sft.sft.divergence import LossCurve
+from massive_sft.sft.divergence import Verdicts
 from massive_sft.sft.engine import Engine, join_group, layout_problems, out_of_memory, quiet, sum_over_ranks
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.loss import SummedLoss, packs_cleanly
@@ -36,19 +36,17 @@ class TrainingSummary:
     """How a trajectory went; equal on every rank but for ``seconds``.
 
     Attributes:
-        status: COMPLETE, or DIVERGED with its ``reason``.
+        diverged: by snapshot epoch, why the run had diverged by then; empty when it had not.
         steps: optimizer steps done.
         first_loss, last_loss: mean loss over the first and last 5 % of steps (at least 5), nats per token.
         tokens, trainable_tokens: seen in all, without padding.
         seconds: from the first step to the end, snapshots included.
         snapshots: folder by epoch.
         parameters, trained_parameters: numbers of weights.
-        vocabulary: rows of the output layer.
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
     """
 
-    status: Literal["COMPLETE", "DIVERGED"]
-    reason: str
+    diverged: dict[int, str]
     steps: int
     first_loss: float
     last_loss: float
@@ -58,8 +56,16 @@ class TrainingSummary:
     snapshots: dict[int, Path]
     parameters: int
     trained_parameters: int
-    vocabulary: int
     micro_batch: dict[str, int]
+
+    @property
+    def reason(self) -> str:
+        """Why the whole run diverged; empty when it did not."""
+        return self.diverged[max(self.diverged)]
+
+    @property
+    def status(self) -> Literal["COMPLETE", "DIVERGED"]:
+        return "DIVERGED" if self.reason else "COMPLETE"
 
 
 class OutOfMemory(MassiveSFTError):
@@ -76,7 +82,7 @@ class _Run:
     model: Any
     rank: int
     limit: packing.Limit
-    curve: LossCurve
+    verdicts: Verdicts
     steps_per_epoch: int
     step: int = 0
     tokens: int = 0
@@ -120,29 +126,26 @@ def _train_quietly(
     loss = SummedLoss(model)
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    curve = LossCurve(per_epoch * max(spec.snapshots), vocabulary)
+    verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
     engine = Engine(loss, spec.setting, spec.layout)
-    run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine, model), curve, per_epoch)
+    run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine, model), verdicts, per_epoch)
     began = time.perf_counter()
     try:
         with _losses_file(directory, rank) as losses:
-            reason = _train(run, directory, losses, report)
+            _train(run, directory, losses, report)
     finally:
         loss.release()
         engine.close()
     return TrainingSummary(
-        "DIVERGED" if reason else "COMPLETE",
-        reason or "",
+        verdicts.diverged,
         run.step,
-        curve.start(),
-        curve.end(),
+        verdicts.last.start(),
+        verdicts.last.end(),
         run.tokens,
         run.trainable_tokens,
         time.perf_counter() - began,
         run.snapshots,
         *counts,
-        vocabulary,
         {name: value for name, value in asdict(run.limit).items() if value is not None},
     )
 
@@ -209,8 +212,8 @@ def _losses_file(directory: Path, rank: int) -> TextIO:
     return (directory / "losses.jsonl").open("w")
 
 
-def _train(run: _Run, directory: Path, losses: TextIO, report: Callable[[Event], None]) -> str | None:
-    """Train to the last snapshot; return why the run diverged, or None."""
+def _train(run: _Run, directory: Path, losses: TextIO, report: Callable[[Event], None]) -> None:
+    """Train to the last snapshot, or until every snapshot still to come has diverged already."""
     setting = run.spec.setting
     for epoch in range(1, max(run.spec.snapshots) + 1):
         order = batches.epoch_order(len(run.samples), setting.seed, epoch)
@@ -220,12 +223,10 @@ def _train(run: _Run, directory: Path, losses: TextIO, report: Callable[[Event],
                 losses.write(_line(done))
                 losses.flush()
                 report(done)
-            reason = run.curve.add(done.loss, done.grad_norm)
-            if reason:
-                return reason
+            if run.verdicts.add(done.loss, done.grad_norm):
+                return
         if epoch in run.spec.snapshots:
             _snapshot(run, epoch, directory, report)
-    return run.curve.final()
 
 
 def _line(done: StepDone) -> str:

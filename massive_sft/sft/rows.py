@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from massive_sft.errors import UNSET, InvalidInput, Problem
+from massive_sft.errors import UNSET
 from massive_sft.sft.findings import Findings
-from massive_sft.sweep.schema import Column, Columns, Dataset
+from massive_sft.sweep import filter as filters
+from massive_sft.sweep.schema import Columns, Dataset
+from massive_sft.sweep.values import Column
 
 MISSING: Any = object()
 # Where format `messages` looks when no column is named: LIMA and ShareGPT files say `conversations`.
@@ -91,37 +93,19 @@ def lookup(value: Any, column: Column) -> Any:
     return value
 
 
-def plain(value: Any) -> str | None:
-    """Return the text by which filters compare: 1 equals "1", true equals "true", null only null."""
-    if value is None or value is MISSING:
-        return None
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 class Condition(NamedTuple):
     column: Column
     values: frozenset[str | None]
     keep: bool
 
 
-def conditions(dataset: Dataset, place: str) -> list[Condition]:
-    """Return a dataset's filter as conditions that all must hold. Raises InvalidInput for a malformed filter."""
-    refused = dataset.filter.get("not", {})
-    if not isinstance(refused, dict):
-        raise InvalidInput(Problem(f"{place}.filter.not", "must map columns to the refused values", refused))
-    accepted = {column: value for column, value in dataset.filter.items() if column != "not"}
-    found, problems = [], []
-    for wanted, keep in ((accepted, True), (refused, False)):
-        for column, value in wanted.items():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            if not values or any(isinstance(item, (list, dict)) for item in values):
-                problems.append(Problem(f"{place}.filter.{column}", "must be a value or a list of values", value))
-                continue
-            number = int(column) if headerless(dataset.mapping) and str(column).isdigit() else column
-            found.append(Condition(number, frozenset(map(plain, values)), keep))
-    if problems:
-        raise InvalidInput(problems)
-    return found
+def conditions(dataset: Dataset) -> list[Condition]:
+    """Return a dataset's filter as conditions that all must hold."""
+    numbered = headerless(dataset.mapping)
+    return [
+        Condition(int(column) if numbered and column.isdigit() else column, values, keep)
+        for (column, keep), values in filters.conditions(dataset.filter).items()
+    ]
 
 
 def named_columns(mapping: Columns) -> tuple[Column, ...]:
@@ -141,7 +125,9 @@ class Converter:
     def __init__(self, dataset: Dataset, place: str, findings: Findings):
         self._dataset, self._place, self._findings = dataset, place, findings
         self._mapping = dataset.mapping
-        self._conditions = conditions(dataset, place)
+        self._conditions = conditions(dataset)
+        # The longest first, so that the order of the list does not matter.
+        self._strip = sorted(set(dataset.strip), key=lambda text: (-len(text), text))
         self._seen: set[Column] = set()
         self._columns: dict[str, None] = {}
         self._passed = 0
@@ -207,7 +193,7 @@ class Converter:
     def _passes(self, record: Any, mapped: Mapped) -> bool:
         # Every condition is looked at, also after one has failed: a column counts as missing when no look found it.
         held = [
-            (plain(self._filtered(record, mapped, condition.column)) in condition.values) == condition.keep
+            (filters.plain(self._filtered(record, mapped, condition.column)) in condition.values) == condition.keep
             for condition in self._conditions
         ]
         return all(held)
@@ -216,7 +202,10 @@ class Converter:
         """Return what a filter compares: the first turn's mapped text, or what stands in a column."""
         if column == "prompt":
             return mapped.turns[0][0]
-        return mapped.turns[0][1] if column == "completion" else self._lookup(record, column)
+        if column == "completion":
+            return mapped.turns[0][1]
+        value = self._lookup(record, column)
+        return None if value is MISSING else value
 
     def _lookup(self, record: Any, column: Column) -> Any:
         value = lookup(record, column)
@@ -256,7 +245,7 @@ class Converter:
         if not isinstance(value, str):
             faults.append(Fault("values that are no text", f"{what} must be text or an integer", value))
             return None
-        for unwanted in self._dataset.strip:
+        for unwanted in self._strip:
             value = value.replace(unwanted, "")
         if not value.isascii() and not _encodable(value):
             rule = f"{what} holds half of a surrogate pair, which is no text"

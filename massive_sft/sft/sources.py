@@ -79,8 +79,6 @@ def local_files(dataset: Dataset, place: str) -> list[Path]:
     """
     path = Path(str(dataset.path))
     problems = []
-    if dataset.subset is not None:
-        problems.append(Problem(f"{place}.subset", "goes with hub, not with path", dataset.subset))
     if path.is_dir() and dataset.files is None:
         problems.append(Problem(f"{place}.path", "is a folder: name its files under files", str(path)))
     if path.is_file() and dataset.files is not None:

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from massive_sft.evaluate.tasks import label
 from massive_sft.fingerprint import digest, fingerprint, hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.plan import Asked, CellPlan, RunPlan
 from massive_sft.stages.measuring import measure_data, measure_layers
-from massive_sft.stages.outcome import SnapshotGone, Trained, find_snapshot
+from massive_sft.stages.outcome import Trained, find_snapshot
 from massive_sft.stages.recorder import Recorder, now
 from massive_sft.stages.scoring import score
+
+GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
+
+
+def _label(asked: Asked) -> str:
+    return str(asked.measure) if asked.task is None else label(asked.task, asked.shots)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,10 @@ class Finisher:
         if lease is None:
             return None
         with lease:
+            newest = self.ledger.read_record(plan.cell.id)
+            plan = plan.refreshed(newest)
+            if newest is not None and plan.is_done:
+                return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
             details = self._scored(plan, None, digest(plan.cell.base), self.recorder.earlier(plan))
             record = self.recorder.record(plan, created, lease.claim.number, **details)
@@ -41,19 +52,22 @@ class Finisher:
     def trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
         """Score and measure a cell of a finished training and write its record; None while somebody else does.
 
-        Raises:
-            SnapshotGone: scores or layer change are wanted, but the snapshot was removed.
+        What needs a snapshot that was removed is missing, and the record says so.
         """
         created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
         if lease is None:
             return None
         with lease:
+            newest = self.ledger.read_record(plan.cell.id)
+            plan = plan.refreshed(newest)
+            if newest is not None and plan.is_done:
+                return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
             outcome, reason = trained.outcome, trained.diverged(plan.cell.epoch)
             diverged: dict[str, Any] = {"status": Status.DIVERGED, "error": reason}
             details = diverged if reason else self._finished(plan, run)
             details["files"] = {**trained.files, **details.get("files", {})}
-            details["training"] = {**outcome["summary"], "layout": outcome["layout"]}
+            details["training"] = trained.summary(plan.cell.epoch)
             record = self.recorder.record(plan, created, outcome["attempt"], counts=outcome["counts"], **details)
             self.ledger.write_record(record, lease.claim)
         return record
@@ -72,20 +86,19 @@ class Finisher:
     def _finished(self, plan: CellPlan, run: RunPlan) -> dict[str, Any]:
         details = self.recorder.earlier(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
-        if found is None and any(item.task or item.measure == "layer_change" for item in plan.lacking):
-            raise SnapshotGone(
-                f"{plan.cell.coordinates}: its snapshot was removed (storage.keep_snapshots), and "
-                f"{', '.join(item.id for item in plan.lacking)} need it; run with --retrain to train it again"
-            )
+        if found is None:
+            gone = {_label(item): GONE for item in plan.lacking if item.task or item.measure == "layer_change"}
+            details |= {"missing": gone, "status": Status.PARTIAL if gone else Status.COMPLETE}
         if found is not None:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
             details = self._scored(plan, snapshot, weights, details)
         for item in plan.lacking:
-            if item.measure == "layer_change" and found is not None:
-                measured, files = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
-                details["measures"][item.measure] = measured
-                details["files"] |= files
+            if item.measure == "layer_change":
+                if found is not None:
+                    measured, files = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
+                    details["measures"][item.measure] = measured
+                    details["files"] |= files
             elif item.measure is not None:
                 details["measures"][item.measure] = measure_data(item.measure, run, self.ledger)
         return details

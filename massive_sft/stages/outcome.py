@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt, MassiveSFTError
+from massive_sft.errors import Corrupt
 from massive_sft.files import read_json
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
@@ -18,18 +20,14 @@ OUTCOME = "training.json"
 LOSSES = "losses.jsonl"
 
 
-class SnapshotGone(MassiveSFTError):
-    """A finished training's snapshot is needed again, but was removed under the retention policy."""
-
-
 @dataclass(frozen=True)
 class Trained:
     """A finished training.
 
     Attributes:
-        folder: ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
-        outcome: what ``training.json`` holds: ``attempt``, ``summary``, ``counts``, ``layout`` and, by epoch as text,
-            ``diverged``: the reason, or an empty text.
+        folder: ``training/attempt-<n>`` of the trajectory: the loss curve and the outcome.
+        outcome: what ``training.json`` holds: ``attempt``, ``counts``, ``layout``, facts of the ``run``, and by
+            snapshot epoch (as text) under ``epochs`` what training up to there took and gave.
         files: SHA-256 by path below the storage root.
     """
 
@@ -38,24 +36,26 @@ class Trained:
     files: Mapping[str, str]
 
     def diverged(self, epoch: int) -> str:
-        """Return why the run had diverged by this epoch; empty when it had not.
+        """Return why the run had diverged by this epoch, judged on the losses up to it; empty when it had not."""
+        return str(self.outcome["epochs"][str(epoch)]["diverged"])
 
-        Judged on the losses up to the epoch alone, so that a cell's status never depends on how far its run went on.
-        """
-        return str(self.outcome["diverged"][str(epoch)])
+    def summary(self, epoch: int) -> dict[str, Any]:
+        """Return what a record of this epoch says of its training."""
+        own = {key: value for key, value in self.outcome["epochs"][str(epoch)].items() if key != "diverged"}
+        return {**own, **self.outcome["run"], "layout": self.outcome["layout"]}
 
 
 def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
     """Return the finished training that covers a run's snapshots, if there is one; an unsound one does not count."""
     home = ledger.trajectory_dir(run.trajectory.id)
-    for folder in sorted((home / "training").glob("epoch-*"), key=lambda path: path.name):
+    for folder in sorted((home / "training").glob("attempt-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         try:
             hashes = verify_folder(folder)
             outcome = read_json(folder / OUTCOME)
         except (Corrupt, FileNotFoundError) as error:
             ledger.report(folder, str(error))
             continue
-        if all(str(epoch) in outcome["diverged"] for epoch in run.trajectory.snapshots):
+        if all(str(epoch) in outcome["epochs"] for epoch in run.trajectory.snapshots):
             return Trained(
                 folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
             )
@@ -84,12 +84,12 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def remove_snapshot(ledger: Ledger, run: RunPlan, epoch: int) -> None:
-    """Remove a published snapshot that the retention policy does not keep."""
-    found: Path = ledger.trajectory_dir(run.trajectory.id) / "snapshots" / f"epoch-{epoch}"
-    if found.is_dir():
-        doomed = found.with_name(f".{found.name}.removed")
-        found.rename(doomed)  # at once, so that nobody reads half a snapshot
-        for path in sorted(doomed.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        doomed.rmdir()
+def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
+    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from the disk."""
+    folder = snapshot_folder(ledger, trajectory, epoch)
+    for leftover in folder.parent.glob(f".{folder.name}.removed.*"):  # of a process that was killed here
+        shutil.rmtree(leftover)
+    if folder.is_dir():
+        doomed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.removed."))
+        folder.rename(doomed / folder.name)
+        shutil.rmtree(doomed)

@@ -34,11 +34,21 @@ class Recorder:
     provenance: Mapping[str, Any]
     owner: str
 
-    def failed(self, plan: CellPlan, attempt: int, error: str) -> Record:
-        """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again."""
-        self.ledger.write_cell(plan.cell.id, plan.cell.content)
-        record = self.record(plan, now(), attempt, status=Status.FAILED, error=error, **self.earlier(plan))
-        self.ledger.write_record(record)
+    def failed(self, plan: CellPlan, attempt: int, error: str) -> Record | None:
+        """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again.
+
+        Returns None, and writes nothing, while somebody else works on the cell; what is done already stays.
+        """
+        lease = self.ledger.lease_cell(plan.cell.id, self.owner)
+        if lease is None:
+            return None
+        with lease:
+            newest = self.ledger.read_record(plan.cell.id)
+            if newest is not None and plan.refreshed(newest).is_done:
+                return newest
+            self.ledger.write_cell(plan.cell.id, plan.cell.content)
+            record = self.record(plan, now(), attempt, status=Status.FAILED, error=error, **self.earlier(plan))
+            self.ledger.write_record(record, lease.claim)
         return record
 
     def earlier(self, plan: CellPlan) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 from massive_sft import modeling
@@ -17,7 +17,6 @@ from massive_sft.plan import RunPlan, token_key
 from massive_sft.samples import Samples
 from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.data import Counts, build_samples
-from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.engine import is_first_rank
 from massive_sft.sft.events import Event
 from massive_sft.sft.loop import TrainingSummary, train_trajectory
@@ -69,44 +68,52 @@ def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Even
     ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
     for epoch in sorted(summary.snapshots):
         attempt.publish(f"snapshots/epoch-{epoch}")
-    last = run.trajectory.epochs
-    folder = attempt.folder / "training" / f"epoch-{last}"
+    relative = f"training/attempt-{attempt.number}"
+    folder = attempt.folder / relative
     folder.mkdir(parents=True)
     os.rename(attempt.folder / LOSSES, folder / LOSSES)
-    steps_per_epoch = -(-len(samples) // run.trajectory.recipe.setting.batch)
     outcome = {
         "schema": 1,
         "attempt": attempt.number,
-        "summary": _plain(summary),
         "counts": counts.model_dump(mode="json"),
         "layout": run.layout.model_dump(mode="json"),
-        "diverged": _verdicts(read_losses(folder / LOSSES), run.trajectory.snapshots, steps_per_epoch, summary),
+        "run": _run_facts(summary),
+        "epochs": _epochs(read_losses(folder / LOSSES), summary),
     }
     write_json(folder / OUTCOME, outcome)
-    attempt.publish(f"training/epoch-{last}")
+    attempt.publish(relative)
+    attempt.clean_up()
 
 
-def _plain(summary: TrainingSummary) -> dict[str, Any]:
-    """Return a summary as JSON values: folders left out (they are where they are published), NaN as None."""
-    values = {key: value for key, value in asdict(summary).items() if key != "snapshots"}
-    return {key: None if value != value else value for key, value in values.items()}
+def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
+    """Return what is true of the whole run rather than of a snapshot along it."""
+    return {
+        "parameters": summary.parameters,
+        "trained_parameters": summary.trained_parameters,
+        "micro_batch": summary.micro_batch,
+        "run_steps": summary.steps,
+        "run_seconds": summary.seconds,
+    }
 
 
-def _verdicts(
-    losses: list[dict[str, Any]], epochs: tuple[int, ...], steps_per_epoch: int, summary: TrainingSummary
-) -> dict[str, str]:
-    """Return, by epoch as text, why the run had diverged by then; empty when it had not."""
-    verdicts = {}
-    for epoch in epochs:
-        steps = epoch * steps_per_epoch
-        if steps > len(losses) or not all(_is_finite(step) for step in losses[:steps]):
-            verdicts[str(epoch)] = summary.reason or "the run ended before this epoch"
-        else:
-            curve = LossCurve(steps, summary.vocabulary)
-            curve.losses = [step["loss"] for step in losses[:steps]]
-            verdicts[str(epoch)] = curve.final() or ""
-    return verdicts
+def _epochs(losses: list[dict[str, Any]], summary: TrainingSummary) -> dict[str, dict[str, Any]]:
+    """Return, by snapshot epoch as text, what training up to there took and gave; ``diverged`` is empty or why."""
+    found = {}
+    for epoch, reason in summary.diverged.items():
+        steps = [step for step in losses if step["epoch"] <= epoch]
+        values = [float(step["loss"]) for step in steps]
+        window = max(5, math.ceil(0.05 * len(values)))
+        found[str(epoch)] = {
+            "diverged": reason,
+            "steps": len(steps),
+            "tokens": sum(step["tokens"] for step in steps),
+            "trainable_tokens": sum(step["trainable_tokens"] for step in steps),
+            "seconds": sum(step["seconds"] for step in steps),
+            "first_loss": _finite(fmean(values[:window])),
+            "last_loss": _finite(fmean(values[-window:])),
+        }
+    return found
 
 
-def _is_finite(step: Mapping[str, Any]) -> bool:
-    return math.isfinite(float(step["loss"])) and math.isfinite(float(step["grad_norm"]))
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
