@@ -1,5 +1,6 @@
 """The mirror shows what the ledger says, once, whatever happens to the tracker and to the process that writes."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -7,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -77,7 +79,7 @@ def write(ledger: Ledger, number: int = 1, epoch: int = 2, **changes) -> str:
 
 def write_losses(ledger: Ledger, steps: int, epochs: int, **changed: dict[int, float | str]) -> None:
     """Publish a training whose step k has loss 1/k and took one second; ``changed`` values by step."""
-    folder = ledger.trajectory_dir(TRAJECTORY) / "training" / f"epoch-{epochs}"
+    folder = ledger.trajectory_dir(TRAJECTORY) / "training" / f"attempt-{epochs}"
     folder.mkdir(parents=True)
     lines = []
     for step in range(1, steps + 1):
@@ -147,7 +149,7 @@ def everything(uri: str) -> dict:
     return shown
 
 
-def until(condition, seconds: float = 30) -> None:
+def until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -231,7 +233,7 @@ def test_loss_curve_ends_at_the_cells_epoch_with_the_times_of_its_steps(ledger):
     mirror(ledger, {cell: coordinates(2)})
     run = child_of(ledger, cell)
     points = history(uri_of(ledger), run, "training/loss")
-    assert points == [(step, 1 / step, CREATED_MS - 1000 * (12 - step)) for step in range(1, 7)]
+    assert points == [(step, 1 / step, CREATED_MS - 1000 * (6 - step)) for step in range(1, 7)]
     assert len(history(uri_of(ledger), run, "training/lr")) == len(history(uri_of(ledger), run, "training/grad_norm"))
     assert run.data.tags["massive_sft.curve"] == "6 of 6 steps"
 
@@ -302,6 +304,18 @@ def test_newer_record_updates_the_same_run_even_within_one_second(ledger):
     assert after.data.metrics["mmlu-0shot/mmlu/acc"] == 0.125
     assert after.data.tags["massive_sft.error"] == ""
     assert len(history(uri_of(ledger), after, "training/loss")) == 4
+
+
+def test_run_that_went_on_leaves_the_curves_of_its_earlier_cells_alone(ledger):
+    write_losses(ledger, steps=4, epochs=2)
+    cell = write(ledger, epoch=2)
+    mirror(ledger, {cell: coordinates(2)})
+    before = history(uri_of(ledger), child_of(ledger, cell), "training/loss")
+    write_losses(ledger, steps=8, epochs=4)
+    write(ledger, epoch=2, attempt=2, created=FINISHED)
+    mirror(ledger, {cell: coordinates(2)})
+    assert history(uri_of(ledger), child_of(ledger, cell), "training/loss") == before
+    assert len(before) == 4
 
 
 def test_cell_that_the_sweep_renamed_keeps_its_run_under_the_new_name(ledger):
@@ -414,10 +428,10 @@ def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
     lease = Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "another")
     running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
-    running.put(write(ledger))
     assert running.trouble
     lease.release()
-    until(lambda: not running.pending and not running.trouble)
+    until(lambda: not running.trouble)
+    running.put(write(ledger))
     assert not running.close()
     assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
 
@@ -467,6 +481,22 @@ def test_experiment_in_the_trackers_trash_is_said_with_the_remedy(ledger):
     with pytest.raises(InvalidInput, match="in its trash: `mlflow experiments restore"):
         Mirror.open(ledger, SWEEP, {}, "")
     assert Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "next") is not None
+
+
+def test_database_of_something_else_is_refused_and_stays_as_it_is(ledger, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("create table runs (a)")
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(InvalidInput, match="something else than MLflow"):
+        Mirror.open(ledger, SWEEP, {}, f"sqlite:///{tmp_path}/other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_database_of_another_version_of_mlflow_is_refused_with_a_sentence(ledger):
+    with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db")) as database:
+        database.executescript("update alembic_version set version_num = '0'")
+    with pytest.raises(InvalidInput, match=r"tracking\.mlflow: cannot be used"):
+        Mirror.open(ledger, SWEEP, {}, "")
 
 
 class Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import sqlite3
@@ -131,8 +132,11 @@ def _sqlite_problem(path: Path, place: str) -> Problem | None:
     if not path.exists():
         return None
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-            connection.execute("select 1 from sqlite_master")
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master")}
     except sqlite3.Error as error:
         return Problem(place, f"is no SQLite database ({error})", str(path))
+    # MLflow would add its own tables to anybody's database.
+    if tables and "alembic_version" not in tables:
+        return Problem(place, "is the database of something else than MLflow", str(path))
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.fingerprint import digest
+from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import Point, milliseconds
@@ -37,37 +37,33 @@ def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
 
     Of more than ``MOST_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
     are not finite cannot be drawn; the note counts them. The times are those of the steps, counted back from when the
-    record was begun: that is when the training had ended.
+    record was begun, for that was soon after the last of them.
     """
     epoch = int(record.coordinates.get("epoch") or 0)
-    path = _file(ledger, record.trajectory, epoch) if record.trajectory and epoch else None
+    path = _file(ledger, record.trajectory) if record.trajectory and epoch else None
     if path is None:
         return None
-    text = path.read_text()
-    steps = [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [line for line in lines if line["epoch"] <= epoch]
     times = _times(steps, milliseconds(record.created))
-    count = sum(step["epoch"] <= epoch for step in steps)
-    shown = _evenly(count)
+    shown = _evenly(len(steps))
     points = [
         Point(f"training/{key}", float(steps[index][key]), times[index], int(steps[index]["step"]))
         for index in shown
         for key in KEYS
     ]
     finite = tuple(point for point in points if math.isfinite(point.value))
-    note = f"{len(shown)} of {count} steps"
+    note = f"{len(shown)} of {len(steps)} steps"
     if len(finite) < len(points):
         note += f", {len(points) - len(finite)} numbers not finite"
-    return Curve(digest(f"{epoch} {text}"), finite, note)
+    # Neither how far the run went on nor how long its steps took makes another curve.
+    return Curve(fingerprint([[step["step"], *(step[key] for key in KEYS)] for step in steps]), finite, note)
 
 
-def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
-    """Return the shortest finished training that reaches the epoch."""
-    found = {
-        int(path.parent.name.removeprefix("epoch-")): path
-        for path in (ledger.trajectory_dir(trajectory) / "training").glob("epoch-*/losses.jsonl")
-    }
-    reaching = [last for last in found if last >= epoch]
-    return found[min(reaching)] if reaching else None
+def _file(ledger: Ledger, trajectory: str) -> Path | None:
+    """Return the curve of the finished training that went on longest: each is a prefix of the longer ones."""
+    found = (ledger.trajectory_dir(trajectory) / "training").glob("attempt-*/losses.jsonl")
+    return max(found, key=lambda path: path.stat().st_size, default=None)
 
 
 def _times(steps: list[dict[str, Any]], end: int) -> list[int]:

@@ -12,9 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from massive_sft.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
@@ -29,6 +27,7 @@ from massive_sft.tracking.address import PLACE, database, resolve, tracking_prob
 from massive_sft.tracking.attachments import attach_cell, attach_file
 from massive_sft.tracking.content import CellRun, checksum, describe, milliseconds
 from massive_sft.tracking.curve import Curve, loss_curve
+from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.spool import Item, read_spool, write_spool
 from massive_sft.tracking.tracker import TRACKER_ERRORS, Attach, Tracker, is_outage, probe
 
@@ -37,22 +36,6 @@ log = logging.getLogger(__name__)
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 """Seconds between tries while the tracker does not answer."""
 SPOOL = "mirror-spool.jsonl"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What is not mirrored: false when nothing is missing.
-
-    Attributes:
-        items: ids of cells, paths of files.
-        reason: why, for people.
-    """
-
-    items: tuple[Item, ...]
-    reason: str
-
-    def __bool__(self) -> bool:
-        return bool(self.items)
 
 
 class _Busy(MassiveSFTError):
@@ -75,12 +58,7 @@ class Mirror:
         self._watch = Watch()
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
-        self._changed = threading.Condition()  # guards what follows
-        self._waiting: dict[Item, None] = {}
-        self._current: Item | None = None
-        self._refused: dict[Item, str] = {}
-        self._refusals: Counter[Item] = Counter()
-        self._closing = False
+        self._queue = Queue()
         self._trouble = ""
         self._spooled = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -132,17 +110,15 @@ class Mirror:
     @property
     def pending(self) -> tuple[Item, ...]:
         """What is not mirrored yet: ids of cells, paths of files."""
-        with self._changed:
-            current = () if self._current is None else (self._current,)
-            return tuple(dict.fromkeys((*current, *self._waiting, *self._refused)))
+        return self._queue.items
 
     def put(self, cell: str) -> None:
         """Mirror a cell's newest record soon. Returns at once and raises nothing."""
-        self._put(cell)
+        self._queue.put([cell])
 
     def artifact(self, path: Path) -> None:
         """Upload a file of the sweep (its YAML, the report) to the parent run soon. Returns at once."""
-        self._put(path.absolute())
+        self._queue.put([path.absolute()])
 
     def close(self, timeout: float | None = None) -> Pending:
         """Write what waits, and return what could not be written; the next run or ``mirror_all`` takes it up.
@@ -152,13 +128,11 @@ class Mirror:
         Args:
             timeout: seconds to wait at most; None to wait as long as things are being written.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        self._queue.close()
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._release()
-        reasons = [self._trouble, *self._refused.values(), "time was up before everything was written"]
+        reasons = [self._trouble, *self._queue.refused.values(), "time was up before everything was written"]
         items = self.pending
         return Pending(items, next(filter(None, reasons)) if items else "")
 
@@ -167,24 +141,30 @@ class Mirror:
     def _work(self) -> None:
         delay = FIRST_DELAY
         while True:
+            item: Item | None = None
             try:
                 tracker = self._connect()
-                if self._next():
-                    self._write(tracker)
-                elif not self._missed(tracker):
+                if not self._queue.items:
+                    self._recovered()
+                item = self._queue.take()
+                if item is not None:
+                    self._write(tracker, item)
+                elif not self._queue_missed(tracker):
                     tracker.finish()
                     return
             except Exception as error:  # noqa: BLE001 - whatever the tracker does, it must not end the sweep
-                if self._refuse(error):
+                if item is not None and not isinstance(error, _Busy) and not is_outage(error):
+                    self._refuse(item, error)
                     continue
                 self._suspend(error)
-                if self._closing:
+                if self._queue.closing:
                     return
-                self._wait(delay)
+                self._queue.pause(delay)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
                 delay = FIRST_DELAY
-                self._done()
+                self._queue.done()
+                self._recovered()
 
     def _first_connection(self) -> None:
         try:
@@ -201,10 +181,10 @@ class Mirror:
             self._lease = Lease.acquire(self._folder / "mirror-lease", owner, self._watch)
             if self._lease is None:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
-            self._queue(self._read_spool())
+            self._queue.put(self._read_spool())
         if self._tracker is None:
             self._tracker = Tracker(self._uri, self._sweep, self._ledger.root, self._began)
-            self._missed(self._tracker)
+            self._queue_missed(self._tracker)
         return self._tracker
 
     def _release(self) -> None:
@@ -213,11 +193,15 @@ class Mirror:
             self._lease.release()
             self._lease = None
 
-    def _missed(self, tracker: Tracker) -> bool:
-        """Queue the cells whose newest record the tracker does not show; return whether there are any."""
-        records = ((cell, self._ledger.read_record(cell)) for cell in self._cells if cell not in self._refused)
+    def _queue_missed(self, tracker: Tracker) -> bool:
+        """Queue the cells whose newest record the tracker does not show; return whether there are any.
+
+        Those that wait or were refused are known already.
+        """
+        known = set(self._queue.items)
+        records = ((cell, self._ledger.read_record(cell)) for cell in self._cells if cell not in known)
         missed = [cell for cell, record in records if record and tracker.known.get(cell) != checksum(record)]
-        self._queue(missed)
+        self._queue.put(missed)
         return bool(missed)
 
     def _began(self) -> int:
@@ -225,36 +209,13 @@ class Mirror:
         records = (self._ledger.read_record(cell) for cell in self._cells)
         return min((milliseconds(record.created) for record in records if record), default=round(time.time() * 1000))
 
-    def _put(self, item: Item) -> None:
-        with self._changed:
-            self._refused.pop(item, None)
-            self._refusals.pop(item, None)
-        self._queue([item])
-
-    def _queue(self, items: Iterable[Item]) -> None:
-        with self._changed:
-            self._waiting.update(dict.fromkeys(items))
-            self._changed.notify_all()
-
-    def _next(self) -> bool:
-        """Take what waited longest as the current item; wait for one. Return False when closing and nothing waits."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            self._current = next(iter(self._waiting), None)
-            if self._current is None:
-                return False
-            # Taken out before it is read, so that what is put meanwhile is read again.
-            del self._waiting[self._current]
-            return True
-
-    def _write(self, tracker: Tracker) -> None:
-        item = self._current
+    def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
             if item.is_file():
                 tracker.attach(_readable(lambda folder: attach_file(item, folder)))
             else:
                 log.warning("%s is gone and cannot be mirrored", item)
-        elif item is not None:
+        else:
             record, run, curve = self._read(item)
             if tracker.known.get(item) != run.checksum:
                 tracker.write(run, curve, _readable(lambda folder: attach_cell(self._ledger, record, folder)))
@@ -270,53 +231,29 @@ class Mirror:
         except OSError as error:
             raise _Unreadable(f"{cell} cannot be read: {error}") from error
 
-    def _done(self) -> None:
-        with self._changed:
-            self._current = None
+    def _recovered(self) -> None:
         if self._trouble:
             log.info("the tracker answers again")
         self._trouble = ""
         if self._spooled:
             self._spool()
 
-    def _refuse(self, error: Exception) -> bool:
-        """Set the current item aside when it is at fault and the others can go on; return whether it is.
-
-        The first refusal is tried again on a new connection, for the store may have been replaced.
-        """
-        item = self._current
-        if item is None or isinstance(error, _Busy) or is_outage(error):
-            return False
+    def _refuse(self, item: Item, error: Exception) -> None:
+        """Set an item aside that is itself at fault, so that the others go on."""
+        if self._queue.refuse(_short(error)):
+            log.warning("%s cannot be mirrored: %s", item, _short(error))
         self._tracker = None
-        with self._changed:
-            self._current = None
-            self._refusals[item] += 1
-            if self._refusals[item] == 1:
-                self._waiting[item] = None
-            else:
-                self._refused[item] = _short(error)
-                log.warning("%s cannot be mirrored: %s", item, _short(error))
         self._spool()
-        return True
 
     def _suspend(self, error: Exception) -> None:
         """Keep everything for later: the tracker does not answer, or another process has its turn."""
-        with self._changed:
-            if self._current is not None:
-                self._waiting.setdefault(self._current)  # at the end, so that no item holds up all others
-                self._current = None
+        self._queue.postpone()
         self._tracker = None
         if not self._trouble and not isinstance(error, _Busy):
             path = self._folder / SPOOL
-            log.warning(
-                "the tracker is lost (%s); what it lacks is listed in %s and written later", _short(error), path
-            )
+            log.warning("the tracker is lost (%s); what it lacks is in %s and written later", _short(error), path)
         self._trouble = _short(error)
         self._spool()
-
-    def _wait(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing, seconds)
 
     def _read_spool(self) -> list[Item]:
         try:

@@ -20,9 +20,11 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+from alembic.util.exc import CommandError  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from massive_sft.errors import InvalidInput, Problem  # noqa: E402
 from massive_sft.ledger.provenance import redact  # noqa: E402
@@ -37,8 +39,8 @@ MOST_METRICS, MOST_NAMES = 800, 100
 PARENT = "mlflow.parentRunId"
 CURVE_ID = f"{CURVE}_id"
 
-TRACKER_ERRORS = (MlflowException, OSError)
-"""What the methods here raise; connection errors are OSErrors."""
+TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
+"""What the methods here raise: connection errors are OSErrors, the last two come from a local store's schema."""
 
 Attach = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
@@ -52,7 +54,7 @@ def quiet() -> None:
 
 
 def probe(uri: str) -> None:
-    """Ask a tracker for anything at all. Raises MlflowException or OSError when it cannot answer."""
+    """Ask a tracker for anything at all. Raises ``TRACKER_ERRORS`` when it cannot answer."""
     quiet()
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
 
@@ -66,7 +68,7 @@ def is_outage(error: Exception) -> bool:
 
 
 class Tracker:
-    """A sweep's runs: a parent, and a child for each cell. Every method raises MlflowException or OSError.
+    """A sweep's runs: a parent, and a child for each cell. Every method raises ``TRACKER_ERRORS``.
 
     Attributes:
         known: checksum of the record that each cell's run shows.
