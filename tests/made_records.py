@@ -17,6 +17,7 @@ from massive_sft.sweep.load import load_sweep
 
 COMMIT = "a" * 40
 WHEN = "2026-01-31T12:00:00+00:00"
+LOSSES = "training/attempt-1/losses.jsonl"
 LAYOUT = {"workers": 1, "gpus": 0, "zero": 1, "micro_batch": "auto"}
 
 
@@ -126,6 +127,7 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
         content["measures"] = {"perplexity": {"all": over, "response": over}, "layer_change": change}
         content["training"] = {"steps": 64, "tokens": 12800, "seconds": 30.0, "first_loss": 2.0, "last_loss": 1.0}
         content["training"] |= {"layout": LAYOUT}
+        content["files"] = {f"trajectories/{trajectory}/{LOSSES}": "0" * 64}
         content["counts"] = {"total": {"samples": 1000, "available": 5000, "tokens": 6400, "truncated": 3}}
     return Record(**(content | changes))
 
@@ -145,8 +147,8 @@ def fill(plan: Plan, change: Callable[[Record], Record | None] = lambda record: 
             ledger.write_record(found)
             write_layers(ledger.cell_dir(found.cell) / "layers.parquet")
     for trajectory in set(runs.values()):
-        folder = ledger.trajectory_dir(trajectory) / "training" / "epoch-2"
-        folder.mkdir(parents=True)
+        path = ledger.trajectory_dir(trajectory) / LOSSES
+        path.parent.mkdir(parents=True)
         steps = [{"step": step, "epoch": 1 + (step > 32), "loss": 2 - step / 64} for step in range(1, 65)]
-        (folder / "losses.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        path.write_text("".join(json.dumps(step) + "\n" for step in steps))
     return ledger

@@ -172,7 +172,7 @@ def test_report_of_a_sweep_that_has_not_begun_says_so(tmp_path: Path) -> None:
 def test_unsound_files_are_findings(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
     ledger = fill(plan)
-    next(ledger.root.glob("trajectories/*/training/epoch-2/losses.jsonl")).write_text("{")
+    next(ledger.root.glob("trajectories/*/training/*/losses.jsonl")).write_text("{")
     next(ledger.root.glob("cells/*/record-1.json")).write_text("{}")
     texts = [row[1] for row in report(plan, ledger, tmp_path / "out").rows("troubles")["rows"]]
     assert any("is no loss curve" in text for text in texts)
@@ -184,6 +184,13 @@ def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> 
     plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz"}]}))
     page = report(plan, Ledger.open(plan.root), tmp_path / "out")
     assert page.rows("scores")["columns"][0]["levels"] == ["quiz-0shot"]
+
+
+def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
+    fill(plan_of(sweep_file(tmp_path)))
+    plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz"}, {"name": "prose", "limit": 7}]}))
+    (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
+    assert row[1].startswith("18 complete cells have no prose@0 as the sweep asks for it now")
 
 
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:

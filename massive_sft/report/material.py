@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -65,7 +67,7 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
     for item in plan.cells:
         record = ledger.read_record(item.cell.id)
         if record is not None:
-            records[item.cell.id] = _as_asked(record, item, found)
+            records[item.cell.id] = _as_asked(record, item)
     cells, scores = frames.cells(records.values()), frames.tidy(records.values())
     gains = tables.gains(scores)
     curves = _curves(ledger, records.values(), found)
@@ -78,7 +80,7 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
         item.cell.id: records[item.cell.id].status if item.cell.id in records else _unrecorded(item)
         for item in plan.cells
     }
-    found += _waiting(statuses)
+    found += [*_lacking(plan, records), *_waiting(statuses)]
     return Material(
         plan=plan,
         records=records,
@@ -102,18 +104,30 @@ def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
     return tuple(map(str, rank.index))
 
 
-def _as_asked(record: Record, item: CellPlan, found: list[Finding]) -> Record:
+def _as_asked(record: Record, item: CellPlan) -> Record:
     """Return the record with only the sweep's own scores, under the sweep's own names.
 
     A cell may be shared with another sweep, which scored it on more, or calls it by another name.
     """
     wanted = {asked.id for asked in item.asked}
     scores = {protocol: one for protocol, one in record.scores.items() if one.asked in wanted}
-    lacking = [asked.id for asked in item.asked if asked.id not in record.answers]
-    if lacking and record.status is Status.COMPLETE:
-        missing = ", ".join(name.split()[0] for name in lacking)
-        found.append(Finding("to do", f"{item.cell.coordinates}: not there yet: {missing}", (item.cell.id,)))
     return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
+
+
+def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
+    """Find what complete cells do not have yet, because the sweep asks for more than when they were recorded."""
+    cells: dict[str, list[str]] = {}
+    for item in plan.cells:
+        record = records.get(item.cell.id)
+        if record is not None and record.status is Status.COMPLETE:
+            lacking = [asked.id.split()[0] for asked in item.asked if asked.id not in record.answers]
+            if lacking:
+                cells.setdefault(", ".join(lacking), []).append(item.cell.id)
+    tail = "; the next run adds it, and scores made in another way are not shown"
+    return [
+        Finding("to do", f"{len(ids)} complete cells have no {what} as the sweep asks for it now{tail}", tuple(ids))
+        for what, ids in cells.items()
+    ]
 
 
 def _unrecorded(item: CellPlan) -> Status:
@@ -143,17 +157,18 @@ def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> dict[str, Curve]:
-    """Read each trajectory's longest published loss curve; one that does not parse is a finding."""
+    """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
+    paths = {}
+    for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
+        for name in record.files:
+            if record.trajectory and name.endswith("/losses.jsonl"):
+                paths[record.trajectory] = ledger.root / name
     curves = {}
-    for trajectory in dict.fromkeys(record.trajectory for record in records if record.trajectory):
-        folders = (ledger.trajectory_dir(trajectory) / "training").glob("epoch-*/losses.jsonl")
-        paths = sorted(folders, key=lambda path: int(path.parent.name.rpartition("-")[2]))
-        if not paths:
-            continue
+    for trajectory, path in paths.items():
         try:
-            curves[trajectory] = read_curve(paths[-1])
+            curves[trajectory] = read_curve(path)
         except (ValueError, KeyError, OSError) as error:
-            found.append(Finding("damaged", f"{paths[-1]}: is no loss curve ({error})", ()))
+            found.append(Finding("damaged", f"{path}: is no loss curve ({error})", ()))
     return curves
 
 
@@ -182,15 +197,26 @@ def _layers(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> 
     for cell in layers["cell"].unique():
         path = ledger.cell_dir(cell) / "layers.parquet"
         try:
-            tensors = pd.read_parquet(path, columns=["layer", "base_norm", "rounding_floor"])
+            tensors = pq.read_table(path, columns=["layer", "base_norm", "rounding_floor"])
         except (OSError, ValueError) as error:
             found.append(Finding("damaged", f"{path}: cannot be read ({error})", (cell,)))
             continue
-        tensors["squared"] = (tensors["rounding_floor"] * tensors["base_norm"]) ** 2
-        tensors["start"] = tensors["base_norm"] ** 2
-        sums = tensors.groupby("layer")[["squared", "start"]].sum()
-        floor = (sums["squared"] / sums["start"]) ** 0.5
-        floors.append(pd.DataFrame({"cell": cell, "layer": floor.index.astype("int64"), "floor": floor.to_numpy()}))
+        floors += [(cell, layer, floor) for layer, floor in rounding_floors(tensors).items()]
     if not floors:
         return layers.assign(floor=math.nan)
-    return layers.merge(pd.concat(floors).astype({"cell": "string"}), on=["cell", "layer"], how="left")
+    known = pd.DataFrame(floors, columns=["cell", "layer", "floor"]).astype({"cell": "string", "layer": "int64"})
+    return layers.merge(known, on=["cell", "layer"], how="left")
+
+
+def rounding_floors(tensors: pa.Table) -> dict[int, float]:
+    """Return, by layer, the relative change that rounding alone makes to its weights taken as one.
+
+    Args:
+        tensors: ``layer`` (null outside the stack), ``base_norm`` and ``rounding_floor`` (relative) of each weight.
+    """
+    sums: dict[int, tuple[float, float]] = {}
+    for layer, norm, floor in zip(*(tensors[name].to_pylist() for name in tensors.column_names), strict=True):
+        if layer is not None:
+            rounding, start = sums.get(layer, (0.0, 0.0))
+            sums[layer] = (rounding + (floor * norm) ** 2, start + norm**2)
+    return {layer: math.sqrt(rounding / start) for layer, (rounding, start) in sums.items() if start}

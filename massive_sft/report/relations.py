@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.report.material import Material
 from massive_sft.report.numbers import MISSING, is_missing, number
@@ -15,7 +13,7 @@ from massive_sft.report.scores import numbering
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import correlate, metrics, tables
-from massive_sft.study.frames import BASE, last_epochs, rows_of
+from massive_sft.study.frames import BASE, grouped, last_epochs, rows_of
 
 NAMES = {
     "log_perplexity_all": "log perplexity, all tokens",
@@ -119,14 +117,15 @@ def _against(material: Material, measures: list[str], drawn: str, section: Secti
     drawn_for = found[(found["measure"] == measures[0]) & (found["group"] == "all")]
     overall = {str(row["column"]): row for row in rows_of(drawn_for)}
     panels = []
+    by_column = grouped(rows_of(points), "column")
     for column in (correlate.OVERALL, *material.columns):
-        members = points[points["column"] == column]
-        if members.empty:
+        members = by_column.get((column,), [])
+        if not members:
             continue
         metric = units.get(column)
         result = overall[column]
         factor = 1.0 if metric is None else metrics.scale(metric)
-        dots = [_dot(row, drawn, factor, models, methods) for row in rows_of(members)]
+        dots = [_dot(row, drawn, factor, models, methods) for row in members]
         name = "better, in standard deviations" if metric is None else f"better, {metrics.unit(metric) or metric}"
         log = drawn.startswith("perplexity")
         panels.append(Panel(_title(column), axis, name, dots=dots, caption=summary(result), log_x=log, zero=True))
@@ -203,8 +202,9 @@ def _profile(material: Material) -> Section | None:
     colours, dashes = numbering(joined["data_label"]), numbering(joined["setting_label"])
     changes, gains = [], []
     found = correlate.layer_correlations(material.layers, material.points)
-    for model, of_model in joined.groupby("model", sort=False):
-        lines = [_profile_line(part, colours, dashes) for _, part in of_model.groupby("cell", sort=False)]
+    names = ["model", "cell", "layer", "change", "floor", "data_label", "setting_label", "epoch"]
+    for (model,), of_model in grouped(rows_of(joined[names].sort_values("layer", kind="stable")), "model").items():
+        lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
         dots = [_layer_dot(row) for row in rows_of(found[found["model"] == model])]
         n = found.loc[found["model"] == model, "n"]
@@ -227,13 +227,16 @@ def _profile(material: Material) -> Section | None:
     return Section("layers", "", notes, figures)
 
 
-def _profile_line(part: pd.DataFrame, colours: dict[str, int], dashes: dict[str, int]) -> Line:
-    rows = rows_of(part.sort_values("layer"))
+def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dict[str, int]) -> Line:
     first = rows[0]
     points = [(float(row["layer"]), float(row["change"])) for row in rows]
     faint = [row["change"] < 2 * row["floor"] for row in rows]
     label = f"{first['data_label']} {first['setting_label']} epoch {first['epoch']}: "
-    label += ", ".join(f"{row['layer']}: {number(row['change'])}" for row in rows)
+    largest = max(rows, key=lambda row: row["change"])
+    label += (
+        f"{len(rows)} layers, {number(rows[0]['change'])} at the input, {number(rows[-1]['change'])} at the output, "
+    )
+    label += f"largest {number(largest['change'])} in layer {largest['layer']}"
     return Line(label, points, colours[first["data_label"]], dashes[first["setting_label"]], True, faint)
 
 

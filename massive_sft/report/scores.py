@@ -13,7 +13,7 @@ from massive_sft.report.numbers import MISSING, count, interval, is_missing, sco
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, Heat, Table, Value, of_texts
 from massive_sft.study import metrics, tables
-from massive_sft.study.frames import BASE, COORDINATES, last_epochs, rows_of
+from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, rows_of
 
 ROW = ["model", "data_label", "setting_label", "epoch"]
 
@@ -25,19 +25,17 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
 
 def heatmap(material: Material) -> Section:
     """Return the gains of each condition's last epoch: model × data × benchmark."""
-    labels = material.cells[["cell", *COORDINATES, "data_label", "setting_label"]]
-    trained = last_epochs(material.cells).merge(labels, how="left")
-    means = tables.over_seeds(_complete(material, trained))
+    means = tables.over_seeds(_complete(material, last_epochs(material.cells)))
     columns = [column for column in material.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
-    conditions = [name for name in COORDINATES if name != "seed"]
+    labels = {key: rows[0] for key, rows in grouped(rows_of(material.cells), *CONDITION).items()}
     rows: list[list[Value]] = []
-    for _, members in means.groupby(conditions, dropna=False, sort=False):
-        first = rows_of(members)[0]
-        label = _labels(material, first)
-        by_column = {row["column"]: row for row in rows_of(members)}
+    for key, members in grouped(rows_of(means), *CONDITION).items():
+        label, first = labels[key], members[0]
+        by_column = {row["column"]: row for row in members}
         heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
-        rows.append([*label, str(first["epoch"]), f"{members['seeds'].max()} of {first['asked_seeds']}", *heats])
+        seeds = f"{max(row['seeds'] for row in members)} of {first['asked_seeds']}"
+        rows.append([*(str(label[name]) for name in ROW), seeds, *heats])
     head = [Column("model", "facet"), Column("data", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
     heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
@@ -74,16 +72,6 @@ def _complete(material: Material, trained: pd.DataFrame) -> pd.DataFrame:
     reason = merged["missing"].fillna(merged["why"]).fillna(merged["error"])
     merged["why"] = reason.fillna("not scored").mask(merged["gain"].notna())
     return merged
-
-
-def _labels(material: Material, row: dict[str, Any]) -> list[str]:
-    same = material.cells
-    for name in ("model", "data", "setting", "schedule", "variant"):
-        same = same[same[name] == row[name]]
-    for name in ("size", "horizon"):
-        same = same[same[name].isna() if pd.isna(row[name]) else same[name] == row[name]]
-    first = same.iloc[0]
-    return [str(first[name]) for name in ROW[:3]]
 
 
 def _score_column(means: pd.DataFrame, column: str) -> Column:
@@ -131,7 +119,7 @@ def every_score(material: Material) -> Section:
     base = tables.primary(material.scores)
     every = pd.concat([base[base["method"] == BASE], tables.primary(material.gains)])
     rank = {column: index for index, column in enumerate(material.columns)}
-    every = every.sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
+    every = every[SHOWN].sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
     rows = [_score_row(row) for row in rows_of(every)]
     notes = [
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
@@ -140,6 +128,24 @@ def every_score(material: Material) -> Section:
         "percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
     ]
     return Section("scores", "Scores", notes, [Listing(of_texts("scores", "Scores", columns, rows))])
+
+
+SHOWN = [
+    "column",
+    *ROW,
+    "method",
+    "seed",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "base",
+    "gain",
+    "gain_low",
+    "gain_high",
+]
+SHOWN += ["missing", "why"]
 
 
 def _score_row(row: dict[str, Any]) -> list[str]:
@@ -163,35 +169,41 @@ def _score_row(row: dict[str, Any]) -> list[str]:
 
 
 def along_epochs(material: Material) -> Section | None:
-    """Return the score of each run at its snapshots, from the base model at epoch 0; None without any."""
-    rows = tables.primary(material.gains)
-    rows = rows[rows["value"].notna()]
-    if rows.empty:
+    """Return the score of each run at its snapshots, from the base model at epoch 0; None without any.
+
+    A run with one scored snapshot is in the heatmap already.
+    """
+    known = tables.primary(material.gains)
+    known = known[known["value"].notna()]
+    known = known[known.groupby("trajectory")["epoch"].transform("nunique") > 1]
+    if known.empty:
         return None
-    colours, dashes = numbering(rows["data_label"]), numbering(rows["setting_label"])
+    colours, dashes = numbering(known["data_label"]), numbering(known["setting_label"])
+    rows = rows_of(known[[*LINE, "model", "column", "trajectory"]].sort_values("epoch", kind="stable"))
     groups: dict[str, Sequence[Panel]] = {}
-    for model, of_model in rows.groupby("model", sort=False):
+    for (model,), of_model in grouped(rows, "model").items():
+        by_column = grouped(of_model, "column")
         panels = []
         for column in material.columns:
-            members = of_model[of_model["column"] == column]
-            if members.empty:
-                continue
-            runs = members.groupby("trajectory", sort=False)
-            lines = [_epoch_line(part, colours, dashes) for _, part in runs]
-            metric = str(members["metric"].iloc[0])
-            name = f"{metric} {metrics.unit(metric)}".strip()
-            panels.append(Panel(column, "epoch", name, lines, whole_x=True))
+            members = by_column.get((column,), [])
+            if members:
+                lines = [_epoch_line(part, colours, dashes) for part in grouped(members, "trajectory").values()]
+                metric = str(members[0]["metric"])
+                name = f"{metric} {metrics.unit(metric)}".strip()
+                panels.append(Panel(column, "epoch", name, lines, whole_x=True))
         groups[str(model)] = panels
     keys = [Key(name, colour=index) for name, index in colours.items()]
     keys += [Key(name, dash=index) for name, index in dashes.items()]
-    notes = ["Score at each snapshot; epoch 0 is the base model. Hover a line for its numbers."]
+    notes = ["Runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
     return Section("epochs", "Scores along the epochs", notes, [Figures(groups, keys)])
 
 
-def _epoch_line(part: pd.DataFrame, colours: dict[str, int], dashes: dict[str, int]) -> Line:
-    first = rows_of(part)[0]
+LINE = ["data_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]
+
+
+def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dict[str, int]) -> Line:
+    first = rows[0]
     factor = metrics.scale(first["metric"])
-    rows = rows_of(part.sort_values("epoch"))
     points = [(float(row["epoch"]), float(row["value"]) * factor) for row in rows]
     if not is_missing(first["base"]):
         points.insert(0, (0.0, float(first["base"]) * factor))
