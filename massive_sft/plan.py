@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import read_json
@@ -19,11 +21,12 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.suites import all_tasks
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
-from massive_sft.sweep.content import Contents, locate
+from massive_sft.sweep.content import Commits, Contents, Lock, locate
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Resource, Setting, Task, TemplateText
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
+from massive_sft.sweep.yaml_errors import dotted
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
@@ -90,11 +93,6 @@ class RunPlan:
     steps_per_epoch: int | None
     tokens_per_epoch: int | None
 
-    @property
-    def untrained(self) -> bool:
-        """Whether no cell of it has an outcome yet, or a failed one."""
-        return any(plan.status in (Status.WAITING, Status.RUNNING, Status.FAILED) for plan in self.cells)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -149,13 +147,20 @@ def storage_root(sweep: Sweep) -> Path:
     return root
 
 
-def read_lock(root: Path, name: str) -> Mapping[str, Mapping[str, str]]:
-    """Return the pinned commits that ``fetch`` wrote for a sweep; none where there is no lock."""
+def read_lock(root: Path, name: str) -> Commits:
+    """Return the commits that a sweep's ``lock.json`` pins; none where there is no lock.
+
+    Raises:
+        Corrupt: when it is no lock.
+    """
+    path = root / "sweeps" / name / "lock.json"
     try:
-        lock: Mapping[str, Mapping[str, str]] = read_json(root / "sweeps" / name / "lock.json")["commits"]
+        return Lock.model_validate(read_json(path)).commits
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return lock
+        return Commits()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Corrupt(f"{path}: is no lock file ({dotted(first['loc'])}: {first['msg']}); remove it") from error
 
 
 def make_plan(sweep: Sweep) -> Plan:
@@ -312,15 +317,17 @@ def token_key(recipe: Recipe) -> str:
         "truncation": setting.truncation,
     }
     tokenizer = json.loads(recipe.parts["base"])["tokenizer"]
-    return digest(join({"data": recipe.parts["data"], "text": canonical(text), "tokenizer": canonical(tokenizer)}))
+    parts = {key: recipe.parts[key] for key in ("data", "train_semantics")}
+    return digest(join({**parts, "text": canonical(text), "tokenizer": canonical(tokenizer)}))
 
 
 def _cached_tokens(root: Path, recipe: Recipe) -> int | None:
+    """Return the tokens of an epoch; None where nothing is cached, or nothing readable: then it is built again."""
     try:
-        tokens: int = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]["tokens"]
-    except (FileNotFoundError, NotADirectoryError, Corrupt):
+        tokens = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]["tokens"]
+    except (OSError, Corrupt, KeyError, TypeError):
         return None
-    return tokens
+    return tokens if isinstance(tokens, int) else None
 
 
 def require_settled(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from massive_sft.fingerprint import fingerprint
 from massive_sft.sweep import cell as cells_module
 from massive_sft.sweep import schema
 from massive_sft.sweep.cell import HASHED, UNHASHED, Cell, Cells, make_cells, neutralised
-from massive_sft.sweep.content import Contents
+from massive_sft.sweep.content import Commits, Contents
 from massive_sft.sweep.load import check_sweep
 from massive_sft.sweep.trajectory import make_trajectories, sharing
 
-LOCK = {
-    "org/m1": {"main": "1" * 40},
-    "org/m2": {"main": "2" * 40},
-    "org/d1": {"main": "a" * 40},
-    "org/d2": {"main": "b" * 40},
-}
+COMMITS = Commits(
+    models={"org/m1": {"main": "1" * 40}, "org/m2": {"main": "2" * 40}},
+    datasets={"org/d1": {"main": "a" * 40}, "org/d2": {"main": "b" * 40}},
+)
 
 
 def base_file() -> dict[str, Any]:
@@ -50,7 +49,7 @@ def block(**changes: Any) -> dict[str, Any]:
 
 
 def cells_of(file: dict[str, Any], folder: Path = Path("/")) -> Cells:
-    return make_cells(check_sweep(file, folder / "x.yaml"), Contents(folder, LOCK))
+    return make_cells(check_sweep(file, folder / "x.yaml"), Contents(folder, COMMITS))
 
 
 def only(file: dict[str, Any]) -> Cell:
@@ -185,22 +184,27 @@ def test_relative_path_starts_at_the_sweep_file(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{}")
     file = base_file()
     file["datasets"]["d1"] = {"path": "d.jsonl", "format": "alpaca"}
-    recipe = make_cells(check_sweep(file, tmp_path / "x.yaml"), Contents(tmp_path, LOCK)).cells[0].recipe
+    recipe = make_cells(check_sweep(file, tmp_path / "x.yaml"), Contents(tmp_path, COMMITS)).cells[0].recipe
     assert recipe and recipe.mixture.parts[0].dataset.path == str(tmp_path / "d.jsonl")
 
 
-def test_unset_variable_in_a_path_is_named(tmp_path: Path) -> None:
+def test_every_unset_variable_in_a_path_is_named(tmp_path: Path) -> None:
     file = base_file()
     file["models"]["m1"] = {"path": "${NO_SUCH_VARIABLE}/m"}
-    with pytest.raises(InvalidInput, match=r"models.m1.path: needs the environment variable NO_SUCH_VARIABLE"):
-        cells_of(file)
+    file["datasets"]["d1"] = {"path": "${NOR_THIS_ONE}/d.jsonl", "format": "alpaca"}
+    contents = Contents(tmp_path, COMMITS)
+    make_cells(check_sweep(file, tmp_path / "x.yaml"), contents)
+    assert [str(problem) for problem in contents.missing.values()] == [
+        "models.m1.path: needs the environment variable NO_SUCH_VARIABLE, which is not set, got '${NO_SUCH_VARIABLE}/m'",
+        "datasets.d1.path: needs the environment variable NOR_THIS_ONE, which is not set, got '${NOR_THIS_ONE}/d.jsonl'",
+    ]
 
 
 def test_unpinned_revision_and_missing_file_are_told_apart(tmp_path: Path) -> None:
     file = base_file()
     file["datasets"]["d1"] = {"path": "none.jsonl", "format": "alpaca"}
     file["models"]["m1"]["revision"] = "v2"
-    contents = Contents(tmp_path, LOCK)
+    contents = Contents(tmp_path, COMMITS)
     make_cells(check_sweep(file, tmp_path / "x.yaml"), contents)
     assert list(contents.unpinned) == ["models.m1.hub"]
     assert list(contents.missing) == ["datasets.d1.path"]
@@ -285,10 +289,23 @@ def test_base_rows_are_one_a_model_in_use() -> None:
 
 
 def test_one_name_for_two_contents_is_refused() -> None:
+    """Names spell out what tells contents apart, so a file cannot get here: the check guards the naming itself."""
+    sweep = check_sweep(base_file(), Path("/x.yaml"))
+    ((variant,),) = sweep.variants
+    other = replace(variant, setting=variant.setting.model_copy(update={"batch": 64}))
+    with pytest.raises(InvalidInput, match="blocks A give one name to two contents"):
+        make_cells(replace(sweep, variants=((variant, other),)), Contents(Path("/"), COMMITS))
+
+
+def test_schedules_that_differ_in_an_end_are_two_names() -> None:
     file = base_file()
-    file["blocks"] = [block(schedule="wsd"), block(name="B", schedule={"name": "wsd", "decay": 0.5})]
-    with pytest.raises(InvalidInput, match="blocks A, B give one name to two contents"):
-        cells_of(file)
+    schedules = ["cosine", {"name": "cosine", "final": 0.1}, {"name": "wsd", "decay": 0.5, "final": 0.1}]
+    file["blocks"] = [block(schedule=[*schedules, {"name": "constant", "final": 0.1}])]
+    names = [cell.coordinates.schedule for cell in cells_of(file).cells if cell.recipe]
+    assert names == ["cosine", "cosine(final=0.1)", "wsd(decay=0.5,final=0.1)", "constant"]
+    file["blocks"][0]["exclude"] = [{"schedule": "cosine(final=0.1)"}, {"schedule": "wsd"}]
+    names = [cell.coordinates.schedule for cell in cells_of(file).cells if cell.recipe]
+    assert names == ["cosine", "constant"]
 
 
 def test_two_names_for_one_content_are_one_cell_and_told() -> None:

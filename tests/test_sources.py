@@ -1,5 +1,6 @@
 """Sources: every kind of file, mapping and filter, and what is said about bad ones."""
 
+import datetime
 import gzip
 import json
 
@@ -7,6 +8,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pydantic import ValidationError
 
 from massive_sft.errors import InvalidInput
 from massive_sft.sft.sources import load_rows
@@ -265,10 +267,27 @@ def test_filter_that_leaves_nothing_says_of_how_many(tmp_path):
     assert problems(path, filter={"n": 2, "m": 1}) == "datasets.d.filter: leaves none of the 4 rows"
 
 
-def test_malformed_filter_is_named(tmp_path):
-    path = lines(tmp_path / "d.jsonl", PAIRS)
-    assert "datasets.d.filter.question: must be a value or a list" in problems(path, filter={"question": {"a": 1}})
-    assert "datasets.d.filter.not: must map columns" in problems(path, filter={"not": "none"})
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"question": {"a": 1}}, "question must be text, a number"),
+        ({"question": []}, "question must be text, a number"),
+        ({"question": [["a"]]}, "question must be text, a number"),
+        ({"question": datetime.date(2024, 1, 1)}, "question must be text, a number"),
+        ({"question": float("nan")}, "question must be text, a number"),
+        ({"not": {"question": {"a": 1}}}, "question must be text, a number"),
+        ({"not": "none"}, "not must map columns"),
+    ],
+)
+def test_malformed_filter_is_refused_by_the_schema(rules, message):
+    with pytest.raises(ValidationError, match=message):
+        Dataset(path="d.jsonl", format="gsm8k", filter=rules)
+
+
+def test_strip_takes_the_longest_first_whatever_the_order(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{"question": "abcd", "answer": "xabbx"}])
+    for strip in (["ab", "abc", "bb"], ["bb", "abc", "ab"]):
+        assert turns(path, strip=strip) == [(("d", "xbx"),)]
 
 
 @pytest.mark.parametrize(
@@ -334,5 +353,5 @@ def test_paths_that_name_no_readable_file_are_all_refused(tmp_path):
     assert "has an extension that cannot be read, got 'd.txt'; valid: .jsonl" in problems(tmp_path / "d.txt")
     assert "is a folder: name its files under files" in problems(tmp_path)
     assert "goes with a folder, but path is a file" in problems(tmp_path / "d.jsonl", files=["d.jsonl"])
-    said = problems(tmp_path, files=["d.txt", "no.jsonl"], subset="s").splitlines()
-    assert len(said) == 3 and "subset: goes with hub" in said[0]
+    said = problems(tmp_path, files=["d.txt", "no.jsonl"]).splitlines()
+    assert len(said) == 2

@@ -12,8 +12,9 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import canonical, digest, join
 from massive_sft.sweep import template
 from massive_sft.sweep.content import Contents
+from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Block, Model, Schedule, Setting, TemplateText
+from massive_sft.sweep.schema import Model, Schedule, Setting, TemplateText
 from massive_sft.sweep.setting import Variant
 from massive_sft.sweep.spec import Mixture
 
@@ -51,7 +52,7 @@ HASHED: dict[str, frozenset[str]] = {
     "Block": frozenset({"model", "mixture", "setting", "schedule", "horizon", "snapshots", "exclude", "override"}),
 }
 UNHASHED: dict[str, frozenset[str]] = {
-    "Model": frozenset({"gated", "trust_remote_code"}),
+    "Model": frozenset({"gated", "trust_remote_code"}),  # the code that it lets run is part of the folder's content
     "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
     "Block": frozenset({"name"}),
     "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
@@ -76,7 +77,8 @@ NEUTRAL: dict[str, dict[str, Any]] = {}
 class Coordinates(NamedTuple):
     """What people read, group and join by. ``size`` and ``horizon`` are None where unknown or meaningless.
 
-    ``variant`` lists overridden fields beside the seed, e.g. ``lr=1e-05,lora.rank=8``.
+    ``schedule`` says what is unusual about it, e.g. ``wsd(decay=0.5)``; ``variant`` lists overridden fields beside the
+    seed, e.g. ``lr=1e-05,lora.rank=8``.
     """
 
     model: str
@@ -253,7 +255,11 @@ class _Maker:
         for index, (block, variants) in enumerate(zip(self.sweep.file.blocks, self.sweep.variants, strict=True)):
             models, mixtures = self.sweep.models_of(block.model), self.sweep.mixtures_of(block.mixture)
             for model, mixture, variant, schedule in itertools.product(models, mixtures, variants, block.schedule):
-                excludes = self._matching_excludes(index, block, model, mixture, variant, schedule)
+                excludes = [
+                    (number, exclude)
+                    for number, exclude in enumerate(self.sweep.excludes[index])
+                    if exclude.matches(model, mixture, variant, schedule)
+                ]
                 epochs = [epoch for epoch in sorted(set(block.snapshots)) if not self._excluded(index, excludes, epoch)]
                 if epochs:
                     recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
@@ -330,43 +336,16 @@ class _Maker:
             setting=variant.name,
             method=recipe.setting.method,
             size=recipe.mixture.size,
-            schedule=recipe.schedule.name,
+            schedule=recipe.schedule.label,
             horizon=None if recipe.schedule.name == "constant" else recipe.horizon,
             epoch=epoch,
             seed=recipe.setting.seed,
-            variant=",".join(f"{key}={value}" for key, value in sorted(variant.overrides.items()) if key != "seed"),
+            variant=variant.label,
         )
         identity = digest(join({**recipe.parts, "epoch": canonical(epoch)}))
         return Cell(identity, coordinates, (block,), recipe.model, recipe.parts["base"], recipe)
 
-    def _matching_excludes(
-        self, index: int, block: Block, model: str, mixture: Mixture, variant: Variant, schedule: Schedule
-    ) -> list[tuple[int, set[Any] | None]]:
-        """Return the excludes that match so far, each with the snapshots it asks for (None: all)."""
-        matching = []
-        for number, exclude in enumerate(block.exclude):
-            wanted = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in exclude.items()}
-            snapshots = set(wanted.pop("snapshot")) if "snapshot" in wanted else None
-            if all(self._has(key, values, model, mixture, variant, schedule) for key, values in wanted.items()):
-                matching.append((number, snapshots))
-        return matching
-
-    def _has(self, key: str, values: Any, model: str, mixture: Mixture, variant: Variant, schedule: Schedule) -> bool:
-        if key == "model":
-            return model in self.sweep.models_of(values)
-        if key == "mixture":
-            return mixture.key in {item.key for item in self.sweep.mixtures_of(values)}
-        simple = {"setting": variant.name, "size": mixture.size, "schedule": schedule.name}
-        return (simple[key] if key in simple else _value(variant.setting, key)) in values
-
-    def _excluded(self, index: int, excludes: list[tuple[int, set[Any] | None]], epoch: int) -> bool:
-        hits = [number for number, snapshots in excludes if snapshots is None or epoch in snapshots]
+    def _excluded(self, index: int, excludes: list[tuple[int, Exclude]], epoch: int) -> bool:
+        hits = [number for number, exclude in excludes if exclude.has_epoch(epoch)]
         self.used_excludes.update((index, number) for number in hits)
         return bool(hits)
-
-
-def _value(setting: Setting, dotted: str) -> Any:
-    value: Any = setting
-    for name in dotted.split("."):
-        value = getattr(value, name)
-    return list(value) if isinstance(value, tuple) else value

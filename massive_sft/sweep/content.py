@@ -7,26 +7,51 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field
 from ruamel.yaml.error import YAMLError
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
+from massive_sft.sweep import filter as filters
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.sweep.yaml_file import read_tagged
 
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
+# Names that tokenizers are known to be read from; a note beside them, such as tokenizer_notes.txt, is none of them.
 TOKENIZER = (
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer.*.json",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab*",
+    "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
     "merges.txt",
     "*.model",
-    "chat_template*",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
-DATA = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
+CODE = ("*.py",)  # runs only under trust_remote_code
+
+
+class Commits(BaseModel):
+    """Pinned commits: hub id → {revision: commit}. A model and a dataset may have one id."""
+
+    models: dict[str, dict[str, Commit]] = {}
+    datasets: dict[str, dict[str, Commit]] = {}
+
+
+class Lock(BaseModel):
+    """A sweep's ``lock.json``."""
+
+    commits: Commits
 
 
 def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -53,7 +78,8 @@ def locate(text: str, folder: Path, place: str) -> Path:
         InvalidInput: when a ``${NAME}`` in it is not set.
     """
     try:
-        return (folder / Path(expand(text)).expanduser()).resolve()
+        # Links are kept: what a data file is, its name says, and the name behind a link may say nothing.
+        return Path(os.path.abspath(folder / Path(expand(text)).expanduser()))
     except KeyError as error:
         raise InvalidInput(
             Problem(place, f"needs the environment variable {error.args[0]}, which is not set", text)
@@ -66,49 +92,50 @@ class Contents:
 
     Attributes:
         folder: where relative paths start.
-        lock: hub id → {revision: commit}, written by ``fetch``.
-        unpinned: hub revisions that are no commit: the ids that hang on them are provisional.
-            Planning goes on with a stand-in, running refuses.
-        missing: local files that are not there, by place.
+        commits: what hub revisions are pinned to.
+        unpinned: hub revisions that are no commit, by place: a warning, for the ids that hang on them are provisional.
+        missing: local files that are not there and variables that are not set, by place. Planning goes on with a
+            stand-in, running is refused (``plan.require_settled``).
     """
 
     folder: Path
-    lock: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    commits: Commits = field(default_factory=Commits)
     hashes: FileHashes = field(default_factory=FileHashes)
     unpinned: dict[str, Problem] = field(default_factory=dict)
     missing: dict[str, Problem] = field(default_factory=dict)
 
     def model(self, model: Model, place: str) -> dict[str, Any]:
-        """Return a base model's content: ids of its weights and of its tokenizer."""
+        """Return a base model's content: ids of its weights and of its tokenizer, with the code that may run."""
+        code = CODE if model.trust_remote_code else ()
         if model.hub is not None:
-            weights = tokenizer = self._hub(model.hub, model.revision, f"{place}.hub")
+            weights = tokenizer = self._hub(model.hub, self._commit(model), f"{place}.hub")
         else:
-            weights = self._files(str(model.path), WEIGHTS, f"{place}.path")
-            tokenizer = self._files(str(model.path), TOKENIZER, f"{place}.path")
+            weights = self._folder(str(model.path), (*WEIGHTS, *code), f"{place}.path")
+            tokenizer = self._folder(str(model.path), (*TOKENIZER, *code), f"{place}.path")
         if model.tokenizer is not None:
-            tokenizer = self._files(model.tokenizer, TOKENIZER, f"{place}.tokenizer")
+            tokenizer = self._folder(model.tokenizer, (*TOKENIZER, *code), f"{place}.tokenizer")
         return {"weights": weights, "tokenizer": tokenizer}
 
     def dataset(self, dataset: Dataset, place: str) -> dict[str, Any]:
         """Return a dataset's content: its source and everything that decides which text its rows become."""
         if dataset.hub is not None:
             source = {
-                "hub": self._hub(dataset.hub, dataset.revision, f"{place}.hub"),
+                "hub": self._hub(dataset.hub, self._commit(dataset), f"{place}.hub"),
                 "subset": dataset.subset,
                 "split": dataset.split,
                 "files": list(dataset.files or ()),
             }
         else:
-            source = {"files": self._files(str(dataset.path), dataset.files, f"{place}.path")}
+            source = {"files": self._data_files(dataset, f"{place}.path")}
         mapping = dataset.mapping.model_dump(mode="json", exclude_none=True)
         if dataset.mapping.messages is not None:
             mapping["turns"] = dataset.turns
         return {
             "source": source,
             "columns": mapping,
-            "filter": _plain(dataset.filter),
+            "filter": filters.content(dataset.filter),
             "limit": dataset.limit,
-            "strip": sorted(dataset.strip),
+            "strip": sorted(set(dataset.strip)),
         }
 
     def task(self, path: Path, place: str) -> str:
@@ -143,39 +170,46 @@ class Contents:
         for name in ("path", "tokenizer"):
             text = getattr(model, name)
             if text is not None:
-                changes[name] = str(locate(text, self.folder, f"{place}.{name}"))
+                changes[name] = self._absolute(text, f"{place}.{name}")
         if model.hub is not None:
-            changes["revision"] = self.lock.get(model.hub, {}).get(model.revision, model.revision)
+            changes["revision"] = self._commit(model)
         return model.model_copy(update=changes)
 
     def resolve_dataset(self, dataset: Dataset, place: str) -> Dataset:
         """Return the dataset with an absolute path and the pinned commit."""
         if dataset.hub is not None:
-            commit = self.lock.get(dataset.hub, {}).get(dataset.revision, dataset.revision)
-            return dataset.model_copy(update={"revision": commit})
-        return dataset.model_copy(update={"path": str(locate(str(dataset.path), self.folder, f"{place}.path"))})
+            return dataset.model_copy(update={"revision": self._commit(dataset)})
+        return dataset.model_copy(update={"path": self._absolute(str(dataset.path), f"{place}.path")})
 
-    def _hub(self, name: str, revision: str, place: str) -> str:
-        commit = self.lock.get(name, {}).get(revision, revision)
+    def _commit(self, source: Model | Dataset) -> str:
+        pinned = self.commits.models if isinstance(source, Model) else self.commits.datasets
+        return pinned.get(str(source.hub), {}).get(source.revision, source.revision)
+
+    def _hub(self, name: str, commit: str, place: str) -> str:
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             self.unpinned[place] = Problem(
                 place, "is not pinned to a commit: the id may change when it moves", f"{name}@{commit}"
             )
         return f"hub:{name}@{commit}"
 
-    def _files(self, text: str, wanted: tuple[str, ...] | None, place: str) -> str:
-        """Return the content id of a file, or of the files in a folder that match ``wanted`` (none: all data files)."""
+    def _absolute(self, text: str, place: str) -> str:
+        try:
+            return str(locate(text, self.folder, place))
+        except InvalidInput as error:
+            self.missing[place] = error.problems[0]
+            return text
+
+    def _folder(self, text: str, patterns: tuple[str, ...], place: str) -> str:
+        """Return the content id of a folder's files that match, told apart by their names, or of a file."""
         try:
             path = locate(text, self.folder, place)
             if path.is_file():
                 return f"sha256:{self.hashes.of(path)}"
             if not path.is_dir():
                 raise InvalidInput(Problem(place, "there is no such file or folder", str(path)))
-            files = _matching(path, wanted)
+            files = {file: None for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
             if not files:
-                rule = f"has no file that matches {', '.join(wanted)}" if wanted else "has no data file"
-                raise InvalidInput(Problem(place, rule, str(path)))
-            # A list, for the order in which data files are read is the order of their rows.
+                raise InvalidInput(Problem(place, f"has no file that matches {', '.join(patterns)}", str(path)))
             return "files:" + fingerprint([[file.name, self.hashes.of(file)] for file in files])
         except InvalidInput as error:
             self.missing[place] = error.problems[0]
@@ -183,19 +217,27 @@ class Contents:
             self.missing[place] = Problem(place, f"cannot be read ({error.strerror})", text)
         return f"missing:{text}"
 
+    def _data_files(self, dataset: Dataset, place: str) -> str:
+        """Return the content id of a local dataset's files, in reading order.
 
-def _plain(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a filter with every value as a sorted list: one value and a list of it mean the same."""
-    return {
-        key: _plain(value)
-        if isinstance(value, Mapping)
-        else sorted(value if isinstance(value, list) else [value], key=repr)
-        for key, value in rules.items()
-    }
+        A file is its bytes and its extension, which decides how it is read: where it lies and its name do not matter.
+        """
+        try:
+            path = locate(str(dataset.path), self.folder, place)
+            files = [path / name for name in dataset.files or ("",)]
+            for file in files:
+                if not file.exists():
+                    raise InvalidInput(Problem(place, "there is no such file or folder", str(file)))
+                if file.is_dir():
+                    raise InvalidInput(Problem(place, "is a folder: name its files under files", str(file)))
+            return "data:" + fingerprint([[_extension(file), self.hashes.of(file)] for file in files])
+        except InvalidInput as error:
+            self.missing[place] = error.problems[0]
+        except OSError as error:
+            self.missing[place] = Problem(place, f"cannot be read ({error.strerror})", str(dataset.path))
+        return f"missing:{dataset.path}:{','.join(dataset.files or ())}"
 
 
-def _matching(folder: Path, wanted: tuple[str, ...] | None) -> list[Path]:
-    if wanted is None:
-        return sorted(file for file in folder.iterdir() if file.name.endswith(DATA))
-    found = {file: None for pattern in wanted for file in sorted(folder.glob(pattern)) if file.is_file()}
-    return list(found)
+def _extension(file: Path) -> str:
+    match = re.search(r"\.[^.]+(\.gz)?$", file.name.lower())
+    return match[0] if match else ""

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from massive_sft.errors import InvalidInput, Problem
+from massive_sft.sweep.exclude import Exclude, parse_exclude
 from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
-from massive_sft.sweep.setting import FIELDS, Settings, Variant
+from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.yaml_errors import Location, dotted, problems_of
-from massive_sft.sweep.yaml_file import merge, read_yaml
+from massive_sft.sweep.yaml_errors import Location, dotted, errors_of, problems_of
+from massive_sft.sweep.yaml_file import merge, read_yaml, with_text_keys
 
 BUILT_IN_SET = "all"
-# What an exclude may match, beside the setting's fields.
-COORDINATES = ("model", "mixture", "setting", "method", "size", "schedule", "snapshot")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A valid sweep: the file, and what its names stand for.
 
-    ``variants`` holds, for every block, its settings crossed with its overrides.
+    For every block, ``variants`` holds its settings crossed with its overrides, ``excludes`` what is left out.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class Sweep:
     mixtures: Groups
     settings: Mapping[str, Setting]
     variants: tuple[tuple[Variant, ...], ...]
+    excludes: tuple[tuple[Exclude, ...], ...]
 
     @property
     def folder(self) -> Path:
@@ -42,12 +43,7 @@ class Sweep:
 
     def models_of(self, names: Sequence[str]) -> list[str]:
         """Return model names with sets expanded, each once, in the order given."""
-        found: dict[str, None] = {}
-        for name in names:
-            found.update(
-                dict.fromkeys(self.file.models if name == BUILT_IN_SET else self.file.model_sets.get(name, (name,)))
-            )
-        return list(found)
+        return find_models(names, self.file)
 
     def mixtures_of(self, names: Sequence[str]) -> list[Mixture]:
         """Return mixtures with groups expanded, each once, in the order given."""
@@ -64,10 +60,13 @@ def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
     Raises:
         InvalidInput: with every problem found.
     """
-    raw = read_yaml(path)
-    for overlay in overlays:
-        raw = merge(raw, read_yaml(overlay))
-    return check_sweep(raw, path)
+    try:
+        raw = read_yaml(path)
+        for overlay in overlays:
+            raw = merge(raw, read_yaml(overlay))
+        return check_sweep(raw, path)
+    except RecursionError:
+        raise InvalidInput(Problem(str(path), "is nested too deeply, or an anchor in it holds itself")) from None
 
 
 def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
@@ -79,13 +78,14 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     def where(location: Location) -> str:
         return f"{path}: {dotted(location)}".removesuffix(": ")
 
-    problems: list[Problem] = []
+    raw, odd_keys = with_text_keys(raw)
+    problems = [Problem(where(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
     broken: set[Location] = set()
     try:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
-        problems = problems_of(error, SweepFile, where)
-        broken = {item["loc"][:2] for item in error.errors()}
+        problems += problems_of(error, SweepFile, where)
+        broken = {item["loc"][:2] for item in errors_of(error)}
         try:
             file = SweepFile.model_validate(_without(raw, broken))
         except ValidationError:
@@ -93,11 +93,19 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     names = _Names(file, raw, broken, where)
     if problems or names.problems:
         raise InvalidInput([*problems, *names.problems])
-    return Sweep(path, file, names.groups, names.settings.valid, names.variants)
+    return Sweep(path, file, names.groups, names.settings.valid, names.variants, names.excludes)
 
 
+# The sections that a kind of name is defined in.
+NAMED_IN = {
+    "model": ("models", "model_sets"),
+    "mixture": ("mixtures", "datasets"),
+    "setting": ("settings",),
+    "schedule": (),
+}
 # What the second look puts in place of broken sections that it cannot do without.
 STAND_INS: dict[str, Any] = {"schema": 1, "name": "unnamed", "storage": {"root": "."}}
+EMPTY: dict[str, Any] = {"models": {}, "datasets": {}, "mixtures": {}, "settings": {}, "blocks": []}
 
 
 def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
@@ -113,13 +121,19 @@ def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
         else:
             kept[section] = value
     broken = {place[0] for place in places}
-    return kept | {section: value for section, value in STAND_INS.items() if section in broken}
+    return EMPTY | kept | {section: value for section, value in STAND_INS.items() if section in broken}
 
 
 def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[int]:
     """Return the indices, as in the file, of a list's entries that are not at ``places``."""
     count = 0 if (section,) in places else len(raw.get(section) or ())
     return [index for index in range(count) if (section, index) not in places]
+
+
+def find_models(names: Iterable[str], file: SweepFile) -> list[str]:
+    """Return model names with sets expanded, each once, in the order given."""
+    sets = {BUILT_IN_SET: tuple(file.models), **file.model_sets}
+    return list(dict.fromkeys(model for name in names for model in sets.get(name, (name,))))
 
 
 def find_mixtures(name: str, groups: Groups) -> tuple[Mixture, ...]:
@@ -136,10 +150,12 @@ class _Names:
     def __init__(self, file: SweepFile, raw: Mapping[str, Any], broken: set[Location], where: Any):
         self.file, self.raw, self.where = file, raw, where
         self.problems: list[Problem] = []
+        self.broken_sections = {str(place[0]) for place in broken if len(place) == 1}
         self.groups, problems = expand_mixtures(file.mixtures, file.datasets, where(("mixtures",)))
         # An entry that breaks the schema has its own problem; what refers to it is not unknown as well.
         self.suspect = {str(place[1]) for place in broken if len(place) > 1}
-        self.problems += [item for item in problems if item.value not in self.suspect]
+        if "datasets" not in self.broken_sections:
+            self.problems += [item for item in problems if item.value not in self.suspect]
         if problems or self.suspect:
             self.suspect.update(self._written("datasets"))
         self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
@@ -147,14 +163,18 @@ class _Names:
             "model": [*self._written("models"), *self._written("model_sets"), BUILT_IN_SET],
             "mixture": [*file.mixtures.entries, *{item.name for group in self.groups.values() for item in group}],
             "setting": self.settings.names,
-            "method": ["full", "lora"],
-            "schedule": list(SCHEDULES),
+            "schedule": [*SCHEDULES, *{one.label: None for block in file.blocks for one in block.schedule}],
         }
+        self._sections()
         self._model_sets()
         self.variants = tuple(
             self._block(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
         )
-        self.problems += self.settings.problems
+        self.excludes = tuple(
+            self._excludes(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
+        )
+        if "settings" not in self.broken_sections:
+            self.problems += self.settings.problems
         self._block_names()
         for index, rule in zip(_left("resources", raw, broken), file.resources, strict=True):
             for what in ("model", "mixture", "setting"):
@@ -167,16 +187,28 @@ class _Names:
 
     def _known(self, what: str, names: Iterable[Any], location: Location) -> None:
         valid = self.valid[what]
+        if self.broken_sections.intersection(NAMED_IN[what]):
+            return  # the section's own problem says why its names are unknown
         unknown = [name for name in names if name not in valid and name not in self.suspect]
         self.problems += [Problem(self.where(location), f"unknown {what}", name, valid) for name in unknown]
 
+    def _sections(self) -> None:
+        for section in ("models", "datasets", "blocks"):
+            if section not in self.broken_sections and not self.raw.get(section):
+                self.problems.append(Problem(self.where((section,)), "must not be empty"))
+
     def _model_sets(self) -> None:
         models = self._written("models")
+        if BUILT_IN_SET in models:
+            rule = "is taken: it stands for all models; give the model another name"
+            self.problems.append(Problem(self.where(("models",)), rule, BUILT_IN_SET))
         for name, members in self.file.model_sets.items():
             place = self.where(("model_sets", name))
             if name == BUILT_IN_SET or name in models:
                 self.problems.append(Problem(place, "is taken: 'all' is built in, a model's name is a model", name))
-            self.problems += [Problem(place, "unknown model", item, models) for item in members if item not in models]
+            unknown = [item for item in members if item not in models]
+            if "models" not in self.broken_sections:
+                self.problems += [Problem(place, "unknown model", item, models) for item in unknown]
 
     def _block(self, index: int, block: Block) -> tuple[Variant, ...]:
         at: Location = ("blocks", index)
@@ -193,20 +225,27 @@ class _Names:
         if beyond:
             rule = f"{', '.join(beyond)} is beyond horizon {block.horizon}"
             self.problems.append(Problem(self.where((*at, "snapshots")), rule))
-        for number, exclude in enumerate(block.exclude):
-            self._exclude(exclude, (*at, "exclude", number))
         return tuple(
             self.settings.variants(block.setting, block.override, lambda loc: self.where((*at, "override", *loc)))
         )
 
-    def _exclude(self, exclude: Mapping[str, Any], location: Location) -> None:
-        if not exclude:
-            self.problems.append(Problem(self.where(location), "must name at least one coordinate", {}, COORDINATES))
-        for key, value in exclude.items():
-            if key not in COORDINATES and key not in FIELDS:
-                self.problems.append(Problem(self.where(location), "unknown coordinate", key, (*COORDINATES, *FIELDS)))
-            elif key in self.valid:
-                self._known(key, value if isinstance(value, (list, tuple)) else [value], (*location, key))
+    def _excludes(self, index: int, block: Block) -> tuple[Exclude, ...]:
+        found = []
+        for number, written in enumerate(block.exclude):
+            at: Location = ("blocks", index, "exclude", number)
+            exclude, problems = parse_exclude(written, partial(self._below, at))
+            self.problems += problems
+            named = exclude.coordinates
+            for what in ("model", "mixture", "setting", "schedule"):
+                self._known(what, getattr(named, what) or (), (*at, what))
+            models = None if named.model is None else frozenset(find_models(named.model, self.file))
+            mixtures = (item for name in named.mixture or () for item in find_mixtures(name, self.groups))
+            keys = None if named.mixture is None else frozenset(item.key for item in mixtures)
+            found.append(replace(exclude, models=models, mixtures=keys))
+        return tuple(found)
+
+    def _below(self, at: Location, location: Location) -> str:
+        return str(self.where((*at, *location)))
 
     def _block_names(self) -> None:
         names = [block.name for block in self.file.blocks]

@@ -15,7 +15,8 @@ Groups = dict[str, tuple[Mixture, ...]]
 def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
     """Split ``total`` in proportion to ``weights`` so that the parts add up (Hamilton's method).
 
-    Ties go to the name that sorts first, so that the order of the keys never matters.
+    Ties go to the name that sorts first, so that the order of the keys never matters. So renaming a dataset may move
+    one row from it to another, and then the mixture's content and id: the one place where a name counts.
     """
     whole = math.fsum(weights.values())
     shares = {name: total * weight / whole for name, weight in weights.items()}

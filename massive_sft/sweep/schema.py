@@ -6,15 +6,31 @@ Which fields enter a cell's identity is listed in ``cell.HASHED`` and ``cell.UNH
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from massive_sft.sweep import filter as filters
 from massive_sft.sweep import template
-
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+from massive_sft.sweep.values import (
+    AboveZero,
+    Column,
+    ColumnPaths,
+    DistinctStrings,
+    Epoch,
+    Epochs,
+    Flag,
+    Fraction,
+    Integer,
+    NotNegative,
+    Number,
+    OneOrMore,
+    Positive,
+    Seed,
+    Strings,
+    Text,
+    Weight,
+)  # fmt: skip
 
 
 class Strict(BaseModel):
@@ -23,53 +39,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _as_epochs(value: Any) -> Any:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+)\.\.(\d+)", value)
-        if not match or int(match[1]) > int(match[2]):
-            raise ValueError("must be an epoch, a list of epochs or a range such as 1..10")
-        return tuple(range(int(match[1]), int(match[2]) + 1))
-    return _as_tuple(value)
-
-
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Epochs = Annotated[tuple[Positive, ...], BeforeValidator(_as_epochs), Field(min_length=1)]
-
-
 def _exactly_one(entry: BaseModel, *names: str) -> None:
     if sum(getattr(entry, name) is not None for name in names) != 1:
         raise ValueError(f"must have exactly one of: {', '.join(names)}")
 
 
+def _only_with_hub(entry: Model | Dataset, *names: str) -> None:
+    """A local path has no revision, subset or split: to take one and ignore it would mislead."""
+    for name in names:
+        if entry.path is not None and getattr(entry, name) != type(entry).model_fields[name].default:
+            raise ValueError(f"{name} goes with hub, not with path")
+
+
 class Model(Strict):
     """A base model: ``hub`` (an id) or ``path`` (a local folder, ``${NAME}`` expanded)."""
 
-    hub: str | None = None
-    path: str | None = None
-    revision: str = "main"
-    tokenizer: str | None = None
-    gated: bool = False
-    trust_remote_code: bool = False
+    hub: Text | None = None
+    path: Text | None = None
+    revision: Text = "main"
+    tokenizer: Text | None = None
+    gated: Flag = False
+    trust_remote_code: Flag = False
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
         _exactly_one(self, "hub", "path")
+        _only_with_hub(self, "revision")
         return self
-
-
-Column = str | int
-ColumnPath = Annotated[tuple[Column, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
 class Columns(Strict):
     """Where the text is: paths such as ``instances[0].output`` or column numbers; several are joined by newlines."""
 
-    prompt: ColumnPath | None = None
-    completion: ColumnPath | None = None
+    prompt: ColumnPaths | None = None
+    completion: ColumnPaths | None = None
     messages: Column | None = None
 
     @model_validator(mode="after")
@@ -91,25 +94,27 @@ class Dataset(Strict):
     """An instruction dataset and how its rows become a prompt and a completion.
 
     ``filter`` maps a column path (or ``prompt``, ``completion``) to the accepted value or values; under ``not``
-    to the refused ones. ``limit`` keeps the first rows that pass it. ``strip`` removes special-token texts.
+    to the refused ones. ``limit`` keeps the first rows that pass it. ``strip`` removes special-token texts, the
+    longest first.
     """
 
-    hub: str | None = None
-    path: str | None = None
-    revision: str = "main"
-    subset: str | None = None
-    split: str = "train"
-    files: Strings | None = None
+    hub: Text | None = None
+    path: Text | None = None
+    revision: Text = "main"
+    subset: Text | None = None
+    split: Text = "train"
+    files: DistinctStrings | None = None
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
     columns: Columns | None = None
     turns: Literal["first", "all"] = "all"
-    filter: dict[str, Any] = {}
+    filter: Annotated[dict[str, Any], AfterValidator(filters.check)] = {}
     limit: Positive | None = None
-    strip: tuple[str, ...] = ()
+    strip: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
         _exactly_one(self, "hub", "path")
+        _only_with_hub(self, "revision", "subset", "split")
         if self.format is None and self.columns is None:
             raise ValueError("must have a format or columns")
         if self.format not in (None, "messages") and self.columns is not None:
@@ -129,8 +134,8 @@ class MixtureEntry(Strict):
 
     each: Strings | None = None
     concat: Strings | None = None
-    leave_one_out: str | None = None
-    weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    leave_one_out: Text | None = None
+    weights: dict[str, Weight] | None = None
     samples: Positive | None = None
     max_repeats: Positive = 1
 
@@ -152,7 +157,7 @@ class Mixtures(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, MixtureEntry]
 
-    sample_seed: int = 0
+    sample_seed: Seed = 0
 
     @property
     def entries(self) -> dict[str, MixtureEntry]:
@@ -172,35 +177,41 @@ class TemplateText(Strict):
         return self
 
 
+def _none_is_null(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 class Optimizer(Strict):
+    """``clip`` is the largest gradient norm; ``none`` or null clips nothing (an overlay can only say ``none``)."""
+
     name: Literal["adamw"] = "adamw"
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: AboveZero = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    clip: Annotated[AboveZero | None, BeforeValidator(_none_is_null)] = 1.0
 
 
 class Lora(Strict):
     rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    alpha: AboveZero = 32.0
+    dropout: Fraction = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
 
 
 class Setting(Strict):
     """Everything of training that changes the result, but for data, schedule and snapshot."""
 
     method: Literal["full", "lora"]
-    lr: Annotated[float, Field(gt=0)]
+    lr: AboveZero
     batch: Positive
     template: Literal["paper", "plain", "chat"] | TemplateText = "paper"
     loss_on: Literal["completion", "all"] = "completion"
-    max_length: Annotated[int, Field(gt=1)] = 2048
+    max_length: Annotated[Positive, Field(gt=1)] = 2048
     truncation: Literal["right", "left", "drop", "refuse"] = "right"
     precision: Literal["bf16", "fp32"] = "bf16"
     optimizer: Optimizer = Optimizer()
     warmup_steps: NotNegative = 0
-    seed: int = 0
+    seed: Seed = 0
     lora: Lora = Lora()
 
 
@@ -212,26 +223,37 @@ class Schedule(Strict):
     """
 
     name: Literal["constant", "cosine", "linear", "wsd"]
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    final: Fraction = 0.0
+    decay: Annotated[AboveZero, Field(le=1)] = 0.2
+
+    @property
+    def label(self) -> str:
+        """What people call it: the name, and what is unusual about it, e.g. ``wsd(decay=0.5)``."""
+        used = {"constant": (), "wsd": ("decay", "final")}.get(self.name, ("final",))
+        unusual = [key for key in used if getattr(self, key) != type(self).model_fields[key].default]
+        listed = ",".join(f"{key}={getattr(self, key)}" for key in unusual)
+        return f"{self.name}({listed})" if listed else self.name
 
 
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 
 def _as_schedules(value: Any) -> Any:
-    return tuple({"name": item} if isinstance(item, str) else item for item in _as_tuple(value))
+    return tuple(
+        {"name": item} if isinstance(item, str) else item
+        for item in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
 class Block(Strict):
     """A full cross of models × mixtures × settings × schedules × snapshots, less its excludes."""
 
-    name: str
+    name: Text
     model: Strings
     mixture: Strings
     setting: Strings
     schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_as_schedules), Field(min_length=1)]
-    horizon: Positive
+    horizon: Epoch
     snapshots: Epochs
     exclude: tuple[dict[str, Any], ...] = ()
     override: dict[str, Any] = {}
@@ -239,7 +261,7 @@ class Block(Strict):
 
 class Fewshot(Strict):
     sampler: Literal["first_n", "default"] = "first_n"
-    seed: int = 1234
+    seed: Seed = 1234
 
 
 class Protocol(Strict):
@@ -255,9 +277,9 @@ class Protocol(Strict):
 class Task(Strict):
     """A benchmark: a task or group that lm-eval knows by ``name``, or a task file at ``path``."""
 
-    name: str | None = None
-    path: str | None = None
-    shots: Annotated[tuple[NotNegative, ...], BeforeValidator(_as_tuple)] = (0,)
+    name: Text | None = None
+    path: Text | None = None
+    shots: Annotated[tuple[NotNegative, ...], OneOrMore, Field(min_length=1)] = (0,)
     limit: Positive | None = None
 
     @model_validator(mode="after")
@@ -267,11 +289,11 @@ class Task(Strict):
 
 
 class Evaluation(Strict):
-    base: bool = True
+    base: Flag = True
     protocol: Protocol = Protocol()
-    suites: tuple[str, ...] = ()
+    suites: tuple[Text, ...] = ()
     tasks: tuple[Task, ...] = ()
-    allow_code_execution: bool = False
+    allow_code_execution: Flag = False
 
 
 class When(Strict):
@@ -288,11 +310,11 @@ class Resource(Strict):
     when: When = When()
     gpus: NotNegative = 0
     workers: Positive | None = None
-    zero: Literal[0, 1, 2, 3] = 1
+    zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
-    packing: bool = False
-    gradient_checkpointing: bool = False
+    packing: Flag = False
+    gradient_checkpointing: Flag = False
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     gpus_per_replica: NotNegative = 0
     replicas: Positive | Literal["auto"] = "auto"
@@ -304,10 +326,10 @@ class KeepSnapshots(Strict):
 
 
 class Storage(Strict):
-    root: str
+    root: Text
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    resume_every: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    resume_every: Literal["auto"] | AboveZero = "auto"
 
 
 class Tracking(Strict):
@@ -315,24 +337,27 @@ class Tracking(Strict):
 
 
 class Budget(Strict):
-    gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    gpu_hours: AboveZero | None = None
+    price_per_gpu_hour: Annotated[Number, Field(ge=0)] | None = None
 
 
 Measure = Literal["perplexity", "layer_change", "token_length"]
 
 
 class SweepFile(Strict):
-    """The whole file. ``settings`` stays raw here: entries are merged over ``defaults`` before they are a Setting."""
+    """The whole file. ``settings`` stays raw here: entries are merged over ``defaults`` before they are a Setting.
 
-    schema_: Annotated[Literal[1], Field(alias="schema")]
+    That models, datasets and blocks hold something is checked in ``load``, which sets broken entries aside first.
+    """
+
+    schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    models: Annotated[dict[str, Model], Field(min_length=1)]
+    models: dict[str, Model]
     model_sets: dict[str, Strings] = {}
-    datasets: Annotated[dict[str, Dataset], Field(min_length=1)]
+    datasets: dict[str, Dataset]
     mixtures: Mixtures
     settings: dict[str, dict[str, Any]]
-    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    blocks: tuple[Block, ...]
     evaluation: Evaluation = Evaluation()
     measures: tuple[Measure, ...] = ()
     resources: tuple[Resource, ...] = ()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from massive_sft.errors import Problem
+from massive_sft.fingerprint import canonical
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.yaml_errors import Location, problems_of
-from massive_sft.sweep.yaml_file import merge
 
 DEFAULTS = "defaults"
 Where = Callable[[Location], str]
@@ -23,12 +23,12 @@ Where = Callable[[Location], str]
 class Variant:
     """A setting with a block's overrides written in.
 
-    ``overrides`` holds the overridden fields by dotted name, e.g. ``{"seed": 1}``.
+    ``label`` says what is overridden beside the seed, e.g. ``lr=1e-05,lora.rank=8``; LoRA's fields only for LoRA.
     """
 
     name: str
     setting: Setting
-    overrides: Mapping[str, Any]
+    label: str
 
 
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -46,6 +46,26 @@ FIELDS = tuple(leaf_fields(Setting))
 LIST_FIELDS = ("optimizer.betas", "lora.targets")  # a plain list is one value of these, a list of lists an axis
 
 
+def field_value(setting: Setting, field: str) -> Any:
+    """Return the value of a dotted field; None for a field of LoRA when it is not used."""
+    if field.startswith("lora.") and setting.method != "lora":
+        return None
+    return functools.reduce(getattr, field.split("."), setting)
+
+
+def field_values(field: str, written: Any, place: str) -> tuple[tuple[Any, ...], list[Problem]]:
+    """Return the values of a field that ``written`` (one, or a list) stands for, and what is wrong with them."""
+    found: list[Any] = []
+    problems: list[Problem] = []
+    for value in _axis(field, written):
+        raw = _overridden({"method": "lora", "lr": 1.0, "batch": 1}, {field: value})
+        try:
+            found.append(functools.reduce(getattr, field.split("."), Setting.model_validate(raw)))
+        except ValidationError as error:
+            problems += problems_of(error, Setting, functools.partial(_always, place))
+    return tuple(found), problems
+
+
 class Settings:
     """The ``settings`` section: raw entries, validated after they are merged over ``defaults``."""
 
@@ -53,25 +73,28 @@ class Settings:
         self.names = [name for name in raw if name != DEFAULTS]
         self.problems: list[Problem] = []
         self._raw, self._where = raw, where
-        self._merged = {name: merge(raw.get(DEFAULTS, {}), raw[name]) for name in self.names}
+        self._merged = {name: _over(raw.get(DEFAULTS, {}), raw[name]) for name in self.names}
         if not self.names:
             self.problems.append(Problem(where(()), "must hold at least one setting beside defaults"))
         self.valid = {
             name: setting
             for name in self.names
-            if (setting := self._validate(self._merged[name], partial(self._origin, name)))
+            if (setting := self._validate(self._merged[name], functools.partial(self._origin, name)))
         }
 
     def variants(self, names: Sequence[str], override: Mapping[str, Any], where: Where) -> list[Variant]:
         """Return the named settings crossed with the override's axes; wrong values are put into ``problems``."""
         axes = self._axes(override, where)
-        found: list[Variant] = []
+        found: dict[Any, Variant] = {}
         for name in names:
             if name in self.valid and self._accepts(name, axes, where):
                 for values in itertools.product(*axes.values()):
                     chosen = dict(zip(axes, values, strict=True))
-                    found.append(Variant(name, Setting.model_validate(_overridden(self._merged[name], chosen)), chosen))
-        return found
+                    setting = Setting.model_validate(_overridden(self._merged[name], chosen))
+                    variant = Variant(name, setting, _label(setting, sorted(axes)))
+                    # Full tuning under an axis of LoRA is one variant, not one for every value.
+                    found.setdefault((name, variant.label, setting.seed), variant)
+        return list(found.values())
 
     def _axes(self, override: Mapping[str, Any], where: Where) -> dict[str, tuple[Any, ...]]:
         axes: dict[str, tuple[Any, ...]] = {}
@@ -79,11 +102,11 @@ class Settings:
             if name not in FIELDS:
                 self.problems.append(Problem(where(()), "unknown setting field", name, FIELDS))
                 continue
-            is_list = isinstance(value, (list, tuple))
-            is_axis = is_list and (name not in LIST_FIELDS or any(isinstance(item, (list, tuple)) for item in value))
-            if is_axis and not value:
+            if name in axes:
+                self.problems.append(Problem(where(()), "a field is given twice", name))
+            axes[name] = _axis(name, value)
+            if not axes[name]:
                 self.problems.append(Problem(where((name,)), "must hold at least one value", []))
-            axes[name] = tuple(value) if is_axis else (value,)
         return axes
 
     def _accepts(self, name: str, axes: Mapping[str, tuple[Any, ...]], where: Where) -> bool:
@@ -93,7 +116,7 @@ class Settings:
             for index, value in enumerate(values):
                 place = where((*field.split("."), *((index,) if len(values) > 1 else ())))
                 raw = _overridden(self._merged[name], {field: value})
-                accepted = self._validate(raw, partial(_always, place)) is not None and accepted
+                accepted = self._validate(raw, functools.partial(_always, place)) is not None and accepted
         return accepted
 
     def _validate(self, raw: Mapping[str, Any], where: Where) -> Setting | None:
@@ -108,6 +131,35 @@ class Settings:
         """Return where a field was written: in the setting itself, or in the defaults it is merged over."""
         inherited = location and not _holds(self._raw[name], location) and _holds(self._raw.get(DEFAULTS, {}), location)
         return self._where((DEFAULTS if inherited else name, *location))
+
+
+def _axis(field: str, value: Any) -> tuple[Any, ...]:
+    """Return a field's values: those of a list, or the value itself, which for some fields is a list."""
+    is_list = isinstance(value, (list, tuple))
+    is_axis = is_list and (field not in LIST_FIELDS or any(isinstance(item, (list, tuple)) for item in value))
+    return tuple(value) if is_axis else (value,)
+
+
+def _label(setting: Setting, fields: Iterable[str]) -> str:
+    shown = (
+        field for field in fields if field != "seed" and (not field.startswith("lora.") or setting.method == "lora")
+    )
+    return ",".join(f"{field}={_text(field_value(setting, field))}" for field in shown)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return value if isinstance(value, str) else "none" if value is None else canonical(value)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``above`` over the defaults ``below``: mappings merge, all else replaces; null is a value like others."""
+    merged = dict(below)
+    for key, value in above.items():
+        lower = merged.get(key)
+        merged[key] = _over(lower, value) if isinstance(value, Mapping) and isinstance(lower, Mapping) else value
+    return merged
 
 
 def _always(place: str, location: Location) -> str:

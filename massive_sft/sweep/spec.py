@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from massive_sft.sweep.schema import Dataset, Model, Positive, Schedule, Setting, Strict
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting, Strict
+from massive_sft.sweep.values import Epoch, Flag, NotNegative, Positive, Seed
 
 
 class Part(Strict):
@@ -21,7 +22,7 @@ class Mixture(Strict):
 
     name: str
     parts: tuple[Part, ...]
-    sample_seed: int = 0
+    sample_seed: Seed = 0
 
     @property
     def size(self) -> int | None:
@@ -39,12 +40,12 @@ class Layout(Strict):
     """How a trajectory is laid out on machines. Changes speed and memory, never what is computed."""
 
     workers: Positive = 1
-    gpus: int = 0
+    gpus: NotNegative = 0
     zero: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
-    packing: bool = False
-    gradient_checkpointing: bool = False
+    packing: Flag = False
+    gradient_checkpointing: Flag = False
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
 
 
@@ -59,6 +60,6 @@ class TrainingSpec(Strict):
     mixture: Mixture
     setting: Setting
     schedule: Schedule
-    horizon: Positive
-    snapshots: tuple[Positive, ...]
+    horizon: Epoch
+    snapshots: tuple[Epoch, ...]
     layout: Layout = Layout()

@@ -28,10 +28,21 @@ def dotted(location: Location) -> str:
     return text
 
 
+def errors_of(error: ValidationError) -> list[Any]:
+    """Return pydantic's errors less those that only follow from others: a list is too short when its items failed."""
+    items = error.errors()
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(len(o["loc"]) > len(item["loc"]) and o["loc"][: len(item["loc"])] == item["loc"] for o in items)
+    ]
+
+
 def problems_of(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> list[Problem]:
     """Return one problem per field that failed; ``where`` turns a location within ``root`` into the place to print."""
     problems: dict[str, Problem] = {}
-    for item in error.errors():
+    for item in errors_of(error):
         location, owner = _walk(root, item["loc"])
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
@@ -86,7 +97,9 @@ def _alternatives(kind: Any) -> list[Any]:
 
 
 def _is_tag(step: str | int) -> bool:
-    return isinstance(step, str) and (step in ("int", "str", "float", "bool") or "[" in step)
+    return isinstance(step, str) and (
+        step in ("int", "str", "float", "bool") or step.startswith("constrained-") or "[" in step
+    )
 
 
 def _field(model: type[BaseModel], name: str) -> Any:
@@ -102,7 +115,7 @@ def _extras(model: type[BaseModel]) -> Any:
 
 def _problem(item: dict[str, Any], place: str) -> Problem:
     kind, context = item["type"], item.get("ctx", {})
-    value = item["input"] if isinstance(item["input"], (str, int, float, type(None))) else UNSET
+    value = _printable(item["input"])
     if kind == "missing":
         return Problem(place, "is required")
     if kind == "literal_error":
@@ -112,10 +125,19 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
         sign, key = BOUNDS[kind]
         return Problem(place, f"must be {sign} {context[key]}", value)
     if kind == "value_error":
-        return Problem(place, str(context["error"]), value if isinstance(value, str) else UNSET)
+        return Problem(place, str(context["error"]), value)
     if kind == "string_pattern_mismatch":
         return Problem(place, f"must match {context['pattern']}", value)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return Problem(place, "must be a mapping (key: value)", item["input"])
+        return Problem(place, "must be a mapping (key: value)", value)
+    if kind in ("too_short", "string_too_short"):
+        return Problem(place, "must not be empty")
     rule = re.sub(r"^Input should", "must", item["msg"]).replace("must be a valid tuple", "must be a list")
     return Problem(place, rule, value)
+
+
+def _printable(value: Any) -> Any:
+    """Return what is worth printing of a value: a scalar, unless it is a number of hundreds of digits."""
+    if isinstance(value, int):
+        return value if value.bit_length() < 256 else UNSET
+    return value if isinstance(value, (str, float, type(None))) else UNSET

@@ -27,6 +27,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidInput(Problem(where, f"is not valid YAML: {error.problem}")) from None
     except YAMLError as error:
         raise InvalidInput(Problem(str(path), f"is not valid YAML: {error}")) from None
+    except ValueError as error:  # a date such as 2024-13-01, a number of thousands of digits
+        raise InvalidInput(Problem(str(path), f"holds a value that cannot be read: {error}")) from None
     if not isinstance(value, dict):
         raise InvalidInput(Problem(str(path), "must be a mapping (key: value)", value))
     return value
@@ -52,8 +54,23 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
+        elif isinstance(value, Mapping):
+            lower = merged.get(key)
+            merged[key] = merge(lower if isinstance(lower, Mapping) else {}, value)
         else:
             merged[key] = value
     return merged
+
+
+def with_text_keys(
+    value: Any, place: tuple[str | int, ...] = ()
+) -> tuple[Any, list[tuple[tuple[str | int, ...], Any]]]:
+    """Return a copy in which every key is text, and the keys that were not, each with the place of its mapping."""
+    if isinstance(value, Mapping):
+        found = [(place, key) for key in value if not isinstance(key, str)]
+        items = [(str(key), with_text_keys(item, (*place, str(key)))) for key, item in value.items()]
+        return {key: copy for key, (copy, _) in items}, found + [one for _, (_, below) in items for one in below]
+    if isinstance(value, (list, tuple)):
+        copies = [with_text_keys(item, (*place, index)) for index, item in enumerate(value)]
+        return [copy for copy, _ in copies], [one for _, below in copies for one in below]
+    return value, []

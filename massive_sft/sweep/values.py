@@ -1,0 +1,65 @@
+"""The kinds of values in a sweep file: strict numbers and texts, and lists that one value may stand for.
+
+Strict: ``true`` is no number, ``"32"`` is text. A whole number may stand for a fraction, never the reverse.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+MOST = 10**12  # of whatever is counted: beyond it a number is a slip of the keyboard
+MOST_EPOCHS = 10_000
+
+
+def _integer(value: Any) -> Any:
+    """Literal numbers compare by ``==``, by which ``true`` is 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("must be an integer")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _as_epochs(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", value)
+        if not match or int(match[1]) > int(match[2]):
+            raise ValueError("must be an epoch, a list of epochs or a range such as 1..10")
+        if int(match[2]) > MOST_EPOCHS:
+            raise ValueError(f"must end by epoch {MOST_EPOCHS}")
+        return tuple(range(int(match[1]), int(match[2]) + 1))
+    return _as_tuple(value)
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"must name each once, but {', '.join(twice)} is there twice")
+    return values
+
+
+Text = Annotated[str, Field(min_length=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+AboveZero = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(gt=0, le=MOST)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=MOST)]
+NotNegative = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Epoch = Annotated[int, Field(strict=True, gt=0, le=MOST_EPOCHS)]
+Integer = BeforeValidator(_integer)  # goes before a Literal of numbers
+
+OneOrMore = BeforeValidator(_as_tuple)  # goes before a tuple: one value stands for a list of it
+Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1)]
+DistinctStrings = Annotated[Strings, AfterValidator(_distinct)]
+Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(_as_epochs), Field(min_length=1)]
+
+# A column of a record: a path such as ``instances[0].output``, or its number where there is no header.
+Column = Text | NotNegative
+ColumnPaths = Annotated[tuple[Column, ...], OneOrMore, Field(min_length=1)]
