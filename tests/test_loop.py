@@ -22,7 +22,7 @@ from massive_sft import modeling
 from massive_sft.errors import Corrupt, InvalidInput, Unsupported
 from massive_sft.samples import Samples
 from massive_sft.sft import snapshot
-from massive_sft.sft.divergence import LossCurve
+from massive_sft.sft.divergence import LossCurve, Verdicts
 from massive_sft.sft.events import SnapshotWritten
 from massive_sft.sft.loop import train_trajectory
 
@@ -310,3 +310,35 @@ def test_trajectory_packing_for_a_model_without_position_ids_is_refused(tmp_path
 def test_trajectory_unknown_lora_target_is_refused_with_the_choices(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="q_proj"):
         train(make_spec(base, method="lora", lora={"targets": ["q_porj"]}), make_samples(), tmp_path)
+
+
+def verdicts(losses: list[float], epochs: tuple[int, ...], steps_per_epoch: int) -> tuple[dict[int, str], int]:
+    """Feed losses to the verdicts until they say stop; return the verdicts and the steps taken."""
+    judged = Verdicts(epochs, steps_per_epoch, vocabulary=400)
+    for step, loss in enumerate(losses, start=1):
+        if judged.add(loss, 1.0):
+            return judged.diverged, step
+    return judged.diverged, len(losses)
+
+
+def test_verdict_on_an_epoch_does_not_depend_on_how_far_the_run_goes() -> None:
+    """A spike near the end of epoch 1 that heals in epoch 2."""
+    losses = [3.0] * 190 + [30.0] * 10 + [3.0] * 1800
+    short, _ = verdicts(losses[:200], (1,), 200)
+    long, steps = verdicts(losses, (1, 10), 200)
+    assert short[1] and short[1] == long[1]
+    assert (long[10], steps) == ("", 2000)
+
+
+def test_run_stops_early_only_when_every_snapshot_ahead_has_diverged() -> None:
+    losses = [3.0] * 100 + [60.0] * 900
+    judged, steps = verdicts(losses, (1, 2, 5, 10), 100)
+    assert judged[1] == ""
+    assert all(judged[epoch] for epoch in (2, 5, 10))
+    assert 100 < steps < 1000
+
+
+def test_loss_that_is_not_finite_stops_at_once() -> None:
+    judged, steps = verdicts([3.0] * 7 + [float("inf")] + [3.0] * 92, (1, 2), 50)
+    assert steps == 8
+    assert "not finite" in judged[1] and "not finite" in judged[2]

@@ -1,0 +1,207 @@
+"""A sweep on a real local Ray: everything finishes, whatever the shapes, and gives what an inline run gives."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from small_sweep import small_sweep
+
+from massive_sft.errors import InvalidInput
+from massive_sft.inline import run_inline
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
+from massive_sft.scheduling.pools import LanePool, Message, Shape
+from massive_sft.scheduling.schedule import run_on_ray
+from massive_sft.sweep.load import load_sweep
+from massive_sft.trial import Happening, Recorded
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray of two CPUs, shared by the tests of this module."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def run(path: Path, **keywords: Any) -> tuple[list[Happening], list[str]]:
+    """Run a sweep file on Ray; return what happened and what was said."""
+    happened: list[Happening] = []
+    said: list[str] = []
+    run_on_ray(make_plan(load_sweep(path)), happened.append, said.append, **keywords)
+    return happened, said
+
+
+def records(folder: Path) -> dict[str, Record]:
+    found = Ledger.open(folder / "ledger", create=False).records()
+    return {f"{record.coordinates['setting']}-{record.coordinates['epoch']}": record for record in found}
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inline")
+    run_inline(make_plan(load_sweep(small_sweep(folder))), lambda _: None)
+    return folder
+
+
+def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, tmp_path: Path) -> None:
+    shutil.copytree(inline / "world", tmp_path / "world")
+    happened, _ = run(small_sweep(tmp_path))
+    assert sum(isinstance(event, Recorded) for event in happened) == 5
+    expected, found = records(inline), records(tmp_path)
+    assert found.keys() == expected.keys()
+    for name, record in found.items():
+        assert record.status is Status.COMPLETE, (name, record.error)
+        assert record.scores == expected[name].scores
+        assert record.measures == expected[name].measures
+    assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
+
+
+def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None, tmp_path: Path) -> None:
+    """Full tuning on two workers, LoRA on one, and a setting whose adapters fit nothing in the model."""
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+        "full": {"method": "full", "lr": 1e-3},
+        "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
+        "broken": {"method": "lora", "lr": 5e-3, "lora": {"targets": ["no_such_module"]}},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": ["broken", "lora", "full"]}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+    resources = [{"when": {"setting": "full"}, "workers": 2, "zero": 2}]
+    happened, said = run(small_sweep(tmp_path, settings=settings, blocks=[block], resources=resources, measures=[]))
+    found = {name: record.status for name, record in records(tmp_path).items()}
+    assert found == {
+        "none-0": Status.COMPLETE, "full-1": Status.COMPLETE, "lora-1": Status.COMPLETE, "broken-1": Status.FAILED
+    }  # fmt: skip
+    assert "no_such_module" in str(records(tmp_path)["broken-1"].error)
+    assert records(tmp_path)["full-1"].training["layout"]["workers"] == 2
+    assert any("2 x 0.5 CPU" in line for line in said)
+
+
+def test_alternating_run_trains_in_portions_and_scores_each(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode of one GPU, on CPUs: lanes take all, end, and scorers take all."""
+    mode = Mode("alternate", {"CPU": 2.0, "GPU": 0.0}, Scorers(2, 1.0, 0.0), trials=2, at_once=1)
+    monkeypatch.setattr("massive_sft.scheduling.schedule.choose_mode", lambda plan, resources: mode)
+    happened, _ = run(small_sweep(tmp_path, measures=[]))
+    assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
+    kinds = [type(event).__name__ for event in happened if type(event).__name__ in ("Began", "Recorded")]
+    assert kinds.index("Recorded") < len(kinds) - 1 - kinds[::-1].index("Began"), "scored before the second portion"
+
+
+# How a cluster is divided
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+def plan_with(world: Path, *resources: dict[str, Any], **changes: Any) -> Plan:
+    return make_plan(load_sweep(small_sweep(world, resources=list(resources), **changes)))
+
+
+def test_mode_of_cpus_is_share(world: Path) -> None:
+    mode = choose_mode(plan_with(world), {"CPU": 2.0})
+    assert (mode.name, mode.lane_capacity["CPU"], mode.scorers) == ("share", 1.0, Scorers(1, 1.0, 0.0))
+
+
+def test_mode_of_one_gpu_is_alternate(world: Path) -> None:
+    mode = choose_mode(plan_with(world, {"gpus": 1}), {"CPU": 16.0, "GPU": 1.0})
+    assert (mode.name, mode.lane_capacity["GPU"], mode.scorers.count) == ("alternate", 1.0, 1)
+
+
+def test_mode_of_a_lane_that_needs_all_gpus_is_alternate(world: Path) -> None:
+    assert choose_mode(plan_with(world, {"gpus": 8}), {"CPU": 64.0, "GPU": 8.0}).name == "alternate"
+
+
+def test_mode_of_many_gpus_is_split_and_holds_no_more_than_there_is(world: Path) -> None:
+    mode = choose_mode(plan_with(world, {"gpus": 2}), {"CPU": 64.0, "GPU": 8.0})
+    assert mode.name == "split"
+    assert mode.lane_capacity["GPU"] + mode.scorers.count * mode.scorers.gpus == 8
+
+
+def test_more_workers_than_the_cluster_has_is_refused(world: Path) -> None:
+    with pytest.raises(InvalidInput, match="more workers than the 2 CPUs that the cluster has, got 3"):
+        choose_mode(plan_with(world, {"workers": 3}), {"CPU": 2.0})
+    with pytest.raises(InvalidInput, match="more GPUs than the 0 that the cluster has, got 4"):
+        choose_mode(plan_with(world, {"gpus": 4}), {"CPU": 2.0})
+
+
+def test_portions_keep_waiting_snapshots_below_the_limit(world: Path) -> None:
+    storage = {"root": str(world / "ledger"), "max_waiting": "1MB"}
+    mode = choose_mode(plan_with(world, {"gpus": 1}, storage=storage), {"CPU": 2.0, "GPU": 1.0})
+    runs = plan_with(world, {"gpus": 1}).todo
+    assert [len(portion) for portion in mode.rounds(runs)] == [1, 1]
+
+
+def test_size_is_read_in_bytes() -> None:
+    assert (size_in_bytes("2TB"), size_in_bytes("1.5 kB"), size_in_bytes("7B")) == (2e12, 1500, 7)
+
+
+# The pool between trials and lanes, without Ray
+
+ONE, TWO = Shape(1, 1.0, 0.0), Shape(2, 1.0, 0.0)
+Pool = LanePool.__ray_metadata__.modified_class
+
+
+def test_order_of_a_restarted_lane_is_given_again_and_fails_at_last() -> None:
+    async def scenario() -> list[Message]:
+        pool = Pool(Counter({ONE: 1}))
+        await pool.submit(ONE, "order", b"data")
+        assert [await pool.next("lane", ONE) for _ in range(3)] == [b"data"] * 3
+        assert await pool.next("lane", ONE) is None
+        return await pool.messages("order")
+
+    (message,) = asyncio.run(scenario())
+    assert (message.kind, "died 3 times" in message.content) == ("failed", True)
+
+
+def test_idle_lane_ends_when_another_shape_starves() -> None:
+    async def scenario() -> None:
+        pool = Pool(Counter({ONE: 2, TWO: 1}))
+        waiting = asyncio.create_task(pool.next("lane", ONE))
+        await asyncio.sleep(0)
+        await pool.submit(TWO, "large", b"")
+        assert not waiting.done()
+        await pool.starve(True, [])
+        assert await waiting is None
+
+    asyncio.run(scenario())
+
+
+def test_lane_ends_after_its_order_when_it_is_asked_to_leave() -> None:
+    async def scenario() -> None:
+        pool = Pool(Counter({ONE: 2}))
+        for order in ("a", "b"):
+            await pool.submit(ONE, order, order.encode())
+        assert await pool.next("lane", ONE) == b"a"
+        await pool.starve(True, ["lane"])
+        await pool.tell("lane", Message("done"))
+        assert await pool.next("lane", ONE) is None
+        assert await pool.next("other", ONE) == b"b"
+
+    asyncio.run(scenario())
+
+
+def test_shape_whose_lanes_cannot_start_fails_its_orders() -> None:
+    async def scenario() -> list[str]:
+        pool = Pool(Counter({ONE: 2}))
+        await pool.submit(ONE, "queued", b"")
+        await pool.break_shape(ONE, "no module named x")
+        await pool.submit(ONE, "later", b"")
+        return [(await pool.messages(order))[0].content for order in ("queued", "later")]
+
+    assert asyncio.run(scenario()) == ["no module named x"] * 2
