@@ -1,0 +1,69 @@
+"""One run of a plan, from the last check to the report: what `massive-sft run` does."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from massive_sft.check import require_runnable
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.progress import RunProgress
+from massive_sft.report.write import write_report
+from massive_sft.tracking.mirror import Mirror
+from massive_sft.trial import Happening, Listen, Recorded
+
+FLUSH = 120.0  # seconds that the tracker may take to catch up at the end
+
+
+def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool) -> Plan:
+    """Check a plan, do what it leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
+
+    Args:
+        out: for progress.
+        err: for what is being checked.
+        inline: in this process, without Ray.
+        retrain: train again where a snapshot that is needed was removed.
+
+    Raises:
+        InvalidInput: with every problem that stands in the way; nothing was trained.
+        Stuck: when nothing moves on the cluster.
+    """
+    with err.status("checking") as status:
+        require_runnable(plan, lambda what: status.update(f"checking {what}"))
+    ledger = Ledger.open(plan.root)
+    file = plan.sweep.file
+    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
+    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow)
+    try:
+        mirror.artifact(plan.sweep.path)
+        with RunProgress(plan, out) as progress:
+            progress.say(f"tracker: {mirror.uri}")
+
+            def listen(happening: Happening) -> None:
+                progress.listen(happening)
+                if isinstance(happening, Recorded):
+                    mirror.put(happening.record.cell)
+
+            _do(plan, listen, progress, inline, retrain)
+        after = make_plan(plan.sweep)
+        report = write_report(after, ledger, ledger.sweep_dir(file.name) / "report")
+        mirror.artifact(report)
+        out.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
+    finally:
+        left = mirror.close(timeout=FLUSH)
+        if left:
+            out.print(f"the tracker lags behind: {left}; `massive-sft mirror` catches up", markup=False)
+    return after
+
+
+def _do(plan: Plan, listen: Listen, progress: RunProgress, inline: bool, retrain: bool) -> None:
+    if inline:
+        from massive_sft.inline import run_inline
+
+        run_inline(plan, listen, retrain)
+        return
+    from massive_sft.scheduling.cluster import connected
+    from massive_sft.scheduling.schedule import run_on_ray
+
+    with connected():
+        run_on_ray(plan, listen, progress.say, retrain)
