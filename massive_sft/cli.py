@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+from typer.core import TyperGroup
 
 from massive_sft import show as views
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
@@ -20,20 +21,41 @@ from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.progress import RunProgress
 from massive_sft.sweep.load import load_sweep
 
+EXIT_INCOMPLETE = 1
+EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 200  # columns of output that is no terminal's
+
+
+def _console(is_error: bool) -> Console:
+    """Names from the user are printed as they are, never read as markup; a pipe has room for whole tables."""
+    stream = sys.stderr if is_error else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> object:
+        """Run a verb; Ctrl-C ends it with a sentence, whatever it was at."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("interrupted; run the same command to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
 # and `show` answer at once.
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-out = Console()
-err = Console(stderr=True)
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+out = _console(is_error=False)
+err = _console(is_error=True)
 
 File = Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)]
 Overlays = Annotated[
     list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-EXIT_INCOMPLETE = 1
-EXIT_INTERRUPTED = 130
 
 
 @app.command()
@@ -46,7 +68,7 @@ def plan(
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens."""
     made = make_plan(load_sweep(file, overlay or ()))
     if cells is not None:
-        cells.write_text(views.cells_csv(made))
+        _write(cells, views.cells_csv(made))
     if as_json:
         _print_json(views.plan_json(made))
     else:
@@ -60,16 +82,15 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
 
     made = make_plan(load_sweep(file, overlay or ()))
     with err.status("checking") as status:
-        problems = find_problems(made, lambda what: status.update(f"checking {what}"))
+        problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")))
     if as_json:
         _print_json([{"place": p.place, "rule": p.rule, "text": str(p)} for p in problems])
     if problems:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
         out.print(views.warnings_view(made))
-        out.print(
-            f"[green]ready[/]: {len(made.todo)} training runs and {len(made.cells)} cells, nothing stands in the way"
-        )
+        amount = f"{len(made.todo)} training runs and {len(made.cells)} cells"
+        out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 
 
 @app.command()
@@ -90,14 +111,10 @@ def run(
     from massive_sft.check import require_runnable
 
     with err.status("checking") as status:
-        require_runnable(made, lambda what: status.update(f"checking {what}"))
+        require_runnable(made, lambda what: status.update(Text(f"checking {what}")))
     out.print(views.plan_view(made))
-    try:
-        with RunProgress(made, out) as progress:
-            _do(made, progress, inline, retrain)
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command to go on")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with RunProgress(made, out) as progress:
+        _do(made, progress, inline, retrain)
     after = make_plan(made.sweep)
     out.print(f"{_counts(after)}; results in {after.root}", soft_wrap=True)
     if not all(cell.is_done for cell in after.cells):
@@ -120,10 +137,11 @@ def show(
     file: Annotated[
         Path, typer.Option("--sweep", help="The sweep file whose storage holds the cell.", show_default=False)
     ],
+    overlay: Overlays = None,
     as_json: Json = False,
 ) -> None:
     """One cell's record: scores, measures, training, data, provenance."""
-    ledger = Ledger.open(storage_root(load_sweep(file)), create=False)
+    ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
     record = _find(ledger, cell)
     if as_json:
         _print_json(record.model_dump(mode="json", by_alias=True))
@@ -148,7 +166,7 @@ def inspect(
     require_settled(made)
     recipe = views.pick_run(made, model, mixture, setting).trajectory.recipe
     built, counts, tokenizer = build_recipe_samples(recipe)
-    out.print(f"[bold]{recipe.mixture.name}[/] for {recipe.model_name} under {recipe.setting_name}")
+    out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))
 
@@ -176,11 +194,18 @@ def main() -> None:
         app(standalone_mode=True)
     except InvalidInput as error:
         for problem in error.problems:
-            err.print(escape(str(problem)), style="red", highlight=False, soft_wrap=True)
+            err.print(str(problem), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except MassiveSFTError as error:
-        err.print(escape(str(error)), style="red", highlight=False, soft_wrap=True)
+        err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(Problem("--cells", f"cannot be written ({error.strerror})", str(path))) from None
 
 
 def _print_json(value: object) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from massive_sft.ledger.record import Status
 from massive_sft.plan import Plan
@@ -28,8 +29,9 @@ class RunProgress:
         self._steps: deque[tuple[float, int]] = deque()
         todo = sum(not cell.is_done for cell in plan.cells)
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.description}", style="bold"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task("cells", total=todo, detail="")
@@ -51,7 +53,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Print a line about the run itself."""
-        self._bar.console.print(f"[dim]{text}[/]", highlight=False, soft_wrap=True)
+        self._bar.console.print(Text(text, style="dim"), highlight=False, soft_wrap=True)
 
     def _detail(self) -> str:
         now = time.monotonic()

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +53,7 @@ def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
     for run in runs:
         recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
         size = "≈ all" if recipe.mixture.size is None else f"{recipe.mixture.size:,}"
-        schedule = recipe.schedule.name + (f"/{first.horizon}" if first.horizon else "")
+        schedule = recipe.schedule.label + (f"/{first.horizon}" if first.horizon else "")
         setting = " ".join(filter(None, (recipe.setting_name, first.variant)))
         snapshots = _ranges(run.trajectory.snapshots)
         groups.setdefault((recipe.model_name, recipe.mixture.name, size, setting, schedule, snapshots), []).append(run)
@@ -174,9 +173,8 @@ def status_view(plan: Plan) -> Group:
         table.add_column(column, overflow="fold")
     for item in sorted(plan.cells, key=lambda item: item.is_done):
         lacks = ", ".join(asked.id.split()[0] for asked in item.lacking) if item.status is not Status.WAITING else ""
-        table.add_row(
-            item.cell.id, escape(str(item.cell.coordinates)), f"[{STYLES[item.status]}]{item.status}[/]", lacks
-        )
+        status = Text(str(item.status), style=STYLES[item.status])
+        table.add_row(item.cell.id, str(item.cell.coordinates), status, lacks)
     return Group(table, Text(), *_totals(plan), warnings_view(plan))
 
 
@@ -243,23 +241,23 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def happening_line(happening: Happening) -> str:
+def happening_line(happening: Happening) -> Text:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
     if isinstance(happening, trial.Began):
         cell = happening.trajectory.cells[-1]
-        return f"training {escape(str(cell.coordinates))} (attempt {happening.attempt})"
+        return Text(f"training {cell.coordinates} (attempt {happening.attempt})")
     if isinstance(happening, trial.Recorded):
         record = happening.record
         detail = (
             f": {record.error}" if record.error else f": missing {', '.join(record.missing)}" if record.missing else ""
         )
-        where = escape(str(happening.cell.coordinates))
-        return f"[{STYLES[record.status]}]{record.status}[/] {record.cell} {where}{escape(detail)}"
+        status = (str(record.status), STYLES[record.status])
+        return Text.assemble(status, f" {record.cell} {happening.cell.coordinates}{detail}")
     if isinstance(happening, trial.Skipped):
-        return f"skipped, somebody else works on it: {escape(happening.what)}"
+        return Text(f"skipped, somebody else works on it: {happening.what}")
     if isinstance(happening.event, SnapshotWritten):
-        return f"  snapshot of epoch {happening.event.epoch}"
-    return ""
+        return Text(f"  snapshot of epoch {happening.event.epoch}")
+    return Text()
 
 
 def pick_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:

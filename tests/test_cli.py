@@ -73,12 +73,6 @@ def setting(**changes: Any) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: {"settings": dict.fromkeys(("full", "lora"), plain | changes)}
 
 
-def two_contents(folder: Path) -> dict[str, Any]:
-    block = {"model": "llama", "mixture": "one", "setting": "full", "horizon": 2, "snapshots": [2]}
-    schedules = [{"name": "wsd", "decay": 0.5}, {"name": "wsd", "decay": 0.2}]
-    return {"blocks": [block | {"name": str(n), "schedule": one} for n, one in enumerate(schedules)]}
-
-
 def newer_ledger(folder: Path) -> dict[str, Any]:
     write_json(folder / "ledger" / "ledger.json", {"schema": 2})
     return {}
@@ -112,7 +106,6 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
     "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
-    "two contents under one name": (two_contents, "give one name to two contents"),
     "ledger of a newer schema": (newer_ledger, "has schema 2"),
     "tracker that does not answer": (lambda _: {"tracking": {"mlflow": "http://user:hunter2@127.0.0.1:9"}}, "tracking.mlflow: is no tracking server that answers"),
     "tracker that is no database": (no_database, "tracking.mlflow: is no SQLite database"),
@@ -189,6 +182,51 @@ def test_show_of_an_unknown_cell_is_a_sentence(call: Callable[..., tuple[int, st
     call("check", path)  # makes the ledger
     code, _, text = call("show", "abc", "--sweep", path)
     assert (code, "is no cell with a record, got 'abc'" in text) == (2, True)
+
+
+def test_names_are_printed_as_they_are(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    small_sweep(tmp_path)
+    models = {"a[/x]b:smile:": {"path": str(tmp_path / "world" / "models" / "tiny-llama")}}
+    path = small_sweep(tmp_path, models=models, storage={"root": str(tmp_path / "x[/b]y")})
+    for verb in ("plan", "check", "status"):
+        code, out, text = call(verb, path)
+        assert (code, "Traceback" in text) == (0, False)
+        assert verb == "check" or ("a[/x]b:smile:" in out and "x[/b]y" in out)
+    assert "a[/x]b:smile:" in call("inspect", path, "-n", 1)[1]
+
+
+def test_plan_to_a_file_that_cannot_be_written_is_a_sentence(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, text = call("plan", small_sweep(tmp_path), "--cells", tmp_path / "none" / "x.csv")
+    assert (code, "--cells: cannot be written (No such file or directory)" in text) == (2, True)
+
+
+def test_show_looks_where_the_overlay_says(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(f"storage: {{root: {tmp_path / 'elsewhere'}}}\n")
+    _, _, text = call("show", "abc", "--sweep", small_sweep(tmp_path), "--overlay", overlay)
+    assert "elsewhere" in text
+
+
+def test_interrupt_while_checking_ends_with_a_sentence(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = small_sweep(tmp_path)
+    monkeypatch.setattr("massive_sft.cli.make_plan", interrupted)
+    code, _, text = call("check", path)
+    assert (code, "interrupted; run the same command to go on" in text) == (130, True)
+
+
+def test_piped_output_holds_a_line_a_row(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "2 training runs of 4 epochs give 4 trained cells, which one by one would take 6 epochs" in done.stdout
 
 
 def test_command_line_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
