@@ -17,6 +17,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.report import chart, material, numbers, table
 from massive_sft.report.write import write_report
 
+NO_BASE = "the base model has no record"
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
 
@@ -145,6 +146,8 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
     def change(record: Record) -> Record | None:
         if record.coordinates["model"] == "large" and record.coordinates["method"] == "none":
             return None
+        if record.coordinates["setting"] == "lora" and record.coordinates["data"] == "second":
+            return None
         if record.coordinates["epoch"] == 2 and record.coordinates["setting"] == "lora":
             return record.model_copy(update={"status": Status.DIVERGED, "error": "loss is not finite", "scores": {}})
         return record
@@ -154,7 +157,7 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
     missing = [cell for _, cell in heats if cell[2] == "missing"]
     assert len(missing) == 12
     assert all(cell[0] == numbers.MISSING for cell in missing)
-    assert {cell[5] for cell in missing} == {"missing: loss is not finite", "missing: the base model has no record"}
+    assert {cell[5] for cell in missing} == {f"missing: {why}" for why in ("loss is not finite", "WAITING", NO_BASE)}
     kinds = page.rows("troubles")["columns"][0]["levels"]
     assert kinds == ["base", "DIVERGED", "to do"]
     stored = pd.read_csv(tmp_path / "out" / "table.csv")
@@ -167,6 +170,25 @@ def test_report_of_a_sweep_that_has_not_begun_says_so(tmp_path: Path) -> None:
     page = report(plan, Ledger.open(plan.root), tmp_path / "out")
     assert "18 WAITING" in page.text["span"]
     assert "18 of 18 cells are WAITING: not in this report" in page.rows("troubles")["rows"][0]
+
+
+@pytest.mark.parametrize("kept", ["base", "one", "bare", "failed", "no base"])
+def test_report_of_any_state_is_a_whole_page(kept: str, tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    first = plan.cells[0].cell.id
+
+    def change(record: Record) -> Record | None:
+        is_base = record.trajectory is None
+        if kept == "failed":
+            return record.model_copy(update={"status": Status.FAILED, "error": "no memory", "scores": {}})
+        if kept == "bare":
+            return record.model_copy(update={"measures": {}, "training": {}, "counts": {}, "provenance": {}})
+        return record if {"base": is_base, "one": record.cell == first, "no base": not is_base}[kept] else None
+
+    page = report(plan, fill(plan, change), tmp_path / "out")
+    assert "made" in page.text["h1"]
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert len(table) == {"base": 2, "one": 1, "bare": 18, "failed": 18, "no base": 16}[kept]
 
 
 def test_unsound_files_are_findings(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Material:
     Attributes:
         records: newest sound record by cell id, with only the scores that the sweep asks for.
         statuses: status by cell id, as the ledger has it now (the plan may be older).
+        planned: one row per trained cell that the sweep asks for, recorded or not.
         cells, scores, gains: of ``study``; ``data_label`` and ``setting_label`` added.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
@@ -47,6 +48,7 @@ class Material:
     plan: Plan
     records: Mapping[str, Record]
     statuses: Mapping[str, Status]
+    planned: pd.DataFrame
     cells: pd.DataFrame
     scores: pd.DataFrame
     gains: pd.DataFrame
@@ -81,14 +83,17 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
         for item in plan.cells
     }
     found += [*_lacking(plan, records), *_waiting(statuses)]
+    planned = _planned(plan, records, statuses)
+    schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
     return Material(
         plan=plan,
         records=records,
         statuses=statuses,
-        cells=_labelled(cells),
-        scores=_labelled(scores),
-        gains=_labelled(gains),
-        points=_labelled(correlate.points(cells, gains)),
+        planned=_labelled(planned, schedules),
+        cells=_labelled(cells, schedules),
+        scores=_labelled(scores, schedules),
+        gains=_labelled(gains, schedules),
+        points=_labelled(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
         findings=(*findings(cells, scores, gains), *found),
@@ -144,16 +149,29 @@ def _waiting(statuses: Mapping[str, Status]) -> list[Finding]:
     return found
 
 
-def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add ``data_label`` (name and size) and ``setting_label`` (name, and schedule and variant where they vary)."""
+def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, Status]) -> pd.DataFrame:
+    """Return one row per trained cell of the plan, recorded or not."""
+    rows = [
+        {"cell": item.cell.id, "trajectory": run.trajectory.id, "status": str(statuses[item.cell.id])}
+        | {"error": records[item.cell.id].error if item.cell.id in records else None}
+        | item.cell.coordinates._asdict()
+        for run in plan.runs
+        for item in run.cells
+    ]
+    names = ["cell", "trajectory", "status", "error", *frames.COORDINATES]
+    return pd.DataFrame(rows, columns=names).astype({name: frames.CELLS[name] for name in names})
+
+
+def _labelled(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
+    """Add ``data_label`` (name and size) and ``setting_label`` (name and variant; the schedule with ``schedules``)."""
     sizes = frame["size"].map(lambda size: "all rows" if pd.isna(size) else f"{size:,}")
     data = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
-    labels = {"data_label": data.mask(frame["method"] == frames.BASE, "base model")}
     schedule = frame["schedule"].str.cat(frame["horizon"].astype("string").radd("/").fillna(""))
-    varies = frame.loc[frame["method"] != frames.BASE, ["schedule", "horizon"]].drop_duplicates().shape[0] > 1
-    setting = frame["setting"].str.cat(" " + schedule) if varies else frame["setting"]
-    labels["setting_label"] = setting.str.cat((" " + frame["variant"].fillna("")).str.rstrip())
-    return frame.assign(**labels)
+    setting = frame["setting"].str.cat(" " + schedule) if schedules else frame["setting"]
+    return frame.assign(
+        data_label=data.mask(frame["method"] == frames.BASE, "base model"),
+        setting_label=setting.str.cat((" " + frame["variant"].fillna("")).str.rstrip()),
+    )
 
 
 def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> dict[str, Curve]:

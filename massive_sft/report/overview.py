@@ -91,7 +91,7 @@ def what_ran(material: Material) -> Section:
         )
     protocol = plan.sweep.file.evaluation.protocol
     facts = [
-        ("Benchmarks", ", ".join(sorted(set(material.scores["column"].dropna()))) or MISSING),
+        ("Benchmarks", ", ".join(material.columns) or MISSING),
         (
             "Protocol",
             f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",

@@ -108,7 +108,8 @@ def _against(material: Material, measures: list[str], drawn: str, section: Secti
     points = material.points
     if points.empty or points[drawn].isna().all():
         return None
-    found = correlate.correlations(points, measures)
+    rank = {column: index for index, column in enumerate((correlate.OVERALL, *material.columns))}
+    found = correlate.correlations(points, measures).sort_values("column", key=lambda c: c.map(rank), kind="stable")
     models, methods = (
         numbering(material.cells["model"]),
         numbering(material.cells.loc[material.cells["method"] != BASE, "method"]),

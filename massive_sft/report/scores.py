@@ -25,10 +25,10 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
 
 def heatmap(material: Material) -> Section:
     """Return the gains of each condition's last epoch: model × data × benchmark."""
-    means = tables.over_seeds(_complete(material, last_epochs(material.cells)))
+    means = tables.over_seeds(_complete(material, last_epochs(material.planned)))
     columns = [column for column in material.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
-    labels = {key: rows[0] for key, rows in grouped(rows_of(material.cells), *CONDITION).items()}
+    labels = {key: rows[0] for key, rows in grouped(rows_of(material.planned), *CONDITION).items()}
     rows: list[list[Value]] = []
     for key, members in grouped(rows_of(means), *CONDITION).items():
         label, first = labels[key], members[0]
@@ -70,7 +70,8 @@ def _complete(material: Material, trained: pd.DataFrame) -> pd.DataFrame:
     merged = every.merge(known.drop(columns=["status", *COORDINATES]), on=["cell", "column"], how="left")
     merged["primary"] = True
     reason = merged["missing"].fillna(merged["why"]).fillna(merged["error"])
-    merged["why"] = reason.fillna("not scored").mask(merged["gain"].notna())
+    late = merged["status"].isin(["WAITING", "RUNNING"])
+    merged["why"] = reason.mask(late, merged["status"]).fillna("not scored").mask(merged["gain"].notna())
     return merged
 
 
