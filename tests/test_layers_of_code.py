@@ -19,7 +19,7 @@ LAYERS = [
     ["sweep"],
     ["suites", "tracking"],
     ["plan"],
-    ["samples", "modeling"],
+    ["samples", "modeling", "where"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages", "study"],
     ["trial"],
@@ -28,6 +28,7 @@ LAYERS = [
     ["show"],
     ["progress", "where"],
     ["execute", "verbs"],
+    ["verbs"],
     ["cli"],
     ["__main__"],
 ]
