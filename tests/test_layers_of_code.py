@@ -19,7 +19,7 @@ LAYERS = [
     ["sweep"],
     ["suites", "tracking"],
     ["plan"],
-    ["samples", "modeling", "where"],
+    ["samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages", "study"],
     ["trial"],
@@ -28,7 +28,6 @@ LAYERS = [
     ["show"],
     ["progress", "where"],
     ["execute", "verbs"],
-    ["verbs"],
     ["cli"],
     ["__main__"],
 ]
