@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,52 @@ BAD = [
     ("evaluation|protocol|engine", "vllm", "evaluation.protocol.engine: must be one of the valid values, got 'vllm'; valid: plain, trie"),
     ("resources|0|zero", 4, "resources[0].zero: must be one of the valid values, got 4; valid: 0, 1, 2, 3"),
     ("resources|0|when|setting", "fll", "resources[0].when.setting: unknown setting, got 'fll' (did you mean 'full'?)"),
+    ("schema", "1", "schema: must be an integer, got '1'"),
+    ("schema", True, "schema: must be an integer, got True"),
+    ("models", {}, "models: must not be empty"),
+    ("models|all", {"hub": "a/b"}, "models: is taken: it stands for all models"),
+    ("models|my-base|revision", "v2", "models.my-base: revision goes with hub, not with path"),
+    ("models|Gemma2-9B|gated", "yes", "models.Gemma2-9B.gated: must be a valid boolean, got 'yes'"),
+    ("models|Gemma2-9B|hub", "", "models.Gemma2-9B.hub: must not be empty"),
+    ("models", {datetime.date(2024, 1, 1): {"hub": "a/b"}}, "models: keys must be text (quote them), got '2024-01-01'"),
+    ("datasets|p3|split", "test", "datasets.p3: split goes with hub, not with path"),
+    ("datasets|p3|subset", "x", "datasets.p3: subset goes with hub, not with path"),
+    ("datasets|p3|strip", [""], "datasets.p3.strip[0]: must not be empty"),
+    ("datasets|p3|columns", {"prompt": True, "completion": 1}, "datasets.p3"),
+    ("datasets|lima|files", ["a", "b", "a"], "datasets.lima.files: must name each once, but a is there twice"),
+    ("datasets|lima|filter", {"c": {"a": "b"}}, "datasets.lima.filter: c must be text, a number"),
+    ("datasets|lima|filter", {"not": "b"}, "datasets.lima.filter: not must map columns"),
+    ("datasets|lima|filter", {"c": datetime.date(2024, 1, 1)}, "datasets.lima.filter: c must be text, a number"),
+    ("datasets|lima|filter", {"c": float("nan")}, "datasets.lima.filter: c must be text, a number"),
+    ("datasets|lima|filter", {0: "b"}, "datasets.lima.filter: keys must be text (quote them), got '0'"),
+    ("mixtures|sample_seed", 10**30, "mixtures.sample_seed: must be < 4294967296"),
+    ("mixtures|chatty|weights|lima", 1e308, "mixtures.chatty.weights.lima: must be <= 1000000000000.0, got 1e+308"),
+    ("mixtures|chatty|samples", 10**400, "mixtures.chatty.samples: must be <= 1000000000000"),
+    ("settings|full|seed", True, "settings.full.seed: must be a valid integer, got True"),
+    ("settings|full|seed", -1, "settings.full.seed: must be >= 0, got -1"),
+    ("settings|full|batch", "32", "settings.full.batch: must be a valid integer, got '32'"),
+    ("settings|full|lr", "1e-5", "settings.full.lr: must be a valid number, got '1e-5'"),
+    ("settings|full|lr", True, "settings.full.lr: must be a valid number, got True"),
+    ("settings|full|lr", None, "settings.full.lr: must be a valid number, got None"),
+    ("settings|lora|lora|targets", [], "settings.lora.lora.targets: must"),
+    ("blocks|2|snapshots", "1..900000000", "blocks[2].snapshots: must end by epoch 10000"),
+    ("blocks|2|snapshots", True, "blocks[2].snapshots[0]: must be a valid integer, got True"),
+    ("blocks|2|horizon", 10_001, "blocks[2].horizon: must be <= 10000"),
+    ("blocks|2|exclude", [{"snapshot": [[1]]}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
+    ("blocks|2|exclude", [{"snapshot": {"a": 1}}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
+    ("blocks|2|exclude", [{"snapshot": None}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
+    ("blocks|2|exclude", [{"model": [["a"]]}], "blocks[2].exclude[0].model[0]: must be a valid string"),
+    ("blocks|2|exclude", [{"seed": "0"}], "blocks[2].exclude[0].seed: must be a valid integer, got '0'"),
+    ("blocks|2|exclude", [{"lr": ["5e-4"]}], "blocks[2].exclude[0].lr: must be a valid number, got '5e-4'"),
+    ("blocks|2|exclude", [{"lr": []}], "blocks[2].exclude[0].lr: must not be empty"),
+    ("blocks|2|exclude", [{"schedule": "cosin"}], "blocks[2].exclude[0].schedule: unknown schedule, got 'cosin' (did you mean 'cosine'?)"),
+    ("blocks|2|exclude", [{"method": "lorra"}], "blocks[2].exclude[0].method: must be one of the valid values, got 'lorra' (did you mean 'lora'?)"),
+    ("blocks|3|override", {"lora": {"rank": 8}, "lora.rank": 4}, "blocks[3].override: a field is given twice, got 'lora.rank'"),
+    ("evaluation|tasks|0|shots", [], "evaluation.tasks[0].shots: must not be empty"),
+    ("evaluation|base", 1, "evaluation.base: must be a valid boolean, got 1"),
+    ("resources|0|zero", True, "resources[0].zero: must be an integer, got True"),
+    ("resources|0|micro_batch", "4", "resources[0].micro_batch: must be a valid integer, got '4'"),
+    ("storage|root", "", "storage.root: must not be empty"),
     ("storage|max_waiting", "lots", "storage.max_waiting: must match"),
     ("measures", ["perplexty"], "measures[0]: must be one of the valid values, got 'perplexty' (did you mean 'perplexity'?)"),
 ]  # fmt: skip
@@ -163,6 +210,55 @@ def test_overlay_merges_mappings_replaces_lists_and_removes_nulls(tmp_path: Path
     assert sweep.settings["full"].lr == 3e-5
     assert [block.name for block in sweep.file.blocks] == ["X"]
     assert sweep.file.budget.gpu_hours is None
+
+
+def test_overlay_removes_what_the_file_lacks_as_well() -> None:
+    assert merge({}, {"budget": {"gpu_hours": None}}) == {"budget": {}}
+
+
+def test_broken_only_block_says_what_is_broken_and_nothing_else(raw: dict[str, Any]) -> None:
+    put(raw, "blocks", [raw["blocks"][0] | {"horizon": 0}])
+    put(raw, "settings|full|lr", -1)
+    assert problems(raw) == [
+        "sweeps/x.yaml: blocks[0].horizon: must be > 0, got 0",
+        "sweeps/x.yaml: settings.full.lr: must be > 0.0, got -1",
+    ]
+
+
+@pytest.mark.parametrize("section", ["models", "datasets", "mixtures", "settings", "blocks"])
+def test_broken_section_does_not_make_its_names_unknown(raw: dict[str, Any], section: str) -> None:
+    put(raw, section, "text")
+    found = problems(raw)
+    assert len(found) == 1 and f"{section}: must be a" in found[0], found
+    del raw[section]
+    assert problems(raw) == [f"sweeps/x.yaml: {section}: is required"]
+
+
+def test_clip_of_a_setting_may_be_none_over_defaults(raw: dict[str, Any]) -> None:
+    for spelling in (None, "none"):
+        put(raw, "settings|full|optimizer", {"clip": spelling})
+        put(raw, "settings|defaults|optimizer|clip", 0.5)
+        settings = check_sweep(raw, NAME).settings
+        assert (settings["full"].optimizer.clip, settings["lora"].optimizer.clip) == (None, 0.5)
+
+
+def test_override_of_lora_leaves_full_tuning_one_variant(raw: dict[str, Any]) -> None:
+    put(raw, "blocks|3|override", {"lora": {"rank": [4, 8]}, "optimizer.clip": ["none"], "lr": [1]})
+    labels = [(variant.name, variant.label) for variant in check_sweep(raw, NAME).variants[3]]
+    assert labels == [
+        ("full", "lr=1.0,optimizer.clip=none"),
+        ("lora", "lora.rank=4,lr=1.0,optimizer.clip=none"),
+        ("lora", "lora.rank=8,lr=1.0,optimizer.clip=none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2024-13-45\n", f"a: {'9' * 5000}\n", "a: &a [*a]\nb: {c: 1}\n", "a: " + "[" * 3000]
+)
+def test_strange_yaml_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InvalidInput):
+        load_sweep(tmp_path / "x.yaml")
 
 
 def test_merge_leaves_its_arguments_alone() -> None:
