@@ -180,6 +180,106 @@ def test_local_data_is_known_by_content_not_by_path(tmp_path: Path) -> None:
     assert identity(tmp_path / "a" / "x.jsonl", "two") != first
 
 
+def local(folder: Path, **fields: Any) -> str:
+    file = base_file()
+    file["datasets"]["d1"] = {"path": str(folder), "format": "alpaca"} | fields
+    contents = Contents(folder, COMMITS)
+    cells = make_cells(check_sweep(file, Path("/x.yaml")), contents).cells
+    assert not contents.missing
+    return cells[0].id
+
+
+def test_local_file_alone_or_in_a_folder_under_any_name_is_one_content(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "a.json", "A.JSONL", "other*.jsonl"):
+        (tmp_path / name).write_text("one" if name.lower()[0] == "a" else name)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.json")
+    alone = local(tmp_path / "a.jsonl")
+    assert local(tmp_path, files=["a.jsonl"]) == local(tmp_path, files=["A.JSONL"]) == alone
+    assert local(tmp_path / "link.jsonl") == alone  # read by its own name, not by what it links to
+    assert local(tmp_path / "a.json") != alone  # another extension is another reader
+    assert local(tmp_path, files=["a.jsonl", "b.jsonl"]) != local(tmp_path, files=["b.jsonl", "a.jsonl"])
+    assert local(tmp_path, files=["other*.jsonl"]) != alone  # a name, not a pattern
+
+
+@pytest.mark.parametrize("name", ["a*.jsonl", "none.jsonl"])
+def test_local_file_that_the_reader_will_not_find_is_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    file = base_file()
+    file["datasets"]["d1"] = {"path": str(tmp_path), "format": "alpaca", "files": name}
+    contents = Contents(tmp_path, COMMITS)
+    make_cells(check_sweep(file, tmp_path / "x.yaml"), contents)
+    assert list(contents.missing) == ["datasets.d1.path"]
+
+
+def test_local_model_is_its_weights_its_tokenizer_and_the_code_that_may_run(tmp_path: Path) -> None:
+    def identity(**fields: Any) -> str:
+        return only(changed("models.m1", {"path": str(tmp_path)} | fields)).id
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    first, trusting = identity(), identity(trust_remote_code=True)
+    assert first == trusting
+    for name in ("tokenizer_notes.txt", "vocab_notes.md", "README.md"):
+        (tmp_path / name).write_text("notes")
+    (tmp_path / "modeling.py").write_text("1")
+    assert identity() == first
+    assert identity(trust_remote_code=True) not in (first, trusting)
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    assert identity() != first
+
+
+SAME = [
+    ({"filter": {"c": 1}}, {"filter": {"c": ["1"]}}),
+    ({"filter": {"c": True}}, {"filter": {"c": ["true", "true"]}}),
+    ({"filter": {"c": "1", "not": {}}}, {"filter": {"c": 1}}),
+    ({"filter": {"not": {}}}, {}),
+    ({"filter": {"c": ["a", None]}}, {"filter": {"c": [None, "a"]}}),
+    ({"strip": ["ab", "abc"]}, {"strip": ["abc", "ab", "ab"]}),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_two_spellings_of_one_dataset_are_one_content(one: dict[str, Any], other: dict[str, Any]) -> None:
+    plain = base_file()["datasets"]["d1"]
+    assert only(changed("datasets.d1", plain | one)).id == only(changed("datasets.d1", plain | other)).id
+
+
+def test_null_is_not_the_text_null_in_a_filter() -> None:
+    assert only(changed("datasets.d1.filter", {"c": None})).id != only(changed("datasets.d1.filter", {"c": "None"})).id
+
+
+def test_model_and_dataset_of_one_hub_id_have_their_own_commits() -> None:
+    commits = Commits(models={"org/x": {"main": "1" * 40}}, datasets={"org/x": {"main": "2" * 40}})
+    file = base_file()
+    file["models"]["m1"]["hub"] = file["datasets"]["d1"]["hub"] = "org/x"
+    recipe = make_cells(check_sweep(file, Path("/x.yaml")), Contents(Path("/"), commits)).cells[0].recipe
+    assert recipe is not None
+    assert (recipe.model.revision, recipe.mixture.parts[0].dataset.revision) == ("1" * 40, "2" * 40)
+
+
+def test_excludes_have_the_types_of_their_fields() -> None:
+    def left(*excludes: dict[str, Any], **changes: Any) -> int:
+        file = base_file()
+        file["blocks"] = [block(setting=["full", "lora"], snapshots="1..3", exclude=list(excludes), **changes)]
+        return len([cell for cell in cells_of(file).cells if cell.recipe])
+
+    assert left({"snapshot": "1..2"}) == 2
+    assert left({"optimizer.betas": [0.9, 0.999], "snapshot": 3}) == 4
+    assert left({"lr": [1e-5, 3]}) == 3
+    assert left({"size": 100, "setting": "lora"}) == 3
+    assert left({"lora.rank": 16}) == 3  # full tuning has no rank
+    assert left({"optimizer.clip": "none"}, override={"optimizer.clip": [None, 1.0]}) == 6
+
+
+def test_variant_is_named_by_the_validated_value() -> None:
+    file = base_file()
+    file["blocks"] = [block(override={"lr": [1, 2e-5], "optimizer": {"betas": [0.9, 0.95]}})]
+    assert sorted(cell.coordinates.variant for cell in cells_of(file).cells if cell.recipe) == [
+        "lr=1.0,optimizer.betas=[0.9,0.95]",
+        "lr=2e-05,optimizer.betas=[0.9,0.95]",
+    ]
+
+
 def test_relative_path_starts_at_the_sweep_file(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{}")
     file = base_file()
