@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cell import base_file, block
+from test_cell import base_file, block, changed
 
-from massive_sft.errors import InvalidInput
+from massive_sft.errors import Corrupt, InvalidInput
+from massive_sft.files import write_json
 from massive_sft.ledger.record import Status
-from massive_sft.plan import layout_of, make_plan
+from massive_sft.plan import layout_of, make_plan, token_key
 from massive_sft.show import plan_json
+from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep
 
 
@@ -80,6 +82,73 @@ def test_missing_task_file_is_reported_as_missing(tmp_path: Path) -> None:
 def test_unknown_suite_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="paper_zero_shot"):
         make_plan(sweep_in(tmp_path, evaluation={"suites": ["papers"]}))
+
+
+COMMIT = "3" * 40
+
+
+def test_lock_pins_models_and_datasets_apart(tmp_path: Path) -> None:
+    lock = {"commits": {"models": {"org/m1": {"main": COMMIT}}, "datasets": {"org/d1": {"main": COMMIT}}}}
+    write_json(tmp_path / "ledger" / "sweeps" / "test" / "lock.json", lock)
+    plan = make_plan(sweep_in(tmp_path))
+    assert not plan.unpinned
+    assert plan.runs[0].trajectory.recipe.model.revision == COMMIT
+
+
+@pytest.mark.parametrize("lock", ["", "[]", "{}", '{"commits": {"models": {"org/m1": "main"}}}'])
+def test_damaged_lock_is_a_sentence(tmp_path: Path, lock: str) -> None:
+    path = tmp_path / "ledger" / "sweeps" / "test" / "lock.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(lock)
+    with pytest.raises(Corrupt, match=r"lock\.json: is n"):
+        make_plan(sweep_in(tmp_path))
+
+
+def recipe_in(folder: Path, place: str = "name", value: object = "test") -> Recipe:
+    file = changed(place, value) | {"storage": {"root": str(folder / "ledger")}}
+    return make_plan(check_sweep(file, folder / "x.yaml")).runs[0].trajectory.recipe
+
+
+SHAPES_SAMPLES = [
+    ("models.m1.revision", "2" * 40),
+    ("datasets.d1.revision", "2" * 40),
+    ("datasets.d1.filter", {"task": "x"}),
+    ("datasets.d1.limit", 500),
+    ("datasets.d1.strip", ["<s>"]),
+    ("datasets.d1.format", "gsm8k"),
+    ("mixtures.sample_seed", 1),
+    ("mixtures.each.samples", 101),
+    ("settings.full.template", "plain"),
+    ("settings.full.loss_on", "all"),
+    ("settings.full.max_length", 1024),
+    ("settings.full.truncation", "left"),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), SHAPES_SAMPLES)
+def test_what_shapes_samples_moves_the_token_key(tmp_path: Path, place: str, value: object) -> None:
+    assert token_key(recipe_in(tmp_path, place, value)) != token_key(recipe_in(tmp_path))
+
+
+def test_new_training_semantics_move_the_token_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = token_key(recipe_in(tmp_path))
+    monkeypatch.setattr("massive_sft.sweep.cell.TRAIN_SEMANTICS", 999)
+    assert token_key(recipe_in(tmp_path)) != before
+
+
+@pytest.mark.parametrize("place", ["settings.full.lr", "settings.full.batch", "settings.full.seed"])
+def test_what_leaves_samples_alone_leaves_the_token_key(tmp_path: Path, place: str) -> None:
+    assert token_key(recipe_in(tmp_path, place, 7)) == token_key(recipe_in(tmp_path))
+
+
+@pytest.mark.parametrize("cached", ["", "[]", "{}", '{"counts": []}', '{"counts": {"total": {"tokens": "many"}}}'])
+def test_damaged_token_cache_counts_as_not_cached(tmp_path: Path, cached: str) -> None:
+    path = tmp_path / "ledger" / "cache" / "tokens" / f"{token_key(recipe_in(tmp_path))}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(cached)
+    assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch is None
+    write_json(path, {"counts": {"total": {"tokens": 12}}})
+    assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch == 12
 
 
 TEN_THOUSAND = """
