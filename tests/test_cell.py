@@ -300,6 +300,16 @@ def test_every_unset_variable_in_a_path_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_path_that_expands_to_nothing_is_missing_not_the_folder(tmp_path: Path) -> None:
+    file = base_file()
+    file["models"]["m1"] = {"path": "${NO_SUCH_VARIABLE:-}"}
+    file["datasets"]["d1"] = {"path": "~nobody-of-this-name/d.jsonl", "format": "alpaca"}
+    contents = Contents(tmp_path, COMMITS)
+    make_cells(check_sweep(file, tmp_path / "x.yaml"), contents)
+    assert "is empty once its variables are replaced" in str(contents.missing["models.m1.path"])
+    assert "names a home folder that is not known here" in str(contents.missing["datasets.d1.path"])
+
+
 def test_unpinned_revision_and_missing_file_are_told_apart(tmp_path: Path) -> None:
     file = base_file()
     file["datasets"]["d1"] = {"path": "none.jsonl", "format": "alpaca"}
@@ -449,6 +459,8 @@ def test_decaying_schedule_shares_only_within_one_horizon() -> None:
     made = make_trajectories(cells_of(file).cells)
     assert [(run.recipe.horizon, run.snapshots) for run in made] == [(3, (1, 3)), (5, (3, 5))]
     assert sharing(made).split_by_horizon == 2
+    file["blocks"] = [block(schedule=["cosine", {"name": "cosine", "final": 0.1}])]
+    assert sharing(make_trajectories(cells_of(file).cells)).split_by_horizon == 0
 
 
 def test_run_trains_to_its_last_snapshot_not_to_the_horizon() -> None:

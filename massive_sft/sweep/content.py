@@ -75,15 +75,20 @@ def locate(text: str, folder: Path, place: str) -> Path:
     """Return the absolute path that ``text`` means; a relative one starts at ``folder``, the sweep file's.
 
     Raises:
-        InvalidInput: when a ``${NAME}`` in it is not set.
+        InvalidInput: when a ``${NAME}`` in it is not set, nothing is left of it, or its ``~user`` is unknown.
     """
     try:
-        # Links are kept: what a data file is, its name says, and the name behind a link may say nothing.
-        return Path(os.path.abspath(folder / Path(expand(text)).expanduser()))
+        expanded = expand(text)
     except KeyError as error:
-        raise InvalidInput(
-            Problem(place, f"needs the environment variable {error.args[0]}, which is not set", text)
-        ) from None
+        rule = f"needs the environment variable {error.args[0]}, which is not set"
+        raise InvalidInput(Problem(place, rule, text)) from None
+    if not expanded:
+        raise InvalidInput(Problem(place, "is empty once its variables are replaced", text))
+    try:
+        # Links are kept: what a data file is, its name says, and the name behind a link may say nothing.
+        return Path(os.path.abspath(folder / Path(expanded).expanduser()))
+    except RuntimeError:  # ~somebody, who is not known here
+        raise InvalidInput(Problem(place, "names a home folder that is not known here", text)) from None
 
 
 @dataclass

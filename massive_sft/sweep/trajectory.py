@@ -70,12 +70,8 @@ def sharing(trajectories: Iterable[Trajectory]) -> Sharing:
     known = None not in sizes
     alike: dict[str, int] = defaultdict(int)
     for run in runs:
-        alike[
-            digest(
-                join({key: text for key, text in run.recipe.parts.items() if key != "schedule"})
-                + run.recipe.schedule.name
-            )
-        ] += 1
+        rest = {key: text for key, text in run.recipe.parts.items() if key != "schedule"}
+        alike[digest(join(rest) + run.recipe.schedule.label)] += 1
     return Sharing(
         cells=sum(len(run.cells) for run in runs),
         runs=len(runs),
