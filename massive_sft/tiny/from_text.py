@@ -67,12 +67,13 @@ def corpus(sources: list[Source], benchmarks: list[Path], seed: int) -> Corpus:
     Raises:
         InvalidInput: files that cannot be read, with all problems at once; no document is left.
     """
-    windows = Windows(text for file in benchmarks for row in texts_of(file) for text in row)
-    strip = [token for special in (LLAMA, NEOX) for token in special.values() if token]
+    read = _read(sources, benchmarks)
+    windows = Windows(text for file in benchmarks for row in read[file] for text in row)
+    strip = [token for special in (LLAMA, NEOX) for token in special.values()]
     kept: dict[str, None] = {}
     overlapping: dict[str, int] = {}
     for source in sources:
-        found = documents(source, strip)
+        found = documents(read[source.path][: source.rows], strip)
         clean = [text for text in found if not windows.overlap(text)]
         overlapping[source.path.name] = len(found) - len(clean)
         kept.update(dict.fromkeys(clean))
@@ -82,6 +83,18 @@ def corpus(sources: list[Source], benchmarks: list[Path], seed: int) -> Corpus:
     random.Random(seed).shuffle(texts)
     held_out = max(1, round(HELD_OUT * len(texts)))
     return Corpus(texts[held_out:], texts[:held_out], overlapping)
+
+
+def _read(sources: list[Source], benchmarks: list[Path]) -> dict[Path, list[list[str]]]:
+    read, problems = {}, []
+    for path in {**dict.fromkeys(source.path for source in sources), **dict.fromkeys(benchmarks)}:
+        try:
+            read[path] = texts_of(path)
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    return read
 
 
 def pretrain(
@@ -101,8 +114,10 @@ def pretrain(
         steps: optimizer steps of ``BATCH`` x ``LENGTH`` tokens.
 
     Raises:
-        InvalidInput: files that cannot be read or written, or hold too little text; all problems at once.
+        InvalidInput: files that cannot be read (all of them at once) or written, too little text, no steps.
     """
+    if steps < 1:
+        raise InvalidInput(Problem("steps", "must be at least 1", steps))
     made = corpus(sources, benchmarks, seed)
     bases = {"text-llama": llama(made.train), "text-neox": neox(made.train)}
     summaries = {}

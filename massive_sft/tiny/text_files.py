@@ -30,14 +30,10 @@ class Source:
         return cls(Path(path), int(rows)) if colon and rows.isdigit() else cls(Path(text))
 
 
-def documents(source: Source, strip: Iterable[str] = ()) -> list[str]:
-    """Return one document a row, its texts joined by newlines, without the ``strip`` strings; empty ones left out.
-
-    Raises:
-        InvalidInput: the file is missing, of an unknown kind or broken.
-    """
+def documents(rows: Iterable[list[str]], strip: Iterable[str] = ()) -> list[str]:
+    """Return one document a row, its texts joined by newlines, without the ``strip`` strings; empty ones left out."""
     found = []
-    for row in texts_of(source.path)[: source.rows]:
+    for row in rows:
         text = "\n".join(row)
         for token in strip:
             text = text.replace(token, "")
@@ -52,7 +48,7 @@ def texts_of(path: Path) -> list[list[str]]:
     A folder stands for its files of a known kind, in name order.
 
     Raises:
-        InvalidInput: as ``documents``.
+        InvalidInput: the file is missing, of an unknown kind or broken.
     """
     if path.is_dir():
         return [row for file in sorted(path.rglob("*")) if _kind(file) in KINDS for row in texts_of(file)]
