@@ -18,7 +18,6 @@ from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
-from massive_sft.progress import RunProgress
 from massive_sft.sweep.load import load_sweep
 
 EXIT_INCOMPLETE = 1
@@ -108,14 +107,10 @@ def run(
     if all(cell.is_done for cell in made.cells):
         out.print(f"nothing to do: {_counts(made)}")
         return
-    from massive_sft.check import require_runnable
+    from massive_sft.execute import execute
 
-    with err.status("checking") as status:
-        require_runnable(made, lambda what: status.update(Text(f"checking {what}")))
     out.print(views.plan_view(made))
-    with RunProgress(made, out) as progress:
-        _do(made, progress, inline, retrain)
-    after = make_plan(made.sweep)
+    after = execute(made, out, err, inline, retrain)
     out.print(f"{_counts(after)}; results in {after.root}", soft_wrap=True)
     if not all(cell.is_done for cell in after.cells):
         raise typer.Exit(EXIT_INCOMPLETE)
@@ -214,19 +209,6 @@ def _print_json(value: object) -> None:
 
 def _counts(made: Plan) -> str:
     return ", ".join(f"{made.statuses[status]} {status}" for status in Status if made.statuses[status])
-
-
-def _do(made: Plan, progress: RunProgress, inline: bool, retrain: bool) -> None:
-    if inline:
-        from massive_sft.inline import run_inline
-
-        run_inline(made, progress.listen, retrain)
-        return
-    from massive_sft.scheduling.cluster import connected
-    from massive_sft.scheduling.schedule import run_on_ray
-
-    with connected():
-        run_on_ray(made, progress.listen, progress.say, retrain)
 
 
 def _find(ledger: Ledger, beginning: str) -> Record:

@@ -5,50 +5,30 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from massive_sft.asked import Asked, Questions, lacking
 from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import read_json
-from massive_sft.fingerprint import FileHashes, canonical, digest, fingerprint, join
+from massive_sft.fingerprint import FileHashes, canonical, digest, join
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.suites import all_tasks
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Resource, Setting, Task, TemplateText
+from massive_sft.sweep.schema import Resource, Task
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
 from massive_sft.sweep.yaml_errors import dotted
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One number wanted of a cell.
-
-    Attributes:
-        id: what a record lists when it has it: readable, and different when the declaration differs.
-        task: the benchmark; None for a measure.
-        shots: of the benchmark.
-        template: the training template that wraps the benchmark's prompts; None for a measure.
-        measure: the measure's name; None for a benchmark.
-    """
-
-    id: str
-    task: Task | None = None
-    shots: int = 0
-    template: str | TemplateText | None = None
-    measure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +51,6 @@ class CellPlan:
         return replace(self, status=record.status, lacking=lacking(self.asked, record.status, record.answers))
 
 
-def lacking(asked: Iterable[Asked], status: Status, answers: Collection[str]) -> tuple[Asked, ...]:
-    """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""
-    if status in (Status.DIVERGED, Status.PRUNED):
-        return ()
-    return tuple(item for item in asked if item.id not in answers)
-
-
 @dataclass(frozen=True)
 class RunPlan:
     """One trajectory: its layout, and its size where that is known.
@@ -85,6 +58,7 @@ class RunPlan:
     Attributes:
         steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
         tokens_per_epoch: from the token cache; None before the first run or check.
+        needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
     """
 
     trajectory: Trajectory
@@ -92,6 +66,7 @@ class RunPlan:
     cells: tuple[CellPlan, ...]
     steps_per_epoch: int | None
     tokens_per_epoch: int | None
+    needs_retraining: bool
 
 
 @dataclass(frozen=True)
@@ -173,18 +148,9 @@ def make_plan(sweep: Sweep) -> Plan:
     root = storage_root(sweep)
     contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
     cells = make_cells(sweep, contents)
-    asked = _Asked(sweep, contents)
+    asked = Questions(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, asked, root)}
-    runs = [
-        RunPlan(
-            trajectory=run,
-            layout=layout_of(sweep, run.recipe),
-            cells=tuple(plans[cell.id] for cell in run.cells),
-            steps_per_epoch=_steps(run.recipe),
-            tokens_per_epoch=_cached_tokens(root, run.recipe),
-        )
-        for run in make_trajectories(cells.cells)
-    ]
+    runs = [_run_plan(sweep, root, run, plans) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
@@ -192,7 +158,7 @@ def make_plan(sweep: Sweep) -> Plan:
         runs=tuple(runs),
         base=tuple(plan for plan in plans.values() if plan.cell.recipe is None),
         tasks=tuple(task for task, _ in asked.tasks),
-        warnings=cells.warnings,
+        warnings=(*cells.warnings, *_long_warmups(sweep, runs)),
         missing=_placed(sweep, contents.missing.values()),
         unpinned=_placed(sweep, contents.unpinned.values()),
     )
@@ -202,7 +168,7 @@ def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
 
 
-def _cell_plans(cells: Cells, asked: _Asked, root: Path) -> Iterable[CellPlan]:
+def _cell_plans(cells: Cells, asked: Questions, root: Path) -> Iterable[CellPlan]:
     ledger = Ledger.open(root, create=False) if (root / "ledger.json").exists() else None
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
     statuses = ledger.statuses(trajectories) if ledger else {}
@@ -212,65 +178,6 @@ def _cell_plans(cells: Cells, asked: _Asked, root: Path) -> Iterable[CellPlan]:
         entry = entries.get(cell.id)
         status = statuses.get(cell.id, Status.WAITING)
         yield CellPlan(cell, status, wanted, lacking(wanted, status, entry.answers if entry else ()))
-
-
-class _Asked:
-    """What the sweep wants of each cell, worked out once per template."""
-
-    def __init__(self, sweep: Sweep, contents: Contents):
-        self.sweep, self.contents = sweep, contents
-        self.tasks = [self._task(index, task) for index, task in enumerate(all_tasks(sweep.file.evaluation))]
-        self._refuse_equal_names()
-        settings = [variant.setting for variants in sweep.variants for variant in variants]
-        self.by_template = {_template_id(setting): self._under(setting) for setting in settings}
-
-    def of(self, cell: Cell) -> tuple[Asked, ...]:
-        if cell.recipe is None:
-            # A base model is compared with every setting, so it is scored under each one's template.
-            return tuple({item.id: item for group in self.by_template.values() for item in group}.values())
-        measures = (Asked(name, measure=name) for name in self.sweep.file.measures)
-        return (*self.by_template[_template_id(cell.recipe.setting)], *measures)
-
-    def _task(self, index: int, task: Task) -> tuple[Task, dict[str, Any]]:
-        """Return a task with its absolute path, and its declared content."""
-        if task.path is None:
-            return task, {"name": task.name}
-        place = f"evaluation.tasks[{index}].path"
-        path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
-        return task.model_copy(update={"path": str(path)}), {"file": self.contents.task(path, place)}
-
-    def _refuse_equal_names(self) -> None:
-        """Scores are told apart by the benchmark's name and shots, in tables and figures too."""
-        names = Counter(f"{_title(task)} at {shots} shots" for task, _ in self.tasks for shots in task.shots)
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            place = f"{self.sweep.path}: evaluation.tasks"
-            raise InvalidInput(
-                Problem(place, "two benchmarks have one name; rename a task file", name) for name in twice
-            )
-
-    def _under(self, setting: Setting) -> tuple[Asked, ...]:
-        protocol = self.sweep.file.evaluation.protocol
-        identity = protocol.model_dump(mode="json", exclude={"fewshot"})
-        if protocol.template == "training":
-            identity["text"] = _template_id(setting)
-        sampler = protocol.fewshot.model_dump(include={"sampler"} if protocol.fewshot.sampler == "first_n" else None)
-        return tuple(
-            Asked(
-                f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}", task, shots, setting.template
-            )
-            for task, content in self.tasks
-            for shots in task.shots
-            if (more := {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})})
-        )
-
-
-def _template_id(setting: Setting) -> str:
-    return fingerprint(template_content(setting))
-
-
-def _title(task: Task) -> str:
-    return task.name or Path(str(task.path)).stem
 
 
 def layout_of(sweep: Sweep, recipe: Recipe) -> Layout:
@@ -302,9 +209,41 @@ def _matches(sweep: Sweep, rule: Resource, recipe: Recipe) -> bool:
     )
 
 
-def _steps(recipe: Recipe) -> int | None:
-    size = recipe.mixture.size
-    return None if size is None else math.ceil(size / recipe.setting.batch)
+def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan]) -> RunPlan:
+    cells = tuple(plans[cell.id] for cell in run.cells)
+    samples, tokens = _cached_counts(root, run.recipe)
+    if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
+        samples = run.recipe.mixture.size
+    return RunPlan(
+        trajectory=run,
+        layout=layout_of(sweep, run.recipe),
+        cells=cells,
+        steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
+        tokens_per_epoch=tokens,
+        needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
+    )
+
+
+def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
+    needs = any(item.task is not None or item.measure == "layer_change" for item in cell.lacking)
+    trained = cell.status in (Status.COMPLETE, Status.PARTIAL)
+    return (
+        needs and trained and not (root / "trajectories" / run.id / "snapshots" / f"epoch-{cell.cell.epoch}").is_dir()
+    )
+
+
+def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
+    """Warn of runs that end before their warm-up does."""
+    found: dict[str, Problem] = {}
+    for run in runs:
+        setting, name = run.trajectory.recipe.setting, run.trajectory.recipe.setting_name
+        steps = None if run.steps_per_epoch is None else run.steps_per_epoch * run.trajectory.epochs
+        if steps is not None and setting.warmup_steps >= steps:
+            place = f"{sweep.path}: settings.{name}.warmup_steps"
+            found.setdefault(
+                name, Problem(place, f"is not over when a run of {steps} steps ends", setting.warmup_steps)
+            )
+    return found.values()
 
 
 def token_key(recipe: Recipe) -> str:
@@ -321,13 +260,13 @@ def token_key(recipe: Recipe) -> str:
     return digest(join({**parts, "text": canonical(text), "tokenizer": canonical(tokenizer)}))
 
 
-def _cached_tokens(root: Path, recipe: Recipe) -> int | None:
-    """Return the tokens of an epoch; None where nothing is cached, or nothing readable: then it is built again."""
+def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
+    """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
     try:
-        tokens = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]["tokens"]
-    except (OSError, Corrupt, KeyError, TypeError):
-        return None
-    return tokens if isinstance(tokens, int) else None
+        total = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]
+        return int(total["samples"]), int(total["tokens"])
+    except (OSError, Corrupt, KeyError, TypeError, ValueError):
+        return None, None
 
 
 def require_settled(plan: Plan) -> None:

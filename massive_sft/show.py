@@ -97,6 +97,11 @@ def _totals(plan: Plan) -> list[Text]:
             f"{saved.split_by_horizon} runs differ only in the horizon of a decaying schedule: "
             "the shorter is no prefix of the longer, so they are not shared"
         )
+    gone = sum(run.needs_retraining for run in plan.runs)
+    if gone:
+        lines.append(
+            f"{gone} runs lack scores whose snapshots were removed: they stay PARTIAL unless run with --retrain"
+        )
     lines.append(f"storage: {plan.root}")
     return [Text(line) for line in lines]
 

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from massive_sft.asked import Asked
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Asked, CellPlan, Plan, make_plan
+from massive_sft.plan import CellPlan, Plan, make_plan
 from massive_sft.sweep.load import load_sweep
 
 COMMIT = "a" * 40

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,7 +141,6 @@ def test_check_of_a_good_sweep_is_ready(call: Callable[..., tuple[int, str, str]
 
 
 def test_sqlite_tracker_is_accepted(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    sqlite3.connect(tmp_path / "mlflow.db").execute("create table t (x)")
     path = small_sweep(tmp_path, tracking={"mlflow": f"sqlite:///{tmp_path / 'mlflow.db'}"})
     assert call("check", path)[0] == 0
 

@@ -18,6 +18,7 @@ LAYERS = [
     ["ledger"],
     ["sweep"],
     ["suites", "tracking"],
+    ["asked"],
     ["plan"],
     ["samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],

@@ -147,7 +147,7 @@ def test_damaged_token_cache_counts_as_not_cached(tmp_path: Path, cached: str) -
     path.parent.mkdir(parents=True)
     path.write_text(cached)
     assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch is None
-    write_json(path, {"counts": {"total": {"tokens": 12}}})
+    write_json(path, {"counts": {"total": {"samples": 90, "tokens": 12}}})
     assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch == 12
 
 

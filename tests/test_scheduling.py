@@ -79,7 +79,7 @@ def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None
     block = {"name": "A", "model": "all", "mixture": "one", "setting": ["broken", "lora", "full"]}
     block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
     resources = [{"when": {"setting": "full"}, "workers": 2, "zero": 2}]
-    happened, said = run(small_sweep(tmp_path, settings=settings, blocks=[block], resources=resources, measures=[]))
+    _, said = run(small_sweep(tmp_path, settings=settings, blocks=[block], resources=resources, measures=[]))
     found = {name: record.status for name, record in records(tmp_path).items()}
     assert found == {
         "none-0": Status.COMPLETE, "full-1": Status.COMPLETE, "lora-1": Status.COMPLETE, "broken-1": Status.FAILED

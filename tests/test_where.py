@@ -12,7 +12,6 @@ from massive_sft.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
 from massive_sft.where import narrow, parse
 
-
 AWKWARD = "a 'b' \"c\"|d"
 
 

@@ -4,26 +4,59 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.ledger.provenance import redact
+
+TIMEOUT = 10.0  # seconds for the cluster's head to take a connection
+
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to Ray, or start it on this machine; leave it, or stop it, at the end."""
+    """Connect to Ray, or start it on this machine; leave it, or stop it, at the end.
+
+    Raises:
+        InvalidInput: ``RAY_ADDRESS`` names no cluster that answers.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        rule = (
+            "is a dashboard's address, which `massive-sft submit` takes; to run from here name host:6379, or unset it"
+        )
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, address))
     ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
+        address=address,
         logging_level=logging.ERROR,
         log_to_driver=False,
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+        include_dashboard=None if address else False,
         configure_logging=True,
     )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Refuse at once what Ray would try to reach for minutes."""
+    if address.startswith(("http://", "https://")):
+        rule = (
+            "is a dashboard's address, which `massive-sft submit` takes; to run from here name host:6379, or unset it"
+        )
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(address)))
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address:
+        return  # auto, local or another scheme: Ray finds out what it means
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        rule = f"names no cluster that answers ({error}); start one (cluster/README.md), or unset it"
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(address))) from None

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from massive_sft.asked import Asked
 from massive_sft.evaluate.tasks import label
 from massive_sft.fingerprint import digest, fingerprint, hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Asked, CellPlan, RunPlan
+from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.stages.measuring import measure_data, measure_layers
 from massive_sft.stages.outcome import Trained, find_snapshot
 from massive_sft.stages.recorder import Recorder, now

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import modeling
+from massive_sft.asked import Asked
 from massive_sft.evaluate.build import Prepared, prepare
 from massive_sft.evaluate.protocol import ScoreCache
 from massive_sft.evaluate.run import evaluate
@@ -17,7 +18,6 @@ from massive_sft.evaluate.weights import load_scored
 from massive_sft.evaluate.wrapping import choose
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Asked
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation, TemplateText
 
