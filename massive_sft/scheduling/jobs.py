@@ -1,0 +1,204 @@
+"""Jobs on a running cluster, by Ray's Jobs API: send one, look at it again from anywhere, follow it, stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
+from massive_sft.ledger.provenance import redact
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+TIMEOUT = 10.0  # seconds for a cluster's first answer
+UNSUCCESSFUL = frozenset({"FAILED", "STOPPED"})
+
+
+class JobError(MassiveSFTError):
+    """The cluster refused a request, or was lost while it answered. The job itself goes on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its cluster sees it.
+
+    Attributes:
+        id: the submission id.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        sweep: the sweep's name; empty for jobs of other programs.
+        entrypoint: its command line.
+        message: the cluster's words on the status.
+        started, ended: in UTC; None when not yet.
+    """
+
+    id: str
+    status: str
+    sweep: str
+    entrypoint: str
+    message: str
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.status in UNSUCCESSFUL
+
+
+def resolve_address(address: str | None) -> str:
+    """Return the http address of the cluster's dashboard: the one given, else the environment's, else this machine's.
+
+    ``RAY_ADDRESS`` counts when it is an http address; inside a cluster it names something else.
+
+    Raises:
+        InvalidInput: it is no http address.
+    """
+    if address is None:
+        named = (os.environ.get(name, "") for name in VARIABLES)
+        address = next((text for text in named if text.startswith(("http://", "https://"))), DEFAULT_ADDRESS)
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        rule = "must be the http address of a Ray dashboard, such as " + DEFAULT_ADDRESS
+        raise InvalidInput(Problem("--address", rule, redact(address)))
+    return address.rstrip("/")
+
+
+def send_job(address: str, entrypoint: str, package: Path, sweep: str) -> str:
+    """Start a command on the cluster in an unpacked zip file; return the job's id at once.
+
+    Of this machine's environment nothing is sent: Ray shows a job's variables to everybody who sees its dashboard.
+    """
+    with _client(address) as client:
+        return client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": str(package)}, metadata={"sweep": sweep}
+        )
+
+
+def list_jobs(address: str | None) -> list[Job]:
+    """Return the jobs that were submitted to a cluster, the oldest first."""
+    address = resolve_address(address)
+    with _client(address) as client:
+        return _jobs(client)
+
+
+def job_status(address: str | None, job: str) -> Job:
+    """Return a job. Raises InvalidInput when the cluster does not answer or knows no such job."""
+    address = resolve_address(address)
+    with _client(address) as client:
+        return _find(client, address, job)
+
+
+def job_logs(address: str | None, job: str, follow: bool = False) -> Iterator[str]:
+    """Yield what a job has printed, in pieces; with ``follow`` what it still prints, until it ends.
+
+    Raises:
+        InvalidInput: the cluster does not answer or knows no such job.
+        JobError: the connection was lost.
+    """
+    address = resolve_address(address)
+    with _client(address) as client:
+        _find(client, address, job)
+        if not follow:
+            yield client.get_job_logs(job)
+            return
+        pieces = client.tail_job_logs(job)
+
+        async def piece() -> str | None:
+            return await anext(pieces, None)
+
+        with asyncio.Runner() as runner:
+            while (text := runner.run(piece())) is not None:
+                yield text
+
+
+def stop_job(address: str | None, job: str) -> bool:
+    """Ask a job to end; return whether it was running. What it has finished stays in the ledger."""
+    address = resolve_address(address)
+    with _client(address) as client:
+        _find(client, address, job)
+        return client.stop_job(job)
+
+
+def cluster_problem(address: str) -> Problem | None:
+    """Return why no Ray dashboard can be used at ``address``, or None."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT) as answer:
+            is_ray = b"ray_version" in answer.read(10_000)
+    except urllib.error.HTTPError as error:
+        is_ray = error.code in (401, 403)  # it asks for a token, which Ray's client sends
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        rule = f"is no cluster that answers ({redact(str(reason))}); start one (cluster/README.md) or give --address"
+        return Problem("--address", rule, redact(address))
+    return None if is_ray else Problem("--address", "answers, but not as a Ray dashboard", redact(address))
+
+
+@contextmanager
+def _client(address: str) -> Iterator[JobSubmissionClient]:
+    """Give Ray's client, and say in a sentence what it raises."""
+    problem = cluster_problem(address)
+    if problem:
+        raise InvalidInput(problem)
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        with _only_address(address):
+            client = JobSubmissionClient(address)
+        yield client
+    except (RuntimeError, OSError, RayError) as error:  # refused, lost, not let in
+        raise JobError(f"{redact(address)}: {redact(str(error)).strip()}") from error
+
+
+@contextmanager
+def _only_address(address: str) -> Iterator[None]:
+    """Keep Ray from letting the environment override the address that its client is given."""
+    name = VARIABLES[0]
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _jobs(client: JobSubmissionClient) -> list[Job]:
+    found = [item for item in client.list_jobs() if item.submission_id]
+    return sorted((_job(item) for item in found), key=lambda job: (job.started is None, job.started or 0))
+
+
+def _find(client: JobSubmissionClient, address: str, job: str) -> Job:
+    jobs = {item.id: item for item in _jobs(client)}
+    if job not in jobs:
+        raise InvalidInput(Problem("job", f"must be a job of {redact(address)}", job, list(jobs)))
+    return jobs[job]
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        status=str(details.status.value),
+        sweep=(details.metadata or {}).get("sweep", ""),
+        entrypoint=details.entrypoint,
+        message=details.message or "",
+        started=_time(details.start_time),
+        ended=_time(details.end_time),
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
