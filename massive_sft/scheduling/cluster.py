@@ -27,11 +27,8 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
     address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith(("http://", "https://")):
-        rule = (
-            "is a dashboard's address, which `massive-sft submit` takes; to run from here name host:6379, or unset it"
-        )
-        raise InvalidInput(Problem("RAY_ADDRESS", rule, address))
+    if address:
+        _require_reachable(address)
     ray.init(
         address=address,
         logging_level=logging.ERROR,
@@ -48,9 +45,7 @@ def connected() -> Iterator[None]:
 def _require_reachable(address: str) -> None:
     """Refuse at once what Ray would try to reach for minutes."""
     if address.startswith(("http://", "https://")):
-        rule = (
-            "is a dashboard's address, which `massive-sft submit` takes; to run from here name host:6379, or unset it"
-        )
+        rule = "is a dashboard's address, which `submit` takes; to run from here name the head's host:port, or unset it"
         raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(address)))
     host, _, port = address.rpartition(":")
     if not host or "://" in address:
