@@ -1,0 +1,60 @@
+"""What the verbs share: their options, and how they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.sweep.load import load_sweep
+
+PIPE_WIDTH = 200  # columns of output that is no terminal's
+
+File = Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)]
+Sweep = Annotated[
+    Path, typer.Option("--sweep", help="The sweep file whose storage holds the cell.", show_default=False)
+]
+CellId = Annotated[str, typer.Argument(help="A cell's id, or its beginning.", show_default=False)]
+Overlays = Annotated[
+    list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def console() -> Console:
+    """Return where a verb prints: names from the user stand as they are; a pipe has room for whole tables."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print JSON. Raises ValueError for NaN and infinities, which are none."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger]:
+    """Return a sweep file's plan and its ledger, open for reading.
+
+    Raises:
+        InvalidInput: the file is wrong, or nothing was ever run into its storage root.
+    """
+    plan = make_plan(load_sweep(file, overlays or ()))
+    return plan, Ledger.open(plan.root, create=False)
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes for people: decimal units, three digits."""
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"

@@ -1,0 +1,175 @@
+"""What ``doctor`` looks at, each answered with a level and a sentence. Nothing is changed on the machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from massive_sft.ledger.provenance import LIBRARIES
+
+GB = 10**9
+_CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+class Level(StrEnum):
+    """``OK``; ``WARN``: it works, slower or not all of it; ``BAD``: a run cannot work."""
+
+    OK = "green"
+    WARN = "yellow"
+    BAD = "red"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at, for people."""
+
+    level: Level
+    what: str
+    text: str
+
+
+def python() -> Finding:
+    """The interpreter; the package needs 3.11."""
+    version = platform.python_version()
+    return Finding(Level.OK, "Python", f"{version}, {platform.platform()}")
+
+
+def tested_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
+    """Return the versions that the package is tested with, by normalised name; none where it came without them."""
+    try:
+        lines = constraints.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    pinned = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {_normal(name): version.split(";")[0].strip() for name, _, version in pinned}
+
+
+def packages(tested: Mapping[str, str]) -> Iterator[Finding]:
+    """The libraries that results depend on, against the tested versions."""
+    same = []
+    for name in LIBRARIES:
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(Level.BAD, name, "is not installed")
+            continue
+        wanted = tested.get(_normal(name))
+        if wanted is None or found.partition("+")[0] == wanted.partition("+")[0]:
+            same.append(f"{name} {found}")
+        else:
+            yield Finding(Level.WARN, name, f"{found} is not the tested {wanted} (constraints.txt)")
+    if same:
+        known = "" if tested else ", not compared: constraints.txt is not beside the package"
+        yield Finding(Level.OK if tested else Level.WARN, "packages", ", ".join(same) + known)
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-").strip()
+
+
+def processor() -> Finding:
+    """The cores that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    return Finding(Level.OK if cores > 1 else Level.WARN, "CPU", f"{cores} cores")
+
+
+def memory() -> Finding:
+    """The memory that is free, and the limit of the container if there is one."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free, total = min(free, limit), min(total, limit)
+    except (OSError, ValueError):
+        pass  # no limit, or no control groups
+    return Finding(Level.OK if free >= 4 * GB else Level.WARN, "RAM", f"{free / GB:.1f} GB free of {total / GB:.1f} GB")
+
+
+def disk(root: Path, what: str) -> Finding:
+    """The space where ``root`` is or will be, and whether it can be written."""
+    there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        return Finding(Level.BAD, what, f"{root}: {there} cannot be written")
+    level = Level.BAD if free < GB else Level.WARN if free < 20 * GB else Level.OK
+    return Finding(level, what, f"{root}: {free / GB:,.0f} GB free")
+
+
+def gpus() -> Finding:
+    """The GPUs that torch can use."""
+    try:
+        import torch
+    except ImportError as error:
+        return Finding(Level.BAD, "GPU", f"torch cannot be imported ({error})")
+    if not torch.cuda.is_available():
+        return Finding(Level.WARN, "GPU", f"none that torch {torch.__version__} can use: training is on the CPU")
+    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    listed = ", ".join(f"{one.name} {one.total_memory / GB:.0f} GB" for one in names)
+    return Finding(Level.OK, "GPU", f"{len(names)}: {listed}")
+
+
+def importable(module: str) -> Finding:
+    """Whether a library can be imported: an installed one may lack a system library."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return Finding(Level.BAD, module, f"cannot be imported ({error})")
+    return Finding(Level.OK, module, "can be imported")
+
+
+def compiler() -> Finding:
+    """The C compiler, with which torch and DeepSpeed build kernels."""
+    named = os.environ.get("CC", "").split()
+    found = next(filter(None, map(shutil.which, [*named[:1], "cc", "gcc", "clang"])), None)
+    if found is None:
+        return Finding(Level.BAD, "C compiler", "none found (CC, cc, gcc, clang): install gcc")
+    return Finding(Level.OK, "C compiler", found)
+
+
+def open_files() -> Finding:
+    """The limit of open files, of which every Ray worker takes dozens."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    level = Level.BAD if soft < 256 else Level.WARN if soft < 4096 else Level.OK
+    remedy = "" if level is Level.OK else f": raise it with `ulimit -n {min(hard, 65536) if hard > 0 else 65536}`"
+    return Finding(level, "open files", f"ulimit -n is {soft:,}{remedy}")
+
+
+def shared_memory() -> Finding:
+    """The shared memory, where Ray's object store and NCCL keep what workers exchange."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError as error:
+        return Finding(Level.WARN, "/dev/shm", f"cannot be used ({error.strerror}): Ray falls back to the disk")
+    free = found.f_bavail * found.f_frsize
+    if free < GB:
+        text = f"{free / GB:.2f} GB free: little (docker: --shm-size=8g); Ray falls back to the disk"
+        return Finding(Level.WARN, "/dev/shm", text)
+    return Finding(Level.OK, "/dev/shm", f"{free / GB:.1f} GB free")
+
+
+def hub_cache(uses_hub: bool) -> Iterator[Finding]:
+    """Where models from the hub are kept, and what the variables say about the network.
+
+    Args:
+        uses_hub: whether the sweep names anything of the hub.
+    """
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    yield disk(Path(os.environ.get("HF_HUB_CACHE") or home / "hub"), "HF cache")
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(name)]
+    if offline and uses_hub:
+        yield Finding(Level.WARN, "offline", f"{', '.join(offline)} set: what is not in the cache cannot be had")
+    else:
+        yield Finding(Level.OK, "offline", f"{', '.join(offline)} set" if offline else "no: the hub is asked")
+    yield Finding(Level.OK, "HF_TOKEN", "is set" if os.environ.get("HF_TOKEN") else "is not set: gated models need one")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")

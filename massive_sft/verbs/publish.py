@@ -1,0 +1,58 @@
+"""``report``, ``ui`` and ``mirror``: what a sweep's ledger says, for people and in the tracker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from massive_sft.verbs.options import File, Overlays, console, read_plan
+
+PORT = 5000
+
+
+def report(
+    file: File,
+    overlay: Overlays = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write into; in the storage if not given.")] = None,
+) -> None:
+    """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
+    from massive_sft.report.write import write_report
+
+    plan, ledger = read_plan(file, overlay)
+    page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report")
+    console().print(f"report: {page}", soft_wrap=True)
+
+
+def ui(
+    file: File,
+    overlay: Overlays = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the pages, on this machine only.")] = PORT,
+) -> None:
+    """Show the sweep's MLflow pages: serve the local store until interrupted, or say where the server is."""
+    from massive_sft.tracking.address import database, resolve
+    from massive_sft.tracking.ui import serve_ui, ui_address
+
+    plan, _ = read_plan(file, overlay)
+    uri = resolve(plan.sweep.file.tracking.mlflow, plan.root)
+    if database(uri) is None:
+        console().print(f"open {ui_address(uri)} in a browser", soft_wrap=True)
+        return
+    console().print(f"MLflow: {ui_address(uri, port)} (Ctrl-C ends it)", soft_wrap=True)
+    status = serve_ui(uri, port)
+    if status:
+        raise typer.Exit(status)
+
+
+def mirror(file: File, overlay: Overlays = None) -> None:
+    """Bring the tracker to what the ledger says: catch up, or rebuild a store that was deleted."""
+    from massive_sft.tracking.mirror import mirror_all
+
+    plan, ledger = read_plan(file, overlay)
+    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow)
+    if left:
+        console().print(f"not everything could be written: {left}", soft_wrap=True)
+        raise typer.Exit(1)
+    console().print(f"the tracker shows what the ledger has: {len(ledger.entries(names))} cells")
