@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test lint benchmarks clean
+.PHONY: setup test lint quickstart benchmarks clean
 
 setup: $(VENV)/ready
 
@@ -26,6 +26,13 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest
+
+quickstart: setup
+	$(BIN)/massive-sft tiny quickstart
+	$(BIN)/massive-sft run sweeps/quickstart.yaml
+	@echo
+	@echo "The report:    quickstart/ledger/sweeps/quickstart/report/report.html"
+	@echo "The MLflow UI: $(BIN)/massive-sft ui sweeps/quickstart.yaml"
 
 benchmarks: setup
 	$(PIP) install --constraint constraints.txt '.[benchmarks]'
