@@ -66,18 +66,24 @@ class Questions:
         if task.path is None:
             return task, {"name": task.name}
         place = f"evaluation.tasks[{index}].path"
-        path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+        try:
+            path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+        except InvalidInput as error:
+            self.contents.missing[place] = Problem(place, error.problems[0].rule, task.path)
+            return task, {"file": f"missing:{task.path}"}
         return task.model_copy(update={"path": str(path)}), {"file": self.contents.task(path, place)}
 
     def _refuse_equal_names(self) -> None:
         """Scores are told apart by the benchmark's name and shots, in tables and figures too."""
-        names = Counter(f"{_title(task)} at {shots} shots" for task, _ in self.tasks for shots in task.shots)
-        twice = [name for name, count in names.items() if count > 1]
+        contents: dict[str, set[str]] = {}
+        for task, content in self.tasks:
+            for shots in task.shots:
+                known = contents.setdefault(f"{_title(task)} at {shots} shots", set())
+                known.add(fingerprint({**content, "limit": task.limit}))
+        twice = [name for name, known in contents.items() if len(known) > 1]
         if twice:
-            place = f"{self.sweep.path}: evaluation.tasks"
-            raise InvalidInput(
-                Problem(place, "two benchmarks have one name; rename a task file", name) for name in twice
-            )
+            place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
+            raise InvalidInput(Problem(place, rule, name) for name in twice)
 
     def _under(self, setting: Setting) -> tuple[Asked, ...]:
         protocol = self.sweep.file.evaluation.protocol
@@ -85,7 +91,7 @@ class Questions:
         if protocol.template == "training":
             identity["text"] = _template_id(setting)
         sampler = protocol.fewshot.model_dump(include={"sampler"} if protocol.fewshot.sampler == "first_n" else None)
-        return tuple(
+        found = (
             Asked(
                 f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}", task, shots, setting.template
             )
@@ -93,6 +99,7 @@ class Questions:
             for shots in task.shots
             if (more := {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})})
         )
+        return tuple({item.id: item for item in found}.values())
 
 
 def _template_id(setting: Setting) -> str:

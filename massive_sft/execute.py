@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from massive_sft.check import require_runnable
 from massive_sft.ledger.store import Ledger
@@ -29,7 +30,7 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool)
         Stuck: when nothing moves on the cluster.
     """
     with err.status("checking") as status:
-        require_runnable(plan, lambda what: status.update(f"checking {what}"))
+        require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
     ledger = Ledger.open(plan.root)
     file = plan.sweep.file
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}

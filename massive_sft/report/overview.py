@@ -135,7 +135,7 @@ def _settings(plan: Plan) -> Any:
         first = run.trajectory.cells[0].coordinates
         lora = f"rank {setting.lora.rank}, alpha {setting.lora.alpha:g}" if setting.method == "lora" else MISSING
         layout = f"{_plural(run.layout.workers, 'worker')}, {_plural(run.layout.gpus, 'GPU')}, ZeRO-{run.layout.zero}"
-        schedule = recipe.schedule.name + (f" over {first.horizon}" if first.horizon else "")
+        schedule = recipe.schedule.label + (f" over {first.horizon}" if first.horizon else "")
         epochs = ", ".join(map(str, run.trajectory.snapshots))
         name = f"{recipe.setting_name} {first.variant}".strip()
         row = (name, setting.method, schedule, epochs, f"{setting.lr:g}", str(setting.batch), str(setting.max_length))

@@ -25,9 +25,6 @@ def connected() -> Iterator[None]:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its logs are in its own files, for `ray` to show
-    # Trials and queues hold no CPU, so there are more processes than CPUs, by design: no warning.
-    os.environ.setdefault("RAY_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
     address = os.environ.get("RAY_ADDRESS")
     if address:
