@@ -1,0 +1,448 @@
+"""A sweep sent to a cluster: what is packaged, what is refused, and a job on a real head, seen again from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+import typer
+from ruamel.yaml import YAML
+from small_sweep import small_sweep
+from typer.testing import CliRunner
+
+from massive_sft.errors import InvalidInput
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.scheduling import package
+from massive_sft.scheduling.cluster import connected
+from massive_sft.scheduling.jobs import job_status, list_jobs, resolve_address
+from massive_sft.scheduling.package import find_tree, write_package
+from massive_sft.scheduling.portable import client_only
+from massive_sft.scheduling.submit import entrypoint, job, submit, submit_sweep
+from massive_sft.sweep.load import load_sweep
+
+CANARY = "canary-7f3a9c"
+cli = typer.Typer()
+cli.command()(submit)
+cli.command()(job)
+
+
+def write(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def yaml_file(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as text:
+        YAML(typ="safe").dump(content, text)
+    return path
+
+
+def sweep_file(root: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
+    """Write a portable sweep with the small files that it names; ``change`` edits it first."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        write(root / "models/base" / name, "{}")
+    write(root / "data/train.jsonl", '{"instruction": "a", "output": "b"}\n')
+    write(root / "tasks/test.jsonl", "{}\n")
+    task = {"task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "test.jsonl"}}}
+    yaml_file(root / "tasks/own.yaml", task)
+    content: dict[str, Any] = {
+        "schema": 1,
+        "name": "portable",
+        "models": {"base": {"path": "../models/base"}},
+        "datasets": {"own": {"path": "../data/train.jsonl", "format": "alpaca"}},
+        "mixtures": {"one": {"each": "own"}},
+        "settings": {"full": {"method": "full", "lr": 1e-3, "batch": 8}},
+        "blocks": [
+            {"name": "A", "model": "all", "mixture": "one", "setting": "full"}
+            | {"schedule": "constant", "horizon": 1, "snapshots": 1}
+        ],
+        "evaluation": {"tasks": [{"path": "../tasks/own.yaml"}]},
+        "storage": {"root": "${RUNS}/portable"},
+    }
+    change(content)
+    return yaml_file(root / "sweeps/x.yaml", content)
+
+
+def refusals(root: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, str]:
+    """Return the rule that each place of a sweep breaks, by the place within the file."""
+    path = sweep_file(root, change)
+    problems = client_only(load_sweep(path), (), find_tree(root))
+    assert len({problem.place for problem in problems}) == len(problems)
+    return {problem.place.removeprefix(f"{path}: "): problem.rule for problem in problems}
+
+
+# ---- what is packaged
+
+
+def test_package_leaves_out_what_ignore_files_name(tmp_path: Path) -> None:
+    write(tmp_path / ".gitignore", "*.bin\n/runs/\n!keep.bin\n")
+    write(tmp_path / ".rayignore", "notes.txt\n")
+    write(tmp_path / "sub/.gitignore", "local.*\n!local.json\n")
+    for name in (
+        *("a.py", "keep.bin", "sub/local.json", "sub/runs/x"),
+        *("a.bin", "runs/log", "notes.txt", "sub/local.txt", ".git/HEAD", ".venv/python", "__pycache__/a.pyc"),
+    ):
+        write(tmp_path / name)
+    files = find_tree(tmp_path).files
+    kept = {".gitignore", ".rayignore", "sub/.gitignore", "a.py", "keep.bin", "sub/local.json", "sub/runs/x"}
+    assert files.keys() == kept
+
+
+def test_package_of_a_folder_in_a_repository_obeys_the_repository(tmp_path: Path) -> None:
+    write(tmp_path / ".git/HEAD")
+    write(tmp_path / ".gitignore", "study/data/\n")
+    write(tmp_path / "study/data/private.jsonl")
+    write(tmp_path / "study/x.yaml")
+    assert find_tree(tmp_path / "study").files.keys() == {"x.yaml"}
+
+
+def test_package_too_large_is_refused_with_its_largest_entries(tmp_path: Path) -> None:
+    write(tmp_path / "small.txt")
+    for name, size in (("weights/model.bin", package.MOST_BYTES), ("log.txt", 2_000_000)):
+        write(tmp_path / name)
+        os.truncate(tmp_path / name, size)  # sparse: no disk is used
+    (problem,) = find_tree(tmp_path).problems
+    assert "at most 500 MB, not 3 files, 502 MB" in problem.rule
+    assert "weights/ (500 MB), log.txt (2 MB)" in problem.rule
+
+
+def test_package_with_what_cannot_travel_names_every_such_entry(tmp_path: Path) -> None:
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    write(tmp_path / ".env", f"TOKEN={CANARY}")
+    write(tmp_path / "back\\slash")
+    problems = find_tree(tmp_path).problems
+    assert {Path(problem.place).name for problem in problems} == {"broken", "loop", ".env", "back\\\\slash"}
+    assert CANARY not in str(InvalidInput(problems))
+
+
+def test_package_of_equal_trees_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name / "sub/x.py", "print()")
+        write(tmp_path / name / "run.sh").chmod(0o700)
+        write_package(find_tree(tmp_path / name), tmp_path / f"{name}.zip")
+    os.utime(tmp_path / "b/sub/x.py", (0, 0))
+    write_package(find_tree(tmp_path / "b"), tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.read("sub/x.py") == b"print()"
+        assert archive.getinfo("run.sh").external_attr >> 16 & 0o111
+
+
+def test_package_follows_links_to_data_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/big.jsonl", "data")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/data").symlink_to(tmp_path / "elsewhere")
+    tree = find_tree(tmp_path / "tree")
+    write_package(tree, tmp_path / "tree.zip")
+    with ZipFile(tmp_path / "tree.zip") as archive:
+        assert archive.read("data/big.jsonl") == b"data"
+
+
+# ---- what a cluster would not find
+
+
+def test_portable_sweep_has_no_problem(tmp_path: Path) -> None:
+    assert refusals(tmp_path) == {}
+
+
+def test_paths_of_the_cluster_are_not_expanded_here(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["models"]["base"] = {"path": "${NOT_SET_HERE}/base", "tokenizer": "${NOT_SET_HERE}/base"}
+        content["datasets"]["own"]["path"] = "${DATA:-/shared/data}/train.jsonl"
+        content["evaluation"]["tasks"] = [{"path": "${TASKS}/own.yaml"}]
+        content["storage"]["root"] = "${RUNS:-/shared/runs}/x"
+        content["tracking"] = {"mlflow": "sqlite:///${RUNS}/mlflow.db"}
+
+    assert refusals(tmp_path, change) == {}
+
+
+def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
+    outside = write(tmp_path / "elsewhere/own.jsonl")
+    root = tmp_path / "tree"
+
+    def change(content: dict[str, Any]) -> None:
+        content["models"]["base"] = {"path": str(root / "models/base"), "tokenizer": "~/tokenizer"}
+        content["models"]["gone"] = {"path": "../models/gone"}
+        content["models"]["empty"] = {"path": "../data"}
+        content["datasets"]["own"]["path"] = str(outside)
+        content["datasets"]["near"] = {"path": "../../elsewhere/own.jsonl", "format": "alpaca"}
+        content["datasets"]["ignored"] = {"path": "../data/private.jsonl", "format": "alpaca"}
+        content["evaluation"]["tasks"] = [{"path": "../tasks/foreign.yaml"}, {"path": "../tasks/wide.yaml"}]
+        content["storage"]["root"] = "../runs"
+        content["tracking"] = {"mlflow": "sqlite:////home/me/mlflow.db"}
+
+    write(root / ".gitignore", "private.*\n")
+    write(root / "data/private.jsonl")
+    yaml_file(root / "tasks/foreign.yaml", {"task": "f", "dataset_kwargs": {"data_files": {"test": str(outside)}}})
+    yaml_file(root / "tasks/wide.yaml", {"task": "w", "dataset_kwargs": {"data_files": "../../elsewhere/own.jsonl"}})
+    found = refusals(root, change)
+    assert {place: rule.split(":")[0].split(" (")[0] for place, rule in found.items()} == {
+        "models.base.path": "is a path of this machine",
+        "models.base.tokenizer": "is a path of this machine",
+        "models.gone.path": "there is no such file or folder",
+        "models.empty.path": "has no file that matches *.safetensors, pytorch_model*.bin, config.json, tokenizer.json, "
+        "tokenizer.*.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, vocab.json, vocab.txt, "
+        "vocab.bpe, merges.txt, *.model, *.tiktoken, tekken.json, chat_template.json, chat_template.jinja, "
+        "additional_chat_templates/*.jinja, *.py",
+        "datasets.own.path": "is a path of this machine",
+        "datasets.near.path": f"is outside the packaged folder {root}",
+        "datasets.ignored.path": "is left out of the package",
+        "evaluation.tasks[0].path: foreign.yaml": "names a path of this machine",
+        "evaluation.tasks[1].path: wide.yaml": f"is outside the packaged folder {root}",
+        "storage.root": "must be a folder of the cluster that all its nodes see, such as ${RUNS",
+        "tracking.mlflow": "is a file of this machine",
+    }
+    assert found["models.base.path"].endswith("write ../models/base")
+
+
+def test_model_folder_with_ignored_weights_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / ".gitignore", "*.safetensors\n")
+    assert refusals(tmp_path).keys() == {"models.base.path"}
+
+
+@pytest.mark.parametrize("root", ["runs", "/home/me/runs", "${RUNS:-../runs}", "runs/${USER}", "s3://bucket/runs"])
+def test_storage_that_the_job_would_lose_is_refused(tmp_path: Path, root: str) -> None:
+    found = refusals(tmp_path, lambda content: content["storage"].update(root=root))
+    assert found.keys() == {"storage.root"}
+
+
+def test_secret_in_the_tracker_address_is_refused_and_not_shown(tmp_path: Path) -> None:
+    uri = f"https://me:{CANARY}@mlflow.example/"
+    path = sweep_file(tmp_path, lambda content: content.update(tracking={"mlflow": uri}))
+    problems = client_only(load_sweep(path), (), find_tree(tmp_path))
+    assert "holds a secret" in problems[0].rule
+    assert CANARY not in str(InvalidInput(problems))
+
+
+def test_sweep_file_outside_the_packaged_folder_is_refused(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path / "tree")
+    overlay = yaml_file(tmp_path / "more.yaml", {"name": "other"})
+    problems = client_only(load_sweep(path, [overlay]), [overlay], find_tree(tmp_path / "tree"))
+    assert [problem.place for problem in problems] == [str(overlay)]
+
+
+def test_entrypoint_names_files_within_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = sweep_file(Path("tree"))
+    overlay = yaml_file(Path("tree/two words.yaml"), {"name": "other"})
+    command = entrypoint(load_sweep(path), [overlay], find_tree(Path("tree")))
+    assert command == "python -m massive_sft run sweeps/x.yaml --overlay 'two words.yaml'"
+
+
+# ---- addresses
+
+
+def test_address_defaults_to_the_environment_when_it_is_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "https://ray.example/")
+    assert resolve_address(None) == "https://ray.example"
+    assert resolve_address("http://other:8265") == "http://other:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert resolve_address(None) == "http://127.0.0.1:8265"
+    with pytest.raises(InvalidInput, match="http address of a Ray dashboard"):
+        resolve_address("ray://head:10001")
+
+
+def test_submit_without_a_cluster_says_so_beside_the_other_problems(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, lambda content: content["storage"].update(root="runs"))
+    with pytest.raises(InvalidInput) as caught:
+        submit_sweep(load_sweep(path), (), f"http://127.0.0.1:{free_port()}", tmp_path, print)
+    assert [problem.place for problem in caught.value.problems] == ["--address", f"{path}: storage.root"]
+    assert caught.value.exit_code == 2
+
+
+def test_run_with_an_address_that_nobody_answers_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, reason in ((f"127.0.0.1:{free_port()}", "no cluster"), ("http://127.0.0.1:8265", "dashboard")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InvalidInput, match=reason), connected():
+            pass
+
+
+# ---- jobs on a real head
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A head of this machine with ports and folders of its own: its dashboard's address, and its ``$RUNS``."""
+    runs = tmp_path_factory.mktemp("cluster-runs")
+    folder = tempfile.mkdtemp(prefix="msft-", dir="/tmp")  # short: socket paths end after 107 bytes
+    dashboard = free_port()
+    ports = {name: free_port() for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")}
+    options = [f"--{name}={value}" for name, value in (ports | {"dashboard-port": dashboard}).items()]
+    options += [f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    options += ["--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
+    scripts = str(Path(sys.executable).parent)
+    kept = {
+        name: os.environ[name] for name in ("HOME", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
+    }
+    environment = kept | {"PATH": f"{scripts}:/usr/bin:/bin", "RUNS": str(runs)}
+    process = subprocess.Popen(
+        [f"{scripts}/ray", "start", "--head", "--block", *options],
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_for(lambda: answers(address), 60)
+        yield address, runs
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            end_session(process.pid)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(address: str) -> bool:
+    """Whether the dashboard serves jobs: it does so some seconds after its first page."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.2)
+
+
+def end_session(session: int) -> None:
+    """Kill what is left of a session of ours; ``ray stop`` would stop every Ray of this machine."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def relative_sweep(tree: Path) -> Path:
+    """Write the small sweep with one LoRA run and every path relative to the file."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora"}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+    path = small_sweep(tree, blocks=[block], storage={"root": "${RUNS}/small"}, measures=[])
+    path.write_text(path.read_text().replace(f"{tree}/", ""))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_sweep_submitted_from_elsewhere_runs_to_its_end(
+    head: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, runs = head
+    path = relative_sweep(tmp_path / "tree")
+    write(tmp_path / "tree/.gitignore", "*.log\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    arguments = ["submit", str(path), "--address", address, "--working-dir", str(tmp_path / "tree")]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"packaging {tmp_path / 'tree'}: " in result.output
+    identifier = list_jobs(address)[-1].id
+    assert f"submitted {identifier}; it goes on" in result.output
+
+    # Another process, another folder, the address from the environment.
+    code = "import sys; from massive_sft.scheduling.jobs import *; [print(t, end='') for t in job_logs(None, sys.argv[1], True)]"
+    fresh = subprocess.run(
+        [sys.executable, "-c", code, identifier],
+        env={**os.environ, "RAY_ADDRESS": address},
+        cwd="/tmp",
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    found = job_status(address, identifier)
+    assert found.status == "SUCCEEDED", fresh.stdout + fresh.stderr
+    assert "2 COMPLETE" in fresh.stdout
+    assert (found.sweep, found.entrypoint) == ("small", "python -m massive_sft run sweep.yaml")
+    records = Ledger.open(runs / "small", create=False).records()
+    assert [record.status for record in records] == [Status.COMPLETE] * 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+    shown = CliRunner().invoke(cli, ["job", identifier, "--address", address])
+    assert shown.exit_code == 0
+    assert f"{identifier}  SUCCEEDED  small" in shown.output
+    logs = CliRunner().invoke(cli, ["job", identifier, "--logs", "--address", address])
+    assert "2 COMPLETE" in logs.output
+    with pytest.raises(InvalidInput, match=identifier):  # the known ones are listed
+        job_status(address, "no-such-job")
+
+
+MAIN = """
+import json, os, sys, time
+print(json.dumps({"arguments": sys.argv[1:], "files": sorted(os.listdir()), "environment": dict(os.environ)}), flush=True)
+time.sleep(int(open("seconds").read()))
+"""
+
+
+@pytest.mark.slow
+def test_job_sees_its_tree_first_and_nothing_of_this_environment(
+    head: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = head
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "SOME_SETTING"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the address given wins
+    path = sweep_file(tmp_path)
+    write(tmp_path / "massive_sft/__init__.py", "")
+    write(tmp_path / "massive_sft/__main__.py", MAIN)
+    write(tmp_path / "seconds", "0")
+    said: list[str] = []
+    identifier = submit_sweep(load_sweep(path), (), address, tmp_path, said.append)
+    assert said == [f"packaging {tmp_path}: {find_tree(tmp_path)}"]
+    wait_for(lambda: job_status(address, identifier).ended is not None, 60)
+    with urllib.request.urlopen(f"{address}/api/jobs/{identifier}", timeout=10) as answer:
+        details = answer.read().decode()
+    with urllib.request.urlopen(f"{address}/api/jobs/{identifier}/logs", timeout=10) as answer:
+        logs = json.loads(answer.read())["logs"]
+    assert CANARY not in details + logs
+    assert json.loads(details)["runtime_env"].keys() == {"working_dir", "_ray_commit"}
+    told = json.loads(next(line for line in logs.splitlines() if line.startswith('{"arguments')))
+    assert told["arguments"] == ["run", "sweeps/x.yaml"]
+    assert told["files"] == ["data", "massive_sft", "models", "seconds", "sweeps", "tasks"]
+
+
+@pytest.mark.slow
+def test_job_that_is_stopped_ends_and_says_so(head: tuple[str, Path], tmp_path: Path) -> None:
+    address, _ = head
+    path = sweep_file(tmp_path)
+    write(tmp_path / "massive_sft/__init__.py", "")
+    write(tmp_path / "massive_sft/__main__.py", MAIN)
+    write(tmp_path / "seconds", "600")
+    identifier = submit_sweep(load_sweep(path), (), address, tmp_path, lambda _: None)
+    wait_for(lambda: job_status(address, identifier).status == "RUNNING", 60)
+    stopped = CliRunner().invoke(cli, ["job", identifier, "--stop", "--address", address])
+    assert stopped.output == "stopping\n"
+    wait_for(lambda: job_status(address, identifier).status == "STOPPED", 30)
+    assert CliRunner().invoke(cli, ["job", identifier, "--address", address]).exit_code == 1
