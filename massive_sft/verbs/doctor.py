@@ -39,7 +39,7 @@ def doctor(
 def examine(sweep: Sweep | None) -> Iterator[Finding]:
     """Yield what was found, on this machine and of a sweep's storage and tracker."""
     yield probes.python()
-    yield from probes.packages(probes.tested_versions())
+    yield from probes.packages(probes.pinned_versions())
     yield probes.processor()
     yield probes.memory()
     if sweep is None:

@@ -65,7 +65,9 @@ def export_model(found: Found, folder: Path, merge: bool = False) -> None:
         _save_tokenizer(model, partial)
         weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
         (partial / "README.md").write_text(card(found, model, merge, weights))
-        partial.chmod(0o755)  # a temporary folder is private; a model is for all who may see where it lies
+        partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
+        for path in partial.iterdir():
+            path.chmod(0o644)
         os.rename(partial, folder)  # takes the place of an empty folder
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

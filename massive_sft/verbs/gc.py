@@ -89,15 +89,19 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             kept.append(f"{home}: somebody works on it")
         else:
             waste += mine
-    waste += (item for run in plan.runs for item in beyond(run, plan, ledger, watch))
+    for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
+        folders = [item.home, ledger.cell_dir(item.cell.cell.id)] if item.home and item.cell else []
+        busy = next((folder for folder in folders if not _free(folder, watch)), None)
+        if busy is None:
+            waste.append(item)
+        else:
+            kept.append(f"{item.path}: somebody works on {busy}")
     waste += _temporary(path for name in ("cache", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
         busy = next((home for home in _homes(ledger) if not _free(home, watch)), None)
-        if busy is None:
-            waste += _unused(plan, ledger)
-        else:
-            kept.append(f"caches: somebody works on {busy}")
+        waste += _unused(plan, ledger) if busy is None else ()
+        kept += [] if busy is None else [f"caches: somebody works on {busy}"]
     return Collected(tuple(waste), tuple(kept))
 
 
@@ -122,7 +126,7 @@ def remove(found: Collected, ledger: Ledger) -> Collected:
     return Collected(tuple(gone), tuple(kept))
 
 
-def beyond(run: RunPlan, plan: Plan, ledger: Ledger, watch: Watch) -> Iterator[Waste]:
+def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
     """Yield a run's snapshots that the retention policy does not keep and whose cells lack nothing."""
     policy = plan.sweep.file.storage.keep_snapshots
     keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
@@ -131,8 +135,7 @@ def beyond(run: RunPlan, plan: Plan, ledger: Ledger, watch: Watch) -> Iterator[W
         epoch = cell.cell.epoch
         path = snapshot_folder(ledger, run.trajectory.id, epoch)
         is_kept = keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
-        free = _free(home, watch) and _free(ledger.cell_dir(cell.cell.id), watch)
-        if not is_kept and path.is_dir() and free and _is_settled(cell, ledger):
+        if not is_kept and path.is_dir() and _is_settled(cell, ledger):
             yield Waste("snapshot", path, _size(path), home, cell)
 
 

@@ -26,6 +26,12 @@ CellId = Annotated[str, typer.Argument(help="A cell's id, or its beginning.", sh
 Overlays = Annotated[
     list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where", help='Only these cells: "model=a|b and method=lora and epoch!=1", by coordinates, status or id.'
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

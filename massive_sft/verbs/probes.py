@@ -42,7 +42,7 @@ def python() -> Finding:
     return Finding(Level.OK, "Python", f"{version}, {platform.platform()}")
 
 
-def tested_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
+def pinned_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
     """Return the versions that the package is tested with, by normalised name; none where it came without them."""
     try:
         lines = constraints.read_text().splitlines()

@@ -1,0 +1,478 @@
+"""The verbs about results, over one finished ledger whose model's name looks like markup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from peft import PeftModel
+from rich.console import Console
+from ruamel.yaml import YAML
+from scipy import stats
+from small_sweep import small_sweep
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from massive_sft import modeling
+from massive_sft.errors import MassiveSFTError
+from massive_sft.evaluate.weights import load_scored
+from massive_sft.inline import run_inline
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.stages.outcome import snapshot_folder
+from massive_sft.stages.recorder import now
+from massive_sft.sweep.load import load_sweep
+from massive_sft.trial import make_recorder
+from massive_sft.verbs import diff, doctor, export, gc, logs, publish
+from massive_sft.verbs.paired import compare
+from massive_sft.verbs.probes import Level, packages, pinned_versions
+from massive_sft.verbs.retry import count_diverged, retry_view, take_up
+from massive_sft.where import parse
+
+NAME = "ll[/red]ama|*"
+app = typer.Typer(pretty_exceptions_enable=False)
+for verb in (logs.logs, diff.diff, export.export, gc.gc, doctor.doctor, publish.report, publish.ui, publish.mirror):
+    app.command()(verb)
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    """Run a verb; return its exit code and what it printed, an error's sentence included."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
+    if isinstance(done.exception, MassiveSFTError):
+        return done.exception.exit_code, str(done.exception)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def printed(view: Any) -> str:
+    console = Console(width=220, markup=True)
+    with console.capture() as text:
+        console.print(view)
+    return text.get()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run each of full tuning and LoRA to epoch 2, scored; the full snapshot of epoch 1 is not kept."""
+    folder = tmp_path_factory.mktemp("verbs")
+    model = {NAME: {"path": str(folder / "world" / "models" / "tiny-llama")}}
+    storage = {"root": str(folder / "ledger"), "keep_snapshots": {"full": "last", "lora": "all"}}
+    path = small_sweep(folder, models=model, storage=storage, measures=["token_length"])
+    run_inline(make_plan(load_sweep(path)), lambda happening: None)
+    return path
+
+
+@pytest.fixture
+def copied(sweep: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies the ledger and writes an overlay that points there, with more changes."""
+
+    def make(**changes: Any) -> Path:
+        shutil.copytree(sweep.parent / "ledger", tmp_path / "ledger", dirs_exist_ok=True)
+        changes["storage"] = {"root": str(tmp_path / "ledger"), **changes.get("storage", {})}
+        with (tmp_path / "overlay.yaml").open("w") as text:
+            YAML(typ="safe").dump(changes, text)
+        return tmp_path / "overlay.yaml"
+
+    return make
+
+
+def plan_of(sweep: Path, *overlays: Path) -> Plan:
+    return make_plan(load_sweep(sweep, overlays))
+
+
+def cell_of(plan: Plan, method: str, epoch: int) -> str:
+    return next(
+        c.cell.id for c in plan.cells if (c.cell.coordinates.method, c.cell.coordinates.epoch) == (method, epoch)
+    )
+
+
+@pytest.fixture
+def full(sweep: Path) -> str:
+    return cell_of(plan_of(sweep), "full", 2)
+
+
+@pytest.fixture
+def lora(sweep: Path) -> str:
+    return cell_of(plan_of(sweep), "lora", 2)
+
+
+def steps(folder: Path, losses: list[Any], rest: str = "") -> None:
+    """Write a loss curve of two steps an epoch, as the training loop does."""
+    facts = {"lr": 1e-3, "grad_norm": 1.0, "tokens": 10, "trainable_tokens": 5, "seconds": 0.5}
+    lines = [{"step": i + 1, "epoch": i // 2 + 1, "loss": loss, **facts} for i, loss in enumerate(losses)]
+    (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + rest)
+
+
+# logs
+
+
+def test_logs_of_a_finished_cell_show_its_curve_and_where_the_files_are(sweep: Path, full: str) -> None:
+    code, text = call("logs", full[:12], "--sweep", sweep)
+    assert code == 0
+    assert NAME in text and "COMPLETE" in text and "attempt 1: published" in text
+    assert str(sweep.parent / "ledger" / "cells" / full) in text
+    rows = json.loads(call("logs", full, "--sweep", sweep, "--json")[1])["epochs"]
+    assert [(row["epoch"], row["steps"], row["not_finite"]) for row in rows] == [(1, 3, 0), (2, 3, 0)]
+    assert rows[1]["min"] <= rows[1]["last"] < rows[0]["first"]
+
+
+def test_logs_of_a_running_cell_show_the_steps_written_so_far(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay = copied(settings={"defaults": {"seed": 1}})
+    plan = plan_of(sweep, overlay)
+    ledger, cell = Ledger.open(plan.root), cell_of(plan, "full", 2)
+    with ledger.begin(plan.runs[0].trajectory.id, "test") as attempt:
+        steps(attempt.folder, [4.0, 3.0, "nan", 2.0], rest='{"step": 5, "ep')
+        _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
+    assert "RUNNING" in text and "attempt 1: at work" in text
+    assert "at step 4" in text
+    assert "█" in text and "!" in text
+    assert "not finite" in text
+
+
+def test_logs_of_a_failed_cell_show_the_traceback_of_every_attempt(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay = copied(settings={"defaults": {"seed": 1}})
+    plan = plan_of(sweep, overlay)
+    recorder, run = make_recorder(plan), plan.runs[0]
+    for number in (1, 2):
+        with recorder.ledger.begin(run.trajectory.id, "test") as attempt:
+            (attempt.folder / "traceback.txt").write_text(f"Traceback [/bold] of attempt {number}")
+    recorder.failed(run.cells[0], 2, "OSError: [/disk] is full")
+    (recorder.ledger.cell_dir(run.cells[0].cell.id) / "traceback.txt").write_text("Traceback of the cell")
+    _, text = call("logs", run.cells[0].cell.id, "--sweep", sweep, "--overlay", overlay)
+    for part in ("FAILED", "OSError: [/disk] is full", "of attempt 1", "[/bold] of attempt 2", "Traceback of the cell"):
+        assert part in text
+    assert "no optimizer step was taken yet" in text
+
+
+def test_logs_of_an_unknown_cell_name_those_that_are_there(sweep: Path, full: str) -> None:
+    code, text = call("logs", "zz", "--sweep", sweep)
+    assert (code, "cell: is the beginning of no cell's id, got 'zz'" in text) == (2, True)
+    assert full in text
+    assert call("logs", "", "--sweep", sweep)[0] == 2
+
+
+def test_sparkline_is_as_long_as_few_values_and_never_longer_than_its_width() -> None:
+    assert logs.sparkline([3, 2, 1, 0]) == "█▆▃▁"
+    assert logs.sparkline([1, 1]) == "▁▁"
+    assert logs.sparkline([]) == ""
+    assert len(logs.sparkline(list(range(1000)), width=7)) == 7
+    assert logs.sparkline([1, float("inf"), 0]) == "█!▁"
+
+
+# diff
+
+
+def test_diff_lists_only_what_differs(sweep: Path, full: str, lora: str) -> None:
+    code, text = call("diff", full, lora, "--sweep", sweep)
+    assert code == 0
+    assert "setting.lora.rank" in text and "setting.lr" in text
+    assert "setting.batch" not in text
+    assert "provenance: no difference" in text and "layout: no difference" in text
+    same = json.loads(call("diff", full, full, "--sweep", sweep, "--json")[1])
+    assert not any(same["differs"].values())
+    assert {row["difference"] for row in same["scores"]} == {0.0}
+
+
+def test_diff_pairs_the_scores_sample_by_sample(sweep: Path, full: str, lora: str) -> None:
+    rows = json.loads(call("diff", full, lora, "--sweep", sweep, "--json")[1])["scores"]
+    assert [row["benchmark"] for row in rows] == ["facts_gen-0shot", "facts_mc-0shot"]
+    for row in rows:
+        assert row["same_protocol"] and row["intervals_overlap"] is not None
+        assert row["paired"]["n"] == 12 and row["paired"]["unpaired"] == 0
+        assert row["paired"]["mean"] == pytest.approx(row["second"]["value"] - row["first"]["value"])
+        assert row["paired"]["mcnemar"]["p"] <= 1
+
+
+def test_diff_under_other_protocols_says_so_and_pairs_nothing(
+    sweep: Path, copied: Callable[..., Path], full: str, lora: str
+) -> None:
+    overlay = copied()
+    ledger = Ledger.open(plan_of(sweep, overlay).root)
+    record = ledger.read_record(lora)
+    assert record is not None
+    renamed = {f"{index:016x}": item for index, item in enumerate(record.scores.values())}
+    ledger.write_record(record.model_copy(update={"scores": renamed}))
+    rows = json.loads(call("diff", full, lora, "--sweep", sweep, "--overlay", overlay, "--json")[1])["scores"]
+    assert [(row["same_protocol"], row["paired"]) for row in rows] == [(False, None)] * 2
+    assert all(row["difference"] is not None for row in rows)
+    assert "under different protocols" in call("diff", full, lora, "--sweep", sweep, "--overlay", overlay)[1]
+
+
+def test_diff_of_changed_samples_is_refused(sweep: Path, copied: Callable[..., Path], full: str, lora: str) -> None:
+    overlay = copied()
+    path = next((plan_of(sweep, overlay).root / "cells" / lora / "scores").glob("*.parquet"))
+    path.write_bytes(path.read_bytes() + b" ")
+    code, text = call("diff", full, lora, "--sweep", sweep, "--overlay", overlay)
+    assert (code, f"{path}: is not the file that the record" in text) == (1, True)
+
+
+def test_diff_of_a_cell_without_record_compares_the_content(
+    sweep: Path, copied: Callable[..., Path], full: str
+) -> None:
+    overlay = copied(settings={"defaults": {"seed": 1}})
+    waiting = cell_of(plan_of(sweep, overlay), "full", 2)
+    _, text = call("diff", full, waiting, "--sweep", sweep, "--overlay", overlay)
+    assert f"no record yet: {waiting}" in text
+    assert "seed" in text
+
+
+def test_paired_interval_is_students_and_mcnemar_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    ones, twos = rng.normal(size=20), rng.normal(size=20)
+    paired = compare(dict(enumerate(ones)), dict(enumerate(twos)))
+    expected = stats.ttest_rel(twos, ones).confidence_interval(0.95)
+    assert paired is not None and paired.interval == pytest.approx((expected.low, expected.high))
+    assert paired.mcnemar is None
+    binary = compare(
+        dict.fromkeys(range(9), 0.0) | {8: 1.0}, dict.fromkeys(range(6), 1.0) | {6: 0.0, 7: 0.0, 8: 0.0, 9: 1.0}
+    )
+    assert binary is not None and binary.mcnemar is not None
+    assert (binary.n, binary.unpaired, binary.mcnemar.only_first, binary.mcnemar.only_second) == (9, 1, 1, 6)
+    assert binary.mcnemar.p == pytest.approx(2 * (1 + 7) / 2**7)
+    alike = compare({0: 1.0, 1: 0.0}, {0: 1.0, 1: 0.0})
+    assert alike is not None and alike.interval is None and alike.mcnemar is not None and alike.mcnemar.p == 1.0
+    assert compare({0: 1.0}, {1: 1.0}) is None
+
+
+# export
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(1, 9)[None]).logits
+
+
+def test_exported_models_load_and_answer_as_in_the_ledger(sweep: Path, full: str, lora: str, tmp_path: Path) -> None:
+    plan = plan_of(sweep)
+    base = plan.base[0].cell.model
+    ledger = Ledger.open(plan.root)
+    for cell, run, options in ((full, plan.runs[0], []), (lora, plan.runs[1], []), (lora, plan.runs[1], ["--merge"])):
+        folder = tmp_path / f"{cell}{len(options)}"
+        code, text = call("export", cell, folder, "--sweep", sweep, *options)
+        assert (code, str(folder) in text) == (0, True)
+        if cell == lora and not options:
+            assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base.path
+            loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.path, dtype="float32"), folder)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+            assert not isinstance(loaded, PeftModel)
+        snapshot = snapshot_folder(ledger, run.trajectory.id, 2)
+        assert torch.allclose(logits(loaded), logits(load_scored(base, snapshot, "fp32")), atol=1e-4)
+        ids = AutoTokenizer.from_pretrained(folder)("What is 2 + 2?")["input_ids"]
+        assert ids == modeling.load_tokenizer(base)("What is 2 + 2?")["input_ids"]
+        assert not [path for path in folder.iterdir() if path.name in ("manifest.json", "snapshot.json")]
+
+
+def test_model_card_tells_base_data_setting_scores_and_cell(sweep: Path, lora: str, tmp_path: Path) -> None:
+    call("export", lora, tmp_path / "out", "--sweep", sweep)
+    text = (tmp_path / "out" / "README.md").read_text()
+    head = YAML(typ="safe").load(text.split("---\n")[1])
+    assert head["library_name"] == "peft"
+    for part in (lora, r"ll\[/red\]ama\|\*", "tiny-llama", "facts.jsonl", "setting.lora.rank | 4", "PeftModel.from_pretrained", "git.commit"):  # fmt: skip
+        assert part in text
+    assert "| facts\\_gen-0shot | facts\\_gen | exact\\_match | 0" in text
+
+
+def test_export_refuses_every_wrong_thing_at_once(sweep: Path, tmp_path: Path) -> None:
+    plan = plan_of(sweep)
+    (tmp_path / "file").write_text("")
+    code, text = call("export", cell_of(plan, "full", 1), tmp_path, "--sweep", sweep, "--merge")
+    assert code == 2
+    assert "DIR: must not exist, or be an empty folder" in text and "--merge: needs an adapter" in text
+    assert "is a base model" in call("export", plan.base[0].cell.id, tmp_path / "new", "--sweep", sweep)[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_export_of_a_removed_snapshot_says_how_to_get_it_back(sweep: Path, tmp_path: Path) -> None:
+    code, text = call("export", cell_of(plan_of(sweep), "full", 1), tmp_path / "new", "--sweep", sweep)
+    assert code == 2
+    assert "was removed once it was scored" in text and "--retrain" in text and "keep_snapshots: {full: all}" in text
+
+
+def test_export_of_a_damaged_snapshot_is_refused(
+    sweep: Path, copied: Callable[..., Path], full: str, tmp_path: Path
+) -> None:
+    overlay = copied()
+    plan = plan_of(sweep, overlay)
+    path = snapshot_folder(Ledger.open(plan.root), plan.runs[0].trajectory.id, 2) / "config.json"
+    path.write_text(path.read_text() + " ")
+    code, text = call("export", full, tmp_path / "new", "--sweep", sweep, "--overlay", overlay)
+    assert (code, "differs from its manifest in config.json" in text) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
+# gc
+
+
+def everything(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if "lease" not in path.parts}
+
+
+@pytest.fixture
+def littered(sweep: Path, copied: Callable[..., Path]) -> Iterator[tuple[Path, Plan, set[str]]]:
+    """A copy of the ledger where LoRA's snapshots are not kept either, with leftovers; and what is litter."""
+    overlay = copied(storage={"keep_snapshots": {"full": "last", "lora": "none"}})
+    plan = plan_of(sweep, overlay)
+    home = plan.root / "trajectories" / plan.runs[0].trajectory.id
+    old = time.time() - 7200
+    litter = []
+    for path in (home / "attempts/1/snapshots/epoch-2/x", home / "snapshots/.epoch-1.removed.ab/epoch-1/x"):
+        path.parent.mkdir(parents=True)
+        path.write_text("12345")
+        litter.append(path)
+    for path in (plan.root / "cache/tokens/.a.json.1.tmp", plan.root / "cells" / plan.cells[0].cell.id / ".r.2.tmp"):
+        path.write_text("12345")
+        os.utime(path, (old, old))
+        litter.append(path)
+    (plan.root / "cache/tokens/.fresh.json.1.tmp").write_text("being written")
+    yield overlay, plan, {path.relative_to(plan.root).as_posix() for path in litter}
+
+
+def test_gc_removes_leftovers_and_snapshots_beyond_the_policy_and_nothing_else(
+    sweep: Path, littered: tuple[Path, Plan, set[str]]
+) -> None:
+    overlay, plan, litter = littered
+    before = everything(plan.root)
+    code, text = call("gc", sweep, "--overlay", overlay, "--dry-run")
+    assert (code, "6 items" in text, "would go" in text) == (0, True, True)
+    assert everything(plan.root) == before
+    shown = json.loads(call("gc", sweep, "--overlay", overlay, "--json")[1])
+    assert shown["removed"] and len(shown["waste"]) == 6 and shown["bytes"] > 100_000
+    gone = before - everything(plan.root)
+    assert litter <= gone
+    adapters = f"trajectories/{plan.runs[1].trajectory.id}/snapshots/epoch-"
+    extra = {path for path in gone - litter if "/attempts/1/" not in path and ".removed." not in path}
+    assert extra and all(path.startswith(adapters) for path in extra)
+    assert "nothing to remove" in call("gc", sweep, "--overlay", overlay)[1]
+    assert all(cell.is_done for cell in plan_of(sweep, overlay).cells)
+
+
+def test_gc_leaves_alone_what_somebody_works_on(sweep: Path, littered: tuple[Path, Plan, set[str]]) -> None:
+    overlay, plan, _ = littered
+    ledger = Ledger.open(plan.root)
+    before = everything(plan.root)
+    with ledger.begin(plan.runs[0].trajectory.id, "test"), ledger.begin(plan.runs[1].trajectory.id, "test"):
+        before = everything(plan.root)
+        shown = json.loads(call("gc", sweep, "--overlay", overlay, "--caches", "--json")[1])
+    assert len(shown["waste"]) == 2  # the old temporary files of a cell and of a cache
+    assert len(shown["kept"]) == 4
+    assert all("somebody works on" in line for line in shown["kept"])
+    assert len(before - everything(plan.root)) == 2
+    with ledger.lease_cell(plan.runs[1].cells[0].cell.id, "test"):
+        shown = json.loads(call("gc", sweep, "--overlay", overlay, "--json")[1])
+    assert [line for line in shown["kept"] if "snapshots/epoch-1" in line] == shown["kept"] != []
+
+
+def test_gc_keeps_the_snapshots_of_cells_that_lack_something(
+    sweep: Path, littered: tuple[Path, Plan, set[str]], tmp_path: Path
+) -> None:
+    overlay, _, _ = littered
+    more = tmp_path / "more.yaml"
+    more.write_text("measures: [token_length, layer_change]\n")
+    shown = json.loads(call("gc", sweep, "--overlay", overlay, "--overlay", more, "--dry-run", "--json")[1])
+    assert {item["kind"] for item in shown["waste"]} == {"attempt", "temporary"}
+
+
+def test_gc_of_caches_removes_what_this_file_does_not_use(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay = copied()
+    assert "nothing to remove" in call("gc", sweep, "--overlay", overlay, "--caches")[1]
+    overlay = copied(mixtures={"one": {"samples": 64}}, evaluation={"tasks": []})
+    root = plan_of(sweep, overlay).root
+    shown = json.loads(call("gc", sweep, "--overlay", overlay, "--caches", "--json")[1])
+    assert sorted(item["kind"] for item in shown["waste"]) == ["requests", "requests", "tokens", "tokens"]
+    assert list((root / "cache/tokens").iterdir()) == list((root / "cache/requests").iterdir()) == []
+
+
+# retry
+
+
+def test_retry_takes_up_what_failed_or_is_partial_and_leaves_diverged_out(
+    sweep: Path, copied: Callable[..., Path]
+) -> None:
+    overlay = copied(settings={"defaults": {"seed": 1}})
+    plan = plan_of(sweep, overlay)
+    recorder, (full, lora) = make_recorder(plan), plan.runs
+    recorder.failed(full.cells[0], 1, "OSError: [/disk] is full\nmore")
+    for cell, details in (
+        (full.cells[1], {"status": Status.DIVERGED, "error": "loss is nan"}),
+        (lora.cells[1], {"status": Status.PARTIAL, "missing": {"facts_mc-0shot": "no [/data]"}}),
+    ):
+        recorder.ledger.write_record(recorder.record(cell, now(), 1, **details))
+    plan = plan_of(sweep, overlay)
+    narrowed = take_up(plan, parse(None))
+    assert [(cell.status, cell.cell.epoch) for cell in narrowed.cells] == [(Status.FAILED, 1), (Status.PARTIAL, 2)]
+    assert [run.trajectory.id for run in narrowed.runs] == [full.trajectory.id, lora.trajectory.id]
+    text = printed(retry_view(narrowed, recorder.ledger, count_diverged(plan, parse(None))))
+    for part in ("OSError: [/disk] is full", "facts_mc-0shot: no [/data]", NAME, "1 cell is DIVERGED: a result"):
+        assert part in text
+    assert take_up(plan, parse("method=lora")).runs[0].cells[0].status is Status.PARTIAL
+    assert not take_up(plan, parse("epoch=0")).cells
+    assert "nothing to retry" in printed(retry_view(take_up(plan, parse("epoch=0")), recorder.ledger))
+
+
+# doctor, report, ui, mirror
+
+
+def test_doctor_of_a_good_sweep_is_not_red(sweep: Path) -> None:
+    code, text = call("doctor", sweep, "--json")
+    found = {item["what"]: item["level"] for item in json.loads(text)}
+    assert (code, "red" in found.values()) == (0, False)
+    assert {"Python", "CPU", "RAM", "storage", "GPU", "C compiler", "open files", "/dev/shm", "ray", "tracker", "HF cache", "offline"} <= set(found)  # fmt: skip
+    assert "ok" in call("doctor")[1]
+
+
+def test_doctor_ends_with_1_when_the_tracker_or_the_storage_cannot_be_used(sweep: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text('tracking: {mlflow: "http://u:hunter2@127.0.0.1:9"}\nstorage: {root: "${NO_SUCH_VARIABLE}"}\n')
+    code, text = call("doctor", sweep, "--overlay", overlay)
+    assert (code, "NO_SUCH_VARIABLE, which is not set" in text) == (1, True)
+    overlay.write_text('tracking: {mlflow: "http://u:hunter2@127.0.0.1:9"}\n')
+    code, text = call("doctor", sweep, "--overlay", overlay)
+    assert (code, "BAD" in text, "no tracking server that answers" in text, "hunter2" in text) == (1, True, True, False)
+
+
+def test_versions_that_are_not_the_tested_ones_are_yellow(tmp_path: Path) -> None:
+    path = tmp_path / "constraints.txt"
+    path.write_text("# made by hand\nTorch==0.1 ; python_version > '3'\n")
+    assert pinned_versions(path) == {"torch": "0.1"}
+    found = {finding.what: finding for finding in packages(pinned_versions(path))}
+    assert found["torch"].level is Level.WARN and "is not the tested 0.1" in found["torch"].text
+    assert pinned_versions(tmp_path / "none.txt") == {}
+    assert [finding.level for finding in packages({})] == [Level.WARN]
+
+
+def test_report_is_written_beside_the_sweep_or_where_asked(sweep: Path, tmp_path: Path) -> None:
+    assert call("report", sweep)[0] == 0
+    assert (sweep.parent / "ledger" / "sweeps" / "small" / "report" / "report.html").is_file()
+    _, text = call("report", sweep, "--out", tmp_path / "here")
+    assert f"report: {tmp_path / 'here' / 'report.html'}" in text
+    assert (tmp_path / "here" / "table.csv").is_file()
+
+
+def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay = copied()
+    code, text = call("ui", sweep, "--overlay", overlay)
+    assert (code, "has nothing to show yet" in text) == (2, True)
+    code, text = call("mirror", sweep, "--overlay", overlay)
+    assert (code, "5 cells" in text) == (0, True)
+    assert (plan_of(sweep, overlay).root / "mlflow.db").is_file()
+
+
+def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(f"storage: {{root: {tmp_path / 'nothing'}}}\n")
+    for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep), ("logs", "ab", "--sweep", sweep)):
+        code, text = call(*arguments, "--overlay", overlay)
+        assert (code, "is no ledger" in text) == (2, True)
+    assert not (tmp_path / "nothing").exists()
