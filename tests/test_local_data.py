@@ -152,7 +152,9 @@ def test_tasks_of_the_sweep_build_requests_of_the_expected_documents(plan, tmp_p
         "humaneval_bpb": 1,
         "humaneval_answer_bpb": 1,
         "p3_reasoning_mc": 30,
+        "p3_reasoning_answer_bpb": 30,
         "p3_knowledge_mc": 20,
+        "p3_knowledge_answer_bpb": 20,
         **{f"jmmlu::{subject}": 3 for subject in SUBJECTS},
     }
 
@@ -165,8 +167,9 @@ def test_byte_order_mark_of_a_csv_reaches_no_question(plan, tmp_path):
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_held_out_rows_begin_where_the_dataset_ends(plan, name):
-    task = (SWEEP.parent / "local_data" / f"{name}_mc.yaml").read_text()
+@pytest.mark.parametrize("kind", ["mc", "answer_bpb"])
+def test_held_out_rows_begin_where_the_dataset_ends(plan, name, kind):
+    task = (SWEEP.parent / "local_data" / f"{name}_{kind}.yaml").read_text()
     assert int(re.search(r"start: (\d+)", task)[1]) == plan.sweep.file.datasets[name].limit == LIMITS[name]
 
 

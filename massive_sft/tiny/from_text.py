@@ -26,6 +26,7 @@ from massive_sft.files import write_json
 from massive_sft.tiny.overlap import Windows
 from massive_sft.tiny.pretrain import Base, Round, save, stream, train
 from massive_sft.tiny.text_files import Source, documents, texts_of
+from massive_sft.tiny.tokenizer import config
 
 VOCABULARY = 2048
 POSITIONS = 1024  # trained on windows of 256; longer texts are scored worse
@@ -135,6 +136,8 @@ def pretrain(
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
             save(base, model, folder / name)
+            tokenizer = {**json.loads(config(base.special)), "model_max_length": POSITIONS}
+            write_json(folder / name / "tokenizer_config.json", tokenizer)
         except OSError as error:
             raise InvalidInput(Problem("folder", f"must be writable ({error})", str(folder))) from error
     write_json(folder / "pretraining.json", _report(made, sources, seed, steps, summaries))

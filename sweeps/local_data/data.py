@@ -79,5 +79,10 @@ def humaneval_answer_bits(doc: dict[str, Any], results: list[tuple[float, bool]]
     return _bits(doc["canonical_solution"].strip(), results)
 
 
+def p3_answer_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
+    """Return the right choice's log-probability (nats) and its bytes."""
+    return _bits(doc["choices"][doc["answer"]], results)
+
+
 def _bits(answer: str, results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
     return {"bits_per_byte": (results[0][0], len(answer.encode()))}
