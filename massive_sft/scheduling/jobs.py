@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import logging
 import os
 import urllib.error
 import urllib.parse
@@ -132,16 +133,23 @@ def stop_job(address: str | None, job: str) -> bool:
 
 def cluster_problem(address: str) -> Problem | None:
     """Return why no Ray dashboard can be used at ``address``, or None."""
+    place, shown = "--address", redact(address)
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT) as answer:
             is_ray = b"ray_version" in answer.read(10_000)
     except urllib.error.HTTPError as error:
-        is_ray = error.code in (401, 403)  # it asks for a token, which Ray's client sends
+        is_ray = error.code in (401, 403)
+        # Ray's client sends its token only when it is told to, and nobody else's business is to tell it.
+        if is_ray and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            rule = (
+                "asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where it is not ~/.ray/auth_token"
+            )
+            return Problem(place, rule, shown)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        rule = f"is no cluster that answers ({redact(str(reason))}); start one (cluster/README.md) or give --address"
-        return Problem("--address", rule, redact(address))
-    return None if is_ray else Problem("--address", "answers, but not as a Ray dashboard", redact(address))
+        reason = redact(str(getattr(error, "reason", error)))
+        rule = f"is no cluster that answers ({reason}); start one (cluster/README.md) or give --address"
+        return Problem(place, rule, shown)
+    return None if is_ray else Problem(place, "answers, but not as a Ray dashboard", shown)
 
 
 @contextmanager
@@ -153,6 +161,8 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("dashboard_sdk", "job.sdk"):  # they print what they upload, and when a connection ends
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     try:
         with _only_address(address):
             client = JobSubmissionClient(address)
