@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +101,42 @@ def test_alternating_run_trains_in_portions_and_scores_each(
     assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
     kinds = [type(event).__name__ for event in happened if type(event).__name__ in ("Began", "Recorded")]
     assert kinds.index("Recorded") < len(kinds) - 1 - kinds[::-1].index("Began"), "scored before the second portion"
+
+
+STUCK = """
+import os, sys
+import ray
+from pathlib import Path
+from massive_sft.plan import make_plan
+from massive_sft.scheduling import schedule
+from massive_sft.sweep.load import load_sweep
+
+@ray.remote(num_cpus=2)
+class Holder:
+    def ready(self):
+        return True
+
+schedule.SILENCE = 4.0
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+holder = Holder.remote()
+ray.get(holder.ready.remote())
+try:
+    schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
+except schedule.Stuck as error:
+    print("STUCK", error, flush=True)
+    os._exit(error.exit_code)
+"""
+
+
+def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
+    """Somebody else holds the whole cluster: a process of its own, for it leaves a lane that waits."""
+    path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
+    done = subprocess.run([sys.executable, "-c", STUCK, str(path)], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 1
+    assert "nothing moved for" in done.stdout
+    reason = done.stdout.partition("STUCK ")[2]
+    assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
+    assert "free: 0 CPU" in reason
 
 
 # How a cluster is divided

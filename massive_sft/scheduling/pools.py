@@ -141,9 +141,10 @@ class LanePool(_Pool):
 
     async def starve(self, starving: bool, leaving: list[str]) -> None:
         """Say whether a shape has orders and no room: then idle lanes end, and ``leaving`` ones after their order."""
-        self.starving = starving
-        self.leaving.update(leaving)
-        await self._notify()
+        if starving != self.starving or not self.leaving.issuperset(leaving):
+            self.starving = starving
+            self.leaving.update(leaving)
+            await self._notify()
 
     async def lost(self, lane: str, reason: str) -> None:
         """Say that a lane is gone: the order it held failed."""

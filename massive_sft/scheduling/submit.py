@@ -84,9 +84,12 @@ def submit(
     job = submit_sweep(load_sweep(file, overlays), overlays, address, working_dir, typer.echo)
     where = f" --address {shlex.quote(address)}" if address else ""
     typer.echo(f"submitted {job}; it goes on without this terminal")
-    typer.echo(f"  massive-sft job {job}{where}             how far it is")
-    typer.echo(f"  massive-sft job {job} --follow{where}    what it prints")
-    typer.echo(f"  massive-sft job {job} --stop{where}      end it; submitting again goes on from there")
+    for option, what in (
+        ("", "how far it is"),
+        (" --follow", "what it prints"),
+        (" --stop", "end it; submitting again goes on from there"),
+    ):
+        typer.echo(f"  massive-sft job {job}{where}{option:<9}    {what}")
 
 
 def job(
