@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A Ray cluster of this machine alone, with a dashboard that only this machine sees. Runs until interrupted.
+#
+#   . .venv/bin/activate
+#   RUNS=/data/runs cluster/single-node.sh
+#   RAY_AUTH_MODE=token massive-sft submit sweeps/x.yaml    # from another terminal
+#
+# Jobs get the environment of this script: export ${NAME}s of sweep files here, and tokens if a hub model needs one.
+set -euo pipefail
+
+: "${RUNS:?set RUNS to the folder that results go to}"
+export RUNS
+mkdir -p -- "$RUNS"
+command -v massive-sft >/dev/null || { echo "massive-sft is not on PATH: activate its environment" >&2; exit 2; }
+
+# RAY_ADDRESS would make the head look for another cluster.
+unset RAY_ADDRESS
+
+# Some of Ray's ports listen on every interface, and who may use them runs code as you: so they ask for a token, which
+# Ray keeps in ~/.ray/auth_token. Clients need RAY_AUTH_MODE=token too.
+export RAY_AUTH_MODE=token
+ray get-auth-token --generate >/dev/null
+
+exec ray start --head --block \
+  --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" \
+  --disable-usage-stats "$@"
