@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +19,14 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.sweep.load import load_sweep
+from massive_sft.verbs import diff, doctor, export, gc, logs, publish
+from massive_sft.verbs.options import PIPE_WIDTH, CellId, File, Json, Overlays, Where, print_json
+from massive_sft.verbs.options import Sweep as SweepOption
+from massive_sft.verbs.retry import count_diverged, retry_view, take_up
+from massive_sft.where import narrow, parse
 
 EXIT_INCOMPLETE = 1
 EXIT_INTERRUPTED = 130
-PIPE_WIDTH = 200  # columns of output that is no terminal's
 
 
 def _console(is_error: bool) -> Console:
@@ -50,26 +54,26 @@ app = typer.Typer(
 out = _console(is_error=False)
 err = _console(is_error=True)
 
-File = Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)]
-Overlays = Annotated[
-    list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+def planned(file: Path, overlay: list[Path] | None, where: str | None = None) -> Plan:
+    """Return a sweep file's plan, or the part of it that ``--where`` names."""
+    return narrow(make_plan(load_sweep(file, overlay or ())), parse(where))
 
 
 @app.command()
 def plan(
     file: File,
     overlay: Overlays = None,
+    where: Where = None,
     cells: Annotated[Path | None, typer.Option(help="Also write one line a cell to this CSV file.")] = None,
     as_json: Json = False,
 ) -> None:
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens."""
-    made = make_plan(load_sweep(file, overlay or ()))
+    made = planned(file, overlay, where)
     if cells is not None:
         _write(cells, views.cells_csv(made))
     if as_json:
-        _print_json(views.plan_json(made))
+        print_json(views.plan_json(made))
     else:
         out.print(views.plan_view(made))
 
@@ -83,7 +87,7 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     with err.status("checking") as status:
         problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")))
     if as_json:
-        _print_json([{"place": p.place, "rule": p.rule, "text": str(p)} for p in problems])
+        print_json([{"place": p.place, "rule": p.rule, "text": str(p)} for p in problems])
     if problems:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
@@ -92,54 +96,69 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 
 
+Inline = Annotated[
+    bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
+]
+Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")]
+
+
 @app.command()
 def run(
-    file: File,
-    overlay: Overlays = None,
-    inline: Annotated[
-        bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
-    ] = False,
-    retrain: Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")] = False,
+    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
-    made = make_plan(load_sweep(file, overlay or ()))
+    made = planned(file, overlay, where)
     require_settled(made)
     if all(cell.is_done for cell in made.cells):
         out.print(f"nothing to do: {_counts(made)}")
         return
+    out.print(views.plan_view(made))
+    _execute(made, inline, retrain)
+
+
+@app.command()
+def retry(
+    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
+) -> None:
+    """Take up only what failed or is incomplete."""
+    made, meant = planned(file, overlay), parse(where)
+    require_settled(made)
+    narrowed = take_up(made, meant)
+    out.print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
+    if narrowed.cells:
+        _execute(narrowed, inline, retrain)
+
+
+def _execute(made: Plan, inline: bool, retrain: bool) -> None:
+    """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards."""
     from massive_sft.execute import execute
 
-    out.print(views.plan_view(made))
-    after = execute(made, out, err, inline, retrain)
-    out.print(f"{_counts(after)}; results in {after.root}", soft_wrap=True)
-    if not all(cell.is_done for cell in after.cells):
+    wanted = {cell.cell.id for cell in made.cells}
+    after = [cell for cell in execute(made, out, err, inline, retrain).cells if cell.cell.id in wanted]
+    counts = Counter(cell.status for cell in after)
+    told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
+    out.print(f"{told}; results in {made.root}", soft_wrap=True)
+    if not all(cell.is_done for cell in after):
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command()
-def status(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
+def status(file: File, overlay: Overlays = None, where: Where = None, as_json: Json = False) -> None:
     """How far every cell is."""
-    made = make_plan(load_sweep(file, overlay or ()))
+    made = planned(file, overlay, where)
     if as_json:
-        _print_json(views.status_json(made))
+        print_json(views.status_json(made))
     else:
         out.print(views.status_view(made))
 
 
 @app.command()
-def show(
-    cell: Annotated[str, typer.Argument(help="A cell's id, or its beginning.")],
-    file: Annotated[
-        Path, typer.Option("--sweep", help="The sweep file whose storage holds the cell.", show_default=False)
-    ],
-    overlay: Overlays = None,
-    as_json: Json = False,
-) -> None:
+def show(cell: CellId, file: SweepOption, overlay: Overlays = None, as_json: Json = False) -> None:
     """One cell's record: scores, measures, training, data, provenance."""
     ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
     record = _find(ledger, cell)
     if as_json:
-        _print_json(record.model_dump(mode="json", by_alias=True))
+        print_json(record.model_dump(mode="json", by_alias=True))
     else:
         out.print(views.record_view(record))
 
@@ -178,7 +197,11 @@ def tiny(
     out.print(
         f"{len(world.models)} models, {len(world.datasets)} datasets and {len(world.tasks)} benchmarks in {world.root}"
     )
-    out.print(f"next: massive-sft run {world.sweep} --inline")
+    out.print(f"next: massive-sft run {world.sweep}")
+
+
+for verb in (logs.logs, diff.diff, export.export, gc.gc, doctor.doctor, publish.report, publish.ui, publish.mirror):
+    app.command()(verb)
 
 
 def main() -> None:
@@ -201,10 +224,6 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InvalidInput(Problem("--cells", f"cannot be written ({error.strerror})", str(path))) from None
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _counts(made: Plan) -> str:
