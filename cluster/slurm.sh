@@ -5,7 +5,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:INT@300
+#SBATCH --signal=B:TERM@300
 # Ray on the nodes of a Slurm allocation, and one sweep on it. When the time is up, submit again: it goes on.
 #
 #   sbatch cluster/slurm.sh sweeps/x.yaml [--overlay ...]

@@ -328,7 +328,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        wait_for(lambda: answers(address), 60)
+        wait_for(lambda: answers(address), 120)
         yield address, runs
     finally:
         process.terminate()
@@ -377,7 +377,7 @@ def relative_sweep(tree: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_sweep_submitted_from_elsewhere_runs_to_its_end(
     head: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +401,7 @@ def test_sweep_submitted_from_elsewhere_runs_to_its_end(
         cwd="/tmp",
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
     )
     found = job_status(address, identifier)
     assert found.status == "SUCCEEDED", fresh.stdout + fresh.stderr
