@@ -18,6 +18,7 @@ from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
+from massive_sft.scheduling import submit
 from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs import diff, doctor, export, gc, logs, publish
 from massive_sft.verbs.options import PIPE_WIDTH, CellId, File, Json, Overlays, Where, print_json
@@ -201,6 +202,8 @@ def tiny(
 
 
 for verb in (logs.logs, diff.diff, export.export, gc.gc, doctor.doctor, publish.report, publish.ui, publish.mirror):
+    app.command()(verb)
+for verb in (submit.submit, submit.job):
     app.command()(verb)
 
 
