@@ -59,17 +59,24 @@ def test_resources_first_matching_rule_wins(tmp_path: Path) -> None:
     assert layout_of(sweep_in(tmp_path), plan.runs[0].trajectory.recipe).gpus == 0
 
 
-def test_task_is_known_by_its_content_and_its_data(tmp_path: Path) -> None:
-    def asked(folder: str, question: str) -> str:
+def test_task_is_known_by_its_content_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(folder: str, question: str, data: str = "data.jsonl") -> str:
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         (place / "data.jsonl").write_text(json.dumps({"q": question}))
-        (place / "t.yaml").write_text("task: t\ndataset_kwargs: {data_files: {test: data.jsonl}}\nx: !function f.g\n")
+        (place / "t.yaml").write_text(
+            'task: t\ndataset_kwargs: {data_files: {test: "' + data + '"}}\nx: !function f.g\n'
+        )
         sweep = sweep_in(tmp_path, evaluation={"tasks": [{"path": str(place / "t.yaml")}]})
         return make_plan(sweep).cells[0].asked[0].id
 
     first = asked("a", "one")
     assert first.startswith("t@0 ")
+    monkeypatch.setenv("BENCH", str(tmp_path / "a"))
+    named = asked("c", "", data="${BENCH}/data.jsonl")
+    (tmp_path / "a" / "data.jsonl").write_text("{}")
+    assert asked("c", "", data="${BENCH}/data.jsonl") != named
+    first = asked("a", "one")
     assert asked("b", "one") == first
     assert asked("b", "two") != first
 

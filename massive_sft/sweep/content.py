@@ -167,7 +167,11 @@ class Contents:
         if value.startswith("!function "):
             module = folder / (value.split()[1].rpartition(".")[0] + ".py")
             return [value, self.hashes.of(module)] if module.is_file() else value
-        return f"sha256:{self.hashes.of(folder / value)}" if value and (folder / value).is_file() else value
+        try:
+            path = folder / expand(value)  # a loader of the task's own may take ${NAME} for what it reads
+        except KeyError:
+            return value
+        return f"sha256:{self.hashes.of(path)}" if value and path.is_file() else value
 
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""
