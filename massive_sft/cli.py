@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,9 +202,11 @@ def tiny(
     out.print(f"next: massive-sft run {world.sweep}")
 
 
-for verb in (logs.logs, diff.diff, export.export, gc.gc, doctor.doctor, publish.report, publish.ui, publish.mirror):
-    app.command()(verb)
-for verb in (submit.submit, submit.job):
+VERBS: tuple[Callable[..., None], ...] = (
+    *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
+    *(submit.submit, submit.job, gc.gc, doctor.doctor),
+)
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -124,11 +124,16 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
         return False
 
 
+def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:
+    """Return whether the retention policy keeps a run's snapshot of this epoch for good."""
+    keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
+    return keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
+
+
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
     """Remove the snapshots that the retention policy does not keep and whose cells are complete."""
-    keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
     for cell in run.cells:
-        if keep == "all" or (keep == "last" and cell.cell.epoch == run.trajectory.epochs):
+        if is_kept(run, cell.cell.epoch, policy):
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and record.status in (Status.COMPLETE, Status.DIVERGED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from massive_sft.stages.scoring import score
 GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
 
 
+Fields = dict[str, Any]  # of a record
+
+
 def _label(asked: Asked) -> str:
     return str(asked.measure) if asked.task is None else label(asked.task, asked.shots)
 
@@ -36,44 +40,45 @@ class Finisher:
 
     def base(self, plan: CellPlan) -> Record | None:
         """Score a base model and write its record; None while somebody else works on it."""
-        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
-        if lease is None:
-            return None
-        with lease:
-            newest = self.ledger.read_record(plan.cell.id)
-            plan = plan.refreshed(newest)
-            if newest is not None and plan.is_done:
-                return newest
-            self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            details = self._scored(plan, None, digest(plan.cell.base), self.recorder.earlier(plan))
-            record = self.recorder.record(plan, created, lease.claim.number, **details)
-            self.ledger.write_record(record, lease.claim)
-        return record
+
+        def make(fresh: CellPlan, attempt: int) -> Fields:
+            weights = digest(fresh.cell.base)
+            return {"attempt": attempt, **self._scored(fresh, None, weights, self.recorder.earlier(fresh))}
+
+        return self._under_lease(plan, make)
 
     def trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
         """Score and measure a cell of a finished training and write its record; None while somebody else does.
 
         What needs a snapshot that was removed is missing, and the record says so.
         """
+
+        def make(fresh: CellPlan, _: int) -> Fields:
+            reason = trained.diverged(fresh.cell.epoch)
+            diverged: Fields = {"status": Status.DIVERGED, "error": reason}
+            details = diverged if reason else self._finished(fresh, run)
+            details["files"] = {**trained.files, **details.get("files", {})}
+            details["training"] = trained.summary(fresh.cell.epoch)
+            return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
+
+        return self._under_lease(plan, make)
+
+    def _under_lease(self, plan: CellPlan, make: Callable[[CellPlan, int], Fields]) -> Record | None:
+        """Write a cell's record of the fields that ``make`` returns, unless it is done meanwhile."""
         created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
         if lease is None:
             return None
         with lease:
             newest = self.ledger.read_record(plan.cell.id)
-            plan = plan.refreshed(newest)
-            if newest is not None and plan.is_done:
+            fresh = plan.refreshed(newest)
+            if newest is not None and fresh.is_done:
                 return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            outcome, reason = trained.outcome, trained.diverged(plan.cell.epoch)
-            diverged: dict[str, Any] = {"status": Status.DIVERGED, "error": reason}
-            details = diverged if reason else self._finished(plan, run)
-            details["files"] = {**trained.files, **details.get("files", {})}
-            details["training"] = trained.summary(plan.cell.epoch)
-            record = self.recorder.record(plan, created, outcome["attempt"], counts=outcome["counts"], **details)
+            record = self.recorder.record(fresh, created, **make(fresh, lease.claim.number))
             self.ledger.write_record(record, lease.claim)
         return record
 
-    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: dict[str, Any]) -> dict[str, Any]:
+    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
         scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger)
         details["scores"] |= scored.scores
@@ -84,7 +89,7 @@ class Finisher:
                 details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
         return details
 
-    def _finished(self, plan: CellPlan, run: RunPlan) -> dict[str, Any]:
+    def _finished(self, plan: CellPlan, run: RunPlan) -> Fields:
         details = self.recorder.earlier(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:

@@ -22,6 +22,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
+from massive_sft.trial import is_kept
 from massive_sft.verbs.options import File, Json, Overlays, console, megabytes, print_json, read_plan
 
 STALE = 3600.0  # seconds after which a temporary file is nobody's: a write takes far less
@@ -129,13 +130,11 @@ def remove(found: Collected, ledger: Ledger) -> Collected:
 def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
     """Yield a run's snapshots that the retention policy does not keep and whose cells lack nothing."""
     policy = plan.sweep.file.storage.keep_snapshots
-    keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
     home = ledger.trajectory_dir(run.trajectory.id)
     for cell in run.cells:
         epoch = cell.cell.epoch
         path = snapshot_folder(ledger, run.trajectory.id, epoch)
-        is_kept = keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
-        if not is_kept and path.is_dir() and _is_settled(cell, ledger):
+        if not is_kept(run, epoch, policy) and path.is_dir() and _is_settled(cell, ledger):
             yield Waste("snapshot", path, _size(path), home, cell)
 
 
