@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -22,20 +21,13 @@ from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.scheduling import submit
 from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs import diff, doctor, export, gc, logs, publish
-from massive_sft.verbs.options import PIPE_WIDTH, CellId, File, Json, Overlays, Where, print_json
+from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
 from massive_sft.where import narrow, parse
 
 EXIT_INCOMPLETE = 1
 EXIT_INTERRUPTED = 130
-
-
-def _console(is_error: bool) -> Console:
-    """Names from the user are printed as they are, never read as markup; a pipe has room for whole tables."""
-    stream = sys.stderr if is_error else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
 
 
 class _Group(TyperGroup):
@@ -53,8 +45,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
-out = _console(is_error=False)
-err = _console(is_error=True)
+out, err = console(), console(is_error=True)
 
 
 def planned(file: Path, overlay: list[Path] | None, where: str | None = None) -> Plan:

@@ -35,10 +35,11 @@ Where = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def console() -> Console:
+def console(is_error: bool = False) -> Console:
     """Return where a verb prints: names from the user stand as they are; a pipe has room for whole tables."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    stream = sys.stderr if is_error else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: object) -> None:
