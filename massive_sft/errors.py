@@ -81,6 +81,12 @@ class LeaseLost(MassiveSFTError):
     """Another owner took the lease; what this attempt wrote must not be published."""
 
 
+class Interrupted(MassiveSFTError):
+    """Work ended because it was asked to, at a point from which the same command goes on."""
+
+    exit_code = 130
+
+
 class Unsupported(MassiveSFTError):
     """A valid request that this version refuses, with the reason and the remedy."""
 
