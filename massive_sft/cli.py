@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from massive_sft import show as views
+from massive_sft.changes import changes
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -62,13 +63,14 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens."""
-    made = planned(file, overlay, where)
+    whole = planned(file, overlay)
+    made = narrow(whole, parse(where))
     if cells is not None:
         _write(cells, views.cells_csv(made))
     if as_json:
         print_json(views.plan_json(made))
     else:
-        out.print(views.plan_view(made))
+        out.print(views.plan_view(made), views.changes_view(changes(whole)))
 
 
 @app.command()
@@ -100,10 +102,12 @@ def run(
     file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
-    made = planned(file, overlay, where)
+    whole = planned(file, overlay)
+    made = narrow(whole, parse(where))
     require_settled(made)
+    out.print(views.changes_view(changes(whole)))
     if all(cell.is_done for cell in made.cells):
-        out.print(f"nothing to do: {_counts(made)}")
+        out.print(f"nothing to do: {_counts(made)}" if made.cells else "nothing to do: no such cell")
         return
     out.print(views.plan_view(made))
     _execute(made, inline, retrain)

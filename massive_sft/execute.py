@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from massive_sft.changes import remember
 from massive_sft.check import require_runnable
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
@@ -32,6 +33,7 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool)
     with err.status("checking") as status:
         require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
     ledger = Ledger.open(plan.root)
+    remember(plan.sweep, ledger)
     file = plan.sweep.file
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
     mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow)

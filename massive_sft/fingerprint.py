@@ -41,6 +41,17 @@ def _stable(value: Any) -> Any:
     raise TypeError(f"cannot fingerprint {type(value).__name__}: {value!r}")
 
 
+def flatten(value: Any, place: str = "") -> dict[str, Any]:
+    """Return nested mappings and lists as one level: ``optimizer.betas[0]``."""
+    if isinstance(value, Mapping) and value:
+        parts = [flatten(item, f"{place}.{key}" if place else str(key)) for key, item in value.items()]
+    elif isinstance(value, list) and value:
+        parts = [flatten(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    else:
+        return {place: value}
+    return {key: item for part in parts for key, item in part.items()}
+
+
 def join(parts: Mapping[str, str]) -> str:
     """Return the canonical JSON of a mapping whose values are canonical JSON already.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -117,6 +117,14 @@ def warnings_view(plan: Plan) -> Group:
     if len(notes) > NOTES:
         lines.append(Text(f"and {len(notes) - NOTES} more"))
     return Group(*lines)
+
+
+def changes_view(lines: Sequence[str]) -> Group:
+    """Return what ``changes.changes`` found; an empty group when nothing changed."""
+    head = [Text("the sweep file changed since its last run:", style="yellow")] if lines else []
+    # What it comes to stands in the last line.
+    shown = [*lines[: NOTES - 1], f"and {len(lines) - NOTES} more", lines[-1]] if len(lines) > NOTES else lines
+    return Group(*head, *(Text(f"  {line}") for line in shown))
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

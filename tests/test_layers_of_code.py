@@ -20,7 +20,7 @@ LAYERS = [
     ["suites", "tracking"],
     ["asked"],
     ["plan"],
-    ["samples", "modeling"],
+    ["changes", "samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages", "study"],
     ["trial"],

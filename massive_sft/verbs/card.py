@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
+from massive_sft.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Score
 from massive_sft.sweep.schema import Model
-from massive_sft.verbs.diff import flatten
 from massive_sft.verbs.pick import Found
 
 # Parts of a cell's content that the card shows elsewhere, or that only a program reads.

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from massive_sft.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
 from massive_sft.show import STYLES
 from massive_sft.verbs.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
@@ -67,17 +68,6 @@ def diff(first: CellId, second: CellId, sweep: Sweep, overlay: Overlays = None, 
         print_json(diff_json(one, two))
     else:
         console().print(diff_view(one, two))
-
-
-def flatten(value: Any, place: str = "") -> dict[str, Any]:
-    """Return nested mappings and lists as one level: ``optimizer.betas[0]``."""
-    if isinstance(value, Mapping) and value:
-        parts = [flatten(item, f"{place}.{key}" if place else str(key)) for key, item in value.items()]
-    elif isinstance(value, list) and value:
-        parts = [flatten(item, f"{place}[{index}]") for index, item in enumerate(value)]
-    else:
-        return {place: value}
-    return {key: item for part in parts for key, item in part.items()}
 
 
 def differing(first: Any, second: Any) -> Differences:

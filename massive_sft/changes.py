@@ -1,0 +1,76 @@
+"""What of a sweep changed since its last run: said before anything is done under the edited file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from massive_sft import files
+from massive_sft.errors import Corrupt
+from massive_sft.fingerprint import flatten
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.sweep.load import Sweep
+
+NAME = "plan.json"
+SCHEMA = 1
+_ABSENT = object()
+
+
+def remember(sweep: Sweep, ledger: Ledger) -> None:
+    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells' ids."""
+    path = ledger.sweep_dir(sweep.file.name) / NAME
+    content = _content(sweep)
+    if _read(path) != content:
+        cells = {cell.cell.id: str(cell.cell.coordinates) for cell in make_plan(sweep).cells}
+        files.write_json(path, {"schema": SCHEMA, "file": content, "cells": cells})
+
+
+def changes(plan: Plan) -> list[str]:
+    """Return what differs from the sweep's last run, a line each; empty when nothing does or it never ran.
+
+    Args:
+        plan: of the whole sweep.
+    """
+    path = plan.root / "sweeps" / plan.sweep.file.name / NAME
+    before, now = _read(path), _content(plan.sweep)
+    if before is None or before == now:
+        return []
+    places = [place for place in {**before, **now} if before.get(place, _ABSENT) != now.get(place, _ABSENT)]
+    lines = [_line(place, before, now) for place in places]
+    known, cells = set(files.read_json(path)["cells"]), {cell.cell.id for cell in plan.cells}
+    if known != cells:
+        lines.append(
+            f"{len(cells - known)} cells are new, {len(cells & known)} stay, "
+            f"{len(known - cells)} are no longer asked for (what is done of them stays in the ledger)"
+        )
+    else:
+        lines.append(f"all {len(cells)} cells are the same ones")
+    return lines
+
+
+def _content(sweep: Sweep) -> dict[str, Any]:
+    """Return a sweep's file, every default written out, by dotted place; an address in it may hold a password."""
+    flat = flatten(sweep.file.model_dump(mode="json", by_alias=True))
+    return {place: redact(value) if isinstance(value, str) else value for place, value in flat.items()}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the last run's file; None where there is none, or none that can be read: it is only told, not used."""
+    try:
+        content = files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError, Corrupt):
+        return None
+    sound = isinstance(content, dict) and content.get("schema") == SCHEMA and {"file", "cells"} <= content.keys()
+    return content["file"] if sound else None
+
+
+def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if place not in old:
+        return f"{place}: new, {json.dumps(new[place], ensure_ascii=False)}"
+    if place not in new:
+        return f"{place}: no longer there, was {json.dumps(old[place], ensure_ascii=False)}"
+    return f"{place}: {json.dumps(new[place], ensure_ascii=False)}, was {json.dumps(old[place], ensure_ascii=False)}"
