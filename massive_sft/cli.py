@@ -15,20 +15,21 @@ from typer.core import TyperGroup
 
 from massive_sft import show as views
 from massive_sft.changes import changes
-from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
+from massive_sft.errors import Interrupted, InvalidInput, MassiveSFTError, Problem
+from massive_sft.files import refusal
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.scheduling import submit
+from massive_sft.stop import Stop
 from massive_sft.sweep.load import load_sweep
-from massive_sft.verbs import diff, doctor, export, gc, logs, publish
+from massive_sft.verbs import cancel, diff, doctor, export, gc, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
 from massive_sft.where import narrow, parse
 
 EXIT_INCOMPLETE = 1
-EXIT_INTERRUPTED = 130
 
 
 class _Group(TyperGroup):
@@ -38,7 +39,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             err.print("interrupted; run the same command to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(Interrupted.exit_code) from None
 
 
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
@@ -127,16 +128,20 @@ def retry(
 
 
 def _execute(made: Plan, inline: bool, retrain: bool) -> None:
-    """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards."""
+    """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.execute import execute
 
+    stop = Stop()
     wanted = {cell.cell.id for cell in made.cells}
-    after = [cell for cell in execute(made, out, err, inline, retrain).cells if cell.cell.id in wanted]
+    after = [cell for cell in execute(made, out, err, inline, retrain, stop).cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     out.print(f"{told}; results in {made.root}", soft_wrap=True)
-    if not all(cell.is_done for cell in after):
-        raise typer.Exit(EXIT_INCOMPLETE)
+    if all(cell.is_done for cell in after):
+        return
+    if stop():
+        out.print(f"stopped by {stop.reason}; run the same command to go on")
+    raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
 
 
 @app.command()
@@ -199,7 +204,7 @@ def tiny(
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
-    *(submit.submit, submit.job, gc.gc, doctor.doctor),
+    *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor),
 )
 for verb in VERBS:
     app.command()(verb)
@@ -218,6 +223,12 @@ def main() -> None:
     except MassiveSFTError as error:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        told = refusal(error)
+        if told is None:
+            raise
+        err.print(told, style="red", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_INCOMPLETE)
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 from rich.console import Console
 from rich.text import Text
 
 from massive_sft.changes import remember
 from massive_sft.check import require_runnable
+from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.progress import RunProgress
 from massive_sft.report.write import write_report
+from massive_sft.stop import Stop
 from massive_sft.tracking.mirror import Mirror
 from massive_sft.trial import Happening, Listen, Recorded
 
 FLUSH = 120.0  # seconds that the tracker may take to catch up at the end
+FLUSH_STOPPED = 10.0  # the same, when somebody waits for the end
 
 
-def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool) -> Plan:
+def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:
     """Check a plan, do what it leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
+
+    Ctrl-C, SIGTERM and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a second
+    Ctrl-C at once. Must be called on the main thread, which is where signals arrive.
 
     Args:
         out: for progress.
         err: for what is being checked.
         inline: in this process, without Ray.
         retrain: train again where a snapshot that is needed was removed.
+        stop: afterwards true when it ended early.
 
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
@@ -34,12 +44,17 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool)
         require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
     ledger = Ledger.open(plan.root)
     remember(plan.sweep, ledger)
+    with registered(ledger.sweep_dir(plan.sweep.file.name), f"{socket.gethostname()}:{os.getpid()}") as run:
+        return _mirrored(plan, ledger, run, out, inline, retrain, stop)
+
+
+def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:
     file = plan.sweep.file
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
     mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow)
     try:
         mirror.artifact(plan.sweep.path)
-        with RunProgress(plan, out) as progress:
+        with RunProgress(plan, out) as progress, stop.heeding(run, progress.say):
             progress.say(f"tracker: {mirror.uri}")
 
             def listen(happening: Happening) -> None:
@@ -47,26 +62,28 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool)
                 if isinstance(happening, Recorded):
                     mirror.put(happening.record.cell)
 
-            _do(plan, listen, progress, inline, retrain)
+            _do(plan, listen, progress, inline, retrain, stop)
         after = make_plan(plan.sweep)
+        if stop():
+            return after
         report = write_report(after, ledger, ledger.sweep_dir(file.name) / "report")
         mirror.artifact(report)
         out.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
     finally:
-        left = mirror.close(timeout=FLUSH)
+        left = mirror.close(timeout=FLUSH_STOPPED if stop() else FLUSH)
         if left:
             out.print(f"the tracker lags behind: {left}; `massive-sft mirror` catches up", markup=False)
     return after
 
 
-def _do(plan: Plan, listen: Listen, progress: RunProgress, inline: bool, retrain: bool) -> None:
+def _do(plan: Plan, listen: Listen, progress: RunProgress, inline: bool, retrain: bool, stop: Stop) -> None:
     if inline:
         from massive_sft.inline import run_inline
 
-        run_inline(plan, listen, retrain)
+        run_inline(plan, listen, retrain, stop)
         return
     from massive_sft.scheduling.cluster import connected
     from massive_sft.scheduling.schedule import run_on_ray
 
     with connected():
-        run_on_ray(plan, listen, progress.say, retrain)
+        run_on_ray(plan, listen, progress.say, retrain, stop)

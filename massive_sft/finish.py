@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from massive_sft.errors import LeaseLost
+from massive_sft.errors import Interrupted, LeaseLost
 from massive_sft.ledger.record import Record
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.outcome import find_trained
-from massive_sft.trial import Listen, Recorded, Skipped, sentence, traceback_of
+from massive_sft.trial import Listen, Recorded, Skipped, leave_traceback, sentence
 
 
 def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
     """Take a cell of a finished training, or a base model's (``run`` is None), to its record.
 
-    What goes wrong becomes a FAILED record, the traceback a file beside it.
+    What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
     """
     try:
         record = _finish(cell, run, finisher)
+    except Interrupted:
+        return
     except LeaseLost as error:
         listen(Skipped(str(error)))
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
-        folder = finisher.ledger.cell_dir(cell.cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(traceback_of(error))
+        leave_traceback(finisher.ledger.cell_dir(cell.cell.id), error)
         record = finisher.recorder.failed(cell, 1, sentence(error))
     listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from massive_sft.finish import finish_cell
 from massive_sft.ledger.store import Ledger
@@ -10,29 +11,36 @@ from massive_sft.plan import Plan
 from massive_sft.sft.events import Event
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.training import train
+from massive_sft.stop import never
 from massive_sft.trial import Listen, Order, make_recorder, retain, todo, train_run
 
 
-def run_inline(plan: Plan, listen: Listen, retrain: bool = False) -> None:
+def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable[[], bool] = never) -> None:
     """Do what a plan leaves to do: base models first, then each trajectory's training, scores, measures and records.
+
+    Where ``stop`` says that the run should end, a training writes a checkpoint first, and what is scored stays.
 
     Args:
         plan: of the sweep; local files are all there (``plan.require_settled``).
         listen: told what happens.
         retrain: train again where a snapshot that is needed was removed.
+        stop: asked between cells, after each step and before each shard.
     """
     recorder = make_recorder(plan)
-    finisher = Finisher(recorder)
+    finisher = Finisher(recorder, stop)
     for cell in plan.base:
-        if not cell.is_done:
+        if not (cell.is_done or stop()):
             finish_cell(cell, None, finisher, listen)
     for run in plan.todo:
-        if train_run(run, recorder, submit_inline, listen, retrain):
+        if stop():
+            return
+        if train_run(run, recorder, partial(submit_inline, stop=stop), listen, retrain):
             for cell in todo(run):
-                finish_cell(cell, run, finisher, listen)
+                if not stop():
+                    finish_cell(cell, run, finisher, listen)
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 
 
-def submit_inline(order: Order, report: Callable[[Event], None]) -> None:
-    """Serve an order in this process."""
-    train(order.run, Ledger.open(order.root), order.attempt, report)
+def submit_inline(order: Order, report: Callable[[Event], None], stop: Callable[[], bool] = never) -> None:
+    """Serve an order in this process. Raises Interrupted once ``stop`` says so, after a checkpoint."""
+    train(order.run, Ledger.open(order.root), order.attempt, report, stop=stop)

@@ -10,10 +10,11 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from massive_sft.errors import LeaseLost
+from massive_sft.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
@@ -113,11 +114,12 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
                 listen(Began(run.trajectory, attempt.number))
                 submit(Order(run, attempt, ledger.root), lambda event: listen(Progressed(run.trajectory, event)))
             return True
+        except Interrupted:
+            pass  # no outcome: the next run goes on from the checkpoint
         except LeaseLost as error:
             listen(Skipped(str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
-            if attempt.folder.is_dir():
-                (attempt.folder / "traceback.txt").write_text(traceback_of(error))
+            leave_traceback(attempt.folder, error)
             for cell in todo(run):
                 record = recorder.failed(cell, attempt.number, sentence(error))
                 listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
@@ -150,6 +152,9 @@ def sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def traceback_of(error: Exception) -> str:
-    """Return an error's traceback with secrets hidden."""
-    return redact("".join(traceback.format_exception(error)))
+def leave_traceback(folder: Path, error: Exception) -> None:
+    """Write an error's traceback, secrets hidden, into ``folder``; a disk that takes no more of it changes nothing."""
+    text = redact("".join(traceback.format_exception(error)))
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(text)

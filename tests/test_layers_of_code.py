@@ -22,6 +22,7 @@ LAYERS = [
     ["plan"],
     ["changes", "samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
+    ["stop"],
     ["stages", "study"],
     ["trial"],
     ["finish"],

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outlives the connection starts a new Ray
 
 import ray
 
@@ -29,6 +33,7 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_reachable(address)
+    sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=address,
         logging_level=logging.ERROR,
@@ -37,6 +42,8 @@ def connected() -> Iterator[None]:
         configure_logging=True,
     )
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm)  # which Ray has taken
         yield
     finally:
         ray.shutdown()

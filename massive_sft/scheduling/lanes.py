@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from massive_sft.errors import MassiveSFTError
-from massive_sft.scheduling.pools import Message, Shape
-from massive_sft.sft.events import Event
+from massive_sft.errors import Interrupted, MassiveSFTError
+from massive_sft.scheduling.pools import STARTS, Message, Shape
+from massive_sft.sft.events import Event, StepDone
 from massive_sft.sweep.spec import Layout
 from massive_sft.trial import Order, Submit
 
-RESTARTS = 10  # of one lane's workers
-STARTS = 2  # lanes of a shape that may be lost before they took an order
+RESTARTS = 10  # of one lane's workers; then another lane takes up what it had
 POLL = 0.2  # seconds between looks at what could be started
 
 
@@ -52,6 +53,8 @@ def submit_to(pool: Any, shape: Shape) -> Submit:
                     report(pickle.loads(message.content))
                 elif message.kind == "failed":
                     raise LaneFailed(message.content)
+                elif message.kind == "stopped":
+                    raise Interrupted("the run ends")
                 else:
                     return
 
@@ -66,14 +69,26 @@ def lane_loop(config: dict[str, Any]) -> None:
     """
     import torch.distributed as dist
 
+    pool, lane, shape = config["pool"], config["lane"], config["shape"]
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    group = get_current_placement_group()
+    go: list[bool] = [ray.get(pool.enter.remote(lane, shape, group.id.hex() if group else "")) if rank == 0 else True]
+    if shape.workers > 1:
+        dist.broadcast_object_list(go, src=0)
+    if not go[0]:
+        return
+
     from massive_sft.ledger.store import Ledger
     from massive_sft.stages.training import train
 
-    pool, lane, shape = config["pool"], config["lane"], config["shape"]
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    stopped = pool.stopped.remote()
 
     def report(event: Event) -> None:
-        pool.tell.remote(lane, Message("event", pickle.dumps(event)))
+        step = event.step if isinstance(event, StepDone) else 0
+        pool.tell.remote(lane, Message("event", pickle.dumps(event), step))
+
+    def stop() -> bool:
+        return bool(ray.wait([stopped], timeout=0)[0])
 
     while True:
         box: list[bytes | None] = [ray.get(pool.next.remote(lane, shape)) if rank == 0 else None]
@@ -83,7 +98,10 @@ def lane_loop(config: dict[str, Any]) -> None:
             return
         order: Order = pickle.loads(box[0])
         try:
-            train(order.run, Ledger.open(order.root), order.attempt, report)
+            train(order.run, Ledger.open(order.root), order.attempt, report, stop=stop)
+        except Interrupted:
+            if rank == 0:
+                ray.get(pool.tell.remote(lane, Message("stopped")))
         except Exception as error:
             ray.get(pool.tell.remote(lane, Message("failed", f"{type(error).__name__}: {error}")))
             if shape.workers > 1:
@@ -120,13 +138,17 @@ class Lanes:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def serve(self) -> None:
-        """Return when all expected orders are served and the lanes have ended, or after ``stop``."""
-        while not self._stop.is_set():
+        """Return when all expected orders are served and the lanes have ended; after ``stop`` once none is in hand."""
+        while True:
             state = ray.get(self.pool.state.remote())
-            self._reap(state["served"])
-            if not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
+            self._reap(state)
+            if self._stop.is_set():
+                if not state["held"]:
+                    return
+            elif not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
                 return
-            self._start_lanes(_positive(state["queued"]), _positive(state["expected"]))
+            else:
+                self._start_lanes(_positive(state["queued"]), _positive(state["expected"]))
             time.sleep(POLL)
 
     def stop(self) -> None:
@@ -137,14 +159,16 @@ class Lanes:
         """Return the names of the lanes that are up."""
         return sorted(self._lanes)
 
-    def _reap(self, served: set[str]) -> None:
+    def _reap(self, state: Mapping[str, Any]) -> None:
         for lane in [lane for lane in self._lanes.values() if not lane.thread.is_alive()]:
             del self._lanes[lane.name]
             if not lane.error:
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
-            ray.get(self.pool.lost.remote(lane.name, lane.error))
-            self._stillborn[lane.shape] += lane.name not in served
+            if state["groups"].get(lane.name):
+                _free_group(state["groups"][lane.name])
+            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error))
+            self._stillborn[lane.shape] += lane.name not in state["served"]
             if self._stillborn[lane.shape] >= STARTS:
                 ray.get(self.pool.break_shape.remote(lane.shape, f"its lanes cannot be started: {lane.error}"))
 
@@ -202,6 +226,14 @@ class Lanes:
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
                 lines = str(error).strip().splitlines()
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _free_group(group: str) -> None:
+    """Give back what a lost lane's placement group holds, which outlives it.
+
+    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have.
+    """
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _positive(counts: Mapping[Shape, int]) -> dict[Shape, int]:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-TRIES = 3  # times an order is given out before it counts as what kills its workers
+TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
+STARTS = 2  # times a lane's workers may die before they ask for an order, which is while they import
 
 
 class Shape(NamedTuple):
@@ -34,31 +35,67 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Message:
-    """What a lane says of an order: ``event`` (its content pickled), ``done``, or ``failed`` (with the reason)."""
+    """What a lane says of an order.
+
+    Attributes:
+        kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended because the run should).
+        content: of an event its pickle, of a failure the reason.
+        step: how far the training is, for an event that says so.
+    """
 
     kind: str
     content: Any = None
+    step: int = 0
+
+
+@dataclass
+class _Order:
+    """An order in the pool: how often it was given out since it last got further than ever before."""
+
+    id: str
+    data: bytes
+    tries: int = 0
+    step: int = 0
 
 
 class _Pool:
-    """Waiting for a change of state, in an asynchronous actor."""
+    """Waiting for a change of state, and who is at work, in an asynchronous actor."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Condition()
         self.progress = 0
+        self.stopping = False
+        self.begun: set[str] = set()
 
     async def _notify(self) -> None:
         self.progress += 1
         async with self.changed:
             self.changed.notify_all()
 
+    async def stopped(self) -> None:
+        """Return once the run should end."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.stopping)
+
+    async def begin(self, work: str) -> bool:
+        """Say that somebody begins with something; return whether they should, which they should not at the end."""
+        if not self.stopping:
+            self.begun.add(work)
+        return not self.stopping
+
+    async def end(self, work: str) -> None:
+        """Say that somebody has left what they began, or should not begin."""
+        self.begun.discard(work)
+        await self._notify()
+
 
 @ray.remote(num_cpus=0)
 class LanePool(_Pool):
     """Orders between trials and lanes.
 
-    An order is the lane's until it says done or failed. A lane that asks again while it has one was restarted, so it
-    gets the same again, at most ``TRIES`` times.
+    An order is the lane's until it says done, failed or stopped. A lane that asks again while it has one was restarted,
+    so it gets the same again; what a lost lane had goes to another. ``TRIES`` times without a step that is new, and the
+    order fails.
 
     Args:
         expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless
@@ -68,22 +105,40 @@ class LanePool(_Pool):
     def __init__(self, expected: Mapping[Shape, int]):
         super().__init__()
         self.expected = Counter(expected)
-        self.queues: dict[Shape, deque[tuple[str, bytes]]] = {shape: deque() for shape in expected}
-        self.held: dict[str, tuple[str, bytes, int]] = {}
+        self.queues: dict[Shape, deque[_Order]] = {shape: deque() for shape in expected}
+        self.held: dict[str, _Order] = {}
         self.inbox: dict[str, list[Message]] = {}
         self.served: set[str] = set()
         self.leaving: set[str] = set()
+        self.groups: dict[str, str] = {}
         self.starving = False
         self.broken: dict[Shape, str] = {}
+        self.entered: Counter[str] = Counter()
+
+    async def enter(self, lane: str, shape: Shape, group: str) -> bool:
+        """Say that a lane's workers are up, before they import anything; return whether they are to go on.
+
+        They are not when as many as ``STARTS`` before them died without asking for an order: so would these.
+
+        Args:
+            group: the id of the placement group that the lane holds.
+        """
+        self.groups[lane] = group
+        self.entered[lane] += 1
+        if self.entered[lane] > STARTS:
+            await self.break_shape(shape, f"its workers died {STARTS} times before they could take an order")
+        return shape not in self.broken
 
     async def submit(self, shape: Shape, order: str, data: bytes) -> None:
         """Take an order of a trial, by its id."""
         self.expected[shape] -= 1
         self.inbox[order] = []
-        if shape in self.broken:
+        if self.stopping:
+            self.inbox[order].append(Message("stopped"))
+        elif shape in self.broken:
             self.inbox[order].append(Message("failed", self.broken[shape]))
         else:
-            self.queues[shape].append((order, data))
+            self.queues[shape].append(_Order(order, data))
         await self._notify()
 
     async def skip(self, shape: Shape) -> None:
@@ -93,39 +148,48 @@ class LanePool(_Pool):
 
     async def next(self, lane: str, shape: Shape) -> bytes | None:
         """Return the lane's next order, as soon as there is one; None when it should end."""
+        self.entered[lane] = 0
         if lane in self.held:
-            order, data, tries = self.held[lane]
-            if tries < TRIES:
-                self.held[lane] = (order, data, tries + 1)
-                return data
-            await self.tell(lane, Message("failed", f"its workers died {TRIES} times"))
+            held = self.held[lane]
+            if not self.stopping and held.tries < TRIES:
+                held.tries += 1
+                return held.data
+            reason = f"its workers died {TRIES} times without a new step"
+            await self.tell(lane, Message("stopped") if self.stopping else Message("failed", reason))
         async with self.changed:
-            while (
-                not self.queues[shape] and self.expected[shape] > 0 and lane not in self.leaving and not self.starving
-            ):
-                await self.changed.wait()
-            if lane in self.leaving or not self.queues[shape]:
+            await self.changed.wait_for(
+                lambda: (
+                    self.queues[shape]
+                    or self.expected[shape] <= 0
+                    or lane in self.leaving
+                    or self.starving
+                    or self.stopping
+                )
+            )
+            if lane in self.leaving or self.stopping or not self.queues[shape]:
                 return None
-            order, data = self.queues[shape].popleft()
-            self.held[lane] = (order, data, 1)
+            order = self.queues[shape].popleft()
+            order.tries += 1
+            self.held[lane] = order
             self.served.add(lane)
-        return data
+        return order.data
 
     async def tell(self, lane: str, message: Message) -> None:
         """Pass on what a lane says of the order that it holds."""
         if lane not in self.held:
             return
-        order = self.held[lane][0]
+        order = self.held[lane]
         if message.kind != "event":
             del self.held[lane]
-        self.inbox[order].append(message)
+        elif message.step > order.step:
+            order.step, order.tries = message.step, 1
+        self.inbox[order.id].append(message)
         await self._notify()
 
     async def messages(self, order: str) -> list[Message]:
         """Return an order's messages since the last call, as soon as there are some."""
         async with self.changed:
-            while not self.inbox[order]:
-                await self.changed.wait()
+            await self.changed.wait_for(lambda: self.inbox[order])
             taken, self.inbox[order] = self.inbox[order], []
         return taken
 
@@ -133,9 +197,11 @@ class LanePool(_Pool):
         """Return what is queued, expected and held, and a counter that moves with every change."""
         return {
             "queued": {shape: len(queue) for shape, queue in self.queues.items()},
-            "expected": dict(self.expected),
-            "held": {lane: order for lane, (order, _, _) in self.held.items()},
+            "expected": {shape: count for shape, count in self.expected.items() if shape not in self.broken},
+            "held": {lane: order.id for lane, order in self.held.items()},
             "served": set(self.served),
+            "begun": set(self.begun),
+            "groups": dict(self.groups),
             "progress": self.progress,
         }
 
@@ -146,16 +212,36 @@ class LanePool(_Pool):
             self.leaving.update(leaving)
             await self._notify()
 
-    async def lost(self, lane: str, reason: str) -> None:
-        """Say that a lane is gone: the order it held failed."""
-        await self.tell(lane, Message("failed", reason))
+    async def lost(self, lane: str, shape: Shape, reason: str) -> None:
+        """Say that a lane is gone: another takes up what it had, or that failed when it was tried often enough."""
+        if lane not in self.held:
+            return
+        order = self.held[lane]
+        if self.stopping:
+            await self.tell(lane, Message("stopped"))
+        elif order.tries >= TRIES:
+            await self.tell(lane, Message("failed", reason))
+        else:
+            del self.held[lane]
+            self.queues[shape].appendleft(order)
+            await self._notify()
 
     async def break_shape(self, shape: Shape, reason: str) -> None:
         """Say that no lane of a shape can be started: what is queued for it, and what will come, fails."""
         self.broken[shape] = reason
-        while self.queues[shape]:
-            self.inbox[self.queues[shape].popleft()[0]].append(Message("failed", reason))
+        self._refuse(shape, Message("failed", reason))
         await self._notify()
+
+    async def stop(self) -> None:
+        """Give out nothing more: the run should end."""
+        self.stopping = True
+        for shape in self.queues:
+            self._refuse(shape, Message("stopped"))
+        await self._notify()
+
+    def _refuse(self, shape: Shape, message: Message) -> None:
+        while self.queues[shape]:
+            self.inbox[self.queues[shape].popleft().id].append(message)
 
 
 @ray.remote(num_cpus=0)
@@ -178,11 +264,16 @@ class CellQueue(_Pool):
         self.closed = True
         await self._notify()
 
+    async def stop(self) -> None:
+        """Give out nothing more: the run should end."""
+        self.stopping = self.closed = True
+        self.waiting.clear()
+        await self._notify()
+
     async def take(self) -> tuple[str, bytes] | None:
         """Return a cell as soon as there is one; None when there will be no more."""
         async with self.changed:
-            while not self.waiting and not self.closed:
-                await self.changed.wait()
+            await self.changed.wait_for(lambda: self.waiting or self.closed)
             if not self.waiting:
                 return None
             cell, data = self.waiting.popleft()
@@ -201,8 +292,14 @@ class CellQueue(_Pool):
         await self._notify()
 
     async def state(self) -> dict[str, Any]:
-        """Return what waits, what is given out, and a counter that moves with every change."""
-        return {"waiting": len(self.waiting), "out": list(self.out), "closed": self.closed, "progress": self.progress}
+        """Return what waits, is given out and is begun, and a counter that moves with every change."""
+        return {
+            "waiting": len(self.waiting),
+            "out": list(self.out),
+            "begun": set(self.begun),
+            "closed": self.closed,
+            "progress": self.progress,
+        }
 
 
 @ray.remote(num_cpus=0)

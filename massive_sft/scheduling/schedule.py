@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from massive_sft.errors import MassiveSFTError
+from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.scheduling.lanes import Lanes, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
@@ -26,33 +27,48 @@ from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
 from massive_sft.scheduling.scorers import cell_bytes, score_stream
 from massive_sft.sft.events import Event, StepDone
 from massive_sft.stages.recorder import Recorder
+from massive_sft.stop import Stop
 from massive_sft.trial import Happening, Listen, Order, Progressed, Recorded, make_recorder, retain, todo, train_run
 
 SILENCE = 60.0  # seconds without progress after which the watchdog speaks
 PATIENCE = 3  # times it speaks before it ends the run
-DRIVER = {"memory": float(1 << 20)}  # a trial holds no CPU: it would wait forever once lanes hold them all
+# A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
+# and scorers survive, does not reach it.
+DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
+POLL = 0.5  # seconds between looks at how far everything is
+SETTLE = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
+
+State = Mapping[str, Any]  # of a pool
 
 
 class Stuck(MassiveSFTError):
     """Nothing moves: the text says who waits for what, and who holds it."""
 
 
-def run_on_ray(plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False) -> None:
-    """Do what a plan leaves to do on the Ray cluster that this process is connected to.
+def run_on_ray(
+    plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False, stop: Stop | None = None
+) -> None:
+    """Do what a plan leaves to do on the Ray cluster that this process is connected to, or until ``stop`` says so.
+
+    When it is stopped, trainings in hand write a checkpoint at their next step and scorers end after their shard.
 
     Args:
         plan: of the sweep, checked.
         listen: told what happens, from several threads, one at a time.
         say: told of lanes and waiting.
         retrain: as for ``trial.train_run``.
+        stop: the wish that it ends.
 
     Raises:
         Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE``.
     """
     mode = choose_mode(plan, ray.cluster_resources())
     say(str(mode))
+    stop = stop or Stop()
     for runs in mode.rounds(plan.todo):
-        _Round(plan, mode, runs, make_recorder(plan), listen, say, retrain).run()
+        if stop():
+            return
+        _Round(plan, mode, runs, make_recorder(plan), listen, say, retrain, stop).run()
         plan = replace(plan, base=())  # the base models are scored in the first round
 
 
@@ -67,6 +83,7 @@ class _Round:
     listen: Listen
     say: Callable[[str], None]
     retrain: bool
+    stop: Stop
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -78,23 +95,45 @@ class _Round:
         self.relay = _started(Relay)
         self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
         self.lock = threading.Lock()
+        self.ended = threading.Event()
 
     def run(self) -> None:
-        """Train and score; return when every cell has its record."""
+        """Train and score; return when every cell has its record, or when nothing is in hand in a run that ends."""
         base = [cell_bytes(cell, None) for cell in self.plan.base if not cell.is_done]
         ray.get(self.queue.put.remote(base))
-        scoring = None if self.mode.alternates else self._thread(self._score)
-        hearing = self._thread(self._hear)
-        if self.runs:
-            serving, tuning = self._thread(self.lanes.serve), self._thread(self._tune)
-            self._watch(tuning)
-            self._watch(serving)
-        ray.get(self.queue.close.remote())
-        self._watch(scoring or self._thread(self._score))
+        threads = {"hear": self._thread(self._hear)}
+        try:
+            if not self.mode.alternates:
+                threads["score"] = self._thread(self._score)
+            if self.runs:
+                threads["serve"], threads["tune"] = self._thread(self.lanes.serve), self._thread(self._tune)
+                self._watch(threads["tune"])
+                self._watch(threads["serve"])
+            ray.get(self.queue.close.remote())
+            if self.mode.alternates:
+                threads["score"] = self._thread(self._score)
+            self._watch(threads["score"])
+        except Interrupted:
+            self._wind_up(threads)
         ray.get(self.relay.close.remote())
-        hearing.join()
+        threads["hear"].join()
         for actor in (self.pool, self.queue, self.relay):
             ray.kill(actor)
+
+    def _wind_up(self, threads: Mapping[str, threading.Thread]) -> None:
+        """End what is in hand where it can go on from: a training after its step, a cell after its shard."""
+
+        def ended(pool: State, queue: State) -> bool:
+            tuning, scoring = (name in threads and threads[name].is_alive() for name in ("tune", "score"))
+            return not (pool["held"] or (tuning and pool["begun"]) or (scoring and queue["begun"]))
+
+        self.lanes.stop()
+        ray.get([self.pool.stop.remote(), self.queue.stop.remote()])
+        self._until(ended)
+        self.ended.set()
+        deadline = time.monotonic() + SETTLE
+        for thread in (threads[name] for name in ("tune", "score") if name in threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
@@ -108,11 +147,21 @@ class _Round:
         return thread
 
     def _watch(self, thread: threading.Thread) -> None:
-        """Wait for a thread's end; speak when nothing moves, and give up when nobody works either."""
+        """Wait for a thread's end. Raises Interrupted when the run should end, Stuck as ``_until``."""
+
+        def over(*_: State) -> bool:
+            self.stop.check()
+            return not thread.is_alive()
+
+        self._until(over)
+
+    def _until(self, over: Callable[[State, State], bool]) -> None:
+        """Wait until the pools' states say so; speak when nothing moves, and give up when nobody works either."""
         moved, seen, spoken = time.monotonic(), -1, 0
-        while thread.is_alive() and not self.errors:
-            thread.join(timeout=1.0)
+        while not self.errors:
             states = ray.get([self.pool.state.remote(), self.queue.state.remote()])
+            if over(*states):
+                break
             progress = sum(state["progress"] for state in states)
             if progress != seen:
                 moved, seen, spoken = time.monotonic(), progress, 0
@@ -122,11 +171,12 @@ class _Round:
                 self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
                 if spoken >= PATIENCE and not states[0]["held"] and not states[1]["out"]:
                     raise Stuck(f"nothing moves and nobody works: {text}")
+            time.sleep(POLL)
         if self.errors:
             self.lanes.stop()
             raise self.errors[0]
 
-    def _waiting(self, pool: dict[str, Any], queue: dict[str, Any]) -> str:
+    def _waiting(self, pool: State, queue: State) -> str:
         """Say who waits for what, and who holds it."""
         waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
         waits += [f"{queue['waiting']} cells wait for a scorer"] if queue["waiting"] else []
@@ -160,7 +210,9 @@ class _Round:
                 tune.with_resources(driver, DRIVER),
                 param_space={"trajectory": tune.grid_search([run.trajectory.id for run in self.runs])},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.mode.trials),
-                run_config=tune.RunConfig(storage_path=folder, name=self.plan.sweep.file.name, verbose=0),
+                run_config=tune.RunConfig(
+                    storage_path=folder, name=self.plan.sweep.file.name, verbose=0, stop=_Until(self.ended)
+                ),
             ).fit()
 
     def _told(self, happening: Happening) -> None:
@@ -173,8 +225,23 @@ class _Round:
                     retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
 
 
+class _Until(tune.Stopper):
+    """Ends Tune, whatever it has not begun, once an event is set."""
+
+    def __init__(self, ended: threading.Event):
+        self._ended = ended
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._ended.is_set()
+
+
 def _started(actor: Any, *arguments: Any) -> Any:
-    return actor.remote(*arguments)
+    """Start an actor on this process's node: the loss of another one must not reach what all meet at."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(scheduling_strategy=here).remote(*arguments)
 
 
 def _free() -> dict[str, float]:
@@ -206,11 +273,14 @@ def _drive(
             last.update(step=happening.event.step, loss=happening.event.loss)
 
     last: dict[str, Any] = {"step": 0}
+    trial, trained = run.trajectory.id, False
     try:
-        trained = train_run(run, recorder, submit, tell, retrain)
+        if ray.get(pool.begin.remote(trial)):
+            trained = train_run(run, recorder, submit, tell, retrain)
+            if trained:
+                ray.get(queue.put.remote([cell_bytes(cell, run) for cell in todo(run)]))
     finally:
         if not ordered:
             ray.get(pool.skip.remote(shape))
-    if trained:
-        ray.get(queue.put.remote([cell_bytes(cell, run) for cell in todo(run)]))
+        ray.get(pool.end.remote(trial))
     tune.report({**last, "trained": trained})

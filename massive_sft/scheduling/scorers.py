@@ -22,6 +22,7 @@ from massive_sft.stages.recorder import Recorder
 from massive_sft.trial import Happening
 
 Row = dict[str, Any]
+DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 
 
 def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
@@ -56,19 +57,23 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: Recorder):
+    def __init__(self, recorder: Recorder, queue: Any):
         from massive_sft.stages.finishing import Finisher
 
-        self._finisher = Finisher(recorder)
+        self._queue = queue
+        stopped = queue.stopped.remote()
+        self._finisher = Finisher(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from massive_sft.finish import finish_cell
 
-        happened: list[Happening] = []
-        for data in batch.column("data").to_pylist():
-            cell, run = pickle.loads(data)
-            finish_cell(cell, run, self._finisher, happened.append)
-        return pa.table({"cell": batch.column("cell"), "happened": [pickle.dumps(item) for item in happened]})
+        done: list[tuple[str, bytes]] = []
+        for row in batch.to_pylist():
+            identity, (cell, run) = row["cell"], pickle.loads(row["data"])
+            if ray.get(self._queue.begin.remote(identity)):
+                finish_cell(cell, run, self._finisher, lambda item, of=identity: done.append((of, pickle.dumps(item))))
+            ray.get(self._queue.end.remote(identity))
+        return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
 def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
@@ -83,7 +88,7 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
     )
     rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
-        fn_constructor_args=(recorder,),
+        fn_constructor_args=(recorder, queue),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),

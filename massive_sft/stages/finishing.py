@@ -17,6 +17,7 @@ from massive_sft.stages.measuring import measure_data, measure_layers
 from massive_sft.stages.outcome import Trained, find_snapshot
 from massive_sft.stages.recorder import Recorder, now
 from massive_sft.stages.scoring import score
+from massive_sft.stop import never
 
 GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
 
@@ -30,9 +31,14 @@ def _label(asked: Asked) -> str:
 
 @dataclass(frozen=True)
 class Finisher:
-    """Takes trained cells to their records: scores, measures, record, in this order."""
+    """Takes trained cells to their records: scores, measures, record, in this order.
+
+    Attributes:
+        stop: asked before each shard; once it is true Interrupted is raised, and what is scored stays.
+    """
 
     recorder: Recorder
+    stop: Callable[[], bool] = never
 
     @property
     def ledger(self) -> Ledger:
@@ -80,7 +86,7 @@ class Finisher:
 
     def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
-        scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger)
+        scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger, self.stop)
         details["scores"] |= scored.scores
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from massive_sft import modeling
 from massive_sft.asked import Asked
+from massive_sft.errors import Interrupted
 from massive_sft.evaluate.build import Prepared, prepare
 from massive_sft.evaluate.protocol import ScoreCache
+from massive_sft.evaluate.requests import Request
+from massive_sft.evaluate.responses import Response
 from massive_sft.evaluate.run import evaluate
 from massive_sft.evaluate.scorer import PlainScorer, Scorer
 from massive_sft.evaluate.tasks import label
@@ -22,6 +25,20 @@ from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation, TemplateText
 
 
+class _Stoppable(PlainScorer):
+    """Takes up no further shard once the run should end."""
+
+    def __init__(self, model: Any, tokenizer: Any, stop: Callable[[], bool]):
+        super().__init__(model, tokenizer)
+        self._stop = stop
+
+    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+        """As ``Scorer.score``. Raises Interrupted."""
+        if self._stop():
+            raise Interrupted("the run ends")
+        return super().score(requests)
+
+
 @dataclass
 class Scored:
     """What scoring gave: scores by protocol id, and why each missing benchmark is missing, by its label."""
@@ -31,13 +48,23 @@ class Scored:
 
 
 def score(
-    cell: Cell, snapshot: Path | None, weights: str, asked: Sequence[Asked], evaluation: Evaluation, ledger: Ledger
+    cell: Cell,
+    snapshot: Path | None,
+    weights: str,
+    asked: Sequence[Asked],
+    evaluation: Evaluation,
+    ledger: Ledger,
+    stop: Callable[[], bool],
 ) -> Scored:
     """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
 
     Args:
         snapshot: its verified folder; None for the base model.
         weights: the id of the weights' content, under which scores are shared.
+        stop: asked before each shard.
+
+    Raises:
+        Interrupted: ``stop`` said so.
     """
     result = Scored()
     for template, group in _by_template(asked).items():
@@ -59,7 +86,7 @@ def score(
             device = modeling.best_device()
             protocol = evaluation.protocol
             model = load_scored(cell.model, snapshot, protocol.dtype, protocol.adapters, device=device)
-            return PlainScorer(model, tokenizer)
+            return _Stoppable(model, tokenizer, stop)
 
         together = Prepared(
             tuple(benchmark for one in prepared for benchmark in one.benchmarks),
@@ -77,7 +104,7 @@ def score(
         by_label = {label(item.task, item.shots): item for item in group if item.task is not None}
         result.missing.update(done.missing)
         for name, table in done.scores.items():
-            result.scores[table["protocol"]] = _recorded(by_label[name], table)
+            result.scores[table["protocol"]] = _recorded(name, by_label[name], table)
     return result
 
 
@@ -89,9 +116,10 @@ def _by_template(asked: Sequence[Asked]) -> dict[str | TemplateText, list[Asked]
     return groups
 
 
-def _recorded(asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
+def _recorded(name: str, asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
+    """Return scores under the sweep's own name: another sweep may have cached them under another."""
     return BenchmarkScores(
-        benchmark=table["benchmark"],
+        benchmark=name,
         asked=asked.id,
         shots=table["shots"],
         tasks=table["tasks"],

@@ -1,0 +1,83 @@
+"""The wish that a run ends: by Ctrl-C, by SIGTERM, or by ``massive-sft cancel`` from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from massive_sft.errors import Interrupted
+from massive_sft.ledger.runs import Run
+
+LOOK = 1.0  # seconds between looks for a wish that somebody left
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+AT_ONCE = "ended at once; run the same command to go on\n"
+SHOW_CURSOR = "\x1b[?25h"
+
+
+class Stop:
+    """Whether a run should end. Whoever works asks it by calling it; true once, it stays true."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._wake = threading.Event()
+        self.reason = ""
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self, reason: str) -> None:
+        """Wish that the run ends; the first reason counts."""
+        self.reason = self.reason or reason
+        self._asked.set()
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raise Interrupted once the run should end."""
+        if self():
+            raise Interrupted(self.reason)
+
+    @contextmanager
+    def heeding(self, run: Run, say: Callable[[str], None]) -> Iterator[None]:
+        """Heed signals and ``run``'s wishes while the block runs; must be entered on the main thread.
+
+        The first signal asks, the second ends this process at once. What it then leaves behind is what a crash leaves.
+        """
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        over = threading.Event()
+        looking = threading.Thread(target=self._look, args=(run, say, over), name="stop", daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            self._wake.set()
+            looking.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self() and number == signal.SIGINT:
+            # Nothing that might wait or hold a lock; Ray's own processes end with this one.
+            os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + AT_ONCE).encode())
+            os._exit(Interrupted.exit_code)
+        self.ask(SIGNALS[signal.Signals(number)])
+
+    def _look(self, run: Run, say: Callable[[str], None], over: threading.Event) -> None:
+        """Look for wishes, and speak: the handler may not, for it may have interrupted somebody who prints."""
+        while not over.is_set():
+            if run.asked_to_end():
+                self.ask("massive-sft cancel")
+            if self():
+                say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
+                return
+            self._wake.wait(LOOK)
+
+
+def never() -> bool:
+    """Return False: nobody wishes an end."""
+    return False
