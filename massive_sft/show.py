@@ -16,7 +16,7 @@ from massive_sft import trial
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
-from massive_sft.sft.events import SnapshotWritten
+from massive_sft.sft.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.trial import Happening
 
@@ -154,14 +154,28 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+# The released table's names of a cell's coordinates, and ours for what it has no column for.
+RELEASED = ("model_name", "data_name", "lora", "epoch", "data_size", "lr_strategy")
+BESIDE = ("setting", "method", "horizon", "seed", "variant")
+
+
 def cells_csv(plan: Plan) -> str:
-    """Return one CSV line a cell: its id, its trajectory, its status and its coordinates."""
+    """Return one CSV line a cell: the released table's keys, our further coordinates, ids and status.
+
+    A base model's line has ``data_name`` pretrain, ``data_size`` 0, and neither ``lora`` nor ``lr_strategy``.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("cell", "trajectory", "status", *Coordinates._fields))
+    writer.writerow((*RELEASED, *BESIDE, "cell", "trajectory", "status"))
     for item in plan.cells:
-        recipe = item.cell.recipe
-        writer.writerow((item.cell.id, recipe.id if recipe else "", item.status, *item.cell.coordinates))
+        found, recipe = item.cell.coordinates, item.cell.recipe
+        if recipe is None:
+            keys: tuple[Any, ...] = (found.model, "pretrain", None, found.epoch, 0, None)
+        else:
+            lora = str(found.method == "lora").lower()
+            keys = (found.model, found.data, lora, found.epoch, found.size, found.schedule)
+        beside = (getattr(found, name) for name in BESIDE)
+        writer.writerow((*keys, *beside, item.cell.id, recipe.id if recipe else None, item.status))
     return text.getvalue()
 
 
@@ -231,7 +245,17 @@ def _facts(record: Record) -> Text:
         value = record.training.get(name)
         if value is not None:
             facts.append(f"{name.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
+    for entry in record.training.get("resumed") or ():
+        facts.append(_resumed(entry))
     return Text(", ".join(facts), style="dim")
+
+
+def _resumed(entry: Any) -> str:
+    if entry["source"] is None:
+        return f"attempt {entry['attempt']} began at the start ({'; '.join(entry['notes'])})"
+    same = {True: ", exactly", False: ", not exactly", None: ""}[entry["exact"]]
+    notes = f" ({'; '.join(entry['notes'])})" if entry["notes"] else ""
+    return f"attempt {entry['attempt']} went on after step {entry['step']:,}{same}{notes}"
 
 
 def _tree(value: Any, depth: int = 1) -> Text:
@@ -268,9 +292,22 @@ def happening_line(happening: Happening) -> Text:
         return Text.assemble(status, f" {record.cell} {happening.cell.coordinates}{detail}")
     if isinstance(happening, trial.Skipped):
         return Text(f"skipped, somebody else works on it: {happening.what}")
-    if isinstance(happening.event, SnapshotWritten):
-        return Text(f"  snapshot of epoch {happening.event.epoch}")
-    return Text()
+    return Text(_event_line(happening.event))
+
+
+def _event_line(event: Event) -> str:
+    match event:
+        case SnapshotWritten():
+            return f"  snapshot of epoch {event.epoch}"
+        case Resumed():
+            notes = f"; it may differ in its last bits: {'; '.join(event.notes)}" if event.notes else ""
+            return f"  goes on after step {event.step:,} of attempt {event.attempt}{notes}"
+        case StartedOver():
+            return f"  begins at the start, its checkpoint cannot be used: {event.reason}"
+        case CheckpointFailed():
+            return f"  no checkpoint after step {event.step:,}: {event.reason}"
+        case _:
+            return ""
 
 
 def pick_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:
