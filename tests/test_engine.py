@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,21 @@ def test_layout_that_this_process_cannot_have_is_refused(base: Path, tmp_path: P
 def test_layout_problems_lists_every_problem(layout: dict[str, Any], problems: int) -> None:
     setting = Setting(method="full", lr=1e-3, batch=4)
     assert len(layout_problems(setting, Layout(**layout))) == problems
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_finished_training_leaves_no_model_behind(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int, method: str
+) -> None:
+    """A lane trains one trajectory after another in one process: what stays of each would add up."""
+    load, models = modeling.load_model, []
+
+    def loaded(*arguments: Any) -> Any:
+        model = load(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(modeling, "load_model", loaded)
+    train(make_spec(base, (1,), layout={"zero": zero}, method=method), make_samples(), tmp_path)
+    assert [model() for model in models] == [None]

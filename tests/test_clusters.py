@@ -1,0 +1,122 @@
+"""Clusters other than this machine's CPUs: two nodes, a GPU that Ray counts, workers that cannot start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from ray.train.torch import TorchConfig, TorchTrainer
+from small_sweep import small_sweep
+
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import make_plan
+from massive_sft.scheduling import lanes, schedule
+from massive_sft.scheduling.modes import choose_mode
+from massive_sft.scheduling.pools import Shape
+from massive_sft.sweep.load import load_sweep
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+NODES = """
+import json, os, sys
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from massive_sft.plan import make_plan
+from massive_sft.scheduling import schedule
+from massive_sft.sweep.load import load_sweep
+
+folder = Path(sys.argv[1])
+for name in ("head", "second", "driver"):
+    (folder / name).mkdir()
+os.chdir(folder / "head")
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+os.chdir(folder / "second")
+cluster.add_node(num_cpus=1)
+os.chdir(folder / "driver")
+ray.init(address=cluster.address, log_to_driver=False)
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where():
+    import time
+    time.sleep(2)
+    return ray.get_runtime_context().get_node_id(), os.getcwd()
+
+seen = ray.get([where.remote(), where.remote()])
+schedule.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, print)
+print("NODES", json.dumps(seen), flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def statuses(folder: Path) -> dict[str, Status]:
+    found = Ledger.open(folder / "ledger", create=False).records()
+    return {f"{record.coordinates['setting']}-{record.coordinates['epoch']}": record.status for record in found}
+
+
+def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path) -> None:
+    """A lane of two workers, which one node has no room for, and one of a single worker."""
+    small_sweep(tmp_path, resources=[{"when": {"setting": "full"}, "workers": 2, "zero": 2}], measures=[])
+    done = subprocess.run([sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    nodes, folders = zip(*json.loads(done.stdout.partition("NODES ")[2]), strict=True)
+    assert len(set(nodes)) == 2
+    assert {Path(name).name for name in folders} == {"head", "second"}, "each worker starts in its own node's folder"
+    assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
+    assert len(statuses(tmp_path)) == 5
+
+
+def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes and scorers each hold the only GPU of the cluster: a GPU that Ray counts and torch does not have.
+
+    What is scheduled is real. The training itself is told that it has no GPU, and its processes talk through gloo.
+    """
+    path = small_sweep(tmp_path, resources=[{"gpus": 1}], measures=[])
+    mode = choose_mode(make_plan(load_sweep(path)), {"CPU": 2.0, "GPU": 1.0})
+    assert (mode.name, mode.scorers.gpus) == ("alternate", 1.0)
+    monkeypatch.setattr(schedule, "choose_mode", lambda plan, resources: mode)
+    monkeypatch.setattr(schedule, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
+    monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
+        schedule.run_on_ray(plan, lambda _: None, lambda _: None)
+    finally:
+        ray.shutdown()
+    assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
+    assert len(statuses(tmp_path)) == 5
+
+
+POISONED = """
+import sys
+import ray
+from pathlib import Path
+from massive_sft.plan import make_plan
+from massive_sft.scheduling import schedule
+from massive_sft.sweep.load import load_sweep
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
+schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
+ray.shutdown()
+"""
+
+
+def test_workers_that_die_while_they_import_fail_their_cells_with_the_reason(tmp_path: Path) -> None:
+    library = tmp_path / "poison" / "peft"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("import os\nos._exit(7)\n")
+    path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
+    command = [sys.executable, "-c", POISONED, str(path), str(library.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = list(Ledger.open(tmp_path / "ledger", create=False).records())
+    assert {record.status for record in records} == {Status.FAILED}
+    assert len(records) == 4
+    assert all("died 2 times before they could take an order" in str(record.error) for record in records)
