@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test lint quickstart benchmarks clean
+.PHONY: setup test lint quickstart chaos-short chaos benchmarks clean
 
 setup: $(VENV)/ready
 
@@ -33,6 +33,15 @@ quickstart: setup
 	@echo
 	@echo "The report:    quickstart/ledger/sweeps/quickstart/report/report.html"
 	@echo "The MLflow UI: $(BIN)/massive-sft ui sweeps/quickstart.yaml"
+
+# Kills and stops processes of a real sweep, then compares with an undisturbed one: each kind of fault once, or
+# (an hour at most; interrupted, it goes on) each kind in each phase three times.
+SEED ?= 1
+chaos-short: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED)
+
+chaos: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --times 3 --folder runs/chaos-$(SEED)
 
 benchmarks: setup
 	$(PIP) install --constraint constraints.txt '.[benchmarks]'

@@ -1,0 +1,202 @@
+"""A campaign: faults strike one sweep after another, each sweep is rerun until it ends, then everything is compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from processes import adopt_orphans, descendants
+
+from chaos import watch
+from chaos.faults import AIMS, ALL, Fault, draw, strike
+from chaos.stage import Stage, run_undisturbed
+from chaos.verify import problems
+
+POLL = 0.001  # seconds between looks for a phase, some of which last a few milliseconds
+PAUSE = 1.0  # seconds between two faults
+SILENCE = 120.0  # seconds without any change on the disk after which the sweep counts as hanging
+RERUNS = 5  # of one sweep that ends incomplete without a fault
+
+
+class Failed(Exception):
+    """The campaign found something lost, doubled, different or stuck."""
+
+
+@dataclass
+class Campaign:
+    """What was struck so far; kept on the disk, so that a campaign that was interrupted goes on.
+
+    Attributes:
+        folder: everything lies here.
+        seed: chooses the faults and their order.
+        pending: faults still to strike.
+        struck: what was struck: fault, whom, in which round, after how many seconds of the campaign.
+        rounds: sweeps that were finished and found right.
+        seconds: spent so far, over all interruptions.
+    """
+
+    folder: Path
+    seed: int
+    pending: list[Fault]
+    struck: list[dict[str, Any]] = field(default_factory=list)
+    rounds: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def load(cls, folder: Path, seed: int, rounds: int) -> Campaign:
+        """Take up the campaign in ``folder``, or begin it."""
+        path = folder / "campaign.json"
+        if not path.exists():
+            return cls(folder, seed, draw(random.Random(seed), rounds))
+        known = json.loads(path.read_text())
+        if known["seed"] != seed:
+            raise SystemExit(f"{folder} holds the campaign of seed {known['seed']}; choose another --folder")
+        return cls(folder, **known | {"pending": [Fault(**fault) for fault in known["pending"]]})
+
+    def save(self) -> None:
+        """Write it down."""
+        kept = {key: value for key, value in asdict(self).items() if key != "folder"}
+        temporary = self.folder / ".campaign.json"
+        temporary.write_text(json.dumps(kept, indent=1))
+        temporary.replace(self.folder / "campaign.json")
+
+    def say(self, text: str) -> None:
+        """Print a line and log it."""
+        line = f"{self.seconds + time.monotonic() - BEGAN:7.1f} s  {text}"
+        print(line, flush=True)
+        with (self.folder / "campaign.log").open("a") as log:
+            log.write(line + "\n")
+
+    def run(self) -> None:
+        """Strike with everything that is pending, in as many sweeps as that takes. Raises Failed."""
+        undisturbed = run_undisturbed(self.folder)
+        while self.pending or not self.rounds:
+            with Stage(self.folder, self.rounds + 1) as stage:
+                _Round(self, stage).run()
+                if undisturbed is not None:
+                    if undisturbed.wait() != 0:
+                        raise Failed(f"the undisturbed sweep failed, see {self.folder}/undisturbed.log")
+                    (self.folder / "undisturbed" / "done").touch()
+                    undisturbed = None
+                wrong = list(problems(stage.root, self.folder / "undisturbed", f"http://127.0.0.1:{stage.port}"))
+            left = descendants()
+            wrong += [f"process {process.pid} is left: {process.title[:100]}" for process in left]
+            if wrong:
+                raise Failed("\n".join(wrong))
+            self.rounds += 1
+            self.save()
+            self.say(f"round {self.rounds}: every cell once, every bit as undisturbed, nobody left")
+
+    def coverage(self) -> str:
+        """Return how often each fault struck in each phase."""
+        counts = Counter((one["kind"], one["phase"]) for one in self.struck)
+        lines = [f"{sum(counts.values())} faults struck, seed {self.seed}:"]
+        for kind, phases in AIMS.items():
+            lines.append(f"  {kind:20}" + "  ".join(f"{phase}: {counts[kind, phase]}" for phase in phases))
+        return "\n".join(lines)
+
+
+class _Round:
+    """One sweep, from its first start to its last rerun."""
+
+    def __init__(self, campaign: Campaign, stage: Stage):
+        self._campaign = campaign
+        self._stage = stage
+        self._state: object = None
+        self._changed = self._looked = self._struck = time.monotonic()
+        self._idle_reruns = 0
+        self._killed = False
+
+    def run(self) -> None:
+        """Return once the driver has ended with everything complete. Raises Failed."""
+        stage = self._stage
+        stage.start_driver()
+        while True:
+            stage.catch_up()
+            if time.monotonic() - self._struck > PAUSE and not stage.is_mending:
+                self._strike()
+            if stage.driver_code is not None and not stage.is_mending:
+                if stage.driver_code == 0:
+                    return
+                self._rerun(stage.driver_code)
+            self._look_for_silence()
+            time.sleep(POLL)
+
+    def _strike(self) -> None:
+        for fault in self._campaign.pending:
+            whom = strike(fault, self._stage)
+            if whom is None:
+                continue
+            campaign = self._campaign
+            campaign.say(f"{fault}: {whom}")
+            campaign.pending.remove(fault)
+            at = round(campaign.seconds + time.monotonic() - BEGAN, 1)
+            campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
+            campaign.save()
+            self._struck = self._changed = time.monotonic()
+            return
+
+    def _rerun(self, code: int) -> None:
+        killed = code == -signal.SIGKILL
+        self._idle_reruns += not killed
+        if self._idle_reruns > RERUNS:
+            raise Failed(f"the sweep is still not complete after {RERUNS} undisturbed reruns (exit code {code})")
+        self._campaign.say("the same command again" + ("" if killed else f", for it ended with {code}"))
+        self._stage.start_driver()
+
+    def _look_for_silence(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < 1.0:
+            return
+        self._looked, state = now, watch.state_of(self._stage.root)
+        if state != self._state:
+            self._state, self._changed = state, now
+        if now - self._changed > SILENCE:
+            raise Failed(f"nothing changed for {SILENCE:.0f} s: {json.dumps(state)}")
+
+
+def main() -> int:
+    """Run or go on with a campaign; return 0 when everything struck and nothing was lost."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--times", type=int, default=0, help=f"each of {len(ALL)} faults so often; 0: one of each kind")
+    parser.add_argument("--folder", type=Path, help="for a campaign that can be interrupted; else a temporary one")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="massive-sft-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()
+    os.environ.pop("PYTHONPATH", None)
+    os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"})  # the cluster's nodes are our children
+    campaign = Campaign.load(folder.absolute(), arguments.seed, arguments.times)
+    try:
+        campaign.run()
+    except Failed as error:
+        campaign.say(f"FAILED: {error}")
+        print(f"everything is in {folder}", file=sys.stderr)
+        return 1
+    finally:
+        campaign.seconds += time.monotonic() - BEGAN
+        campaign.save()
+        print(campaign.coverage(), flush=True)
+        for process in descendants():
+            os.kill(process.pid, signal.SIGKILL)
+    if arguments.folder is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+BEGAN = time.monotonic()
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Where it happens: a tracking server, a Ray cluster of two nodes, and the driver, all as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from chaos import watch
+from chaos.sweep import environment, write_sweep
+
+MASSIVE_SFT = (sys.executable, "-m", "massive_sft")
+
+
+class Stage:
+    """One sweep's root and all processes that work on it. A context manager: at its end all of them are gone."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder = folder
+        self.root = folder / f"round-{number}"
+        self.log = folder / f"round-{number}.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.sweep = write_sweep(
+            folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}"
+        )
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._tracker: subprocess.Popen[bytes] | None = None
+        self._later: list[tuple[float, Callable[[], None]]] = []
+        self._cluster: Any = None
+        self._second: Any = None
+
+    def __enter__(self) -> Stage:
+        self.start_tracker()
+        node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        self._second = self._cluster.add_node(**node)
+        while not self.tracker_answers():
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._driver, self._tracker):
+            if process is not None and process.poll() is None:
+                kill_group(process)
+        self._cluster.shutdown()
+
+    # The tracking server
+
+    def start_tracker(self) -> None:
+        """Start it on the same port and the same store as before; returns before it answers."""
+        options = {"backend-store-uri": f"sqlite:///{watch.store_of(self.root)}", "host": "127.0.0.1", "workers": "1"}
+        options |= {"port": str(self.port), "artifacts-destination": str(self.root.with_suffix(".artifacts"))}
+        command = [sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())]
+        self._tracker = self._start(command, "tracker", environment())
+
+    def kill_tracker(self) -> None:
+        """Kill it with all its workers."""
+        kill_group(self._tracker)
+
+    def tracker_answers(self) -> bool:
+        """Whether its port is open."""
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    @property
+    def tracker_pid(self) -> int | None:
+        return self._tracker.pid if self._tracker is not None and self._tracker.poll() is None else None
+
+    # The cluster
+
+    @property
+    def raylet_pid(self) -> int:
+        """The second node's."""
+        return int(self._second.all_processes["raylet"][0].process.pid)
+
+    def replace_node(self) -> None:
+        """Clear away what a killed raylet left of the second node, and start another in its place."""
+        self._cluster.remove_node(self._second, allow_graceful=False)
+        self._second = self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+    # The driver
+
+    def start_driver(self) -> None:
+        """Run the sweep, with the same command each time."""
+        env = environment() | {"RAY_ADDRESS": self._cluster.address}
+        self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", env)
+
+    @property
+    def driver_pid(self) -> int | None:
+        return self._driver.pid if self._driver is not None and self._driver.poll() is None else None
+
+    @property
+    def driver_code(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return None if self._driver is None else self._driver.poll()
+
+    # Time
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something after so many seconds, when ``catch_up`` is called."""
+        self._later.append((time.monotonic() + seconds, action))
+
+    def catch_up(self) -> None:
+        """Do what is due."""
+        due = [action for when, action in self._later if when <= time.monotonic()]
+        self._later = [(when, action) for when, action in self._later if when > time.monotonic()]
+        for action in due:
+            action()
+
+    @property
+    def is_mending(self) -> bool:
+        """Whether something is still to be started or woken again."""
+        return bool(self._later)
+
+    def _start(self, command: list[str], name: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        with self.log.with_suffix(f".{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+
+
+def run_undisturbed(folder: Path) -> subprocess.Popen[bytes] | None:
+    """Start the same sweep in this process's way, without Ray and faults; None when that was done before."""
+    root = folder / "undisturbed"
+    if (root / "done").exists():
+        return None
+    shutil.rmtree(root, ignore_errors=True)
+    sweep = write_sweep(folder / "world", folder / "undisturbed.yaml", root, "")
+    with (folder / "undisturbed.log").open("wb") as log:
+        return subprocess.Popen(
+            [*MASSIVE_SFT, "run", "--inline", str(sweep)], stdout=log, stderr=log, env=environment()
+        )
+
+
+def kill_group(process: subprocess.Popen[bytes] | None) -> None:
+    """Kill a process that was started in a session of its own, with what is left of its session."""
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

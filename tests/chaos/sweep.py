@@ -1,0 +1,65 @@
+"""What is disturbed: a small sweep whose trainings, scores and records take long enough to be hit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from massive_sft import tiny
+
+NAME = "chaos"
+SAMPLES, BATCH, EPOCHS = 96, 8, 3
+STEPS = SAMPLES // BATCH * EPOCHS
+TASKS = ("facts_mc", "facts_gen")
+# Both ways to train, and enough trainings that a sweep is not over before its faults have struck.
+SETTINGS = {
+    "defaults": {"max_length": 128, "precision": "fp32", "batch": BATCH},
+    "full": {"method": "full", "lr": 1e-3},
+    "other": {"method": "full", "lr": 5e-4},
+    "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}},
+}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of everything that is started: offline, one thread a process, nothing from outside."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1"}
+    return kept | ours
+
+
+def write_sweep(world: Path, path: Path, root: Path, tracker: str) -> Path:
+    """Write the sweep over the offline world in ``world`` (built if missing) into the storage ``root``.
+
+    Args:
+        tracker: address of the MLflow server; empty for a local store.
+    """
+    made = tiny.build(world)
+    file = {
+        "schema": 1,
+        "name": NAME,
+        "models": {"llama": {"path": str(made.models["tiny-llama"])}},
+        "datasets": {"facts": {"path": str(made.datasets["facts"]), "format": "alpaca"}},
+        "mixtures": {"one": {"each": "facts", "samples": SAMPLES}},
+        "settings": SETTINGS,
+        "blocks": [
+            {
+                "name": "A",
+                "model": "all",
+                "mixture": "one",
+                "setting": [name for name in SETTINGS if name != "defaults"],
+            }
+            | {"schedule": "constant", "horizon": EPOCHS, "snapshots": [1, EPOCHS]}
+        ],
+        "evaluation": {
+            "protocol": {"dtype": "fp32"},
+            "tasks": [{"path": str(made.tasks[name]), "limit": 40} for name in TASKS],
+        },
+        "measures": ["perplexity", "layer_change", "token_length"],
+        "storage": {"root": str(root), "resume_every": 0, "keep_snapshots": {"full": "all", "lora": "all"}},
+        "tracking": {"mlflow": tracker},
+    }
+    with path.open("w") as text:
+        YAML(typ="safe").dump(file, text)
+    return path

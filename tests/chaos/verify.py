@@ -1,0 +1,95 @@
+"""What must be true once everything was disturbed and rerun: nothing lost, nothing twice, every bit the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from chaos.sweep import NAME, STEPS
+from massive_sft.fingerprint import hash_file
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.tracking.content import CELL, RECORD, checksum
+
+TIMES = {"seconds", "run_seconds"}  # what may differ of what a record says of its training
+
+
+def problems(root: Path, undisturbed: Path, tracker: str) -> Iterator[str]:
+    """Yield everything that is wrong with a disturbed sweep.
+
+    Args:
+        undisturbed: the root of the same sweep that nobody disturbed.
+        tracker: address of the MLflow server.
+    """
+    ledger, expected = (Ledger.open(path, create=False) for path in (root, undisturbed))
+    found, wanted = ({record.cell: record for record in each.records()} for each in (ledger, expected))
+    if found.keys() != wanted.keys():
+        yield f"cells differ: {sorted(found.keys() ^ wanted.keys())}"
+    for cell in found.keys() & wanted.keys():
+        yield from _cell(ledger, found[cell], wanted[cell])
+    for home in sorted((undisturbed / "trajectories").glob("*")):
+        yield from _trajectory(root / "trajectories" / home.name, home)
+    yield from _tracked(found, tracker)
+    yield from (f"{path}: {why}" for path, why in ledger.corrupt.items())
+
+
+def _cell(ledger: Ledger, found: Record, wanted: Record) -> Iterator[str]:
+    name = " ".join(str(value) for value in found.coordinates.values())
+    if found.status is not Status.COMPLETE:
+        yield f"{name}: is {found.status}: {found.error}"
+    revisions = sorted(path.name for path in ledger.cell_dir(found.cell).glob("record-*.json"))
+    if revisions != ["record-1.json"]:
+        yield f"{name}: has {revisions}, not one record"
+    for what in ("scores", "measures", "counts"):
+        if getattr(found, what) != getattr(wanted, what):
+            yield f"{name}: other {what}"
+    if _facts(found) != _facts(wanted):
+        yield f"{name}: trained otherwise: {_facts(found)} instead of {_facts(wanted)}"
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    ours = ("steps", "tokens", "trainable_tokens", "first_loss", "last_loss", "parameters", "micro_batch", "run_steps")
+    return {key: value for key, value in (record.training or {}).items() if key in ours}
+
+
+def _trajectory(found: Path, wanted: Path) -> Iterator[str]:
+    trainings = list((found / "training").glob("attempt-*"))
+    if len(trainings) != 1:
+        yield f"{found.name}: was trained {len(trainings)} times"
+        return
+    ours, theirs = _losses(trainings[0]), _losses(next((wanted / "training").glob("attempt-*")))
+    if ours != theirs or len(ours) != STEPS:
+        first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), STEPS))
+        yield f"{found.name}: another loss curve from step {first + 1} of {len(ours)}"
+    for path in sorted((wanted / "snapshots").rglob("*.safetensors")):
+        other = found / path.relative_to(wanted)
+        if not other.exists():
+            yield f"{other}: is missing"
+        elif hash_file(other) != hash_file(path):
+            yield f"{other}: other weights"
+
+
+def _losses(training: Path) -> list[dict[str, Any]]:
+    lines = (training / "losses.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def _tracked(records: dict[str, Record], tracker: str) -> Iterator[str]:
+    client = MlflowClient(tracking_uri=tracker)
+    experiments = client.search_experiments(filter_string=f"name = '{NAME}'")
+    runs = [run for each in experiments for run in client.search_runs([each.experiment_id], max_results=1000)]
+    parents = [run for run in runs if CELL not in run.data.tags]
+    if len(experiments) != 1 or len(parents) != 1:
+        yield f"the tracker has {len(experiments)} experiments and {len(parents)} parent runs"
+    cells = Counter(run.data.tags[CELL] for run in runs if CELL in run.data.tags)
+    if cells != Counter(records.keys()):
+        yield f"the tracker has these runs of cells: {dict(cells)}"
+    shown = {run.data.tags[CELL]: run.data.tags.get(RECORD) for run in runs if CELL in run.data.tags}
+    late = [cell for cell, record in records.items() if shown.get(cell) != checksum(record)]
+    if late:
+        yield f"the tracker does not show the records of {late}"

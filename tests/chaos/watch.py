@@ -1,0 +1,153 @@
+"""Who is where: the phases that a sweep's files show, and whose process is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from processes import Process, titled
+
+from chaos.sweep import NAME, TASKS
+from massive_sft.files import read_json
+from massive_sft.ledger.attempt import LATEST, RESUME, uncounted
+from massive_sft.ledger.lease import look
+from massive_sft.tracking.content import CELL, RECORD
+
+# Phases. Each yields the ids (of trajectories or cells) that are in it now.
+
+
+def _trajectories(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield each trajectory in training and its newest attempt's folder."""
+    for home in (root / "trajectories").glob("*"):
+        attempts = [path for path in (home / "attempts").glob("*") if path.name.isdigit()]
+        if attempts and not any((home / "training").glob("attempt-*")):
+            yield home, max(attempts, key=lambda path: int(path.name))
+
+
+def before_checkpoint(root: Path) -> Iterator[str]:
+    for home, attempt in _trajectories(root):
+        if (attempt / "losses.jsonl").exists() and not (home / RESUME / LATEST).exists():
+            yield home.name
+
+
+def after_checkpoint(root: Path) -> Iterator[str]:
+    for home, attempt in _trajectories(root):
+        if (home / RESUME / LATEST).exists() and (attempt / "losses.jsonl").exists():
+            yield home.name
+
+
+def saving(root: Path) -> Iterator[str]:
+    for home, _ in _trajectories(root):
+        if any((folder / "state").is_dir() for folder in uncounted(home)):
+            yield home.name
+
+
+def publishing(root: Path) -> Iterator[str]:
+    for home, _ in _trajectories(root):
+        if any((home / "snapshots").glob("epoch-*")):
+            yield home.name
+
+
+def _finishing(root: Path) -> Iterator[Path]:
+    """Yield each cell that somebody works on and that has no record."""
+    for folder in (root / "cells").glob("*"):
+        if not any(folder.glob("record-*.json")):
+            seen = look(folder / "lease")
+            if seen is not None and not seen.released:
+                yield folder
+
+
+def scoring(root: Path) -> Iterator[str]:
+    """Some shards of a cell are answered, but not all are scored."""
+    for folder in _finishing(root):
+        if any((folder / "responses").glob("*/*/*.gz")) and len(list((folder / "scores").glob("*.json"))) < len(TASKS):
+            yield folder.name
+
+
+def measuring(root: Path) -> Iterator[str]:
+    for folder in _finishing(root):
+        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(folder.glob(".record.*.tmp")):
+            yield folder.name
+
+
+def recording(root: Path) -> Iterator[str]:
+    for folder in _finishing(root):
+        if any(folder.glob(".record.*.tmp")):
+            yield folder.name
+
+
+def mirroring(root: Path) -> Iterator[str]:
+    """A cell has its record, which the tracker does not show yet."""
+    recorded = {path.parent.name for path in (root / "cells").glob("*/record-*.json")}
+    yield from recorded - set(mirrored(store_of(root)))
+
+
+def store_of(root: Path) -> Path:
+    """Return the database of the tracking server that a root is mirrored to."""
+    return root.with_suffix(".db")
+
+
+def mirrored(store: Path) -> dict[str, str]:
+    """Return the checksum of the record that each cell's run shows, by cell."""
+    query = (
+        "select a.value, b.value from tags a join tags b on a.run_uuid = b.run_uuid"
+        f" where a.key = '{CELL}' and b.key = '{RECORD}'"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=0.2)) as connection:
+            return dict(connection.execute(query))
+    except sqlite3.Error:
+        return {}  # it is being made, or written right now
+
+
+PHASES: dict[str, Callable[[Path], Iterator[str]]] = {
+    "before a checkpoint": before_checkpoint,
+    "after a checkpoint": after_checkpoint,
+    "saving a checkpoint": saving,
+    "publishing": publishing,
+    "scoring": scoring,
+    "measuring": measuring,
+    "recording": recording,
+    "mirroring": mirroring,
+}
+
+
+def owner(root: Path, phase: str, where: str) -> int | None:
+    """Return the process that holds the lease on what is in a phase."""
+    if phase == "mirroring":
+        folder = root / "sweeps" / NAME / "mirror-lease"
+    elif PHASES[phase] in (scoring, measuring, recording):
+        folder = root / "cells" / where / "lease"
+    else:
+        folder = root / "trajectories" / where / "lease"
+    seen = look(folder)
+    return None if seen is None or seen.released else int(seen.owner["process"]["pid"])
+
+
+def trainer(where: str) -> Process | None:
+    """Return the lane's worker that trains a trajectory: the one that has its loss curve open."""
+    for process in titled("RayTrainWorker"):
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if f"/trajectories/{where}/" in os.readlink(entry.path):
+                        return process
+    return None
+
+
+def state_of(root: Path) -> dict[str, object]:
+    """Return what changes while a sweep goes on: for noticing that it does not, and for saying where it stands."""
+    latest = {}
+    for path in (root / "trajectories").glob(f"*/{RESUME}/{LATEST}"):
+        with contextlib.suppress(Exception):  # it is replaced or removed right now
+            latest[path.parts[-3]] = read_json(path)["name"]
+    return {
+        "checkpoints": latest,
+        "trained": sorted(path.parts[-3] for path in (root / "trajectories").glob("*/training/attempt-*")),
+        "attempts": len(list((root / "trajectories").glob("*/attempts/*"))),
+        "shards": len(list((root / "cells").glob("*/responses/*/*/*.gz"))),
+        "records": sorted(f"{path.parent.name}/{path.name}" for path in (root / "cells").glob("*/record-*.json")),
+    }

@@ -1,0 +1,48 @@
+"""The processes that a test started, and what is left of them afterwards. It needs Linux."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every orphan among its descendants, so that none gets out of sight."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process; ``title`` is its command line, where Ray writes what an actor is."""
+
+    pid: int
+    parent: int
+    title: str
+
+
+def descendants() -> list[Process]:
+    """Return all processes below this one that are not dead already."""
+    found: dict[int, Process] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            state, parent = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[:2]
+            title = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if state not in "ZX":
+                found[int(name)] = Process(int(name), int(parent), title.strip())
+    ours, more = {os.getpid()}, True
+    while more:
+        below = {pid for pid, process in found.items() if process.parent in ours}
+        more = not below <= ours
+        ours |= below
+    return [found[pid] for pid in ours - {os.getpid()} if pid in found]
+
+
+def titled(*parts: str) -> list[Process]:
+    """Return the descendants whose title holds one of these."""
+    return [process for process in descendants() if any(part in process.title for part in parts)]

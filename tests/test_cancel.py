@@ -1,0 +1,294 @@
+"""A run that is cancelled ends at once where it can go on: by Ctrl-C, twice, by SIGTERM, and from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import Process, adopt_orphans, descendants
+from small_sweep import small_sweep
+from typer.testing import CliRunner
+
+from massive_sft.cli import app
+from massive_sft.inline import run_inline
+from massive_sft.ledger.lease import look
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.runs import live_runs, registered
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
+from massive_sft.sweep.load import load_sweep
+
+pytestmark = pytest.mark.timeout(300)
+
+GO_ON = "run the same command to go on"
+STEPS = 72  # of a training: long enough to be met in it
+
+
+def long_sweep(folder: Path) -> Path:
+    """Write a sweep of one training that takes a while, with snapshots to be scored before its end and after."""
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full"}
+    block |= {"schedule": "constant", "horizon": 6, "snapshots": [1, 6]}
+    return small_sweep(folder, settings=settings, blocks=[block])
+
+
+def plan_of(path: Path) -> Plan:
+    return make_plan(load_sweep(path))
+
+
+def results(path: Path) -> dict[str, tuple[object, object]]:
+    ledger = Ledger.open(plan_of(path).root, create=False)
+    return {record.cell: (record.scores, record.measures) for record in ledger.records()}
+
+
+class Runner:
+    """`massive-sft run` as a user starts it, in a session of its own."""
+
+    def __init__(self, path: Path, *options: str):
+        self.path = path
+        self.before = {process.pid for process in descendants()}
+        self.log = path.parent / f"run-{time.monotonic_ns()}.log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "massive_sft", "run", *options, str(path)], stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True, env=environment,
+            )  # fmt: skip
+
+    def until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+        """Wait for something to happen while the run goes on."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"the run ended before:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"it did not happen:\n{self.log.read_text()}"
+            time.sleep(0.01)
+
+    def press(self, number: int = signal.SIGINT) -> None:
+        """Send a signal as a terminal does: to everybody in the foreground."""
+        os.killpg(self.process.pid, number)
+
+    def ended(self, seconds: float) -> str:
+        """Wait for the end as a cancelled run ends, and that nobody is left; return what was printed."""
+        code = self.process.wait(timeout=seconds)
+        text = self.log.read_text()
+        assert (code, "Traceback" in text) == (130, False), text
+        assert GO_ON in text
+        deadline = time.monotonic() + 10
+        while (left := self.left()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, [process.title for process in left]
+        return text
+
+    def left(self) -> list[Process]:
+        return [process for process in descendants() if process.pid not in self.before]
+
+
+def trains(path: Path) -> bool:
+    """Whether a training has taken some steps and is not at its end."""
+    folder = plan_root(path) / "trajectories"
+    counts = [len(file.read_text().splitlines()) for file in folder.glob("*/attempts/*/losses.jsonl")]
+    return any(3 <= count <= STEPS - 10 for count in counts[-1:])
+
+
+def scores(path: Path) -> bool:
+    """Whether a scorer has a cell and has answered a shard of it."""
+    return any(
+        not seen.released and any(folder.parent.glob("responses/*/*/*.gz")) and not any(folder.parent.glob("record-*"))
+        for folder in (plan_root(path) / "cells").glob("*/lease")
+        if (seen := look(folder)) is not None
+    )
+
+
+def plan_root(path: Path) -> Path:
+    return path.parent / "ledger"
+
+
+def assert_true_statuses(path: Path) -> None:
+    """Nothing failed, nobody seems to work, nobody holds a lease, and no run is registered."""
+    counts = plan_of(path).statuses
+    assert set(counts) <= {Status.WAITING, Status.COMPLETE}, counts
+    held = [file for file in plan_root(path).rglob("lease") if (seen := look(file)) is not None and not seen.released]
+    assert not held
+    assert not live_runs(plan_root(path) / "sweeps" / "small")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _adoption() -> None:
+    adopt_orphans()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, object]]:
+    """The results of the long sweep that nobody cancelled."""
+    path = long_sweep(tmp_path_factory.mktemp("undisturbed"))
+    run_inline(plan_of(path), lambda _: None)
+    return results(path)
+
+
+@pytest.mark.slow
+def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
+    undisturbed: dict[str, tuple[object, object]], tmp_path: Path
+) -> None:
+    path = long_sweep(tmp_path)
+
+    run = Runner(path)
+    run.until(lambda: trains(path))
+    run.press()
+    text = run.ended(40)
+    assert "Ctrl-C: ending after the step or shard in hand" in text
+    assert list((plan_root(path) / "trajectories").glob("*/resume/latest.json")), "it left no checkpoint"
+    assert_true_statuses(path)
+
+    run = Runner(path)
+    run.until(lambda: scores(path))
+    command = [sys.executable, "-m", "massive_sft", "cancel", str(path)]
+    cancelling = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (cancelling.returncode, "has ended" in cancelling.stdout) == (0, True), cancelling
+    assert "massive-sft cancel: ending" in run.ended(10)
+    assert_true_statuses(path)
+
+    run = Runner(path)
+    run.until(lambda: run.log.read_text().count("lane ") > 0 or scores(path))
+    run.press()
+    time.sleep(0.1)
+    run.press()
+    run.ended(5)
+    assert Status.FAILED not in plan_of(path).statuses
+
+    run_inline(plan_of(path), lambda _: None)
+    assert results(path) == undisturbed
+
+
+@pytest.mark.slow
+def test_inline_run_is_cancelled_alike(undisturbed: dict[str, tuple[object, object]], tmp_path: Path) -> None:
+    path = long_sweep(tmp_path)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        run = Runner(path, "--inline")
+        run.until(lambda: trains(path))
+        run.press(number)
+        run.ended(20)
+        assert_true_statuses(path)
+    again = subprocess.run([sys.executable, "-m", "massive_sft", "run", "--inline", str(path)], timeout=120)
+    assert again.returncode == 0
+    assert results(path) == undisturbed
+
+
+# The verb, without a run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "schema: 1\nname: small\nmodels: {m: {path: /nowhere}}\ndatasets: {d: {path: /nowhere.jsonl, format: alpaca}}\n"
+        "mixtures: {one: {each: d}}\nsettings: {full: {method: full, lr: 1.0e-3}}\n"
+        "blocks: [{name: A, model: all, mixture: one, setting: full, schedule: constant, horizon: 1, snapshots: [1]}]\n"
+        f"evaluation: {{tasks: []}}\nstorage: {{root: {tmp_path}/ledger}}\n"
+    )
+    yield path
+
+
+def cancel(path: Path, *options: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["cancel", str(path), *options])
+    return done.exit_code, done.output
+
+
+def test_nothing_to_cancel_is_said(sweep: Path) -> None:
+    assert cancel(sweep) == (0, "nothing to cancel: no run of this sweep goes on\n")
+    code, text = cancel(sweep, "--json")
+    assert (code, json.loads(text)) == (0, {"sweep": "small", "runs": []})
+
+
+def test_run_that_does_not_end_in_time_is_said_and_stays_asked(sweep: Path, tmp_path: Path) -> None:
+    with registered(tmp_path / "ledger" / "sweeps" / "small", "elsewhere:7") as run:
+        code, text = cancel(sweep, "--timeout", "0.1")
+        assert (code, "elsewhere:7" in text, "has not ended within 0.1 s" in text) == (1, True, True)
+        assert run.asked_to_end()
+    assert cancel(sweep)[1].startswith("nothing to cancel")
+
+
+def test_killed_run_is_not_cancelled_and_does_not_stop_the_next_one(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ledger" / "sweeps" / "small"
+    code = (
+        "import os, sys, pathlib; from massive_sft.ledger.runs import registered\n"
+        "with registered(pathlib.Path(sys.argv[1]), 'killed:1') as run:\n"
+        "    run.ask_to_end('me'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == 9
+    assert len(list((folder / "runs").iterdir())) == 1
+    assert cancel(sweep)[1].startswith("nothing to cancel")
+    with registered(folder, "next:1") as run:
+        assert [each.name for each in live_runs(folder)] == ["next:1"]
+        assert not run.asked_to_end()
+    assert not list((folder / "runs").iterdir())
+
+
+# The pools of a run that ends, without Ray
+
+ONE = Shape(1, 1.0, 0.0)
+Lanes = LanePool.__ray_metadata__.modified_class
+Cells = CellQueue.__ray_metadata__.modified_class
+
+
+def test_ending_pool_gives_nothing_out_and_says_so_to_who_waits() -> None:
+    async def scenario() -> None:
+        pool = Lanes(Counter({ONE: 3}))
+        await pool.submit(ONE, "held", b"held")
+        assert await pool.next("lane", ONE) == b"held"
+        await pool.submit(ONE, "queued", b"")
+        stopped = asyncio.create_task(pool.stopped())
+        await asyncio.sleep(0)
+        assert not stopped.done()
+        await pool.stop()
+        await stopped
+        assert await pool.messages("queued") == [Message("stopped")]
+        await pool.submit(ONE, "late", b"")
+        assert await pool.messages("late") == [Message("stopped")]
+        assert not await pool.begin("trial")
+        assert await pool.next("lane", ONE) is None, "its workers were restarted while it ended"
+        assert await pool.messages("held") == [Message("stopped")]
+
+    asyncio.run(scenario())
+
+
+def test_order_of_a_lost_lane_goes_to_another_and_counts_tries_without_a_new_step() -> None:
+    async def scenario() -> list[Message]:
+        pool = Lanes(Counter({ONE: 1}))
+        await pool.submit(ONE, "order", b"data")
+        for lane, step in (("a", 5), ("b", 6), ("c", 6), ("d", 3)):
+            assert await pool.next(lane, ONE) == b"data", lane
+            await pool.tell(lane, Message("event", step=step))
+            await pool.lost(lane, ONE, "gone")
+        return await pool.messages("order")
+
+    messages = asyncio.run(scenario())
+    assert [message.kind for message in messages] == ["event"] * 4 + ["failed"]
+
+
+def test_ending_queue_gives_no_cell_out() -> None:
+    async def scenario() -> None:
+        queue = Cells()
+        await queue.put([("a", b""), ("b", b"")])
+        assert await queue.take() == ("a", b"")
+        assert await queue.begin("a")
+        await queue.stop()
+        assert await queue.take() is None
+        assert not await queue.begin("b")
+        assert (await queue.state())["begun"] == {"a"}
+        await queue.end("a")
+        assert not (await queue.state())["begun"]
+
+    asyncio.run(scenario())
