@@ -110,7 +110,7 @@ def measure(name: str, trajectories: int, evaluate: bool) -> tuple[float, float]
         plan = make_plan(load_sweep(make_sweep(Path(folder), trajectories, evaluate)))
 
         began = time.perf_counter()
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         if name == "lanes":
             run_on_ray(plan, lambda happening: None, lambda text: None)
         else:

@@ -84,7 +84,7 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     monkeypatch.setattr(schedule, "choose_mode", lambda plan, resources: mode)
     monkeypatch.setattr(schedule, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
     monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
         schedule.run_on_ray(plan, lambda _: None, lambda _: None)
@@ -102,7 +102,7 @@ from massive_sft.plan import make_plan
 from massive_sft.scheduling import schedule
 from massive_sft.sweep.load import load_sweep
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
 schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
 ray.shutdown()
 """

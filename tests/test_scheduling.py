@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A local Ray of two CPUs, shared by the tests of this module."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -117,7 +117,7 @@ class Holder:
         return True
 
 schedule.SILENCE = 4.0
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 holder = Holder.remote()
 ray.get(holder.ready.remote())
 try:

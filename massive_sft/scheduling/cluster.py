@@ -30,12 +30,13 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # else it warns of a few idle processes
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_reachable(address)
     sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
-        address=address,
+        address=address or "local",  # else it would join whatever somebody started on this machine
         logging_level=logging.ERROR,
         log_to_driver=False,
         include_dashboard=None if address else False,
