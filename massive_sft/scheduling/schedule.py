@@ -237,6 +237,9 @@ class _Until(tune.Stopper):
     def stop_all(self) -> bool:
         return self._ended.is_set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its settings down for a restore, which this package never asks for
+
 
 def _started(actor: Any, *arguments: Any) -> Any:
     """Start an actor on this process's node: the loss of another one must not reach what all meet at."""
