@@ -59,6 +59,7 @@ class RunPlan:
         steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
         tokens_per_epoch: from the token cache; None before the first run or check.
         needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
+        resume_every: seconds between its resume checkpoints; None to choose by what one costs.
     """
 
     trajectory: Trajectory
@@ -67,6 +68,7 @@ class RunPlan:
     steps_per_epoch: int | None
     tokens_per_epoch: int | None
     needs_retraining: bool
+    resume_every: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, Cel
     samples, tokens = _cached_counts(root, run.recipe)
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
+    every = sweep.file.storage.resume_every
     return RunPlan(
         trajectory=run,
         layout=layout_of(sweep, run.recipe),
@@ -221,6 +224,7 @@ def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, Cel
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
         needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
+        resume_every=None if every == "auto" else every,
     )
 
 

@@ -245,8 +245,8 @@ def _facts(record: Record) -> Text:
         value = record.training.get(name)
         if value is not None:
             facts.append(f"{name.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
-    for entry in record.training.get("resumed") or ():
-        facts.append(_resumed(entry))
+    resumed = record.training.get("resumed")
+    facts += [_resumed(entry) for entry in resumed] if isinstance(resumed, list) else []
     return Text(", ".join(facts), style="dim")
 
 

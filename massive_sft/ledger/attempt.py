@@ -18,6 +18,9 @@ from massive_sft.ledger.manifest import seal_folder, verify_folder
 
 log = logging.getLogger(__name__)
 
+RESUME = "resume"  # below a trajectory: what an unfinished training can go on from
+LATEST = "latest.json"  # in there: the ``name`` of the folder that counts
+
 
 @dataclass(frozen=True)
 class Published:
@@ -110,11 +113,14 @@ class Attempt:
             self.lease.release()
 
     def clean_up(self) -> None:
-        """Remove the folders that this and earlier attempts wrote and did not publish; their logs stay.
+        """Remove what a finished training needs no more: its checkpoint, and what attempts wrote and did not publish.
 
-        Raises ``LeaseLost`` when another attempt owns the trajectory.
+        Their logs stay. Raises ``LeaseLost`` when another attempt owns the trajectory.
         """
         self.claim.verify()
+        (self.home / RESUME / LATEST).unlink(missing_ok=True)
+        if (self.home / RESUME).is_dir():
+            shutil.rmtree(self.home / RESUME)
         for folder in self.folder.parent.iterdir():
             if folder.name.isdigit() and int(folder.name) <= self.number:
                 for leftover in (path for path in folder.iterdir() if path.is_dir()):
@@ -128,6 +134,16 @@ class Attempt:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def uncounted(home: Path) -> list[Path]:
+    """Return the folders below a trajectory's ``resume`` that do not count: their writer was killed or superseded."""
+    folder = home / RESUME
+    try:
+        name = files.read_json(folder / LATEST)["name"]
+    except (FileNotFoundError, Corrupt, KeyError, TypeError):
+        name = None
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name != name) if folder.is_dir() else []
 
 
 def _move(source: Path, target: Path) -> bool:

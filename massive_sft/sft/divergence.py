@@ -75,6 +75,15 @@ class LossCurve:
         """Mean loss over the last window."""
         return fmean(self.losses[-self.window :])
 
+    def highest_next(self) -> float:
+        """Return the highest plausible loss of the next step: above the last window's by the rise and noise allowed.
+
+        Infinity before there are five steps, when the noise is not known.
+        """
+        if len(self.losses) < 5:
+            return math.inf
+        return max(self.losses[-self.window :]) + max(RISE, SURE * self._noise())
+
     def _risen(self, level: float) -> bool:
         """Return whether a mean loss lies above the beginning by more than the rule allows."""
         slack = 0.0 if level > self._uniform + 1 > self.losses[0] + 1 else SURE * self._noise()

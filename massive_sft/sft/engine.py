@@ -1,21 +1,24 @@
-"""DeepSpeed: the one module that imports it. Process group, configuration, accumulation, and what it leaves behind."""
+"""DeepSpeed: the one module that imports it. Configuration, accumulation, state on disk, and what it leaves behind."""
 
 from __future__ import annotations
 
 import gc
 import io
 import logging
-import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.errors import Corrupt, Problem, Unsupported
 from massive_sft.sft.packing import MicroBatch
 from massive_sft.sweep.schema import Optimizer, Setting
 from massive_sft.sweep.spec import Layout
@@ -72,37 +75,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0 of its group, or has none."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def join_group(layout: Layout) -> tuple[int, int]:
-    """Join the process group and return (rank, ranks).
-
-    An existing group (Ray Train's, an earlier trajectory's) is used as it is; under torchrun its environment is
-    read; else the process is alone. GPUs use nccl, CPUs gloo.
-
-    Raises:
-        InvalidInput: when there is no GPU for a layout that has some, or the group's size is not ``layout.workers``.
-    """
-    if layout.gpus and not torch.cuda.is_available():
-        raise InvalidInput(
-            Problem("resources.gpus", "must be 0: this machine has no GPU that torch can use", layout.gpus)
-        )
-    if not dist.is_initialized():
-        backend = "nccl" if layout.gpus else "gloo"
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    if dist.get_world_size() != layout.workers:
-        rule = f"must be {dist.get_world_size()}, the number of processes that train"
-        raise InvalidInput(Problem("resources.workers", rule, layout.workers))
-    return dist.get_rank(), dist.get_world_size()
-
-
 def config(setting: Setting, layout: Layout) -> dict[str, Any]:
     """Return DeepSpeed's configuration.
 
@@ -143,7 +115,7 @@ class Engine:
         module: on the CPU, in the training dtype; parameters that require gradients are trained.
         setting, layout: what to compute, and how; see ``layout_problems``.
 
-    Requires ``join_group``. ``close`` must be called, or ZeRO keeps the model alive.
+    Requires ``ranks.join_group``. ``close`` must be called, or ZeRO keeps the model alive.
     """
 
     def __init__(self, module: nn.Module, setting: Setting, layout: Layout):
@@ -160,6 +132,7 @@ class Engine:
         self.zero = layout.zero
         self.offload = layout.offload == "optimizer"
         self.trained = numbers
+        self._has_frozen = len(trained) < sum(1 for _ in module.parameters())
         self.clip = setting.optimizer.clip
         self.device: torch.device = self._engine.device
         self.ranks = dist.get_world_size()
@@ -257,6 +230,25 @@ class Engine:
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state below ``folder``, frozen weights left out. All ranks must call it."""
+        self._engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=self._has_frozen
+        )
+
+    def load(self, folder: Path, universal: bool = False) -> None:
+        """Read what ``save`` wrote with this layout or, ``universal``, what ``convert`` made of it. All ranks call it.
+
+        For an engine that took no step yet. Raises Corrupt when DeepSpeed finds nothing there.
+        """
+        self._engine._config.load_universal_checkpoint = universal
+        with redirect_stdout(io.StringIO()):
+            path, _ = self._engine.load_checkpoint(
+                str(folder.parent), tag=folder.name, load_module_strict=not self._has_frozen
+            )
+        if path is None:
+            raise Corrupt(f"{folder}: DeepSpeed finds no state in it")
+
     def free_bytes(self) -> int:
         """Return the GPU memory left for activations: the least of all ranks, first updates' needs taken off.
 
@@ -297,8 +289,19 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def sum_over_ranks(value: torch.Tensor) -> float:
-    """Return the sum of a scalar over all ranks."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(value)
-    return value.item()
+def convert(source: Path, target: Path) -> None:
+    """Make DeepSpeed's universal checkpoint of a saved state, which other stages and numbers of ranks can load.
+
+    For one rank. Raises Unsupported with DeepSpeed's last words when it cannot.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    folders = ["--input_folder", str(source), "--output_folder", str(target)]
+    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    done = subprocess.run([*command, *folders, *workers], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise Unsupported(
+            f"{source}: DeepSpeed cannot convert it to another layout ({lines[-1] if lines else 'no reason given'}); "
+            "set resources back to what they were"
+        )

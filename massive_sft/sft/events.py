@@ -37,4 +37,41 @@ class SnapshotWritten:
     folder: Path
 
 
-Event = StepDone | SnapshotWritten
+@dataclass(frozen=True)
+class CheckpointWritten:
+    """Training can go on from here. ``seconds`` is what it cost, ``bytes`` what lies on the disk for it."""
+
+    step: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CheckpointFailed:
+    """A checkpoint could not be written; training goes on without it and tries again after the next interval."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Training goes on after ``step``, from the checkpoint that ``attempt`` wrote.
+
+    Attributes:
+        notes: why what follows may differ in its last bits from an undisturbed training; empty when it cannot.
+    """
+
+    step: int
+    attempt: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StartedOver:
+    """There was a checkpoint, but it cannot be used, so training begins at its start."""
+
+    reason: str
+
+
+Event = StepDone | SnapshotWritten | CheckpointWritten | CheckpointFailed | Resumed | StartedOver

@@ -1,11 +1,11 @@
-"""Training one trajectory: load, train epoch by epoch, write snapshots, say how it went."""
+"""Training one trajectory: load, go on from a checkpoint, train step by step, write snapshots, say how it went."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -14,21 +14,27 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from massive_sft import modeling
-from massive_sft.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
+from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.samples import Samples
-from massive_sft.sft import batches, lora, packing, snapshot
+from massive_sft.sft import batches, loading, packing, snapshot
+from massive_sft.sft.checkpoint import LOSSES, Checkpoints
 from massive_sft.sft.divergence import Verdicts
-from massive_sft.sft.engine import Engine, join_group, layout_problems, out_of_memory, quiet, sum_over_ranks
+from massive_sft.sft.engine import Engine, layout_problems, out_of_memory, quiet
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
-from massive_sft.sft.loss import SummedLoss, packs_cleanly
+from massive_sft.sft.keeper import Keeper
+from massive_sft.sft.loss import SummedLoss
+from massive_sft.sft.ranks import join_group, sum_over_ranks
+from massive_sft.sft.resume import Start
 from massive_sft.sft.schedule import learning_rate
 from massive_sft.sweep.spec import TrainingSpec
 
-# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
-# GPU is busy with fewer than its most.
-CPU_TOKENS = 2048
-GPU_TOKENS = 65536
+# What rank 0 decides in a step; the others learn of it with the sum of the loss.
+GO_ON, SAVE, STOP = 0, 1, 2
+
+
+def never() -> bool:
+    """Return False: nobody wishes an end."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,11 @@ class TrainingSummary:
         steps: optimizer steps done.
         first_loss, last_loss: mean loss over the first and last 5 % of steps (at least 5), nats per token.
         tokens, trainable_tokens: seen in all, without padding.
-        seconds: from the first step to the end, snapshots included.
+        seconds: from the first step to the end, snapshots included; of what was done before a resume, the steps.
         snapshots: folder by epoch.
         parameters, trained_parameters: numbers of weights.
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
+        resumed: what ``resume.Resumption`` says of each time that it went on from a checkpoint or began again.
     """
 
     diverged: dict[int, str]
@@ -57,6 +64,7 @@ class TrainingSummary:
     parameters: int
     trained_parameters: int
     micro_batch: dict[str, int]
+    resumed: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def reason(self) -> str:
@@ -74,7 +82,7 @@ class OutOfMemory(MassiveSFTError):
 
 @dataclass
 class _Run:
-    """What changes while a trajectory trains: with the random states, all that a resume would need."""
+    """What changes while a trajectory trains."""
 
     spec: TrainingSpec
     samples: Samples
@@ -84,14 +92,36 @@ class _Run:
     limit: packing.Limit
     verdicts: Verdicts
     steps_per_epoch: int
+    directory: Path
+    report: Callable[[Event], None]
+    stop: Callable[[], bool]
+    keeper: Keeper | None
     step: int = 0
     tokens: int = 0
     trainable_tokens: int = 0
+    seconds: float = 0.0
     snapshots: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps to the last snapshot."""
+        return max(self.spec.snapshots) * self.steps_per_epoch
+
+    def count(self, done: StepDone) -> str | None:
+        """Take a step into account; return why to stop now, or None."""
+        self.step = done.step
+        self.tokens += done.tokens
+        self.trainable_tokens += done.trainable_tokens
+        return self.verdicts.add(done.loss, done.grad_norm)
 
 
 def train_trajectory(
-    spec: TrainingSpec, samples: Samples, directory: Path, report: Callable[[Event], None]
+    spec: TrainingSpec,
+    samples: Samples,
+    directory: Path,
+    report: Callable[[Event], None],
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = never,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.
 
@@ -102,131 +132,127 @@ def train_trajectory(
         spec: what to train and how.
         samples: the whole training set, tokenised for this model.
         directory: of this attempt; rank 0 must be able to write to it.
-        report: called on rank 0 with every step and snapshot.
+        report: called on rank 0 with every event.
+        checkpoints: where to go on from and where to write on the way; without it a training begins at its start.
+        stop: asked on rank 0 once a step; when true, training ends after that step with a checkpoint.
 
     Returns:
         The summary; a run that diverges is a result, not an error.
 
     Raises:
         InvalidInput: when spec, samples and model do not fit together.
+        Unsupported: when the checkpoint is of a layout that cannot be loaded with this one.
+        Interrupted: when it was stopped.
+        LossJump: when the losses after a resume do not go on where they were.
+        LeaseLost: when another attempt owns the trajectory.
         OutOfMemory: when the smallest micro-batch does not fit.
         Corrupt, OSError: when a snapshot cannot be written.
     """
-    _refuse(layout_problems(spec.setting, spec.layout) + _sample_problems(samples))
+    loading.refuse(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
     with quiet():
-        return _train_quietly(spec, samples, directory, report)
+        rank, ranks = join_group(spec.layout)
+        model = loading.load_trained(spec, samples)
+        numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        loss = SummedLoss(model)
+        torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
+        per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
+        verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
+        engine = Engine(loss, spec.setting, spec.layout)
+        try:
+            limit = loading.first_limit(spec, samples, engine, model)
+            keeper = Keeper(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
+            run = _Run(
+                spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, keeper
+            )  # fmt: skip
+            _train(run)
+        finally:
+            loss.release()
+            engine.close()
+    return _summary(run, sum(n for n, _ in numbers), sum(n for n, trained in numbers if trained))
 
 
-def _train_quietly(
-    spec: TrainingSpec, samples: Samples, directory: Path, report: Callable[[Event], None]
-) -> TrainingSummary:
-    rank, ranks = join_group(spec.layout)
-    model = _load(spec, samples)
-    counts = (sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad))
-    loss = SummedLoss(model)
-    torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
-    per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
-    verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
-    engine = Engine(loss, spec.setting, spec.layout)
-    run = _Run(spec, samples, engine, model, rank, _first_limit(spec, samples, engine, model), verdicts, per_epoch)
-    began = time.perf_counter()
-    try:
-        with _losses_file(directory, rank) as losses:
-            _train(run, directory, losses, report)
-    finally:
-        loss.release()
-        engine.close()
+def _summary(run: _Run, parameters: int, trained: int) -> TrainingSummary:
     return TrainingSummary(
-        verdicts.diverged,
-        run.step,
-        verdicts.last.start(),
-        verdicts.last.end(),
-        run.tokens,
-        run.trainable_tokens,
-        time.perf_counter() - began,
-        run.snapshots,
-        *counts,
-        {name: value for name, value in asdict(run.limit).items() if value is not None},
+        diverged=run.verdicts.diverged,
+        steps=run.step,
+        first_loss=run.verdicts.last.start(),
+        last_loss=run.verdicts.last.end(),
+        tokens=run.tokens,
+        trainable_tokens=run.trainable_tokens,
+        seconds=run.seconds,
+        snapshots=run.snapshots,
+        parameters=parameters,
+        trained_parameters=trained,
+        micro_batch=_as_dict(run.limit),
+        resumed=run.keeper.history if run.keeper else (),
     )
 
 
-def _refuse(problems: list[Problem]) -> None:
-    if problems:
-        raise InvalidInput(problems)
+def _as_dict(limit: packing.Limit) -> dict[str, int]:
+    return {name: value for name, value in asdict(limit).items() if value is not None}
 
 
-def _sample_problems(samples: Samples) -> list[Problem]:
-    if len(samples) == 0:
-        return [Problem("samples", "must not be empty")]
-    trained = np.add.reduceat(samples.trainable, samples.offsets[:-1])
-    if samples.lengths.min() < 2 or trained.min() == 0:
-        return [Problem("samples", "must each have a trainable token", int(np.sum(trained == 0)))]
-    return []
-
-
-def _load(spec: TrainingSpec, samples: Samples) -> Any:
-    """Load the base in the training dtype, checked against the samples, with adapters for LoRA."""
-    model: Any = modeling.load_model(spec.model, spec.setting.precision, spec.layout.attention)
-    place = modeling.place_of(spec.model)
-    rows = model.get_input_embeddings().weight.shape[0]
-    problems = []
-    if samples.tokens.max() >= rows:
-        problems.append(
-            Problem(place, f"must know every token id of its tokenizer, below {rows}", int(samples.tokens.max()))
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and samples.lengths.max() > positions:
-        problems.append(
-            Problem("max_length", f"must be at most the model's {positions} positions", int(samples.lengths.max()))
-        )
-    _refuse(problems)
-    if spec.layout.packing and not packs_cleanly(model, rows):
-        raise Unsupported(f"{place}: this kind of model sees across packed samples; set packing: false")
-    if spec.layout.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return lora.add_adapter(model, spec.setting) if spec.setting.method == "lora" else model
-
-
-def _first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any) -> packing.Limit:
-    """Return the micro-batch to begin with; running out of memory halves it."""
-    if spec.layout.micro_batch != "auto":
-        return packing.Limit(samples=spec.layout.micro_batch)
-    tokens = CPU_TOKENS
-    if engine.device.type == "cuda":
-        config = model.config
-        tokens = packing.fitting_tokens(
-            engine.free_bytes(),
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.vocab_size,
-            2 if spec.setting.precision == "bf16" else 4,
-            spec.layout.gradient_checkpointing,
-        )
-    return packing.Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))
-
-
-def _losses_file(directory: Path, rank: int) -> TextIO:
-    if rank != 0:
-        return open("/dev/null", "w")
-    directory.mkdir(parents=True, exist_ok=True)
-    return (directory / "losses.jsonl").open("w")
-
-
-def _train(run: _Run, directory: Path, losses: TextIO, report: Callable[[Event], None]) -> None:
+def _train(run: _Run) -> None:
     """Train to the last snapshot, or until every snapshot still to come has diverged already."""
-    setting = run.spec.setting
-    for epoch in range(1, max(run.spec.snapshots) + 1):
-        order = batches.epoch_order(len(run.samples), setting.seed, epoch)
-        for index in range(run.steps_per_epoch):
-            done = _step(run, epoch, batches.batch_of(order, setting.batch, index))
-            if run.rank == 0:
-                losses.write(_line(done))
-                losses.flush()
-                report(done)
-            if run.verdicts.add(done.loss, done.grad_norm):
-                return
-        if epoch in run.spec.snapshots:
-            _snapshot(run, epoch, directory, report)
+    start = run.keeper.begin() if run.keeper else None
+    if start is not None:
+        _go_on(run, start)
+    began, before = time.perf_counter(), sum(done.seconds for done in start.steps) if start else 0.0
+    with _losses_file(run, "a" if start else "w") as losses:
+        _take_steps(run, losses)
+    run.seconds = before + time.perf_counter() - began
+
+
+def _go_on(run: _Run, start: Start) -> None:
+    """Take the steps up to a checkpoint into account, as if they had been taken here."""
+    for done in start.steps:
+        run.count(done)
+    if start.facts.layout == run.spec.layout.model_dump(mode="json"):
+        run.limit = packing.Limit(**start.facts.limit)  # running out of memory may have halved it
+    run.snapshots = {int(epoch): _snapshot_folder(run, int(epoch)) for epoch in start.facts.snapshots}
+
+
+def _losses_file(run: _Run, mode: Literal["a", "w"]) -> TextIO:
+    if run.rank != 0:
+        return open("/dev/null", "w")
+    run.directory.mkdir(parents=True, exist_ok=True)
+    return (run.directory / LOSSES).open(mode)
+
+
+def _take_steps(run: _Run, losses: TextIO) -> None:
+    order = np.empty(0, dtype=np.int64)
+    for step in range(run.step, run.steps):
+        epoch, index = step // run.steps_per_epoch + 1, step % run.steps_per_epoch
+        if index == 0 or not len(order):
+            order = batches.epoch_order(len(run.samples), run.spec.setting.seed, epoch)
+        done, decision = _step(run, epoch, batches.batch_of(order, run.spec.setting.batch, index))
+        if run.keeper is not None:
+            run.keeper.check(done, run.verdicts.last)
+        if run.rank == 0:
+            losses.write(_line(done))
+            losses.flush()
+            run.report(done)
+        if run.count(done):
+            return
+        if index == run.steps_per_epoch - 1 and epoch in run.spec.snapshots:
+            _snapshot(run, epoch)
+        if decision != GO_ON and run.step < run.steps:
+            _checkpoint(run, decision)
+
+
+def _checkpoint(run: _Run, decision: int) -> None:
+    """Write a checkpoint, and end there when that was asked for. Raises Interrupted."""
+    failure = run.keeper.write(run.step, run.limit, run.snapshots) if run.keeper else "nothing keeps checkpoints here"
+    if decision == STOP:
+        lost = f"; what it did is lost ({failure})" if failure else ""
+        raise Interrupted(f"training stopped after step {run.step} of {run.steps}{lost}")
+
+
+def _decide(run: _Run) -> int:
+    """Return what happens after this step; asked on rank 0."""
+    if run.stop():
+        return STOP
+    return SAVE if run.keeper is not None and run.keeper.due() else GO_ON
 
 
 def _line(done: StepDone) -> str:
@@ -235,8 +261,8 @@ def _line(done: StepDone) -> str:
     return json.dumps(values, allow_nan=False) + "\n"
 
 
-def _step(run: _Run, epoch: int, batch: np.ndarray) -> StepDone:
-    """One optimizer step. A loss that is not finite is told without an update."""
+def _step(run: _Run, epoch: int, batch: np.ndarray) -> tuple[StepDone, int]:
+    """One optimizer step, and what rank 0 decides in it. A loss that is not finite is told without an update."""
     began = time.perf_counter()
     spec = run.spec
     spans = [run.samples[int(index)] for index in batch]
@@ -244,12 +270,13 @@ def _step(run: _Run, epoch: int, batch: np.ndarray) -> StepDone:
     targets = int(sum(span[1].sum() for span in spans))
     horizon = spec.horizon * run.steps_per_epoch
     lr = learning_rate(spec.schedule, spec.setting.lr, run.step, horizon, spec.setting.warmup_steps)
-    loss = sum_over_ranks(_accumulate(run, batch, targets)) / targets
+    summed = _accumulate(run, batch, targets)
+    decision = float(_decide(run) if run.rank == 0 else 0)
+    total, decision = sum_over_ranks(torch.stack([summed, summed.new_tensor(decision)]))
+    loss = total / targets
     grad_norm = run.engine.step(lr) if math.isfinite(loss) else math.nan
-    run.step += 1
-    run.tokens += tokens
-    run.trainable_tokens += targets
-    return StepDone(run.step, epoch, loss, lr, grad_norm, tokens, targets, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return StepDone(run.step + 1, epoch, loss, lr, grad_norm, tokens, targets, seconds), int(decision)
 
 
 def _accumulate(run: _Run, batch: np.ndarray, targets: int) -> torch.Tensor:
@@ -272,16 +299,19 @@ def _accumulate(run: _Run, batch: np.ndarray, targets: int) -> torch.Tensor:
 
 
 def _no_memory(run: _Run) -> str:
-    limit = {name: value for name, value in asdict(run.limit).items() if value is not None}
     remedy = "use a smaller micro_batch" if run.engine.ranks > 1 else "one sample does not fit: lower max_length"
     return (
-        f"out of memory at step {run.step + 1} with a micro-batch of {limit}; {remedy}, "
+        f"out of memory at step {run.step + 1} with a micro-batch of {_as_dict(run.limit)}; {remedy}, "
         "or use gradient_checkpointing, offload or more GPUs with zero: 3"
     )
 
 
-def _snapshot(run: _Run, epoch: int, directory: Path, report: Callable[[Event], None]) -> None:
-    folder = directory / "snapshots" / f"epoch-{epoch}"
+def _snapshot_folder(run: _Run, epoch: int) -> Path:
+    return run.directory / "snapshots" / f"epoch-{epoch}"
+
+
+def _snapshot(run: _Run, epoch: int) -> None:
+    folder = _snapshot_folder(run, epoch)
     weights = snapshot.gather(run.engine, run.model, run.rank)
     if run.rank == 0:
         facts = {
@@ -292,6 +322,6 @@ def _snapshot(run: _Run, epoch: int, directory: Path, report: Callable[[Event], 
             "precision": run.spec.setting.precision,
         }
         snapshot.write(folder, run.model, weights, facts)
-        report(SnapshotWritten(epoch, folder))
+        run.report(SnapshotWritten(epoch, folder))
     run.snapshots[epoch] = folder
     dist.barrier()

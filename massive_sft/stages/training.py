@@ -10,16 +10,19 @@ from statistics import fmean
 from typing import Any
 
 from massive_sft import modeling
+from massive_sft.errors import Corrupt
 from massive_sft.files import write_json
 from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
 from massive_sft.samples import Samples
 from massive_sft.sft.cache import load_or_build
+from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.data import Counts, build_samples
-from massive_sft.sft.engine import is_first_rank
 from massive_sft.sft.events import Event
-from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.sft.loop import TrainingSummary, never, train_trajectory
+from massive_sft.sft.ranks import from_first_rank, is_first_rank
 from massive_sft.stages.outcome import LOSSES, OUTCOME, read_losses
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
@@ -52,25 +55,61 @@ def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
     return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
 
 
-def train(run: RunPlan, ledger: Ledger, attempt: Attempt, report: Callable[[Event], None]) -> None:
-    """Train a run under an attempt and publish its snapshots, then its outcome.
+def train(
+    run: RunPlan,
+    ledger: Ledger,
+    attempt: Attempt,
+    report: Callable[[Event], None],
+    stop: Callable[[], bool] = never,
+) -> None:
+    """Train a run under an attempt, on from its last checkpoint, and publish its snapshots, then its outcome.
 
-    In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes.
+    In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes. It may be
+    called again with an attempt whose process was killed.
+
+    Args:
+        run: what is trained.
+        ledger: where it is published.
+        attempt: the right to.
+        report: called on rank 0 with every event.
+        stop: asked on rank 0 once a step; when true, training ends there with a checkpoint.
 
     Raises:
+        Interrupted: it was stopped; called again, under any attempt, it goes on.
         LeaseLost: another attempt owns the trajectory; what it publishes counts.
-        InvalidInput, OutOfMemory, OSError: as ``train_trajectory``.
+        InvalidInput, Unsupported, LossJump, OutOfMemory, OSError: as ``train_trajectory``.
     """
-    samples, counts = samples_of(run, ledger)
-    summary = train_trajectory(training_spec(run), samples, attempt.folder, report)
-    if not is_first_rank():
+    if from_first_rank(lambda: _is_published(attempt)):
         return
+    samples, counts = samples_of(run, ledger)
+    checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
+    summary = train_trajectory(training_spec(run), samples, attempt.folder, report, checkpoints, stop)
+    if is_first_rank():
+        _publish(run, ledger, attempt, summary, counts)
+
+
+def _is_published(attempt: Attempt) -> bool:
+    """Return whether this attempt published its outcome before its process was killed; finish what comes after."""
+    folder = attempt.home / _outcome_place(attempt)
+    try:
+        verify_folder(folder)
+    except Corrupt:
+        return False
+    attempt.clean_up()
+    return True
+
+
+def _outcome_place(attempt: Attempt) -> str:
+    return f"training/attempt-{attempt.number}"
+
+
+def _publish(run: RunPlan, ledger: Ledger, attempt: Attempt, summary: TrainingSummary, counts: Counts) -> None:
     ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
     for epoch in sorted(summary.snapshots):
         attempt.publish(f"snapshots/epoch-{epoch}")
-    relative = f"training/attempt-{attempt.number}"
+    relative = _outcome_place(attempt)
     folder = attempt.folder / relative
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     os.rename(attempt.folder / LOSSES, folder / LOSSES)
     outcome = {
         "schema": 1,
@@ -93,6 +132,7 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
         "micro_batch": summary.micro_batch,
         "run_steps": summary.steps,
         "run_seconds": summary.seconds,
+        "resumed": [dict(entry) for entry in summary.resumed],
     }
 
 

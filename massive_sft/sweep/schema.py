@@ -326,10 +326,16 @@ class KeepSnapshots(Strict):
 
 
 class Storage(Strict):
+    """Where everything lies.
+
+    ``resume_every`` is the time between a training's resume checkpoints in seconds, 0 for one after every step;
+    ``auto`` takes two minutes, or 20 times what one costs.
+    """
+
     root: Text
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    resume_every: Literal["auto"] | AboveZero = "auto"
+    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0)] = "auto"
 
 
 class Tracking(Strict):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from massive_sft.errors import Corrupt
 from massive_sft.files import read_json
+from massive_sft.ledger.attempt import RESUME, uncounted
 from massive_sft.ledger.lease import Lease, Watch, look
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -36,7 +37,8 @@ class Waste:
     """A file or folder that can go.
 
     Attributes:
-        kind: ``attempt`` (unpublished), ``temporary``, ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
+        kind: ``attempt`` (unpublished), ``resume`` (a checkpoint that no training goes on from), ``temporary``,
+            ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
         home: the cell's or trajectory's folder whose lease guards it; None for what no lease guards.
         cell: of a snapshot, the one that it was kept for.
     """
@@ -175,14 +177,19 @@ def _free(home: Path, watch: Watch) -> bool:
 
 
 def _leftovers(home: Path) -> Iterator[Waste]:
-    """Yield what attempts wrote and did not publish, half-removed snapshots, and old temporary files."""
+    """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, and old
+    temporary files."""
     attempts = [path for path in (home / "attempts").glob("*") if path.name.isdecimal()]
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
         yield Waste("attempt", path, _size(path), home)
+    resume = home / RESUME
+    finished = any((home / "training").glob("attempt-*"))
+    for path in [resume] if finished and resume.is_dir() else uncounted(home):
+        yield Waste("resume", path, _size(path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
             yield Waste("temporary", path, _size(path), home)
-    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(attempt) for attempt in attempts))
+    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in [*attempts, resume]))
     yield from _temporary(below, home)
 
 

@@ -1,0 +1,142 @@
+"""What resume checkpoints cost: a Llama of 28M parameters, trained on this machine with one every few seconds.
+
+    python benchmarks/checkpoints.py [--steps N] [--every SECONDS] [--threads N]
+
+For each layout it prints what a checkpoint takes on the disk and in time (median of the run's), the interval that
+``storage.resume_every: auto`` chooses, and the share of training time it costs at that interval: seconds of a save
+over interval and save. Beside it the share measured in this run, with its far shorter interval. A save ends when every
+file is hashed and flushed to the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.lease import Watch
+from massive_sft.samples import Samples
+from massive_sft.sft.checkpoint import Checkpoints
+from massive_sft.sft.events import CheckpointWritten, Event, StepDone
+from massive_sft.sft.loop import train_trajectory
+from massive_sft.sft.resume import SECONDS, SHARE
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
+from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+
+VOCABULARY, LENGTH, BATCH = 4096, 64, 4
+LAYOUTS: list[tuple[int, str, str]] = [
+    (0, "fp32", "full"),
+    (1, "fp32", "full"),
+    (1, "bf16", "full"),
+    (2, "bf16", "full"),
+    (3, "fp32", "full"),
+    (1, "fp32", "lora"),
+]
+
+
+def make_base(folder: Path) -> int:
+    """Write a randomly initialised Llama; return its number of parameters."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def make_samples(count: int) -> Samples:
+    """Return samples of random tokens, all of one length."""
+    trainable = np.ones((count, LENGTH), dtype=bool)
+    trainable[:, 0] = False
+    return Samples(
+        tokens=np.random.default_rng(0).integers(0, VOCABULARY, count * LENGTH, dtype=np.int32),
+        trainable=trainable.reshape(-1),
+        offsets=np.arange(count + 1, dtype=np.int64) * LENGTH,
+        part=np.zeros(count, dtype=np.int16),
+        row=np.arange(count, dtype=np.int64),
+        text_bytes=np.ones((count, 2), dtype=np.int64),
+    )
+
+
+def make_spec(base: Path, zero: int, precision: str, method: str) -> TrainingSpec:
+    """Return one epoch in this layout."""
+    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
+    setting: dict[str, Any] = {"method": method, "lr": 1e-4, "batch": BATCH, "precision": precision}
+    return TrainingSpec(
+        trajectory="0" * 16,
+        model=Model(path=str(base)),
+        mixture=Mixture(name="made", parts=(part,)),
+        setting=Setting(**setting),
+        schedule=Schedule(name="constant"),
+        horizon=1,
+        snapshots=(1,),
+        layout=Layout(zero=zero),  # type: ignore[arg-type]
+    )
+
+
+def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[list[CheckpointWritten], float, float]:
+    """Train; return the checkpoints, the seconds of all steps, and those from the first step's begin to the end."""
+    events: list[Event] = []
+    ends: list[float] = []
+
+    def report(event: Event) -> None:
+        events.append(event)
+        ends.append(time.perf_counter())
+
+    home.mkdir()
+    attempt = Attempt.begin(home, "benchmark", Watch())
+    assert attempt is not None
+    with attempt:
+        train_trajectory(
+            spec, make_samples(steps * BATCH), attempt.folder, report, Checkpoints(home, attempt.claim, every)
+        )
+    trained = [event.seconds for event in events if isinstance(event, StepDone)]
+    last = max(index for index, event in enumerate(events) if isinstance(event, StepDone | CheckpointWritten))
+    written = [event for event in events if isinstance(event, CheckpointWritten)]
+    return written, sum(trained), ends[last] - ends[0] + trained[0]
+
+
+def rows(steps: int, every: float, folder: Path) -> Iterator[str]:
+    """Yield the table's lines."""
+    parameters = make_base(folder / "base")
+    yield f"{parameters:,} parameters, {steps} steps of {BATCH} x {LENGTH} tokens, a checkpoint every {every:g} s"
+    yield "zero precision method |  saves    MB   save s   slowest | interval s  share | measured share  s/step"
+    for zero, precision, method in LAYOUTS:
+        spec = make_spec(folder / "base", zero, precision, method)
+        written, trained, whole = measure(spec, steps, every, folder / f"{zero}-{precision}-{method}")
+        cost = median(event.seconds for event in written)
+        interval = max(SECONDS, SHARE * cost)
+        yield (
+            f"{zero:4} {precision:9} {method:6} | {len(written):6} {written[-1].bytes / 1e6:5.0f} {cost:8.2f} "
+            f"{max(event.seconds for event in written):9.2f} | {interval:10.0f} {cost / (interval + cost):6.2%} | "
+            f"{1 - trained / whole:14.1%} {trained / steps:7.2f}"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--every", type=float, default=5.0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as made:
+        for row in rows(arguments.steps, arguments.every, Path(made)):
+            print(row, flush=True)

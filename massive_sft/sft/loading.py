@@ -1,0 +1,82 @@
+"""What a training loads before its first step, checked against what it will see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from massive_sft import modeling
+from massive_sft.errors import InvalidInput, Problem, Unsupported
+from massive_sft.samples import Samples
+from massive_sft.sft import lora, packing
+from massive_sft.sft.engine import Engine
+from massive_sft.sft.loss import packs_cleanly
+from massive_sft.sweep.spec import TrainingSpec
+
+# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
+# GPU is busy with fewer than its most.
+CPU_TOKENS = 2048
+GPU_TOKENS = 65536
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raise InvalidInput when there are problems."""
+    if problems:
+        raise InvalidInput(problems)
+
+
+def sample_problems(samples: Samples) -> list[Problem]:
+    """Return why samples cannot be trained on at all."""
+    if len(samples) == 0:
+        return [Problem("samples", "must not be empty")]
+    trained = np.add.reduceat(samples.trainable, samples.offsets[:-1])
+    if samples.lengths.min() < 2 or trained.min() == 0:
+        return [Problem("samples", "must each have a trainable token", int(np.sum(trained == 0)))]
+    return []
+
+
+def load_trained(spec: TrainingSpec, samples: Samples) -> Any:
+    """Load the base in the training dtype, checked against the samples, with adapters for LoRA.
+
+    Raises:
+        InvalidInput: when the samples do not fit the model.
+        Unsupported: when its kind cannot be packed.
+    """
+    model: Any = modeling.load_model(spec.model, spec.setting.precision, spec.layout.attention)
+    place = modeling.place_of(spec.model)
+    rows = model.get_input_embeddings().weight.shape[0]
+    problems = []
+    if samples.tokens.max() >= rows:
+        problems.append(
+            Problem(place, f"must know every token id of its tokenizer, below {rows}", int(samples.tokens.max()))
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and samples.lengths.max() > positions:
+        problems.append(
+            Problem("max_length", f"must be at most the model's {positions} positions", int(samples.lengths.max()))
+        )
+    refuse(problems)
+    if spec.layout.packing and not packs_cleanly(model, rows):
+        raise Unsupported(f"{place}: this kind of model sees across packed samples; set packing: false")
+    if spec.layout.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return lora.add_adapter(model, spec.setting) if spec.setting.method == "lora" else model
+
+
+def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any) -> packing.Limit:
+    """Return the micro-batch to begin with; running out of memory halves it."""
+    if spec.layout.micro_batch != "auto":
+        return packing.Limit(samples=spec.layout.micro_batch)
+    tokens = CPU_TOKENS
+    if engine.device.type == "cuda":
+        config = model.config
+        tokens = packing.fitting_tokens(
+            engine.free_bytes(),
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.vocab_size,
+            2 if spec.setting.precision == "bf16" else 4,
+            spec.layout.gradient_checkpointing,
+        )
+    return packing.Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))

@@ -1,0 +1,449 @@
+"""Exact resume: a training that was interrupted anywhere gives the losses and weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resuming import (
+    CASE,
+    PLACES,
+    STEPS,
+    Case,
+    Crash,
+    Told,
+    begin,
+    crash_after,
+    go,
+    interrupted,
+)  # fmt: skip
+from tiny_training import make_base, make_samples, make_spec, train
+
+from massive_sft.errors import Interrupted, LeaseLost
+from massive_sft.ledger.attempt import uncounted
+from massive_sft.ledger.manifest import seal_folder
+from massive_sft.sft.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
+from massive_sft.sft.resume import Interval, LossJump
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+
+# Each pair of values of any two factors occurs (``test_matrix_covers_every_pair``).
+MATRIX = [
+    Case(*values)
+    for values in [
+        (0, "fp32", "full", 1, 1),
+        (0, "fp32", "lora", 1, 3),
+        (0, "fp32", "lora", 2, 5),
+        (0, "fp32", "full", 2, 6),
+        (1, "bf16", "lora", 1, 1),
+        (1, "fp32", "full", 1, 5),
+        (1, "bf16", "full", 2, 3),
+        (1, "fp32", "lora", 2, 6),
+        (2, "fp32", "full", 1, 3),
+        (2, "bf16", "lora", 1, 6),
+        (2, "fp32", "lora", 2, 1),
+        (2, "bf16", "full", 2, 5),
+        (3, "bf16", "full", 1, 6),
+        (3, "bf16", "lora", 1, 5),
+        (3, "fp32", "full", 2, 1),
+        (3, "fp32", "lora", 2, 3),
+    ]
+]
+if os.environ.get("RESUME_MATRIX") == "full":  # by hand: all 28, each at every place
+    MATRIX = [
+        Case(*values)
+        for values in product(range(4), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES)
+        if values[:2] != (0, "bf16")
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The bytes of all weights that a training left, by place."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("snapshots/*/*.safe*"))}
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    assert losses(folder) == losses(undisturbed)
+    assert len(weights(folder)) == 2
+    assert weights(folder) == weights(undisturbed)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def torchrun(orders: Iterable[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Have two ranks serve orders."""
+    (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, str(HERE / "torchrun_resume.py"), str(folder / "orders.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=ENVIRONMENT,
+    )
+
+
+def order(what: str, case: Case, base: Path, folder: Path) -> dict[str, Any]:
+    return {"what": what, "spec": case.spec(base).model_dump(), "folder": str(folder), "step": case.step}
+
+
+# The matrix
+
+
+def test_matrix_covers_every_pair() -> None:
+    factors = [(0, 1, 2, 3), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES]
+    rows = [(case.zero, case.precision, case.method, case.workers, case.step) for case in MATRIX]
+    for one, other in combinations(range(len(factors)), 2):
+        wanted = set(product(factors[one], factors[other])) - {(0, "bf16")}
+        assert {(row[one], row[other]) for row in rows} >= wanted
+
+
+@pytest.mark.parametrize("case", [case for case in MATRIX if case.workers == 1], ids=lambda case: case.name)
+def test_resume_on_one_worker_is_bit_identical(base: Path, tmp_path: Path, case: Case) -> None:
+    train(case.spec(base), make_samples(), tmp_path / "undisturbed")
+    home = tmp_path / "home"
+    interrupted(case.spec(base), home, case.step)
+    told = Told()
+    with begin(home) as attempt:
+        summary = go(case.spec(base), attempt, told, every=None)
+    assert_same(attempt.folder, tmp_path / "undisturbed")
+    assert told.of(Resumed) == [Resumed(case.step, 1, ())]
+    assert told.of(StepDone)[0].step == case.step + 1
+    assert summary.resumed == (
+        {"attempt": 2, "source": 1, "step": case.step, "repeated": 1, "exact": True, "notes": ()},
+    )
+    assert (summary.steps, summary.tokens) == (STEPS, 3 * len(make_samples().tokens))
+
+
+KILLED = Case(3, "fp32", "lora", 2, 5)
+
+
+@pytest.fixture(scope="module")
+def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The matrix's cases of two workers, each in a folder of its name, and at last one that was killed."""
+    folder = tmp_path_factory.mktemp("two")
+    orders = [order("stop", case, base, folder / case.name) for case in MATRIX if case.workers == 2]
+    with begin(folder / "killed") as attempt:
+        (folder / "killed" / "attempt.pickle").write_bytes(pickle.dumps(attempt))
+        done = torchrun([*orders, order("kill", KILLED, base, folder / "killed")], folder)
+        assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
+        done = torchrun([order("go on", KILLED, base, folder / "killed")], folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", [case for case in MATRIX if case.workers == 2], ids=lambda case: case.name)
+def test_resume_on_two_workers_is_bit_identical(two_workers: Path, case: Case) -> None:
+    folder = two_workers / case.name
+    assert_same(folder / "home" / "attempts" / "2", folder / "undisturbed")
+    entries = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert entries[0] == entries[1]
+    assert [(entry["source"], entry["step"]) for entry in entries[0]] == [(1, case.step)]
+
+
+def test_two_workers_killed_in_a_step_go_on_in_the_same_attempt_bit_identically(two_workers: Path) -> None:
+    (same,) = (case for case in MATRIX if (case.zero, case.method, case.workers) == (3, "lora", 2))
+    assert_same(two_workers / "killed" / "attempts" / "1", two_workers / same.name / "undisturbed")
+    (entry,) = json.loads((two_workers / "killed" / "rank-1.json").read_text())
+    assert (entry["attempt"], entry["source"], entry["step"]) == (1, 1, 4)
+    assert (entry["repeated"], entry["exact"]) == (1, True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``CASE`` gives when nobody disturbs it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(CASE.spec(base), make_samples(), folder)
+    return folder
+
+
+# Death
+
+
+# Dies in the save after step 5, when all is written but the manifest.
+KILLED_IN_A_SAVE = """
+import os, signal, sys
+from pathlib import Path
+from resuming import CASE, Told, begin, go
+from massive_sft.sft import checkpoint
+seal = checkpoint.seal_folder
+def killed(folder):
+    if "-00000005-" in str(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seal(folder)
+checkpoint.seal_folder = killed
+go(CASE.spec(Path(sys.argv[1])), begin(Path(sys.argv[2])), Told())
+"""
+
+
+def test_training_killed_in_a_save_goes_on_from_the_checkpoint_before(
+    base: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED_IN_A_SAVE, str(base), str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert ["-00000005-" in path.name for path in uncounted(tmp_path)] == [True]
+    told = Told()
+    with begin(tmp_path) as attempt:
+        go(CASE.spec(base), attempt, told)
+    assert_same(attempt.folder, undisturbed)
+    assert [event.step for event in told.of(Resumed)] == [4]
+    assert uncounted(tmp_path) == []
+
+
+def test_training_that_dies_again_and_again_still_ends_bit_identically(
+    base: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    home = tmp_path / "home"
+    for step in (1, 2, 4, 8):
+        with begin(home) as attempt, pytest.raises(Crash):
+            go(CASE.spec(base), attempt, crash_after(step))
+    with begin(home) as attempt:
+        summary = go(CASE.spec(base), attempt, Told())
+    assert_same(attempt.folder, undisturbed)
+    assert [(entry["attempt"], entry["source"], entry["step"]) for entry in summary.resumed] == [
+        (2, 1, 1), (3, 2, 2), (4, 3, 4), (5, 4, 8)
+    ]  # fmt: skip
+
+
+def test_training_that_ended_before_its_checkpoint_counted_begins_at_the_start(base: Path, tmp_path: Path) -> None:
+    with begin(tmp_path) as attempt, pytest.raises(Crash):
+        go(CASE.spec(base), attempt, crash_after(3, StepDone), every=None)
+    told = Told()
+    with begin(tmp_path) as attempt:
+        summary = go(CASE.spec(base), attempt, told, every=None)
+    assert told.of(Resumed) == told.of(StartedOver) == [] and summary.resumed == ()
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 8])
+def test_training_asked_to_stop_ends_after_the_step_with_a_checkpoint(
+    base: Path, tmp_path: Path, undisturbed: Path, step: int
+) -> None:
+    told = Told()
+    with begin(tmp_path) as attempt, pytest.raises(Interrupted, match=f"after step {step} of 9"):
+        go(CASE.spec(base), attempt, told, every=None, stop=lambda: len(told.of(StepDone)) == step - 1)
+    assert [event.step for event in told.of(CheckpointWritten)] == [step]
+    with begin(tmp_path) as attempt:
+        go(CASE.spec(base), attempt, Told(), every=None)
+    assert_same(attempt.folder, undisturbed)
+
+
+def test_training_asked_to_stop_in_its_last_step_is_complete(base: Path, tmp_path: Path, undisturbed: Path) -> None:
+    told = Told()
+    with begin(tmp_path) as attempt:
+        go(CASE.spec(base), attempt, told, every=None, stop=lambda: len(told.of(StepDone)) == STEPS - 1)
+    assert_same(attempt.folder, undisturbed)
+    assert told.of(CheckpointWritten) == []
+
+
+# What must not be trusted
+
+
+def test_checkpoint_of_an_attempt_that_lost_the_lease_is_not_committed(base: Path, tmp_path: Path) -> None:
+    """A process that stood still while another attempt took over, and made a checkpoint of its own."""
+    took_over = []
+
+    def overtake(event: Any) -> None:
+        if isinstance(event, StepDone) and event.step == 4:
+            stale.release()  # as if it had been silent for longer than its ttl
+            took_over.append(begin(tmp_path))
+
+    with begin(tmp_path) as stale, pytest.raises(LeaseLost):
+        go(CASE.spec(base), stale, Told(overtake))
+    assert (tmp_path / "resume" / "latest.json").read_text().count("1-00000003-") == 1
+    told = Told()
+    go(CASE.spec(base), took_over[0], told)
+    assert [event.step for event in told.of(Resumed)] == [3]
+
+
+@pytest.fixture(scope="module")
+def stopped(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trajectory whose training crashed a step after its checkpoint; tests work on a copy."""
+    home = tmp_path_factory.mktemp("stopped")
+    interrupted(CASE.spec(base), home, CASE.step)
+    return home
+
+
+@pytest.fixture
+def home(stopped: Path, tmp_path: Path) -> Path:
+    shutil.copytree(stopped, tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("victim", "damage"),
+    [
+        ("state/*model_states.pt", "flipped"),
+        ("state/*optim_states.pt", "flipped"),
+        ("state/*optim_states.pt", "truncated"),
+        ("state/rank-0.pt", "flipped"),
+        ("state/losses.jsonl", "flipped"),
+        ("state/losses.jsonl", "missing"),
+        ("state/manifest.json", "truncated"),
+        ("state/manifest.json", "missing"),
+        ("snapshots/epoch-1/adapter_model.safetensors", "flipped"),
+        ("snapshots/epoch-1/snapshot.json", "missing"),
+        ("../latest.json", "flipped"),
+        ("../latest.json", "truncated"),
+    ],
+)
+def test_checkpoint_damaged_is_reported_and_the_training_begins_anew(
+    base: Path, home: Path, undisturbed: Path, victim: str, damage: str
+) -> None:
+    (folder,) = (path for path in (home / "resume").iterdir() if path.is_dir())
+    (file,) = folder.glob(victim)
+    if damage == "flipped":
+        flip(file)
+    elif damage == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    told = crash_after(2)
+    with begin(home) as attempt, pytest.raises(Crash):
+        go(CASE.spec(base), attempt, told)
+    assert len(told.of(StartedOver)) == 1 and told.of(Resumed) == []
+    assert told.losses == losses(undisturbed)[:2]
+
+
+def test_checkpoint_past_an_epoch_that_is_asked_for_since_is_not_used(base: Path, tmp_path: Path) -> None:
+    interrupted(CASE.spec(base), tmp_path, 6)
+    wider = CASE.spec(base).model_copy(update={"snapshots": (1, 2, 3)})
+    told = Told()
+    with begin(tmp_path) as attempt:
+        summary = go(wider, attempt, told)
+    assert "epoch 2" in told.of(StartedOver)[0].reason
+    assert sorted(summary.snapshots) == [1, 2, 3]
+    assert [(entry["source"], entry["step"]) for entry in summary.resumed] == [(None, 0)]
+
+
+def test_checkpoint_of_a_run_that_goes_on_longer_now_is_used(base: Path, tmp_path: Path) -> None:
+    short = make_spec(base, (1, 2), layout={"zero": 1})
+    longer = short.model_copy(update={"snapshots": (1, 2, 3), "horizon": 3})
+    train(longer, make_samples(), tmp_path / "undisturbed")
+    interrupted(short, tmp_path / "home", 4)
+    with begin(tmp_path / "home") as attempt:
+        go(longer, attempt, Told())
+    assert losses(attempt.folder) == losses(tmp_path / "undisturbed")
+    assert weights(attempt.folder) == weights(tmp_path / "undisturbed")
+
+
+def test_repeated_loss_that_differs_by_one_bit_is_an_error(base: Path, home: Path) -> None:
+    path = home / "attempts" / "1" / "losses.jsonl"
+    lines = path.read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["loss"] += 1e-12
+    path.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    with begin(home) as attempt, pytest.raises(LossJump, match="bit by bit"):
+        go(CASE.spec(base), attempt, Told())
+
+
+def test_loss_that_jumps_after_a_resume_is_an_error(base: Path, tmp_path: Path) -> None:
+    """Without a repeated step: the curve before it is all there is to compare with."""
+    spec = make_spec(base, (6,), layout={"zero": 1}, lr=1e-2)
+    told = Told()
+    with begin(tmp_path) as attempt, pytest.raises(Interrupted):
+        go(spec, attempt, told, every=None, stop=lambda: len(told.of(StepDone)) == 14)
+    (folder,) = (path for path in (tmp_path / "resume").iterdir() if path.is_dir())
+    lower_losses(folder / "state")
+    with begin(tmp_path) as attempt, pytest.raises(LossJump, match="at most"):
+        go(spec, attempt, Told())
+
+
+def lower_losses(state: Path) -> None:
+    """Pretend that the losses before a checkpoint were 10 nats lower, and seal it again."""
+    lines = [json.loads(line) for line in (state / "losses.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["loss"] -= 10
+    (state / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (state / "manifest.json").unlink()
+    seal_folder(state)
+
+
+def test_checkpoint_that_cannot_be_written_is_reported_and_training_goes_on(
+    base: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """A file stands where the folder should be, as a full disk would stand in the way."""
+
+    def obstruct(event: Any) -> None:
+        if not (tmp_path / "resume").exists():
+            (tmp_path / "resume").write_text("")
+
+    told = Told(obstruct)
+    with begin(tmp_path) as attempt:
+        go(CASE.spec(base), attempt, told)
+    assert [event.step for event in told.of(CheckpointFailed)] == list(range(1, STEPS))
+    assert_same(attempt.folder, undisturbed)
+
+
+# Other layouts
+
+
+@pytest.mark.parametrize(
+    "layout", [{"micro_batch": 1}, {"packing": True}, {"gradient_checkpointing": True}, {"attention": "eager"}], ids=str
+)
+def test_resume_with_another_way_of_computing_goes_on_and_says_so(
+    base: Path, home: Path, undisturbed: Path, layout: dict[str, Any]
+) -> None:
+    told = Told()
+    with begin(home) as attempt:
+        summary = go(CASE.spec(base, **layout), attempt, told)
+    (resumed,) = told.of(Resumed)
+    assert next(iter(layout)) in resumed.notes[0]
+    assert summary.resumed[0]["exact"] is not None and summary.resumed[0]["notes"] == resumed.notes
+    assert losses(attempt.folder)[:4] == losses(undisturbed)[:4]
+
+
+# Upkeep
+
+
+def test_checkpoints_leave_one_at_a_time_and_keep_snapshots_without_copying_them(base: Path, tmp_path: Path) -> None:
+    with begin(tmp_path) as attempt, pytest.raises(Crash):
+        go(CASE.spec(base), attempt, crash_after(7))
+    assert sorted(path.name.split("-")[1] for path in (tmp_path / "resume").iterdir() if path.is_dir()) == ["00000007"]
+    (linked,) = (tmp_path / "resume").glob("*/snapshots/epoch-1/adapter_model.safetensors")
+    assert linked.samefile(attempt.folder / "snapshots" / "epoch-1" / "adapter_model.safetensors")
+
+
+def test_adapter_checkpoint_holds_no_frozen_weights(base: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for method in ("full", "lora"):
+        spec = Case(2, "fp32", method, 1, 4).spec(base)
+        told = interrupted(spec, tmp_path / method, 4)
+        sizes[method] = told.of(CheckpointWritten)[-1].bytes
+    assert sizes["lora"] < sizes["full"] / 2
+
+
+def test_interval_is_two_minutes_or_twenty_times_the_cost_unless_it_is_said() -> None:
+    assert [Interval(None, 0.0, cost).due(119.9) for cost in (0.0, 5.0, 10.0)] == [False, False, False]
+    assert [Interval(None, 0.0, cost).due(120.0) for cost in (0.0, 6.0, 6.1)] == [True, True, False]
+    assert Interval(0.0, 5.0, 100.0).due(5.0)
+    assert not Interval(30.0, 5.0).due(34.9) and Interval(30.0, 5.0, 100.0).due(35.0)

@@ -1,0 +1,58 @@
+"""Run under torchrun by ``test_resume``: two ranks serve the orders of each line of argv[1]."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from resuming import SAMPLES, Told, begin, go, kill_at
+from tiny_training import make_samples
+
+from massive_sft.errors import Interrupted
+from massive_sft.sft.events import StepDone
+from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.sft.ranks import from_first_rank
+from massive_sft.sweep.spec import TrainingSpec
+
+
+def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Train undisturbed, then stopped after a step and gone on with in another attempt."""
+    train_trajectory(spec, make_samples(SAMPLES), folder / "undisturbed", lambda event: None)
+    told = Told()
+    attempt = from_first_rank(lambda: begin(folder / "home"))
+    try:
+        go(spec, attempt, told, every=None, stop=lambda: len(told.of(StepDone)) == step - 1)
+    except Interrupted:
+        attempt.release()
+    attempt = from_first_rank(lambda: begin(folder / "home"))
+    keep(folder, go(spec, attempt, Told(), every=None))
+    attempt.release()
+
+
+def be_killed(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Have rank 0 killed after a step, in an attempt whose lease the test holds."""
+    go(spec, pickle.loads((folder / "attempt.pickle").read_bytes()), kill_at(step, StepDone))
+
+
+def go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Go on in the attempt that was killed."""
+    keep(folder, go(spec, pickle.loads((folder / "attempt.pickle").read_bytes()), Told()))
+
+
+def keep(folder: Path, summary: TrainingSummary) -> None:
+    """Keep how a training went on this rank."""
+    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps([dict(entry) for entry in summary.resumed]))
+
+
+SERVE = {"stop": stop_and_go_on, "kill": be_killed, "go on": go_on}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in Path(sys.argv[1]).read_text().splitlines():
+        order = json.loads(line)
+        SERVE[order["what"]](TrainingSpec.model_validate(order["spec"]), Path(order["folder"]), order["step"])
+    dist.destroy_process_group()
