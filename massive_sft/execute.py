@@ -10,8 +10,10 @@ from rich.text import Text
 
 from massive_sft.changes import remember
 from massive_sft.check import require_runnable
+from massive_sft.companions import finish_together, wants
 from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import announce
 from massive_sft.plan import Plan, make_plan
 from massive_sft.progress import RunProgress
 from massive_sft.report.write import write_report
@@ -45,6 +47,7 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool,
     ledger = Ledger.open(plan.root)
     remember(plan.sweep, ledger)
     with registered(ledger.sweep_dir(plan.sweep.file.name), f"{socket.gethostname()}:{os.getpid()}") as run:
+        announce(run, wants(plan))
         return _mirrored(plan, ledger, run, out, inline, retrain, stop)
 
 
@@ -62,7 +65,10 @@ def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, 
                 if isinstance(happening, Recorded):
                     mirror.put(happening.record.cell)
 
-            _do(plan, listen, progress, inline, retrain, stop)
+            def do(left: Plan, listen: Listen) -> None:
+                _do(left, listen, progress, inline, retrain, stop)
+
+            finish_together(plan, ledger, do, listen, progress.say, stop)
         after = make_plan(plan.sweep)
         if stop():
             return after

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,29 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise Corrupt(f"{path}: is not valid JSON ({error})") from error
+
+
+def read_compressed_lines(path: Path) -> list[str]:
+    """Return the lines of a gzip file. Raises FileNotFoundError, ``Corrupt`` when it is damaged."""
+    try:
+        return gzip.decompress(path.read_bytes()).decode().split("\n")
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise Corrupt(f"{path}: cannot be read ({error})") from error
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE}
+
+
+def refusal(error: OSError) -> str | None:
+    """Return what to tell people when the disk refused; None when it is something else, which is a bug."""
+    if error.errno not in _REFUSED:
+        return None
+    place = f"{error.filename}: " if error.filename else "the disk refuses: "
+    remedy = "; make room, then run the same command to go on" if error.errno in FULL else ""
+    return f"{place}{error.strerror}{remedy}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -79,20 +79,21 @@ def hash_file(path: Path) -> str:
 class FileHashes:
     """SHA-256 of local files, remembered by path, size and modification time.
 
-    The memory is a JSON file in the user's cache folder; losing it costs time, never correctness.
+    The memory is in the user's cache folder: a checksum, then JSON. Losing it costs time, never correctness.
     """
 
     def __init__(self, memory: Path | None = None):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._memory = memory or cache / "massive-sft" / "file-hashes.json"
+        self._memory = memory or cache / "massive-sft" / "file-hashes"
         self._known: dict[str, list[Any]] = {}
         self._fresh = False
         try:
-            loaded = json.loads(self._memory.read_text())
+            text = self._memory.read_text()
         except (OSError, ValueError):
-            loaded = {}
-        if isinstance(loaded, dict):
-            self._known = loaded
+            return
+        seal, _, body = text.partition("\n")
+        if hashlib.sha256(body.encode()).hexdigest() == seal:  # a wrong hash in it would make another cell
+            self._known = json.loads(body)
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of the file at ``path``. Raises OSError when it cannot be read."""
@@ -113,7 +114,8 @@ class FileHashes:
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._memory.parent, delete=False) as file:
-                json.dump(self._known, file)
+                body = json.dumps(self._known)
+                file.write(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
             os.replace(file.name, self._memory)
         except OSError:
             pass

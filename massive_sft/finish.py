@@ -7,7 +7,7 @@ from massive_sft.ledger.record import Record
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.outcome import find_trained
-from massive_sft.trial import Listen, Recorded, Skipped, leave_traceback, sentence
+from massive_sft.trial import Listen, Recorded, Skipped, ids, leave_traceback, sentence
 
 
 def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
@@ -20,12 +20,12 @@ def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen:
     except Interrupted:
         return
     except LeaseLost as error:
-        listen(Skipped(str(error)))
+        listen(Skipped(str(error), ids([cell])))
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
         leave_traceback(finisher.ledger.cell_dir(cell.cell.id), error)
         record = finisher.recorder.failed(cell, 1, sentence(error))
-    listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
+    listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates), ids([cell])))
 
 
 def _finish(cell: CellPlan, run: RunPlan | None, finisher: Finisher) -> Record | None:

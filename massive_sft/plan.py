@@ -17,7 +17,7 @@ from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, join
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import Record, Status, unseal
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
@@ -267,7 +267,8 @@ def token_key(recipe: Recipe) -> str:
 def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
     """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
     try:
-        total = read_json(root / "cache" / "tokens" / f"{token_key(recipe)}.json")["counts"]["total"]
+        path = root / "cache" / "tokens" / f"{token_key(recipe)}.json"
+        total = json.loads(unseal(path.read_bytes(), str(path)))["counts"]["total"]
         return int(total["samples"]), int(total["tokens"])
     except (OSError, Corrupt, KeyError, TypeError, ValueError):
         return None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.sft.events import Event
 from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
@@ -67,9 +68,15 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Somebody else works on this."""
+    """Somebody else works on this.
+
+    Attributes:
+        what: for people.
+        cells: ids of the cells that this run leaves to them for now.
+    """
 
     what: str
+    cells: tuple[str, ...]
 
 
 Happening = Began | Progressed | Recorded | Skipped
@@ -93,6 +100,11 @@ def todo(run: RunPlan) -> list[CellPlan]:
     return [cell for cell in run.cells if not cell.is_done]
 
 
+def ids(cells: Iterable[CellPlan]) -> tuple[str, ...]:
+    """Return the cells' ids."""
+    return tuple(cell.cell.id for cell in cells)
+
+
 def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, retrain: bool) -> bool:
     """See to it that a run is trained, by the ledger's training or a new one; return whether its cells can be scored.
 
@@ -102,7 +114,7 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
     ledger = recorder.ledger
     attempt = ledger.begin(run.trajectory.id, recorder.owner)
     if attempt is None:
-        listen(Skipped(str(run.trajectory.cells[0].coordinates)))
+        listen(Skipped(str(run.trajectory.cells[0].coordinates), ids(todo(run))))
         return False
     with attempt:
         try:
@@ -117,12 +129,12 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
         except Interrupted:
             pass  # no outcome: the next run goes on from the checkpoint
         except LeaseLost as error:
-            listen(Skipped(str(error)))
+            listen(Skipped(str(error), ids(todo(run))))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
             for cell in todo(run):
                 record = recorder.failed(cell, attempt.number, sentence(error))
-                listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates)))
+                listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates), ids([cell])))
         return False
 
 
@@ -133,13 +145,18 @@ def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:
 
 
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
-    """Remove the snapshots that the retention policy does not keep and whose cells are complete."""
+    """Remove the snapshots that the policy does not keep, of complete cells of which no live run wants more."""
     for cell in run.cells:
         if is_kept(run, cell.cell.epoch, policy):
             continue
         record = ledger.read_record(cell.cell.id)
-        if record is not None and record.status in (Status.COMPLETE, Status.DIVERGED):
+        if record is not None and _is_settled(record, ledger):
             remove_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
+
+
+def _is_settled(record: Record, ledger: Ledger) -> bool:
+    answered = record.status is Status.COMPLETE and wanted(ledger.root, record.cell).issubset(record.answers)
+    return answered or record.status is Status.DIVERGED
 
 
 def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:

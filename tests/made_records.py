@@ -11,6 +11,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from massive_sft.asked import Asked
+from massive_sft.fingerprint import hash_file
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, make_plan
@@ -128,28 +129,37 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
         content["measures"] = {"perplexity": {"all": over, "response": over}, "layer_change": change}
         content["training"] = {"steps": 64, "tokens": 12800, "seconds": 30.0, "first_loss": 2.0, "last_loss": 1.0}
         content["training"] |= {"layout": LAYOUT}
-        content["files"] = {f"trajectories/{trajectory}/{LOSSES}": "0" * 64}
         content["counts"] = {"total": {"samples": 1000, "available": 5000, "tokens": 6400, "truncated": 3}}
     return Record(**(content | changes))
 
 
-def write_layers(path: Path) -> None:
+def write_layers(path: Path) -> Path:
     """Write a table of two weights in two layers, as far as a report reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"layer": [0, 1], "base_norm": [1.0, 1.0], "rounding_floor": [0.0, 0.0]}).to_parquet(path)
+    return path
+
+
+def write_losses(path: Path) -> Path:
+    """Write a loss curve of two epochs of 32 steps, as far as a report reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    steps = [{"step": step, "epoch": 1 + (step > 32), "loss": 2 - step / 64} for step in range(1, 65)]
+    path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return path
 
 
 def fill(plan: Plan, change: Callable[[Record], Record | None] = lambda record: record) -> Ledger:
     """Write a record for every cell of a plan, or what ``change`` makes of it (None: nothing), and loss curves."""
     ledger = Ledger.open(plan.root)
     runs = {cell.cell.id: run.trajectory.id for run in plan.runs for cell in run.cells}
+    losses = {trajectory: write_losses(ledger.trajectory_dir(trajectory) / LOSSES) for trajectory in runs.values()}
     for cell in plan.cells:
-        found = change(made_record(cell, runs.get(cell.cell.id)))
+        made = made_record(cell, runs.get(cell.cell.id))
+        if made.trajectory is not None:
+            files = [losses[made.trajectory], write_layers(ledger.cell_dir(made.cell) / "layers.parquet")]
+            hashes = {path.relative_to(ledger.root).as_posix(): hash_file(path) for path in files}
+            made = made.model_copy(update={"files": hashes})
+        found = change(made)
         if found is not None:
             ledger.write_record(found)
-            write_layers(ledger.cell_dir(found.cell) / "layers.parquet")
-    for trajectory in set(runs.values()):
-        path = ledger.trajectory_dir(trajectory) / LOSSES
-        path.parent.mkdir(parents=True)
-        steps = [{"step": step, "epoch": 1 + (step > 32), "loss": 2 - step / 64} for step in range(1, 65)]
-        path.write_text("".join(json.dumps(step) + "\n" for step in steps))
     return ledger

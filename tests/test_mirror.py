@@ -2,16 +2,22 @@
 
 import contextlib
 import gzip
+import hashlib
+import http.client
 import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,10 +25,13 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
 from massive_sft.errors import InvalidInput
+from massive_sft.fingerprint import hash_file
 from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.tracking import address
 from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking.mirror import Mirror, mirror_all
 from massive_sft.tracking.tracker import Tracker, quiet
@@ -87,6 +96,7 @@ def write_losses(ledger: Ledger, steps: int, epochs: int, **changed: dict[int, f
         line |= {"grad_norm": 1.0, "tokens": 9, "trainable_tokens": 3, "seconds": 1.0}
         lines.append(line | {key: values[step] for key, values in changed.items() if step in values})
     (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal_folder(folder)
 
 
 @pytest.fixture(scope="session")
@@ -109,14 +119,14 @@ def uri_of(ledger: Ledger) -> str:
     return f"sqlite:///{ledger.root}/mlflow.db"
 
 
-def mirror(ledger: Ledger, names: dict[str, Coordinates], uri: str = "") -> None:
-    assert not mirror_all(ledger, SWEEP, names, uri)
+def mirror(ledger: Ledger, names: dict[str, Coordinates], uri: str = "", sweep: str = SWEEP) -> None:
+    assert not mirror_all(ledger, sweep, names, uri)
 
 
-def runs_of(uri: str) -> tuple[object, dict[str, object]]:
+def runs_of(uri: str, sweep: str = SWEEP) -> tuple[object, dict[str, object]]:
     """Return the parent run and the child runs by cell; two runs of one cell, or two parents, fail."""
     client = MlflowClient(uri)
-    found = client.search_runs([client.get_experiment_by_name(SWEEP).experiment_id], run_view_type=ViewType.ALL)
+    found = client.search_runs([client.get_experiment_by_name(sweep).experiment_id], run_view_type=ViewType.ALL)
     (parent,) = [run for run in found if "massive_sft.sweep" in run.data.tags]
     children = [run for run in found if run is not parent]
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
@@ -134,19 +144,26 @@ def history(uri: str, run, key: str) -> list[tuple[int, float, int]]:
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
-def everything(uri: str) -> dict:
+def everything(uri: str, sweep: str = SWEEP) -> dict:
     """Return all that a store shows of a sweep, without the ids that the store gives."""
-    client, (parent, children) = MlflowClient(uri), runs_of(uri)
-    shown = {SWEEP: {key: value for key, value in parent.data.tags.items() if key != "massive_sft.written"}}
+    client, (parent, children) = MlflowClient(uri), runs_of(uri, sweep)
+    shown = {sweep: {key: value for key, value in parent.data.tags.items() if key != "massive_sft.written"}}
     for cell, run in children.items():
         shown[cell] = {
             "info": (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
             "params": run.data.params,
             "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
             "metrics": {key: history(uri, run, key) for key in run.data.metrics},
-            "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+            "files": files_of(client, run.info.run_id),
         }
     return shown
+
+
+def files_of(client: MlflowClient, run: str) -> dict[str, str]:
+    """Return the SHA-256 of a run's artifacts by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        client.download_artifacts(run, "", folder)
+        return {path.name: hash_file(path) for path in Path(folder).iterdir()}
 
 
 def until(condition, seconds: float = 60) -> None:
@@ -259,13 +276,14 @@ def test_loss_curve_of_a_diverged_run_leaves_out_what_cannot_be_drawn_and_counts
 
 
 def test_files_go_with_a_run_and_of_the_responses_twenty_of_each_task(ledger, tmp_path):
-    cell = write(ledger)
-    home = ledger.cell_dir(cell)
-    (home / "layers.parquet").write_bytes(b"PAR1")
+    home = ledger.cell_dir(cell_id(1))
     shard = home / "responses" / "aaaaaaaaaaaa" / "mmlu" / "00000.jsonl.gz"
     shard.parent.mkdir(parents=True)
-    lines = [{"schema": 1}, *({"index": index, "text": "é"} for index in range(30))]
-    shard.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    (home / "layers.parquet").write_bytes(b"PAR1")
+    cell = write(ledger, files={f"cells/{cell_id(1)}/layers.parquet": hash_file(home / "layers.parquet")})
+    lines = "\n".join(json.dumps({"index": index, "text": "é"}) for index in range(30))
+    head = json.dumps({"schema": 1, "responses": hashlib.sha256(lines.encode()).hexdigest()})
+    shard.write_bytes(gzip.compress(f"{head}\n{lines}".encode()))
     mirror(ledger, {cell: coordinates(2)})
     client, run = MlflowClient(uri_of(ledger)), child_of(ledger, cell)
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
@@ -436,6 +454,23 @@ def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
 
 
+def test_first_mirror_looks_again_after_it_gave_the_lease_back(ledger, monkeypatch):
+    """The second was refused the lease after the first had looked for the last time, and left its record to it."""
+    names = {cell_id(number): coordinates(2) for number in (1, 2)}
+    first, second = (Mirror.open(ledger, SWEEP, names, "") for _ in range(2))
+    left = []
+
+    def finish(tracker):
+        if not left:
+            second.put(write(ledger, 2))
+            left.append(second.close())
+
+    monkeypatch.setattr(Tracker, "finish", finish)
+    assert not first.close()
+    assert left[0].items == (cell_id(2),)
+    assert set(runs_of(uri_of(ledger))[1]) == {cell_id(2)}
+
+
 def test_cell_that_cannot_be_read_holds_up_no_other_and_is_named_at_the_end(ledger):
     names = {write(ledger, number): coordinates(2) for number in (1, 2, 3)}
     (ledger.cell_dir(cell_id(1)) / "cell.json").write_text("{")
@@ -524,8 +559,22 @@ class Server:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory, empty_store):
+    """One for several tests, each with a sweep of its own: it takes seconds to start."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(empty_store)
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
@@ -574,6 +623,122 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
     written = [tmp_path / "mlflow.db", *(tmp_path / "artifacts").rglob("*")]
     assert {"record.json", "sweep.yaml"} <= {path.name for path in written}
     assert not [path for path in written if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shared_server, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(address, "TIMEOUT", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    names = {cell_id(number): coordinates(2) for number in (1, 2, 3)}
+    uri = shared_server.uri
+    running = Mirror.open(ledger, "still", names, uri)
+    shared_server.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    running.put(write(ledger, 1))
+    assert time.monotonic() - began < 0.5
+    until(lambda: running.trouble)
+    shared_server.signal(signal.SIGCONT)
+    until(lambda: not running.pending)
+    shared_server.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    running.put(write(ledger, 2))
+    left = running.close(timeout=20)
+    assert time.monotonic() - began < 10
+    assert left.items == (cell_id(2),)
+    with pytest.raises(InvalidInput, match="tracking server that answers"):
+        Mirror.open(ledger, "still", names, uri)
+    shared_server.signal(signal.SIGCONT)
+    write(ledger, 3)
+    mirror(ledger, names, uri, "still")
+    assert set(runs_of(uri, "still")[1]) == set(names)
+
+
+def test_tracker_restarted_in_between_is_gone_on_with_and_its_deleted_store_rebuilt_run_for_run(
+    ledger, shared_server, monkeypatch, empty_store
+):
+    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
+    write_losses(ledger, steps=4, epochs=2)
+    names = {cell_id(1): coordinates(1), cell_id(2): coordinates(2)}
+    uri = shared_server.uri
+    running = Mirror.open(ledger, "restarted", names, uri)
+    running.put(write(ledger, 1, 1))
+    until(lambda: not running.pending)
+    shared_server.kill()
+    running.put(write(ledger, 2))
+    until(lambda: running.trouble)
+    shared_server.start()
+    until(lambda: not running.pending and not running.trouble)
+    assert not running.close()
+    before = everything(uri, "restarted")
+    assert before.keys() == {"restarted", *names}
+    assert {"record.json", "cell.json"} <= before[cell_id(2)]["files"].keys()
+
+    shared_server.kill()
+    shutil.rmtree(shared_server.folder / "artifacts")
+    (shared_server.folder / "mlflow.db").write_bytes(empty_store)
+    shared_server.start()
+    mirror(ledger, names, uri, "restarted")
+    assert everything(uri, "restarted") == before
+
+
+class Slow(ThreadingHTTPServer):
+    """A proxy before a server that keeps the next ``create_run`` back until ``let_go``, then sends it on after all."""
+
+    def __init__(self, server: Server):
+        super().__init__(("127.0.0.1", 0), Forward)
+        self.server, self.armed = server, False
+        self.let_go, self.sent = threading.Event(), threading.Event()
+        self.uri = f"http://127.0.0.1:{self.server_port}"
+
+
+class Forward(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hold = self.path.endswith("runs/create") and self.server.armed
+        if hold:
+            self.server.armed = False
+            self.server.let_go.wait(60)
+        onward = http.client.HTTPConnection("127.0.0.1", self.server.server.port)
+        headers = {key: value for key, value in self.headers.items() if key != "Host"}
+        onward.request(self.command, self.path, body, headers)
+        answer = onward.getresponse()
+        content = answer.read()
+        if hold:
+            self.server.sent.set()
+        with contextlib.suppress(OSError):  # whoever asked has given up
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.getheader("Content-Type", "application/json"))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_POST = do_PATCH = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_call_that_is_served_after_it_was_given_up_leaves_no_second_run(ledger, shared_server, monkeypatch, caplog):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    names = {cell_id(1): coordinates(2)}
+    with Slow(shared_server) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        running = Mirror.open(ledger, "late", names, slow.uri)
+        slow.armed = True
+        running.put(write(ledger))
+        until(lambda: not running.pending)
+        slow.let_go.set()
+        assert slow.sent.wait(10)
+        assert not running.close()
+        slow.shutdown()
+    client = MlflowClient(shared_server.uri)
+    experiment = client.get_experiment_by_name("late").experiment_id
+    assert len(client.search_runs([experiment], run_view_type=ViewType.ALL)) == 3, "it was made twice"
+    (run,) = client.search_runs([experiment], f"tags.`massive_sft.cell` = '{cell_id(1)}'")
+    assert run.data.tags["massive_sft.record"]
+    assert "had a second run" in caplog.text
 
 
 def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from evaluation_world import gpt2, llama
 
-from massive_sft.evaluate.perplexity import Perplexity, perplexity, token_length
+from massive_sft.evaluate.perplexity import Perplexity, load_summary, perplexity, token_length
 from massive_sft.samples import Samples
 
 
@@ -96,7 +95,7 @@ def test_out_of_memory_splits_the_batch_and_says_so() -> None:
 def test_saved_files_hold_the_summary_and_every_sample(tmp_path: Path) -> None:
     found = perplexity(llama(), SAMPLES)
     found.save(tmp_path)
-    assert json.loads((tmp_path / "perplexity.json").read_text()) == found.summary()
+    assert load_summary(tmp_path) == found.summary()
     frame = pq.read_table(tmp_path / "perplexity.parquet").to_pandas()
     assert frame.response_nll.tolist() == found.response.nll.tolist()
     assert len(frame) == len(SAMPLES)

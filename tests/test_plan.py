@@ -12,7 +12,7 @@ from test_cell import base_file, block, changed
 
 from massive_sft.errors import Corrupt, InvalidInput
 from massive_sft.files import write_json
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Status, seal
 from massive_sft.plan import layout_of, make_plan, token_key
 from massive_sft.show import plan_json
 from massive_sft.sweep.cell import Recipe
@@ -154,7 +154,7 @@ def test_damaged_token_cache_counts_as_not_cached(tmp_path: Path, cached: str) -
     path.parent.mkdir(parents=True)
     path.write_text(cached)
     assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch is None
-    write_json(path, {"counts": {"total": {"samples": 90, "tokens": 12}}})
+    path.write_bytes(seal({"counts": {"total": {"samples": 90, "tokens": 12}}}))
     assert make_plan(sweep_in(tmp_path)).runs[0].tokens_per_epoch == 12
 
 

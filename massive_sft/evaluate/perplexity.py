@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from massive_sft import files
+from massive_sft.errors import Corrupt
 from massive_sft.evaluate import batching, intervals
 from massive_sft.evaluate.logits import chosen_logits, dense_budget, target_logprobs
+from massive_sft.ledger.record import seal, unseal
 from massive_sft.samples import Samples
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 
 
@@ -75,7 +80,7 @@ class Perplexity:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``perplexity.parquet`` (one row per sample, in order), then ``perplexity.json``, atomically."""
+        """Write ``perplexity.parquet`` (one row per sample, in order), then ``perplexity.json``, sealed."""
         columns = {
             f"{name}_{what}": getattr(part, what)
             for name, part in (("response", self.response), ("all", self.all))
@@ -84,7 +89,20 @@ class Perplexity:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
         files.write_bytes(folder / "perplexity.parquet", sink.getvalue().to_pybytes())
-        files.write_json(folder / "perplexity.json", self.summary())
+        files.write_bytes(folder / "perplexity.json", seal(self.summary()))
+
+
+def load_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary that ``Perplexity.save`` wrote; None when there is none, or none that is sound."""
+    path = folder / "perplexity.json"
+    try:
+        summary: dict[str, Any] = json.loads(unseal(path.read_bytes(), str(path)))
+    except FileNotFoundError:
+        return None
+    except Corrupt as error:
+        log.warning("%s; it is measured again", error)
+        return None
+    return summary
 
 
 def _ratio(total: float, count: float) -> float | None:

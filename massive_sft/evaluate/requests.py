@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +18,12 @@ from massive_sft import files
 from massive_sft.errors import Corrupt
 from massive_sft.fingerprint import fingerprint
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
-SHARD_REQUESTS = 1024  # a shard closes at the first document boundary at or after this many requests
+# A shard closes at the first document boundary at or after this many requests; it is what a crash loses. A generated
+# answer costs about as much as ten likelihoods: a minute or so on a large GPU either way.
+SHARD_REQUESTS = 1024
+SHARD_GENERATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -154,11 +159,14 @@ def checksum(lines: Sequence[str]) -> str:
 
 
 def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request]]) -> RequestSet:
-    """Write a request set under ``root/<id>``; the manifest last. A sound one that is there is left as it is."""
+    """Write a request set under ``root/<id>``; the manifest last. A sound one that is there is left as it is.
+
+    Returns the set under the label that it was asked by: another benchmark with equal requests may have written it.
+    """
     folder = root / identity.id
     complete = RequestSet(**{**vars(identity), "folder": folder})
     if _is_sound(folder):
-        return read_set(folder)
+        return complete
     for leaf in complete.leaves:
         lines = "\n".join(map(to_line, requests[leaf.name]))
         files.write_bytes(requests_path(folder, leaf.name), gzip.compress(lines.encode(), mtime=0))
@@ -178,45 +186,37 @@ def _is_sound(folder: Path) -> bool:
         found = read_set(folder)
         for leaf in found.leaves:
             read_requests(found, leaf)
-    except (FileNotFoundError, Corrupt):
+    except FileNotFoundError:
+        return False
+    except Corrupt as error:
+        log.warning("%s; it is built again", error)
         return False
     return True
 
 
+_DESCRIBED = ["label", "shots", "limit", "sampler", "sampler_seed", "template_kind", "template_text", "provenance"]
+
+
 def read_set(folder: Path) -> RequestSet:
     """Read a request set's manifest. Raises ``Corrupt`` when its content is not what its id says."""
-    manifest = files.read_json(folder / "manifest.json")
-    if manifest.get("schema") != SCHEMA:
-        raise Corrupt(f"{folder}: is of requests schema {manifest.get('schema')!r}, this version reads {SCHEMA}")
-    loaded = RequestSet(
-        folder=folder,
-        leaves=tuple(Leaf(**leaf) for leaf in manifest["leaves"]),
-        **{
-            key: manifest[key]
-            for key in (
-                "label",
-                "shots",
-                "limit",
-                "sampler",
-                "sampler_seed",
-                "template_kind",
-                "template_text",
-                "provenance",
-            )
-        },
-    )
-    if loaded.id != manifest["id"]:
-        raise Corrupt(f"{folder / 'manifest.json'}: its content does not match its id")
+    path = folder / "manifest.json"
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise Corrupt(f"{path}: is no manifest of requests of schema {SCHEMA}")
+    try:
+        leaves = tuple(Leaf(**leaf) for leaf in manifest["leaves"])
+        loaded = RequestSet(folder=folder, leaves=leaves, **{key: manifest[key] for key in _DESCRIBED})
+        if loaded.id != manifest["id"]:
+            raise Corrupt(f"{path}: its content does not match its id")
+    except (KeyError, TypeError) as error:
+        raise Corrupt(f"{path}: is no manifest of requests ({error})") from error
     return loaded
 
 
 def read_requests(requests: RequestSet, leaf: Leaf) -> list[Request]:
-    """Read one leaf task's requests. Raises ``Corrupt`` when they do not match the manifest."""
+    """Read one leaf task's requests. Raises FileNotFoundError, ``Corrupt`` when they do not match the manifest."""
     path = requests_path(requests.folder, leaf.name)
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-    except (OSError, EOFError, ValueError) as error:
-        raise Corrupt(f"{path}: cannot be read ({error})") from error
+    lines = files.read_compressed_lines(path)
     if checksum(lines) != leaf.checksum:
         raise Corrupt(f"{path}: does not match its checksum")
     return [from_line(line) for line in lines]
@@ -231,11 +231,16 @@ def file_name(task: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in task)
 
 
-def shards(requests: Sequence[Request], size: int = SHARD_REQUESTS) -> Iterator[Sequence[Request]]:
+def shards(requests: Sequence[Request], size: int | None = None) -> Iterator[Sequence[Request]]:
     """Yield slices of the list, in order, that never cut a document's requests apart.
 
     A pure function of the list: the same shards on every machine, however many workers take them.
+
+    Args:
+        size: requests of a shard at least; by their kind when ``None``.
     """
+    if size is None:
+        size = SHARD_GENERATIONS if any(isinstance(request, Generation) for request in requests) else SHARD_REQUESTS
     start = 0
     for end in range(1, len(requests) + 1):
         at_boundary = end == len(requests) or requests[end].doc != requests[end - 1].doc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from massive_sft.errors import Corrupt
 from massive_sft.evaluate import requests as sets
 from massive_sft.evaluate.requests import Leaf, Request, RequestSet
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 
 
@@ -77,12 +79,10 @@ def read_shard(path: Path, weights: str, requests: Sequence[Request]) -> tuple[l
         FileNotFoundError: it has not been scored.
         Corrupt: it cannot be read, fails its checksum, or holds other weights' answers or answers to other requests.
     """
+    header_line, *lines = files.read_compressed_lines(path)
     try:
-        header_line, *lines = gzip.decompress(path.read_bytes()).decode().split("\n")
         header: dict[str, Any] = json.loads(header_line)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, ValueError) as error:
+    except ValueError as error:
         raise Corrupt(f"{path}: cannot be read ({error})") from error
     if header.get("schema") != SCHEMA or header.get("responses") != sets.checksum(lines):
         raise Corrupt(f"{path}: does not match its checksum")
@@ -116,7 +116,9 @@ def respond(requests: RequestSet, folder: Path, weights: str, answer: Answer) ->
                 _, happened = read_shard(path, weights, shard)
                 totals["shards_found"] += 1
             except (FileNotFoundError, Corrupt) as error:
-                totals["shards_replaced"] += isinstance(error, Corrupt)
+                if isinstance(error, Corrupt):
+                    log.warning("%s; it is answered again", error)
+                    totals["shards_replaced"] += 1
                 responses, happened = answer(shard)
                 write_shard(path, weights, shard, responses, happened)
             for name, count in happened.items():

@@ -50,10 +50,10 @@ class Seen:
     def gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
         process = self.owner.get("process")
-        if not isinstance(process, dict) or None in process.values():
+        if not isinstance(process, dict) or None in process.values() or type(process.get("pid")) is not int:
             return False
-        here = _process(int(process["pid"]))
-        return here != process and all(here[key] == process[key] for key in ("host", "boot", "pid_namespace"))
+        here = _process(process["pid"])
+        return here != process and all(here[key] == process.get(key) for key in ("host", "boot", "pid_namespace"))
 
     def looks_live(self) -> bool:
         """Whether somebody seems to hold it, at one glance: for showing a status, never for taking over.
@@ -61,7 +61,12 @@ class Seen:
         An owner elsewhere counts as live for ten ``ttl`` after its last write, which trusts the clocks that far.
         """
         age = time.time() - self.modified
-        return not (self.released or self.gone() or age > 10 * float(self.owner.get("ttl", TTL)))
+        return not (self.released or self.gone() or age > 10 * self.ttl(TTL))
+
+    def ttl(self, default: float) -> float:
+        """Return the owner's seconds without a beat after which it counts as dead; ``default`` where it states none."""
+        stated = self.owner.get("ttl")
+        return float(stated) if isinstance(stated, int | float) else default
 
 
 def look(folder: Path) -> Seen | None:
@@ -104,7 +109,7 @@ class Watch:
         if last != state:
             since = now
         self._changed[folder] = (state, since)
-        return now - since >= float(seen.owner.get("ttl", self._ttl))
+        return now - since >= seen.ttl(self._ttl)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ replace what was written meanwhile, whatever it had verified before it was stopp
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,12 +20,12 @@ from typing import Any
 
 from massive_sft import files
 from massive_sft.errors import Corrupt, InvalidInput, LedgerError, Problem, Unsupported
-from massive_sft.fingerprint import ID_LENGTH, canonical
+from massive_sft.fingerprint import ID_LENGTH, hash_file
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, append_entries, entry_of, read_index, write_index
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch, look
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import SCHEMA, Record, Status, dump_record, load_record, newer_schema
+from massive_sft.ledger.record import SCHEMA, Record, Status, dump_record, load_record, newer_schema, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -126,16 +127,23 @@ class Ledger:
         self._write_once(self.trajectory_dir(trajectory) / "spec.json", content)
 
     def _write_once(self, path: Path, content: Mapping[str, Any]) -> None:
-        text = canonical({"schema": SCHEMA, "content": content})
+        data = seal({"schema": SCHEMA, "content": content})
         try:
-            if canonical(files.read_json(path)) != text:
+            unseal(found := path.read_bytes(), str(path))
+            if found != data:
                 raise LedgerError(f"{path}: other content lies under this id; one id must mean one thing")
             return
         except FileNotFoundError:
             pass
         except Corrupt as error:
             self.report(path, str(error))
-        files.write_json(path, {"schema": SCHEMA, "content": content})
+        files.write_bytes(path, data)
+
+    def read_cell(self, cell: str) -> dict[str, Any]:
+        """Return what a cell is, as ``write_cell`` stored it. Raises FileNotFoundError, ``Corrupt``."""
+        path = self.cell_dir(cell) / "cell.json"
+        content: dict[str, Any] = json.loads(unseal(path.read_bytes(), str(path)))["content"]
+        return content
 
     def write_record(self, record: Record, claim: Claim | None = None) -> Path:
         """Write a record as the cell's newest and return its path. It is the last thing written of a cell.
@@ -162,7 +170,7 @@ class Ledger:
                 except FileExistsError:
                     continue
         files.sync_folder(folder)
-        append_entries(self.root, [entry_of(record, revision, path)])
+        self._try_to_index(append_entries, [entry_of(record, revision, path)])
         return path
 
     # Reading
@@ -187,6 +195,19 @@ class Ledger:
             else:
                 return record, revision, path
         return None
+
+    def file_of(self, record: Record, name: str) -> Path:
+        """Return the path of a file that a record rests on, once its content is seen to be what the record says.
+
+        Args:
+            name: its path below the storage root, one of ``record.files``.
+
+        Raises FileNotFoundError, or ``Corrupt`` when it has changed since.
+        """
+        path = self.root / name
+        if hash_file(path) != record.files[name]:
+            raise Corrupt(f"{path}: does not match the checksum in the record of {record.cell}")
+        return path
 
     def records(self) -> Iterator[Record]:
         """Yield every cell's newest sound record, by cell id; each is verified."""
@@ -261,7 +282,7 @@ class Ledger:
         try:
             write(self.root, entries)
         except OSError as error:
-            # Somebody who may only read looks at another's ledger: the answer is right, only slower next time.
+            # A full disk, or a reader of another's ledger: the answer is right, only slower next time.
             log.info("the index cannot be written: %s", error)
 
     def _cells(self) -> list[str]:
@@ -297,10 +318,14 @@ class Ledger:
 
 
 def _check_schema(head: Path) -> None:
-    content = files.read_json(head)
+    try:
+        content = files.read_json(head)
+    except Corrupt:
+        content = None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(schema, int):
-        raise Corrupt(f"{head}: states no schema")
+    if not isinstance(schema, int) or schema < 1:
+        remedy = f'with a ledger around it, replace it by {{"schema": {SCHEMA}}}'
+        raise Corrupt(f"{head}: states no schema; {remedy}")
     if schema > SCHEMA:
         raise newer_schema(head, schema)
 

@@ -1,13 +1,14 @@
 """Tokenised mixtures on disk: built once, read by every trajectory that trains on them.
 
-Two files for a key: ``<key>.npz``, the arrays, and ``<key>.json``, the counts and the arrays' SHA-256, written
-last. Both are a pure function of the key, so two writers at once do no harm.
+Two files for a key: ``<key>.npz``, the arrays, and ``<key>.json``, the counts and the arrays' SHA-256, sealed and
+written last. Both are a pure function of the key, so two writers at once do no harm.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from massive_sft.errors import Corrupt
-from massive_sft.files import read_json, write_bytes, write_json
+from massive_sft.files import write_bytes
+from massive_sft.ledger.record import seal, unseal
 from massive_sft.samples import Samples
 from massive_sft.sft.data import Counts
 
@@ -47,7 +49,7 @@ def load_or_build(cache_dir: Path, key: str, build: Callable[[], tuple[Samples, 
     data = buffer.getvalue()
     write_bytes(_arrays_path(cache_dir, key), data)
     value = {"schema": SCHEMA, "sha256": hashlib.sha256(data).hexdigest(), "counts": counts.model_dump(mode="json")}
-    write_json(_counts_path(cache_dir, key), value)
+    write_bytes(_counts_path(cache_dir, key), seal(value))
     return samples, counts
 
 
@@ -62,8 +64,8 @@ def _counts_path(cache_dir: Path, key: str) -> Path:
 def _read_counts(cache_dir: Path, key: str) -> tuple[Counts, str]:
     """Return the counts and the arrays' SHA-256. Raises FileNotFoundError, ``Corrupt``."""
     path = _counts_path(cache_dir, key)
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+    value = json.loads(unseal(path.read_bytes(), str(path)))
+    if value.get("schema") != SCHEMA:
         raise Corrupt(f"{path}: is no cache entry of schema {SCHEMA}")
     try:
         return Counts.model_validate(value.get("counts")), str(value.get("sha256"))

@@ -14,12 +14,13 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.stages.measuring import measure_data, measure_layers
-from massive_sft.stages.outcome import Trained, find_snapshot
+from massive_sft.stages.outcome import Trained, find_snapshot, snapshot_folder
 from massive_sft.stages.recorder import Recorder, now
 from massive_sft.stages.scoring import score
 from massive_sft.stop import never
 
 GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
+DAMAGED = "its snapshot does not match its checksums; run with --retrain to train it again"
 
 
 Fields = dict[str, Any]  # of a record
@@ -99,7 +100,8 @@ class Finisher:
         details = self.recorder.earlier(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
-            gone = {_label(item): GONE for item in plan.lacking if item.task or item.measure == "layer_change"}
+            why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
+            gone = {_label(item): why for item in plan.lacking if item.task or item.measure == "layer_change"}
             details |= {"missing": gone, "status": Status.PARTIAL if gone else Status.COMPLETE}
         if found is not None:
             snapshot, hashes = found

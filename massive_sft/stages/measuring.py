@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import layers, modeling
-from massive_sft.errors import Corrupt
-from massive_sft.evaluate.perplexity import perplexity, token_length
+from massive_sft.evaluate.perplexity import load_summary, perplexity, token_length
 from massive_sft.evaluate.weights import load_scored
-from massive_sft.files import read_json
 from massive_sft.fingerprint import digest, hash_file
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
@@ -31,11 +29,9 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger) -> dict[str, Any]:
     folder = ledger.cache_dir("perplexity") / digest(
         token_key(recipe) + recipe.parts["base"] + recipe.setting.precision
     )
-    try:
-        known: dict[str, Any] = read_json(folder / "perplexity.json")
+    known = load_summary(folder)
+    if known is not None:
         return known
-    except (FileNotFoundError, Corrupt):
-        pass
     samples, _ = samples_of(run, ledger)
     model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.best_device())
     result = perplexity(model, samples)

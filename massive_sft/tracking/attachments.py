@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from massive_sft.files import read_json, write_json
+from massive_sft.errors import Corrupt
+from massive_sft.files import read_compressed_lines, write_json
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -21,14 +22,17 @@ SAMPLE = 20
 def attach_cell(ledger: Ledger, record: Record, folder: Path) -> None:
     """Write a cell's files into ``folder``: its record, what it is, its layer change, a sample of its responses.
 
-    Raises OSError or ValueError when they cannot be read.
+    One that is not what the record says is reported and left out. Raises OSError, ValueError, ``Corrupt`` where what
+    the cell is cannot be read.
     """
-    home = ledger.cell_dir(record.cell)
     write_json(folder / "record.json", _redacted(record.model_dump(mode="json", by_alias=True)))
-    write_json(folder / "cell.json", _redacted(read_json(home / "cell.json")))
-    if (home / "layers.parquet").is_file():
-        (folder / "layers.parquet").write_bytes((home / "layers.parquet").read_bytes())
-    sample = list(_responses(home / "responses", record))
+    write_json(folder / "cell.json", _redacted(ledger.read_cell(record.cell)))
+    for name in (name for name in record.files if name.endswith("/layers.parquet")):
+        try:
+            (folder / "layers.parquet").write_bytes(ledger.file_of(record, name).read_bytes())
+        except (Corrupt, FileNotFoundError) as error:
+            ledger.report(ledger.root / name, str(error))
+    sample = list(_responses(ledger, record))
     if sample:
         (folder / "responses-sample.jsonl").write_text("".join(sample))
 
@@ -44,13 +48,26 @@ def attach_file(path: Path, folder: Path) -> None:
     (folder / path.name).write_bytes(data)
 
 
-def _responses(home: Path, record: Record) -> Iterator[str]:
+def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
+    home = ledger.cell_dir(record.cell) / "responses"
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
         for shard in sorted((home / protocol).glob("*/00000.jsonl.gz")):
-            with gzip.open(shard, "rt") as file:
-                for line in itertools.islice(file, 1, 1 + SAMPLE):  # the first line is the shard's head
-                    head = {"benchmark": scores.benchmark, "task": shard.parent.name}
-                    yield json.dumps(head | json.loads(line), ensure_ascii=False) + "\n"
+            try:
+                lines = _lines(shard)
+            except Corrupt as error:
+                ledger.report(shard, str(error))
+                continue
+            for line in itertools.islice(lines, SAMPLE):
+                head = {"benchmark": scores.benchmark, "task": shard.parent.name}
+                yield json.dumps(head | json.loads(line), ensure_ascii=False) + "\n"
+
+
+def _lines(shard: Path) -> list[str]:
+    """Return a shard's responses. Its first line states their checksum; raises ``Corrupt`` when it is another."""
+    head, *lines = read_compressed_lines(shard)
+    if hashlib.sha256("\n".join(lines).encode()).hexdigest() not in head:
+        raise Corrupt(f"{shard}: does not match its checksum")
+    return lines
 
 
 def _redacted(value: Any) -> Any:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from massive_sft.errors import Corrupt
 from massive_sft.fingerprint import fingerprint
+from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import Point, milliseconds
@@ -33,7 +35,7 @@ class Curve:
 
 
 def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
-    """Return the curve of a cell's training; None for a base model, or where no training was finished.
+    """Return the curve of a cell's training; None for a base model, or where no sound one is there.
 
     Of more than ``MOST_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
     are not finite cannot be drawn; the note counts them. The times are those of the steps, counted back from when the
@@ -61,9 +63,19 @@ def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
 
 
 def _file(ledger: Ledger, trajectory: str) -> Path | None:
-    """Return the curve of the finished training that went on longest: each is a prefix of the longer ones."""
+    """Return the curve of the finished training that went on longest: each is a prefix of the longer ones.
+
+    One that differs from its manifest is reported and does not count.
+    """
     found = (ledger.trajectory_dir(trajectory) / "training").glob("attempt-*/losses.jsonl")
-    return max(found, key=lambda path: path.stat().st_size, default=None)
+    for path in sorted(found, key=lambda path: path.stat().st_size, reverse=True):
+        try:
+            verify_folder(path.parent)
+        except Corrupt as error:
+            ledger.report(path.parent, str(error))
+        else:
+            return path
+    return None
 
 
 def _times(steps: list[dict[str, Any]], end: int) -> list[int]:

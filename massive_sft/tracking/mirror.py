@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from massive_sft.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
-from massive_sft.files import read_json
 from massive_sft.ledger.lease import Lease, Watch
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
@@ -61,6 +60,7 @@ class Mirror:
         self._queue = Queue()
         self._trouble = ""
         self._spooled = False
+        self._repeated = False  # a call may have been lost and is made again
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     @classmethod
@@ -150,8 +150,10 @@ class Mirror:
                 if item is not None:
                     self._write(tracker, item)
                 elif not self._queue_missed(tracker):
-                    tracker.finish()
-                    return
+                    self._end(tracker)
+                    # A process that was refused the lease until now has left its records to this one.
+                    if not self._queue_missed(tracker):
+                        return
             except Exception as error:  # noqa: BLE001 - whatever the tracker does, it must not end the sweep
                 if item is not None and not isinstance(error, _Busy) and not is_outage(error):
                     self._refuse(item, error)
@@ -165,6 +167,13 @@ class Mirror:
                 delay = FIRST_DELAY
                 self._queue.done()
                 self._recovered()
+
+    def _end(self, tracker: Tracker) -> None:
+        if self._repeated:
+            tracker.look_again()
+            self._repeated = False
+        tracker.finish()
+        self._release()
 
     def _first_connection(self) -> None:
         try:
@@ -225,8 +234,7 @@ class Mirror:
             record = self._ledger.read_record(cell)
             if record is None:
                 raise _Unreadable(f"{cell} has no record")
-            content = read_json(self._ledger.cell_dir(cell) / "cell.json")["content"]
-            run = describe(record, content, self._cells.get(cell), str(self._ledger.root))
+            run = describe(record, self._ledger.read_cell(cell), self._cells.get(cell), str(self._ledger.root))
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise _Unreadable(f"{cell} cannot be read: {error}") from error
@@ -248,6 +256,7 @@ class Mirror:
     def _suspend(self, error: Exception) -> None:
         """Keep everything for later: the tracker does not answer, or another process has its turn."""
         self._queue.postpone()
+        self._repeated |= self._tracker is not None
         self._tracker = None
         if not self._trouble and not isinstance(error, _Busy):
             path = self._folder / SPOOL

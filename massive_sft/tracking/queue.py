@@ -28,6 +28,10 @@ class Pending:
     def __bool__(self) -> bool:
         return bool(self.items)
 
+    def __str__(self) -> str:
+        cells = sum(isinstance(item, str) for item in self.items)
+        return f"{cells} cells and {len(self.items) - cells} files are not there ({self.reason})"
+
 
 class Queue:
     """Items in order, each at most once; one of them is in hand. Safe between threads."""

@@ -91,9 +91,8 @@ class Tracker:
         self._uri = uri
         self._experiment = self._find_experiment(sweep)
         self._parent = self._find_parent(sweep, ledger, began)
-        self.known = {
-            run.data.tags[CELL]: run.data.tags.get(RECORD, "") for run in self._search(PARENT, self._parent, None)
-        }
+        self.known: dict[str, str] = {}
+        self.look_again()
 
     def write(self, run: CellRun, curve: Curve | None, attach: Attach) -> None:
         """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
@@ -135,6 +134,21 @@ class Tracker:
         """Mark the parent run finished."""
         self._client.set_terminated(self._parent, "FINISHED")
 
+    def look_again(self) -> None:
+        """Learn what each cell's run shows, and remove second runs.
+
+        There is one when a call that makes a run was given up and repeated, and then served after all. Of two the one
+        that shows a record stays, else the one with the lower id.
+        """
+        found: dict[str, Run] = {}
+        for run in self._search(PARENT, self._parent, None):
+            cell = run.data.tags[CELL]
+            kept, other = sorted((found.get(cell, run), run), key=lambda run: (RECORD not in run.data.tags, _id(run)))
+            found[cell] = kept
+            if _id(other) != _id(kept):
+                self._remove(other)
+        self.known = {cell: run.data.tags.get(RECORD, "") for cell, run in found.items()}
+
     def _find_experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
@@ -150,10 +164,14 @@ class Tracker:
         identity: str = found.experiment_id
         return identity
 
+    def _remove(self, run: Run) -> None:
+        log.warning("the tracker had a second run of %s; it is in its trash: %s", run.info.run_name, _id(run))
+        self._client.delete_run(_id(run))
+
     def _find_parent(self, sweep: str, ledger: Path, began: Callable[[], int]) -> str:
         where = str(ledger)
-        for run in self._search(SWEEP, sweep, None):
-            identity: str = run.info.run_id
+        for run in self._parents(sweep):
+            identity = _id(run)
             if run.data.tags.get("massive_sft.ledger") != where:
                 log.warning(
                     "the tracker's runs of %s were written from another ledger, %s",
@@ -172,6 +190,18 @@ class Tracker:
         made = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
         created: str = made.info.run_id
         return created
+
+    def _parents(self, sweep: str) -> list[Run]:
+        """Return the parent run, if there is one; the second of two that were made by a repeated call is removed."""
+        found = sorted(self._search(SWEEP, sweep, None), key=_id)
+        if len(found) < 2:
+            return found
+        childless = [run for run in found if not any(self._search(PARENT, _id(run), None))]
+        kept = next((run for run in found if run not in childless), found[0])
+        for run in childless:
+            if run is not kept:
+                self._remove(run)
+        return [kept]
 
     def _child(self, run: CellRun) -> Run:
         for found in self._search(CELL, run.cell, self._parent):
@@ -198,6 +228,10 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
             attach(Path(folder))
             self._client.log_artifacts(run, folder)
+
+
+def _id(run: Run) -> str:
+    return str(run.info.run_id)
 
 
 def _metric(point: Point) -> Metric:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.files import read_json
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan
@@ -53,8 +52,7 @@ class Found:
         """What the id is the hash of. Raises ``Corrupt`` or FileNotFoundError where only the ledger would know it."""
         if self.plan is not None:
             return self.plan.cell.content
-        content: dict[str, Any] = read_json(self.ledger.cell_dir(self.id) / "cell.json")["content"]
-        return content
+        return self.ledger.read_cell(self.id)
 
 
 def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> Found:

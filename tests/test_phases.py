@@ -1,0 +1,57 @@
+"""Phases are apart: a crash after training never trains again, and one in scoring loses the shard in hand."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from commands import Fault, command, kill
+from disturbed import identities, outcome, records, sweep_at, tracked, trainings, undisturbed
+
+from massive_sft.ledger.store import Ledger
+from massive_sft.tracking.content import checksum
+
+pytestmark = pytest.mark.timeout(240)
+
+SHARDS = 3  # of the benchmark ``many``
+# In the order in which a cell comes to them: what is about to be written when the process dies.
+PHASES = {
+    "scoring, second shard": r"cells/{cell}/responses/.*/many/.*00001",
+    "scoring, last shard": r"cells/{cell}/responses/.*/many/.*00002",
+    "aggregating": r"cache/scores/.*\.parquet",
+    "measuring perplexity": r"perplexity\.json",
+    "measuring layers": r"cells/{cell}/.*layers\.parquet",
+    "writing the record": r"cells/{cell}/record-1\.json$",
+    "indexing": r"ledger/index\.jsonl",
+    "mirroring": r"mlflow-artifacts/.*record\.json",
+}
+
+
+def test_crash_after_training_never_trains_again_and_loses_at_most_a_shard(tmp_path: Path) -> None:
+    expected = outcome(undisturbed())
+    (cell, trajectory) = next((r.cell, r.trajectory) for name, r in records(undisturbed()).items() if name == "full-1")
+    sweep = sweep_at(tmp_path)
+    trained: dict[Path, tuple[int, int]] = {}
+    answered: dict[Path, tuple[int, int]] = {}
+    for phase, pattern in PHASES.items():
+        fault = Fault(pattern.format(cell=cell), kill)
+        code, printed = command("run", sweep, "--inline", out=tmp_path / "out", fault=fault)
+        assert code == -signal.SIGKILL, (phase, printed)
+        now = identities(tmp_path, f"ledger/trajectories/{trajectory}/[st]*/**/*")
+        assert now and now.items() >= trained.items(), phase
+        shards = identities(tmp_path, f"ledger/cells/{cell}/responses/**/*.gz")
+        assert shards.items() >= answered.items(), phase
+        many = sum(path.parent.name == "many" for path in shards)
+        assert many == {"scoring, second shard": 1, "scoring, last shard": 2}.get(phase, SHARDS), phase
+        trained, answered = now, shards
+    code, printed = command("run", sweep, "--inline", out=tmp_path / "out")
+    assert code == 0, printed
+    assert outcome(tmp_path) == expected
+    assert f"{trajectory}/attempt-1" in trainings(tmp_path)
+    assert len(trainings(tmp_path)) == 2
+    assert identities(tmp_path, f"ledger/trajectories/{trajectory}/[st]*/**/*") == trained
+    assert records(tmp_path)["full-1"].attempt == 1
+    ledger = Ledger.open(tmp_path / "ledger", create=False)
+    shown = tracked(f"sqlite:///{tmp_path}/ledger/mlflow.db", "small")
+    assert shown == {record.cell: checksum(record) for record in ledger.records()}
