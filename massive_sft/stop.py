@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from massive_sft.errors import Interrupted
@@ -62,8 +63,11 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self() and number == signal.SIGINT:
-            # Nothing that might wait or hold a lock; Ray's own processes end with this one.
+            # Nothing here may wait or need a lock.
             os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + AT_ONCE).encode())
+            for process in _descendants():  # of a local Ray, some would outlive this process by minutes
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             os._exit(Interrupted.exit_code)
         self.ask(SIGNALS[signal.Signals(number)])
 
@@ -76,6 +80,19 @@ class Stop:
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
                 return
             self._wake.wait(LOOK)
+
+
+def _descendants() -> list[int]:
+    """Return all processes below this one, parents first; none where the system does not tell (``/proc``)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])  # the name before it may hold spaces
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [os.getpid()]
+    for process in found:  # grows meanwhile
+        found += children.get(process, [])
+    return found[1:]
 
 
 def never() -> bool:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,10 +115,8 @@ class _Round:
             self._watch(threads["score"])
         except Interrupted:
             self._wind_up(threads)
-        ray.get(self.relay.close.remote())
-        threads["hear"].join()
-        for actor in (self.pool, self.queue, self.relay):
-            ray.kill(actor)
+        finally:
+            self._leave(threads)
 
     def _wind_up(self, threads: Mapping[str, threading.Thread]) -> None:
         """End what is in hand where it can go on from: a training after its step, a cell after its shard."""
@@ -130,10 +128,18 @@ class _Round:
         self.lanes.stop()
         ray.get([self.pool.stop.remote(), self.queue.stop.remote()])
         self._until(ended)
+
+    def _leave(self, threads: Mapping[str, threading.Thread]) -> None:
+        """End the threads, however it went: one that still uses Ray when it is shut down takes the process with it."""
+        self.lanes.stop()
         self.ended.set()
-        deadline = time.monotonic() + SETTLE
-        for thread in (threads[name] for name in ("tune", "score") if name in threads):
-            thread.join(max(0.0, deadline - time.monotonic()))
+        busy = [thread for name, thread in threads.items() if name != "hear"]
+        _join(busy, SETTLE)
+        ray.get(self.relay.close.remote())
+        _join([threads["hear"]], SETTLE)
+        for actor in (self.pool, self.queue, self.relay):
+            ray.kill(actor)
+        _join(busy, SETTLE)  # now that nothing answers them any more
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
@@ -226,10 +232,13 @@ class _Round:
 
 
 class _Until(tune.Stopper):
-    """Ends Tune, whatever it has not begun, once an event is set."""
+    """Ends Tune, whatever it has not begun, once an event is set. The copies that Tune stores never do."""
 
-    def __init__(self, ended: threading.Event):
-        self._ended = ended
+    def __init__(self, ended: threading.Event | None = None):
+        self._ended = ended or threading.Event()
+
+    def __reduce__(self) -> tuple[type[_Until], tuple[()]]:
+        return _Until, ()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -239,6 +248,13 @@ class _Until(tune.Stopper):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its settings down for a restore, which this package never asks for
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for the threads' ends, for so long at most altogether."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _started(actor: Any, *arguments: Any) -> Any:

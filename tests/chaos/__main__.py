@@ -21,6 +21,7 @@ from processes import adopt_orphans, descendants
 from chaos import watch
 from chaos.faults import AIMS, ALL, Fault, draw, strike
 from chaos.stage import Stage, run_undisturbed
+from chaos.sweep import settle
 from chaos.verify import problems
 
 POLL = 0.001  # seconds between looks for a phase, some of which last a few milliseconds
@@ -176,8 +177,7 @@ def main() -> int:
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="massive-sft-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     adopt_orphans()
-    os.environ.pop("PYTHONPATH", None)
-    os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"})  # the cluster's nodes are our children
+    settle(folder.absolute())
     campaign = Campaign.load(folder.absolute(), arguments.seed, arguments.times)
     try:
         campaign.run()

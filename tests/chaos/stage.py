@@ -17,7 +17,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from chaos import watch
-from chaos.sweep import environment, write_sweep
+from chaos.sweep import write_sweep
 
 MASSIVE_SFT = (sys.executable, "-m", "massive_sft")
 
@@ -63,7 +63,7 @@ class Stage:
         options = {"backend-store-uri": f"sqlite:///{watch.store_of(self.root)}", "host": "127.0.0.1", "workers": "1"}
         options |= {"port": str(self.port), "artifacts-destination": str(self.root.with_suffix(".artifacts"))}
         command = [sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())]
-        self._tracker = self._start(command, "tracker", environment())
+        self._tracker = self._start(command, "tracker")
 
     def kill_tracker(self) -> None:
         """Kill it with all its workers."""
@@ -94,8 +94,8 @@ class Stage:
 
     def start_driver(self) -> None:
         """Run the sweep, with the same command each time."""
-        env = environment() | {"RAY_ADDRESS": self._cluster.address}
-        self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", env)
+        cluster = {"RAY_ADDRESS": self._cluster.address}
+        self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", **cluster)
 
     @property
     def driver_pid(self) -> int | None:
@@ -124,10 +124,10 @@ class Stage:
         """Whether something is still to be started or woken again."""
         return bool(self._later)
 
-    def _start(self, command: list[str], name: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], name: str, **environment: str) -> subprocess.Popen[bytes]:
         with self.log.with_suffix(f".{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=self.folder,
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | environment, cwd=self.folder,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -140,9 +140,7 @@ def run_undisturbed(folder: Path) -> subprocess.Popen[bytes] | None:
     shutil.rmtree(root, ignore_errors=True)
     sweep = write_sweep(folder / "world", folder / "undisturbed.yaml", root, "")
     with (folder / "undisturbed.log").open("wb") as log:
-        return subprocess.Popen(
-            [*MASSIVE_SFT, "run", "--inline", str(sweep)], stdout=log, stderr=log, env=environment()
-        )
+        return subprocess.Popen([*MASSIVE_SFT, "run", "--inline", str(sweep)], stdout=log, stderr=log)
 
 
 def kill_group(process: subprocess.Popen[bytes] | None) -> None:

@@ -22,11 +22,13 @@ SETTINGS = {
 }
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of everything that is started: offline, one thread a process, nothing from outside."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
-    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1"}
-    return kept | ours
+def settle(folder: Path) -> None:
+    """Give this process, and so all that it starts, an environment that nothing outside ``folder`` reaches."""
+    for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))]:
+        del os.environ[name]
+    cache = str(folder / "cache")
+    os.environ |= {"HF_HOME": cache, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
 def write_sweep(world: Path, path: Path, root: Path, tracker: str) -> Path:
