@@ -41,9 +41,10 @@ def serve(zero: int, method: str, trajectories: int) -> list[float]:
 
     vocabulary, length, count = 2000, 64, 16
     tokens = np.random.default_rng(0).integers(1, vocabulary, count * length).astype(np.int32)
+    trainable = np.arange(len(tokens)) % length > 0  # nothing predicts a sample's first token
     samples = Samples(
         tokens=tokens,
-        trainable=np.ones(len(tokens), dtype=bool),
+        trainable=trainable,
         offsets=np.arange(0, len(tokens) + 1, length, dtype=np.int64),
         part=np.zeros(count, dtype=np.int16),
         row=np.arange(count, dtype=np.int64),

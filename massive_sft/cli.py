@@ -22,8 +22,9 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.scheduling import submit
 from massive_sft.stop import Stop
+from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.load import load_sweep
-from massive_sft.verbs import cancel, diff, doctor, export, gc, logs, publish
+from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, invalidate, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
@@ -147,6 +148,9 @@ def _execute(made: Plan, inline: bool, retrain: bool) -> None:
 @app.command()
 def status(file: File, overlay: Overlays = None, where: Where = None, as_json: Json = False) -> None:
     """How far every cell is."""
+    if is_imported(file):
+        import_table.status(file, where, as_json)
+        return
     made = planned(file, overlay, where)
     if as_json:
         print_json(views.status_json(made))
@@ -157,7 +161,10 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
 @app.command()
 def show(cell: CellId, file: SweepOption, overlay: Overlays = None, as_json: Json = False) -> None:
     """One cell's record: scores, measures, training, data, provenance."""
-    ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
+    if is_imported(file):
+        ledger = open_imported(file).ledger
+    else:
+        ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
     record = _find(ledger, cell)
     if as_json:
         print_json(record.model_dump(mode="json", by_alias=True))
@@ -204,7 +211,7 @@ def tiny(
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
-    *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor),
+    *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
 )
 for verb in VERBS:
     app.command()(verb)

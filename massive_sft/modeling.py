@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from massive_sft import hub
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.sweep.schema import Model
 
@@ -31,10 +32,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def source(model: Model) -> dict[str, Any]:
-    """Return the ``from_pretrained`` arguments that name a model: a local folder, or a hub id with its revision."""
-    if model.path is not None:
+    """Return the ``from_pretrained`` arguments of a model: a folder on this node, or a hub id with its revision."""
+    folder = model.path or hub.pinned_folder(model)
+    if folder is not None:
         return {
-            "pretrained_model_name_or_path": model.path,
+            "pretrained_model_name_or_path": str(folder),
             "local_files_only": True,
             "trust_remote_code": model.trust_remote_code,
         }
@@ -163,8 +165,9 @@ def weights_folder(model: Model) -> Path:
     Raises:
         InvalidInput: when the hub cannot give them.
     """
-    if model.path is not None:
-        return Path(model.path)
+    folder = model.path or hub.pinned_folder(model)
+    if folder is not None:
+        return Path(folder)
     try:
         return Path(snapshot_download(str(model.hub), revision=model.revision, allow_patterns=["*.safetensors"]))
     except (OSError, ValueError) as error:

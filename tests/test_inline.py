@@ -293,3 +293,53 @@ def only_full() -> list[dict[str, Any]]:
 def only_lora() -> list[dict[str, Any]]:
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora"}
     return [block | {"schedule": "constant", "horizon": 2, "snapshots": [1, 2]}]
+
+
+def invalidate(path: Path, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["invalidate", str(path), "--reason", "a wrong file", *arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.stdout
+
+
+def test_invalidated_cell_is_trained_again_with_the_others_of_its_training(copy: Path) -> None:
+    path = small_sweep(copy)
+    before = records(path)
+    told = invalidate(path, "--where", "setting=lora and epoch=2")
+    assert "2 cells and 1 trainings are invalidated" in told
+    assert told.count("(of the same training)") == 1
+    found = records(path)
+    assert {name for name, record in found.items() if record.status is Status.FAILED} == {"lora-1", "lora-2"}
+    assert (found["lora-2"].error, found["lora-2"].scores) == ("invalidated: a wrong file", {})
+    _, _, kinds = run(path)
+    assert kinds.count("Began") == 1
+    after = records(path)
+    assert {name: record.scores for name, record in after.items()} == {
+        name: record.scores for name, record in before.items()
+    }
+    assert {record.status for record in after.values()} == {Status.COMPLETE}
+
+
+def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
+    path = small_sweep(copy)
+    before = records(path)["lora-2"]
+    responses = make_plan(load_sweep(path)).root / "cells" / before.cell / "responses"
+    old = {file.stat().st_ino for file in responses.rglob("*.gz")}
+    assert "1 cells and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
+    _, result, kinds = run(path)
+    assert "Began" not in kinds
+    assert [record.scores for record in result.records] == [before.scores]
+    assert not old & {file.stat().st_ino for file in responses.rglob("*.gz")}, "answered again"
+
+
+def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on(copy: Path) -> None:
+    path = small_sweep(copy)
+    before = records(path)
+    assert "would be invalidated" in invalidate(path, "--where", "method=full", "--dry-run")
+    ledger = Ledger.open(make_plan(load_sweep(path)).root)
+    with (
+        ledger.begin(str(before["full-1"].trajectory), "somebody"),
+        pytest.raises(InvalidInput, match="somebody works on it"),
+    ):
+        invalidate(path, "--where", "method=full")
+    assert records(path) == before

@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 
 from massive_sft.errors import InvalidInput, Problem
+from massive_sft.hub import pinned_folder
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.rows import Converter, Record, Row, headerless
 from massive_sft.sweep.schema import Dataset
@@ -228,12 +229,13 @@ def _hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
     from datasets.exceptions import DatasetsError
 
     name = f"{dataset.hub}[{dataset.split}]"
+    folder = pinned_folder(dataset)
     try:
         table = datasets.load_dataset(
-            dataset.hub,
+            str(folder or dataset.hub),
             dataset.subset,
             split=dataset.split,
-            revision=dataset.revision,
+            revision=None if folder else dataset.revision,
             data_files=list(dataset.files) if dataset.files else None,
         )
     except (OSError, ValueError, DatasetsError) as error:
