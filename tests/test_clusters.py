@@ -66,7 +66,8 @@ def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path
     small_sweep(tmp_path, resources=[{"when": {"setting": "full"}, "workers": 2, "zero": 2}], measures=[])
     done = subprocess.run([sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    nodes, folders = zip(*json.loads(done.stdout.partition("NODES ")[2]), strict=True)
+    told = next(line for line in done.stdout.splitlines() if line.startswith("NODES "))
+    nodes, folders = zip(*json.loads(told.removeprefix("NODES ")), strict=True)
     assert len(set(nodes)) == 2
     assert {Path(name).name for name in folders} == {"head", "second"}, "each worker starts in its own node's folder"
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
