@@ -24,7 +24,7 @@ from massive_sft.scheduling import submit
 from massive_sft.stop import Stop
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.load import load_sweep
-from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, invalidate, logs, publish
+from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
@@ -212,6 +212,7 @@ def tiny(
 VERBS: tuple[Callable[..., None], ...] = (
     *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
     *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
+    *(import_table.import_table, import_table.export_table),
 )
 for verb in VERBS:
     app.command()(verb)

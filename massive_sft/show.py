@@ -18,6 +18,7 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.sft.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.semantics import SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.trial import Happening
 
 STYLES = {
@@ -102,7 +103,7 @@ def _totals(plan: Plan) -> list[Text]:
         lines.append(
             f"{gone} runs lack scores whose snapshots were removed: they stay PARTIAL unless run with --retrain"
         )
-    lines.append(f"storage: {plan.root}")
+    lines.append(f"semantics: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}; storage: {plan.root}")
     return [Text(line) for line in lines]
 
 
@@ -134,6 +135,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "schema": 1,
         "name": plan.sweep.file.name,
         "root": str(plan.root),
+        "semantics": {"train": TRAIN_SEMANTICS, "score": SCORE_SEMANTICS},
         "statuses": {str(status): count for status, count in plan.statuses.items()},
         "cells": saved.cells + len(plan.base),
         "to_do": sum(not cell.is_done for cell in plan.cells),
@@ -235,7 +237,7 @@ def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
             for metric, score in metrics.items():
                 interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
                 value = "missing" if score.value is None else f"{score.value:.4g}"
-                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, str(score.n))
+                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, "" if score.n is None else str(score.n))
     return table
 
 

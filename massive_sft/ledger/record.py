@@ -57,7 +57,7 @@ class Score(BaseModel):
     Attributes:
         value: in the metric's own unit.
         stderr, interval, method: from the per-sample values; the interval is the 95 % one.
-        n: samples behind the value.
+        n: samples behind the value; None where nobody says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,7 +66,7 @@ class Score(BaseModel):
     stderr: FiniteFloat | None
     interval: tuple[FiniteFloat, FiniteFloat] | None
     method: str | None
-    n: int
+    n: int | None
     higher_is_better: bool | None
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from massive_sft.errors import Corrupt
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan
@@ -89,11 +90,11 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
         plan=plan,
         records=records,
         statuses=statuses,
-        planned=_labelled(planned, schedules),
-        cells=_labelled(cells, schedules),
-        scores=_labelled(scores, schedules),
-        gains=_labelled(gains, schedules),
-        points=_labelled(correlate.points(cells, gains), schedules),
+        planned=labelled(planned, schedules),
+        cells=labelled(cells, schedules),
+        scores=labelled(scores, schedules),
+        gains=labelled(gains, schedules),
+        points=labelled(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
         findings=(*findings(cells, scores, gains), *found),
@@ -162,7 +163,7 @@ def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, S
     return pd.DataFrame(rows, columns=names).astype({name: frames.CELLS[name] for name in names})
 
 
-def _labelled(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
+def labelled(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     """Add ``data_label`` (name and size) and ``setting_label`` (name and variant; the schedule with ``schedules``)."""
     sizes = frame["size"].map(lambda size: "all rows" if pd.isna(size) else f"{size:,}")
     data = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
@@ -176,17 +177,17 @@ def _labelled(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
 
 def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> dict[str, Curve]:
     """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
-    paths = {}
+    last: dict[str, tuple[Record, str]] = {}
     for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
         for name in record.files:
             if record.trajectory and name.endswith("/losses.jsonl"):
-                paths[record.trajectory] = ledger.root / name
+                last[record.trajectory] = (record, name)
     curves = {}
-    for trajectory, path in paths.items():
+    for trajectory, (record, name) in last.items():
         try:
-            curves[trajectory] = read_curve(path)
-        except (ValueError, KeyError, OSError) as error:
-            found.append(Finding("damaged", f"{path}: is no loss curve ({error})", ()))
+            curves[trajectory] = read_curve(ledger.file_of(record, name))
+        except (Corrupt, ValueError, KeyError, OSError) as error:
+            found.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
     return curves
 
 
@@ -210,14 +211,16 @@ def read_curve(path: Path) -> Curve:
 
 
 def _layers(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> pd.DataFrame:
-    layers = frames.layer_changes(records)
+    by_cell = {record.cell: record for record in records}
+    layers = frames.layer_changes(by_cell.values())
     floors = []
     for cell in layers["cell"].unique():
-        path = ledger.cell_dir(cell) / "layers.parquet"
+        name = f"cells/{cell}/layers.parquet"
         try:
+            path = ledger.file_of(by_cell[cell], name)
             tensors = pq.read_table(path, columns=["layer", "base_norm", "rounding_floor"])
-        except (OSError, ValueError) as error:
-            found.append(Finding("damaged", f"{path}: cannot be read ({error})", (cell,)))
+        except (Corrupt, KeyError, OSError, ValueError) as error:
+            found.append(Finding("damaged", f"{ledger.root / name}: cannot be read ({error})", (cell,)))
             continue
         floors += [(cell, layer, floor) for layer, floor in rounding_floors(tensors).items()]
     if not floors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from massive_sft.ledger.record import Status
@@ -12,6 +13,7 @@ from massive_sft.report.material import Material
 from massive_sft.report.numbers import MISSING, count, duration, interval, is_missing, large, number
 from massive_sft.report.section import Facts, Listing, Section
 from massive_sft.report.table import Column, of_texts
+from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, rows_of
 
 
@@ -57,15 +59,15 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
 
 
-def troubles(material: Material) -> Section:
+def troubles(found: Sequence[Finding]) -> Section:
     """Return everything that limits what the numbers can say."""
     rows = [
         [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
-        for item in material.findings
+        for item in found
     ]
     if not rows:
         return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
-    kinds = Counter(item.kind for item in material.findings)
+    kinds = Counter(item.kind for item in found)
     notes = [", ".join(f"{number} {kind}" for kind, number in kinds.items()) + "."]
     columns = [
         Column("kind", "facet"),

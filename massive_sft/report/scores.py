@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from massive_sft.report.chart import Key, Line, Panel
-from massive_sft.report.material import Material
 from massive_sft.report.numbers import MISSING, count, interval, is_missing, scored
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, Heat, Table, Value, of_texts
 from massive_sft.study import metrics, tables
 from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, rows_of
+
+
+class Scored(Protocol):
+    """What these sections draw from: the frames of ``material.Material``."""
+
+    @property
+    def planned(self) -> pd.DataFrame: ...
+
+    @property
+    def scores(self) -> pd.DataFrame: ...
+
+    @property
+    def gains(self) -> pd.DataFrame: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
 
 ROW = ["model", "data_label", "setting_label", "epoch"]
 
@@ -23,7 +39,7 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(dict.fromkeys(values))}
 
 
-def heatmap(material: Material) -> Section:
+def heatmap(material: Scored) -> Section:
     """Return the gains of each condition's last epoch: model × data × benchmark."""
     means = tables.over_seeds(_complete(material, last_epochs(material.planned)))
     columns = [column for column in material.columns if column in set(means["column"])]
@@ -61,7 +77,7 @@ def _without(index: int, items: Sequence[Any]) -> list[Any]:
     return [*items[:index], *items[index + 1 :]]
 
 
-def _complete(material: Material, trained: pd.DataFrame) -> pd.DataFrame:
+def _complete(material: Scored, trained: pd.DataFrame) -> pd.DataFrame:
     """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
     known = tables.primary(material.gains)
     known = known[known["cell"].isin(trained["cell"])]
@@ -101,7 +117,7 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
     return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
 
 
-def every_score(material: Material) -> Section:
+def every_score(material: Scored) -> Section:
     """Return one row per cell and benchmark, base models included."""
     head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
     numbers = [Column(name, "number") for name in ("score", "n", "base", "gain")]
@@ -169,7 +185,7 @@ def _score_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def along_epochs(material: Material) -> Section | None:
+def along_epochs(material: Scored) -> Section | None:
     """Return the score of each run at its snapshots, from the base model at epoch 0; None without any.
 
     A run with one scored snapshot is in the heatmap already.

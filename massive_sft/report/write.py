@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,16 +38,15 @@ def write_report(plan: Plan, ledger: Ledger, out: Path) -> Path:
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["data_label", "setting_label"]
     write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
-    page = out / PAGE
-    write_bytes(page, render(material).encode())
-    return page
+    write_bytes(out / PAGE, render(material).encode())
+    return out / PAGE
 
 
 def sections(material: Material) -> list[Section]:
     """Return the page's sections in their order; those with nothing to show are left out."""
     shown = material.scores["column"].notna().any()
     found = [
-        overview.troubles(material),
+        overview.troubles(material.findings),
         overview.what_ran(material),
         scores.heatmap(material) if shown else None,
         scores.every_score(material) if shown else None,
@@ -61,7 +61,15 @@ def sections(material: Material) -> list[Section]:
 
 
 def render(material: Material) -> str:
-    """Return the page. Everything a user named is escaped; no other script than the page's own can run."""
+    """Return the page of a sweep."""
+    name = material.plan.sweep.file.name
+    return page(name, overview.head(material), overview.statuses(material), sections(material))
+
+
+def page(
+    name: str, head: Sequence[tuple[str, str]], statuses: Sequence[tuple[str, int]], parts: Sequence[Section]
+) -> str:
+    """Return a page. Everything a user named is escaped; no other script than the page's own can run."""
     environment = Environment(
         loader=PackageLoader("massive_sft.report"),
         autoescape=True,
@@ -72,11 +80,11 @@ def render(material: Material) -> str:
     environment.filters["breakable"] = _breakable
     script = environment.get_template("script.js.jinja").render()
     return environment.get_template("report.html.jinja").render(
-        name=material.plan.sweep.file.name,
+        name=name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        head=overview.head(material),
-        statuses=overview.statuses(material),
-        sections=sections(material),
+        head=head,
+        statuses=statuses,
+        sections=parts,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

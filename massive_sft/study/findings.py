@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from massive_sft.study.frames import BASE
+from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary
 
 LEAST_EQUAL, LEAST_SHARE = 4, 0.25
 """Fewer equal telling scores, or a smaller share of the benchmarks both cells have, never make them look copied."""
 RARE = 200
 """A score tells something when at most two cells, and one more for each so many cells of the table, have it."""
+LEAST_OWN = 2
+"""Scores that only the cells of the group have."""
 SURPRISE = 3.0
 """Decimal digits by which equal scores must be less likely than one such pair by chance in the whole table."""
 
@@ -120,23 +123,70 @@ def copied(scores: pd.DataFrame) -> list[Finding]:
     Scores that many cells have (0, chance level, coarse ratings) tell nothing. For the others, the share of cell
     pairs with equal scores on the benchmark is the chance of one more equal pair. Two cells look copied when the
     product of these chances over the benchmarks on which they agree, times the number of pairs, is below
-    ``10 ** -SURPRISE``, and they agree on ``LEAST_EQUAL`` benchmarks and ``LEAST_SHARE`` of those that both have.
+    ``10 ** -SURPRISE``; they agree on ``LEAST_EQUAL`` telling benchmarks and ``LEAST_SHARE`` of those that both have;
+    and ``LEAST_OWN`` of the equal scores are those of no other cell, which cells that are merely alike seldom have.
+
+    Pairs that differ in the same coordinates by the same values, on the same benchmarks, are one finding: a whole
+    evaluation was copied.
     """
     rows = primary(scores)
     rows = rows[rows["value"].notna()]
     if rows.empty:
         return []
     wide = rows.pivot(index="cell", columns="column", values="value")
-    names = {row["cell"]: name(row) for _, row in rows.drop_duplicates("cell").iterrows()}
-    ids = [str(cell) for cell in wide.index]
+    about = {str(row["cell"]): row for _, row in rows.drop_duplicates("cell").iterrows()}
+    cells = [about[str(cell)] for cell in wide.index]
+    values = wide.to_numpy(np.float64)
+    together: dict[Any, list[tuple[tuple[int, ...], tuple[int, int]]]] = defaultdict(list)
+    for group, counts in _groups(_equal_pairs(values)):
+        key = group if len(group) > 2 else _difference(cells[group[0]], cells[group[1]])
+        together[key].append((group, counts))
     found = []
-    for group, (equal, both) in sorted(_groups(_equal_pairs(wide.to_numpy(np.float64))), key=lambda item: -item[1][0]):
-        members = tuple(ids[index] for index in group)
-        listed = [names[cell] for cell in members]
-        text = " and ".join(listed) if len(listed) == 2 else f"{len(listed)} cells ({'; '.join(listed)})"
-        text += f" have identical scores on {equal} of {both} benchmarks: one may be a copy of the other"
-        found.append(Finding("copied", text, members))
-    return found
+    for members in together.values():
+        shared = np.logical_and.reduce([(values[list(group)] == values[group[0]]).all(axis=0) for group, _ in members])
+        columns = [str(name) for name in wide.columns[shared]]
+        if len(members) > 1 and len(columns) >= LEAST_EQUAL:
+            found.append((len(columns), _copied_alike([[cells[i] for i in group] for group, _ in members], columns)))
+            continue
+        for group, (equal, both) in members:
+            same = wide.columns[(values[list(group)] == values[group[0]]).all(axis=0)]
+            found.append((equal, _copied([cells[i] for i in group], equal, both, [str(name) for name in same])))
+    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _difference(first: pd.Series, second: pd.Series) -> tuple[tuple[str, str, str], ...]:
+    """Return the coordinates in which two cells differ, with both values, whichever cell comes first."""
+    pairs = [(axis, *(_text(row[axis]) for row in (first, second))) for axis in COORDINATES]
+    differing = [(axis, one, other) for axis, one, other in pairs if one != other]
+    return min(tuple(differing), tuple((axis, other, one) for axis, one, other in differing))
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _copied(members: list[pd.Series], equal: int, both: int, columns: list[str]) -> Finding:
+    names = [name(row) for row in members]
+    text = " and ".join(names) if len(names) == 2 else f"{len(names)} cells ({'; '.join(names)})"
+    text += f" have identical scores on {equal} of {both} benchmarks"
+    text += f" ({', '.join(columns)})" if equal < both else ""
+    text += ": one may be a copy of the other"
+    models = [str(row["model"]) for row in members if row["method"] == BASE]
+    if len(models) > 1:
+        text += f", so the gains of {' or '.join(models)} on these benchmarks are invalid"
+    return Finding("copied", text, tuple(str(row["cell"]) for row in members))
+
+
+def _copied_alike(pairs: list[list[pd.Series]], columns: list[str]) -> Finding:
+    """Return the finding on pairs of cells that differ alike and agree on the same benchmarks."""
+    first, second = pairs[0]
+    differing = [f"{axis} ({one or 'none'}, {other or 'none'})" for axis, one, other in _difference(first, second)]
+    models = Counter(" and ".join(dict.fromkeys(str(row["model"]) for row in pair)) for pair in pairs)
+    text = f"{len(pairs)} pairs of cells ({', '.join(f'{model}: {count}' for model, count in sorted(models.items()))})"
+    text += f" that differ in {' and '.join(differing)} have identical scores on the same {len(columns)} benchmarks"
+    text += f" ({', '.join(columns)}): one of each pair may be a copy of the other, so there at most one of its two "
+    text += "gains is valid, and the pair says nothing of that difference"
+    return Finding("copied", text, tuple(str(row["cell"]) for pair in pairs for row in pair))
 
 
 def _equal_pairs(values: np.ndarray) -> dict[tuple[int, int], tuple[int, int]]:
@@ -147,7 +197,8 @@ def _equal_pairs(values: np.ndarray) -> dict[tuple[int, int], tuple[int, int]]:
     """
     cells = len(values)
     surprise = np.zeros((cells, cells), dtype=np.float32)
-    equal, telling = np.zeros((2, cells, cells), dtype=np.int16)
+    equal, telling, own = np.zeros((3, cells, cells), dtype=np.int16)
+    rare = []
     for column in values.T:
         present = np.flatnonzero(np.isfinite(column))
         _, codes, counts = np.unique(column[present], return_inverse=True, return_counts=True)
@@ -156,17 +207,20 @@ def _equal_pairs(values: np.ndarray) -> dict[tuple[int, int], tuple[int, int]]:
             continue
         digits = -math.log10(agreeing / (len(present) * (len(present) - 1)))
         for code in np.flatnonzero(counts > 1):
-            members = present[codes == code]
-            pairs = np.ix_(members, members)
+            pairs = np.ix_(members := present[codes == code], members)
             equal[pairs] += 1
             if len(members) <= 2 + cells // RARE:
                 surprise[pairs] += digits
                 telling[pairs] += 1
+                rare.append(pairs)
     known = np.isfinite(values).astype(np.int16)
     common = known @ known.T
     enough = (telling >= LEAST_EQUAL) & (equal >= LEAST_SHARE * common)
     unlikely = surprise > SURPRISE + math.log10(max(cells * (cells - 1) / 2, 1))
-    first, second = np.nonzero(np.triu(enough & unlikely, 1))
+    suspect = enough & unlikely | np.eye(cells, dtype=bool)
+    for pairs in rare:
+        own[pairs] += suspect[pairs].all()
+    first, second = np.nonzero(np.triu(suspect & (own >= LEAST_OWN), 1))
     return {(int(a), int(b)): (int(equal[a, b]), int(common[a, b])) for a, b in zip(first, second, strict=True)}
 
 

@@ -24,7 +24,7 @@ def scale(metric: str) -> float:
 
 def unit(metric: str) -> str:
     """Return the unit of a scaled metric: ``%`` for fractions and for percentages, else nothing."""
-    return "%" if metric in FRACTIONS or metric == "percent" else ""
+    return "%" if metric in FRACTIONS or metric == "percent" or metric.endswith("_percent") else ""
 
 
 def split(key: str) -> tuple[str, str]:

@@ -15,11 +15,9 @@ from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Model, Schedule, Setting, TemplateText
+from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 from massive_sft.sweep.setting import Variant
 from massive_sft.sweep.spec import Mixture
-
-# Bumped when a fix changes what training computes, so that old results are not taken for new ones.
-TRAIN_SEMANTICS = 1
 
 # Every field of the schema that training depends on is in exactly one of the two lists (a test holds them closed).
 # Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
@@ -75,7 +73,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {}
 
 
 class Coordinates(NamedTuple):
-    """What people read, group and join by. ``size`` and ``horizon`` are None where unknown or meaningless.
+    """What people read, group and join by. ``size``, ``horizon`` and ``seed`` are None where unknown or meaningless.
 
     ``schedule`` says what is unusual about it, e.g. ``wsd(decay=0.5)``; ``variant`` lists overridden fields beside the
     seed, e.g. ``lr=1e-05,lora.rank=8``.
@@ -99,7 +97,8 @@ class Coordinates(NamedTuple):
         size = "all" if self.size is None else self.size
         variant = f" {self.variant}" if self.variant else ""
         what = f"{self.model} {self.data}[{size}] {self.setting} {self.schedule}{horizon}"
-        return f"{what} seed {self.seed}{variant} epoch {self.epoch}"
+        seed = "" if self.seed is None else f" seed {self.seed}"
+        return f"{what}{seed}{variant} epoch {self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)

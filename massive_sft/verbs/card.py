@@ -83,7 +83,7 @@ def _scores(found: Found) -> list[dict[str, str]]:
             "metric": metric.removesuffix(",none"),
             "value": "missing" if score.value is None else f"{score.value:.4g}",
             "interval": _interval(score),
-            "n": f"{score.n:,}",
+            "n": "" if score.n is None else f"{score.n:,}",
         }
         for item in sorted(found.record.scores.values(), key=lambda item: item.benchmark)
         for task, metrics in {**item.tasks, **item.groups}.items()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from massive_sft.study.imported import FILE, ImportedLedger, is_imported, open_imported
+from massive_sft.tracking.queue import Pending
 from massive_sft.verbs.options import File, Overlays, console, read_plan
 
 PORT = 5000
@@ -20,6 +22,9 @@ def report(
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     from massive_sft.report.write import write_report
 
+    if is_imported(file):
+        _report_imported(file, out)
+        return
     plan, ledger = read_plan(file, overlay)
     page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report")
     console().print(f"report: {page}", soft_wrap=True)
@@ -34,8 +39,12 @@ def ui(
     from massive_sft.tracking.address import database, resolve
     from massive_sft.tracking.ui import serve_ui, ui_address
 
-    plan, _ = read_plan(file, overlay)
-    uri = resolve(plan.sweep.file.tracking.mlflow, plan.root)
+    if is_imported(file):
+        found = open_imported(file)
+        uri = resolve(found.table.mlflow, found.ledger.root)
+    else:
+        plan, _ = read_plan(file, overlay)
+        uri = resolve(plan.sweep.file.tracking.mlflow, plan.root)
     if database(uri) is None:
         console().print(f"open {ui_address(uri)} in a browser", soft_wrap=True)
         return
@@ -49,10 +58,36 @@ def mirror(file: File, overlay: Overlays = None) -> None:
     """Bring the tracker to what the ledger says: catch up, or rebuild a store that was deleted."""
     from massive_sft.tracking.mirror import mirror_all
 
+    if is_imported(file):
+        mirror_imported(open_imported(file))
+        return
     plan, ledger = read_plan(file, overlay)
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
     left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow)
+    _tell(left, len(ledger.entries(names)))
+
+
+def mirror_imported(found: ImportedLedger) -> None:
+    """Bring the tracker to what the ledger says of an imported table, and say so. Raises typer.Exit when it cannot."""
+    from massive_sft.tracking.mirror import Mirror
+
+    mirror = Mirror.open(found.ledger, found.table.name, found.names(), found.table.mlflow)
+    for path in (found.folder / FILE, found.folder / "report" / "report.html"):
+        if path.exists():
+            mirror.artifact(path)
+    _tell(mirror.close(), len(found.names()))
+
+
+def _tell(left: Pending, cells: int) -> None:
     if left:
         console().print(f"not everything could be written: {left}", soft_wrap=True)
         raise typer.Exit(1)
-    console().print(f"the tracker shows what the ledger has: {len(ledger.entries(names))} cells")
+    console().print(f"the tracker shows what the ledger has: {cells} cells")
+
+
+def _report_imported(file: Path, out: Path | None) -> None:
+    from massive_sft.report.imported import gather, write_report
+
+    found = open_imported(file)
+    page = write_report(gather(found), out or found.folder / "report")
+    console().print(f"report: {page}", soft_wrap=True)

@@ -1,0 +1,122 @@
+"""The report of an imported table: the sections of a sweep's report that rest on scores alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from massive_sft.files import write_bytes
+from massive_sft.ledger.record import Record, Status
+from massive_sft.report import overview, scores
+from massive_sft.report.material import labelled
+from massive_sft.report.section import Facts, Section
+from massive_sft.report.write import PAGE, page
+from massive_sft.study import frames, tables
+from massive_sft.study.findings import Finding, findings
+from massive_sft.study.imported import Imported, ImportedLedger, approximate
+
+
+@dataclass(frozen=True)
+class ImportedMaterial:
+    """What the sections draw from, as ``material.Material`` has it for a sweep.
+
+    Attributes:
+        records: newest sound record of each row's cell that has one, in the table's order.
+    """
+
+    table: Imported
+    records: tuple[Record, ...]
+    planned: pd.DataFrame
+    cells: pd.DataFrame
+    scores: pd.DataFrame
+    gains: pd.DataFrame
+    findings: tuple[Finding, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def statuses(self) -> list[tuple[str, int]]:
+        """How many rows have each status, those that occur."""
+        counts = Counter(record.status for record in self.records)
+        return [(str(status), counts[status]) for status in Status if counts[status]]
+
+
+def gather(found: ImportedLedger) -> ImportedMaterial:
+    """Read what the ledger holds of an imported table, and find what to warn of: copied cells, then what is missing.
+
+    Raises Unsupported when a newer version of massive-sft wrote a record.
+    """
+    recorded = found.records()
+    records = tuple(record for record in recorded.values() if record is not None)
+    cells, tidy = frames.cells(records), frames.tidy(records)
+    gains = tables.gains(tidy)
+    warned = findings(cells, tidy, gains)
+    warned += [Finding("damaged", error, ()) for error in found.ledger.corrupt.values()]
+    if len(records) < len(recorded):
+        absent = tuple(cell for cell, record in recorded.items() if record is None)
+        warned.append(Finding("to do", f"{len(absent)} rows have no record: import {found.table.file} again", absent))
+    trained = cells[cells["method"] != frames.BASE]
+    schedules = trained["schedule"].nunique() > 1
+    order = {name: index for index, name in enumerate(found.table.columns)}
+    columns = sorted(tables.primary(tidy)["column"].dropna().unique(), key=lambda name: order[str(name)])
+    return ImportedMaterial(
+        table=found.table,
+        records=records,
+        planned=labelled(trained, schedules),
+        cells=cells,
+        scores=labelled(tidy, schedules),
+        gains=labelled(gains, schedules),
+        findings=tuple(warned),
+        columns=tuple(map(str, columns)),
+    )
+
+
+def write_report(material: ImportedMaterial, out: Path) -> Path:
+    """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out``; return the page.
+
+    Raises OSError when ``out`` cannot be written.
+    """
+    table = tables.release_table(material.cells, material.scores)
+    write_bytes(out / "table.csv", tables.to_csv(table))
+    write_bytes(out / "table.parquet", tables.to_parquet(table))
+    labels = ["data_label", "setting_label"]
+    write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
+    shown = bool(material.scores["column"].notna().any())
+    sections = [
+        overview.troubles(material.findings),
+        _what(material.table),
+        scores.heatmap(material) if shown else None,
+        scores.every_score(material) if shown else None,
+        scores.along_epochs(material) if shown else None,
+    ]
+    kept = [section for section in sections if section is not None]
+    written = page(material.table.name, _head(material.table, material.cells), material.statuses, kept)
+    write_bytes(out / PAGE, written.encode())
+    return out / PAGE
+
+
+def _head(table: Imported, cells: pd.DataFrame) -> list[tuple[str, str]]:
+    runs = frames.last_epochs(cells).drop_duplicates("trajectory")
+    return [
+        ("Cells", f"{len(table.cells):,}"),
+        ("Training runs", f"{len(runs):,}"),
+        ("Benchmarks", f"{len(table.columns):,}"),
+        ("Imported", table.when[:16].replace("T", "\N{NO-BREAK SPACE}")),
+    ]
+
+
+def _what(table: Imported) -> Section:
+    """Return where the table came from, what its columns hold, and what it does not say."""
+    scales: dict[str, list[str]] = {}
+    for name, column in table.columns.items():
+        scales.setdefault(column.scale, []).append(f"{name} ({column.metric})")
+    facts = [("File", table.file), ("SHA-256", table.sha256)]
+    facts += [(scale.capitalize(), ", ".join(names)) for scale, names in scales.items()]
+    facts += [("Trained rows", approximate("lora")), ("Base rows", approximate("none"))]
+    note = (
+        "These numbers were imported, not measured here. Rows of equal names but for the epoch are taken for snapshots "
+        "of one run. There are no intervals: the table has no per-sample values, and no seed was repeated."
+    )
+    return Section("imported", "What was imported", [note], [Facts(facts)])

@@ -1,0 +1,354 @@
+"""A released table becomes a ledger and the table again: invented tables with every oddity of the real one."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from massive_sft.cli import main
+from massive_sft.errors import InvalidInput, LedgerError
+from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.report.imported import gather
+from massive_sft.study import frames
+from massive_sft.study.imported import FILE, ImportedLedger, open_imported
+from massive_sft.study.released import KEYS, Table, known_columns, read_table, write_table
+from massive_sft.verbs.import_table import fill
+
+pytestmark = pytest.mark.timeout(120)
+
+# Every oddity of the real table's text: a numbered column, an underscore, keys amid the benchmarks, None, NaN and
+# nothing, sizes with a decimal, a value in all its digits.
+ODD = """\
+,model_name,data_name,mbpp_4shot,gsm8k-0shot,lora,epoch,data_size,lr_strategy,mtbench-total,Truthful_QA-0shot
+0,North-7B,all,7.39,16.790662983425413,false,2,10000.0,cosine,2.17,0.09
+1,North-7B,all,,1,true,10,10000,cosine,9.0,
+2,North-7B,w/o-lima,NaN,0.0,False,10,9000.0,constant,1.0,0.125
+5,North-7B,pretrain,1.95,-0.0,None,0,0.0,,1.39,0.05
+4,"South, 8B",pretrain,1e1,02.50,,0,0,None,10,1
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    path = tmp_path / "odd.csv"
+    path.write_text(ODD)
+    return path
+
+
+def read(path: Path) -> Table:
+    return read_table(path, known_columns())
+
+
+def imported(path: Path, root: Path, name: str = "paper") -> ImportedLedger:
+    return fill(root, name, read(path), "")[0]
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(InvalidInput) as refused:
+        read(path)
+    return [str(problem).removeprefix(f"{path}") for problem in refused.value.problems]
+
+
+def test_table_is_written_back_byte_for_byte(odd: Path) -> None:
+    for text in (ODD, ODD.replace("\n", "\r\n")):
+        odd.write_bytes(text.encode())
+        table = read(odd)
+        assert write_table(table.header, table.newline, table.rows) == text.encode()
+
+
+def test_only_texts_that_values_do_not_give_back_are_kept(odd: Path) -> None:
+    texts = [dict(row.texts) for row in read(odd).rows]
+    assert texts[0] == {"data_size": "10000.0"}
+    assert texts[1] == {"gsm8k-0shot": "1"}
+    assert texts[3] == {"": "5", "gsm8k-0shot": "-0.0", "lora": "None", "data_size": "0.0"}
+
+
+def test_records_say_what_is_known_and_what_is_not(odd: Path, tmp_path: Path) -> None:
+    found = imported(odd, tmp_path / "root")
+    full, lora, _, base, _ = (record for record in found.records().values() if record is not None)
+    assert (full.status, lora.status) == (Status.COMPLETE, Status.PARTIAL)
+    assert lora.missing == dict.fromkeys(["mbpp_4shot", "Truthful_QA-0shot"], "not in the table")
+    values = {
+        (one.benchmark, one.shots, metric): (score.value, score.n)
+        for one in lora.scores.values()
+        for scores in one.tasks.values()
+        for metric, score in scores.items()
+    }
+    assert values == {
+        ("gsm8k-0shot", 0, "exact_match_percent,none"): (1.0, None),
+        ("mtbench-total", 0, "judge_rating,none"): (9.0, None),
+    }
+    assert (base.trajectory, base.coordinates["method"], base.coordinates["epoch"]) == (None, "none", 0)
+    content = found.ledger.read_cell(lora.cell)
+    assert content["imported"] == "paper"
+    assert {"seed", "LoRA rank", "warm-up", "max length"} <= set(content["unknown"])
+    assert "LoRA rank" not in found.ledger.read_cell(full.cell)["unknown"]
+    source = full.provenance["imported"]
+    assert isinstance(source, dict)
+    assert (source["file"], source["row"], source["sha256"]) == ("odd.csv", 1, found.table.sha256)
+
+
+def test_importing_again_writes_nothing_twice(odd: Path, tmp_path: Path) -> None:
+    first = imported(odd, tmp_path / "root")
+    before = {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")}
+    again, written = fill(tmp_path / "root", "paper", read(odd), "")
+    assert written == 0
+    assert again.table == first.table
+    assert {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")} == before
+
+
+def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    found = imported(odd, root)
+    odd.write_text(ODD.replace("7.39", "7.4"))
+    with pytest.raises(InvalidInput, match=r"is the name of another table, odd\.csv"):
+        imported(odd, root)
+    assert len(imported(odd, root, "corrected").records()) == 5
+    (found.ledger.sweep_dir("mine")).mkdir()
+    (found.ledger.sweep_dir("mine") / "sweep.yaml").touch()
+    with pytest.raises(InvalidInput, match="is the name of a sweep"):
+        imported(odd, root, "mine")
+    with pytest.raises(InvalidInput, match="name without slashes"):
+        imported(odd, root, "a/b")
+    lease = Lease.acquire(found.ledger.sweep_dir("held") / "import-lease", "somebody")
+    assert lease is not None
+    with lease, pytest.raises(LedgerError, match="another process imports"):
+        imported(odd, root, "held")
+
+
+def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "
+    code += "from massive_sft.verbs.import_table import fill; "
+    code += "commands.install(commands.Fault('record-1.json', commands.kill, skip=2)); "
+    code += "fill(Path(sys.argv[1]), 'paper', read_table(Path(sys.argv[2]), known_columns()), '')"
+    killed = subprocess.run([sys.executable, "-c", code, root, odd], cwd=Path(__file__).parent, check=False)
+    assert killed.returncode == -9
+    before = sum(1 for _ in Ledger.open(root, create=False).records())
+    assert before < 5
+    found, written = fill(root, "paper", read(odd), "")
+    assert written == 5 - before
+    assert [found.ledger.read_record(cell) is None for cell in found.table.cells] == [False] * 5
+    assert len(list((root / "cells").rglob("record-*.json"))) == 5
+
+
+def test_frames_of_the_records_are_those_of_the_table(odd: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    found = imported(odd, tmp_path / "root")
+    ours = frames.tidy(record for record in found.records().values() if record is not None)
+    table = frames.released(pd.read_csv(odd))
+    names = ["model", "data", "method", "size", "epoch", "column"]
+    base = ours["method"] == frames.BASE
+    ours["data"], table["data"] = ours["data"].mask(base, "none"), table["data"].replace("pretrain", "none")
+    both = ours.merge(table, on=names, how="outer", suffixes=("", "_table"), indicator=True)
+    assert (both["_merge"] == "both").all()
+    assert ((both["value"] == both["value_table"]) | (both["value"].isna() & both["value_table"].isna())).all()
+    assert both["value"].isna().sum() == 3
+
+
+WRONG = """\
+model_name,data_name,data_size,lora,lr_strategy,epoch,gsm8k-0shot,Truthful_QA-0shot,mtbench-total
+a,lima,1000,maybe,cosine,10,1,0.1,2
+a,lima,1000,true,,10,1,0.1,2
+a,lima,10.5,true,cosine,0,1,0.1,2
+,pretrain,1,true,cosine,0,1,0.1,2
+a,lima,1000,true,cosine,10,fast,1.1,0.5
+a,lima,1000,true,cosine,10,-1,inf,11
+a,lima,1000
+b,lima,1000,true,cosine,10,100.1,1_0,2
+"""
+
+
+def test_every_problem_of_a_table_is_told_at_once_by_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.csv"
+    path.write_text(WRONG)
+    told = problems(path)
+    for start in (
+        ":2, column lora: must be true or false, got 'maybe'",
+        ":3, column lr_strategy: must name a schedule",
+        ":4, column data_size: must be a whole number of at least 1, got '10.5'",
+        ":4, column epoch: must be a whole number of at least 1, got '0'",
+        ":5, column model_name: must not be empty",
+        ":5, column data_size: must be 0 in a base model's row, got '1'",
+        ":5, column lora: must be empty or false in a base model's row",
+        ":5, column lr_strategy: must be empty in a base model's row",
+        ":6, column gsm8k-0shot: must be a number",
+        ":6, column Truthful_QA-0shot: must be within 0 and 1, as a fraction is, got '1.1'",
+        ":6, column mtbench-total: must be within 1 and 10, as a rating is, got '0.5'",
+        ":7: must have keys of its own",
+        ":7, column gsm8k-0shot: must be within 0 and 100, as a percent is, got '-1'",
+        ":7, column Truthful_QA-0shot: must be a number",
+        ":7, column mtbench-total: must be within 1 and 10",
+        ":8: must have 9 fields as the header has, got 3",
+        ":9, column gsm8k-0shot: must be within 0 and 100, as a percent is, got '100.1'",
+        ":9, column Truthful_QA-0shot: must be a number",
+    ):
+        assert any(problem.startswith(start) for problem in told), (start, told)
+
+
+def test_problem_of_many_rows_is_told_by_the_first_few(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.csv"
+    rows = [f"a,lima,1000,true,cosine,{epoch},2" for epoch in range(1, 31)]
+    path.write_text("\n".join([",".join((*KEYS, "Truthful_QA-0shot")), *rows, ""]))
+    told = problems(path)
+    assert len(told) == 6
+    assert told[-1].endswith("and on 25 more lines, the next is 7")
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "lacks the key columns"),
+        (b"\xff\xfe\x00", "is no CSV file in UTF-8"),
+        (b'a,"b\n', "is no CSV file in UTF-8"),
+        (b"model_name,data_name,gsm8k-0shot\na,b,1\n", "lacks the key columns data_size, lora, lr_strategy, epoch"),
+        ((",".join((*KEYS, "gsm8k-0shot")) + "\n").encode(), "has no rows"),
+        ((",".join(KEYS) + "\n").encode(), "has no benchmark's column"),
+        ((",".join((*KEYS, "gsm8k-0shot", "gsm8k-0shot")) + "\n").encode(), "has 2 columns of one name"),
+        ((",".join((*KEYS, "gsm8k-0shots")) + "\n").encode(), "did you mean 'gsm8k-0shot'?"),
+    ],
+)
+def test_file_that_is_no_such_table_is_refused(tmp_path: Path, content: bytes, rule: str) -> None:
+    path = tmp_path / "wrong.csv"
+    path.write_bytes(content)
+    assert any(rule in problem for problem in problems(path))
+
+
+def test_further_columns_are_declared_in_a_file(odd: Path, tmp_path: Path) -> None:
+    odd.write_text(ODD.replace("gsm8k-0shot", "riddles-3shot"))
+    assert any("unknown column" in problem for problem in problems(odd))
+    scales = tmp_path / "scales.json"
+    column = {"metric": "acc", "scale": "percent", "shots": 3}
+    scales.write_text(json.dumps({"schema": 1, "columns": {"riddles-3shot": column}}))
+    assert read_table(odd, known_columns(scales)).columns["riddles-3shot"].recorded == "acc_percent"
+    scales.write_text(json.dumps({"schema": 1, "columns": {"riddles-3shot": column | {"scale": "parts"}}}))
+    with pytest.raises(InvalidInput, match=r"columns.riddles-3shot.scale"):
+        known_columns(scales)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        known_columns(tmp_path / "none.json")
+
+
+NAMES = [name for name in known_columns() if name.endswith("shot") and known_columns()[name].scale == "percent"][:10]
+
+
+def with_copies(path: Path) -> Path:
+    """Invented scores: two base models alike, one model's constant runs at epoch 1 copied from its cosine runs."""
+    generator = np.random.default_rng(5)
+
+    def fresh() -> list[float]:
+        return [round(float(value), 2) for value in generator.uniform(0, 90, len(NAMES))]
+
+    rows = []
+    for model in ("east", "west"):
+        for data in ("d1", "d2", "d3", "d4"):
+            cosine = fresh()
+            rows.append((model, data, 1000, "false", "cosine", 3, cosine))
+            for epoch in (1, 2, 3):
+                copied = [*cosine[:6], *fresh()[6:]] if model == "east" and epoch == 1 and data != "d4" else fresh()
+                rows.append((model, data, 1000, "false", "constant", epoch, copied))
+    base = fresh()
+    rows += [(model, "pretrain", 0, "", "", 0, [*base[:8], *fresh()[8:]]) for model in ("east", "west")]
+    text = [",".join((*KEYS, *NAMES)), *(",".join(map(str, (*keys, *scores))) for *keys, scores in rows), ""]
+    path.write_text("\n".join(text))
+    return path
+
+
+def test_copied_cells_are_told_as_the_groups_they_are(tmp_path: Path) -> None:
+    found = imported(with_copies(tmp_path / "copies.csv"), tmp_path / "root")
+    copied = [item for item in gather(found).findings if item.kind == "copied"]
+    assert len(copied) == 2
+    bases, runs = copied
+    assert re.match(r"(east|west) \(base\) and (east|west) \(base\) have identical scores", bases.text)
+    assert "on 8 of 10 benchmarks" in bases.text
+    assert re.search(r"the gains of (east or west|west or east) on these benchmarks are invalid", bases.text)
+    assert "3 pairs of cells (east: 3) that differ in schedule (constant, cosine) and epoch (1, 3)" in runs.text
+    assert f"the same 6 benchmarks ({', '.join(sorted(NAMES[:6]))})" in runs.text
+    assert len(runs.cells) == 6
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["massive-sft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def test_imported_table_is_a_study_like_any_other(
+    call: Callable[..., tuple[int, str]], odd: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    code, told = call("import-table", odd, root, "--name", "paper")
+    assert code == 0, told
+    assert "5 rows of odd.csv" in told
+    assert "3 COMPLETE, 2 PARTIAL" in told
+    assert "approximate: unknown seed, LoRA rank, warm-up" in told
+    assert "the tracker shows what the ledger has: 5 cells" in told
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("paper")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    by_name = {run.info.run_name: run.data for run in runs}
+    assert len(runs) == 6
+    lora = by_name["North-7B all[10000] lora cosine epoch 10"]
+    assert lora.metrics == {
+        "gsm8k-0shot/gsm8k/exact_match_percent": 1.0,
+        "mtbench-total/mtbench-total/judge_rating": 9.0,
+    }
+    assert lora.params["imported"] == "paper"
+    assert "LoRA rank" in lora.params["unknown"]
+    assert lora.tags["massive_sft.status"] == "PARTIAL"
+
+    table = root / "sweeps" / "paper" / FILE
+    cell = open_imported(table).table.cells[1]
+    code, told = call("status", table)
+    assert code == 0
+    assert f"{cell}  North-7B all[10000] lora cosine epoch 10  PARTIAL  lacks Truthful_QA-0shot, mbpp_4shot" in told
+    assert "exact_match_percent" in call("show", cell, "--sweep", table)[1]
+    assert call("mirror", table)[0] == 0
+    code, told = call("report", table, "--out", tmp_path / "report")
+    assert code == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "These numbers were imported, not measured here" in page
+    assert "unknown seed, LoRA rank" in page
+    code, told = call("export-table", root, "paper", tmp_path / "back.csv")
+    assert "byte for byte as in odd.csv" in told
+    assert (tmp_path / "back.csv").read_bytes() == odd.read_bytes()
+
+
+def test_verbs_on_what_is_no_imported_table_say_so(
+    call: Callable[..., tuple[int, str]], odd: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    code, told = call("report", root / "sweeps" / "paper" / FILE)
+    assert code == 2
+    assert "is no imported table; import-table makes one" in told
+    imported(odd, root)
+    code, told = call("export-table", root, "papers", tmp_path / "back.csv")
+    assert code == 2
+    assert "did you mean 'paper'?" in told
+    code, told = call("import-table", odd, root, "--name", "x", "--mlflow", "http://me:password@there")
+    assert code == 2
+    assert "holds a secret" in told
+    assert "password" not in told
+    table = open_imported(root / "sweeps" / "paper" / FILE)
+    for path in table.ledger.cell_dir(table.table.cells[0]).iterdir():
+        path.unlink()
+    code, told = call("export-table", root, "paper", tmp_path / "back.csv")
+    assert code == 1
+    assert "1 of 5 rows have no record: import odd.csv again" in told
