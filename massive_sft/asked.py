@@ -11,6 +11,7 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
+from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, template_content
 from massive_sft.sweep.content import Contents, locate
 from massive_sft.sweep.load import Sweep
@@ -86,7 +87,7 @@ class Questions:
 
     def _under(self, setting: Setting) -> tuple[Asked, ...]:
         protocol = self.sweep.file.evaluation.protocol
-        identity = protocol.model_dump(mode="json", exclude={"fewshot"})
+        identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring()
         if protocol.template == "training":
             identity["text"] = _template_id(setting)
         sampler = protocol.fewshot.model_dump(include={"sampler"} if protocol.fewshot.sampler == "first_n" else None)

@@ -180,3 +180,13 @@ def test_plan_of_ten_thousand_cells_is_complete(tmp_path: Path) -> None:
     code = TEN_THOUSAND.format(tests=str(Path(__file__).parent), root=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["10010"]
+
+
+def test_new_scoring_semantics_ask_again_and_the_first_ones_are_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {"evaluation": {"tasks": [{"name": "gsm8k"}]}}
+    before = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.asked}
+    monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 2)
+    after = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.asked}
+    assert before and not before & after

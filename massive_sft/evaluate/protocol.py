@@ -14,7 +14,7 @@ from massive_sft.errors import Corrupt
 from massive_sft.evaluate.requests import RequestSet
 from massive_sft.fingerprint import canonical, fingerprint
 from massive_sft.ledger.record import seal, unseal
-from massive_sft.sweep import schema
+from massive_sft.sweep import schema, semantics
 
 
 def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
@@ -30,6 +30,7 @@ def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
             "engine": protocol.engine,
             "dtype": protocol.dtype,
             "adapters": protocol.adapters,
+            **semantics.scoring(),
         }
     )
 

@@ -33,6 +33,8 @@ def sample_problems(samples: Samples) -> list[Problem]:
     trained = np.add.reduceat(samples.trainable, samples.offsets[:-1])
     if samples.lengths.min() < 2 or trained.min() == 0:
         return [Problem("samples", "must each have a trainable token", int(np.sum(trained == 0)))]
+    if samples.trainable[samples.offsets[:-1]].any():
+        return [Problem("samples", "must not train on their first token, which nothing predicts")]
     return []
 
 
