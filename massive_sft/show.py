@@ -237,7 +237,8 @@ def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
             for metric, score in metrics.items():
                 interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
                 value = "missing" if score.value is None else f"{score.value:.4g}"
-                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, "" if score.n is None else str(score.n))
+                size = "" if score.n is None else str(score.n)
+                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, size)
     return table
 
 

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import made_records
 import numpy as np
+import pandas as pd
 import pytest
+from made_records import plan_of, sweep_file
 from mlflow import MlflowClient
 
 from massive_sft.cli import main
@@ -19,9 +22,11 @@ from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.report.imported import gather
+from massive_sft.report.write import write_report
 from massive_sft.study import frames
+from massive_sft.study.beside import beside
 from massive_sft.study.imported import FILE, ImportedLedger, open_imported
-from massive_sft.study.released import KEYS, Table, known_columns, read_table, write_table
+from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
 from massive_sft.verbs.import_table import fill
 
 pytestmark = pytest.mark.timeout(120)
@@ -118,7 +123,7 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
     (found.ledger.sweep_dir("mine") / "sweep.yaml").touch()
     with pytest.raises(InvalidInput, match="is the name of a sweep"):
         imported(odd, root, "mine")
-    with pytest.raises(InvalidInput, match="name without slashes"):
+    with pytest.raises(InvalidInput, match="must be letters"):
         imported(odd, root, "a/b")
     lease = Lease.acquire(found.ledger.sweep_dir("held") / "import-lease", "somebody")
     assert lease is not None
@@ -143,8 +148,6 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
 
 
 def test_frames_of_the_records_are_those_of_the_table(odd: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
     found = imported(odd, tmp_path / "root")
     ours = frames.tidy(record for record in found.records().values() if record is not None)
     table = frames.released(pd.read_csv(odd))
@@ -352,3 +355,73 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     code, told = call("export-table", root, "paper", tmp_path / "back.csv")
     assert code == 1
     assert "1 of 5 rows have no record: import odd.csv again" in told
+
+
+def declared(tmp_path: Path) -> dict[str, Column]:
+    """``riddles``, which the made sweep calls ``quiz``, and ``prose``, which it has in another unit."""
+    scales = tmp_path / "scales.json"
+    columns = {
+        "riddles-0shot": {"metric": "acc", "scale": "percent", "shots": 0, "tasks": ["quiz"]},
+        "prose-0shot": {"metric": "taste", "scale": "rating", "shots": 0},
+    }
+    scales.write_text(json.dumps({"schema": 1, "columns": columns}))
+    return known_columns(scales)
+
+
+BESIDE = """\
+model_name,data_name,data_size,lora,lr_strategy,epoch,riddles-0shot,prose-0shot
+small,first,1000,true,constant,1,41.5,3.0
+small,first,1000,true,constant,2,,4.0
+small,pretrain,0,,,0,12.5,
+small,first,999,true,constant,1,40.0,3.0
+other,first,1000,true,constant,1,40.0,3.0
+small,first,1000,true,cosine,1,40.0,3.0
+"""
+
+
+def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(BESIDE)
+    found, _ = fill(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
+    plan = plan_of(sweep_file(tmp_path))
+    ledger = made_records.fill(plan)
+    page = write_report(plan, ledger, tmp_path / "out", [found]).read_text()
+    frame = pd.read_csv(tmp_path / "out" / "beside-paper.csv")
+    own = {item.cell.id: made_records.number_of(item) for item in plan.cells}
+    shown = [tuple(row) for row in frame[["model", "method", "epoch", "column", "imported"]].itertuples(index=False)]
+    assert sorted(shown) == [
+        ("small", "lora", 1, "prose-0shot", 3.0),
+        ("small", "lora", 1, "quiz-0shot", 41.5),
+        ("small", "lora", 2, "prose-0shot", 4.0),
+        ("small", "none", 0, "quiz-0shot", 12.5),
+    ]
+    quiz = frame[frame["column"] == "quiz-0shot"].set_index("method")
+    for method in ("lora", "none"):
+        row = quiz.loc[method]
+        assert row["own"] == pytest.approx(100 * own[row["cell"]])
+        assert row["difference"] == pytest.approx(row["own"] - row["imported"])
+    assert quiz.loc["lora", "caution"].startswith("approximate: unknown seed, LoRA rank, warm-up, max length")
+    assert quiz.loc["none", "caution"] == "approximate: unknown evaluation protocol"
+    prose = frame[frame["column"] == "prose-0shot"]
+    assert prose["difference"].isna().all()
+    assert set(prose["why"]) == {"in other units: bits_per_byte, taste"}
+    assert "Beside paper" in page
+    assert "3 of 18 scored cells have a row of the same model" in page
+
+
+def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> None:
+    found = imported(with_copies(tmp_path / "copies.csv"), tmp_path / "root")
+    records = [record for record in found.records().values() if record is not None]
+    rows = beside(frames.tidy(records), frames.tidy(records), found.table.columns)
+    marked = rows[rows["caution"].str.contains("may be a copy")]
+    cells = {cell for item in gather(found).findings if item.kind == "copied" for cell in item.cells}
+    assert set(marked["cell"]) == cells
+    assert len(rows) == len(records) * len(NAMES)
+    assert (rows["difference"] == 0).all()
+
+
+def test_beside_without_an_imported_table_is_refused(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    made_records.fill(plan_of(path))
+    code, told = call("report", path, "--beside", tmp_path / "ledger")
+    assert code == 2
+    assert "holds no imported table" in told

@@ -14,19 +14,21 @@ from markupsafe import Markup, escape
 from massive_sft.files import write_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
-from massive_sft.report import overview, relations, scores
+from massive_sft.report import beside, overview, relations, scores
 from massive_sft.report.material import Material, gather
 from massive_sft.report.section import Section
 from massive_sft.study import tables
+from massive_sft.study.imported import ImportedLedger
 
 PAGE = "report.html"
 
 
-def write_report(plan: Plan, ledger: Ledger, out: Path) -> Path:
+def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[ImportedLedger] = ()) -> Path:
     """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out`` and return the page.
 
     Works on any state of a sweep: what is not there yet is listed as missing. ``table`` is one row a cell in the
     released table's conventions, ``scores`` every metric of every task with its interval (``study.frames.tidy``).
+    Imported tables whose rows are to stand beside the sweep's cells add a section and a ``beside-<name>.csv`` each.
 
     Raises:
         Unsupported: a newer version of massive-sft wrote a record.
@@ -38,7 +40,12 @@ def write_report(plan: Plan, ledger: Ledger, out: Path) -> Path:
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["data_label", "setting_label"]
     write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
-    write_bytes(out / PAGE, render(material).encode())
+    added = []
+    for found in imported:
+        frame = beside.joined(material, found)
+        write_bytes(out / f"beside-{found.table.name}.csv", tables.to_csv(frame))
+        added.append(beside.section(material, found, frame))
+    write_bytes(out / PAGE, render(material, added).encode())
     return out / PAGE
 
 
@@ -60,10 +67,10 @@ def sections(material: Material) -> list[Section]:
     return [section for section in found if section is not None]
 
 
-def render(material: Material) -> str:
-    """Return the page of a sweep."""
+def render(material: Material, added: Sequence[Section] = ()) -> str:
+    """Return the page of a sweep, with further sections after its own."""
     name = material.plan.sweep.file.name
-    return page(name, overview.head(material), overview.statuses(material), sections(material))
+    return page(name, overview.head(material), overview.statuses(material), [*sections(material), *added])
 
 
 def page(

@@ -18,7 +18,7 @@ from massive_sft.files import read_json
 from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Sha256, Status, Time
 from massive_sft.ledger.store import Ledger
-from massive_sft.study.released import Column, Row, Table
+from massive_sft.study.released import Column, Row, Table, task_of
 from massive_sft.sweep.cell import Coordinates
 
 FILE = "table.json"
@@ -100,6 +100,22 @@ def open_imported(path: Path) -> ImportedLedger:
     return ImportedLedger(table, ledger)
 
 
+def tables_of(root: Path) -> dict[str, Path]:
+    """Return the ``table.json`` of each imported table under a storage root, by name."""
+    return {path.parent.name: path for path in sorted((root / "sweeps").glob(f"*/{FILE}"))}
+
+
+def open_all(path: Path) -> list[ImportedLedger]:
+    """Open an imported table by its ``table.json``, or all under a storage root.
+
+    Raises InvalidInput where there is none, Corrupt for an unsound one.
+    """
+    paths = [path] if is_imported(path) else list(tables_of(path).values())
+    if not paths:
+        raise InvalidInput(Problem(str(path), "holds no imported table; import-table makes one"))
+    return [open_imported(path) for path in paths]
+
+
 def describe(name: str, table: Table, when: str, mlflow: str) -> Imported:
     """Return what ``table.json`` says of a table that is imported under ``name``."""
     return Imported(
@@ -178,7 +194,6 @@ def protocol(name: str, column: str) -> str:
 
 def _scores(table: Imported, name: str, value: float) -> BenchmarkScores:
     column = table.columns[name]
-    task = name.removesuffix(f"-{column.shots}shot").removesuffix(f"_{column.shots}shot")
     score = Score(
         value=value,
         stderr=None,
@@ -189,7 +204,10 @@ def _scores(table: Imported, name: str, value: float) -> BenchmarkScores:
     )
     asked = f"{name} {protocol(table.name, name)}"
     return BenchmarkScores(
-        benchmark=name, asked=asked, shots=column.shots, tasks={task: {f"{column.recorded},none": score}}
+        benchmark=name,
+        asked=asked,
+        shots=column.shots,
+        tasks={task_of(name, column): {f"{column.recorded},none": score}},
     )
 
 

@@ -40,6 +40,7 @@ class Column(BaseModel):
     Attributes:
         metric: its name, without the scale.
         scale: ``percent`` (0 to 100), ``fraction`` (0 to 1) or ``rating`` (1 to 10).
+        tasks: further names of the benchmark, as sweeps may have it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class Column(BaseModel):
     scale: Literal["percent", "fraction", "rating"]
     shots: int = Field(0, ge=0)
     higher_is_better: bool = True
+    tasks: tuple[str, ...] = ()
 
     @property
     def recorded(self) -> str:
@@ -87,6 +89,11 @@ class Table:
     newline: str
     columns: Mapping[str, Column]
     rows: tuple[Row, ...]
+
+
+def task_of(name: str, column: Column) -> str:
+    """Return a column's name without its shots: ``mbpp`` for ``mbpp_4shot``."""
+    return re.sub(rf"[-_]{column.shots}shot$", "", name)
 
 
 def known_columns(scales: Path | None = None) -> dict[str, Column]:

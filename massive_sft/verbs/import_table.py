@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -31,11 +32,13 @@ from massive_sft.study.imported import (
     open_imported,
     record_of,
     rows_of,
+    tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
 from massive_sft.verbs.options import console, print_json
 from massive_sft.verbs.publish import mirror_imported
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a sweep's
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
 
@@ -81,11 +84,10 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     """
     if redact(mlflow) != mlflow:
         raise InvalidInput(Problem("--mlflow", "holds a secret: put it into the environment and write ${NAME}"))
+    if not NAME.fullmatch(name):
+        raise InvalidInput(Problem("--name", "must be letters, digits, dots, dashes and underscores", name))
     ledger = Ledger.open(root)
-    try:
-        path = ledger.sweep_dir(name) / FILE
-    except ValueError:
-        raise InvalidInput(Problem("--name", "must be a name without slashes", name)) from None
+    path = ledger.sweep_dir(name) / FILE
     if path.parent.is_dir() and not path.exists() and any(item.suffix == ".yaml" for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
     lease = Lease.acquire(path.parent / "import-lease", f"{socket.gethostname()}:{os.getpid()}")
@@ -103,13 +105,21 @@ def _described(path: Path, name: str, table: Table, mlflow: str) -> Imported:
     if path.exists():
         before = open_imported(path).table
         now = now.model_copy(update={"when": before.when})
-        if before.model_copy(update={"mlflow": mlflow}) != now:
+        if _recorded(before) != _recorded(now):
             rule = f"is the name of another table, {before.file} with SHA-256 {before.sha256[:12]}; choose another one"
+            if before.sha256 == now.sha256:
+                rule = "is the name of this table under another name of the file or other scales; choose another one"
             raise InvalidInput(Problem("--name", rule, name))
         if before == now:
             return now
     write_json(path, now.model_dump(mode="json", by_alias=True))
     return now
+
+
+def _recorded(table: Imported) -> Imported:
+    """Return a table with only what its records rest on, for comparison."""
+    columns = {name: column.model_copy(update={"tasks": ()}) for name, column in table.columns.items()}
+    return table.model_copy(update={"mlflow": "", "columns": columns})
 
 
 def _write(ledger: Ledger, imported: Imported, rows: Sequence[Row], claim: Claim) -> int:
@@ -135,10 +145,10 @@ def export_table(
 ) -> None:
     """Write an imported table back from its records: the same columns, rows and values."""
     ledger = Ledger.open(root, create=False)
-    names = sorted(path.parent.name for path in (ledger.root / "sweeps").glob(f"*/{FILE}"))
-    if name not in names:
-        raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, names))
-    found = open_imported(ledger.sweep_dir(name) / FILE)
+    paths = tables_of(ledger.root)
+    if name not in paths:
+        raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
+    found = open_imported(paths[name])
     table = found.table
     write_bytes(out, write_table(table.header, table.newline, rows_of(found)))
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"

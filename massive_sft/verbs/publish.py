@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from massive_sft.study.imported import FILE, ImportedLedger, is_imported, open_imported
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.study.imported import FILE, ImportedLedger, is_imported, open_all, open_imported
 from massive_sft.tracking.queue import Pending
 from massive_sft.verbs.options import File, Overlays, console, read_plan
 
@@ -18,15 +19,22 @@ def report(
     file: File,
     overlay: Overlays = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write into; in the storage if not given.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="A storage root or table.json of imported tables, shown beside the own cells; repeatable."),
+    ] = None,
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     from massive_sft.report.write import write_report
 
     if is_imported(file):
+        if beside:
+            raise InvalidInput(Problem("--beside", "goes with a sweep's cells, not with an imported table", str(file)))
         _report_imported(file, out)
         return
+    imported = [found for path in beside or () for found in open_all(path)]
     plan, ledger = read_plan(file, overlay)
-    page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report")
+    page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
     console().print(f"report: {page}", soft_wrap=True)
 
 

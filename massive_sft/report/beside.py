@@ -1,0 +1,66 @@
+"""The section that sets a sweep's scores beside an imported table's rows of the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from massive_sft.report.numbers import MISSING, is_missing, number
+from massive_sft.report.scores import Scored
+from massive_sft.report.section import Listing, Section
+from massive_sft.report.table import Column, of_texts
+from massive_sft.study import frames, tables
+from massive_sft.study.beside import beside
+from massive_sft.study.imported import ImportedLedger
+
+
+def joined(material: Scored, found: ImportedLedger) -> pd.DataFrame:
+    """Return the frame of ``study.beside`` for a sweep's scores and an imported table."""
+    imported = frames.tidy(record for record in found.records().values() if record is not None)
+    return beside(material.scores, imported, found.table.columns)
+
+
+def section(material: Scored, found: ImportedLedger, frame: pd.DataFrame) -> Section:
+    """Return the section on one imported table.
+
+    Args:
+        frame: of ``joined``.
+    """
+    scored = tables.primary(material.scores)
+    scored = scored[scored["value"].notna()]
+    cells, columns = frame["cell"].nunique(), sorted(set(scored["column"]) - set(frame["column"]))
+    name = found.table.name
+    notes = [
+        f"{cells:,} of {scored['cell'].nunique():,} scored cells have a row of the same model, data, size, method, "
+        f"schedule and epoch in {name} ({found.table.file}), imported and not measured here. The names agree, what "
+        "they stand for need not: a difference is no effect of anything."
+    ]
+    if columns:
+        notes.append(f"Without a column of {name} beside them: {', '.join(columns)}.")
+    head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
+    head += [Column("ours", "number"), Column("95 % interval"), Column("imported", "number")]
+    head += [Column("difference", "number"), Column("metrics"), Column("caution", "long")]
+    table = of_texts(f"beside-{name}", f"Beside {name}", head, [_row(row) for row in frames.rows_of(frame)])
+    return Section(f"beside-{name}", f"Beside {name}", notes, [Listing(table)])
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    base = row["method"] == frames.BASE
+    setting = " ".join(text for text in (row["setting"], row["schedule"], row["variant"]) if not is_missing(text))
+    ends = (number(row["own_low"], 2), number(row["own_high"], 2))
+    caution = row["caution"] if is_missing(row["why"]) else f"{row['why']}; {row['caution']}"
+    return [
+        str(row["column"]),
+        str(row["model"]),
+        "base model" if base else f"{row['data']} {row['size']:,}",
+        MISSING if base else setting.strip(),
+        str(row["epoch"]),
+        MISSING if is_missing(row["seed"]) else str(row["seed"]),
+        number(row["own"], 2),
+        MISSING if MISSING in ends else " to ".join(ends),
+        number(row["imported"], 2),
+        number(row["difference"], 2, signed=True),
+        f"{row['metric']}, {row['imported_metric']}",
+        str(caution),
+    ]

@@ -1,0 +1,84 @@
+"""Own cells beside an imported table's rows of the same names: what can be compared, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from massive_sft.study import metrics
+from massive_sft.study.findings import copied
+from massive_sft.study.frames import BASE
+from massive_sft.study.imported import approximate
+from massive_sft.study.released import Column, task_of
+from massive_sft.study.tables import primary
+
+NAMES = ["model", "data", "method", "size", "schedule", "epoch"]
+"""The coordinates that a table has; a row is beside a cell when all of them are equal."""
+COPIED = "its cell may be a copy of another"
+COLUMNS: dict[str, str] = (
+    {"cell": "string"}
+    | dict.fromkeys(["model", "data", "setting", "method", "schedule", "variant"], "string")
+    | dict.fromkeys(["size", "epoch", "seed"], "Int64")
+    | {"column": "string", "metric": "string", "own": "float64", "own_low": "float64", "own_high": "float64"}
+    | {"imported_column": "string", "imported_metric": "string", "imported": "float64", "difference": "float64"}
+    | {"why": "string", "caution": "string"}
+)
+"""Columns of ``beside``."""
+
+
+def beside(own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Return one row per own cell and benchmark that an imported row of the same names has a score of, too.
+
+    Args:
+        own, imported: of ``frames.tidy``.
+        columns: of the imported table.
+
+    Returns:
+        ``COLUMNS``: both values in the unit that people read, ``difference`` = own - imported where the units are the
+        same (else ``why`` there is none), and ``caution``: what is not known of the imported row, and whether its cell
+        looks copied.
+    """
+    theirs = _theirs(imported, columns)
+    ours = primary(own)
+    ours = ours[ours["value"].notna()].assign(task=ours["task"].astype("string"))
+    joined = ours.merge(theirs, on=[*NAMES, "task", "shots"], how="inner")
+    factor = joined["metric"].map(metrics.scale).astype("float64")
+    frame = joined.assign(
+        own=joined["value"] * factor,
+        own_low=joined["low"] * factor,
+        own_high=joined["high"] * factor,
+    )
+    same = frame["metric"].map(_unit) == frame["imported_metric"].map(_unit)
+    frame["difference"] = (frame["own"] - frame["imported"]).where(same)
+    units = "in other units: " + frame["metric"] + ", " + frame["imported_metric"]
+    frame["why"] = units.mask(same)
+    return frame.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _theirs(imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Return the imported scores, one row for each name that a sweep may have for their benchmark."""
+    rows = primary(imported)
+    rows = rows[rows["value"].notna()]
+    names = {name: tuple({task_of(name, column), *column.tasks}) for name, column in columns.items()}
+    doubtful = {cell for finding in copied(imported) for cell in finding.cells}
+    caution = rows["method"].map({method: approximate(method) for method in (BASE, "full", "lora")})
+    return (
+        pd.DataFrame(
+            {
+                **{name: rows[name] for name in [*NAMES, "shots"]},
+                "task": rows["benchmark"].map(names),
+                "imported_column": rows["benchmark"],
+                "imported_metric": rows["metric"],
+                "imported": rows["value"] * rows["metric"].map(metrics.scale).astype("float64"),
+                "caution": caution.mask(rows["cell"].isin(doubtful), caution + "; " + COPIED),
+            }
+        )
+        .explode("task")
+        .astype({"task": "string"})
+    )
+
+
+def _unit(metric: str) -> str:
+    """Return what two metrics must have in common for a difference to mean anything."""
+    return metrics.unit(metric) or metric
