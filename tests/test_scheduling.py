@@ -21,7 +21,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
-from massive_sft.scheduling.pools import LanePool, Message, Shape
+from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.sweep.load import load_sweep
 from massive_sft.trial import Happening, Recorded
@@ -205,6 +205,31 @@ def test_order_of_a_restarted_lane_is_given_again_and_fails_at_last() -> None:
 
     (message,) = asyncio.run(scenario())
     assert (message.kind, "died 3 times" in message.content) == ("failed", True)
+
+
+def test_workers_that_died_while_they_waited_take_no_order_with_them() -> None:
+    async def scenario() -> None:
+        pool = Pool(Counter({ONE: 1}))
+        dead = asyncio.create_task(pool.next("lane", ONE))
+        await asyncio.sleep(0)
+        restarted = asyncio.create_task(pool.next("lane", ONE))
+        await asyncio.sleep(0)
+        await pool.submit(ONE, "order", b"data")
+        assert (await dead, await restarted) == (None, b"data")
+
+    asyncio.run(scenario())
+
+
+def test_reader_that_died_while_it_waited_takes_no_cell_with_it() -> None:
+    async def scenario() -> None:
+        queue = CellQueue.__ray_metadata__.modified_class()
+        dead = asyncio.create_task(queue.take(await queue.again()))
+        await asyncio.sleep(0)
+        reader = await queue.again()
+        await queue.put([("cell", b"")])
+        assert (await queue.take(reader), await dead) == (("cell", b""), None)
+
+    asyncio.run(scenario())
 
 
 def test_idle_lane_ends_when_another_shape_starves() -> None:

@@ -114,6 +114,7 @@ class LanePool(_Pool):
         self.starving = False
         self.broken: dict[Shape, str] = {}
         self.entered: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
 
     async def enter(self, lane: str, shape: Shape, group: str) -> bool:
         """Say that a lane's workers are up, before they import anything; return whether they are to go on.
@@ -149,6 +150,8 @@ class LanePool(_Pool):
     async def next(self, lane: str, shape: Shape) -> bytes | None:
         """Return the lane's next order, as soon as there is one; None when it should end."""
         self.entered[lane] = 0
+        self.asked[lane] += 1
+        turn = self.asked[lane]
         if lane in self.held:
             held = self.held[lane]
             if not self.stopping and held.tries < TRIES:
@@ -159,14 +162,16 @@ class LanePool(_Pool):
         async with self.changed:
             await self.changed.wait_for(
                 lambda: (
-                    self.queues[shape]
+                    self.asked[lane] != turn
+                    or self.queues[shape]
                     or self.expected[shape] <= 0
                     or lane in self.leaving
                     or self.starving
                     or self.stopping
                 )
             )
-            if lane in self.leaving or self.stopping or not self.queues[shape]:
+            asker_died = self.asked[lane] != turn  # its successor has asked since
+            if asker_died or lane in self.leaving or self.stopping or not self.queues[shape]:
                 return None
             order = self.queues[shape].popleft()
             order.tries += 1
@@ -252,6 +257,7 @@ class CellQueue(_Pool):
         super().__init__()
         self.waiting: deque[tuple[str, bytes]] = deque()
         self.out: dict[str, bytes] = {}
+        self.reader = 0
         self.closed = False
 
     async def put(self, cells: list[tuple[str, bytes]]) -> None:
@@ -270,21 +276,26 @@ class CellQueue(_Pool):
         self.waiting.clear()
         await self._notify()
 
-    async def take(self) -> tuple[str, bytes] | None:
-        """Return a cell as soon as there is one; None when there will be no more."""
+    async def take(self, reader: int) -> tuple[str, bytes] | None:
+        """Return a cell as soon as there is one; None when there will be no more for this reader."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.waiting or self.closed)
-            if not self.waiting:
+            await self.changed.wait_for(lambda: self.waiting or self.closed or reader != self.reader)
+            if not self.waiting or reader != self.reader:
                 return None
             cell, data = self.waiting.popleft()
             self.out[cell] = data
         return cell, data
 
-    async def again(self) -> None:
-        """Put what was given out and not acknowledged back in front: a reader begins anew."""
+    async def again(self) -> int:
+        """Put what was given out and not acknowledged back in front, for a reader that begins anew; return its number.
+
+        What an earlier one still asks for, it is no more there to take.
+        """
+        self.reader += 1
         self.waiting.extendleft(reversed(self.out.items()))
         self.out.clear()
         await self._notify()
+        return self.reader
 
     async def acknowledge(self, cell: str) -> None:
         """Say that a cell has its record."""

@@ -46,9 +46,9 @@ class _Cells(Datasource):
 
 
 def _read(queue: Any) -> Iterator[pa.Table]:
-    ray.get(queue.again.remote())
+    reader = ray.get(queue.again.remote())
     while True:
-        taken = ray.get(queue.take.remote())
+        taken = ray.get(queue.take.remote(reader))
         if taken is None:
             return
         yield pa.table({"cell": [taken[0]], "data": [taken[1]]})

@@ -26,6 +26,7 @@ def settle(folder: Path) -> None:
     """Give this process, and so all that it starts, an environment that nothing outside ``folder`` reaches."""
     for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))]:
         del os.environ[name]
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)  # the code of this checkout
     cache = str(folder / "cache")
     os.environ |= {"HF_HOME": cache, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
