@@ -60,6 +60,7 @@ class RunPlan:
         tokens_per_epoch: from the token cache; None before the first run or check.
         needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
         resume_every: seconds between its resume checkpoints; None to choose by what one costs.
+        gpu: the kind of GPU that its resources name; None where they name none.
     """
 
     trajectory: Trajectory
@@ -69,6 +70,7 @@ class RunPlan:
     tokens_per_epoch: int | None
     needs_retraining: bool
     resume_every: float | None = None
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,22 +184,30 @@ def _cell_plans(cells: Cells, asked: Questions, root: Path) -> Iterable[CellPlan
         yield CellPlan(cell, status, wanted, lacking(wanted, status, entry.answers if entry else ()))
 
 
+def rule_of(sweep: Sweep, recipe: Recipe) -> Resource | None:
+    """Return the first rule of ``resources`` that matches a training run, if one does."""
+    return next((rule for rule in sweep.file.resources if _matches(sweep, rule, recipe)), None)
+
+
 def layout_of(sweep: Sweep, recipe: Recipe) -> Layout:
-    """Return the layout that the first matching rule of ``resources`` gives a training run."""
-    for rule in sweep.file.resources:
-        if _matches(sweep, rule, recipe):
-            return Layout(
-                workers=rule.workers or max(rule.gpus, 1),
-                gpus=rule.gpus,
-                zero=rule.zero,
-                offload=rule.offload,
-                micro_batch=rule.micro_batch,
-                packing=rule.packing,
-                gradient_checkpointing=rule.gradient_checkpointing,
-                attention=rule.attention,
-            )
-    # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
-    return Layout()
+    """Return the layout that ``resources`` give a training run."""
+    return _layout(rule_of(sweep, recipe))
+
+
+def _layout(rule: Resource | None) -> Layout:
+    if rule is None:
+        # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
+        return Layout()
+    return Layout(
+        workers=rule.workers or max(rule.gpus, 1),
+        gpus=rule.gpus,
+        zero=rule.zero,
+        offload=rule.offload,
+        micro_batch=rule.micro_batch,
+        packing=rule.packing,
+        gradient_checkpointing=rule.gradient_checkpointing,
+        attention=rule.attention,
+    )
 
 
 def _matches(sweep: Sweep, rule: Resource, recipe: Recipe) -> bool:
@@ -217,14 +227,16 @@ def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, Cel
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
     every = sweep.file.storage.resume_every
+    rule = rule_of(sweep, run.recipe)
     return RunPlan(
         trajectory=run,
-        layout=layout_of(sweep, run.recipe),
+        layout=_layout(rule),
         cells=cells,
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
         needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
         resume_every=None if every == "auto" else every,
+        gpu=rule.gpu if rule else None,
     )
 
 
@@ -262,6 +274,11 @@ def token_key(recipe: Recipe) -> str:
     tokenizer = json.loads(recipe.parts["base"])["tokenizer"]
     parts = {key: recipe.parts[key] for key in ("data", "train_semantics")}
     return digest(join({**parts, "text": canonical(text), "tokenizer": canonical(tokenizer)}))
+
+
+def perplexity_key(recipe: Recipe) -> str:
+    """Return the key of a mixture's perplexities under its base model."""
+    return digest(token_key(recipe) + recipe.parts["base"] + recipe.setting.precision)
 
 
 def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:

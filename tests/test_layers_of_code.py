@@ -20,6 +20,7 @@ LAYERS = [
     ["suites", "tracking", "hub"],
     ["asked"],
     ["plan"],
+    ["cost"],
     ["changes", "samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stop"],

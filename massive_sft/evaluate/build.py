@@ -148,9 +148,27 @@ def _build(
         template_kind=wrapping.kind,
         template_text=wrapping.text,
         leaves=tuple(leaves),
-        provenance={"lm_eval": metadata.version("lm_eval"), "datasets": metadata.version("datasets")},
+        provenance={
+            "lm_eval": metadata.version("lm_eval"),
+            "datasets": metadata.version("datasets"),
+            "size": _size([request for listed in lists.values() for request in listed]),
+        },
     )
     return sets.write_set(root, described, lists)
+
+
+def _size(requests: list[Request]) -> dict[str, int]:
+    """Return how much a model reads and writes, for estimates; choices of one token share a row with their question."""
+    likelihoods = [item for item in requests if isinstance(item, Likelihood)]
+    rows = {(item.context, item.continuation if len(item.continuation.strip()) > 1 else "") for item in likelihoods}
+    answers = [item for item in requests if isinstance(item, Generation)]
+    rolling = sum(len(item.text.encode()) for item in requests if isinstance(item, Rolling))
+    return {
+        "bytes": rolling + sum(len((context + continuation).encode()) for context, continuation in rows),
+        "answers": len(answers),
+        "prompt_bytes": sum(len(item.context.encode()) for item in answers),
+        "answer_tokens": sum(item.max_tokens for item in answers),
+    }
 
 
 def _requests_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,15 @@ class Evaluated:
         scores: by benchmark label, the table that ``aggregate`` returns, with its ``protocol``.
         missing: by benchmark label, why there is no score. Not empty: the cell is PARTIAL.
         happened: by benchmark label, counts of shards and memory splits; empty for a score from the cache.
+        seconds: by benchmark label, what it took; nothing for a score from the cache.
+        load_seconds: what loading the model took; None when it was not loaded.
     """
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     happened: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    load_seconds: float | None = None
 
 
 def evaluate(
@@ -54,7 +59,9 @@ def evaluate(
 
     def answer(requests: Any) -> Any:
         if not scorers:
+            began = time.perf_counter()
             scorers.append(make_scorer())
+            result.load_seconds = time.perf_counter() - began
             if scorers[0].engine != protocol.engine:
                 raise Unsupported(f"the protocol asks for engine {protocol.engine}, this is {scorers[0].engine}")
         return scorers[0].score(requests)
@@ -64,12 +71,15 @@ def evaluate(
         cached = cache.get(weights, pid)
         if cached is None:
             shards = folder / "responses" / pid
+            began, loaded = time.perf_counter(), result.load_seconds
             try:
                 result.happened[label] = responses.respond(benchmark.requests, shards, weights, answer)
                 scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
                 continue
+            loading = (result.load_seconds or 0.0) if loaded is None else 0.0
+            result.seconds[label] = time.perf_counter() - began - loading
             cached = {**scores.table, "protocol": pid}, aggregate.parquet(scores.samples)
             cache.put(weights, pid, *cached)
         write(folder / "scores", pid, *cached)

@@ -101,6 +101,8 @@ class Record(BaseModel):
         measures: perplexity, layer change, token length, ... by name.
         counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
         training: summary of the run: final loss (nats per token), steps, tokens, seconds, layout; empty for a base row.
+        cost: what scoring and measuring took that this record was written after: ``device``, and ``seconds`` by what
+            was asked (``Asked.id``, a measure's name), ``load`` and ``other``.
         missing: why a benchmark has no score, by its name (PARTIAL).
         error: why it is FAILED (or DIVERGED, PRUNED).
         provenance: see ``provenance.capture``.
@@ -120,6 +122,7 @@ class Record(BaseModel):
     measures: dict[str, Nested] = {}
     counts: dict[str, Nested] = {}
     training: dict[str, Nested] = {}
+    cost: dict[str, Nested] = {}
     missing: dict[str, str] = {}
     error: str | None = None
     provenance: dict[str, Nested]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from massive_sft.cost.disk import size_in_bytes
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.sweep.spec import Layout
 
 UNKNOWN_WEIGHTS = 20 * 10**9  # bytes assumed of a base model that is not on the disk yet: 8B parameters in bf16
 ADAPTER_SHARE = 0.01  # of the base's bytes
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,3 @@ def _snapshot_bytes(run: RunPlan) -> float:
     weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) if path else UNKNOWN_WEIGHTS
     share = 1.0 if run.trajectory.recipe.setting.method == "full" else ADAPTER_SHARE
     return max(1.0, share * weights * len(run.cells))
-
-
-def size_in_bytes(text: str) -> float:
-    """Return ``2TB`` as 2e12: the schema has checked its form."""
-    match = re.fullmatch(r"([\d.]+) ?([kMGT]?)B", text)
-    if match is None:
-        raise ValueError(f"is no size: {text!r}")
-    return float(match[1]) * UNITS[match[2]]

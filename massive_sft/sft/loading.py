@@ -7,17 +7,13 @@ from typing import Any
 import numpy as np
 
 from massive_sft import modeling
+from massive_sft.cost.memory import CPU_TOKENS, GPU_TOKENS
 from massive_sft.errors import InvalidInput, Problem, Unsupported
 from massive_sft.samples import Samples
 from massive_sft.sft import lora, packing
 from massive_sft.sft.engine import Engine
 from massive_sft.sft.loss import packs_cleanly
 from massive_sft.sweep.spec import TrainingSpec
-
-# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
-# GPU is busy with fewer than its most.
-CPU_TOKENS = 2048
-GPU_TOKENS = 65536
 
 
 def refuse(problems: list[Problem]) -> None:

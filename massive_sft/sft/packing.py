@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from massive_sft.cost.memory import activation_bytes, logit_bytes
 from massive_sft.samples import Samples
 
 # Widths and numbers of targets are rounded up to this: a new shape can mean a new kernel (bf16 on a CPU spent half its
@@ -45,12 +46,9 @@ def fitting_tokens(
 ) -> int:
     """Estimate how many tokens of a micro-batch fit into memory; at least 1.
 
-    Per token and layer about 34 values of the hidden size are kept for the backward pass (Korthikanti et al. 2022,
-    without their attention matrices), with checkpointing the layer's input alone and one layer in full; per token
-    with loss the logits, and twice more in float32. A fifth of the memory is left for fragments.
+    By the formulas of ``cost.memory``; a fifth of the memory is left for fragments.
     """
-    kept = (2 * layers + 34) if checkpointing else 34 * layers
-    per_token = kept * hidden * weight_bytes + vocabulary * (2 * weight_bytes + 8)
+    per_token = activation_bytes(layers, hidden, weight_bytes, checkpointing) + logit_bytes(vocabulary, weight_bytes)
     return max(1, int(0.8 * free_bytes) // per_token)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from massive_sft.fingerprint import digest, fingerprint, hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.sft.peak import device_name
 from massive_sft.stages.measuring import measure_data, measure_layers
 from massive_sft.stages.outcome import Trained, find_snapshot, snapshot_folder
 from massive_sft.stages.recorder import Recorder, now
@@ -50,7 +52,7 @@ class Finisher:
 
         def make(fresh: CellPlan, attempt: int) -> Fields:
             weights = digest(fresh.cell.base)
-            return {"attempt": attempt, **self._scored(fresh, None, weights, self.recorder.earlier(fresh))}
+            return {"attempt": attempt, **self._scored(fresh, None, weights, self._details(fresh))}
 
         return self._under_lease(plan, make)
 
@@ -72,7 +74,8 @@ class Finisher:
 
     def _under_lease(self, plan: CellPlan, make: Callable[[CellPlan, int], Fields]) -> Record | None:
         """Write a cell's record of the fields that ``make`` returns, unless it is done meanwhile."""
-        created, lease = now(), self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
+        created, began = now(), time.perf_counter()
+        lease = self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
         if lease is None:
             return None
         with lease:
@@ -81,14 +84,23 @@ class Finisher:
             if newest is not None and fresh.is_done:
                 return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            record = self.recorder.record(fresh, created, **make(fresh, lease.claim.number))
+            fields = make(fresh, lease.claim.number)
+            if "cost" in fields:
+                seconds = fields["cost"]["seconds"]
+                seconds["other"] = time.perf_counter() - began - sum(seconds.values())
+            record = self.recorder.record(fresh, created, **fields)
             self.ledger.write_record(record, lease.claim)
         return record
+
+    def _details(self, plan: CellPlan) -> Fields:
+        """Return what a cell has already, and an empty account of what the rest takes."""
+        return self.recorder.earlier(plan) | {"cost": {"device": device_name(), "seconds": {}}}
 
     def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
         scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger, self.stop)
         details["scores"] |= scored.scores
+        details["cost"]["seconds"] |= scored.seconds
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
         for protocol in scored.scores:
@@ -97,7 +109,7 @@ class Finisher:
         return details
 
     def _finished(self, plan: CellPlan, run: RunPlan) -> Fields:
-        details = self.recorder.earlier(plan) | {"status": Status.COMPLETE}
+        details = self._details(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
             why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
@@ -107,12 +119,15 @@ class Finisher:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
             details = self._scored(plan, snapshot, weights, details)
+        seconds = details["cost"]["seconds"]
         for item in plan.lacking:
             if item.measure == "layer_change":
                 if found is not None:
+                    began = time.perf_counter()
                     measured, files = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
                     details["measures"][item.measure] = measured
                     details["files"] |= files
+                    seconds[item.measure] = time.perf_counter() - began
             elif item.measure is not None:
-                details["measures"][item.measure] = measure_data(item.measure, run, self.ledger)
+                details["measures"][item.measure] = measure_data(item.measure, run, self.ledger, seconds)
         return details

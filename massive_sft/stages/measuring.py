@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 from massive_sft import layers, modeling
 from massive_sft.evaluate.perplexity import load_summary, perplexity, token_length
 from massive_sft.evaluate.weights import load_scored
-from massive_sft.fingerprint import digest, hash_file
+from massive_sft.fingerprint import hash_file
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import RunPlan, token_key
+from massive_sft.plan import RunPlan, perplexity_key
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
 
 LAYERS = "layers.parquet"
 
 
-def measure_data(name: str, run: RunPlan, ledger: Ledger) -> dict[str, Any]:
+def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float]) -> dict[str, Any]:
     """Return a measure of a run's training data: ``perplexity`` under the base model, or ``token_length``.
 
     Perplexities are kept in the ledger's cache by data and base weights: the runs of one mixture share them.
+
+    Args:
+        seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
     """
     if name == "token_length":
         return token_length(samples_of(run, ledger)[0])
     recipe = run.trajectory.recipe
-    folder = ledger.cache_dir("perplexity") / digest(
-        token_key(recipe) + recipe.parts["base"] + recipe.setting.precision
-    )
+    folder = ledger.cache_dir("perplexity") / perplexity_key(recipe)
     known = load_summary(folder)
     if known is not None:
         return known
+    began = time.perf_counter()
     samples, _ = samples_of(run, ledger)
     model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.best_device())
     result = perplexity(model, samples)
     result.save(folder)
+    seconds[name] = time.perf_counter() - began
     return result.summary()
 
 

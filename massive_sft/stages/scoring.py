@@ -41,10 +41,17 @@ class _Stoppable(PlainScorer):
 
 @dataclass
 class Scored:
-    """What scoring gave: scores by protocol id, and why each missing benchmark is missing, by its label."""
+    """What scoring gave.
+
+    Attributes:
+        scores: by protocol id.
+        missing: why a benchmark is missing, by its label.
+        seconds: what answering took, by ``Asked.id``, and ``load``; nothing for scores that were there.
+    """
 
     scores: dict[str, BenchmarkScores] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def score(
@@ -103,6 +110,9 @@ def score(
         )
         by_label = {label(item.task, item.shots): item for item in group if item.task is not None}
         result.missing.update(done.missing)
+        result.seconds |= {by_label[name].id: seconds for name, seconds in done.seconds.items()}
+        if done.load_seconds is not None:
+            result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
         for name, table in done.scores.items():
             result.scores[table["protocol"]] = _recorded(name, by_label[name], table)
     return result

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, token_key
 from massive_sft.samples import Samples
+from massive_sft.sft import peak
 from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.data import Counts, build_samples
@@ -81,11 +83,18 @@ def train(
     """
     if from_first_rank(lambda: _is_published(attempt)):
         return
+    began = time.perf_counter()
+    peak.begin()
     samples, counts = samples_of(run, ledger)
     checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
     summary = train_trajectory(training_spec(run), samples, attempt.folder, report, checkpoints, stop)
     if is_first_rank():
-        _publish(run, ledger, attempt, summary, counts)
+        cost = {
+            "wall_seconds": time.perf_counter() - began,
+            "peak_bytes": peak.peak_bytes(),
+            "device": peak.device_name(),
+        }
+        _publish(run, ledger, attempt, summary, counts, cost)
 
 
 def _is_published(attempt: Attempt) -> bool:
@@ -103,7 +112,14 @@ def _outcome_place(attempt: Attempt) -> str:
     return f"training/attempt-{attempt.number}"
 
 
-def _publish(run: RunPlan, ledger: Ledger, attempt: Attempt, summary: TrainingSummary, counts: Counts) -> None:
+def _publish(
+    run: RunPlan,
+    ledger: Ledger,
+    attempt: Attempt,
+    summary: TrainingSummary,
+    counts: Counts,
+    cost: Mapping[str, Any],
+) -> None:
     ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
     for epoch in sorted(summary.snapshots):
         attempt.publish(f"snapshots/epoch-{epoch}")
@@ -116,7 +132,7 @@ def _publish(run: RunPlan, ledger: Ledger, attempt: Attempt, summary: TrainingSu
         "attempt": attempt.number,
         "counts": counts.model_dump(mode="json"),
         "layout": run.layout.model_dump(mode="json"),
-        "run": _run_facts(summary),
+        "run": {**_run_facts(summary), **cost},
         "epochs": _epochs(read_losses(folder / LOSSES), summary),
     }
     write_json(folder / OUTCOME, outcome)

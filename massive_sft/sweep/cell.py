@@ -60,7 +60,7 @@ UNHASHED: dict[str, frozenset[str]] = {
     "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
     "Resource": frozenset(
         {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
-        | {"gpus_per_replica", "replicas"}
+        | {"gpu", "gpus_per_replica", "replicas"}
     ),
     "KeepSnapshots": frozenset({"full", "lora"}),
     "Storage": frozenset({"root", "keep_snapshots", "max_waiting", "resume_every"}),

@@ -305,10 +305,14 @@ class When(Strict):
 
 
 class Resource(Strict):
-    """Who runs on what; the first rule that matches wins. Never part of identity."""
+    """Who runs on what; the first rule that matches wins. Never part of identity.
+
+    ``gpu`` is the kind of GPU, such as ``H100``: what `plan` estimates memory and time for.
+    """
 
     when: When = When()
     gpus: NotNegative = 0
+    gpu: Text | None = None
     workers: Positive | None = None
     zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
     offload: Literal["none", "optimizer"] = "none"

@@ -1,0 +1,140 @@
+"""What of a sweep a budget pays for: base rows, then pairs of model and dataset in a seeded balanced order."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from massive_sft.cost.estimate import Estimator
+from massive_sft.cost.work import Figure
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.plan import CellPlan, Plan, RunPlan
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A plan and what a budget takes of it.
+
+    Attributes:
+        plan: what the budget pays for, whatever of it is done already.
+        hours: of the budget; GPU-hours, or hours of this machine where no GPU is used.
+        taken: hours of what is in the plan.
+        left_out: each pair that is left out, ``model × dataset (block): so many runs``, and base rows.
+        runs_left_out: trainings in them.
+    """
+
+    plan: Plan
+    hours: float
+    taken: Figure
+    left_out: tuple[str, ...]
+    runs_left_out: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    block: str
+    model: str
+    data: str
+    runs: tuple[RunPlan, ...]
+
+    def __str__(self) -> str:
+        count = f"{len(self.runs)} run{'s' if len(self.runs) > 1 else ''}"
+        return f"{self.model} × {self.data} (block {self.block}): {count}"
+
+
+def balanced_order(models: Sequence[str], datasets: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Yield every pair once so that, wherever one stops, models have equally many pairs or one more, and datasets too.
+
+    A cyclic incomplete block design: both lists, shuffled, are walked around side by side; after every least common
+    multiple of their lengths, where all counts are equal, one is turned by one place, which leads to new pairs.
+    """
+    generator = random.Random(seed)
+    rows, columns = sorted(models), sorted(datasets)
+    generator.shuffle(rows)
+    generator.shuffle(columns)
+    if not rows or not columns:
+        return
+    turn = math.lcm(len(rows), len(columns))
+    for place in range(len(rows) * len(columns)):
+        yield rows[place % len(rows)], columns[(place + place // turn) % len(columns)]
+
+
+def within_budget(plan: Plan, hours: float, seed: int = SEED) -> Portion:
+    """Return what of a plan a budget of so many GPU-hours pays for.
+
+    It counts the sweep as a whole, done or not, so that a rerun takes the same. Base rows come first; then the blocks
+    in the file's order, and in each the pairs of model and dataset in ``balanced_order``, a pair with all its settings,
+    schedules and seeds, so that what is compared stays together. The first pair that is too much ends it.
+
+    Raises:
+        InvalidInput: when something cannot be estimated; then nobody can say what fits.
+    """
+    costs = _Costs(plan)
+    base = [(cell, costs.base(cell)) for cell in plan.base]
+    pairs = [(pair, costs.pair(pair)) for pair in _pairs(plan, seed)]
+    if costs.estimator.unknown:
+        place = f"{plan.sweep.path}: budget.gpu_hours"
+        rules = (f"cannot be kept without an estimate: {why}" for why in costs.estimator.unknown)
+        raise InvalidInput(Problem(place, rule, hours) for rule in rules)
+    taken, full = Figure(0.0, True), False
+    rows: list[CellPlan] = []
+    runs: list[RunPlan] = []
+    left: list[str] = []
+    for cell, figure in base:
+        full = full or taken.value + figure.value > hours
+        if full:
+            left.append(str(cell.cell.coordinates))
+        else:
+            rows.append(cell)
+            taken += figure
+    left_runs = 0
+    for pair, figure in pairs:
+        full = full or taken.value + figure.value > hours
+        if full:
+            left.append(str(pair))
+            left_runs += len(pair.runs)
+        else:
+            runs += pair.runs
+            taken += figure
+    chosen = {run.trajectory.id for run in runs}
+    kept = tuple(run for run in plan.runs if run.trajectory.id in chosen)
+    return Portion(replace(plan, runs=kept, base=tuple(rows)), hours, taken, tuple(left), left_runs)
+
+
+def _pairs(plan: Plan, seed: int) -> Iterator[_Pair]:
+    grids: dict[str, dict[tuple[str, str], list[RunPlan]]] = {block.name: {} for block in plan.sweep.file.blocks}
+    for run in plan.runs:
+        recipe, block = run.trajectory.recipe, run.trajectory.cells[0].blocks[0]
+        grids[block].setdefault((recipe.model_name, recipe.mixture.name), []).append(run)
+    for block, grid in grids.items():
+        models, datasets = {model for model, _ in grid}, {data for _, data in grid}
+        for model, data in balanced_order(sorted(models), sorted(datasets), seed):
+            if (model, data) in grid:
+                yield _Pair(block, model, data, tuple(grid[(model, data)]))
+
+
+class _Costs:
+    """Hours of parts of a plan as if nothing of it were done."""
+
+    def __init__(self, plan: Plan):
+        self.estimator = Estimator(plan, whole=True)
+        known = self.estimator.known
+        self.gpus = known.scoring_gpus if known.uses_gpus else 1
+        self.uses_gpus = known.uses_gpus
+
+    def base(self, cell: CellPlan) -> Figure:
+        return self.estimator.cell(cell, None, cell.asked).times(self.gpus / 3600)
+
+    def pair(self, pair: _Pair) -> Figure:
+        total = Figure(0.0, True)
+        for run in pair.runs:
+            seconds = self.estimator.training(run)
+            if seconds is not None:
+                total += seconds.times((run.layout.gpus if self.uses_gpus else 1) / 3600)
+            for cell in run.cells:
+                total += self.estimator.cell(cell, run, cell.asked).times(self.gpus / 3600)
+        return total

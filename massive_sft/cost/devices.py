@@ -1,0 +1,79 @@
+"""What computes: kinds of GPU from a table of data sheets, and the CPUs of this machine."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+CPU = "cpu"
+# Of one core, by a plain matrix product: an order of magnitude, until something was measured on the machine.
+CPU_CORE_FLOPS = 2e10
+CPU_BYTES_PER_SECOND = 1e10
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or all CPUs of a machine.
+
+    Attributes:
+        name: of its kind; ``cpu`` for a machine without.
+        memory: bytes.
+        bf16_flops, fp32_flops: peak operations per second of dense matrix products.
+        bandwidth: bytes per second between memory and cores.
+    """
+
+    name: str
+    memory: int
+    bf16_flops: float
+    fp32_flops: float
+    bandwidth: float
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != CPU
+
+    def flops(self, precision: str) -> float:
+        """Return the peak for ``bf16`` or ``fp32``."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+
+@functools.cache
+def known_gpus() -> dict[str, Device]:
+    """Return the kinds of GPU that have a data sheet here, by name."""
+    table = json.loads((Path(__file__).parent / "devices.json").read_text())
+    made = {
+        name: Device(name, mebibytes << 20, bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9)
+        for name, (mebibytes, bf16, fp32, bandwidth) in table["devices"].items()
+    }
+    return made | {alias: made[name] for alias, name in table["aliases"].items()}
+
+
+@functools.cache
+def gpu(kind: str) -> Device | None:
+    """Return a kind of GPU by what people or its driver call it (``h100``, ``NVIDIA A100-SXM4-40GB``); None if unknown.
+
+    The longest known name whose words all are in ``kind`` counts.
+    """
+    words = _words(kind)
+    fitting = [name for name in known_gpus() if _words(name) <= words]
+    return known_gpus()[max(fitting, key=len)] if fitting else None
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^A-Z0-9]+", text.upper())) - {""}
+
+
+@functools.cache
+def machine() -> Device:
+    """Return this machine's CPUs: its memory, or what its container is allowed of it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        memory = min(memory, int(_CGROUP_LIMIT.read_text()))
+    return Device(CPU, memory, cores * CPU_CORE_FLOPS, cores * CPU_CORE_FLOPS, CPU_BYTES_PER_SECOND)

@@ -1,0 +1,68 @@
+"""Bytes that a sweep holds on the disk at its peak, by its retention policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from massive_sft.cost.known import Known
+from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.plan import RunPlan
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+STATE = 12  # bytes that a resume checkpoint holds of a trained weight beside it: master copy and two moments
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on the disk.
+
+    Attributes:
+        kept: snapshots that stay, by ``storage.keep_snapshots``.
+        waiting: of those that are removed once they are scored, the most at a time, by ``storage.max_waiting``.
+        resume: the largest resume checkpoint; each run that trains has one.
+        sure: whether every model's shape was read from its own files.
+    """
+
+    kept: int
+    waiting: int
+    resume: int
+    sure: bool
+
+    @property
+    def peak(self) -> int:
+        return self.kept + self.waiting + self.resume
+
+
+def disk(known: Known, todo: Iterable[RunPlan]) -> Disk | None:
+    """Return what a plan holds at its peak; None where a model's shape is not known.
+
+    Args:
+        todo: the runs that are still to train.
+    """
+    keep, kept, sure = known.plan.sweep.file.storage.keep_snapshots, 0, True
+    left = {run.trajectory.id for run in todo}
+    waiting, resume = [0], [0]
+    for run in known.plan.runs:
+        setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)
+        if shape is None:
+            return None
+        sure &= shape.source == "config"
+        number, trained = bytes_of(setting.precision), trained_weights(shape, setting)
+        count = len(run.trajectory.snapshots)
+        stay = {"none": 0, "last": 1, "all": count}[getattr(keep, setting.method)]
+        kept += stay * number * trained
+        if run.trajectory.id in left:
+            waiting.append((count - stay) * number * trained)
+            resume.append((number + STATE) * trained)
+    allowed = size_in_bytes(known.plan.sweep.file.storage.max_waiting)
+    return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
+
+
+def size_in_bytes(text: str) -> float:
+    """Return ``2TB`` as 2e12: the schema has checked its form."""
+    match = re.fullmatch(r"([\d.]+) ?([kMGT]?)B", text)
+    if match is None:
+        raise ValueError(f"is no size: {text!r}")
+    return float(match[1]) * UNITS[match[2]]

@@ -1,0 +1,229 @@
+"""What is left of a plan in hours, GPU-hours, money, bytes and memory, with what could not be estimated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from massive_sft.asked import Asked
+from massive_sft.cost.disk import Disk, disk
+from massive_sft.cost.fit import Fit, fits
+from massive_sft.cost.known import Known
+from massive_sft.cost.measured import Scoring
+from massive_sft.cost.memory import bytes_of
+from massive_sft.cost.shapes import Shape
+from massive_sft.cost.work import (
+    NOTHING,
+    READ_BYTES_PER_SECOND,
+    SCORING_SHARE,
+    Figure,
+    perplexity_operations,
+    scoring_seconds,
+    training_seconds,
+)
+from massive_sft.ledger.record import Status
+from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key
+from massive_sft.sweep.cell import Recipe
+
+NO_KIND = "no kind of GPU is named: say resources[].gpu (H100, A100-80GB, ...)"
+OTHER_SECONDS = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The price of what is left to do.
+
+    Attributes:
+        training, evaluation: seconds, one after another; what could not be estimated is left out.
+        gpu_seconds: None where no GPU is used.
+        price: of a GPU-hour; None where the file names none.
+        disk: None where a model's shape is not known.
+        fits: memory of each kind of training.
+        unknown: what the sums lack: how many trainings or benchmarks by why.
+        runs, measured: trainings left, and how many of them are of a kind that was measured here.
+    """
+
+    training: Figure
+    evaluation: Figure
+    gpu_seconds: Figure | None
+    price: float | None
+    disk: Disk | None
+    fits: tuple[Fit, ...]
+    unknown: Mapping[str, int]
+    runs: int
+    measured: int
+
+    @property
+    def money(self) -> Figure | None:
+        """The price, in the currency of ``price``; None without a price or a GPU."""
+        if self.gpu_seconds is None or self.price is None:
+            return None
+        return self.gpu_seconds.times(self.price / 3600)
+
+
+class Estimator:
+    """Estimates of one plan's parts. A mixture's perplexity under a base is counted once, where it is first needed.
+
+    Attributes:
+        whole: whether to count what is in caches already, as if the sweep began anew.
+        unknown: what could not be estimated so far, counted by why.
+    """
+
+    def __init__(self, plan: Plan, whole: bool = False):
+        self.known, self.whole = Known(plan), whole
+        self.unknown: Counter[str] = Counter()
+        self._perplexed: set[str] = set()
+        self._scored: dict[tuple[str, str, str], Figure | None] = {}
+
+    def training(self, run: RunPlan) -> Figure | None:
+        """Return the seconds of a run's training; None, and counted in ``unknown``, where it cannot be told."""
+        recipe, known = run.trajectory.recipe, self.known
+        shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
+        if shape is None or device is None or amount is None:
+            self.unknown[self._why(run, shape is None, device is None)] += 1
+            return None
+        return training_seconds(
+            shape,
+            recipe.setting,
+            run.layout,
+            amount,
+            run.trajectory.epochs,
+            len(run.trajectory.snapshots),
+            device,
+            known.trained_alike(run, shape, device),
+            known.table,
+        )
+
+    def _why(self, run: RunPlan, no_shape: bool, no_device: bool) -> str:
+        recipe = run.trajectory.recipe
+        if no_shape:
+            return _no_size(recipe.model_name)
+        if no_device:
+            return NO_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
+        return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
+
+    def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Asked]) -> Figure:
+        """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
+        known, recipe = self.known, run.trajectory.recipe if run else None
+        wanted = tuple(items)
+        shape, device = known.shape(cell.cell.model), known.scoring_device()
+        if not wanted:
+            return NOTHING
+        if shape is None or device is None:
+            self.unknown[NO_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
+            return NOTHING
+        kind = known.scoring_kind(shape, recipe.setting.method if recipe else "none", device)
+        rows = known.table.scoring.get(kind, {})
+        load = 5.0 + bytes_of(self._dtype) * shape.parameters / READ_BYTES_PER_SECOND
+        total = _mean(rows, "other", OTHER_SECONDS)
+        if any(item.task for item in wanted):
+            total += _mean(rows, "load", load)
+        for item in wanted:
+            total += self._item(item, kind, rows, shape, cell, recipe) or NOTHING
+        return total
+
+    @property
+    def _dtype(self) -> str:
+        return self.known.plan.sweep.file.evaluation.protocol.dtype
+
+    def _item(
+        self,
+        item: Asked,
+        kind: str,
+        rows: Mapping[str, Scoring],
+        shape: Shape,
+        cell: CellPlan,
+        recipe: Recipe | None,
+    ) -> Figure | None:
+        if item.measure == "perplexity" and recipe is not None:
+            return self._perplexity(recipe, rows, shape)
+        if item.measure == "layer_change":
+            return _mean(rows, item.measure, 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND)
+        if item.measure is not None:
+            return NOTHING  # token lengths are counted in an instant
+        key = (kind, item.id, shape.key)
+        if key not in self._scored:
+            self._scored[key] = self._benchmark(item, rows, shape, cell)
+        if self._scored[key] is None:
+            self.unknown[
+                f"the size of {item.id.split()[0]} is not known until its requests are built (a run does)"
+            ] += 1
+        return self._scored[key]
+
+    def _benchmark(self, item: Asked, rows: Mapping[str, Scoring], shape: Shape, cell: CellPlan) -> Figure | None:
+        known, device = self.known, self.known.scoring_device()
+        if device is None:
+            return None
+        load = known.requests.load(item, known.bytes_per_token(cell.cell.model))
+        return scoring_seconds(shape, self._dtype, load, device, rows.get(item.id), known.table)
+
+    def _perplexity(self, recipe: Recipe, rows: Mapping[str, Scoring], shape: Shape) -> Figure:
+        key, amount, device = perplexity_key(recipe), self.known.amount(recipe), self.known.scoring_device()
+        cached = not self.whole and (self.known.plan.root / "cache" / "perplexity" / key).is_dir()
+        done = cached or key in self._perplexed
+        self._perplexed.add(key)
+        if done or amount is None or device is None:
+            return NOTHING
+        operations, row = perplexity_operations(shape, amount), rows.get("perplexity")
+        if row is not None and row.operations and row.seconds:
+            return Figure(operations / row.operations * row.seconds, amount.sure)
+        speed = self.known.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
+        return Figure(operations / speed, False)
+
+
+def _no_size(model: str) -> str:
+    return f"the size of {model} is not known until it is on the disk"
+
+
+def _mean(rows: Mapping[str, Scoring], what: str, otherwise: float) -> Figure:
+    return Figure(rows[what].mean, True) if what in rows else Figure(otherwise, False)
+
+
+def estimate(plan: Plan) -> Cost:
+    """Estimate what is left of a plan. Reads small files under its storage root; nothing is written."""
+    estimator = Estimator(plan)
+    known = estimator.known
+    training = evaluation = gpus = NOTHING
+    to_train = [run for run in plan.todo if must_train(plan, run)]
+    for run in to_train:
+        seconds = estimator.training(run)
+        if seconds is not None:
+            training += seconds
+            gpus += seconds.times(run.layout.gpus)
+    for of, cell in _cells(plan):
+        seconds = estimator.cell(cell, of, cell.lacking)
+        evaluation += seconds
+        gpus += seconds.times(known.scoring_gpus)
+    return Cost(
+        training,
+        evaluation,
+        gpus if known.uses_gpus else None,
+        plan.sweep.file.budget.price_per_gpu_hour,
+        disk(known, to_train),
+        tuple(fits(known, plan.runs)),
+        estimator.unknown,
+        len(to_train),
+        sum(_is_measured(known, run) for run in to_train),
+    )
+
+
+def _cells(plan: Plan) -> Iterable[tuple[RunPlan | None, CellPlan]]:
+    for run in plan.todo:
+        yield from ((run, cell) for cell in run.cells)
+    yield from ((None, cell) for cell in plan.base)
+
+
+def _is_measured(known: Known, run: RunPlan) -> bool:
+    shape, device = known.shape(run.trajectory.recipe.model), known.device(run)
+    return shape is not None and device is not None and known.trained_alike(run, shape, device) is not None
+
+
+_TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Status.DIVERGED, Status.PRUNED})
+
+
+def must_train(plan: Plan, run: RunPlan) -> bool:
+    """Return whether a run's training is still to do; one that needs ``--retrain`` is not."""
+    if any(cell.status in _TRAINED for cell in run.cells):
+        return False
+    return not (plan.root / "trajectories" / run.trajectory.id / "training").is_dir()

@@ -1,0 +1,92 @@
+"""Whether each kind of training of a plan fits into its device's memory, and what to change where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from massive_sft.cost.known import Known
+from massive_sft.cost.memory import Memory, Verdict, capacity, judge, remedy, scoring_memory, training_memory
+from massive_sft.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The memory of trainings that are alike.
+
+    Attributes:
+        what: model and setting, or what is scored.
+        where: ``8 × H100``, or ``cpu``.
+        runs: how many trainings.
+        memory: by the formulas, on one GPU or in one process.
+        needed: bytes: measured where a training of this kind ran here, else the formulas' sum.
+        available: bytes; None where the kind of GPU is not known.
+        verdict: ``does not fit`` only where weights, gradients and optimizer alone are too much.
+        remedy: what to change; empty when it fits.
+        measured: whether ``needed`` rests on a measurement.
+    """
+
+    what: str
+    where: str
+    runs: int
+    memory: Memory
+    needed: int
+    available: int | None
+    verdict: Verdict
+    remedy: str
+    measured: bool
+
+
+def fits(known: Known, runs: Iterable[RunPlan]) -> list[Fit]:
+    """Return the memory of each kind of training, and of scoring each base model; unknown shapes are left out."""
+    groups: dict[tuple[object, ...], list[RunPlan]] = {}
+    for run in runs:
+        recipe = run.trajectory.recipe
+        setting, amount = recipe.setting, known.amount(recipe)
+        longest = amount.longest if amount else setting.max_length
+        kind = (recipe.model, setting.method, setting.precision, setting.lora.rank, run.layout, run.gpu, longest)
+        groups.setdefault(kind, []).append(run)
+    trained = (_training(known, group) for group in groups.values())
+    models = {run.trajectory.recipe.model: run for group in groups.values() for run in group}
+    scored = (_scoring(known, run) for run in models.values())
+    return [fit for fit in (*trained, *scored) if fit is not None]
+
+
+def _training(known: Known, group: list[RunPlan]) -> Fit | None:
+    run = group[0]
+    recipe, layout = run.trajectory.recipe, run.layout
+    shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
+    if shape is None:
+        return None
+    longest = amount.longest if amount else recipe.setting.max_length
+    memory = training_memory(shape, recipe.setting, layout, longest)
+    where = f"{layout.gpus} × {run.gpu or 'GPU'}" if layout.gpus else "cpu"
+    what = f"{recipe.model_name} {recipe.setting_name}"
+    if device is None:
+        return Fit(what, where, len(group), memory, memory.total, None, "unknown", "", measured=False)
+    begun = training_memory(shape, recipe.setting, layout, longest, smallest=False)
+    alike, available = known.trained_alike(run, shape, device), capacity(device, layout)
+    if alike is not None and alike.peak:
+        # What the libraries really take beside the formula was seen once for this kind.
+        needed = max(alike.peak + begun.total - alike.peak_formula, 0)
+        return Fit(what, where, len(group), begun, needed, available, "fits", "", measured=True)
+    # The longest sample is known only once it is tokenised, so until then a batch proves nothing.
+    verdict = judge(memory, available, certain=shape.source != "name")
+    advice = "" if verdict == "fits" else remedy(shape, recipe.setting, layout, longest, device)
+    return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
+
+
+def _scoring(known: Known, run: RunPlan) -> Fit | None:
+    """Return the memory of scoring a model, where it does not fit; that it does is no news."""
+    recipe, device = run.trajectory.recipe, known.scoring_device()
+    shape = known.shape(recipe.model)
+    if shape is None or device is None:
+        return None
+    memory = scoring_memory(shape, known.plan.sweep.file.evaluation.protocol.dtype, device)
+    verdict = judge(memory, device.memory, certain=shape.source != "name")
+    if verdict == "fits":
+        return None
+    advice = "a model is scored on one device: use one with more memory"
+    where = f"1 × {device.name}" if device.is_gpu else "cpu"
+    what = f"scoring {recipe.model_name}"
+    return Fit(what, where, 0, memory, memory.total, device.memory, verdict, advice, measured=False)

@@ -1,0 +1,97 @@
+"""What a plan's estimates look up again and again: shapes, devices, amounts, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from massive_sft.cost.amounts import BYTES_PER_TOKEN, Amount, Requests, training_amount
+from massive_sft.cost.devices import CPU, Device, gpu, machine
+from massive_sft.cost.measured import Table, Training, read_table, scoring_key, training_key
+from massive_sft.cost.shapes import Shape, shape_of
+from massive_sft.plan import Plan, RunPlan
+from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.schema import Model
+
+
+class Known:
+    """Everything that estimates of one plan rest on. Reads small files only, each once.
+
+    Attributes:
+        table: what was measured under the plan's storage root.
+        requests: sizes of benchmarks.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.table: Table = read_table(plan.root)
+        self.requests = Requests(plan.root)
+        self._shapes: dict[Model, Shape | None] = {}
+        self._amounts: dict[str, Amount | None] = {}
+
+    def shape(self, model: Model) -> Shape | None:
+        """Return a base model's shape."""
+        if model not in self._shapes:
+            self._shapes[model] = shape_of(model)
+        return self._shapes[model]
+
+    def amount(self, recipe: Recipe) -> Amount | None:
+        """Return an epoch's amount."""
+        if recipe.id not in self._amounts:
+            self._amounts[recipe.id] = training_amount(self.plan.root, recipe)
+        return self._amounts[recipe.id]
+
+    def bytes_per_token(self, model: Model) -> float:
+        """Return the text bytes of a token under a model's tokenizer, where its training data was counted."""
+        return self._text.get(model, BYTES_PER_TOKEN)
+
+    @cached_property
+    def _text(self) -> dict[Model, float]:
+        recipes = (run.trajectory.recipe for run in self.plan.runs)
+        counted = ((recipe.model, self.amount(recipe)) for recipe in recipes)
+        return {model: amount.bytes_per_token for model, amount in counted if amount and amount.bytes_per_token}
+
+    def device(self, run: RunPlan) -> Device | None:
+        """Return what a run trains on; None for GPUs of which no kind is named, and none or several were measured."""
+        return self._gpu(run.gpu) if run.layout.gpus else machine()
+
+    def scoring_device(self) -> Device | None:
+        """Return what cells are scored on: a GPU of the kind that the resources name for it, where any are used."""
+        if not self.uses_gpus:
+            return machine()
+        rules = [rule for rule in self.plan.sweep.file.resources if rule.when.phase in (None, "evaluate")]
+        kinds = [rule.gpu for rule in rules if rule.gpu] + [run.gpu for run in self.plan.runs if run.gpu]
+        return self._gpu(kinds[0] if kinds else None)
+
+    @cached_property
+    def uses_gpus(self) -> bool:
+        """Whether any run trains on GPUs."""
+        return any(run.layout.gpus for run in self.plan.runs)
+
+    @cached_property
+    def scoring_gpus(self) -> int:
+        """The GPUs that score one cell."""
+        declared = [rule.gpus_per_replica for rule in self.plan.sweep.file.resources if rule.gpus_per_replica]
+        return (declared[0] if declared else 1) if self.uses_gpus else 0
+
+    def _gpu(self, kind: str | None) -> Device | None:
+        if kind is not None:
+            return gpu(kind)
+        return gpu(self._measured_gpus[0]) if len(self._measured_gpus) == 1 else None
+
+    @cached_property
+    def _measured_gpus(self) -> list[str]:
+        return sorted(_devices([*self.table.training, *self.table.scoring]) - {CPU})
+
+    def trained_alike(self, run: RunPlan, shape: Shape, device: Device) -> Training | None:
+        """Return the sums of measured trainings of a run's kind, where there are any."""
+        setting, layout = run.trajectory.recipe.setting, run.layout.model_dump(mode="json")
+        return self.table.training.get(training_key(shape.key, setting.method, setting.precision, layout, device.name))
+
+    def scoring_kind(self, shape: Shape, method: str, device: Device) -> str:
+        """Return the key of measured scoring; ``method`` is ``none`` for a base model."""
+        return scoring_key(shape.key, method, self.plan.sweep.file.evaluation.protocol.dtype, device.name)
+
+
+def _devices(keys: Iterable[str]) -> set[str]:
+    return {key.rpartition("|")[2] for key in keys}

@@ -1,0 +1,131 @@
+"""What records say of speed and memory, added to the table of measured figures."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from massive_sft.cost.amounts import BYTES_PER_TOKEN, Requests, training_amount
+from massive_sft.cost.devices import gpu
+from massive_sft.cost.measured import (
+    NAME,
+    Scoring,
+    Table,
+    Training,
+    read_steps,
+    read_table,
+    scoring_key,
+    training_key,
+    write_table,
+)
+from massive_sft.cost.memory import training_memory
+from massive_sft.cost.shapes import Shape, shape_of
+from massive_sft.cost.work import perplexity_operations, scoring_operations, training_operations
+from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.sweep.spec import Layout
+
+
+def learn(plan: Plan, ledger: Ledger) -> int:
+    """Add what is new in the records of a plan's cells to the table; return how many records that was.
+
+    One writer at a time: while another adds, nothing is done, and the next run finds what was left. Raises OSError
+    where the disk refuses.
+    """
+    lease = Lease.acquire((ledger.root / NAME).with_suffix(".lease"), f"{socket.gethostname()}:{os.getpid()}")
+    if lease is None:
+        return 0
+    with lease:
+        table = read_table(ledger.root)
+        known = dict(table.cells)
+        learner = _Learner(table, plan, ledger)
+        for run in plan.runs:
+            for cell in run.cells:
+                learner.cell(cell, run)
+        for cell in plan.base:
+            learner.cell(cell, None)
+        new = sum(known.get(cell) != revision for cell, revision in table.cells.items())
+        if new:
+            write_table(ledger.root, table)
+    return new
+
+
+def device_name(recorded: str) -> str:
+    """Return the name under which a recorded device's figures are kept: its kind where that is known."""
+    kind = gpu(recorded)
+    return recorded if kind is None else kind.name
+
+
+class _Learner:
+    def __init__(self, table: Table, plan: Plan, ledger: Ledger):
+        self.table, self.ledger = table, ledger
+        self.dtype = plan.sweep.file.evaluation.protocol.dtype
+        self.entries = ledger.entries([cell.cell.id for cell in plan.cells])
+        self.requests = Requests(ledger.root)
+
+    def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
+        """Add a cell's newest record, unless it was added before."""
+        entry, shape = self.entries.get(cell.cell.id), shape_of(cell.cell.model)
+        if entry is None or shape is None or self.table.cells.get(cell.cell.id) == entry.revision:
+            return
+        record = self.ledger.read_record(cell.cell.id)
+        if record is None:
+            return
+        self.table.cells[cell.cell.id] = entry.revision
+        self._scoring(cell, run, record, shape)
+        if run is not None and self.table.trainings.get(run.trajectory.id) != record.attempt:
+            self._training(run, record, shape)
+
+    def _scoring(self, cell: CellPlan, run: RunPlan | None, record: Record, shape: Shape) -> None:
+        seconds, device = record.cost.get("seconds"), record.cost.get("device")
+        if not isinstance(seconds, dict) or not isinstance(device, str):
+            return
+        method = run.trajectory.recipe.setting.method if run else "none"
+        rows = self.table.scoring.setdefault(scoring_key(shape.key, method, self.dtype, device_name(device)), {})
+        asked = {item.id: item for item in cell.asked}
+        amount = training_amount(self.ledger.root, run.trajectory.recipe) if run else None
+        for what, took in seconds.items():
+            if not isinstance(took, (int, float)):
+                continue
+            row = rows.setdefault(what, Scoring())
+            row.count += 1
+            row.seconds += took
+            load = self.requests.load(asked[what], BYTES_PER_TOKEN) if what in asked else None
+            if load is not None and load.sure:
+                row.operations += scoring_operations(shape, load)
+            elif what == "perplexity" and amount is not None:
+                row.operations += perplexity_operations(shape, amount)
+
+    def _training(self, run: RunPlan, record: Record, shape: Shape) -> None:
+        """Add a training by what its record and its loss curve say. An incomplete one says nothing."""
+        facts, setting = record.training, run.trajectory.recipe.setting
+        name = next((name for name in record.files if name.endswith("/losses.jsonl")), None)
+        amount = training_amount(self.ledger.root, run.trajectory.recipe)
+        try:
+            layout, device = facts["layout"], facts["device"]
+            wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
+            laid = Layout.model_validate(layout)
+            steps = read_steps(self.ledger.root / str(name))
+        except (OSError, KeyError, TypeError, ValueError):
+            return  # of a version that did not measure, or the curve is gone
+        if amount is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:
+            return
+        self.table.trainings[run.trajectory.id] = record.attempt
+        row = self.table.training.setdefault(
+            training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), Training()
+        )
+        row.trainings += 1
+        row.add_steps(steps[1:])
+        one = training_operations(shape, setting, laid, amount, 1) / amount.tokens
+        row.operations += one * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
+        if not facts.get("resumed"):
+            row.starts += 1
+            row.start += wall - whole + steps[0][1]
+            row.snapshots += len(run.trajectory.snapshots)
+            row.snapshot += max(whole - sum(seconds for _, seconds in steps), 0.0)
+        peak = facts.get("peak_bytes")
+        if isinstance(peak, int) and peak > row.peak:
+            row.peak = peak
+            row.peak_formula = training_memory(shape, setting, laid, amount.longest, smallest=False).total

@@ -1,0 +1,180 @@
+"""What work took here: a table of speeds and peaks by shape, method, layout and device, made of records.
+
+It lies under the storage root as ``cache/costs.json``, is brought up to date at the end of a run, and may be removed
+at any time: the next run makes it anew out of the records it sees.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from massive_sft.errors import Corrupt
+from massive_sft.files import read_json, write_json
+
+NAME = "cache/costs.json"
+SCHEMA = 1
+# How far the cost of a token may plausibly lie from the mean over a run, as a fraction of it: what keeps a line through
+# few or noisy steps near proportionality.
+SPREAD = 0.5
+
+
+@dataclass
+class Training:
+    """Sums over the measured trainings of one kind, so that more of them can be added.
+
+    Attributes:
+        trainings: how many.
+        steps, tokens, seconds: of all steps but each run's first; ``tt``, ``ts`` and ``ss`` are the sums of squares
+            and products by step.
+        operations: of these steps, by ``work.training_operations``.
+        starts, start: how many, and the seconds before the first step and within it.
+        snapshots, snapshot: how many, and the seconds beside the steps.
+        peak: the most bytes on one GPU or in one process; 0 where not measured.
+        peak_formula: what the formula says of that run.
+    """
+
+    trainings: int = 0
+    steps: int = 0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    tt: float = 0.0
+    ts: float = 0.0
+    ss: float = 0.0
+    operations: float = 0.0
+    starts: int = 0
+    start: float = 0.0
+    snapshots: int = 0
+    snapshot: float = 0.0
+    peak: int = 0
+    peak_formula: int = 0
+
+    def add_steps(self, steps: Iterable[tuple[float, float]]) -> None:
+        """Add (tokens, seconds) of steps."""
+        for tokens, seconds in steps:
+            self.steps += 1
+            self.tokens += tokens
+            self.seconds += seconds
+            self.tt += tokens * tokens
+            self.ts += tokens * seconds
+            self.ss += seconds * seconds
+
+    def line(self) -> tuple[float, float]:
+        """Return seconds per step and per token: least squares, drawn toward proportionality where steps say little."""
+        ratio = self.seconds / self.tokens
+        spread_tt = self.tt - self.tokens**2 / self.steps
+        if self.steps < 3 or spread_tt <= 1e-9 * self.tt:
+            return 0.0, ratio
+        spread_ts = self.ts - self.tokens * self.seconds / self.steps
+        slope = spread_ts / spread_tt
+        left = max(self.ss - self.seconds**2 / self.steps - slope * spread_ts, 0.0) / (self.steps - 2)
+        doubt = max(left / spread_tt, 1e-12 * ratio**2)
+        prior = (SPREAD * ratio) ** 2
+        slope = min(max((slope / doubt + ratio / prior) / (1 / doubt + 1 / prior), 0.0), ratio)
+        return (self.seconds - slope * self.tokens) / self.steps, slope
+
+    def seconds_of(self, steps: float, tokens: float, snapshots: int) -> float:
+        """Return the seconds of a training of this kind, from its start to its published snapshots."""
+        per_step, per_token = self.line()
+        start = self.start / self.starts if self.starts else 0.0
+        each = self.snapshot / self.snapshots if self.snapshots else 0.0
+        return start + per_step * steps + per_token * tokens + each * snapshots
+
+
+@dataclass
+class Scoring:
+    """Sums over measured work on cells of one kind.
+
+    Attributes:
+        count, seconds: of one benchmark (or of what else was done: ``load``, ``perplexity``, ``other``, ...).
+        operations: by ``work.scoring_operations``; 0 where the benchmark's size is not known.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    operations: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self.seconds / self.count
+
+
+@dataclass
+class Table:
+    """Everything measured under a storage root.
+
+    Attributes:
+        training: by ``training_key``.
+        scoring: by ``scoring_key``, then by what was done.
+        trainings, cells: what the sums are made of: trajectories with their attempt, cells with their record's number.
+    """
+
+    training: dict[str, Training] = field(default_factory=dict)
+    scoring: dict[str, dict[str, Scoring]] = field(default_factory=dict)
+    trainings: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, int] = field(default_factory=dict)
+
+    def speed(self, device: str, work: str) -> float | None:
+        """Return operations per second and worker of all that was measured on a device; None where nothing was."""
+        found: list[Training | Scoring]
+        if work == "train":
+            found = [row for key, row in self.training.items() if key.endswith(f"|{device}")]
+        else:
+            kinds = (rows for key, rows in self.scoring.items() if key.endswith(f"|{device}"))
+            found = [row for rows in kinds for row in rows.values()]
+        known = [row for row in found if row.operations and row.seconds]
+        if not known:
+            return None
+        return sum(row.operations for row in known) / sum(row.seconds for row in known)
+
+
+def training_key(shape: str, method: str, precision: str, layout: Mapping[str, Any], device: str) -> str:
+    """Return what trainings of equal speed and memory have in common."""
+    laid = ",".join(f"{name}={layout[name]}" for name in sorted(layout))
+    return "|".join((shape, method, precision, laid, device))
+
+
+def scoring_key(shape: str, method: str, dtype: str, device: str) -> str:
+    """Return what models of equal scoring speed have in common; ``method`` is ``none`` for a base model."""
+    return "|".join((shape, method, dtype, device))
+
+
+def read_table(root: Path) -> Table:
+    """Return what was measured under a storage root; an empty table where there is none, or none that can be read."""
+    try:
+        content = read_json(root / NAME)
+        if content["schema"] != SCHEMA:
+            return Table()
+        return Table(
+            training={key: _row(Training, row) for key, row in content["training"].items()},
+            scoring={
+                key: {what: _row(Scoring, row) for what, row in rows.items()}
+                for key, rows in content["scoring"].items()
+            },
+            trainings=dict(content["trainings"]),
+            cells=dict(content["cells"]),
+        )
+    except (OSError, Corrupt, KeyError, TypeError, AttributeError, ValueError):
+        return Table()  # it is made anew out of the records
+
+
+def _row(kind: Any, values: Mapping[str, Any]) -> Any:
+    known = {item.name for item in fields(kind)}
+    if values.keys() - known or not all(math.isfinite(value) for value in values.values()):
+        raise ValueError("another version wrote it")
+    return kind(**values)
+
+
+def write_table(root: Path, table: Table) -> None:
+    """Replace the table under a storage root. Raises OSError."""
+    write_json(root / NAME, {"schema": SCHEMA, **asdict(table)})
+
+
+def read_steps(path: Path) -> list[tuple[float, float]]:
+    """Return (tokens, seconds) of each step of a loss curve. Raises OSError, KeyError, TypeError or ValueError."""
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(float(step["tokens"]), float(step["seconds"])) for step in steps]

@@ -1,0 +1,213 @@
+"""Bytes that a training run holds on one GPU, or in one process on a CPU: addend by addend, and what to do about it.
+
+How the engine holds things follows ``sft.engine.config`` and DeepSpeed 0.19: stage 1 in bf16 is its BF16_Optimizer
+(whole float32 gradients, a partitioned float32 master copy), every other stage its ZeRO optimizers (Rajbhandari et al.
+2020); the sizes of its buckets and of what stage 3 gathers are its defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from massive_sft.cost.devices import Device
+from massive_sft.cost.shapes import Shape
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
+
+# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
+# GPU is busy with fewer than its most.
+CPU_TOKENS = 2048
+GPU_TOKENS = 65536
+# DeepSpeed's defaults, in numbers: a bucket of gradients, and the weights that stage 3 keeps gathered.
+BUCKET = 5 * 10**8
+GATHERED = 10**9
+CUDA_BYTES = 700 * 10**6  # the driver's context and libraries on a GPU
+# A process on a CPU with torch, transformers and DeepSpeed imported, before it loads a model; measured.
+PROCESS_BYTES = 950 * 10**6
+SHORTEST = 256  # tokens: no remedy asks for a lower max_length
+MOST_GPUS = 64
+
+Verdict = Literal["fits", "tight", "does not fit", "unknown"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU or process by what they hold.
+
+    Attributes:
+        certain: what is there in any case; their sum is a lower bound.
+        estimated: what depends on the batch, the allocator and the libraries.
+    """
+
+    certain: Mapping[str, int]
+    estimated: Mapping[str, int]
+
+    @property
+    def least(self) -> int:
+        return sum(self.certain.values())
+
+    @property
+    def total(self) -> int:
+        return self.least + sum(self.estimated.values())
+
+
+def bytes_of(precision: str) -> int:
+    """Return the bytes of one number in ``bf16`` or ``fp32``."""
+    return 2 if precision == "bf16" else 4
+
+
+def activation_bytes(layers: int, hidden: int, number: int, checkpointing: bool) -> int:
+    """Return the bytes that a token leaves behind for the backward pass.
+
+    Per layer about 34 values of the hidden size (Korthikanti et al. 2022, without their attention matrices), with
+    checkpointing the layer's input alone and one layer in full. Their 34 are bytes, at two a value; here they are
+    values, which leaves room for wider MLPs and for the gradients on their way back.
+    """
+    return ((2 * layers + 34) if checkpointing else 34 * layers) * hidden * number
+
+
+def logit_bytes(vocabulary: int, number: int) -> int:
+    """Return the bytes of a token with loss: its logits, their gradient, and both once more in float32."""
+    return vocabulary * (2 * number + 8)
+
+
+def trained_weights(shape: Shape, setting: Setting) -> int:
+    """Return how many weights a setting trains."""
+    return shape.parameters if setting.method == "full" else shape.adapter(setting.lora.rank)
+
+
+def micro_tokens(layout: Layout, longest: int, smallest: bool) -> int:
+    """Return the tokens of a micro-batch: of the smallest that training can shrink to, or of what it begins with."""
+    if layout.micro_batch != "auto":
+        return longest * (1 if smallest else layout.micro_batch)
+    return longest if smallest or layout.gpus else max(CPU_TOKENS, longest)
+
+
+def training_memory(shape: Shape, setting: Setting, layout: Layout, longest: int, smallest: bool = True) -> Memory:
+    """Return the memory of training on one GPU, or of one worker's process without GPUs.
+
+    Args:
+        shape: of the base model.
+        setting: method, precision, LoRA rank.
+        layout: workers, ZeRO stage, offload, micro-batch, checkpointing.
+        longest: tokens of the longest sample.
+        smallest: with the smallest micro-batch, which decides whether it fits; else with the one it begins with
+            (on a GPU sized automatically that takes what is free, so there it is the smallest as well).
+    """
+    certain = _states(shape, setting, layout)
+    number, ranks = bytes_of(setting.precision), layout.workers
+    trained = trained_weights(shape, setting)
+    tokens = micro_tokens(layout, longest, smallest)
+    activations = tokens * activation_bytes(shape.layers, shape.hidden, number, layout.gradient_checkpointing)
+    logits = tokens * logit_bytes(shape.vocabulary, number)
+    # The update begins when activations are gone: a float32 copy of this rank's gradients.
+    update = 4 * trained // ranks if layout.zero > 1 else 0
+    estimated = {
+        "activations": activations,
+        "logits": logits,
+        "update": max(0, update - activations - logits),
+        "float32 gradients": _wide_gradients(trained, setting, layout),
+        "buckets": number * min(trained, BUCKET) if layout.zero > 1 else 0,
+        "gathered": number * min(shape.parameters, GATHERED) if layout.zero == 3 else 0,
+        "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
+    }
+    if not layout.gpus:  # the process holds the snapshot beside the weights, when no activation is left
+        estimated["snapshot"] = max(0, number * trained - activations - logits)
+    return Memory(certain, {name: size for name, size in estimated.items() if size})
+
+
+def _states(shape: Shape, setting: Setting, layout: Layout) -> dict[str, int]:
+    """Return weights, gradients and AdamW's state on one rank."""
+    number, ranks = bytes_of(setting.precision), layout.workers
+    trained = trained_weights(shape, setting)
+    held = shape.parameters + (trained if setting.method == "lora" else 0)
+    off = layout.offload == "optimizer" and layout.gpus > 0
+    shard = trained if layout.zero == 0 else math.ceil(trained / ranks)
+    found = {
+        "weights": number * (math.ceil(held / ranks) if layout.zero == 3 else held),
+        "gradients": 0 if off else 4 * trained if layout.zero < 2 else number * shard,
+        "master copy": 0 if off or layout.zero == 0 else 4 * shard,
+        "moments": 0 if off else 8 * shard,
+    }
+    return {name: size for name, size in found.items() if size}
+
+
+def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
+    """Return what summing gradients in float32 adds where they are partitioned."""
+    if layout.zero < 2 or (layout.offload == "optimizer" and layout.gpus):
+        return 0
+    return (4 - bytes_of(setting.precision)) * math.ceil(trained / layout.workers)
+
+
+def scoring_memory(shape: Shape, dtype: str, device: Device) -> Memory:
+    """Return the memory of scoring a model on one GPU or in one process: its weights, and what libraries take."""
+    return Memory(
+        {"weights": bytes_of(dtype) * shape.parameters},
+        {"libraries": CUDA_BYTES if device.is_gpu else PROCESS_BYTES},
+    )
+
+
+def capacity(device: Device, layout: Layout) -> int:
+    """Return the bytes that one worker may take: a GPU, or its part of the machine's memory."""
+    return device.memory if device.is_gpu else device.memory // layout.workers
+
+
+def judge(memory: Memory, available: int, certain: bool = True) -> Verdict:
+    """Return whether memory fits. That it does not is said only where what is there in any case is too much.
+
+    Args:
+        certain: whether the model's shape is known; a guess is never enough to say that it does not fit.
+    """
+    if memory.total <= available:
+        return "fits"
+    return "does not fit" if certain and memory.least > available else "tight"
+
+
+def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device: Device) -> str:
+    """Return what to change so that it fits, tried by the same formulas: one change if that is enough, else several."""
+    tried: list[str] = []
+    for alone in (True, False):
+        for words, changed, length in _changes(layout, longest):
+            if alone and len(words) > 1:
+                continue
+            memory = training_memory(shape, setting, changed, length)
+            if memory.total <= capacity(device, changed):
+                return "set " + ", ".join(words)
+            tried = words
+    return f"nothing is enough, not even {', '.join(tried)}: use a device with more memory or a smaller model"
+
+
+def _changes(layout: Layout, longest: int) -> Iterator[tuple[list[str], Layout, int]]:
+    """Yield layouts that need less and less, each with what differs from the first; the cheapest change first."""
+    steps: list[tuple[str, dict[str, object]]] = []
+    if not layout.gradient_checkpointing:
+        steps.append(("gradient_checkpointing: true", {"gradient_checkpointing": True}))
+    if layout.micro_batch not in ("auto", 1):
+        steps.append(("micro_batch: 1", {"micro_batch": 1}))
+    if layout.zero < 3 and layout.workers > 1:
+        steps.append(("zero: 3", {"zero": 3}))
+    if layout.offload == "none" and layout.gpus:
+        steps.append(("offload: optimizer", {"offload": "optimizer", "zero": max(layout.zero, 1)}))
+    for text, change in steps:
+        yield [text], layout.model_copy(update=change), longest
+    words: list[str] = []
+    changed = layout
+    for text, change in steps:
+        words, changed = [*words, text], changed.model_copy(update=change)
+        yield words, changed, longest
+    words = [text for text in words if not text.startswith("offload")]
+    base = layout.model_copy(
+        update={key: value for text, change in steps if text in words for key, value in change.items()}
+    )
+    gpus = 2 * layout.gpus
+    while layout.gpus and gpus <= MOST_GPUS:
+        more = base.model_copy(update={"gpus": gpus, "workers": gpus, "zero": 3})
+        yield [*(text for text in words if text != "zero: 3"), "zero: 3", f"gpus: {gpus}"], more, longest
+        gpus *= 2
+    length = longest // 2
+    while length >= SHORTEST:
+        yield [*words, f"max_length: {length} (which makes other cells)"], base, length
+        length //= 2

@@ -1,0 +1,139 @@
+"""Costs for people: a few lines, ``≈`` before whatever rests on more than measurements; and as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from massive_sft.cost.budget import Portion
+from massive_sft.cost.disk import Disk
+from massive_sft.cost.estimate import Cost
+from massive_sft.cost.fit import Fit
+from massive_sft.cost.work import Figure
+
+LISTED = 10  # lines of what does not fit, or is left out, before "and so many more"
+
+
+def cost_lines(cost: Cost) -> list[str]:
+    """Return a plan's cost for people; nothing when nothing is left to do."""
+    if not (cost.training.value or cost.evaluation.value or cost.unknown):
+        return []
+    total = f"cost: training {_time(cost.training)}, evaluation {_time(cost.evaluation)}, one after another"
+    if cost.gpu_seconds is not None:
+        total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
+    if cost.money is not None:
+        total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
+    measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
+    lines = [total, f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else ""]
+    lines += [f"  without {count} parts: {why}" for why, count in cost.unknown.items()]
+    lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
+    return [line for line in lines if line]
+
+
+def _about(figure: Figure) -> str:
+    return "" if figure.sure else "≈ "
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _time(figure: Figure) -> str:
+    seconds = figure.value
+    if seconds < 120:
+        return f"{_about(figure)}{seconds:.0f} s"
+    return _about(figure) + (f"{seconds / 60:.0f} min" if seconds < 7200 else f"{_number(seconds / 3600)} h")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"
+
+
+def _disk_lines(found: Disk | None) -> list[str]:
+    if found is None:
+        return []
+    parts = [(found.kept, "kept"), (found.waiting, "waiting to be scored"), (found.resume, "a resume checkpoint")]
+    told = ", ".join(f"{_bytes(size)} {what}" for size, what in parts if size)
+    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{_bytes(found.peak)} ({told})"]
+
+
+def _fit_lines(fits: Sequence[Fit]) -> list[str]:
+    judged = [fit for fit in fits if fit.available]
+    lines = []
+    if fits and not judged:
+        most = max(fits, key=lambda fit: fit.needed)
+        lines.append(f"  memory, the most: {most.what} on {most.where} needs ≈ {_bytes(most.needed)} on each")
+    if judged:
+        tightest = max(judged, key=lambda fit: fit.needed / (fit.available or 1))
+        lines.append(f"  memory, the tightest: {_fit(tightest)}")
+    bad = [fit for fit in judged if fit.verdict != "fits"]
+    lines += [f"  {_judgement(fit)}: {_fit(fit)}: {fit.remedy}" for fit in bad[:LISTED]]
+    if len(bad) > LISTED:
+        lines.append(f"  and {len(bad) - LISTED} kinds more that are tight or do not fit (--json lists them)")
+    return lines
+
+
+def _judgement(fit: Fit) -> str:
+    return "does not fit" if fit.verdict == "does not fit" else "may run out of memory"
+
+
+def _fit(fit: Fit) -> str:
+    runs = f", {fit.runs} runs" if fit.runs > 1 else ""
+    needed = f"{'' if fit.measured else '≈ '}{_bytes(fit.needed)} of {_bytes(fit.available or 0)}"
+    return f"{fit.what} on {fit.where}{runs} needs {needed}"
+
+
+def portion_lines(portion: Portion) -> list[str]:
+    """Return what a budget takes of a plan and what it leaves out, for people."""
+    kept, hours = portion.plan, f"{_about(portion.taken)}{_number(portion.taken.value)}"
+    head = (
+        f"budget of {portion.hours:g} hours: {len(kept.base)} base rows and {len(kept.runs)} training runs take {hours}"
+    )
+    if not portion.left_out:
+        return [f"{head}; nothing is left out"]
+    lines = [f"{head}; left out are {portion.runs_left_out} runs:"]
+    lines += [f"  {item}" for item in portion.left_out[:LISTED]]
+    if len(portion.left_out) > LISTED:
+        lines.append(f"  and {len(portion.left_out) - LISTED} more (--json lists them all)")
+    return lines
+
+
+def portion_json(portion: Portion) -> dict[str, Any]:
+    """Return what a budget takes of a plan as JSON values."""
+    return {
+        "hours": portion.hours,
+        "taken_hours": portion.taken.value,
+        "sure": portion.taken.sure,
+        "runs": len(portion.plan.runs),
+        "base_rows": len(portion.plan.base),
+        "left_out": list(portion.left_out),
+    }
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """Return a plan's cost as JSON values: seconds and bytes; null for what is not known or means nothing here."""
+    return {
+        "training": _figure(cost.training),
+        "evaluation": _figure(cost.evaluation),
+        "gpu_seconds": _figure(cost.gpu_seconds),
+        "money": _figure(cost.money),
+        "disk": None if cost.disk is None else {**vars(cost.disk), "peak": cost.disk.peak},
+        "unknown": dict(cost.unknown),
+        "trainings": cost.runs,
+        "measured_trainings": cost.measured,
+        "memory": [_fit_json(fit) for fit in cost.fits],
+    }
+
+
+def _figure(figure: Figure | None) -> dict[str, Any] | None:
+    return None if figure is None else {"value": figure.value, "sure": figure.sure}
+
+
+def _fit_json(fit: Fit) -> dict[str, Any]:
+    addends: Mapping[str, int] = {**fit.memory.certain, **fit.memory.estimated}
+    named = ("what", "where", "runs", "needed", "available", "verdict", "remedy", "measured")
+    return {**{name: getattr(fit, name) for name in named}, "least": fit.memory.least, "addends": dict(addends)}

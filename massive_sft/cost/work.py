@@ -1,0 +1,121 @@
+"""Seconds of training and of scoring: by what was measured for the same kind, else by operations and a speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from massive_sft.cost.amounts import Amount, Load
+from massive_sft.cost.devices import Device
+from massive_sft.cost.measured import Scoring, Table, Training
+from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.cost.shapes import Shape
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
+
+# Shares of a device's peak that are taken where nothing was measured. Public figures for 7-8B models: 0.58 of an H200
+# for full tuning at length 4096, 0.41 of an H100 for LoRA; short samples and small batches reach less.
+TRAINING_SHARE = 0.40
+SCORING_SHARE = 0.35
+BANDWIDTH_SHARE = 0.6
+DECODE_OVERHEAD = 0.025  # seconds a generated token takes a model at least, layer by layer from Python
+BATCH_TOKENS = 16384  # of a batch of answers on a GPU, with room for what is generated
+CPU_BATCH_TOKENS = 2048
+START_SECONDS = 15.0  # to load, tokenise and set up a training, beside reading the weights
+READ_BYTES_PER_SECOND = 1e9
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, and whether it rests on measurements and counts of this very kind of work alone."""
+
+    value: float
+    sure: bool
+
+    def __add__(self, other: Figure) -> Figure:
+        return Figure(self.value + other.value, self.sure and other.sure)
+
+    def times(self, factor: float) -> Figure:
+        """Return the figure so many times."""
+        return Figure(self.value * factor, self.sure)
+
+
+NOTHING = Figure(0.0, True)
+
+
+def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: Amount, epochs: int) -> float:
+    """Return the operations of a training: 2 a weight and token forward, and twice that backward (Kaplan et al. 2020).
+
+    LoRA needs no gradients of frozen weights, so half the backward pass; checkpointing repeats the forward pass. The
+    LM head counts where there is loss. Attention adds 2 × layers × width × length a token under a causal mask.
+    """
+    width = shape.heads * shape.head_size
+    forward = amount.tokens * (2 * shape.body + 2 * shape.layers * width * amount.length)
+    passes = 3 if setting.method == "full" else 2
+    head = passes * 2 * shape.head * amount.targets
+    return epochs * ((passes + layout.gradient_checkpointing) * forward + head)
+
+
+def scoring_operations(shape: Shape, load: Load) -> float:
+    """Return the operations of reading a benchmark's tokens and writing its answers."""
+    return 2 * shape.body * (load.tokens + load.answers * load.answer) + 2 * shape.head * load.answers * load.answer
+
+
+def perplexity_operations(shape: Shape, amount: Amount) -> float:
+    """Return the operations of a forward pass over an epoch."""
+    return 2 * (shape.body + shape.head) * amount.tokens
+
+
+def training_seconds(
+    shape: Shape,
+    setting: Setting,
+    layout: Layout,
+    amount: Amount,
+    epochs: int,
+    snapshots: int,
+    device: Device,
+    measured: Training | None,
+    table: Table,
+) -> Figure:
+    """Return the seconds of one training.
+
+    Args:
+        measured: the sums of trainings of this kind, where there are any.
+        table: all sums, for the speed of the device otherwise.
+    """
+    if measured is not None and measured.steps:
+        steps = -(-amount.samples // setting.batch) * epochs
+        return Figure(measured.seconds_of(steps, amount.tokens * epochs, snapshots), amount.sure)
+    operations = training_operations(shape, setting, layout, amount, epochs)
+    speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
+    workers = layout.workers if device.is_gpu else 1
+    number = bytes_of(setting.precision)
+    written = snapshots * number * trained_weights(shape, setting)
+    start = START_SECONDS + (number * shape.parameters + written) / READ_BYTES_PER_SECOND
+    return Figure(start + operations / (speed * workers), False)
+
+
+def scoring_seconds(
+    shape: Shape, dtype: str, load: Load | None, device: Device, measured: Scoring | None, table: Table
+) -> Figure | None:
+    """Return the seconds that a model takes for a benchmark on one device; None where its size is not known."""
+    if measured is not None:
+        return Figure(measured.mean, True)
+    if load is None:
+        return None
+    speed = table.speed(device.name, "score")
+    if speed is not None:
+        return Figure(scoring_operations(shape, load) / speed, False)
+    speed = SCORING_SHARE * device.flops(dtype)
+    reading = 2 * shape.body * load.tokens / speed
+    return Figure(reading + _answering(shape, dtype, load, device, speed), False)
+
+
+def _answering(shape: Shape, dtype: str, load: Load, device: Device, speed: float) -> float:
+    """Return the seconds of writing answers in batches: each token reads all weights, or computes, or waits."""
+    if not load.answers:
+        return 0.0
+    room = BATCH_TOKENS if device.is_gpu else CPU_BATCH_TOKENS
+    rows = max(1.0, min(load.answers, room / (load.prompt + 2 * load.answer)))
+    reading = bytes_of(dtype) * shape.parameters / (BANDWIDTH_SHARE * device.bandwidth)
+    computing = 2 * (shape.body + shape.head) * rows / speed
+    return load.answers / rows * load.answer * max(reading, computing, DECODE_OVERHEAD)
