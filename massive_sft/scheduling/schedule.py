@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.errors import Interrupted, MassiveSFTError
@@ -135,10 +137,11 @@ class _Round:
         self.ended.set()
         busy = [thread for name, thread in threads.items() if name != "hear"]
         _join(busy, SETTLE)
-        ray.get(self.relay.close.remote())
-        _join([threads["hear"]], SETTLE)
-        for actor in (self.pool, self.queue, self.relay):
-            ray.kill(actor)
+        with suppress(RayError):  # a cluster that is lost must not hide why the run ends
+            ray.get(self.relay.close.remote(), timeout=SETTLE)
+            _join([threads["hear"]], SETTLE)
+            for actor in (self.pool, self.queue, self.relay):
+                ray.kill(actor)
         _join(busy, SETTLE)  # now that nothing answers them any more
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
@@ -159,10 +162,15 @@ class _Round:
             self.stop.check()
             return not thread.is_alive()
 
-        self._until(over)
+        self._until(over, thread.join)
 
-    def _until(self, over: Callable[[State, State], bool]) -> None:
-        """Wait until the pools' states say so; speak when nothing moves, and give up when nobody works either."""
+    def _until(self, over: Callable[[State, State], bool], pause: Callable[[float], None] = time.sleep) -> None:
+        """Wait until the pools' states say so; speak when nothing moves, and give up when nobody works either.
+
+        Args:
+            over: asked of the pools' states.
+            pause: waits for so many seconds, or for what may change the answer.
+        """
         moved, seen, spoken = time.monotonic(), -1, 0
         while not self.errors:
             states = ray.get([self.pool.state.remote(), self.queue.state.remote()])
@@ -177,7 +185,7 @@ class _Round:
                 self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
                 if spoken >= PATIENCE and not states[0]["held"] and not states[1]["out"]:
                     raise Stuck(f"nothing moves and nobody works: {text}")
-            time.sleep(POLL)
+            pause(POLL)
         if self.errors:
             self.lanes.stop()
             raise self.errors[0]

@@ -116,8 +116,8 @@ class _Round:
         self._stage = stage
         self._state: object = None
         self._changed = self._looked = self._struck = time.monotonic()
+        self._hit: Fault | None = None
         self._idle_reruns = 0
-        self._killed = False
 
     def run(self) -> None:
         """Return once the driver has ended with everything complete. Raises Failed."""
@@ -127,9 +127,10 @@ class _Round:
             stage.catch_up()
             if time.monotonic() - self._struck > PAUSE and not stage.is_mending:
                 self._strike()
-            if stage.driver_code is not None and not stage.is_mending:
-                if stage.driver_code == 0:
-                    return
+            if stage.driver_code == 0:
+                return
+            # A run refuses to begin without its tracker, so its user waits for that.
+            if stage.driver_code is not None and not stage.is_mending and stage.tracker_answers():
                 self._rerun(stage.driver_code)
             self._look_for_silence()
             time.sleep(POLL)
@@ -146,6 +147,7 @@ class _Round:
             campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
             campaign.save()
             self._struck = self._changed = time.monotonic()
+            self._state, self._hit = watch.state_of(self._stage.root), fault
             return
 
     def _rerun(self, code: int) -> None:
@@ -162,7 +164,9 @@ class _Round:
             return
         self._looked, state = now, watch.state_of(self._stage.root)
         if state != self._state:
-            self._state, self._changed = state, now
+            if self._hit is not None:
+                self._campaign.say(f"  going on {now - self._struck:.0f} s after: {self._hit}")
+            self._state, self._changed, self._hit = state, now, None
         if now - self._changed > SILENCE:
             raise Failed(f"nothing changed for {SILENCE:.0f} s: {json.dumps(state)}")
 
