@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 
 from massive_sft import show as views
 from massive_sft.changes import changes
+from massive_sft.cost.budget import Portion, within_budget
+from massive_sft.cost.words import portion_json
 from massive_sft.errors import Interrupted, InvalidInput, MassiveSFTError, Problem
 from massive_sft.files import refusal
 from massive_sft.ledger.record import Record, Status
@@ -56,23 +58,50 @@ def planned(file: Path, overlay: list[Path] | None, where: str | None = None) ->
     return narrow(make_plan(load_sweep(file, overlay or ())), parse(where))
 
 
+BudgetHours = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-gpu-hours",
+        min=0.0,
+        help="Only what so many GPU-hours pay for (hours of this machine where no GPU is used): base rows, then a "
+        "balanced part of models × datasets.",
+    ),
+]
+
+
+def paid_for(made: Plan, hours: float | None) -> Portion | None:
+    """Return what a budget pays for, by the command line or else by the sweep file; None without a budget."""
+    hours = made.sweep.file.budget.gpu_hours if hours is None else hours
+    return None if hours is None else within_budget(made, hours)
+
+
 @app.command()
 def plan(
     file: File,
     overlay: Overlays = None,
     where: Where = None,
+    budget: BudgetHours = None,
     cells: Annotated[Path | None, typer.Option(help="Also write one line a cell to this CSV file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens."""
+    """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens, cost."""
     whole = planned(file, overlay)
     made = narrow(whole, parse(where))
+    portion = None
+    try:
+        portion = paid_for(made, budget)
+    except InvalidInput as error:
+        if budget is not None:
+            raise
+        for problem in error.problems:  # the file's budget cannot be kept, which `run` refuses
+            err.print(str(problem), style="yellow", soft_wrap=True)
+    made = portion.plan if portion else made
     if cells is not None:
         _write(cells, views.cells_csv(made))
     if as_json:
-        print_json(views.plan_json(made))
+        print_json({**views.plan_json(made), "budget": portion_json(portion) if portion else None})
     else:
-        out.print(views.plan_view(made), views.changes_view(changes(whole)))
+        out.print(views.plan_view(made), views.budget_view(portion), views.changes_view(changes(whole)))
 
 
 @app.command()
@@ -101,12 +130,20 @@ Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that i
 
 @app.command()
 def run(
-    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
+    file: File,
+    overlay: Overlays = None,
+    where: Where = None,
+    budget: BudgetHours = None,
+    inline: Inline = False,
+    retrain: Retrain = False,
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
     whole = planned(file, overlay)
     made = narrow(whole, parse(where))
     require_settled(made)
+    portion = paid_for(made, budget)
+    made = portion.plan if portion else made
+    out.print(views.budget_view(portion))
     out.print(views.changes_view(changes(whole)))
     if all(cell.is_done for cell in made.cells):
         out.print(f"nothing to do: {_counts(made)}" if made.cells else "nothing to do: no such cell")

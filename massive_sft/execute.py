@@ -11,6 +11,7 @@ from rich.text import Text
 from massive_sft.changes import remember
 from massive_sft.check import require_runnable
 from massive_sft.companions import finish_together, wants
+from massive_sft.cost.learn import learn
 from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import announce
@@ -70,6 +71,7 @@ def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, 
 
             finish_together(plan, ledger, do, listen, progress.say, stop)
         after = make_plan(plan.sweep)
+        _learn(after, ledger, out)
         if stop():
             return after
         report = write_report(after, ledger, ledger.sweep_dir(file.name) / "report")
@@ -80,6 +82,14 @@ def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, 
         if left:
             out.print(f"the tracker lags behind: {left}; `massive-sft mirror` catches up", markup=False)
     return after
+
+
+def _learn(plan: Plan, ledger: Ledger, out: Console) -> None:
+    """Take note of what the run took; that only makes estimates better, so a disk that refuses does not end it."""
+    try:
+        learn(plan, ledger)
+    except OSError as error:
+        out.print(f"what it took cannot be noted for estimates: {error}", markup=False)
 
 
 def _do(plan: Plan, listen: Listen, progress: RunProgress, inline: bool, retrain: bool, stop: Stop) -> None:

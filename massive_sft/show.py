@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft import trial
+from massive_sft.cost.budget import Portion
+from massive_sft.cost.estimate import estimate
+from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
@@ -45,7 +48,12 @@ def plan_view(plan: Plan) -> Group:
         left = sum(not cell.is_done for run in runs for cell in run.cells)
         table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
-    return Group(table, *more, Text(), *_totals(plan), warnings_view(plan))
+    return Group(table, *more, Text(), *_totals(plan), *map(Text, cost_lines(estimate(plan))), warnings_view(plan))
+
+
+def budget_view(portion: Portion | None) -> Group:
+    """Return what a budget takes and leaves out; an empty group without a budget."""
+    return Group(*(Text(line, style="yellow") for line in (portion_lines(portion) if portion else ())))
 
 
 def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
@@ -150,6 +158,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             }
             for run in plan.runs
         ],
+        "cost": cost_json(estimate(plan)),
         "warnings": [str(item) for item in plan.warnings],
         "missing": [str(item) for item in plan.missing],
         "unpinned": [str(item) for item in plan.unpinned],
