@@ -104,16 +104,17 @@ def _columns(frame: pd.DataFrame) -> pd.Series:
     """Name the primary rows' columns of a wide table, so that each holds one protocol and one task."""
     primary = frame[frame["primary"].fillna(False)]
     scored = primary[primary["asked"].notna()]
-    tasks = scored.groupby("benchmark")["task"].nunique()
-    asked = scored.groupby("benchmark")["asked"].nunique()
+    tasks = scored.groupby("benchmark")["task"].nunique().to_dict()
+    asked = scored.groupby("benchmark")["asked"].nunique().to_dict()
     # One cell scored twice under what was asked once: the requests changed, say with the library.
-    protocols = scored.groupby(["cell", "benchmark", "asked"])["protocol"].nunique().groupby("benchmark").max()
+    protocols = scored.groupby(["cell", "benchmark", "asked"])["protocol"].nunique()
+    several = protocols.groupby("benchmark").max().to_dict()
 
     def name(benchmark: str, asked_for: str, task: str, protocol: str) -> str:
         if pd.isna(asked_for):
             return benchmark
         text = benchmark if tasks[benchmark] == 1 else f"{benchmark}:{task}"
-        if protocols[benchmark] > 1:
+        if several[benchmark] > 1:
             return f"{text} [{protocol[:6]}]"
         return text if asked[benchmark] == 1 else f"{text} [{asked_for.rpartition(' ')[2][:6]}]"
 

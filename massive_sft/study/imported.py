@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,6 +188,7 @@ def record_of(table: Imported, number: int, row: Row) -> Record:
     )
 
 
+@cache
 def protocol(name: str, column: str) -> str:
     """Return the id of the unknown protocol of a table's column: rows of one table share it, nothing else does."""
     return fingerprint({"imported": name, "column": column})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.errors import Corrupt
-from massive_sft.files import read_compressed_lines, write_json
+from massive_sft.files import read_compressed_lines
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -25,8 +25,12 @@ def attach_cell(ledger: Ledger, record: Record, folder: Path) -> None:
     One that is not what the record says is reported and left out. Raises OSError, ValueError, ``Corrupt`` where what
     the cell is cannot be read.
     """
-    write_json(folder / "record.json", _redacted(record.model_dump(mode="json", by_alias=True)))
-    write_json(folder / "cell.json", _redacted(ledger.read_cell(record.cell)))
+    # Not flushed to the disk: the folder is gone after the upload.
+    for name, content in (
+        ("record.json", record.model_dump(mode="json", by_alias=True)),
+        ("cell.json", ledger.read_cell(record.cell)),
+    ):
+        (folder / name).write_text(json.dumps(_redacted(content), indent=1, ensure_ascii=False) + "\n")
     for name in (name for name in record.files if name.endswith("/layers.parquet")):
         try:
             (folder / "layers.parquet").write_bytes(ledger.file_of(record, name).read_bytes())

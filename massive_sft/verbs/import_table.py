@@ -71,6 +71,7 @@ def import_table(
         out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
     out.print(f"report: {write_report(material, found.folder / 'report')}", soft_wrap=True)
     if mirror:
+        out.print(f"writing {len(material.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
         mirror_imported(found)
     out.print(f"report, mirror, ui, status and show take {found.folder / FILE} for a sweep file", soft_wrap=True)
 
