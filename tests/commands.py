@@ -101,6 +101,7 @@ def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = Non
 
 def start(*arguments: object, out: Path, fault: Fault | None = None) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
+    out.touch()
     process = _CONTEXT.Process(target=run_command, args=(tuple(map(str, arguments)), out, fault))
     process.start()
     return process

@@ -23,6 +23,7 @@ from massive_sft.ledger.store import Ledger
 QUESTIONS, DISTINCT = 1100, 50  # of two short answers each: three shards, and soon answered
 BLOCK = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"]}
 BLOCK |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+TRAINING = ("steps", "tokens", "trainable_tokens", "first_loss", "last_loss", "micro_batch", "layout")
 KEEP = {"keep_snapshots": {"full": "all", "lora": "all"}}
 MANY = """\
 task: many
@@ -105,7 +106,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Return all of a ledger that does not depend on when and where it ran: scores, measures, counts, weights."""
     facts: dict[str, Any] = {}
     for name, record in records(folder).items():
-        training = {key: value for key, value in record.training.items() if not key.endswith("seconds")}
+        training = {key: record.training.get(key) for key in TRAINING}
         facts[name] = (record.status, record.scores, record.measures, record.counts, training, record.missing)
     for path in sorted((folder / "ledger" / "trajectories").glob("*/snapshots/*/*.safetensors")):
         facts[str(path.relative_to(folder))] = hash_file(path)

@@ -16,7 +16,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import checksum
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 FULL_UNTIL_SCORED = {"keep_snapshots": {"full": "none", "lora": "all"}}
 

@@ -16,7 +16,7 @@ from disturbed import KEEP, copied, identities, outcome, records, sweep_at, trac
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import checksum
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 Damage = Callable[[bytes], bytes]
 
@@ -202,21 +202,16 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
 
 # In the order in which a run comes to them: what is about to be written when the last byte is gone.
 FULL_AT = {
-    "tracker": r"mlflow\.db",
     "tokens": r"cache/tokens/",
-    "requests": r"cache/requests/",
+    "tracker": r"mlflow\.db",
     "answers": r"cells/{base}/responses/.*/many/.*00002",
-    "scores": r"cache/scores/",
     "record": r"cells/{base}/\.record\.",
-    "lease": r"trajectories/{trajectory}/lease/",
     "losses": r"losses\.jsonl",
     "snapshot": r"\.epoch-1\.partial$",
     "training": r"training\.json",
-    "perplexity": r"perplexity\.json",
     "layers": r"layers\.parquet",
     "index": r"index\.jsonl",
     "artifacts": r"mlflow-artifacts/.*record\.json",
-    "report": r"report/.*html",
 }
 
 
@@ -235,8 +230,9 @@ def test_full_disk_ends_every_phase_with_a_sentence_and_what_is_done_stays(room:
     code, printed = room.command("run", sweep, "--inline")
     assert code == 0, printed
     assert outcome(room.seen / "full") == outcome(undisturbed())
-    code, printed = room.command("mirror", sweep)
-    assert code == 0, printed
+    found = Ledger.open(room.seen / "full" / "ledger", create=False).records()
+    shown = tracked(f"sqlite:///{room.seen}/full/ledger/mlflow.db", "small")
+    assert shown == {record.cell: checksum(record) for record in found}
 
 
 def test_read_only_root_is_refused_before_training_and_shows_what_it_has(room: Room) -> None:
@@ -248,7 +244,7 @@ def test_read_only_root_is_refused_before_training_and_shows_what_it_has(room: R
     room.mount("ro")
     try:
         code, printed = room.command("run", sweep, "--inline")
-        assert (code, "training" in printed) == (2, False), printed
+        assert (code, "(attempt" in printed) == (2, False), printed
         assert "storage.root: must be a folder that can be written" in printed
         code, printed = room.command("status", sweep, "--json")
         assert code == 0, printed

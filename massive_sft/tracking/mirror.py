@@ -176,10 +176,10 @@ class Mirror:
         self._release()
 
     def _first_connection(self) -> None:
+        probe(self._uri)
         try:
             self._connect()
         except _Busy as error:
-            probe(self._uri)
             self._trouble = str(error)
 
     def _connect(self) -> Tracker:

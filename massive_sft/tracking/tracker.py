@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,20 @@ def quiet() -> None:
 
 
 def probe(uri: str) -> None:
-    """Ask a tracker for anything at all. Raises ``TRACKER_ERRORS`` when it cannot answer."""
+    """Ask a tracker for anything at all; a local store is made if need be. Raises ``TRACKER_ERRORS``."""
     quiet()
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    path = database(uri)
+    # MLflow makes its tables one by one, and of two processes that do so at once both fail.
+    with nullcontext() if path is None else _alone(path):
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the lock dies with its process. ``path`` is on a local disk."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_outage(error: Exception) -> bool:
