@@ -275,3 +275,17 @@ def test_copied_cells_are_found_and_common_scores_are_no_copy() -> None:
     (found,) = findings.copied(frames.tidy([*different, copy]))
     assert "identical scores on 6 of 14 benchmarks" in found.text
     assert set(found.cells) == {different[0].cell, copy.cell}
+
+
+def test_cells_that_share_their_scores_with_others_are_alike_and_no_copies() -> None:
+    values = np.random.default_rng(2).random((400, 8))
+    values[1, :6] = values[0, :6]
+    values[range(2, 8), range(6)] = values[0, :6]  # each of these scores is also that of a third cell
+
+    def found() -> list[findings.Finding]:
+        return findings.copied(frames.tidy(many(f"{i:03x}", row, epoch=i + 1) for i, row in enumerate(values.tolist())))
+
+    assert found() == []
+    values[2:4, :2] = 0.0
+    (copy,) = found()
+    assert "identical scores on 6 of 8 benchmarks" in copy.text
