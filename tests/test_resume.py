@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ from resuming import (
 )  # fmt: skip
 from tiny_training import make_base, make_samples, make_spec, train
 
-from massive_sft.errors import Interrupted, LeaseLost
-from massive_sft.ledger.attempt import uncounted
+from massive_sft.errors import Interrupted, LeaseLost, Unsupported
+from massive_sft.ledger.attempt import Attempt, uncounted
 from massive_sft.ledger.manifest import seal_folder
 from massive_sft.sft.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 from massive_sft.sft.resume import Interval, LossJump
@@ -143,18 +145,31 @@ def test_resume_on_one_worker_is_bit_identical(base: Path, tmp_path: Path, case:
 KILLED = Case(3, "fp32", "lora", 2, 5)
 
 
+WIDENED = [Case(2, "bf16", "full", 1, 3), Case(3, "fp32", "lora", 1, 6), Case(0, "fp32", "full", 1, 4)]
+
+
 @pytest.fixture(scope="module")
 def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The matrix's cases of two workers, each in a folder of its name, and at last one that was killed."""
+    """What two workers did: the matrix's cases, one that was killed, and those that one worker had begun."""
     folder = tmp_path_factory.mktemp("two")
     orders = [order("stop", case, base, folder / case.name) for case in MATRIX if case.workers == 2]
-    with begin(folder / "killed") as attempt:
-        (folder / "killed" / "attempt.pickle").write_bytes(pickle.dumps(attempt))
+    with ExitStack() as held:
+        again = []
+        for case in WIDENED:
+            interrupted(case.spec(base), folder / case.name, case.step)
+            hand_over(held.enter_context(begin(folder / case.name)), folder / case.name)
+            again.append(order("go on", replace(case, workers=2), base, folder / case.name))
+        hand_over(held.enter_context(begin(folder / "killed")), folder / "killed")
         done = torchrun([*orders, order("kill", KILLED, base, folder / "killed")], folder)
         assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
-        done = torchrun([order("go on", KILLED, base, folder / "killed")], folder)
+        done = torchrun([order("go on", KILLED, base, folder / "killed"), *again], folder)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def hand_over(attempt: Attempt, folder: Path) -> None:
+    """Leave an attempt to other processes; this one keeps its lease."""
+    (folder / "attempt.pickle").write_bytes(pickle.dumps(attempt))
 
 
 @pytest.mark.timeout(900)
@@ -420,6 +435,62 @@ def test_resume_with_another_way_of_computing_goes_on_and_says_so(
     assert next(iter(layout)) in resumed.notes[0]
     assert summary.resumed[0]["exact"] is not None and summary.resumed[0]["notes"] == resumed.notes
     assert losses(attempt.folder)[:4] == losses(undisturbed)[:4]
+
+
+@pytest.mark.parametrize(
+    ("zero", "layout"),
+    [(1, {"zero": 2}), (2, {"zero": 1}), (1, {"offload": "optimizer"}), (3, {"offload": "optimizer"})],
+    ids=str,
+)
+@pytest.mark.parametrize(("precision", "method"), [("fp32", "lora"), ("bf16", "full")])
+def test_resume_at_another_stage_goes_on_with_the_same_state(
+    base: Path, tmp_path: Path, zero: int, layout: dict[str, Any], precision: str, method: str
+) -> None:
+    case = Case(zero, precision, method, 1, 4)
+    before = interrupted(case.spec(base), tmp_path, case.step)
+    told = Told()
+    with begin(tmp_path) as attempt:
+        summary = go(case.spec(base, **layout), attempt, told)
+    assert summary.steps == STEPS
+    assert told.losses[0] == pytest.approx(before.losses[case.step], rel=1e-6)  # one stage computes as the other
+    assert next(iter(layout)) in summary.resumed[0]["notes"][0]
+
+
+@pytest.mark.parametrize(("zero", "now"), [(0, 1), (1, 0), (1, 3), (3, 2)])
+def test_resume_at_a_stage_that_cannot_be_converted_is_refused_with_the_remedy(
+    base: Path, tmp_path: Path, zero: int, now: int
+) -> None:
+    case = Case(zero, "fp32", "full", 1, 2)
+    interrupted(case.spec(base), tmp_path, case.step)
+    with begin(tmp_path) as attempt, pytest.raises(Unsupported, match=f"set zero: {zero} again, or remove"):
+        go(case.spec(base, zero=now), attempt, Told())
+    told = Told()
+    with begin(tmp_path) as attempt:
+        go(case.spec(base), attempt, told)
+    assert [event.step for event in told.of(Resumed)] == [2]
+
+
+@pytest.mark.parametrize("case", WIDENED, ids=lambda case: case.name)
+def test_resume_on_two_workers_of_what_one_began(two_workers: Path, case: Case) -> None:
+    folder = two_workers / case.name
+    one, two = (losses(folder / "attempts" / str(number)) for number in (1, 2))
+    assert two[: case.step] == one[: case.step] and len(two) == STEPS
+    (entry,) = json.loads((folder / "rank-1.json").read_text())
+    assert "workers was 1, is 2" in entry["notes"][0]
+    if case.method == "full":  # of an adapter the dropout differs
+        assert two[case.step] == pytest.approx(one[case.step], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in MATRIX if case.workers == 2 and case.method == "full"], ids=lambda case: case.name
+)
+def test_resume_on_one_worker_of_what_two_began(base: Path, two_workers: Path, tmp_path: Path, case: Case) -> None:
+    shutil.copytree(two_workers / case.name / "home", tmp_path / "home")
+    with begin(tmp_path / "home") as attempt:
+        go(replace(case, workers=1).spec(base), attempt, Told())
+    undisturbed = losses(two_workers / case.name / "undisturbed")
+    assert losses(attempt.folder)[: case.step + 2] == pytest.approx(undisturbed[: case.step + 2], rel=1e-2)
+    assert len(weights(attempt.folder)) == 2
 
 
 # Upkeep

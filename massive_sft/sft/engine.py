@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import io
 import logging
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from massive_sft.errors import Corrupt, Problem, Unsupported
+from massive_sft.errors import Corrupt, Problem
 from massive_sft.sft.packing import MicroBatch
 from massive_sft.sweep.schema import Optimizer, Setting
 from massive_sft.sweep.spec import Layout
@@ -299,18 +298,21 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Make DeepSpeed's universal checkpoint of a saved state, which other stages and numbers of ranks can load.
+    """Make DeepSpeed's universal checkpoint of a saved state, which stages 1 and 2 and other numbers of ranks can load.
 
-    For one rank. Raises Unsupported with DeepSpeed's last words when it cannot.
+    For one rank.
     """
+    from deepspeed.checkpoint.ds_to_universal import main
+
     shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    folders = ["--input_folder", str(source), "--output_folder", str(target)]
-    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    done = subprocess.run([*command, *folders, *workers], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise Unsupported(
-            f"{source}: DeepSpeed cannot convert it to another layout ({lines[-1] if lines else 'no reason given'}); "
-            "set resources back to what they were"
-        )
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # which another launcher than DeepSpeed's own leaves out
+    )
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # progress bars
+        main(arguments)

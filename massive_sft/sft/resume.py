@@ -24,8 +24,10 @@ from massive_sft.sft.events import StartedOver, StepDone
 from massive_sft.sweep.spec import Layout, TrainingSpec
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
-# What DeepSpeed's files depend on. The other fields of a layout only change how a step is computed.
-STORED = ("zero", "workers", "offload")
+# What DeepSpeed's files depend on. The other fields of a layout only change how a step is computed or where state is.
+STORED = ("zero", "workers")
+# Stages whose states DeepSpeed converts into each other, and to other numbers of workers.
+CONVERTIBLE = ({1, 2}, {3})
 # Relative difference of the first repeated loss: what rounding to bf16 and other dropout masks explain.
 TOLERANCE = 0.02
 SECONDS, SHARE = 120.0, 20.0
@@ -141,7 +143,7 @@ def find(
         repeated=_seen_after(checkpoints.home / "attempts" / str(facts.attempt) / checkpoint.LOSSES, facts.step),
         notes=tuple(changes),
         strict=not changes and not spec.layout.gpus,
-        convert=_must_convert(facts, spec, checkpoints.folder),
+        convert=_must_convert(facts, spec.layout, checkpoints.folder),
     )
 
 
@@ -178,25 +180,22 @@ def _changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
             yield f"{what}: {name} was {before.get(name)}, is {now.get(name)}"
 
 
-def _must_convert(facts: Facts, spec: TrainingSpec, folder: Path) -> bool:
-    """Return whether a checkpoint's state must be converted to another layout.
+def _must_convert(facts: Facts, layout: Layout, folder: Path) -> bool:
+    """Return whether a checkpoint's state must be converted for ``layout``.
 
-    At stage 0 every rank holds all state, so the number of workers does not matter there. Between stages 1 to 3
-    DeepSpeed converts what was trained in full.
+    At stage 0 every rank holds all state, so the number of workers does not matter there.
 
     Raises Unsupported where it cannot.
     """
-    before, now = facts.layout, spec.layout.model_dump(mode="json")
-    changed = [name for name in STORED if before[name] != now[name]]
-    if not changed or (before["zero"] == now["zero"] == 0):
+    before, now = ({name: one[name] for name in STORED} for one in (facts.layout, layout.model_dump()))
+    if before == now or before["zero"] == now["zero"] == 0:
         return False
-    if before["zero"] and now["zero"] and spec.setting.method == "full":
+    if any({before["zero"], now["zero"]} <= stages for stages in CONVERTIBLE):
         return True
-    was, is_now = (", ".join(f"{name}: {one[name]}" for name in changed) for one in (before, now))
-    why = "an adapter's state" if before["zero"] and now["zero"] else "state of stage 0 to or from another stage"
     raise Unsupported(
-        f"{folder}: the training stopped at step {facts.step} with {was}, and DeepSpeed cannot convert {why}, so it "
-        f"cannot go on with {is_now}; set resources back to {was}, or remove that folder to train from the start"
+        f"{folder}: the training stopped at step {facts.step} with zero: {before['zero']}, and DeepSpeed converts its "
+        f"state only between stages 1 and 2, so it cannot go on with zero: {now['zero']}; set zero: {before['zero']} "
+        "again, or remove that folder to train from the start"
     )
 
 
