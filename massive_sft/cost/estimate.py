@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from massive_sft.asked import Asked
+from massive_sft.cost.devices import Device
 from massive_sft.cost.disk import Disk, disk
 from massive_sft.cost.fit import Fit, fits
 from massive_sft.cost.known import Known
@@ -25,9 +26,12 @@ from massive_sft.cost.work import (
 from massive_sft.ledger.record import Status
 from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.schema import Model
 
 NO_KIND = "no kind of GPU is named: say resources[].gpu (H100, A100-80GB, ...)"
+LOAD_SECONDS = 5.0  # of a model to score, beside reading its weights
 OTHER_SECONDS = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
+INSTANT = frozenset({"token_length"})  # measures that cost nothing worth counting
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Estimator:
         self.known, self.whole = Known(plan), whole
         self.unknown: Counter[str] = Counter()
         self._perplexed: set[str] = set()
-        self._scored: dict[tuple[str, str, str], Figure | None] = {}
+        self._measured: dict[tuple[str, str], Mapping[str, Scoring]] = {}
+        self._alike: dict[tuple[object, ...], tuple[Figure, Counter[str]]] = {}
 
     def training(self, run: RunPlan) -> Figure | None:
         """Return the seconds of a run's training; None, and counted in ``unknown``, where it cannot be told."""
@@ -106,64 +111,59 @@ class Estimator:
     def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Asked]) -> Figure:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
         known, recipe = self.known, run.trajectory.recipe if run else None
-        wanted = tuple(items)
-        shape, device = known.shape(cell.cell.model), known.scoring_device()
+        wanted = [item for item in items if item.measure not in INSTANT]
         if not wanted:
             return NOTHING
+        shape, device = known.shape(cell.cell.model), known.scoring_device
         if shape is None or device is None:
             self.unknown[NO_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
             return NOTHING
-        kind = known.scoring_kind(shape, recipe.setting.method if recipe else "none", device)
-        rows = known.table.scoring.get(kind, {})
-        load = 5.0 + bytes_of(self._dtype) * shape.parameters / READ_BYTES_PER_SECOND
-        total = _mean(rows, "other", OTHER_SECONDS)
-        if any(item.task for item in wanted):
-            total += _mean(rows, "load", load)
-        for item in wanted:
-            total += self._item(item, kind, rows, shape, cell, recipe) or NOTHING
+        method = recipe.setting.method if recipe else "none"
+        alike = (cell.cell.model, method, *(item.id for item in wanted))
+        rows = self._rows(shape, method, device)
+        if alike not in self._alike:
+            self._alike[alike] = self._own(wanted, cell.cell.model, rows, shape, device)
+        total, unknown = self._alike[alike]
+        self.unknown.update(unknown)
+        if recipe is not None and any(item.measure == "perplexity" for item in wanted):
+            total += self._perplexity(recipe, rows, shape, device)
         return total
 
-    @property
-    def _dtype(self) -> str:
-        return self.known.plan.sweep.file.evaluation.protocol.dtype
+    def _rows(self, shape: Shape, method: str, device: Device) -> Mapping[str, Scoring]:
+        if (shape.key, method) not in self._measured:
+            self._measured[shape.key, method] = self.known.scored_alike(shape, method, device)
+        return self._measured[shape.key, method]
 
-    def _item(
-        self,
-        item: Asked,
-        kind: str,
-        rows: Mapping[str, Scoring],
-        shape: Shape,
-        cell: CellPlan,
-        recipe: Recipe | None,
-    ) -> Figure | None:
-        if item.measure == "perplexity" and recipe is not None:
-            return self._perplexity(recipe, rows, shape)
-        if item.measure == "layer_change":
-            return _mean(rows, item.measure, 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND)
-        if item.measure is not None:
-            return NOTHING  # token lengths are counted in an instant
-        key = (kind, item.id, shape.key)
-        if key not in self._scored:
-            self._scored[key] = self._benchmark(item, rows, shape, cell)
-        if self._scored[key] is None:
-            self.unknown[
-                f"the size of {item.id.split()[0]} is not known until its requests are built (a run does)"
-            ] += 1
-        return self._scored[key]
+    def _own(
+        self, wanted: Iterable[Asked], model: Model, rows: Mapping[str, Scoring], shape: Shape, device: Device
+    ) -> tuple[Figure, Counter[str]]:
+        """Return what every cell of a kind takes by itself, and what of it could not be told."""
+        known, unknown = self.known, Counter[str]()
+        dtype = known.plan.sweep.file.evaluation.protocol.dtype
+        total = _mean(rows, "other", OTHER_SECONDS)
+        tasks = [item for item in wanted if item.task is not None]
+        if tasks:
+            total += _mean(rows, "load", LOAD_SECONDS + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
+        for item in tasks:
+            load = known.requests.load(item, known.bytes_per_token(model))
+            seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), known.table)
+            if seconds is None:
+                title = item.id.split()[0]
+                unknown[f"the size of {title} is not known until its requests are built (a run does)"] += 1
+            total += seconds or NOTHING
+        if any(item.measure == "layer_change" for item in wanted):
+            reading = 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND
+            total += _mean(rows, "layer_change", reading)
+        return total, unknown
 
-    def _benchmark(self, item: Asked, rows: Mapping[str, Scoring], shape: Shape, cell: CellPlan) -> Figure | None:
-        known, device = self.known, self.known.scoring_device()
-        if device is None:
-            return None
-        load = known.requests.load(item, known.bytes_per_token(cell.cell.model))
-        return scoring_seconds(shape, self._dtype, load, device, rows.get(item.id), known.table)
-
-    def _perplexity(self, recipe: Recipe, rows: Mapping[str, Scoring], shape: Shape) -> Figure:
-        key, amount, device = perplexity_key(recipe), self.known.amount(recipe), self.known.scoring_device()
+    def _perplexity(self, recipe: Recipe, rows: Mapping[str, Scoring], shape: Shape, device: Device) -> Figure:
+        if recipe.id in self._perplexed:
+            return NOTHING
+        key, amount = perplexity_key(recipe), self.known.amount(recipe)
         cached = not self.whole and (self.known.plan.root / "cache" / "perplexity" / key).is_dir()
         done = cached or key in self._perplexed
-        self._perplexed.add(key)
-        if done or amount is None or device is None:
+        self._perplexed |= {key, recipe.id}
+        if done or amount is None:
             return NOTHING
         operations, row = perplexity_operations(shape, amount), rows.get("perplexity")
         if row is not None and row.operations and row.seconds:

@@ -78,7 +78,7 @@ def _training(known: Known, group: list[RunPlan]) -> Fit | None:
 
 def _scoring(known: Known, run: RunPlan) -> Fit | None:
     """Return the memory of scoring a model, where it does not fit; that it does is no news."""
-    recipe, device = run.trajectory.recipe, known.scoring_device()
+    recipe, device = run.trajectory.recipe, known.scoring_device
     shape = known.shape(recipe.model)
     if shape is None or device is None:
         return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from massive_sft.cost.amounts import BYTES_PER_TOKEN, Amount, Requests, training_amount
 from massive_sft.cost.devices import CPU, Device, gpu, machine
-from massive_sft.cost.measured import Table, Training, read_table, scoring_key, training_key
+from massive_sft.cost.measured import Scoring, Table, Training, read_table, scoring_key, training_key
 from massive_sft.cost.shapes import Shape, shape_of
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.sweep.cell import Recipe
@@ -55,8 +55,9 @@ class Known:
         """Return what a run trains on; None for GPUs of which no kind is named, and none or several were measured."""
         return self._gpu(run.gpu) if run.layout.gpus else machine()
 
+    @cached_property
     def scoring_device(self) -> Device | None:
-        """Return what cells are scored on: a GPU of the kind that the resources name for it, where any are used."""
+        """What cells are scored on: a GPU of the kind that the resources name for it, where any are used."""
         if not self.uses_gpus:
             return machine()
         rules = [rule for rule in self.plan.sweep.file.resources if rule.when.phase in (None, "evaluate")]
@@ -88,9 +89,18 @@ class Known:
         setting, layout = run.trajectory.recipe.setting, run.layout.model_dump(mode="json")
         return self.table.training.get(training_key(shape.key, setting.method, setting.precision, layout, device.name))
 
-    def scoring_kind(self, shape: Shape, method: str, device: Device) -> str:
-        """Return the key of measured scoring; ``method`` is ``none`` for a base model."""
-        return scoring_key(shape.key, method, self.plan.sweep.file.evaluation.protocol.dtype, device.name)
+    def scored_alike(self, shape: Shape, method: str, device: Device) -> Mapping[str, Scoring]:
+        """Return the sums of measured scoring by what was done; ``method`` is ``none`` for a base model.
+
+        A base model and a fully tuned one are scored alike, so each stands in for the other.
+        """
+        dtype = self.plan.sweep.file.evaluation.protocol.dtype
+        found = {
+            one: self.table.scoring.get(scoring_key(shape.key, one, dtype, device.name), {})
+            for one in ("none", "full", "lora")
+        }
+        other = {"none": "full", "full": "none"}.get(method, method)
+        return {**found[other], **found[method]}
 
 
 def _devices(keys: Iterable[str]) -> set[str]:
