@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
+
+
+def stands_still(process: BaseProcess) -> bool:
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def shown(folder: Path, sweep: str) -> dict[str, str]:
@@ -56,7 +61,7 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
     less = sweep_at(tmp_path, name="less", storage=storage)
     more = sweep_at(tmp_path, name="more", storage=storage, evaluation=tasks_of("arith_mc"))
     first = start("run", less, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
-    until(lambda: list(tmp_path.glob("ledger/trajectories/*/attempts/1/losses.jsonl")))
+    until(lambda: stands_still(first))
     second = start("run", more, "--inline", out=tmp_path / "second")
     until(lambda: list(tmp_path.glob("ledger/sweeps/more/runs/*/wants.json")))
     os.kill(first.pid or 0, signal.SIGCONT)
@@ -73,7 +78,7 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
 def test_run_takes_over_what_another_held_when_it_died(tmp_path: Path) -> None:
     sweep = sweep_at(tmp_path)
     first = start("run", sweep, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
-    until(lambda: list(tmp_path.glob("ledger/trajectories/*/attempts/1/losses.jsonl")))
+    until(lambda: stands_still(first))
     second = start("run", sweep, "--inline", out=tmp_path / "second")
     until(lambda: "waits for 1 cells that" in (tmp_path / "second").read_text())
     assert second.is_alive()

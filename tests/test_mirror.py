@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from commands import command
+from disturbed import sweep_at
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
@@ -508,6 +510,14 @@ def test_tracker_that_is_not_there_at_the_start_is_the_users_mistake(ledger, uri
         Mirror.open(ledger, SWEEP, {}, uri)
     assert refusal.value.exit_code == 2
     assert "hunter2" not in str(refusal.value)
+
+
+def test_sweep_whose_tracker_is_not_there_is_refused_before_anything_is_trained(tmp_path):
+    sweep = sweep_at(tmp_path, tracking={"mlflow": "http://127.0.0.1:9"})
+    code, printed = command("run", sweep, "--inline", out=tmp_path / "out")
+    assert code == 2
+    assert "tracking.mlflow: is no tracking server that answers" in printed
+    assert not list(tmp_path.glob("ledger/*/*/attempts"))
 
 
 def test_experiment_in_the_trackers_trash_is_said_with_the_remedy(ledger):
