@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
 from massive_sft.errors import InvalidInput
@@ -20,6 +21,7 @@ from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
+from massive_sft.scheduling.lanes import free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
@@ -137,6 +139,16 @@ def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     reason = done.stdout.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
     assert "free: 0 CPU" in reason
+
+
+def test_what_a_lost_lane_held_is_given_back_and_other_lanes_keep_theirs(cluster: None) -> None:
+    lost, other, trial = (placement_group([bundle]) for bundle in ({"CPU": 1}, {"CPU": 1}, {"memory": 1}))
+    ray.get([group.ready() for group in (lost, other, trial)])
+    free_groups(Shape(1, 1.0, 0.0), {other.id.hex(), None})
+    states = {group: placement_group_table(group)["state"] for group in (lost, other, trial)}
+    assert states == {lost: "REMOVED", other: "CREATED", trial: "CREATED"}
+    for group in (other, trial):
+        remove_placement_group(group)
 
 
 # How a cluster is divided

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,12 @@ import ray
 from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.scheduling.pools import STARTS, Message, Shape
@@ -165,8 +170,7 @@ class Lanes:
             if not lane.error:
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
-            if state["groups"].get(lane.name):
-                _free_group(state["groups"][lane.name])
+            free_groups(lane.shape, {state["groups"].get(other) for other in self._lanes})
             ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error))
             self._stillborn[lane.shape] += lane.name not in state["served"]
             if self._stillborn[lane.shape] >= STARTS:
@@ -228,12 +232,23 @@ class Lanes:
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _free_group(group: str) -> None:
-    """Give back what a lost lane's placement group holds, which outlives it.
+def free_groups(shape: Shape, kept: Collection[str | None]) -> None:
+    """Give back what lost lanes' placement groups hold, for they outlive the lanes.
 
-    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have.
+    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have. A lane
+    that was lost while its workers were restarted never told its group, so all of this job's are looked at.
+
+    Args:
+        shape: of the lost lane; only its kind of group is freed. No trial or scorer has one with CPUs.
+        kept: ids of the groups of the lanes that are up. One that has no workers yet may lose its group, and asks for
+            another.
     """
-    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in placement_group_table().items():
+        bundles = group["bundles"].values()
+        ours = identity.endswith(job) and group["state"] != "REMOVED" and identity not in kept
+        if ours and len(bundles) == shape.workers and all("CPU" in bundle for bundle in bundles):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(identity))))
 
 
 def _positive(counts: Mapping[Shape, int]) -> dict[Shape, int]:

@@ -25,6 +25,7 @@ from chaos.sweep import settle
 from chaos.verify import problems
 
 POLL = 0.001  # seconds between looks for a phase, some of which last a few milliseconds
+LOOK = 0.2  # seconds between looks at how far the sweep is
 PAUSE = 1.0  # seconds between two faults
 SILENCE = 120.0  # seconds without any change on the disk after which the sweep counts as hanging
 RERUNS = 5  # of one sweep that ends incomplete without a fault
@@ -114,9 +115,10 @@ class _Round:
     def __init__(self, campaign: Campaign, stage: Stage):
         self._campaign = campaign
         self._stage = stage
-        self._state: object = None
+        self._state: dict[str, Any] = {}
         self._changed = self._looked = self._struck = time.monotonic()
-        self._hit: Fault | None = None
+        self._hit = ""  # the trajectory that was struck last and has not got further since
+        self._checkpoint: str | None = None
         self._idle_reruns = 0
 
     def run(self) -> None:
@@ -147,7 +149,8 @@ class _Round:
             campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
             campaign.save()
             self._struck = self._changed = time.monotonic()
-            self._state, self._hit = watch.state_of(self._stage.root), fault
+            self._hit = whom.split()[0] if fault.kind in ("kill a worker", "kill a lane") else ""
+            self._checkpoint = watch.state_of(self._stage.root)["checkpoints"].get(self._hit)
             return
 
     def _rerun(self, code: int) -> None:
@@ -160,13 +163,14 @@ class _Round:
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()
-        if now - self._looked < 1.0:
+        if now - self._looked < LOOK:
             return
         self._looked, state = now, watch.state_of(self._stage.root)
         if state != self._state:
-            if self._hit is not None:
-                self._campaign.say(f"  going on {now - self._struck:.0f} s after: {self._hit}")
-            self._state, self._changed, self._hit = state, now, None
+            self._state, self._changed = state, now
+        if self._hit and (self._hit in state["trained"] or state["checkpoints"].get(self._hit) != self._checkpoint):
+            self._campaign.say(f"  {self._hit} got further after {now - self._struck:.1f} s")
+            self._hit = ""
         if now - self._changed > SILENCE:
             raise Failed(f"nothing changed for {SILENCE:.0f} s: {json.dumps(state)}")
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from processes import Process, titled
 
@@ -138,7 +139,7 @@ def trainer(where: str) -> Process | None:
     return None
 
 
-def state_of(root: Path) -> dict[str, object]:
+def state_of(root: Path) -> dict[str, Any]:
     """Return what changes while a sweep goes on: for noticing that it does not, and for saying where it stands."""
     latest = {}
     for path in (root / "trajectories").glob(f"*/{RESUME}/{LATEST}"):
