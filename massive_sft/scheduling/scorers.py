@@ -70,9 +70,11 @@ class ScoringActor:
         done: list[tuple[str, bytes]] = []
         for row in batch.to_pylist():
             identity, (cell, run) = row["cell"], pickle.loads(row["data"])
+            happened: list[Happening] = []
             if ray.get(self._queue.begin.remote(identity)):
-                finish_cell(cell, run, self._finisher, lambda item, of=identity: done.append((of, pickle.dumps(item))))
+                finish_cell(cell, run, self._finisher, happened.append)
             ray.get(self._queue.end.remote(identity))
+            done += [(identity, pickle.dumps(item)) for item in happened]
         return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
