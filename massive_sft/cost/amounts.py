@@ -100,7 +100,6 @@ def _known_datasets() -> dict[str, Any]:
     return found
 
 
-@functools.lru_cache(maxsize=1024)
 def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | None, float]:
     """Guess rows and tokens a row of local files from the first bytes of each."""
     rows, tokens = 0.0, 0.0
@@ -111,7 +110,8 @@ def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | Non
                 return None, typical
             with file.open("rb") as opened:
                 head = opened.read(_HEAD)
-            mean = len(head) / max(head.count(b"\n"), 1)
+            whole = head.rfind(b"\n") + 1 or len(head)  # bytes of whole lines
+            mean = whole / max(head.count(b"\n"), 1)
             rows += file.stat().st_size / mean
             tokens += file.stat().st_size * _TEXT / BYTES_PER_TOKEN
     except OSError:

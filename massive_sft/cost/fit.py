@@ -9,6 +9,8 @@ from massive_sft.cost.known import Known
 from massive_sft.cost.memory import Memory, Verdict, capacity, judge, remedy, scoring_memory, training_memory
 from massive_sft.plan import RunPlan
 
+NOTHING_IS_ENOUGH = "no setting of resources is enough: use a device with more memory, or a smaller model"
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -72,7 +74,9 @@ def _training(known: Known, group: list[RunPlan]) -> Fit | None:
         return Fit(what, where, len(group), begun, needed, available, "fits", "", measured=True)
     # The longest sample is known only once it is tokenised, so until then a batch proves nothing.
     verdict = judge(memory, available, certain=shape.source != "name")
-    advice = "" if verdict == "fits" else remedy(shape, recipe.setting, layout, longest, device)
+    advice = ""
+    if verdict != "fits":
+        advice = str(remedy(shape, recipe.setting, layout, longest, device) or NOTHING_IS_ENOUGH)
     return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from massive_sft.cost.amounts import BYTES_PER_TOKEN, Requests, training_amount
 from massive_sft.cost.devices import gpu
+from massive_sft.cost.known import Known
 from massive_sft.cost.measured import (
     NAME,
     Scoring,
@@ -19,7 +19,7 @@ from massive_sft.cost.measured import (
     write_table,
 )
 from massive_sft.cost.memory import training_memory
-from massive_sft.cost.shapes import Shape, shape_of
+from massive_sft.cost.shapes import Shape
 from massive_sft.cost.work import perplexity_operations, scoring_operations, training_operations
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Record
@@ -62,12 +62,12 @@ class _Learner:
     def __init__(self, table: Table, plan: Plan, ledger: Ledger):
         self.table, self.ledger = table, ledger
         self.dtype = plan.sweep.file.evaluation.protocol.dtype
-        self.entries = ledger.entries([cell.cell.id for cell in plan.cells])
-        self.requests = Requests(ledger.root)
+        self.entries = ledger.entries({cell.cell.id for cell in plan.cells})
+        self.known = Known(plan)
 
     def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
         """Add a cell's newest record, unless it was added before."""
-        entry, shape = self.entries.get(cell.cell.id), shape_of(cell.cell.model)
+        entry, shape = self.entries.get(cell.cell.id), self.known.shape(cell.cell.model)
         if entry is None or shape is None or self.table.cells.get(cell.cell.id) == entry.revision:
             return
         record = self.ledger.read_record(cell.cell.id)
@@ -85,14 +85,15 @@ class _Learner:
         method = run.trajectory.recipe.setting.method if run else "none"
         rows = self.table.scoring.setdefault(scoring_key(shape.key, method, self.dtype, device_name(device)), {})
         asked = {item.id: item for item in cell.asked}
-        amount = training_amount(self.ledger.root, run.trajectory.recipe) if run else None
+        amount = self.known.amount(run.trajectory.recipe) if run else None
+        text = self.known.bytes_per_token(cell.cell.model)
         for what, took in seconds.items():
             if not isinstance(took, (int, float)):
                 continue
             row = rows.setdefault(what, Scoring())
             row.count += 1
             row.seconds += took
-            load = self.requests.load(asked[what], BYTES_PER_TOKEN) if what in asked else None
+            load = self.known.requests.load(asked[what], text) if what in asked else None
             if load is not None and load.sure:
                 row.operations += scoring_operations(shape, load)
             elif what == "perplexity" and amount is not None:
@@ -102,7 +103,7 @@ class _Learner:
         """Add a training by what its record and its loss curve say. An incomplete one says nothing."""
         facts, setting = record.training, run.trajectory.recipe.setting
         name = next((name for name in record.files if name.endswith("/losses.jsonl")), None)
-        amount = training_amount(self.ledger.root, run.trajectory.recipe)
+        amount = self.known.amount(run.trajectory.recipe)
         try:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]

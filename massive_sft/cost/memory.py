@@ -166,21 +166,33 @@ def judge(memory: Memory, available: int, certain: bool = True) -> Verdict:
     return "does not fit" if certain and memory.least > available else "tight"
 
 
-def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device: Device) -> str:
-    """Return what to change so that it fits, tried by the same formulas: one change if that is enough, else several."""
-    tried: list[str] = []
-    for alone in (True, False):
-        for words, changed, length in _changes(layout, longest):
-            if alone and len(words) > 1:
-                continue
-            memory = training_memory(shape, setting, changed, length)
-            if memory.total <= capacity(device, changed):
-                return "set " + ", ".join(words)
-            tried = words
-    return f"nothing is enough, not even {', '.join(tried)}: use a device with more memory or a smaller model"
+@dataclass(frozen=True)
+class Remedy:
+    """A change after which a training fits by the formulas: what to set, and what comes of it."""
+
+    words: tuple[str, ...]
+    layout: Layout
+    longest: int
+
+    def __str__(self) -> str:
+        return f"set {', '.join(self.words)}"
 
 
-def _changes(layout: Layout, longest: int) -> Iterator[tuple[list[str], Layout, int]]:
+def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
+    """Return what to change so that a training fits: one change where that is enough, else several; None for nothing.
+
+    A GPU or process less full costs speed or machines, so what costs least comes first.
+    """
+    enough = [
+        found
+        for found in _changes(layout, longest)
+        if training_memory(shape, setting, found.layout, found.longest).total <= capacity(device, found.layout)
+    ]
+    alone = [found for found in enough if len(found.words) == 1]
+    return next(iter(alone or enough), None)
+
+
+def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
     """Yield layouts that need less and less, each with what differs from the first; the cheapest change first."""
     steps: list[tuple[str, dict[str, object]]] = []
     if not layout.gradient_checkpointing:
@@ -189,25 +201,26 @@ def _changes(layout: Layout, longest: int) -> Iterator[tuple[list[str], Layout, 
         steps.append(("micro_batch: 1", {"micro_batch": 1}))
     if layout.zero < 3 and layout.workers > 1:
         steps.append(("zero: 3", {"zero": 3}))
-    if layout.offload == "none" and layout.gpus:
-        steps.append(("offload: optimizer", {"offload": "optimizer", "zero": max(layout.zero, 1)}))
+    if layout.offload == "none" and layout.gpus and (layout.zero or layout.workers > 1):
+        steps.append(("offload: optimizer", {"offload": "optimizer"}))
+    if layout.offload == "none" and layout.gpus and not layout.zero and layout.workers == 1:
+        steps.append(("zero: 1, offload: optimizer", {"offload": "optimizer", "zero": 1}))
     for text, change in steps:
-        yield [text], layout.model_copy(update=change), longest
-    words: list[str] = []
-    changed = layout
+        if layout.zero or "offload" not in change or "zero" in change:  # offloading begins at stage 1
+            yield Remedy((text,), layout.model_copy(update=change), longest)
+    words: tuple[str, ...] = ()
+    changed = on_gpu = layout  # the latter without offload, which is slow
     for text, change in steps:
-        words, changed = [*words, text], changed.model_copy(update=change)
-        yield words, changed, longest
-    words = [text for text in words if not text.startswith("offload")]
-    base = layout.model_copy(
-        update={key: value for text, change in steps if text in words for key, value in change.items()}
-    )
+        words, changed = (*words, text), changed.model_copy(update=change)
+        on_gpu = changed if "offload" not in change else on_gpu
+        yield Remedy(words, changed, longest)
+    cheap = tuple(text for text in words if not text.startswith(("offload", "zero")))
     gpus = 2 * layout.gpus
     while layout.gpus and gpus <= MOST_GPUS:
-        more = base.model_copy(update={"gpus": gpus, "workers": gpus, "zero": 3})
-        yield [*(text for text in words if text != "zero: 3"), "zero: 3", f"gpus: {gpus}"], more, longest
+        more = on_gpu.model_copy(update={"gpus": gpus, "workers": gpus, "zero": 3})
+        yield Remedy((*cheap, "zero: 3", f"gpus: {gpus}"), more, longest)
         gpus *= 2
     length = longest // 2
     while length >= SHORTEST:
-        yield [*words, f"max_length: {length} (which makes other cells)"], base, length
+        yield Remedy((*words, f"max_length: {length} (which makes other cells)"), changed, length)
         length //= 2

@@ -90,12 +90,11 @@ def _cached_folder(hub: str, revision: str) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-@functools.lru_cache(maxsize=256)
 def _from_folder(folder: Path) -> Shape | None:
     """Read ``config.json``, and the count of weights from the headers of the weight files; None where that fails."""
     try:
         shape = from_config(json.loads((folder / "config.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # what is wrong with a model's files is for `check` to say
     counted = _stored_weights(folder)
     return shape if counted is None else replace(shape, parameters=counted)

@@ -1,0 +1,518 @@
+"""What a sweep costs: formulas, measured figures, what is said where nothing is known, and budgets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cell import base_file, block
+from test_plan import sweep_in
+
+from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
+from massive_sft.cost.budget import balanced_order, within_budget
+from massive_sft.cost.devices import gpu, machine
+from massive_sft.cost.estimate import NO_KIND, Cost, estimate
+from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
+from massive_sft.cost.memory import capacity, judge, remedy, training_memory
+from massive_sft.cost.shapes import known_models, shape_of
+from massive_sft.cost.words import cost_json, cost_lines, portion_lines
+from massive_sft.cost.work import scoring_seconds, training_seconds
+from massive_sft.errors import InvalidInput
+from massive_sft.files import write_bytes, write_json
+from massive_sft.ledger.record import seal
+from massive_sft.plan import Plan, make_plan, perplexity_key, token_key
+from massive_sft.sweep.schema import Model, Setting
+from massive_sft.sweep.spec import Layout
+from massive_sft.tiny import WEIGHTS
+
+FULL, LORA = Setting(method="full", lr=1e-5, batch=32), Setting(method="lora", lr=1e-4, batch=32)
+LLAMA = known_models()["meta-llama/Meta-Llama-3-8B"]
+NAMED = {"models": {"m1": {"hub": "Qwen/Qwen2.5-0.5B"}, "m2": {"hub": "EleutherAI/pythia-410m"}}}
+H100 = {"resources": [{"gpus": 1, "gpu": "H100"}]}
+TASKS = {"evaluation": {"tasks": [{"name": "gsm8k"}, {"name": "mmlu", "limit": 10}]}}
+
+
+def on(gpus: int, zero: int, **more: Any) -> Layout:
+    return Layout(workers=max(gpus, 1), gpus=gpus, zero=zero, **more)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("hub", "billions"),
+    [
+        ("meta-llama/Meta-Llama-3-8B", 8.03),
+        ("mistralai/Mistral-7B-v0.1", 7.24),
+        ("google/gemma-2-9b", 9.24),
+        ("Qwen/Qwen2.5-0.5B", 0.494),
+        ("Qwen/Qwen2.5-72B", 72.7),
+        ("allenai/OLMo-7B-hf", 6.89),
+        ("EleutherAI/pythia-410m", 0.405),
+        ("HuggingFaceTB/SmolLM2-135M", 0.135),
+        ("01-ai/Yi-1.5-9B", 8.83),
+    ],
+)
+def test_known_models_have_their_published_sizes(hub: str, billions: float) -> None:
+    shape = shape_of(Model(hub=hub))
+    assert shape is not None
+    assert shape.source == "known"
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("tiny-llama", 468_096), ("tiny-neox", 521_280)])
+def test_shape_of_a_local_model_is_counted_in_its_files(name: str, parameters: int, tmp_path: Path) -> None:
+    shape = shape_of(Model(path=str(WEIGHTS / name)))
+    assert shape is not None
+    assert (shape.source, shape.layers, shape.hidden, shape.parameters) == ("config", 4, 96, parameters)
+    (tmp_path / "config.json").write_bytes((WEIGHTS / name / "config.json").read_bytes())
+    without_weights = shape_of(Model(path=str(tmp_path)))
+    assert without_weights is not None
+    assert without_weights.parameters == pytest.approx(parameters, rel=0.01)
+
+
+def test_shape_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--thing" / "snapshots" / "abc"
+    shutil.copytree(WEIGHTS / "tiny-llama", snapshot)
+    (tmp_path / "models--org--thing" / "refs").mkdir()
+    (tmp_path / "models--org--thing" / "refs" / "main").write_text("abc")
+    for revision in ("main", "abc"):
+        shape = shape_of(Model(hub="org/thing", revision=revision))
+        assert shape is not None
+        assert shape.parameters == 468_096
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("org/New-13B-Chat", 13e9),
+        ("org/new_350m", 350e6),
+        ("org/phi-2", None),
+        ("org/Mix-8x7B", None),
+        ("org/v0B", None),
+    ],
+)
+def test_size_in_a_name_is_a_guess_and_no_size_is_none(name: str, parameters: float | None) -> None:
+    shape = shape_of(Model(hub=name))
+    assert (shape and shape.parameters) == parameters
+    assert shape is None or shape.source == "name"
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}", '{"hidden_size": "wide"}'])
+def test_broken_configuration_is_no_shape_and_no_error(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert shape_of(Model(path=str(tmp_path))) is None
+
+
+# Memory
+
+
+def test_states_of_full_tuning_follow_the_stage() -> None:
+    weights = LLAMA.parameters
+
+    def states(layout: Layout) -> Mapping[str, int]:
+        return training_memory(LLAMA, FULL, layout, 2048).certain
+
+    assert states(on(8, 1)) == {
+        "weights": 2 * weights,
+        "gradients": 4 * weights,
+        "master copy": 4 * weights // 8,
+        "moments": 8 * weights // 8,
+    }
+    assert states(on(8, 2))["gradients"] == 2 * weights // 8
+    assert states(on(8, 3)) == {
+        name: size * weights // 8 for name, size in zip(states(on(8, 3)), (2, 2, 4, 8), strict=True)
+    }
+    assert states(on(1, 1, offload="optimizer")) == {"weights": 2 * weights}
+    fp32 = FULL.model_copy(update={"precision": "fp32"})
+    plain = training_memory(LLAMA, fp32, on(1, 0), 2048).certain
+    assert plain == {"weights": 4 * weights, "gradients": 4 * weights, "moments": 8 * weights}
+
+
+def test_lora_holds_gradients_and_state_of_its_adapter_alone() -> None:
+    adapter = LLAMA.adapter(16)
+    assert adapter == 41_943_040  # peft's count for rank 16 on all linear modules of Llama-3-8B
+    states = training_memory(LLAMA, LORA, on(1, 1), 2048).certain
+    assert states["weights"] == 2 * (LLAMA.parameters + adapter)
+    assert states["moments"] == 8 * adapter
+
+
+def test_checkpointing_saves_activations_and_longer_samples_take_more() -> None:
+    plain = training_memory(LLAMA, FULL, on(8, 3), 2048).estimated
+    lean = training_memory(LLAMA, FULL, on(8, 3, gradient_checkpointing=True), 2048).estimated
+    short = training_memory(LLAMA, FULL, on(8, 3), 1024).estimated
+    assert lean["activations"] < plain["activations"] / 10
+    assert short["activations"] == plain["activations"] / 2
+    assert short["logits"] == plain["logits"] / 2 == 1024 * LLAMA.vocabulary * 12
+
+
+# Trainings that ran: (model, setting, layout, tokens, GPU).
+RAN = [
+    ("meta-llama/Meta-Llama-3-8B", FULL, on(8, 3, gradient_checkpointing=True), 4096, "H100"),
+    ("meta-llama/Meta-Llama-3-8B", LORA, on(1, 1, gradient_checkpointing=True), 4096, "H100"),
+    ("meta-llama/Meta-Llama-3-8B", LORA, on(1, 1, gradient_checkpointing=True), 2048, "RTX-4090"),
+    ("mistralai/Mistral-7B-v0.1", FULL, on(4, 3, gradient_checkpointing=True), 2048, "A100-80GB"),
+    ("meta-llama/Llama-2-7b-hf", FULL, on(8, 3, offload="optimizer"), 2048, "A100-40GB"),
+    ("Qwen/Qwen2.5-0.5B", FULL, on(1, 1), 1024, "RTX-4090"),
+    ("Qwen/Qwen2.5-1.5B", FULL, on(1, 1, gradient_checkpointing=True), 1024, "A100-40GB"),
+    ("EleutherAI/pythia-410m", FULL, on(1, 1), 1024, "T4"),
+    ("google/gemma-2-9b", FULL, on(8, 3, gradient_checkpointing=True), 2048, "A100-80GB"),
+    ("meta-llama/Llama-2-70b-hf", LORA, on(8, 3, gradient_checkpointing=True), 2048, "A100-80GB"),
+]
+
+
+@pytest.mark.parametrize(("hub", "setting", "layout", "longest", "kind"), RAN)
+def test_training_that_ran_is_never_said_not_to_fit(
+    hub: str, setting: Setting, layout: Layout, longest: int, kind: str
+) -> None:
+    shape, device = shape_of(Model(hub=hub)), gpu(kind)
+    assert shape is not None
+    assert device is not None
+    assert judge(training_memory(shape, setting, layout, longest), device.memory) != "does not fit"
+
+
+def test_does_not_fit_is_said_where_states_alone_are_too_much_and_never_of_a_guess() -> None:
+    device = gpu("H100")
+    assert device is not None
+    memory = training_memory(LLAMA, FULL, on(1, 1), 2048)
+    assert judge(memory, device.memory) == "does not fit"
+    assert judge(memory, device.memory, certain=False) == "tight"
+    assert judge(memory, memory.total) == "fits"
+    assert judge(memory, memory.total - 1) == "tight"
+
+
+LAYOUTS = [on(1, 0), on(1, 1), on(1, 1, micro_batch=16), on(2, 2), on(8, 1), on(8, 3, gradient_checkpointing=True)]
+
+
+@pytest.mark.parametrize(
+    ("hub", "kind"),
+    list(product(("Qwen/Qwen2.5-1.5B", "google/gemma-2-9b", "Qwen/Qwen2.5-72B"), ("T4", "A100-40GB", "H100"))),
+)
+def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
+    device, shape = gpu(kind), known_models()[hub]
+    assert device is not None
+    for layout, setting in product(LAYOUTS, (FULL, LORA)):
+        if judge(training_memory(shape, setting, layout, 2048), device.memory) == "fits":
+            continue
+        found = remedy(shape, setting, layout, 2048, device)
+        if found is not None:
+            assert training_memory(shape, setting, found.layout, found.longest).total <= capacity(device, found.layout)
+            assert found.layout != layout or found.longest < 2048
+            changed = {name for name in Layout.model_fields if getattr(found.layout, name) != getattr(layout, name)}
+            assert all(f"{name}: " in str(found) for name in changed - {"workers"}), (str(found), changed)
+
+
+def test_cheapest_remedy_comes_first() -> None:
+    device = gpu("H200")
+    assert device is not None
+    found = remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
+    assert str(found) == "set gradient_checkpointing: true"
+
+
+@pytest.mark.parametrize(
+    ("called", "kind"),
+    [
+        ("h100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100-PCIE"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("A100", "A100-80GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("Tesla T4", "T4"),
+        ("abacus", None),
+    ],
+)
+def test_kind_of_gpu_is_known_by_what_its_driver_calls_it(called: str, kind: str | None) -> None:
+    found = gpu(called)
+    assert (found.name if found else None) == kind
+
+
+# Amounts
+
+
+def count_tokens(plan: Plan, tokens: int, samples: int = 100) -> None:
+    for run in plan.runs:
+        total = {
+            "samples": samples,
+            "tokens": tokens,
+            "trainable_tokens": tokens // 2,
+            "longest": 64,
+            "text_bytes": 3 * tokens,
+        }
+        path = plan.root / "cache" / "tokens" / f"{token_key(run.trajectory.recipe)}.json"
+        write_bytes(path, seal({"counts": {"total": total}}))
+
+
+def test_tokens_are_counted_in_the_cache_else_guessed_else_unknown(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path))
+    recipe = plan.runs[0].trajectory.recipe
+    guessed = training_amount(plan.root, recipe)
+    assert guessed is not None
+    assert (guessed.samples, guessed.longest, guessed.sure) == (100, 2048, False)
+    count_tokens(plan, 5000)
+    assert training_amount(plan.root, recipe) == Amount(100, 5000, 2500, 64, 3.0, sure=True)
+    everything = make_plan(sweep_in(tmp_path, mixtures={"each": {"each": ["d1", "d2"]}}))
+    assert training_amount(tmp_path, everything.runs[0].trajectory.recipe) is None
+
+
+def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> None:
+    row = json.dumps({"instruction": "x" * 380, "output": "y" * 500})
+    (tmp_path / "d.jsonl").write_text((row + "\n") * 300)
+    datasets = {"d1": {"path": str(tmp_path / "d.jsonl"), "format": "alpaca"}, "d2": base_file()["datasets"]["d2"]}
+    plan = make_plan(sweep_in(tmp_path, datasets=datasets, mixtures={"each": {"each": ["d1"]}}))
+    amount = training_amount(plan.root, plan.runs[0].trajectory.recipe)
+    assert amount is not None
+    assert amount.samples == pytest.approx(300, abs=1)
+    assert amount.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
+
+
+def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:
+    tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine"}]
+    cell = make_plan(sweep_in(tmp_path, evaluation={"tasks": tasks})).cells[0]
+    zero, five, gsm8k, mine = cell.asked
+    requests = Requests(tmp_path)
+    assert requests.load(mine, 4.0) is None
+    known = [requests.load(item, 4.0) for item in (zero, five, gsm8k)]
+    assert known == [
+        Load(57 * 10 * 120, 0, 0.0, 0, sure=False),
+        Load(57 * 10 * (120 + 5 * 110), 0, 0.0, 0, sure=False),
+        Load(1319 * 100, 1319, 100, 200, sure=False),
+    ]
+    size = {"bytes": 4000, "answers": 10, "prompt_bytes": 800, "answer_tokens": 640}
+    manifest = {"label": "mine-0shot", "limit": None, "provenance": {"size": size}}
+    write_json(tmp_path / "cache" / "requests" / "a" / "manifest.json", manifest)
+    write_json(tmp_path / "cache" / "requests" / "b" / "manifest.json", {"label": "older"})
+    assert Requests(tmp_path).load(mine, 4.0) == Load(1200.0, 10, 20.0, 32.0, sure=True)
+
+
+# Time
+
+
+def training_of(per_step: float, per_token: float, tokens: list[int]) -> Training:
+    row = Training(trainings=1, starts=1, start=2.0, snapshots=2, snapshot=1.0)
+    row.add_steps((count, per_step + per_token * count) for count in tokens)
+    return row
+
+
+def test_line_through_steps_is_found_and_stays_proportional_where_steps_say_nothing() -> None:
+    row = training_of(0.05, 1e-4, [800, 1000, 1200, 900, 1100, 400])
+    assert row.line() == pytest.approx((0.05, 1e-4), rel=0.02)
+    assert row.seconds_of(10, 5000, 1) == pytest.approx(2.0 + 0.5 + 0.5 + 0.5, rel=0.01)
+    equal = training_of(0.05, 1e-4, [1000] * 5)
+    assert equal.line() == pytest.approx((0.0, 1.5e-4))
+    wild = Training()
+    wild.add_steps([(1000, 0.1), (1001, 3.0), (1002, 0.1), (999, 2.5)])
+    per_step, per_token = wild.line()
+    assert per_step >= 0
+    assert 0 <= per_token <= wild.seconds / wild.tokens * (1 + 1e-9)
+
+
+def test_measured_training_is_scaled_to_other_data_and_epochs() -> None:
+    device, layout = machine(), Layout()
+    amount = Amount(100, 4000, 2000, 64, 3.0, sure=True)
+    row = training_of(0.05, 1e-4, [800, 1000, 1200, 400])
+    found = training_seconds(LLAMA, FULL, layout, amount, 3, 1, device, row, Table())
+    assert found.value == pytest.approx(2.0 + 0.05 * 12 + 1e-4 * 12000 + 0.5, rel=0.02)
+    assert found.sure
+    assert not training_seconds(LLAMA, FULL, layout, replace(amount, sure=False), 3, 1, device, row, Table()).sure
+
+
+def test_public_training_speeds_are_met_within_a_factor_of_two() -> None:
+    """On one H200, 7B full tuning at length 4096: 10,471 tokens/s; on one H100, 8B LoRA: 12,473 tokens/s."""
+    amount = Amount(10_000, 4096 * 10_000, 4096 * 10_000, 4096, None, sure=True)
+    for hub, setting, kind, speed in [
+        ("mistralai/Mistral-7B-v0.1", FULL, "H200", 10_471),
+        ("meta-llama/Meta-Llama-3-8B", LORA, "H100", 12_473),
+    ]:
+        device = gpu(kind)
+        assert device is not None
+        found = training_seconds(known_models()[hub], setting, on(1, 1), amount, 1, 1, device, None, Table())
+        assert not found.sure
+        assert speed / 2 < amount.tokens / found.value < 2 * speed
+
+
+def test_unmeasured_kind_takes_the_speed_of_what_was_measured_on_its_device() -> None:
+    device = gpu("H100")
+    assert device is not None
+    amount = Amount(100, 40_000, 40_000, 512, None, sure=True)
+    row = Training(steps=1, tokens=1.0, seconds=10.0, operations=1e13)
+    table = Table(training={training_key("other", "full", "bf16", {}, "H100"): row})
+    found = training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, table)
+    assert found.value > 6 * LLAMA.body * 40_000 / 1e12
+    other = Table(training={training_key("other", "full", "bf16", {}, "A100-80GB"): row})
+    assert training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, other).value < found.value / 10
+
+
+def test_scoring_is_measured_or_computed_or_unknown() -> None:
+    device = gpu("H100")
+    assert device is not None
+    load = Load(1e6, 0, 0.0, 0.0, sure=True)
+    measured = scoring_seconds(LLAMA, "bf16", load, device, Scoring(count=2, seconds=8.0), Table())
+    assert measured is not None
+    assert (measured.value, measured.sure) == (4.0, True)
+    computed = scoring_seconds(LLAMA, "bf16", load, device, None, Table())
+    assert computed is not None
+    assert computed.value == pytest.approx(2 * LLAMA.body * 1e6 / (0.35 * 989e12))
+    assert scoring_seconds(LLAMA, "bf16", None, device, None, Table()) is None
+
+
+def test_table_survives_the_disk_and_a_damaged_one_is_empty(tmp_path: Path) -> None:
+    table = Table({"a": training_of(0.1, 1e-3, [1, 2, 3])}, {"b": {"load": Scoring(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2})
+    write_table(tmp_path, table)
+    assert read_table(tmp_path) == table
+    for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 2}'):
+        (tmp_path / NAME).write_text(text)
+        assert read_table(tmp_path) == Table()
+
+
+# A whole plan
+
+
+def cost_of(folder: Path, **changes: object) -> Cost:
+    return estimate(make_plan(sweep_in(folder, **changes)))
+
+
+def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path) -> None:
+    cost = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 1}])
+    assert cost.training.value == cost.evaluation.value == 0
+    assert cost.unknown == {NO_KIND: 3}
+    assert "without 3 parts: no kind of GPU is named" in "\n".join(cost_lines(cost))
+    assert cost.fits[0].verdict == "unknown"
+
+
+def test_unknown_model_and_benchmark_are_named(tmp_path: Path) -> None:
+    unknown = cost_of(tmp_path, **TASKS, **H100).unknown
+    assert unknown == {"the size of m1 is not known until it is on the disk": 3}
+    mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": [{"name": "mine"}]}).unknown
+    assert mine == {"the size of mine@0 is not known until its requests are built (a run does)": 2}
+
+
+def test_gpu_hours_and_money_come_from_layouts_and_the_price(tmp_path: Path) -> None:
+    one = cost_of(tmp_path, **NAMED, **TASKS, **H100, budget={"price_per_gpu_hour": 2.0})
+    assert one.gpu_seconds is not None
+    assert one.gpu_seconds.value == pytest.approx(one.training.value + one.evaluation.value)
+    assert one.money is not None
+    assert one.money.value == pytest.approx(one.gpu_seconds.value * 2 / 3600)
+    assert not one.money.sure
+    eight = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 8, "gpu": "H100", "zero": 3}])
+    assert eight.gpu_seconds is not None
+    assert eight.gpu_seconds.value == pytest.approx(8 * eight.training.value + eight.evaluation.value)
+    assert eight.money is None
+    assert cost_of(tmp_path, **NAMED, **TASKS).gpu_seconds is None
+
+
+def test_perplexity_of_a_mixture_is_paid_once_and_not_again_when_cached(tmp_path: Path) -> None:
+    changes = NAMED | H100 | {"blocks": [block(setting=["full", "lora"], snapshots="1..3")]}
+    without = cost_of(tmp_path, **changes).evaluation.value
+    sweep = sweep_in(tmp_path, **changes, measures=["perplexity"])
+    once = estimate(make_plan(sweep)).evaluation.value
+    keys = {perplexity_key(run.trajectory.recipe) for run in make_plan(sweep).runs}
+    assert len(keys) == 1
+    (make_plan(sweep).root / "cache" / "perplexity" / keys.pop()).mkdir(parents=True)
+    cached = estimate(make_plan(sweep)).evaluation.value
+    assert without < cached < once
+
+
+def test_disk_follows_the_retention_policy(tmp_path: Path) -> None:
+    size = 2 * known_models()["Qwen/Qwen2.5-0.5B"].parameters
+
+    def of(keep: str, waiting: str = "2TB") -> tuple[int, int, int]:
+        storage = {"root": str(tmp_path / "ledger"), "keep_snapshots": {"full": keep}, "max_waiting": waiting}
+        found = cost_of(tmp_path, **NAMED, storage=storage, blocks=[block(mixture="each", snapshots="1..3")]).disk
+        assert found is not None
+        return found.kept // size, found.waiting // size, found.resume // size
+
+    assert of("none") == (0, 6, 7)
+    assert of("last") == (2, 4, 7)
+    assert of("all") == (6, 0, 7)
+    assert of("none", "1GB") == (0, 3, 7)  # the snapshots of one run wait in any case
+
+
+def test_cost_is_json_and_lines_name_the_remedy(tmp_path: Path) -> None:
+    models = {"m1": {"hub": "meta-llama/Meta-Llama-3-8B"}, "m2": {"hub": "org/m2"}}
+    cost = cost_of(tmp_path, models=models, **H100)
+    assert json.loads(json.dumps(cost_json(cost)))["memory"][0]["verdict"] == "does not fit"
+    assert "does not fit: m1 full on 1 × H100 needs ≈ 167 GB of 85.5 GB: set offload: optimizer" in "\n".join(
+        cost_lines(cost)
+    )
+
+
+def test_measured_peak_replaces_the_formula_and_always_fits(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, **NAMED))
+    run, shape = plan.runs[0], shape_of(plan.runs[0].trajectory.recipe.model)
+    assert shape is not None
+    layout = run.layout.model_dump(mode="json")
+    row = Training(
+        peak=3_000_000_000, peak_formula=training_memory(shape, FULL, run.layout, 2048, smallest=False).total
+    )
+    write_table(plan.root, Table({training_key(shape.key, "full", "bf16", layout, "cpu"): row}))
+    fit = estimate(plan).fits[0]
+    assert (fit.needed, fit.verdict, fit.measured) == (3_000_000_000, "fits", True)
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (4, 6), (6, 4), (5, 5), (11, 10), (12, 18)])
+def test_wherever_a_balanced_order_stops_counts_differ_by_at_most_one(rows: int, columns: int) -> None:
+    models, datasets = [f"m{i}" for i in range(rows)], [f"d{i}" for i in range(columns)]
+    order = list(balanced_order(models, datasets, seed=3))
+    assert set(order) == set(product(models, datasets))
+    assert len(order) == rows * columns
+    by_model, by_data = Counter(dict.fromkeys(models, 0)), Counter(dict.fromkeys(datasets, 0))
+    for model, data in order:
+        by_model[model] += 1
+        by_data[data] += 1
+        assert max(by_model.values()) - min(by_model.values()) <= 1
+        assert max(by_data.values()) - min(by_data.values()) <= 1
+
+
+def test_balanced_order_hangs_on_the_seed_and_not_on_the_files_order() -> None:
+    one = list(balanced_order(["a", "b", "c"], ["x", "y"], 1))
+    assert one == list(balanced_order(["c", "a", "b"], ["y", "x"], 1))
+    assert any(one != list(balanced_order(["a", "b", "c"], ["x", "y"], seed)) for seed in range(2, 6))
+
+
+def grid(folder: Path) -> Plan:
+    blocks = [block(model="all", mixture="each", setting=["full", "lora"]), block(name="B", mixture="all")]
+    return make_plan(sweep_in(folder, **NAMED, **TASKS, **H100, blocks=blocks))
+
+
+def test_budget_takes_base_rows_then_whole_pairs_and_lists_the_rest(tmp_path: Path) -> None:
+    plan = grid(tmp_path)
+    whole = within_budget(plan, 1e6)
+    assert (whole.left_out, len(whole.plan.runs)) == ((), 9)
+    half = within_budget(plan, whole.taken.value / 2)
+    assert half.taken.value <= half.hours
+    assert len(half.plan.base) == 2
+    assert len(half.plan.runs) + half.runs_left_out == 9
+    pairs = Counter((run.trajectory.recipe.model_name, run.trajectory.recipe.mixture.name) for run in half.plan.runs)
+    assert set(pairs.values()) == {2}  # LoRA and full tuning stay together
+    assert "m1 × all (block B): 1 run" in half.left_out
+    assert len(portion_lines(half)) == 1 + len(half.left_out)
+
+
+def test_budget_too_small_for_anything_lists_the_base_rows_too(tmp_path: Path) -> None:
+    none = within_budget(grid(tmp_path), 1e-6)
+    assert (none.plan.runs, none.plan.base, none.runs_left_out) == ((), (), 9)
+    assert {"m1 (base)", "m2 (base)"} < set(none.left_out)
+
+
+def test_budget_of_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, **NAMED, resources=[{"gpus": 1}]))
+    with pytest.raises(InvalidInput, match="cannot be kept without an estimate: no kind of GPU is named"):
+        within_budget(plan, 10.0)
+
+
+def test_budget_without_gpus_counts_hours_of_the_machine(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, **NAMED, **TASKS))
+    cost = estimate(plan)
+    assert within_budget(plan, 1e6).taken.value == pytest.approx((cost.training.value + cost.evaluation.value) / 3600)
