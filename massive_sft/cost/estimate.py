@@ -140,10 +140,17 @@ class Estimator:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
         known, unknown = self.known, Counter[str]()
         dtype = known.plan.sweep.file.evaluation.protocol.dtype
-        total = _mean(rows, "other", OTHER_SECONDS)
+
+        def mean(what: str, otherwise: float) -> Figure:
+            if what in rows:
+                return Figure(rows[what].mean, True)
+            measured = known.table.mean(device.name, what)
+            return Figure(otherwise if measured is None else measured, False)
+
+        total = mean("other", OTHER_SECONDS)
         tasks = [item for item in wanted if item.task is not None]
         if tasks:
-            total += _mean(rows, "load", LOAD_SECONDS + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
+            total += mean("load", LOAD_SECONDS + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
             load = known.requests.load(item, known.bytes_per_token(model))
             seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), known.table)
@@ -153,7 +160,7 @@ class Estimator:
             total += seconds or NOTHING
         if any(item.measure == "layer_change" for item in wanted):
             reading = 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND
-            total += _mean(rows, "layer_change", reading)
+            total += mean("layer_change", reading)
         return total, unknown
 
     def _perplexity(self, recipe: Recipe, rows: Mapping[str, Scoring], shape: Shape, device: Device) -> Figure:
@@ -174,10 +181,6 @@ class Estimator:
 
 def _no_size(model: str) -> str:
     return f"the size of {model} is not known until it is on the disk"
-
-
-def _mean(rows: Mapping[str, Scoring], what: str, otherwise: float) -> Figure:
-    return Figure(rows[what].mean, True) if what in rows else Figure(otherwise, False)
 
 
 def estimate(plan: Plan) -> Cost:

@@ -118,6 +118,17 @@ class Table:
     trainings: dict[str, int] = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)
 
+    def start(self, device: str) -> float | None:
+        """Return the mean seconds before a training's first step, of all kinds on a device; None where none ran."""
+        found = [row for key, row in self.training.items() if key.endswith(f"|{device}") and row.starts]
+        return sum(row.start for row in found) / sum(row.starts for row in found) if found else None
+
+    def mean(self, device: str, what: str) -> float | None:
+        """Return the mean seconds of ``load``, ``other``, ... of all cells on a device; None where none were."""
+        kinds = (rows for key, rows in self.scoring.items() if key.endswith(f"|{device}"))
+        found = [rows[what] for rows in kinds if what in rows]
+        return sum(row.seconds for row in found) / sum(row.count for row in found) if found else None
+
     def speed(self, device: str, work: str) -> float | None:
         """Return operations per second and worker of all that was measured on a device; None where nothing was."""
         found: list[Training | Scoring]

@@ -26,7 +26,7 @@ BUCKET = 5 * 10**8
 GATHERED = 10**9
 CUDA_BYTES = 700 * 10**6  # the driver's context and libraries on a GPU
 # A process on a CPU with torch, transformers and DeepSpeed imported, before it loads a model; measured.
-PROCESS_BYTES = 950 * 10**6
+PROCESS_BYTES = 750 * 10**6
 SHORTEST = 256  # tokens: no remedy asks for a lower max_length
 MOST_GPUS = 64
 

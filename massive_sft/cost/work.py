@@ -89,9 +89,11 @@ def training_seconds(
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
     workers = layout.workers if device.is_gpu else 1
     number = bytes_of(setting.precision)
-    written = snapshots * number * trained_weights(shape, setting)
-    start = START_SECONDS + (number * shape.parameters + written) / READ_BYTES_PER_SECOND
-    return Figure(start + operations / (speed * workers), False)
+    start = table.start(device.name)
+    if start is None:
+        start = START_SECONDS + number * shape.parameters / READ_BYTES_PER_SECOND
+    written = snapshots * number * trained_weights(shape, setting) / READ_BYTES_PER_SECOND
+    return Figure(start + written + operations / (speed * workers), False)
 
 
 def scoring_seconds(

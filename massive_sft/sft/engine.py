@@ -67,6 +67,11 @@ def _deepspeed(layout: Layout) -> Any:
     return deepspeed
 
 
+def warm_up(layout: Layout) -> None:
+    """Import DeepSpeed, once a process: seconds that belong to no training."""
+    _deepspeed(layout)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within it the libraries below do not warn of their own deprecated calls, which users cannot change."""

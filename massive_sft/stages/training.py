@@ -22,6 +22,7 @@ from massive_sft.sft import peak
 from massive_sft.sft.cache import load_or_build
 from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.data import Counts, build_samples
+from massive_sft.sft.engine import warm_up
 from massive_sft.sft.events import Event
 from massive_sft.sft.loop import TrainingSummary, never, train_trajectory
 from massive_sft.sft.ranks import from_first_rank, is_first_rank
@@ -83,6 +84,7 @@ def train(
     """
     if from_first_rank(lambda: _is_published(attempt)):
         return
+    warm_up(run.layout)
     began = time.perf_counter()
     peak.begin()
     samples, counts = samples_of(run, ledger)
