@@ -19,6 +19,7 @@ from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
 from massive_sft.cost.estimate import NO_KIND, Cost, estimate
+from massive_sft.cost.learn import learn
 from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
 from massive_sft.cost.memory import capacity, judge, remedy, training_memory
 from massive_sft.cost.shapes import known_models, shape_of
@@ -26,8 +27,10 @@ from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.cost.work import scoring_seconds, training_seconds
 from massive_sft.errors import InvalidInput
 from massive_sft.files import write_bytes, write_json
-from massive_sft.ledger.record import seal
-from massive_sft.plan import Plan, make_plan, perplexity_key, token_key
+from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.tiny import WEIGHTS
@@ -516,3 +519,125 @@ def test_budget_without_gpus_counts_hours_of_the_machine(tmp_path: Path) -> None
     plan = make_plan(sweep_in(tmp_path, **NAMED, **TASKS))
     cost = estimate(plan)
     assert within_budget(plan, 1e6).taken.value == pytest.approx((cost.training.value + cost.evaluation.value) / 3600)
+
+
+# Learning from records
+
+SECONDS = {"load": 2.0, "perplexity": 3.0, "layer_change": 1.0, "other": 0.5}
+
+
+def record_of(plan: Plan, cell: CellPlan, run: RunPlan | None, ledger: Ledger, **training: Any) -> None:
+    """Write a cell's record as a run on a CPU leaves it: 0.1 s a step and 1 ms a token, 5 s of start."""
+    files, facts = {}, {}
+    if run is not None:
+        steps = [(index, 900 + 200 * (index % 3)) for index in range(4 * run.trajectory.epochs)]
+        name = f"trajectories/{run.trajectory.id}/training/attempt-1/losses.jsonl"
+        lines = [{"step": index + 1, "tokens": tokens, "seconds": 0.1 + 1e-3 * tokens} for index, tokens in steps]
+        write_bytes(ledger.root / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        files[name] = "0" * 64
+        whole = sum(line["seconds"] for line in lines) + 2.0 * len(run.trajectory.snapshots)
+        facts = {"run_seconds": whole, "wall_seconds": whole + 5.0, "peak_bytes": 10**9, "device": "cpu", "resumed": []}
+        facts |= {"layout": run.layout.model_dump(mode="json")}
+    asked = {item.id: 10.0 for item in cell.asked if item.task}
+    measures = {} if run is None else {name: {"value": 1.0} for name in plan.sweep.file.measures}
+    seconds = {name: took for name, took in SECONDS.items() if name not in MEASURES or name in measures}
+    scores = {name: BenchmarkScores(benchmark=name, asked=name, shots=0, tasks={}) for name in asked}
+    content = {
+        "cell": cell.cell.id,
+        "trajectory": run.trajectory.id if run else None,
+        "coordinates": cell.cell.coordinates._asdict(),
+        "status": Status.COMPLETE,
+        "attempt": 1,
+        "scores": scores,
+        "measures": measures,
+        "training": facts | training,
+        "cost": {"device": "cpu", "seconds": seconds | asked},
+        "provenance": {},
+        "created": "2026-01-31T12:00:00+00:00",
+        "finished": "2026-01-31T12:00:00+00:00",
+        "files": files,
+    }
+    ledger.write_record(Record(**content))  # type: ignore[arg-type]
+
+
+MEASURES = ("perplexity", "layer_change")
+LEARNED: dict[str, Any] = {
+    **NAMED,
+    **TASKS,
+    "measures": [*MEASURES, "token_length"],
+    "blocks": [block(model="m1", mixture="each", snapshots="1..2", horizon=2)],
+}
+
+
+def learned(folder: Path, **training: Any) -> Plan:
+    """A plan of two runs of one shape, of which the first is done and learned from."""
+    sweep = sweep_in(folder, **LEARNED)
+    plan = make_plan(sweep)
+    ledger = Ledger.open(plan.root)
+    count_tokens(plan, 4000)
+    for cell in plan.runs[0].cells:
+        record_of(plan, cell, plan.runs[0], ledger, **training)
+    assert learn(plan, ledger) == 2
+    assert learn(plan, ledger) == 0
+    return make_plan(sweep)
+
+
+def test_one_measured_training_prices_the_others_of_its_shape(tmp_path: Path) -> None:
+    cost = estimate(learned(tmp_path))
+    assert (cost.runs, cost.measured) == (1, 1)
+    # 100 samples in batches of 32: 4 steps an epoch; the first measured step of 1 s is part of the start.
+    assert cost.training.value == pytest.approx(5.0 + 1.0 + 8 * 0.1 + 8000 * 1e-3 + 2 * 2.0, rel=0.02)
+    assert cost.training.sure
+    tasks = 2 * 10.0
+    cells = 2 * (2.0 + 1.0 + 0.5 + tasks) + 3.0
+    base = 2.0 + 0.5 + tasks  # by the fully tuned model's figures
+    assert cost.evaluation.value == pytest.approx(cells + base)
+    assert cost.evaluation.sure
+    assert "≈" not in cost_lines(cost)[0]
+
+
+def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
+    fit = estimate(learned(tmp_path)).fits[0]
+    assert (fit.measured, fit.needed, fit.verdict) == (True, 10**9, "fits")
+
+
+def test_resumed_training_tells_its_steps_and_not_its_start(tmp_path: Path) -> None:
+    plan = learned(tmp_path, resumed=[{"attempt": 1, "step": 2}])
+    row = next(iter(read_table(plan.root).training.values()))
+    assert (row.steps, row.starts, row.snapshots) == (7, 0, 0)
+
+
+@pytest.mark.parametrize("broken", [{"device": None}, {"layout": None}, {"wall_seconds": None}])
+def test_record_that_measured_nothing_teaches_no_training(broken: dict[str, Any], tmp_path: Path) -> None:
+    plan = learned(tmp_path, **broken)
+    assert not read_table(plan.root).training
+    assert read_table(plan.root).scoring
+
+
+def test_table_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    before = read_table(plan.root)
+    (plan.root / NAME).unlink()
+    assert learn(plan, Ledger.open(plan.root)) == 2
+    assert read_table(plan.root) == before
+
+
+def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    (plan.root / NAME).unlink()
+    lease = Lease.acquire((plan.root / NAME).with_suffix(".lease"), "another")
+    assert lease is not None
+    with lease:
+        assert learn(plan, Ledger.open(plan.root)) == 0
+    assert read_table(plan.root) == Table()
+
+
+def test_finished_plan_costs_nothing_and_a_budget_still_counts_it(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    ledger = Ledger.open(plan.root)
+    for cell in plan.runs[1].cells:
+        record_of(plan, cell, plan.runs[1], ledger)
+    record_of(plan, plan.base[0], None, ledger)
+    done = make_plan(plan.sweep)
+    assert cost_lines(estimate(done)) == []
+    assert within_budget(done, 1.0).taken.value == pytest.approx(within_budget(plan, 1.0).taken.value)
