@@ -18,7 +18,7 @@ from test_plan import sweep_in
 from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
-from massive_sft.cost.estimate import NO_KIND, Cost, estimate
+from massive_sft.cost.estimate import NO_KIND, Cost, estimate, must_train
 from massive_sft.cost.learn import learn
 from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
 from massive_sft.cost.memory import capacity, judge, remedy, training_memory
@@ -641,3 +641,27 @@ def test_finished_plan_costs_nothing_and_a_budget_still_counts_it(tmp_path: Path
     done = make_plan(plan.sweep)
     assert cost_lines(estimate(done)) == []
     assert within_budget(done, 1.0).taken.value == pytest.approx(within_budget(plan, 1.0).taken.value)
+
+
+def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    gone = replace(
+        plan.runs[0],
+        needs_retraining=True,
+        cells=tuple(replace(cell, lacking=cell.asked) for cell in plan.runs[0].cells),
+    )
+    cost, before = estimate(replace(plan, runs=(gone, plan.runs[1]))), estimate(plan)
+    assert (cost.retrainings, cost.training) == (1, before.training)
+    assert cost.retraining.value > before.training.value
+    assert "run --retrain`: 1 trainings again" in cost_lines(cost)[-1]
+
+
+def test_training_that_lacks_an_epoch_is_still_to_do(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots="1..2")]))
+    run = plan.runs[0]
+    outcome = plan.root / "trajectories" / run.trajectory.id / "training" / "attempt-1" / "training.json"
+    assert must_train(plan, run)
+    write_json(outcome, {"epochs": {"1": {}}})
+    assert must_train(plan, run)
+    write_json(outcome, {"epochs": {"1": {}, "2": {}}})
+    assert not must_train(plan, run)

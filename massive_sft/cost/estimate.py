@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from massive_sft.asked import Asked
 from massive_sft.cost.devices import Device
@@ -23,6 +24,8 @@ from massive_sft.cost.work import (
     scoring_seconds,
     training_seconds,
 )
+from massive_sft.errors import Corrupt
+from massive_sft.files import read_json
 from massive_sft.ledger.record import Status
 from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key
 from massive_sft.sweep.cell import Recipe
@@ -46,6 +49,8 @@ class Cost:
         fits: memory of each kind of training.
         unknown: what the sums lack: how many trainings or benchmarks by why.
         runs, measured: trainings left, and how many of them are of a kind that was measured here.
+        retrainings, retraining: trainings whose snapshots are needed and were removed, and the seconds of repeating
+            them and of what they are needed for; in none of the sums above, for only ``--retrain`` does it.
     """
 
     training: Figure
@@ -57,6 +62,8 @@ class Cost:
     unknown: Mapping[str, int]
     runs: int
     measured: int
+    retrainings: int
+    retraining: Figure
 
     @property
     def money(self) -> Figure | None:
@@ -187,15 +194,21 @@ def estimate(plan: Plan) -> Cost:
     """Estimate what is left of a plan. Reads small files under its storage root; nothing is written."""
     estimator = Estimator(plan)
     known = estimator.known
-    training = evaluation = gpus = NOTHING
+    training = evaluation = gpus = again = NOTHING
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
         seconds = estimator.training(run)
         if seconds is not None:
             training += seconds
             gpus += seconds.times(run.layout.gpus)
+    gone = [run for run in plan.todo if run.needs_retraining]
+    for run in gone:
+        again += estimator.training(run) or NOTHING
     for of, cell in _cells(plan):
         seconds = estimator.cell(cell, of, cell.lacking)
+        if of is not None and of.needs_retraining:
+            again += seconds
+            continue
         evaluation += seconds
         gpus += seconds.times(known.scoring_gpus)
     return Cost(
@@ -208,6 +221,8 @@ def estimate(plan: Plan) -> Cost:
         estimator.unknown,
         len(to_train),
         sum(_is_measured(known, run) for run in to_train),
+        len(gone),
+        again,
     )
 
 
@@ -226,7 +241,16 @@ _TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Statu
 
 
 def must_train(plan: Plan, run: RunPlan) -> bool:
-    """Return whether a run's training is still to do; one that needs ``--retrain`` is not."""
-    if any(cell.status in _TRAINED for cell in run.cells):
+    """Return whether a run's training is still to do: no finished one has all its epochs. ``--retrain`` is apart."""
+    if all(cell.status in _TRAINED for cell in run.cells if not cell.is_done):
         return False
-    return not (plan.root / "trajectories" / run.trajectory.id / "training").is_dir()
+    wanted = {str(epoch) for epoch in run.trajectory.snapshots}
+    folder = plan.root / "trajectories" / run.trajectory.id / "training"
+    return not any(wanted <= _epochs(path) for path in folder.glob("attempt-*/training.json"))
+
+
+def _epochs(outcome: Path) -> set[str]:
+    try:
+        return set(read_json(outcome)["epochs"])
+    except (OSError, Corrupt, KeyError, TypeError):
+        return set()

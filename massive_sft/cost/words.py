@@ -16,8 +16,10 @@ LISTED = 10  # lines of what does not fit, or is left out, before "and so many m
 
 def cost_lines(cost: Cost) -> list[str]:
     """Return a plan's cost for people; nothing when nothing is left to do."""
+    again = f"cost of `run --retrain`: {cost.retrainings} trainings again and what they are needed for, "
+    more = [again + _time(cost.retraining)] if cost.retrainings else []
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
-        return []
+        return more
     total = f"cost: training {_time(cost.training)}, evaluation {_time(cost.evaluation)}, one after another"
     if cost.gpu_seconds is not None:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
@@ -27,7 +29,7 @@ def cost_lines(cost: Cost) -> list[str]:
     lines = [total, f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else ""]
     lines += [f"  without {count} parts: {why}" for why, count in cost.unknown.items()]
     lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
-    return [line for line in lines if line]
+    return [line for line in (*lines, *more) if line]
 
 
 def _about(figure: Figure) -> str:
@@ -123,6 +125,8 @@ def cost_json(cost: Cost) -> dict[str, Any]:
         "money": _figure(cost.money),
         "disk": None if cost.disk is None else {**vars(cost.disk), "peak": cost.disk.peak},
         "unknown": dict(cost.unknown),
+        "retrainings": cost.retrainings,
+        "retraining": _figure(cost.retraining),
         "trainings": cost.runs,
         "measured_trainings": cost.measured,
         "memory": [_fit_json(fit) for fit in cost.fits],
