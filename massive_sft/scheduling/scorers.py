@@ -91,7 +91,7 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
     rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
         fn_constructor_args=(recorder, queue),
-        batch_size=None,
+        batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),
         num_cpus=scorers.cpus,
