@@ -1,6 +1,6 @@
 """How far estimates are from what then happens: one trajectory of each shape is run and measured, the rest predicted.
 
-    python benchmarks/estimates.py [--folder FOLDER] [--json]
+    python benchmarks/estimates.py [--folder FOLDER] [--samples N] [--limit N]
 
 Runs the offline sweep (two small models, full tuning and LoRA, three datasets) in one process, in two parts, and
 compares the plan's estimate after the first part with the second part as its records and the clock have it.
@@ -17,12 +17,27 @@ import tempfile
 import time
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from massive_sft import tiny
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import make_plan
 from massive_sft.sweep.load import load_sweep
 
 MEASURED = "data=facts"
+
+
+def make_sweep(folder: Path, samples: int, limit: int) -> Path:
+    """Write the offline world, and its sweep with so many samples a run and questions a benchmark."""
+    path = tiny.build(folder).sweep
+    yaml = YAML(typ="safe")
+    file = yaml.load(path)
+    file["mixtures"]["single"]["samples"] = samples
+    for task in file["evaluation"]["tasks"]:
+        task["limit"] = limit
+    with path.open("w") as text:
+        yaml.dump(file, text)
+    return path
 
 
 def command(*words: str) -> tuple[float, str]:
@@ -64,9 +79,11 @@ def peaks(sweep: Path) -> dict[str, list[tuple[str, int]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--folder", type=Path, help="keep the world and the ledger there")
+    parser.add_argument("--samples", type=int, default=1400)
+    parser.add_argument("--limit", type=int, default=200)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="estimates."))
-    sweep = str(tiny.build(folder).sweep)
+    sweep = str(make_sweep(folder, arguments.samples, arguments.limit))
     first, _ = command("run", sweep, "--inline", "--where", MEASURED)
     before = {record.cell for record in Ledger.open(make_plan(load_sweep(Path(sweep))).root, create=False).records()}
     cost = json.loads(command("plan", sweep, "--json")[1])["cost"]

@@ -316,6 +316,9 @@ def test_line_through_steps_is_found_and_stays_proportional_where_steps_say_noth
     per_step, per_token = wild.line()
     assert per_step >= 0
     assert 0 <= per_token <= wild.seconds / wild.tokens * (1 + 1e-9)
+    falling = Training()  # by noise alone: a line through these would say that tokens cost nothing
+    falling.add_steps([(990, 0.3), (1000, 0.1), (1010, 0.2), (995, 0.2), (1005, 0.1)])
+    assert falling.line()[1] == pytest.approx(falling.seconds / falling.tokens, rel=0.05)
 
 
 def test_measured_training_is_scaled_to_other_data_and_epochs() -> None:
@@ -594,6 +597,16 @@ def test_one_measured_training_prices_the_others_of_its_shape(tmp_path: Path) ->
     assert cost.evaluation.value == pytest.approx(cells + base)
     assert cost.evaluation.sure
     assert "≈" not in cost_lines(cost)[0]
+
+
+def test_each_record_is_learned_from_once(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    ledger = Ledger.open(plan.root)
+    record_of(plan, plan.runs[1].cells[0], plan.runs[1], ledger)
+    assert learn(plan, ledger) == 1
+    table = read_table(plan.root)
+    assert [row.trainings for row in table.training.values()] == [2]
+    assert [rows["other"].count for rows in table.scoring.values()] == [3]
 
 
 def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
