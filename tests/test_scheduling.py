@@ -16,12 +16,12 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
-from massive_sft.errors import InvalidInput
+from massive_sft.errors import Interrupted, InvalidInput
 from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
-from massive_sft.scheduling.lanes import free_groups
+from massive_sft.scheduling.lanes import ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
@@ -217,6 +217,28 @@ def test_order_of_a_restarted_lane_is_given_again_and_fails_at_last() -> None:
 
     (message,) = asyncio.run(scenario())
     assert (message.kind, "died 3 times" in message.content) == ("failed", True)
+
+
+def test_order_fails_with_what_its_workers_ended_with() -> None:
+    async def scenario() -> list[Message]:
+        pool = Pool(Counter({ONE: 1}))
+        await pool.submit(ONE, "order", b"data")
+        for _ in range(3):
+            await pool.next("lane", ONE)
+            await pool.blame("lane", "RuntimeError: connection closed by peer")
+        assert await pool.next("lane", ONE) is None
+        return await pool.messages("order")
+
+    (message,) = asyncio.run(scenario())
+    assert (message.kind, "3 times without a new step; RuntimeError: connection" in message.content) == ("failed", True)
+
+
+def test_trial_whose_run_was_killed_records_no_failure(cluster: None) -> None:
+    pool = LanePool.remote(Counter({ONE: 1}))
+    ray.get(pool.state.remote())
+    ray.kill(pool)
+    with pytest.raises(Interrupted, match="the run is gone"):
+        ask(pool.messages.remote("order"))
 
 
 def test_workers_that_died_while_they_waited_take_no_order_with_them() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import PlacementGroupID
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import (
@@ -47,13 +48,21 @@ def shape_of(layout: Layout, cpus_per_worker: float) -> Shape:
     return Shape(layout.workers, cpus_per_worker, 0.0)
 
 
+def ask(reference: Any) -> Any:
+    """Return what an actor of the run answers. Raises Interrupted when it is gone: then the run is, and no training."""
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise Interrupted("the run is gone") from error
+
+
 def submit_to(pool: Any, shape: Shape) -> Submit:
     """Return a ``submit`` that has orders served by the pool's lanes."""
 
     def submit(order: Order, report: Callable[[Event], None]) -> None:
-        ray.get(pool.submit.remote(shape, order.id, pickle.dumps(order)))
+        ask(pool.submit.remote(shape, order.id, pickle.dumps(order)))
         while True:
-            for message in ray.get(pool.messages.remote(order.id)):
+            for message in ask(pool.messages.remote(order.id)):
                 if message.kind == "event":
                     report(pickle.loads(message.content))
                 elif message.kind == "failed":
@@ -70,7 +79,8 @@ def lane_loop(config: dict[str, Any]) -> None:
     """Serve orders until there are no more: what Ray Train runs in every worker of a lane.
 
     Rank 0 asks the pool and broadcasts, so that all ranks train the same. A single worker survives a failing order;
-    of several, those still in a collective would wait forever, so the group is restarted.
+    of several, those still in a collective would wait forever, so the group is restarted. There an error that is none
+    of ours may be the loss of another worker, so the order is tried again.
     """
     import torch.distributed as dist
 
@@ -108,7 +118,11 @@ def lane_loop(config: dict[str, Any]) -> None:
             if rank == 0:
                 ray.get(pool.tell.remote(lane, Message("stopped")))
         except Exception as error:
-            ray.get(pool.tell.remote(lane, Message("failed", f"{type(error).__name__}: {error}")))
+            reason = f"{type(error).__name__}: {error}"
+            if shape.workers == 1 or isinstance(error, MassiveSFTError):
+                ray.get(pool.tell.remote(lane, Message("failed", reason)))
+            else:
+                ray.get(pool.blame.remote(lane, reason))
             if shape.workers > 1:
                 raise
         else:

@@ -50,12 +50,13 @@ class Message:
 
 @dataclass
 class _Order:
-    """An order in the pool: how often it was given out since it last got further than ever before."""
+    """An order in the pool: how often it was given out since it last got further than ever, and what ended it."""
 
     id: str
     data: bytes
     tries: int = 0
     step: int = 0
+    reason: str = ""
 
 
 class _Pool:
@@ -157,7 +158,7 @@ class LanePool(_Pool):
             if not self.stopping and held.tries < TRIES:
                 held.tries += 1
                 return held.data
-            reason = f"its workers died {TRIES} times without a new step"
+            reason = f"its workers died {TRIES} times without a new step{held.reason and f'; {held.reason}'}"
             await self.tell(lane, Message("stopped") if self.stopping else Message("failed", reason))
         async with self.changed:
             await self.changed.wait_for(
@@ -189,6 +190,12 @@ class LanePool(_Pool):
         elif message.step > order.step:
             order.step, order.tries = message.step, 1
         self.inbox[order.id].append(message)
+        await self._notify()
+
+    async def blame(self, lane: str, reason: str) -> None:
+        """Note why workers of a lane end, which may be only that another one of them was lost."""
+        if lane in self.held:
+            self.held[lane].reason = reason
         await self._notify()
 
     async def messages(self, order: str) -> list[Message]:

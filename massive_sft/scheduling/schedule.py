@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.plan import Plan, RunPlan
-from massive_sft.scheduling.lanes import Lanes, shape_of, submit_to
+from massive_sft.scheduling.lanes import Lanes, ask, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
 from massive_sft.scheduling.scorers import cell_bytes, score_stream
@@ -295,7 +295,7 @@ def _drive(
         submit_to(pool, shape)(order, report)
 
     def tell(happening: Happening) -> None:
-        ray.get(relay.tell.remote(pickle.dumps(happening)))
+        ask(relay.tell.remote(pickle.dumps(happening)))
         if isinstance(happening, Progressed) and isinstance(happening.event, StepDone):
             last.update(step=happening.event.step, loss=happening.event.loss)
 

@@ -160,6 +160,7 @@ class _Round:
             raise Failed(f"the sweep is still not complete after {RERUNS} undisturbed reruns (exit code {code})")
         self._campaign.say("the same command again" + ("" if killed else f", for it ended with {code}"))
         self._stage.start_driver()
+        self._changed = time.monotonic()
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()

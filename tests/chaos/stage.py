@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,12 @@ class Stage:
         kill_group(self._tracker)
 
     def tracker_answers(self) -> bool:
-        """Whether its port is open."""
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
+        """Whether it says that it is well."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1.0):
+                return True
+        except OSError:
+            return False
 
     @property
     def tracker_pid(self) -> int | None:
