@@ -187,6 +187,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     adopt_orphans()
     settle(folder.absolute())
+    # Ray's own files, at a path short enough for a socket's; others on this machine must not find this cluster there.
+    os.environ["RAY_TMPDIR"] = ray_folder = tempfile.mkdtemp(prefix="chaos-")
     campaign = Campaign.load(folder.absolute(), arguments.seed, arguments.times)
     try:
         campaign.run()
@@ -200,6 +202,7 @@ def main() -> int:
         print(campaign.coverage(), flush=True)
         for process in descendants():
             os.kill(process.pid, signal.SIGKILL)
+        shutil.rmtree(ray_folder, ignore_errors=True)
     if arguments.folder is None:
         shutil.rmtree(folder)
     return 0
