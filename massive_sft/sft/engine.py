@@ -275,24 +275,36 @@ class Engine:
             yield
 
     def close(self) -> None:
-        """Free the model, the optimizer and their memory."""
+        """Let go of the model and the optimizer; ``free_memory`` afterwards, once nobody else holds them."""
         self._engine.destroy()
         if self.zero == 3:
-            # destroy() leaves the root module on this global stack, and with it everything.
-            from deepspeed.runtime.zero import parameter_offload
-
-            parameter_offload.FWD_MODULE_STACK.clear()
+            _forget_modules()
         del self._engine
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        _give_memory_back()
 
 
-def _give_memory_back() -> None:
-    """Return what was freed to the system: glibc keeps it (man 3 malloc_trim), so a lane's memory would creep up."""
+def _forget_modules() -> None:
+    """Clear what stage 3 keeps of a module for the process's life: a global stack, and the cache of a method."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    for cell in cached.__closure__ or ():  # an lru_cache within a decorator that does not pass it on
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
+
+
+def free_memory() -> None:
+    """Free what finished trainings left and return it to the system and the GPU.
+
+    glibc keeps what was freed (man 3 malloc_trim), so a lane's memory would creep up. Other C libraries have no such
+    call.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):  # other C libraries have no such call
+    if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 

@@ -19,7 +19,7 @@ from massive_sft.samples import Samples
 from massive_sft.sft import batches, loading, packing, snapshot
 from massive_sft.sft.checkpoint import LOSSES, Checkpoints
 from massive_sft.sft.divergence import Verdicts
-from massive_sft.sft.engine import Engine, layout_problems, out_of_memory, quiet
+from massive_sft.sft.engine import Engine, free_memory, layout_problems, out_of_memory, quiet
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.keeper import Keeper
 from massive_sft.sft.loss import SummedLoss
@@ -149,25 +149,39 @@ def train_trajectory(
         Corrupt, OSError: when a snapshot cannot be written.
     """
     loading.refuse(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
-    with quiet():
-        rank, ranks = join_group(spec.layout)
-        model = loading.load_trained(spec, samples)
-        numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        loss = SummedLoss(model)
-        torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
-        per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
-        verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
-        engine = Engine(loss, spec.setting, spec.layout)
-        try:
-            limit = loading.first_limit(spec, samples, engine, model)
-            keeper = Keeper(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
-            run = _Run(
-                spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, keeper
-            )  # fmt: skip
-            _train(run)
-        finally:
-            loss.release()
-            engine.close()
+    try:
+        with quiet():
+            return _train_one(spec, samples, directory, report, checkpoints, stop)
+    finally:
+        free_memory()  # here, where nothing holds the model any more
+
+
+def _train_one(
+    spec: TrainingSpec,
+    samples: Samples,
+    directory: Path,
+    report: Callable[[Event], None],
+    checkpoints: Checkpoints | None,
+    stop: Callable[[], bool],
+) -> TrainingSummary:
+    rank, ranks = join_group(spec.layout)
+    model = loading.load_trained(spec, samples)
+    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    loss = SummedLoss(model)
+    torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
+    per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
+    verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
+    engine = Engine(loss, spec.setting, spec.layout)
+    try:
+        limit = loading.first_limit(spec, samples, engine, model)
+        keeper = Keeper(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
+        run = _Run(
+            spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, keeper
+        )  # fmt: skip
+        _train(run)
+    finally:
+        loss.release()
+        engine.close()
     return _summary(run, sum(n for n, _ in numbers), sum(n for n, trained in numbers if trained))
 
 
