@@ -129,10 +129,11 @@ class _Round:
             stage.catch_up()
             if time.monotonic() - self._struck > PAUSE and not stage.is_mending:
                 self._strike()
-            if stage.driver_code == 0:
-                return
             # A run refuses to begin without its tracker, so its user waits for that.
             if stage.driver_code is not None and not stage.is_mending and stage.tracker_answers():
+                if stage.driver_code == 0:
+                    self._mirror()
+                    return
                 self._rerun(stage.driver_code)
             self._look_for_silence()
             time.sleep(POLL)
@@ -161,6 +162,13 @@ class _Round:
         self._campaign.say("the same command again" + ("" if killed else f", for it ended with {code}"))
         self._stage.start_driver()
         self._changed = time.monotonic()
+
+    def _mirror(self) -> None:
+        """Do what the run's last words ask for when the tracker came back only after it ended."""
+        if any(watch.mirroring(self._stage.root)):
+            self._campaign.say("massive-sft mirror, for the tracker lags behind")
+            if self._stage.mirror() != 0:
+                raise Failed("massive-sft mirror could not catch up")
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()

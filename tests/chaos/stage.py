@@ -101,6 +101,10 @@ class Stage:
         cluster = {"RAY_ADDRESS": self._cluster.address}
         self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", **cluster)
 
+    def mirror(self) -> int:
+        """Bring the tracker to what the ledger says; return the exit code."""
+        return self._start([*MASSIVE_SFT, "mirror", str(self.sweep)], "mirror").wait()
+
     @property
     def driver_pid(self) -> int | None:
         return self._driver.pid if self._driver is not None and self._driver.poll() is None else None
