@@ -117,15 +117,9 @@ class _Learner:
         row = self.table.training.setdefault(
             training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), Training()
         )
-        row.trainings += 1
-        row.add_steps(steps[1:])
+        row.add(steps, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
         one = training_operations(shape, setting, laid, amount, 1) / amount.tokens
         row.operations += one * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
-        if not facts.get("resumed"):
-            row.starts += 1
-            row.start += wall - whole + steps[0][1]
-            row.snapshots += len(run.trajectory.snapshots)
-            row.snapshot += max(whole - sum(seconds for _, seconds in steps), 0.0)
         peak = facts.get("peak_bytes")
         if isinstance(peak, int) and peak > row.peak:
             row.peak = peak

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from massive_sft.files import read_json, write_json
 
 NAME = "cache/costs.json"
 SCHEMA = 1
-# How far the cost of a token may plausibly lie from the mean over a run, as a fraction of it: what keeps a line through
-# few or noisy steps near proportionality.
-SPREAD = 0.5
+# How far the cost of a token may plausibly lie from the mean, as a fraction of it: what keeps a line through few or
+# noisy trainings near proportionality.
+SPREAD = 0.25
+NOISE = 0.1  # of a training's mean step, at least: the same training takes so much longer or shorter another time
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Training:
 
     Attributes:
         trainings: how many.
-        steps, tokens, seconds: of all steps but each run's first; ``tt``, ``ts`` and ``ss`` are the sums of squares
-            and products by step.
+        steps, tokens, seconds: of all steps but each training's first.
+        tt, ts, ss: squares and products of each training's mean step, times its steps.
         operations: of these steps, by ``work.training_operations``.
         starts, start: how many, and the seconds before the first step and within it.
         snapshots, snapshot: how many, and the seconds beside the steps.
@@ -53,26 +54,44 @@ class Training:
     peak: int = 0
     peak_formula: int = 0
 
-    def add_steps(self, steps: Iterable[tuple[float, float]]) -> None:
-        """Add (tokens, seconds) of steps."""
-        for tokens, seconds in steps:
-            self.steps += 1
-            self.tokens += tokens
-            self.seconds += seconds
-            self.tt += tokens * tokens
-            self.ts += tokens * seconds
-            self.ss += seconds * seconds
+    def add(self, steps: Sequence[tuple[float, float]], snapshots: int, whole: float, wall: float | None) -> None:
+        """Add a training.
+
+        Args:
+            steps: tokens and seconds of each, at least two; the first belongs to the start.
+            snapshots: how many were written.
+            whole: seconds from the first step to the last snapshot.
+            wall: seconds of everything; None for a training that was resumed, whose start says nothing.
+        """
+        self.trainings += 1
+        count, tokens, seconds = len(steps) - 1, sum(step[0] for step in steps[1:]), sum(step[1] for step in steps[1:])
+        self.steps += count
+        self.tokens += tokens
+        self.seconds += seconds
+        self.tt += tokens * tokens / count
+        self.ts += tokens * seconds / count
+        self.ss += seconds * seconds / count
+        if wall is not None:
+            self.starts += 1
+            self.start += wall - whole + steps[0][1]
+            self.snapshots += snapshots
+            self.snapshot += max(whole - sum(seconds for _, seconds in steps), 0.0)
 
     def line(self) -> tuple[float, float]:
-        """Return seconds per step and per token: least squares, drawn toward proportionality where steps say little."""
+        """Return seconds per step and per token: least squares through trainings, drawn toward proportionality.
+
+        Through their means and not through single steps: within one training steps are alike, and what they cost
+        follows padding and micro-batches rather than their few tokens more or less.
+        """
         ratio = self.seconds / self.tokens
         spread_tt = self.tt - self.tokens**2 / self.steps
-        if self.steps < 3 or spread_tt <= 1e-9 * self.tt:
+        if self.trainings < 2 or spread_tt <= 1e-9 * self.tt:
             return 0.0, ratio
         spread_ts = self.ts - self.tokens * self.seconds / self.steps
         slope = spread_ts / spread_tt
-        left = max(self.ss - self.seconds**2 / self.steps - slope * spread_ts, 0.0) / (self.steps - 2)
-        doubt = max(left / spread_tt, 1e-12 * ratio**2)
+        left = (self.ss - self.seconds**2 / self.steps - slope * spread_ts) / max(self.trainings - 2, 1)
+        noise = (NOISE * self.seconds / self.steps) ** 2 * self.steps / self.trainings
+        doubt = max(left, noise) / spread_tt
         prior = (SPREAD * ratio) ** 2
         slope = min(max((slope / doubt + ratio / prior) / (1 / doubt + 1 / prior), 0.0), ratio)
         return (self.seconds - slope * self.tokens) / self.steps, slope
