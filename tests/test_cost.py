@@ -11,10 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from test_cell import base_file, block
 from test_plan import sweep_in
+from typer.testing import CliRunner
 
+from massive_sft.cli import app
 from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
@@ -22,6 +26,7 @@ from massive_sft.cost.estimate import NO_KIND, Cost, estimate, must_train
 from massive_sft.cost.learn import learn
 from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
 from massive_sft.cost.memory import capacity, judge, remedy, training_memory
+from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.shapes import known_models, shape_of
 from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.cost.work import scoring_seconds, training_seconds
@@ -31,6 +36,7 @@ from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
+from massive_sft.sft.packing import GRAIN, Limit, plan_step
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.tiny import WEIGHTS
@@ -299,34 +305,56 @@ def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp
 # Time
 
 
-def training_of(per_step: float, per_token: float, tokens: list[int]) -> Training:
-    row = Training(trainings=1, starts=1, start=2.0, snapshots=2, snapshot=1.0)
-    row.add_steps((count, per_step + per_token * count) for count in tokens)
+@pytest.mark.parametrize("layout", [Layout(), Layout(micro_batch=5), Layout(workers=2), Layout(packing=True)])
+def test_computed_tokens_are_those_of_the_micro_batches(layout: Layout) -> None:
+    lengths = np.random.default_rng(0).integers(20, 120, 640)
+    limit = Limit(tokens=2048) if layout.micro_batch == "auto" else Limit(samples=layout.micro_batch)
+    real = 0
+    for start in range(0, 640, 32):
+        batch = np.arange(start, start + 32)
+        cuts = [cut for rank in plan_step(batch, lengths, layout.workers, limit, layout.packing) for cut in rank]
+        for cut in cuts:
+            real += int(lengths[cut].sum()) if layout.packing else len(cut) * rounded(int(lengths[cut].max()))
+    widths = Counter(rounded(int(length)) for length in lengths)
+    tokens = int(lengths.sum())
+    amount = Amount(640, tokens, tokens, 119, None, True, tuple(widths.items()))
+    assert computed_tokens(amount, FULL, layout) == pytest.approx(real, rel=0.1)
+
+
+def rounded(length: int) -> int:
+    return -(-length // GRAIN) * GRAIN
+
+
+def test_padding_is_guessed_where_lengths_were_not_counted() -> None:
+    assert computed_tokens(Amount(10, 1000, 700, 128, None, sure=False), FULL, Layout()) == USUAL * 1000
+
+
+def training_of(per_step: float, per_token: float, *means: int) -> Training:
+    """Sums over trainings of 20 steps of so many tokens each; 2 s of start, 0.5 s a snapshot."""
+    row = Training()
+    for tokens in means:
+        step = (float(tokens), per_step + per_token * tokens)
+        whole = 21 * step[1] + 1.0
+        row.add([step] * 21, 2, whole, whole + 2.0 - step[1])
     return row
 
 
-def test_line_through_steps_is_found_and_stays_proportional_where_steps_say_nothing() -> None:
-    row = training_of(0.05, 1e-4, [800, 1000, 1200, 900, 1100, 400])
-    assert row.line() == pytest.approx((0.05, 1e-4), rel=0.02)
-    assert row.seconds_of(10, 5000, 1) == pytest.approx(2.0 + 0.5 + 0.5 + 0.5, rel=0.01)
-    equal = training_of(0.05, 1e-4, [1000] * 5)
-    assert equal.line() == pytest.approx((0.0, 1.5e-4))
-    wild = Training()
-    wild.add_steps([(1000, 0.1), (1001, 3.0), (1002, 0.1), (999, 2.5)])
-    per_step, per_token = wild.line()
-    assert per_step >= 0
-    assert 0 <= per_token <= wild.seconds / wild.tokens * (1 + 1e-9)
-    falling = Training()  # by noise alone: a line through these would say that tokens cost nothing
-    falling.add_steps([(990, 0.3), (1000, 0.1), (1010, 0.2), (995, 0.2), (1005, 0.1)])
-    assert falling.line()[1] == pytest.approx(falling.seconds / falling.tokens, rel=0.05)
+def test_line_goes_through_trainings_and_is_proportional_where_they_are_alike() -> None:
+    row = training_of(0.05, 1e-4, 400, 1000, 1600)
+    assert row.line() == pytest.approx((0.05, 1e-4), rel=0.2)
+    assert row.seconds_of(10, 10_000, 1) == pytest.approx(2.0 + 10 * 0.05 + 1.0 + 0.5, rel=0.01)
+    assert training_of(0.05, 1e-4, 1000).line() == pytest.approx((0.0, 1.5e-4))
+    alike = training_of(0.05, 1e-4, 1000, 1001)
+    alike.ts -= 1e-3 * alike.ts  # by noise alone: a line through these would say that tokens save time
+    assert alike.line()[1] == pytest.approx(alike.seconds / alike.tokens, rel=0.05)
 
 
 def test_measured_training_is_scaled_to_other_data_and_epochs() -> None:
     device, layout = machine(), Layout()
     amount = Amount(100, 4000, 2000, 64, 3.0, sure=True)
-    row = training_of(0.05, 1e-4, [800, 1000, 1200, 400])
+    row = training_of(0.05, 1e-4, 400, 1000, 1600)
     found = training_seconds(LLAMA, FULL, layout, amount, 3, 1, device, row, Table())
-    assert found.value == pytest.approx(2.0 + 0.05 * 12 + 1e-4 * 12000 + 0.5, rel=0.02)
+    assert found.value == pytest.approx(2.0 + 0.05 * 12 + 1e-4 * USUAL * 12000 + 0.5, rel=0.03)
     assert found.sure
     assert not training_seconds(LLAMA, FULL, layout, replace(amount, sure=False), 3, 1, device, row, Table()).sure
 
@@ -371,7 +399,7 @@ def test_scoring_is_measured_or_computed_or_unknown() -> None:
 
 
 def test_table_survives_the_disk_and_a_damaged_one_is_empty(tmp_path: Path) -> None:
-    table = Table({"a": training_of(0.1, 1e-3, [1, 2, 3])}, {"b": {"load": Scoring(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2})
+    table = Table({"a": training_of(0.1, 1e-3, 10, 20)}, {"b": {"load": Scoring(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2})
     write_table(tmp_path, table)
     assert read_table(tmp_path) == table
     for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 2}'):
@@ -588,8 +616,10 @@ def learned(folder: Path, **training: Any) -> Plan:
 def test_one_measured_training_prices_the_others_of_its_shape(tmp_path: Path) -> None:
     cost = estimate(learned(tmp_path))
     assert (cost.runs, cost.measured) == (1, 1)
-    # 100 samples in batches of 32: 4 steps an epoch; the first measured step of 1 s is part of the start.
-    assert cost.training.value == pytest.approx(5.0 + 1.0 + 8 * 0.1 + 8000 * 1e-3 + 2 * 2.0, rel=0.02)
+    # The first step, of 1 s, is part of the start; one training says what a token takes, and not what a step does.
+    steps = [900 + 200 * (index % 3) for index in range(1, 8)]
+    token = sum(0.1 + 1e-3 * tokens for tokens in steps) / sum(steps)
+    assert cost.training.value == pytest.approx(5.0 + 1.0 + 8000 * token + 2 * 2.0)
     assert cost.training.sure
     tasks = 2 * 10.0
     cells = 2 * (2.0 + 1.0 + 0.5 + tasks) + 3.0
@@ -678,3 +708,94 @@ def test_training_that_lacks_an_epoch_is_still_to_do(tmp_path: Path) -> None:
     assert must_train(plan, run)
     write_json(outcome, {"epochs": {"1": {}, "2": {}}})
     assert not must_train(plan, run)
+
+
+# A real sweep, as it was measured: see benchmarks/estimates.py
+
+SWEEP = json.loads((Path(__file__).parent / "data" / "measured_sweep.json").read_text())["trainings"]
+KINDS = sorted({(run["model"], run["method"]) for run in SWEEP})
+SEEN = "facts"  # the trainings on it are measured, the others predicted
+
+
+def of_kind(kind: tuple[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The measured training of a kind, and the others."""
+    alike = [run for run in SWEEP if (run["model"], run["method"]) == kind]
+    return next(run for run in alike if run["data"] == SEEN), [run for run in alike if run["data"] != SEEN]
+
+
+def computed(run: dict[str, Any]) -> float:
+    """Tokens of an epoch with their padding."""
+    widths = tuple((width, count) for width, count in run["widths"])
+    amount = Amount(run["samples"], run["tokens"], run["tokens"], 128, None, True, widths)
+    return computed_tokens(amount, FULL.model_copy(update={"batch": run["batch"]}), Layout())
+
+
+def predicted_training(seen: dict[str, Any], run: dict[str, Any]) -> float:
+    row, padding = Training(), computed(seen) / seen["tokens"]
+    steps = [(padding * tokens, seconds) for tokens, seconds in seen["steps"]]
+    row.add(steps, seen["snapshots"], seen["run_seconds"], seen["wall_seconds"])
+    count = -(-run["samples"] // run["batch"]) * run["epochs"]
+    return row.seconds_of(count, computed(run) * run["epochs"], run["snapshots"])
+
+
+def predicted_cells(seen: dict[str, Any], run: dict[str, Any]) -> float:
+    names = {name for cell in seen["cells"] for name in cell} - {"perplexity"}
+    means = [[cell[name] for cell in seen["cells"] if name in cell] for name in names]
+    return len(run["cells"]) * sum(sum(values) / len(values) for values in means)
+
+
+def test_real_sweep_took_what_one_training_of_each_kind_foretold_within_30_percent() -> None:
+    said, took = {"training": 0.0, "cells": 0.0}, {"training": 0.0, "cells": 0.0}
+    for kind in KINDS:
+        seen, others = of_kind(kind)
+        for run in others:
+            said["training"] += predicted_training(seen, run)
+            took["training"] += run["wall_seconds"]
+            said["cells"] += predicted_cells(seen, run)
+            took["cells"] += sum(sum(cell.values()) - cell.get("perplexity", 0.0) for cell in run["cells"])
+    for name in said:
+        assert said[name] == pytest.approx(took[name], rel=0.3), name
+
+
+def test_real_sweep_held_the_memory_of_one_training_of_each_kind_within_20_percent() -> None:
+    for kind in KINDS:
+        seen, others = of_kind(kind)
+        for run in others:
+            assert seen["peak_bytes"] == pytest.approx(run["peak_bytes"], rel=0.2)
+
+
+def test_real_sweep_fitted_by_the_formulas_before_anything_was_measured() -> None:
+    for run in SWEEP:
+        shape = shape_of(Model(path=str(WEIGHTS / run["model"])))
+        assert shape is not None
+        setting = Setting(method=run["method"], lr=1e-3, batch=32, precision="fp32")
+        memory = training_memory(shape, setting, Layout(), 128, smallest=False)
+        assert judge(memory, run["peak_bytes"]) != "does not fit"
+        assert memory.total == pytest.approx(run["peak_bytes"], rel=0.2)
+
+
+def sweep_file(folder: Path, **changes: object) -> str:
+    file = base_file() | NAMED | TASKS | {"storage": {"root": str(folder / "ledger")}} | changes
+    with (folder / "sweep.yaml").open("w") as text:
+        YAML(typ="safe").dump(file, text)
+    return str(folder / "sweep.yaml")
+
+
+def test_plan_of_a_budget_prints_what_it_takes_and_leaves_out(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, **H100, blocks=[block(model="all", mixture="each")])
+    done = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.2", "--json"])
+    content = json.loads(done.stdout)
+    assert len(content["runs"]) == content["budget"]["runs"] < 4
+    assert len(content["budget"]["left_out"]) == 4 - content["budget"]["runs"]
+    assert content["cost"]["gpu_seconds"]["value"] / 3600 <= 0.2
+    told = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.2"]).stdout
+    assert "GPU-hours" in told
+    assert f"left out are {len(content['budget']['left_out'])} runs" in told
+
+
+def test_plan_of_a_file_whose_budget_cannot_be_kept_is_shown_with_a_warning(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, resources=[{"gpus": 1}], budget={"gpu_hours": 5})
+    done = CliRunner().invoke(app, ["plan", path])
+    assert done.exit_code == 0
+    assert "budget.gpu_hours: cannot be kept without an estimate: no kind of GPU is named" in done.output
+    assert "1 training runs" in done.output

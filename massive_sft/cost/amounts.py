@@ -34,6 +34,7 @@ class Amount:
         longest: tokens of the longest sample, or the most that ``max_length`` lets through.
         bytes_per_token: of the text; None where not counted.
         sure: whether it was counted; else it is a guess.
+        widths: (tokens rounded up as micro-batches are, samples) of all samples; empty where not counted.
     """
 
     samples: int
@@ -42,6 +43,7 @@ class Amount:
     longest: int
     bytes_per_token: float | None
     sure: bool
+    widths: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> float:
@@ -52,11 +54,11 @@ class Amount:
 def training_amount(root: Path, recipe: Recipe) -> Amount | None:
     """Return an epoch's amount from the token cache under ``root``, else a guess; None where rows are not known."""
     limit = recipe.setting.max_length
-    total = _counted(root, recipe)
+    total, widths = _counted(root, recipe)
     if total is not None:
         text = total["text_bytes"] / total["tokens"] if total["text_bytes"] else None
         longest = min(total["longest"], limit)
-        return Amount(total["samples"], total["tokens"], total["trainable_tokens"], longest, text, sure=True)
+        return Amount(total["samples"], total["tokens"], total["trainable_tokens"], longest, text, True, widths)
     sizes = [_part_size(part, limit) for part in recipe.mixture.parts]
     if any(size is None for size in sizes):
         return None
@@ -66,15 +68,18 @@ def training_amount(root: Path, recipe: Recipe) -> Amount | None:
     return Amount(samples, tokens, share * tokens, limit, None, sure=False)
 
 
-def _counted(root: Path, recipe: Recipe) -> dict[str, int] | None:
+def _counted(root: Path, recipe: Recipe) -> tuple[dict[str, int] | None, tuple[tuple[int, int], ...]]:
+    """Return the token cache's totals of a mixture and how long its samples are."""
     path = root / "cache" / "tokens" / f"{token_key(recipe)}.json"
     try:
-        total = json.loads(unseal(path.read_bytes(), str(path)))["counts"]["total"]
+        value = json.loads(unseal(path.read_bytes(), str(path)))
+        total = value["counts"]["total"]
         wanted = ("samples", "tokens", "trainable_tokens", "longest", "text_bytes")
         counted = {name: int(total[name]) for name in wanted}
+        widths = tuple((int(width), int(count)) for width, count in value.get("widths", ()))
     except (OSError, Corrupt, KeyError, TypeError, ValueError):
-        return None  # not there, or built again
-    return counted if counted["samples"] and counted["tokens"] else None
+        return None, ()  # not there, or built again
+    return (counted, widths) if counted["samples"] and counted["tokens"] else (None, ())
 
 
 def _part_size(part: Part, limit: int) -> tuple[int, float] | None:

@@ -19,6 +19,7 @@ from massive_sft.cost.measured import (
     write_table,
 )
 from massive_sft.cost.memory import training_memory
+from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import Shape
 from massive_sft.cost.work import perplexity_operations, scoring_operations, training_operations
 from massive_sft.ledger.lease import Lease
@@ -117,7 +118,9 @@ class _Learner:
         row = self.table.training.setdefault(
             training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), Training()
         )
-        row.add(steps, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
+        padding = computed_tokens(amount, setting, laid) / amount.tokens
+        computed = [(tokens * padding, seconds) for tokens, seconds in steps]
+        row.add(computed, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
         one = training_operations(shape, setting, laid, amount, 1) / amount.tokens
         row.operations += one * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
         peak = facts.get("peak_bytes")

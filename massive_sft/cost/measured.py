@@ -30,7 +30,7 @@ class Training:
 
     Attributes:
         trainings: how many.
-        steps, tokens, seconds: of all steps but each training's first.
+        steps, tokens, seconds: of all steps but each training's first; tokens with their padding.
         tt, ts, ss: squares and products of each training's mean step, times its steps.
         operations: of these steps, by ``work.training_operations``.
         starts, start: how many, and the seconds before the first step and within it.

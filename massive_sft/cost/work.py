@@ -8,6 +8,7 @@ from massive_sft.cost.amounts import Amount, Load
 from massive_sft.cost.devices import Device
 from massive_sft.cost.measured import Scoring, Table, Training
 from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import Shape
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
@@ -84,7 +85,8 @@ def training_seconds(
     """
     if measured is not None and measured.steps:
         steps = -(-amount.samples // setting.batch) * epochs
-        return Figure(measured.seconds_of(steps, amount.tokens * epochs, snapshots), amount.sure)
+        tokens = computed_tokens(amount, setting, layout) * epochs
+        return Figure(measured.seconds_of(steps, tokens, snapshots), amount.sure)
     operations = training_operations(shape, setting, layout, amount, epochs)
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
     workers = layout.workers if device.is_gpu else 1

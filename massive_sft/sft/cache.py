@@ -21,6 +21,7 @@ from massive_sft.files import write_bytes
 from massive_sft.ledger.record import seal, unseal
 from massive_sft.samples import Samples
 from massive_sft.sft.data import Counts
+from massive_sft.sft.packing import GRAIN
 
 SCHEMA = 1
 _ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")
@@ -48,9 +49,20 @@ def load_or_build(cache_dir: Path, key: str, build: Callable[[], tuple[Samples, 
     np.savez(buffer, **{name: getattr(samples, name) for name in _ARRAYS})  # type: ignore[arg-type]
     data = buffer.getvalue()
     write_bytes(_arrays_path(cache_dir, key), data)
-    value = {"schema": SCHEMA, "sha256": hashlib.sha256(data).hexdigest(), "counts": counts.model_dump(mode="json")}
+    value = {
+        "schema": SCHEMA,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "counts": counts.model_dump(mode="json"),
+        "widths": _widths(samples),
+    }
     write_bytes(_counts_path(cache_dir, key), seal(value))
     return samples, counts
+
+
+def _widths(samples: Samples) -> list[list[int]]:
+    """Return (tokens, rounded up as micro-batches are; samples) of all samples, for estimates."""
+    widths, counts = np.unique(-(-samples.lengths // GRAIN) * GRAIN, return_counts=True)
+    return [[int(width), int(count)] for width, count in zip(widths, counts, strict=True)]
 
 
 def _arrays_path(cache_dir: Path, key: str) -> Path:
