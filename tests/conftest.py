@@ -12,3 +12,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small to sha
 os.environ["HF_HOME"] = _CACHE
 os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
