@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -242,10 +242,20 @@ def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, Cel
 
 def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
     needs = any(item.task is not None or item.measure == "layer_change" for item in cell.lacking)
-    trained = cell.status in (Status.COMPLETE, Status.PARTIAL)
-    return (
-        needs and trained and not (root / "trajectories" / run.id / "snapshots" / f"epoch-{cell.cell.epoch}").is_dir()
-    )
+    if not needs or (root / "trajectories" / run.id / "snapshots" / f"epoch-{cell.cell.epoch}").is_dir():
+        return False
+    if cell.status is Status.FAILED:  # its training stands when only its scores failed or were invalidated
+        return any(str(cell.cell.epoch) in epochs for epochs in trained_epochs(root, run))
+    return cell.status in (Status.COMPLETE, Status.PARTIAL)
+
+
+def trained_epochs(root: Path, run: Trajectory) -> Iterator[set[str]]:
+    """Yield the epochs of each of a trajectory's finished trainings; none of what cannot be read."""
+    for path in (root / "trajectories" / run.id / "training").glob("attempt-*/training.json"):
+        try:
+            yield set(read_json(path)["epochs"])
+        except (OSError, Corrupt, KeyError, TypeError):
+            yield set()
 
 
 def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from massive_sft.check import check
 from massive_sft.cli import app
+from massive_sft.cost.estimate import estimate
 from massive_sft.errors import InvalidInput
 from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Record, Status
@@ -323,6 +324,8 @@ def test_invalidated_cell_is_trained_again_with_the_others_of_its_training(copy:
 def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     path = small_sweep(copy)
     before = records(path)["lora-2"]
+    cached = next((copy / "ledger" / "cache" / "perplexity").glob("*/perplexity.json"))
+    measured = cached.stat().st_ino
     responses = make_plan(load_sweep(path)).root / "cells" / before.cell / "responses"
     old = {file.stat().st_ino for file in responses.rglob("*.gz")}
     assert "1 cells and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
@@ -330,6 +333,32 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     assert "Began" not in kinds
     assert [record.scores for record in result.records] == [before.scores]
     assert not old & {file.stat().st_ino for file in responses.rglob("*.gz")}, "answered again"
+    assert cached.stat().st_ino != measured, "measured again"
+
+
+def test_invalidated_scores_whose_snapshots_are_gone_are_said_to_need_a_training(copy: Path) -> None:
+    path = small_sweep(copy)
+    assert "1 trainings have no snapshots any more: only `run --retrain`" in invalidate(
+        path, "--where", "setting=full and epoch=2", "--scores"
+    )
+    plan = make_plan(load_sweep(path))
+    assert [run.needs_retraining for run in plan.runs] == [True, False]
+    assert estimate(plan).retrainings == 1
+    assert invalidate(path, "--where", "setting=full and epoch=2", "--scores").startswith("nothing to invalidate")
+
+
+def test_invalidated_again_keeps_its_reason_and_gc_removes_what_was_set_aside(copy: Path) -> None:
+    path = small_sweep(copy)
+    invalidate(path, "--where", "setting=lora and epoch=2")
+    before = records(path)
+    assert invalidate(path, "--where", "setting=lora").startswith("nothing to invalidate")
+    assert records(path) == before
+    aside = list((copy / "ledger").glob("*/*/invalidated"))
+    assert len(aside) == 3
+    done = CliRunner().invoke(app, ["gc", str(path), "--json"])
+    assert {item["path"] for item in json.loads(done.stdout)["waste"]} == set(map(str, aside))
+    assert not any(folder.exists() for folder in aside)
+    assert records(path) == before
 
 
 def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on(copy: Path) -> None:

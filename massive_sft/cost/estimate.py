@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from massive_sft.asked import Asked
 from massive_sft.cost.devices import Device
@@ -24,10 +23,8 @@ from massive_sft.cost.work import (
     scoring_seconds,
     training_seconds,
 )
-from massive_sft.errors import Corrupt
-from massive_sft.files import read_json
 from massive_sft.ledger.record import Status
-from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key
+from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
@@ -245,12 +242,4 @@ def must_train(plan: Plan, run: RunPlan) -> bool:
     if all(cell.status in _TRAINED for cell in run.cells if not cell.is_done):
         return False
     wanted = {str(epoch) for epoch in run.trajectory.snapshots}
-    folder = plan.root / "trajectories" / run.trajectory.id / "training"
-    return not any(wanted <= _epochs(path) for path in folder.glob("attempt-*/training.json"))
-
-
-def _epochs(outcome: Path) -> set[str]:
-    try:
-        return set(read_json(outcome)["epochs"])
-    except (OSError, Corrupt, KeyError, TypeError):
-        return set()
+    return not any(wanted <= epochs for epochs in trained_epochs(plan.root, run.trajectory))

@@ -24,6 +24,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 from massive_sft.trial import is_kept
+from massive_sft.verbs.invalidate import ASIDE
 from massive_sft.verbs.options import File, Json, Overlays, console, megabytes, print_json, read_plan
 
 STALE = 3600.0  # seconds after which a temporary file is nobody's: a write takes far less
@@ -38,7 +39,7 @@ class Waste:
 
     Attributes:
         kind: ``attempt`` (unpublished), ``resume`` (a checkpoint that no training goes on from), ``temporary``,
-            ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
+            ``invalidated`` (set aside), ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
         home: the cell's or trajectory's folder whose lease guards it; None for what no lease guards.
         cell: of a snapshot, the one that it was kept for.
     """
@@ -69,7 +70,7 @@ def gc(
     caches: Annotated[bool, typer.Option("--caches", help="Also cached data that no cell of this file uses.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what the ledger can do without: leftovers of attempts that ended, snapshots beyond the policy."""
+    """Remove what the ledger can do without: leftovers of attempts, invalidated results, snapshots beyond policy."""
     plan, ledger = read_plan(file, overlay)
     found = collect(plan, ledger, caches)
     if not dry_run:
@@ -177,8 +178,8 @@ def _free(home: Path, watch: Watch) -> bool:
 
 
 def _leftovers(home: Path) -> Iterator[Waste]:
-    """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, and old
-    temporary files."""
+    """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, what was
+    invalidated, and old temporary files."""
     attempts = [path for path in (home / "attempts").glob("*") if path.name.isdecimal()]
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
         yield Waste("attempt", path, _size(path), home)
@@ -189,7 +190,11 @@ def _leftovers(home: Path) -> Iterator[Waste]:
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
             yield Waste("temporary", path, _size(path), home)
-    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in [*attempts, resume]))
+    aside = home / ASIDE
+    if aside.is_dir():
+        yield Waste("invalidated", aside, _size(aside), home)
+    apart = [*attempts, resume, aside]
+    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in apart))
     yield from _temporary(below, home)
 
 

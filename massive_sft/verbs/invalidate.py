@@ -1,14 +1,15 @@
 """``invalidate``: results that turned out to be wrong are set aside, so that the next run makes them again.
 
-Nothing is deleted: what they rest on moves to ``invalidated/<n>/`` beside it, where ``gc`` finds it, and each cell gets
-a new record that says who invalidated it and why. The mirror shows that record too.
+What they rest on moves to ``invalidated/<n>/`` beside it, where ``gc`` finds it; only caches that are made again are
+removed. Each cell gets a new record that says who invalidated it and why. The mirror shows that record too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +24,15 @@ from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan
+from massive_sft.plan import Plan, RunPlan, perplexity_key
+from massive_sft.stages.outcome import snapshot_folder
 from massive_sft.stages.recorder import now
+from massive_sft.sweep.cell import Coordinates
 from massive_sft.verbs.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.where import narrow, parse
 
 OWNER = "massive-sft invalidate"
+INVALIDATED = "invalidated: "  # how such a record's error begins
 ASIDE = "invalidated"
 OF_CELL = ("responses", "scores", "layers.parquet")
 OF_TRAJECTORY = ("training", "snapshots", "resume", "attempts")
@@ -40,11 +44,15 @@ class Doomed:
 
     Attributes:
         beside: those of the records that were not named: other cells of the same trainings, of any sweep.
+        perplexities: keys of the cached perplexities of their data.
+        retrainings: trainings that stay, but whose snapshots are needed to score again and were removed.
     """
 
     records: tuple[Record, ...]
     trajectories: tuple[str, ...]
     beside: frozenset[str]
+    perplexities: tuple[str, ...]
+    retrainings: int
 
 
 def invalidate(
@@ -67,27 +75,41 @@ def invalidate(
         set_aside(found, ledger, reason.strip())
     if as_json:
         cells = [{"cell": one.cell, "beside": one.cell in found.beside} for one in found.records]
-        print_json({"schema": 1, "done": not dry_run, "cells": cells, "trajectories": list(found.trajectories)})
+        told = {"trajectories": list(found.trajectories), "retrainings": found.retrainings}
+        print_json({"schema": 1, "done": not dry_run, "cells": cells, **told})
     else:
         console().print(_view(found, dry_run))
 
 
 def find(plan: Plan, ledger: Ledger, with_training: bool) -> Doomed:
-    """Find what goes with a plan's cells: their records and, with the trainings, all other records of those."""
+    """Find what goes with a plan's cells: their records and, with the trainings, all other records of those.
+
+    A record that is invalidated already keeps its reason, unless its training goes now.
+    """
     entries = ledger.entries()
     named = {cell.cell.id for cell in plan.cells if cell.cell.id in entries}
-    trajectories: dict[str, None] = {}
-    if with_training:
-        trajectories = dict.fromkeys(run.trajectory.id for run in plan.runs)
-    beside = {entry.cell for entry in entries.values() if entry.trajectory in trajectories} - named
-    records = (ledger.read_record(cell) for cell in sorted(named | beside))
+    wanted = [run.trajectory.id for run in plan.runs] if with_training else []
+    trajectories = [run for run in wanted if _present(ledger.trajectory_dir(run), OF_TRAJECTORY)]
+    beside = {entry.cell for entry in entries.values() if entry.trajectory in wanted} - named
+    records = [record for cell in sorted(named | beside) if (record := ledger.read_record(cell)) is not None]
+    left = [record for record in records if record.trajectory in trajectories or not _is_invalid(record)]
+    cells = {record.cell for record in left}
+    runs = [run for run in plan.runs if any(cell.cell.id in cells for cell in run.cells)]
     return Doomed(
-        tuple(record for record in records if record is not None),
-        tuple(
-            run for run in trajectories if any((ledger.trajectory_dir(run) / name).exists() for name in OF_TRAJECTORY)
-        ),
-        frozenset(beside),
+        tuple(left),
+        tuple(trajectories),
+        frozenset(beside & cells),
+        tuple({perplexity_key(run.trajectory.recipe): None for run in runs}),
+        0 if with_training else sum(_has_no_snapshot(run, ledger) for run in runs),
     )
+
+
+def _is_invalid(record: Record) -> bool:
+    return record.status is Status.FAILED and (record.error or "").startswith(INVALIDATED)
+
+
+def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
+    return any(not snapshot_folder(ledger, run.trajectory.id, cell.cell.epoch).is_dir() for cell in run.cells)
 
 
 def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
@@ -111,7 +133,7 @@ def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
             raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
         for home in homes:
             _move(home, OF_TRAJECTORY)
-        _forget_scores(found.records, ledger)
+        _forget(found, ledger)
         provenance = capture()
         for record, folder in zip(found.records, cells, strict=True):
             _move(folder, OF_CELL)
@@ -121,13 +143,17 @@ def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
 
 def _invalidated(record: Record, reason: str, provenance: dict[str, object]) -> Record:
     empty: dict[str, object] = {"scores": {}, "measures": {}, "counts": {}, "training": {}, "missing": {}, "files": {}}
-    told = {"status": Status.FAILED, "error": f"invalidated: {redact(reason)}", "provenance": provenance}
+    told = {"status": Status.FAILED, "error": f"{INVALIDATED}{redact(reason)}", "provenance": provenance}
     return record.model_copy(update={**empty, **told, "created": now(), "finished": now()})
+
+
+def _present(home: Path, names: Collection[str]) -> list[str]:
+    return [name for name in names if (home / name).exists()]
 
 
 def _move(home: Path, names: Collection[str]) -> None:
     """Move what is there of ``names`` into the next free ``invalidated/<n>``."""
-    present = [name for name in names if (home / name).exists()]
+    present = _present(home, names)
     if not present:
         return
     taken = [int(path.name) for path in (home / ASIDE).glob("*") if path.name.isdecimal()]
@@ -137,9 +163,11 @@ def _move(home: Path, names: Collection[str]) -> None:
         os.rename(home / name, target / name)
 
 
-def _forget_scores(records: Iterable[Record], ledger: Ledger) -> None:
-    """Remove the cached scores of the protocols concerned, of all weights: they are made again of the responses."""
-    protocols = {protocol for record in records for protocol in record.scores}
+def _forget(found: Doomed, ledger: Ledger) -> None:
+    """Remove what is cached: perplexities, and scores of the protocols concerned, made again of the responses."""
+    for key in found.perplexities:
+        shutil.rmtree(ledger.cache_dir("perplexity") / key, ignore_errors=True)
+    protocols = {protocol for record in found.records for protocol in record.scores}
     for folder in ledger.cache_dir("scores").glob("*"):
         for protocol in protocols:
             for path in folder.glob(f"{protocol}.*"):
@@ -151,13 +179,14 @@ def _view(found: Doomed, dry_run: bool) -> Group:
     for column in ("cell", "what", "was"):
         table.add_column(column, overflow="fold")
     for record in found.records:
-        named = " ".join(str(value) for value in record.coordinates.values() if value not in (None, ""))
+        named = str(Coordinates(**record.coordinates))  # type: ignore[arg-type]
         also = " (of the same training)" if record.cell in found.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
     verb = "would be" if dry_run else "are"
     told = (
         f"{len(found.records)} cells and {len(found.trajectories)} trainings {verb} invalidated; `run` makes them again"
     )
-    return Group(
-        *([table] if found.records else []), Text(told if found.records else "nothing to invalidate: no record")
-    )
+    if not found.records:
+        return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
+    again = f"{found.retrainings} trainings have no snapshots any more: only `run --retrain` makes their scores again"
+    return Group(table, Text(told), *([Text(again, style="yellow")] if found.retrainings else []))
