@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -72,6 +73,8 @@ BudgetHours = Annotated[
 def paid_for(made: Plan, hours: float | None) -> Portion | None:
     """Return what a budget pays for, by the command line or else by the sweep file; None without a budget."""
     hours = made.sweep.file.budget.gpu_hours if hours is None else hours
+    if hours is not None and not math.isfinite(hours):
+        raise InvalidInput(Problem("--budget-gpu-hours", "must be a finite number", hours))
     return None if hours is None else within_budget(made, hours)
 
 
@@ -146,7 +149,8 @@ def run(
     out.print(views.budget_view(portion))
     out.print(views.changes_view(changes(whole)))
     if all(cell.is_done for cell in made.cells):
-        out.print(f"nothing to do: {_counts(made)}" if made.cells else "nothing to do: no such cell")
+        none = "no such cell" if portion is None else "the budget pays for no cell"
+        out.print(f"nothing to do: {_counts(made) if made.cells else none}")
         return
     out.print(views.plan_view(made))
     _execute(made, inline, retrain)

@@ -119,8 +119,8 @@ def warnings_view(plan: Plan) -> Group:
     """Return what the user should know about a plan; an empty group when there is nothing."""
     notes = [
         *(("missing", "red", item) for item in plan.missing),
-        *(("provisional", "yellow", item) for item in plan.unpinned),
         *(("warning", "yellow", item) for item in plan.warnings),
+        *(("provisional", "yellow", item) for item in plan.unpinned),
     ]
     lines = [Text.assemble((f"{kind}: ", style), str(item)) for kind, style, item in notes[:NOTES]]
     if len(notes) > NOTES:

@@ -793,6 +793,15 @@ def test_plan_of_a_budget_prints_what_it_takes_and_leaves_out(tmp_path: Path) ->
     assert f"left out are {len(content['budget']['left_out'])} runs" in told
 
 
+def test_budget_that_is_no_number_or_pays_for_nothing_is_said(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, **H100)
+    for verb in ("plan", "run"):
+        done = CliRunner().invoke(app, [verb, path, "--budget-gpu-hours", "inf"])
+        assert "--budget-gpu-hours: must be a finite number, got inf" in str(done.exception)
+    done = CliRunner().invoke(app, ["run", path, "--budget-gpu-hours", "0"])
+    assert (done.exit_code, "nothing to do: the budget pays for no cell" in done.stdout) == (0, True)
+
+
 def test_plan_of_a_file_whose_budget_cannot_be_kept_is_shown_with_a_warning(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, resources=[{"gpus": 1}], budget={"gpu_hours": 5})
     done = CliRunner().invoke(app, ["plan", path])

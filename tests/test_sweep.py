@@ -252,6 +252,18 @@ def test_override_of_lora_leaves_full_tuning_one_variant(raw: dict[str, Any]) ->
     ]
 
 
+def test_too_many_cells_are_counted_and_refused_at_once(raw: dict[str, Any]) -> None:
+    block = {"name": "X", "model": "my-base", "mixture": "all", "setting": "full", "schedule": "constant"}
+    axes = {"seed": list(range(500)), "lr": [1e-6 * lr for lr in range(1, 101)], "warmup_steps": list(range(1000))}
+    raw["blocks"] = [block | {"horizon": 10_000, "snapshots": "1..10000", "override": axes}]
+    assert problems(raw) == [
+        "sweeps/x.yaml: blocks: cross to 500,000,000,000 cells before excludes (X 500,000,000,000), "
+        "more than 200,000; split the sweep"
+    ]
+    raw["blocks"] = [block | {"horizon": 10, "snapshots": "1..10", "override": {"lora.rank": list(range(1, 30_000))}}]
+    assert len(check_sweep(raw, NAME).variants[0]) == 1, "full tuning has no rank"
+
+
 @pytest.mark.parametrize(
     "text", ["a: 2024-13-45\n", f"a: {'9' * 5000}\n", "a: &a [*a]\nb: {c: 1}\n", "a: " + "[" * 3000]
 )

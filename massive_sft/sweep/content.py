@@ -196,9 +196,8 @@ class Contents:
 
     def _hub(self, name: str, commit: str, place: str) -> str:
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            self.unpinned[place] = Problem(
-                place, "is not pinned to a commit: the id may change when it moves", f"{name}@{commit}"
-            )
+            rule = "is not pinned to a commit, as `massive-sft fetch` does: the id may change when it moves"
+            self.unpinned[place] = Problem(place, rule, f"{name}@{commit}")
         return f"hub:{name}@{commit}"
 
     def _absolute(self, text: str, place: str) -> str:

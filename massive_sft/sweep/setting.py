@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,24 @@ class Settings:
         found: dict[Any, Variant] = {}
         for name in names:
             if name in self.valid and self._accepts(name, axes, where):
-                for values in itertools.product(*axes.values()):
-                    chosen = dict(zip(axes, values, strict=True))
+                used = self._used(name, axes)
+                for values in itertools.product(*used.values()):
+                    chosen = dict(zip(used, values, strict=True))
                     setting = Setting.model_validate(_overridden(self._merged[name], chosen))
                     variant = Variant(name, setting, _label(setting, sorted(axes)))
-                    # Full tuning under an axis of LoRA is one variant, not one for every value.
                     found.setdefault((name, variant.label, setting.seed), variant)
         return list(found.values())
+
+    def count(self, names: Sequence[str], override: Mapping[str, Any]) -> int:
+        """Return how many variants ``variants`` goes through, in an instant however many they are."""
+        axes = {field: _axis(field, value) for field, value in _flatten(override)}
+        return sum(math.prod(map(len, self._used(name, axes).values())) for name in names)
+
+    def _used(self, name: str, axes: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
+        """Return a setting's axes: full tuning under an axis of LoRA is one variant, not one for every value."""
+        if "method" in axes or self._merged.get(name, {}).get("method") == "lora":
+            return axes
+        return {field: values[:1] if field.startswith("lora.") else values for field, values in axes.items()}
 
     def _axes(self, override: Mapping[str, Any], where: Where) -> dict[str, tuple[Any, ...]]:
         axes: dict[str, tuple[Any, ...]] = {}
