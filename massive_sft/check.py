@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-from massive_sft import modeling
+from massive_sft import hub, modeling
 from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.evaluate.tasks import problems as task_problems
 from massive_sft.ledger.store import Ledger
@@ -12,8 +13,10 @@ from massive_sft.plan import Plan, RunPlan, token_key
 from massive_sft.sft.engine import layout_problems
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Recipe
-from massive_sft.sweep.schema import Model
+from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.tracking import tracking_problem
+
+ASKED_AT_ONCE = 8  # of the hub's repositories, so that one that does not answer costs its time once
 
 
 def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Problem]:
@@ -46,9 +49,12 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Probl
         problems.append(Problem(f"{path}: evaluation.protocol.engine", rule, "trie"))
     say("benchmarks")
     problems += task_problems(plan.tasks, f"{path}: evaluation.tasks")
-    models = list(_models(plan, problems, say))
+    say("hub")
+    lost = _unreachable(plan)
+    problems += (problem for found in lost.values() for problem in found)
+    models = list(_models(plan, lost, problems, say))
     if ledger is not None and not plan.missing:
-        problems += _data(plan, ledger, models, say)
+        problems += _data(plan, ledger, models, lost, say)
     return list({str(problem): problem for problem in problems}.values())
 
 
@@ -64,10 +70,40 @@ def _layouts(plan: Plan) -> Iterator[Problem]:
         yield from layout_problems(run.trajectory.recipe.setting, run.layout, f"{plan.sweep.path}: resources")
 
 
-def _models(plan: Plan, problems: list[Problem], say: Callable[[str], None]) -> Iterator[Model]:
+def _unreachable(plan: Plan) -> dict[str, tuple[Problem, ...]]:
+    """Return why models and datasets that this node lacks cannot be had from the hub, by place in the file.
+
+    Each is asked for once: the libraries that load them would try for minutes, and not say that a model is gated.
+    """
+    sources: dict[str, Model | Dataset] = {
+        f"models.{cell.cell.coordinates.model}": cell.cell.model for cell in plan.cells
+    }
+    for run in plan.runs:
+        sources |= {f"datasets.{part.name}": part.dataset for part in run.trajectory.recipe.mixture.parts}
+    asked = {
+        place: hub.repository_of(source, f"{plan.sweep.path}: {place}.hub")
+        for place, source in sources.items()
+        if source.hub is not None and hub.cached(hub.kind_of(source), source.hub, source.revision) is None
+    }
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        answers = list(threads.map(_refusals, asked.values()))
+    return {place: tuple(found) for place, found in zip(asked, answers, strict=True) if found}
+
+
+def _refusals(repository: hub.Repository) -> list[Problem]:
+    try:
+        hub.resolve(repository)
+    except InvalidInput as error:
+        return error.problems
+    return []
+
+
+def _models(plan: Plan, lost: Container[str], problems: list[Problem], say: Callable[[str], None]) -> Iterator[Model]:
     """Yield the models that load; what is wrong with the others goes into ``problems``."""
     models: dict[Model, str] = {cell.cell.model: cell.cell.coordinates.model for cell in plan.cells}
     for model, name in models.items():
+        if f"models.{name}" in lost:
+            continue
         say(f"model {name}")
         place = f"{plan.sweep.path}: models.{name}"
         try:
@@ -80,12 +116,14 @@ def _models(plan: Plan, problems: list[Problem], say: Callable[[str], None]) -> 
             yield model
 
 
-def _data(plan: Plan, ledger: Ledger, models: list[Model], say: Callable[[str], None]) -> Iterator[Problem]:
+def _data(
+    plan: Plan, ledger: Ledger, models: list[Model], lost: Container[str], say: Callable[[str], None]
+) -> Iterator[Problem]:
     """Build every distinct training set once: files, columns, filters, counts, special tokens, truncation."""
     distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.runs}
     for run in distinct.values():
         recipe = run.trajectory.recipe
-        if recipe.model not in models:
+        if recipe.model not in models or any(f"datasets.{part.name}" in lost for part in recipe.mixture.parts):
             continue
         say(f"data {recipe.mixture.name} for {recipe.model_name}")
         try:

@@ -78,6 +78,11 @@ def repository_of(source: Model | Dataset, place: str) -> Repository:
     return Repository("model", str(source.hub), source.revision, place, (*WEIGHTS, *TOKENIZER, *extra, *code))
 
 
+def kind_of(source: Model | Dataset) -> Kind:
+    """Return what the hub calls a model or dataset."""
+    return "dataset" if isinstance(source, Dataset) else "model"
+
+
 def is_offline() -> bool:
     """Return whether ``HF_HUB_OFFLINE`` forbids the network."""
     return bool(constants.HF_HUB_OFFLINE)
@@ -95,7 +100,7 @@ def pinned_folder(source: Model | Dataset) -> Path | None:
     """
     if source.hub is None or not _COMMIT.fullmatch(source.revision):
         return None
-    return cached("dataset" if isinstance(source, Dataset) else "model", source.hub, source.revision)
+    return cached(kind_of(source), source.hub, source.revision)
 
 
 def cached(kind: Kind, identity: str, revision: str) -> Path | None:

@@ -187,3 +187,18 @@ def test_plan_of_local_models_has_nothing_to_fetch(tmp_path: Path) -> None:
     path = small_sweep(tmp_path)
     assert "nothing to fetch" in run(tmp_path, "fetch", path, HF_HUB_OFFLINE="1").stdout
     assert make_plan(load_sweep(path)).unpinned == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be fetched"), ({"HF_HUB_OFFLINE": "1"}, "run `fetch` where")],
+)
+def test_check_says_at_once_what_the_hub_does_not_give(
+    sweep: Path, tmp_path: Path, environment: dict[str, str], why: str
+) -> None:
+    shutil.rmtree(tmp_path / "hf" / "hub")
+    done = run(tmp_path, "check", sweep, **environment)
+    assert done.returncode == 2
+    told = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in told] == ["models.llama.hub", "datasets.facts.hub"], done.stderr
+    assert all(why in line for line in told)
