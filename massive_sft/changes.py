@@ -62,9 +62,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the last run's file; None where there is none, or none that can be read: it is only told, not used."""
     try:
         content = files.read_json(path)
-    except (FileNotFoundError, NotADirectoryError, Corrupt):
+    except (OSError, Corrupt):
         return None
-    sound = isinstance(content, dict) and content.get("schema") == SCHEMA and {"file", "cells"} <= content.keys()
+    sound = isinstance(content, dict) and content.get("schema") == SCHEMA
+    sound = sound and all(isinstance(content.get(key), dict) for key in ("file", "cells"))
     return content["file"] if sound else None
 
 
