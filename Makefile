@@ -24,10 +24,8 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# What starts clusters of its own comes last and alone: it measures by the clock whether things hang.
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 quickstart: setup
 	$(BIN)/massive-sft tiny quickstart

@@ -99,25 +99,50 @@ POISONED = """
 import sys
 import ray
 from pathlib import Path
+from massive_sft.errors import MassiveSFTError
 from massive_sft.plan import make_plan
 from massive_sft.scheduling import schedule
 from massive_sft.sweep.load import load_sweep
 
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
-schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
-ray.shutdown()
+try:
+    schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
+except MassiveSFTError as error:
+    sys.exit(str(error))
+finally:
+    ray.shutdown()
+"""
+# In place of a library that all who compute import: it ends the processes whose title begins so, and is itself else.
+POISON = """
+import os, sys
+
+if open("/proc/self/cmdline").read().startswith("ray::{victim}"):
+    os._exit(7)
+sys.path.remove(os.path.dirname(os.path.dirname(__file__)))
+del sys.modules["peft"]
+import peft
 """
 
 
-def test_workers_that_die_while_they_import_fail_their_cells_with_the_reason(tmp_path: Path) -> None:
-    library = tmp_path / "poison" / "peft"
+def poisoned_run(folder: Path, victim: str) -> subprocess.CompletedProcess[str]:
+    library = folder / "poison" / "peft"
     library.mkdir(parents=True)
-    (library / "__init__.py").write_text("import os\nos._exit(7)\n")
-    path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
+    (library / "__init__.py").write_text(POISON.format(victim=victim))
+    path = small_sweep(folder, evaluation={"base": False, "tasks": []}, measures=[])
     command = [sys.executable, "-c", POISONED, str(path), str(library.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_workers_that_die_while_they_import_fail_their_cells_with_the_reason(tmp_path: Path) -> None:
+    done = poisoned_run(tmp_path, "RayTrainWorker")
     assert done.returncode == 0, done.stderr[-2000:]
     records = list(Ledger.open(tmp_path / "ledger", create=False).records())
     assert {record.status for record in records} == {Status.FAILED}
     assert len(records) == 4
     assert all("died 2 times before they could take an order" in str(record.error) for record in records)
+
+
+def test_scorers_that_die_while_they_import_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    done = poisoned_run(tmp_path, "MapWorker")
+    assert "the scorers cannot be started: their processes died 2 times" in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 1

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ray
 
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
-STARTS = 2  # times a lane's workers may die before they ask for an order, which is while they import
+STARTS = 2  # times a lane's workers, or a scorer, may die before they ask for work, which is while they import
 
 
 class Shape(NamedTuple):
@@ -265,7 +265,21 @@ class CellQueue(_Pool):
         self.waiting: deque[tuple[str, bytes]] = deque()
         self.out: dict[str, bytes] = {}
         self.reader = 0
+        self.entered = 0
         self.closed = False
+
+    async def enter(self, scorers: int) -> bool:
+        """Say that one of so many scorers is up, before it imports anything; return whether it is to go on.
+
+        It is not when as many as ``STARTS`` for each died before it was ``ready``: so would this one.
+        """
+        self.entered += 1
+        return self.entered <= STARTS * scorers
+
+    async def ready(self) -> None:
+        """Say that a scorer has imported all it needs."""
+        self.entered = 0
+        await self._notify()
 
     async def put(self, cells: list[tuple[str, bytes]]) -> None:
         """Add cells, by their ids."""
@@ -316,6 +330,7 @@ class CellQueue(_Pool):
             "out": list(self.out),
             "begun": set(self.begun),
             "closed": self.closed,
+            "entered": self.entered,
             "progress": self.progress,
         }
 

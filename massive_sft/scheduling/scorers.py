@@ -16,12 +16,20 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
+from massive_sft.errors import MassiveSFTError
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.scheduling.modes import Scorers
+from massive_sft.scheduling.pools import STARTS
 from massive_sft.stages.recorder import Recorder
 from massive_sft.trial import Happening
 
 Row = dict[str, Any]
+
+
+class ScorersFailed(MassiveSFTError):
+    """No scorer can be started."""
+
+
 DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 
 
@@ -57,12 +65,16 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: Recorder, queue: Any):
+    def __init__(self, recorder: Recorder, queue: Any, scorers: int):
+        if not ray.get(queue.enter.remote(scorers)):
+            raise ScorersFailed("no more of them is started")
+
         from massive_sft.stages.finishing import Finisher
 
         self._queue = queue
         stopped = queue.stopped.remote()
         self._finisher = Finisher(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]))
+        ray.get(queue.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from massive_sft.finish import finish_cell
@@ -79,7 +91,11 @@ class ScoringActor:
 
 
 def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
-    """Score the queue's cells until it is closed; each is acknowledged once its record is written."""
+    """Score the queue's cells until it is closed; each is acknowledged once its record is written.
+
+    Raises:
+        ScorersFailed: the scorers' processes die while they start.
+    """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
     context.enable_progress_bars = False
@@ -90,7 +106,7 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
     )
     rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
-        fn_constructor_args=(recorder, queue),
+        fn_constructor_args=(recorder, queue, scorers.count),
         batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),
@@ -98,9 +114,15 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
         num_gpus=scorers.gpus,
         zero_copy_batch=True,
     )
-    for row in _rows(rows):
-        listen(pickle.loads(row["happened"]))
-        ray.get(queue.acknowledge.remote(row["cell"]))
+    try:
+        for row in _rows(rows):
+            listen(pickle.loads(row["happened"]))
+            ray.get(queue.acknowledge.remote(row["cell"]))
+    except Exception as error:
+        if ray.get(queue.state.remote())["entered"] <= STARTS * scorers.count:
+            raise
+        died = f"their processes died {STARTS} times before they could take a cell; see Ray's logs of the workers"
+        raise ScorersFailed(f"the scorers cannot be started: {died}") from error
 
 
 def _rows(dataset: Any) -> Iterable[Row]:
