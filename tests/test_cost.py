@@ -699,6 +699,15 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
     assert "run --retrain`: 1 trainings again" in cost_lines(cost)[-1]
 
 
+def test_sharing_saves_what_a_run_for_each_cell_would_train_again(tmp_path: Path) -> None:
+    """Snapshots at 1, 2 and 3: one run of three epochs in place of six."""
+    plan = make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots="1..3")]))
+    cost = estimate(plan)
+    assert cost.saved.value == pytest.approx(cost.training.value)
+    alone = estimate(make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots=[3])])))
+    assert alone.saved.value == 0
+
+
 def test_training_that_lacks_an_epoch_is_still_to_do(tmp_path: Path) -> None:
     plan = make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots="1..2")]))
     run = plan.runs[0]

@@ -42,6 +42,7 @@ class Cost:
         training, evaluation: seconds, one after another; what could not be estimated is left out.
         gpu_seconds: None where no GPU is used.
         price: of a GPU-hour; None where the file names none.
+        saved: seconds that the trainings left would take more with a run for each cell.
         disk: None where a model's shape is not known.
         fits: memory of each kind of training.
         unknown: what the sums lack: how many trainings or benchmarks by why.
@@ -54,6 +55,7 @@ class Cost:
     evaluation: Figure
     gpu_seconds: Figure | None
     price: float | None
+    saved: Figure
     disk: Disk | None
     fits: tuple[Fit, ...]
     unknown: Mapping[str, int]
@@ -191,12 +193,13 @@ def estimate(plan: Plan) -> Cost:
     """Estimate what is left of a plan. Reads small files under its storage root; nothing is written."""
     estimator = Estimator(plan)
     known = estimator.known
-    training = evaluation = gpus = again = NOTHING
+    training = evaluation = gpus = again = saved = NOTHING
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
         seconds = estimator.training(run)
         if seconds is not None:
             training += seconds
+            saved += seconds.times(sum(run.trajectory.snapshots) / run.trajectory.epochs - 1)
             gpus += seconds.times(run.layout.gpus)
     gone = [run for run in plan.todo if run.needs_retraining]
     for run in gone:
@@ -213,6 +216,7 @@ def estimate(plan: Plan) -> Cost:
         evaluation,
         gpus if known.uses_gpus else None,
         plan.sweep.file.budget.price_per_gpu_hour,
+        saved,
         disk(known, to_train),
         tuple(fits(known, plan.runs)),
         estimator.unknown,

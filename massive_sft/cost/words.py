@@ -26,7 +26,12 @@ def cost_lines(cost: Cost) -> list[str]:
     if cost.money is not None:
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
     measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
-    lines = [total, f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else ""]
+    shared = f"  a run for each cell would train {_time(cost.saved)} longer" if cost.saved.value else ""
+    lines = [
+        total,
+        shared,
+        f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
+    ]
     lines += [f"  without {count} parts: {why}" for why, count in cost.unknown.items()]
     lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
     return [line for line in (*lines, *more) if line]
@@ -123,6 +128,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
         "evaluation": _figure(cost.evaluation),
         "gpu_seconds": _figure(cost.gpu_seconds),
         "money": _figure(cost.money),
+        "saved_by_sharing": _figure(cost.saved),
         "disk": None if cost.disk is None else {**vars(cost.disk), "peak": cost.disk.peak},
         "unknown": dict(cost.unknown),
         "retrainings": cost.retrainings,
