@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import math
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -159,24 +157,6 @@ def test_snapshot_written_again_replaces_the_old_one(base: Path, tmp_path: Path)
         summary, _ = train(make_spec(base, lr=lr), make_samples(4), tmp_path)
         snapshot.verify(summary.snapshots[1])
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["epoch-1"]
-
-
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_trajectory_leaves_no_model_in_memory(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
-) -> None:
-    load = modeling.load_model
-    loaded = []
-
-    def remember(*arguments: Any) -> Any:
-        model = load(*arguments)
-        loaded.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(modeling, "load_model", remember)
-    train(make_spec(base, layout={"zero": zero}), make_samples(4), tmp_path)
-    gc.collect()
-    assert loaded[0]() is None
 
 
 # Divergence
