@@ -41,6 +41,7 @@ class Repository:
     Attributes:
         place: where the sweep file names it.
         patterns: of file names; empty for all.
+        needed: groups of patterns; of each, some file must be there.
     """
 
     kind: Kind
@@ -48,9 +49,19 @@ class Repository:
     revision: str
     place: str
     patterns: tuple[str, ...] = ()
+    needed: tuple[tuple[str, ...], ...] = ()
 
     def wants(self, name: str) -> bool:
-        return not self.patterns or any(fnmatch.fnmatch(name, pattern) for pattern in self.patterns)
+        return not self.patterns or _matches(name, self.patterns)
+
+    def lacks(self, names: Iterable[str]) -> str:
+        """Return what is needed and not among ``names``, for people; empty when all is there."""
+        known = list(names)
+        return ", ".join(" or ".join(one) for one in self.needed if not any(_matches(name, one) for name in known))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,12 @@ def repository_of(source: Model | Dataset, place: str) -> Repository:
     """Return what a model or dataset with a ``hub`` id needs."""
     if isinstance(source, Dataset):
         patterns = (*source.files, "README.md") if source.files else ()
-        return Repository("dataset", str(source.hub), source.revision, place, patterns)
+        needed = tuple((name,) for name in source.files or ())
+        return Repository("dataset", str(source.hub), source.revision, place, patterns, needed)
     code = CODE if source.trust_remote_code else ()
     extra = ("generation_config.json", "*.safetensors.index.json", "pytorch_model.bin.index.json")
-    return Repository("model", str(source.hub), source.revision, place, (*WEIGHTS, *TOKENIZER, *extra, *code))
+    patterns, weights = (*WEIGHTS, *TOKENIZER, *extra, *code), tuple(name for name in WEIGHTS if "*" in name)
+    return Repository("model", str(source.hub), source.revision, place, patterns, (weights,))
 
 
 def kind_of(source: Model | Dataset) -> Kind:
@@ -120,7 +133,7 @@ def resolve(repository: Repository) -> Pinned:
     """Find a repository's commit and whether it may be read: from the hub, or offline from the cache.
 
     Raises:
-        InvalidInput: it does not exist, is gated, or nobody answers.
+        InvalidInput: it does not exist, is gated, lacks a file that is needed, or nobody answers.
     """
     if is_offline():
         folder = cached(repository.kind, repository.id, repository.revision)
@@ -130,6 +143,9 @@ def resolve(repository: Repository) -> Pinned:
             )
             raise InvalidInput(Problem(repository.place, rule, _name(repository)))
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        if lacking := repository.lacks(names):
+            rule = f"lacks {lacking} in this node's cache, and HF_HUB_OFFLINE forbids to ask"
+            raise InvalidInput(Problem(repository.place, rule, _name(repository)))
         sizes = {name: (folder / name).stat().st_size for name in names if repository.wants(name)}
         return Pinned(repository, folder.name, _without_doubles(sizes), here=True)
     try:
@@ -140,7 +156,10 @@ def resolve(repository: Repository) -> Pinned:
         )
     except HUB_ERRORS as error:
         raise InvalidInput(Problem(repository.place, _reason(repository, error), _name(repository))) from error
-    listed = {item.rfilename: item.size or 0 for item in info.siblings or () if repository.wants(item.rfilename)}
+    files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+    if lacking := repository.lacks(files):
+        raise InvalidInput(Problem(repository.place, f"has no file that matches {lacking}", _name(repository)))
+    listed = {name: size for name, size in files.items() if repository.wants(name)}
     sizes = _without_doubles(listed)
     folder = cached(repository.kind, repository.id, str(info.sha))
     return Pinned(

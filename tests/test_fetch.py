@@ -95,6 +95,28 @@ def test_fetch_names_everything_that_is_not_here_at_once(sweep: Path, tmp_path: 
     assert not (tmp_path / "ledger" / "sweeps").exists()
 
 
+def test_file_that_is_not_there_is_refused_offline_and_online(sweep: Path, tmp_path: Path, server: str) -> None:
+    facts = {"hub": "acme/facts", "files": ["facts.jsonl", "other.jsonl"], "format": "alpaca"}
+    path = small_sweep(tmp_path, models={"llama": {"hub": "acme/tiny"}}, datasets={"facts": facts})
+    done = run(tmp_path, "fetch", path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "datasets.facts.hub: lacks other.jsonl in this node's cache" in done.stderr
+    path = small_sweep(tmp_path, models={"open": {"hub": "acme/open"}, "bare": {"hub": "acme/open-bare"}}, measures=[])
+    done = run(tmp_path, "fetch", path, HF_ENDPOINT=server)
+    assert done.stderr.count("has no file that matches") == 1
+    assert "models.bare.hub: has no file that matches *.safetensors or pytorch_model*.bin" in done.stderr
+
+
+def test_revisions_of_one_commit_keep_the_hashes_of_all_their_files(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf" / "hub" / "datasets--acme--facts" / "snapshots" / OTHER
+    shutil.copy(folder / "facts.jsonl", folder / "more.jsonl")
+    facts = {"hub": "acme/facts", "files": ["facts.jsonl"], "format": "alpaca"}
+    both = {"facts": facts, "more": facts | {"files": ["more.jsonl"], "revision": OTHER}}
+    assert run(tmp_path, "fetch", small_sweep(tmp_path, datasets=both), HF_HUB_OFFLINE="1").returncode == 0
+    lock = json.loads((tmp_path / "ledger" / "sweeps" / "small" / "lock.json").read_text())
+    assert sorted(lock["files"][f"dataset:acme/facts@{OTHER}"]) == ["facts.jsonl", "more.jsonl"]
+
+
 def test_dry_run_writes_nothing_and_pin_only_no_hashes(sweep: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "fetch", sweep, "--dry-run", HF_HUB_OFFLINE="1")
     assert "all can be read; 0 B would be fetched" in done.stdout
@@ -128,6 +150,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(404, {"error": "Invalid rev id"}, "RevisionNotFound")
         elif "auth-check" in path and ("moved" in path or "open" in path or "gated" in path):
             self.answer(200, {})
+        elif "/api/models/acme/open-bare" in path:
+            self.answer(200, {"id": "acme/open-bare", "sha": COMMIT, "siblings": [{"rfilename": "README.md"}]})
         elif "/api/models/acme/open" in path:
             listed = [{"rfilename": "model.safetensors", "size": 5}, {"rfilename": "pytorch_model.bin", "size": 7}]
             self.answer(200, {"id": "acme/open", "sha": COMMIT, "siblings": listed})

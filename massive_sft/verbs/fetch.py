@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ def fetch(
             with _only_one_here(hub.cache_folder(), err):
                 for item in pinned:
                     with err.status(Text(f"fetching {item.repository.id}")):
-                        known[_key(item)] = hub.hashes(item, hub.download(item))
+                        known.setdefault(_key(item), {}).update(hub.hashes(item, hub.download(item)))
         write_json(ledger.sweep_dir(sweep.file.name) / "lock.json", lock(pinned, known))
     if as_json:
         print_json({"schema": 1, "done": not dry_run, "repositories": [_row(item) for item in pinned]})
@@ -56,7 +57,7 @@ def fetch(
 
 def repositories(sweep: Sweep) -> list[Repository]:
     """Return what a sweep takes from the hub, each once; the files that several datasets take of one are joined."""
-    from massive_sft.hub import Repository, repository_of
+    from massive_sft.hub import repository_of
 
     found: dict[tuple[str, str, str], Repository] = {}
     named = [(f"models.{name}", model) for name, model in sweep.file.models.items()]
@@ -69,7 +70,7 @@ def repositories(sweep: Sweep) -> list[Repository]:
         old = found.get(key)
         if old is not None:
             both = tuple(dict.fromkeys((*old.patterns, *new.patterns))) if old.patterns and new.patterns else ()
-            new = Repository(old.kind, old.id, old.revision, old.place, both)
+            new = replace(old, patterns=both, needed=(*old.needed, *new.needed))
         found[key] = new
     return list(found.values())
 
