@@ -15,18 +15,23 @@ import pandas as pd
 import pytest
 from made_records import plan_of, sweep_file
 from mlflow import MlflowClient
+from small_sweep import small_sweep
 
+from massive_sft.changes import remember
+from massive_sft.check import check
 from massive_sft.cli import main
 from massive_sft.errors import InvalidInput, LedgerError
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.plan import make_plan
 from massive_sft.report.imported import gather
 from massive_sft.report.write import write_report
 from massive_sft.study import frames
 from massive_sft.study.beside import beside
 from massive_sft.study.imported import FILE, ImportedLedger, open_imported
 from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
+from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs.import_table import fill
 
 pytestmark = pytest.mark.timeout(120)
@@ -119,10 +124,13 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
     with pytest.raises(InvalidInput, match=r"is the name of another table, odd\.csv"):
         imported(odd, root)
     assert len(imported(odd, root, "corrected").records()) == 5
-    (found.ledger.sweep_dir("mine")).mkdir()
-    (found.ledger.sweep_dir("mine") / "sweep.yaml").touch()
+    path = small_sweep(tmp_path, name="mine", storage={"root": str(root)})
+    remember(load_sweep(path), found.ledger)
     with pytest.raises(InvalidInput, match="is the name of a sweep"):
         imported(odd, root, "mine")
+    path = small_sweep(tmp_path, name="corrected", storage={"root": str(root)})
+    told = [str(problem) for problem in check(make_plan(load_sweep(path)))]
+    assert any("name: is the name of an imported table" in line for line in told)
     with pytest.raises(InvalidInput, match="must be letters"):
         imported(odd, root, "a/b")
     lease = Lease.acquire(found.ledger.sweep_dir("held") / "import-lease", "somebody")
@@ -180,8 +188,8 @@ def test_every_problem_of_a_table_is_told_at_once_by_row_and_column(tmp_path: Pa
     for start in (
         ":2, column lora: must be true or false, got 'maybe'",
         ":3, column lr_strategy: must name a schedule",
-        ":4, column data_size: must be a whole number of at least 1, got '10.5'",
-        ":4, column epoch: must be a whole number of at least 1, got '0'",
+        ":4, column data_size: must be a whole number from 1 to 1,000,000,000,000, got '10.5'",
+        ":4, column epoch: must be a whole number from 1 to 1,000,000,000,000, got '0'",
         ":5, column model_name: must not be empty",
         ":5, column data_size: must be 0 in a base model's row, got '1'",
         ":5, column lora: must be empty or false in a base model's row",
@@ -215,6 +223,7 @@ def test_problem_of_many_rows_is_told_by_the_first_few(tmp_path: Path) -> None:
         (b"", "lacks the key columns"),
         (b"\xff\xfe\x00", "is no CSV file in UTF-8"),
         (b'a,"b\n', "is no CSV file in UTF-8"),
+        (b"\xef\xbb\xbfmodel_name\n", "begins with a byte order mark"),
         (b"model_name,data_name,gsm8k-0shot\na,b,1\n", "lacks the key columns data_size, lora, lr_strategy, epoch"),
         ((",".join((*KEYS, "gsm8k-0shot")) + "\n").encode(), "has no rows"),
         ((",".join(KEYS) + "\n").encode(), "has no benchmark's column"),
@@ -345,6 +354,8 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     code, told = call("export-table", root, "papers", tmp_path / "back.csv")
     assert code == 2
     assert "did you mean 'paper'?" in told
+    code, told = call("export-table", root, "paper", tmp_path)
+    assert (code, "OUT: cannot be written (Is a directory)" in told) == (2, True)
     code, told = call("import-table", odd, root, "--name", "x", "--mlflow", "http://me:password@there")
     assert code == 2
     assert "holds a secret" in told

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.values import MOST
 
 KEYS = ("model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch")
 INDEX = ("", "Unnamed: 0")
@@ -136,6 +137,8 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> Table:
         raise InvalidInput(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidInput(Problem(str(path), f"is no CSV file in UTF-8 ({error})")) from None
+    if text.startswith("\ufeff"):
+        raise InvalidInput(Problem(str(path), "begins with a byte order mark; save it as plain UTF-8"))
     problems = [*_header_problems(path, header, columns)]
     if not rows:
         problems.append(Problem(str(path), "has no rows"))
@@ -262,8 +265,9 @@ def _coordinates(texts: Mapping[str, str], refuse: _Refuse) -> Coordinates | Non
 
 def _whole(name: str, text: str, base: bool, refuse: _Refuse) -> int | None:
     number = _number(text)
-    if number is None or number != int(number) or (number != 0 if base else number < 1):
-        refuse(name, "must be 0 in a base model's row" if base else "must be a whole number of at least 1", text)
+    if number is None or number != int(number) or (number != 0 if base else not 1 <= number <= MOST):
+        rule = "must be 0 in a base model's row" if base else f"must be a whole number from 1 to {MOST:,}"
+        refuse(name, rule, text)
         return None
     return int(number)
 

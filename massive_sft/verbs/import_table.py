@@ -39,6 +39,7 @@ from massive_sft.verbs.options import console, print_json
 from massive_sft.verbs.publish import mirror_imported
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a sweep's
+LEASE = "import-lease"
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
 
@@ -89,9 +90,9 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
         raise InvalidInput(Problem("--name", "must be letters, digits, dots, dashes and underscores", name))
     ledger = Ledger.open(root)
     path = ledger.sweep_dir(name) / FILE
-    if path.parent.is_dir() and not path.exists() and any(item.suffix == ".yaml" for item in path.parent.iterdir()):
+    if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
-    lease = Lease.acquire(path.parent / "import-lease", f"{socket.gethostname()}:{os.getpid()}")
+    lease = Lease.acquire(path.parent / LEASE, f"{socket.gethostname()}:{os.getpid()}")
     if lease is None:
         raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
     with lease:
@@ -151,7 +152,11 @@ def export_table(
         raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
     found = open_imported(paths[name])
     table = found.table
-    write_bytes(out, write_table(table.header, table.newline, rows_of(found)))
+    content = write_table(table.header, table.newline, rows_of(found))
+    try:
+        write_bytes(out, content)
+    except OSError as error:
+        raise InvalidInput(Problem("OUT", f"cannot be written ({error.strerror})", str(out))) from None
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
     console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)
 
