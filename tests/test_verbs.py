@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from massive_sft.plan import Plan, make_plan
 from massive_sft.stages.outcome import snapshot_folder
 from massive_sft.stages.recorder import now
 from massive_sft.sweep.load import load_sweep
+from massive_sft.tracking.tracker import runs_page
 from massive_sft.trial import make_recorder
 from massive_sft.verbs import diff, doctor, export, gc, logs, publish
 from massive_sft.verbs.paired import compare
@@ -466,7 +468,12 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     assert (code, "has nothing to show yet" in text) == (2, True)
     code, text = call("mirror", sweep, "--overlay", overlay)
     assert (code, "5 cells" in text) == (0, True)
-    assert (plan_of(sweep, overlay).root / "mlflow.db").is_file()
+    store = plan_of(sweep, overlay).root / "mlflow.db"
+    assert store.is_file()
+    assert re.fullmatch(r"/#/experiments/\d+/runs", runs_page(f"sqlite:///{store}", "small"))
+    assert runs_page(f"sqlite:///{store}", "another") == ""
+    absent = store.with_name("absent.db")
+    assert (runs_page(f"sqlite:///{absent}", "small"), absent.exists()) == ("", False)
 
 
 def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:

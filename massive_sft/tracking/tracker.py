@@ -72,6 +72,22 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
+def runs_page(uri: str, sweep: str) -> str:
+    """Return where a sweep's runs are below a tracker's address, for its own first page shows none of them.
+
+    Empty where the tracker does not answer, or knows no such sweep; a local store that is not there is not made.
+    """
+    path = database(uri)
+    if path is not None and not path.exists():
+        return ""
+    quiet()
+    try:
+        found = MlflowClient(tracking_uri=uri).get_experiment_by_name(sweep)
+    except TRACKER_ERRORS:
+        return ""
+    return f"/#/experiments/{found.experiment_id}/runs" if found else ""
+
+
 def is_outage(error: Exception) -> bool:
     """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
     if isinstance(error, MlflowException):

@@ -45,18 +45,20 @@ def ui(
 ) -> None:
     """Show the sweep's MLflow pages: serve the local store until interrupted, or say where the server is."""
     from massive_sft.tracking.address import database, resolve
+    from massive_sft.tracking.tracker import runs_page
     from massive_sft.tracking.ui import serve_ui, ui_address
 
     if is_imported(file):
         found = open_imported(file)
-        uri = resolve(found.table.mlflow, found.ledger.root)
+        name, uri = found.table.name, resolve(found.table.mlflow, found.ledger.root)
     else:
         plan, _ = read_plan(file, overlay)
-        uri = resolve(plan.sweep.file.tracking.mlflow, plan.root)
+        name, uri = plan.sweep.file.name, resolve(plan.sweep.file.tracking.mlflow, plan.root)
+    page = ui_address(uri, port) + runs_page(uri, name)
     if database(uri) is None:
-        console().print(f"open {ui_address(uri)} in a browser", soft_wrap=True)
+        console().print(f"open {page} in a browser", soft_wrap=True)
         return
-    console().print(f"MLflow: {ui_address(uri, port)} (Ctrl-C ends it)", soft_wrap=True)
+    console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
     status = serve_ui(uri, port)
     if status:
         raise typer.Exit(status)
