@@ -28,7 +28,7 @@ from massive_sft.stop import Stop
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
-from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json
+from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json, writing
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
 from massive_sft.where import narrow, parse
@@ -100,7 +100,8 @@ def plan(
             err.print(str(problem), style="yellow", soft_wrap=True)
     made = portion.plan if portion else made
     if cells is not None:
-        _write(cells, views.cells_csv(made))
+        with writing("--cells", cells):
+            cells.write_text(views.cells_csv(made), encoding="utf-8")
     if as_json:
         print_json({**views.plan_json(made), "budget": portion_json(portion) if portion else None})
     else:
@@ -278,13 +279,6 @@ def main() -> None:
             raise
         err.print(told, style="red", highlight=False, soft_wrap=True)
         sys.exit(EXIT_INCOMPLETE)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(Problem("--cells", f"cannot be written ({error.strerror})", str(path))) from None
 
 
 def _counts(made: Plan) -> str:

@@ -462,6 +462,19 @@ def test_report_is_written_beside_the_sweep_or_where_asked(sweep: Path, tmp_path
     assert (tmp_path / "here" / "table.csv").is_file()
 
 
+def test_place_that_cannot_be_written_is_told_in_a_sentence(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "below"
+    lora = cell_of(plan_of(sweep), "lora", 2)
+    for option, arguments in {
+        "--out": ("report", sweep, "--out", below),
+        "DIR": ("export", lora, below, "--sweep", sweep),
+        "--cells": ("plan", sweep, "--cells", below),
+    }.items():
+        code, text = call(*arguments)
+        assert (code, f"{option}: cannot be written (" in text) == (2, True), text
+
+
 def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[..., Path]) -> None:
     overlay = copied()
     code, text = call("ui", sweep, "--overlay", overlay)

@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.stages.outcome import find_snapshot, snapshot_folder
 from massive_sft.sweep.schema import Model
 from massive_sft.verbs.card import card
-from massive_sft.verbs.options import CellId, Overlays, Sweep, console, megabytes, read_plan
+from massive_sft.verbs.options import CellId, Overlays, Sweep, console, megabytes, read_plan, writing
 from massive_sft.verbs.pick import Found, find_cell
 
 ADAPTER = "adapter_config.json"
@@ -53,8 +53,9 @@ def export_model(found: Found, folder: Path, merge: bool = False) -> None:
     """
     snapshot, hashes = _checked(found, folder, merge)
     model = _model(found)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    with writing("DIR", folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     try:
         if merge:
             _merge(model, snapshot, partial)

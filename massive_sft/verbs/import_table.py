@@ -35,7 +35,7 @@ from massive_sft.study.imported import (
     tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
-from massive_sft.verbs.options import console, print_json
+from massive_sft.verbs.options import console, print_json, writing
 from massive_sft.verbs.publish import mirror_imported
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a sweep's
@@ -153,10 +153,8 @@ def export_table(
     found = open_imported(paths[name])
     table = found.table
     content = write_table(table.header, table.newline, rows_of(found))
-    try:
+    with writing("OUT", out):
         write_bytes(out, content)
-    except OSError as error:
-        raise InvalidInput(Problem("OUT", f"cannot be written ({error.strerror})", str(out))) from None
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
     console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.files import FULL
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
@@ -40,6 +43,21 @@ def console(is_error: bool = False) -> Console:
     stream = sys.stderr if is_error else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def writing(place: str, path: Path) -> Iterator[None]:
+    """Say in a sentence that a path which the user named cannot be written.
+
+    Raises:
+        InvalidInput: whatever the system says against it, but for a full disk, which is none of the user's mistakes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InvalidInput(Problem(place, f"cannot be written ({error.strerror})", str(path))) from error
 
 
 def print_json(value: object) -> None:

@@ -10,7 +10,7 @@ import typer
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.study.imported import FILE, ImportedLedger, is_imported, open_all, open_imported
 from massive_sft.tracking.queue import Pending
-from massive_sft.verbs.options import File, Overlays, console, read_plan
+from massive_sft.verbs.options import File, Overlays, console, read_plan, writing
 
 PORT = 5000
 
@@ -27,6 +27,9 @@ def report(
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     from massive_sft.report.write import write_report
 
+    if out is not None:
+        with writing("--out", out):
+            out.mkdir(parents=True, exist_ok=True)
     if is_imported(file):
         if beside:
             raise InvalidInput(Problem("--beside", "goes with a sweep's cells, not with an imported table", str(file)))
