@@ -1,4 +1,4 @@
-"""What of a sweep changed since its last run: said before anything is done under the edited file."""
+"""What of a sweep changed since its last run, its file or what that names: said before anything is done under it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from massive_sft.sweep.load import Sweep
 
 NAME = "plan.json"
 SCHEMA = 1
-_ABSENT = object()
 
 
 def remember(sweep: Sweep, ledger: Ledger) -> None:
     """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells' ids."""
     path = ledger.sweep_dir(sweep.file.name) / NAME
-    content = _content(sweep)
+    cells = {cell.cell.id: str(cell.cell.coordinates) for cell in make_plan(sweep).cells}
+    content = {"schema": SCHEMA, "file": _content(sweep), "cells": cells}
     if _read(path) != content:
-        cells = {cell.cell.id: str(cell.cell.coordinates) for cell in make_plan(sweep).cells}
-        files.write_json(path, {"schema": SCHEMA, "file": content, "cells": cells})
+        files.write_json(path, content)
 
 
 def changes(plan: Plan) -> list[str]:
@@ -35,19 +34,21 @@ def changes(plan: Plan) -> list[str]:
     Args:
         plan: of the whole sweep.
     """
-    path = plan.root / "sweeps" / plan.sweep.file.name / NAME
-    before, now = _read(path), _content(plan.sweep)
-    if before is None or before == now:
+    last, now = _read(plan.root / "sweeps" / plan.sweep.file.name / NAME), _content(plan.sweep)
+    if last is None:
         return []
-    places = [place for place in {**before, **now} if before.get(place, _ABSENT) != now.get(place, _ABSENT)]
+    before: dict[str, Any] = last["file"]
+    places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
     lines = [_line(place, before, now) for place in places]
-    known, cells = set(files.read_json(path)["cells"]), {cell.cell.id for cell in plan.cells}
+    known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
     if known != cells:
+        if not lines:
+            lines.append("what the file names: data, weights, the commits they are pinned to, or training semantics")
         lines.append(
             f"{len(cells - known)} cells are new, {len(cells & known)} stay, "
             f"{len(known - cells)} are no longer asked for (what is done of them stays in the ledger)"
         )
-    else:
+    elif lines:
         lines.append(f"all {len(cells)} cells are the same ones")
     return lines
 
@@ -59,14 +60,19 @@ def _content(sweep: Sweep) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the last run's file; None where there is none, or none that can be read: it is only told, not used."""
+    """Return what the last run remembered; None where nothing can be read: it is only told, not used."""
     try:
         content = files.read_json(path)
     except (OSError, Corrupt):
         return None
     sound = isinstance(content, dict) and content.get("schema") == SCHEMA
-    sound = sound and all(isinstance(content.get(key), dict) for key in ("file", "cells"))
-    return content["file"] if sound else None
+    return content if sound and all(isinstance(content.get(key), dict) for key in ("file", "cells")) else None
+
+
+def _said(place: str, content: Mapping[str, Any]) -> Any:
+    """Return what a file says at a place; None where it says nothing, or that there is none."""
+    value = content.get(place)
+    return None if value in ([], {}) else value
 
 
 def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

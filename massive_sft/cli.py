@@ -103,7 +103,8 @@ def plan(
         with writing("--cells", cells):
             cells.write_text(views.cells_csv(made), encoding="utf-8")
     if as_json:
-        print_json({**views.plan_json(made), "budget": portion_json(portion) if portion else None})
+        paid = portion_json(portion) if portion else None
+        print_json({**views.plan_json(made), "budget": paid, "changes": changes(whole)})
     else:
         out.print(views.plan_view(made), views.budget_view(portion), views.changes_view(changes(whole)))
 

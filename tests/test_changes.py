@@ -51,6 +51,20 @@ def test_changed_resources_leave_the_cells_alone(folder: Path) -> None:
     lines = changed(folder, resources=[{"zero": 2}])
     assert "resources[0].zero: new, 2" in lines
     assert lines[-1] == "all 5 cells are the same ones"
+    assert not any(line.endswith(("null", "was []")) for line in lines), "what there is not needs no line"
+
+
+def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder: Path) -> None:
+    path = small_sweep(folder)
+    data = folder / "world" / "data" / "facts.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    lines = changes(make_plan(load_sweep(path)))
+    assert [line.partition(":")[0] for line in lines] == [
+        "what the file names",
+        "4 cells are new, 1 stay, 4 are no longer asked for (what is done of them stays in the ledger)",
+    ]
+    remember(load_sweep(path), Ledger.open(folder / "ledger"))
+    assert changes(make_plan(load_sweep(path))) == []
 
 
 def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
@@ -78,5 +92,5 @@ def test_plan_prints_what_changed(
     with pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr().out
-    assert "the sweep file changed since its last run:" in printed
+    assert "changed since the sweep's last run:" in printed
     assert 'measures[1]: no longer there, was "layer_change"' in printed

@@ -469,7 +469,6 @@ def test_place_that_cannot_be_written_is_told_in_a_sentence(sweep: Path, tmp_pat
     for option, arguments in {
         "--out": ("report", sweep, "--out", below),
         "DIR": ("export", lora, below, "--sweep", sweep),
-        "--cells": ("plan", sweep, "--cells", below),
     }.items():
         code, text = call(*arguments)
         assert (code, f"{option}: cannot be written (" in text) == (2, True), text
