@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test lint quickstart chaos-short chaos benchmarks clean
+.PHONY: setup test test-long lint quickstart chaos-short chaos benchmarks clean
 
 setup: $(VENV)/ready
 
@@ -25,7 +25,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 10
+
+test-long: setup
+	$(BIN)/pytest -m long
 
 quickstart: setup
 	$(BIN)/massive-sft tiny quickstart

@@ -133,6 +133,7 @@ def poisoned_run(folder: Path, victim: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.long
 def test_workers_that_die_while_they_import_fail_their_cells_with_the_reason(tmp_path: Path) -> None:
     done = poisoned_run(tmp_path, "RayTrainWorker")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -142,6 +143,7 @@ def test_workers_that_die_while_they_import_fail_their_cells_with_the_reason(tmp
     assert all("died 2 times before they could take an order" in str(record.error) for record in records)
 
 
+@pytest.mark.long
 def test_scorers_that_die_while_they_import_end_the_run_with_the_reason(tmp_path: Path) -> None:
     done = poisoned_run(tmp_path, "MapWorker")
     assert "the scorers cannot be started: their processes died 2 times" in done.stderr, done.stderr[-2000:]
