@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -265,6 +266,9 @@ def main() -> None:
     """Run the command line; what a user can cause ends in sentences on stderr, never in a traceback."""
     # Else every small local file that lm-eval reads prints a progress bar.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without ≈ shows a question mark
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except InvalidInput as error:

@@ -200,6 +200,12 @@ def test_plan_to_a_file_that_cannot_be_written_is_a_sentence(
     assert (code, "--cells: cannot be written (No such file or directory)" in text) == (2, True)
 
 
+def test_terminal_that_knows_ascii_alone_gets_question_marks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "massive_sft", "plan", str(small_sweep(tmp_path))]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False)
+    assert (done.returncode, b"cost: training ? " in done.stdout) == (0, True), done.stderr
+
+
 def test_show_looks_where_the_overlay_says(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(f"storage: {{root: {tmp_path / 'elsewhere'}}}\n")

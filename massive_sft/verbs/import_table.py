@@ -43,12 +43,10 @@ LEASE = "import-lease"
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
 
-Root = Annotated[Path, typer.Argument(help="The storage root of the ledger; made if missing.", show_default=False)]
-
 
 def import_table(
     table: Annotated[Path, typer.Argument(help="A CSV file of the released table's form.", show_default=False)],
-    root: Root,
+    root: Annotated[Path, typer.Argument(help="The storage root of the ledger; made if missing.", show_default=False)],
     name: Annotated[str, typer.Option(help="What the study is called from now on.", show_default=False)],
     scales: Annotated[
         Path | None, typer.Option(help="A JSON file that declares further columns: metric, scale, shots.")
@@ -141,7 +139,7 @@ def _write(ledger: Ledger, imported: Imported, rows: Sequence[Row], claim: Claim
 
 
 def export_table(
-    root: Root,
+    root: Annotated[Path, typer.Argument(help="The storage root of the ledger.", show_default=False)],
     name: Annotated[str, typer.Argument(help="The name that the table was imported under.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The CSV file to write.", show_default=False)],
 ) -> None:
