@@ -178,12 +178,16 @@ def _execute(made: Plan, inline: bool, retrain: bool) -> None:
 
     stop = Stop()
     wanted = {cell.cell.id for cell in made.cells}
-    after = [cell for cell in execute(made, out, err, inline, retrain, stop).cells if cell.cell.id in wanted]
+    whole = execute(made, out, err, inline, retrain, stop)
+    after = [cell for cell in whole.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     out.print(f"{told}; results in {made.root}", soft_wrap=True)
     if all(cell.is_done for cell in after):
         return
+    gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in whole.runs)
+    if gone:
+        out.print(f"{gone} trainings are needed again, for their snapshots were removed: run with --retrain")
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on")
     raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)

@@ -418,7 +418,9 @@ def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path)
     cost = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 1}])
     assert cost.training.value == cost.evaluation.value == 0
     assert cost.unknown == {NO_KIND: 3}
-    assert "without 3 parts: no kind of GPU is named" in "\n".join(cost_lines(cost))
+    told = "\n".join(cost_lines(cost))
+    assert "training not known, evaluation not known" in told and "GPU-hours" not in told
+    assert "not counted, 3 parts: no kind of GPU is named" in told
     assert cost.fits[0].verdict == "unknown"
 
 

@@ -18,6 +18,7 @@ from massive_sft.cost.work import (
     NOTHING,
     READ_BYTES_PER_SECOND,
     SCORING_SHARE,
+    UNKNOWN,
     Figure,
     perplexity_operations,
     scoring_seconds,
@@ -196,16 +197,18 @@ def estimate(plan: Plan) -> Cost:
     training = evaluation = gpus = again = saved = NOTHING
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
-        seconds = estimator.training(run)
-        if seconds is not None:
-            training += seconds
-            saved += seconds.times(sum(run.trajectory.snapshots) / run.trajectory.epochs - 1)
-            gpus += seconds.times(run.layout.gpus)
+        seconds = estimator.training(run) or UNKNOWN
+        training += seconds
+        saved += seconds.times(sum(run.trajectory.snapshots) / run.trajectory.epochs - 1)
+        gpus += seconds.times(run.layout.gpus)
     gone = [run for run in plan.todo if run.needs_retraining]
     for run in gone:
-        again += estimator.training(run) or NOTHING
+        again += estimator.training(run) or UNKNOWN
     for of, cell in _cells(plan):
+        before = estimator.unknown.total()
         seconds = estimator.cell(cell, of, cell.lacking)
+        if estimator.unknown.total() > before:
+            seconds += UNKNOWN
         if of is not None and of.needs_retraining:
             again += seconds
             continue

@@ -21,9 +21,9 @@ def cost_lines(cost: Cost) -> list[str]:
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
         return more
     total = f"cost: training {_time(cost.training)}, evaluation {_time(cost.evaluation)}, one after another"
-    if cost.gpu_seconds is not None:
+    if cost.gpu_seconds is not None and not _is_unknown(cost.gpu_seconds):
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
-    if cost.money is not None:
+    if cost.money is not None and not _is_unknown(cost.money):
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
     measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
     shared = f"  a run for each cell would train {_time(cost.saved)} longer" if cost.saved.value else ""
@@ -32,9 +32,14 @@ def cost_lines(cost: Cost) -> list[str]:
         shared,
         f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
     ]
-    lines += [f"  without {count} parts: {why}" for why, count in cost.unknown.items()]
+    lines += [f"  not counted, {count:,} parts: {why}" for why, count in cost.unknown.items()]
     lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
     return [line for line in (*lines, *more) if line]
+
+
+def _is_unknown(figure: Figure) -> bool:
+    """Whether nothing of a sum could be estimated."""
+    return not (figure.value or figure.sure)
 
 
 def _about(figure: Figure) -> str:
@@ -46,6 +51,8 @@ def _number(value: float) -> str:
 
 
 def _time(figure: Figure) -> str:
+    if _is_unknown(figure):
+        return "not known"
     seconds = figure.value
     if seconds < 120:
         return f"{_about(figure)}{seconds:.0f} s"

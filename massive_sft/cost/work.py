@@ -41,6 +41,8 @@ class Figure:
 
 
 NOTHING = Figure(0.0, True)
+UNKNOWN = Figure(0.0, False)
+"""In a sum: something is missing that could not be estimated."""
 
 
 def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: Amount, epochs: int) -> float:
