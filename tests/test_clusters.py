@@ -21,7 +21,7 @@ from massive_sft.scheduling.modes import choose_mode
 from massive_sft.scheduling.pools import Shape
 from massive_sft.sweep.load import load_sweep
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 NODES = """
 import json, os, sys

@@ -28,7 +28,7 @@ from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.sweep.load import load_sweep
 from massive_sft.trial import Happening, Recorded
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
