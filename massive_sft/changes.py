@@ -12,18 +12,22 @@ from massive_sft.errors import Corrupt
 from massive_sft.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
+from massive_sft.plan import Plan
 from massive_sft.sweep.load import Sweep
 
 NAME = "plan.json"
 SCHEMA = 1
 
 
-def remember(sweep: Sweep, ledger: Ledger) -> None:
-    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells' ids."""
-    path = ledger.sweep_dir(sweep.file.name) / NAME
-    cells = {cell.cell.id: str(cell.cell.coordinates) for cell in make_plan(sweep).cells}
-    content = {"schema": SCHEMA, "file": _content(sweep), "cells": cells}
+def remember(plan: Plan, ledger: Ledger) -> None:
+    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells' ids.
+
+    Args:
+        plan: of the whole sweep.
+    """
+    path = ledger.sweep_dir(plan.sweep.file.name) / NAME
+    cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
+    content = {"schema": SCHEMA, "file": _content(plan.sweep), "cells": cells}
     if _read(path) != content:
         files.write_json(path, content)
 

@@ -156,7 +156,7 @@ def run(
         out.print(f"nothing to do: {_counts(made) if made.cells else none}")
         return
     out.print(views.plan_view(made))
-    _execute(made, inline, retrain)
+    _execute(made, whole, inline, retrain)
 
 
 @app.command()
@@ -169,23 +169,23 @@ def retry(
     narrowed = take_up(made, meant)
     out.print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
     if narrowed.cells:
-        _execute(narrowed, inline, retrain)
+        _execute(narrowed, made, inline, retrain)
 
 
-def _execute(made: Plan, inline: bool, retrain: bool) -> None:
+def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.execute import execute
 
     stop = Stop()
     wanted = {cell.cell.id for cell in made.cells}
-    whole = execute(made, out, err, inline, retrain, stop)
-    after = [cell for cell in whole.cells if cell.cell.id in wanted]
+    done = execute(made, whole, out, err, inline, retrain, stop)
+    after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     out.print(f"{told}; results in {made.root}", soft_wrap=True)
     if all(cell.is_done for cell in after):
         return
-    gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in whole.runs)
+    gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in done.runs)
     if gone:
         out.print(f"{gone} trainings are needed again, for their snapshots were removed: run with --retrain")
     if stop():

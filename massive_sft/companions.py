@@ -5,15 +5,13 @@ A run never waits while it holds anything: first it does what it can, then it lo
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from massive_sft.asked import lacking
 from massive_sft.ledger.index import Entry
-from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.lease import Lease, Watch, look, this_process
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan
@@ -120,7 +118,7 @@ class _Others:
             seen = look(lease)
             if seen is None or seen.released or seen.gone():
                 continue
-            taken = Lease.acquire(lease, _owner(), self._watch) if self._watch.free(lease, seen) else None
+            taken = Lease.acquire(lease, this_process(), self._watch) if self._watch.free(lease, seen) else None
             if taken is None:
                 yield str(seen.owner.get("name", "another run"))
             else:
@@ -142,7 +140,3 @@ def _only(plan: Plan, cells: Collection[CellPlan]) -> Plan:
 
     runs = (replace(run, cells=of(run.cells)) for run in plan.runs)
     return replace(plan, runs=tuple(run for run in runs if run.cells), base=of(plan.base))
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"

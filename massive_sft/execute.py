@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 from rich.console import Console
 from rich.text import Text
 
@@ -12,6 +9,7 @@ from massive_sft.changes import remember
 from massive_sft.check import require_runnable
 from massive_sft.companions import finish_together, wants
 from massive_sft.cost.learn import learn
+from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import announce
@@ -26,13 +24,15 @@ FLUSH = 120.0  # seconds that the tracker may take to catch up at the end
 FLUSH_STOPPED = 10.0  # the same, when somebody waits for the end
 
 
-def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:
+def execute(plan: Plan, whole: Plan, out: Console, err: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:
     """Check a plan, do what it leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
 
     Ctrl-C, SIGTERM and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a second
     Ctrl-C at once. Must be called on the main thread, which is where signals arrive.
 
     Args:
+        plan: the part of the sweep that is wanted.
+        whole: the plan of all of it.
         out: for progress.
         err: for what is being checked.
         inline: in this process, without Ray.
@@ -46,8 +46,8 @@ def execute(plan: Plan, out: Console, err: Console, inline: bool, retrain: bool,
     with err.status("checking") as status:
         require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
     ledger = Ledger.open(plan.root)
-    remember(plan.sweep, ledger)
-    with registered(ledger.sweep_dir(plan.sweep.file.name), f"{socket.gethostname()}:{os.getpid()}") as run:
+    remember(whole, ledger)
+    with registered(ledger.sweep_dir(plan.sweep.file.name), this_process()) as run:
         announce(run, wants(plan))
         return _mirrored(plan, ledger, run, out, inline, retrain, stop)
 

@@ -6,8 +6,6 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
-import os
-import socket
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from massive_sft.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -91,7 +90,7 @@ def make_recorder(plan: Plan) -> Recorder:
         ledger=Ledger.open(plan.root),
         evaluation=plan.sweep.file.evaluation,
         provenance=capture(plan.sweep.path),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=this_process(),
     )
 
 

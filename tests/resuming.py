@@ -15,7 +15,8 @@ from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import Watch
 from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.events import CheckpointWritten, Event, StepDone
-from massive_sft.sft.loop import TrainingSummary, never, train_trajectory
+from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.stop import never
 from massive_sft.sweep.spec import TrainingSpec
 
 # Three steps an epoch, snapshots after steps 3 and 9: a checkpoint may lie at the first step, in an epoch, right after

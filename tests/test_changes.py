@@ -20,7 +20,7 @@ from massive_sft.sweep.load import load_sweep
 def folder(tmp_path: Path) -> Path:
     """Where a sweep has run: its plan is remembered."""
     path = small_sweep(tmp_path)
-    remember(load_sweep(path), Ledger.open(tmp_path / "ledger"))
+    remember(make_plan(load_sweep(path)), Ledger.open(tmp_path / "ledger"))
     return tmp_path
 
 
@@ -63,13 +63,13 @@ def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder
         "what the file names",
         "4 cells are new, 1 stay, 4 are no longer asked for (what is done of them stays in the ledger)",
     ]
-    remember(load_sweep(path), Ledger.open(folder / "ledger"))
+    remember(make_plan(load_sweep(path)), Ledger.open(folder / "ledger"))
     assert changes(make_plan(load_sweep(path))) == []
 
 
 def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
     edited = small_sweep(folder, measures=["perplexity"])
-    remember(load_sweep(edited), Ledger.open(folder / "ledger"))
+    remember(make_plan(load_sweep(edited)), Ledger.open(folder / "ledger"))
     assert changes(make_plan(load_sweep(edited))) == []
     for damaged in ("{", "[]", '{"schema": 1, "file": [], "cells": {}}', '{"schema": 1, "file": {}, "cells": 3}'):
         (folder / "ledger" / "sweeps" / "small" / "plan.json").write_text(damaged)
@@ -80,7 +80,7 @@ def test_password_in_an_address_is_neither_kept_nor_told(folder: Path) -> None:
     edits = {"tracking": {"mlflow": "http://me:hunter2@localhost:1"}}
     lines = changed(folder, **edits)
     assert any("localhost" in line for line in lines)
-    remember(load_sweep(small_sweep(folder, **edits)), Ledger.open(folder / "ledger"))
+    remember(make_plan(load_sweep(small_sweep(folder, **edits))), Ledger.open(folder / "ledger"))
     assert "hunter2" not in (folder / "ledger" / "sweeps" / "small" / "plan.json").read_text() + "".join(lines)
 
 

@@ -125,7 +125,7 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
         imported(odd, root)
     assert len(imported(odd, root, "corrected").records()) == 5
     path = small_sweep(tmp_path, name="mine", storage={"root": str(root)})
-    remember(load_sweep(path), found.ledger)
+    remember(make_plan(load_sweep(path)), found.ledger)
     with pytest.raises(InvalidInput, match="is the name of a sweep"):
         imported(odd, root, "mine")
     path = small_sweep(tmp_path, name="corrected", storage={"root": str(root)})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 from massive_sft.cost.devices import gpu
 from massive_sft.cost.known import Known
 from massive_sft.cost.measured import (
@@ -22,7 +19,7 @@ from massive_sft.cost.memory import training_memory
 from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import Shape
 from massive_sft.cost.work import perplexity_operations, scoring_operations, training_operations
-from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.lease import Lease, this_process
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan
@@ -35,7 +32,7 @@ def learn(plan: Plan, ledger: Ledger) -> int:
     One writer at a time: while another adds, nothing is done, and the next run finds what was left. Raises OSError
     where the disk refuses.
     """
-    lease = Lease.acquire((ledger.root / NAME).with_suffix(".lease"), f"{socket.gethostname()}:{os.getpid()}")
+    lease = Lease.acquire((ledger.root / NAME).with_suffix(".lease"), this_process())
     if lease is None:
         return 0
     with lease:

@@ -10,6 +10,7 @@ from massive_sft.cost.disk import Disk
 from massive_sft.cost.estimate import Cost
 from massive_sft.cost.fit import Fit
 from massive_sft.cost.work import Figure
+from massive_sft.files import size_text
 
 LISTED = 10  # lines of what does not fit, or is left out, before "and so many more"
 
@@ -59,20 +60,12 @@ def _time(figure: Figure) -> str:
     return _about(figure) + (f"{seconds / 60:.0f} min" if seconds < 7200 else f"{_number(seconds / 3600)} h")
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}"
-
-
 def _disk_lines(found: Disk | None) -> list[str]:
     if found is None:
         return []
     parts = [(found.kept, "kept"), (found.waiting, "waiting to be scored"), (found.resume, "a resume checkpoint")]
-    told = ", ".join(f"{_bytes(size)} {what}" for size, what in parts if size)
-    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{_bytes(found.peak)} ({told})"]
+    told = ", ".join(f"{size_text(size)} {what}" for size, what in parts if size)
+    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{size_text(found.peak)} ({told})"]
 
 
 def _fit_lines(fits: Sequence[Fit]) -> list[str]:
@@ -80,7 +73,7 @@ def _fit_lines(fits: Sequence[Fit]) -> list[str]:
     lines = []
     if fits and not judged:
         most = max(fits, key=lambda fit: fit.needed)
-        lines.append(f"  memory, the most: {most.what} on {most.where} needs ≈ {_bytes(most.needed)} on each")
+        lines.append(f"  memory, the most: {most.what} on {most.where} needs ≈ {size_text(most.needed)} on each")
     if judged:
         tightest = max(judged, key=lambda fit: fit.needed / (fit.available or 1))
         lines.append(f"  memory, the tightest: {_fit(tightest)}")
@@ -97,7 +90,7 @@ def _judgement(fit: Fit) -> str:
 
 def _fit(fit: Fit) -> str:
     runs = f", {fit.runs} runs" if fit.runs > 1 else ""
-    needed = f"{'' if fit.measured else '≈ '}{_bytes(fit.needed)} of {_bytes(fit.available or 0)}"
+    needed = f"{'' if fit.measured else '≈ '}{size_text(fit.needed)} of {size_text(fit.available or 0)}"
     return f"{fit.what} on {fit.where}{runs} needs {needed}"
 
 

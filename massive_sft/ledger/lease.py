@@ -29,6 +29,11 @@ TTL = 60.0
 """Seconds without a beat after which others may take over; an owner beats four times as often."""
 
 
+def this_process() -> str:
+    """Return this process as an owner's name for people: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a lease's highest file says.

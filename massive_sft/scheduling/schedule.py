@@ -254,9 +254,6 @@ class _Until(tune.Stopper):
     def stop_all(self) -> bool:
         return self._ended.is_set()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its settings down for a restore, which this package never asks for
-
 
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
     """Wait for the threads' ends, for so long at most altogether."""

@@ -26,15 +26,11 @@ from massive_sft.sft.loss import SummedLoss
 from massive_sft.sft.ranks import join_group, sum_over_ranks
 from massive_sft.sft.resume import Start
 from massive_sft.sft.schedule import learning_rate
+from massive_sft.stop import never
 from massive_sft.sweep.spec import TrainingSpec
 
 # What rank 0 decides in a step; the others learn of it with the sum of the loss.
 GO_ON, SAVE, STOP = 0, 1, 2
-
-
-def never() -> bool:
-    """Return False: nobody wishes an end."""
-    return False
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.data import Counts, build_samples
 from massive_sft.sft.engine import warm_up
 from massive_sft.sft.events import Event
-from massive_sft.sft.loop import TrainingSummary, never, train_trajectory
+from massive_sft.sft.loop import TrainingSummary, train_trajectory
 from massive_sft.sft.ranks import from_first_rank, is_first_rank
 from massive_sft.stages.outcome import LOSSES, OUTCOME, read_losses
+from massive_sft.stop import never
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
 

@@ -8,15 +8,13 @@ point, a lost connection, a deleted store, a record of another process: all end 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from massive_sft.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
-from massive_sft.ledger.lease import Lease, Watch
+from massive_sft.ledger.lease import Lease, Watch, this_process
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -186,7 +184,7 @@ class Mirror:
         """Take the lease, find the runs, and queue what they do not show yet; does nothing while all of that holds."""
         if self._lease is None or not self._lease.held():
             self._release()
-            owner = f"{socket.gethostname()}:{os.getpid()}"
+            owner = this_process()
             self._lease = Lease.acquire(self._folder / "mirror-lease", owner, self._watch)
             if self._lease is None:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.runs import Run, live_runs
 from massive_sft.plan import storage_root
 from massive_sft.sweep.load import load_sweep
@@ -43,7 +42,7 @@ def cancel(
 
 def end(runs: Sequence[Run], timeout: float) -> list[Run]:
     """Ask runs to end and wait for it; return those that had not ended after so many seconds."""
-    by = f"{socket.gethostname()}:{os.getpid()}"
+    by = this_process()
     for run in runs:
         run.ask_to_end(by)
     deadline = time.monotonic() + timeout

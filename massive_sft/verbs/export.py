@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from massive_sft.errors import Corrupt, InvalidInput, LedgerError, Problem
-from massive_sft.files import read_json, write_json
+from massive_sft.files import read_json, size_text, write_json
 from massive_sft.fingerprint import hash_file
 from massive_sft.ledger.record import Status
 from massive_sft.stages.outcome import find_snapshot, snapshot_folder
 from massive_sft.sweep.schema import Model
 from massive_sft.verbs.card import card
-from massive_sft.verbs.options import CellId, Overlays, Sweep, console, megabytes, read_plan, writing
+from massive_sft.verbs.options import CellId, Overlays, Sweep, console, read_plan, writing
 from massive_sft.verbs.pick import Found, find_cell
 
 ADAPTER = "adapter_config.json"
@@ -36,7 +36,7 @@ def export(
     found = find_cell(*read_plan(sweep, overlay), cell)
     export_model(found, folder, merge)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    line = f"{found.coordinates} is in {folder} ({megabytes(size)}); README.md says how to load it"
+    line = f"{found.coordinates} is in {folder} ({size_text(size)}); README.md says how to load it"
     console().print(line, soft_wrap=True)
 
 

@@ -12,12 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.files import write_json
+from massive_sft.files import size_text, write_json
 from massive_sft.ledger.lease import Lease, Watch
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
-from massive_sft.verbs.options import File, Json, Overlays, console, megabytes, print_json
+from massive_sft.verbs.options import File, Json, Overlays, console, print_json
 
 if TYPE_CHECKING:  # the hub library takes half a second to import, and every verb imports this module
     from massive_sft.hub import Pinned, Repository
@@ -112,13 +112,13 @@ def _view(pinned: list[Pinned], dry_run: bool, pin_only: bool) -> Group:
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in pinned:
         one = item.repository
-        size = megabytes(sum(item.sizes.values()))
+        size = size_text(sum(item.sizes.values()))
         table.add_row(one.kind, Text(one.id), one.revision, item.commit[:12], size, "yes" if item.here else "no")
     left = sum(size for item in pinned if not item.here for size in item.sizes.values())
     told = {
-        (True, False): f"all can be read; {megabytes(left)} would be fetched",
+        (True, False): f"all can be read; {size_text(left)} would be fetched",
         (True, True): "all can be read",
         (False, True): "pinned; nothing was downloaded",
-        (False, False): f"pinned and here ({megabytes(left)} fetched); runs need no network now",
+        (False, False): f"pinned and here ({size_text(left)} fetched); runs need no network now",
     }[dry_run, pin_only]
     return Group(table, Text(told))

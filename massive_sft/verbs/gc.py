@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft.errors import Corrupt
-from massive_sft.files import read_json
+from massive_sft.files import read_json, size_text
 from massive_sft.ledger.attempt import RESUME, uncounted
 from massive_sft.ledger.lease import Lease, Watch, look
 from massive_sft.ledger.record import Status
@@ -25,7 +25,7 @@ from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 from massive_sft.trial import is_kept
 from massive_sft.verbs.invalidate import ASIDE
-from massive_sft.verbs.options import File, Json, Overlays, console, megabytes, print_json, read_plan
+from massive_sft.verbs.options import File, Json, Overlays, console, print_json, read_plan
 
 STALE = 3600.0  # seconds after which a temporary file is nobody's: a write takes far less
 OWNER = "massive-sft gc"
@@ -239,8 +239,8 @@ def gc_view(found: Collected, ledger: Ledger, dry_run: bool) -> Group:
     for column in ("kind", "what", "size"):
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in found.waste:
-        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), megabytes(item.bytes))
+        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), size_text(item.bytes))
     notes = [Text(f"kept, {line}", style="dim") for line in found.kept]
     verb = "would go" if dry_run else "removed"
-    total = f"{len(found.waste)} items, {megabytes(found.bytes)} {verb}" if found.waste else "nothing to remove"
+    total = f"{len(found.waste)} items, {size_text(found.bytes)} {verb}" if found.waste else "nothing to remove"
     return Group(*([table] if found.waste else []), *notes, Text(total))

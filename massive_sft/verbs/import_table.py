@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ import typer
 from massive_sft.errors import InvalidInput, LedgerError, Problem
 from massive_sft.files import write_bytes, write_json
 from massive_sft.fingerprint import hash_file
-from massive_sft.ledger.lease import Claim, Lease
+from massive_sft.ledger.lease import Claim, Lease, this_process
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -90,7 +88,7 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     path = ledger.sweep_dir(name) / FILE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
-    lease = Lease.acquire(path.parent / LEASE, f"{socket.gethostname()}:{os.getpid()}")
+    lease = Lease.acquire(path.parent / LEASE, this_process())
     if lease is None:
         raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
     with lease:

@@ -73,13 +73,3 @@ def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger
     """
     plan = make_plan(load_sweep(file, overlays or ()))
     return plan, Ledger.open(plan.root, create=False)
-
-
-def megabytes(count: int) -> str:
-    """Return a number of bytes for people: decimal units, three digits."""
-    size, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
