@@ -18,7 +18,7 @@ from massive_sft.evaluate.run import evaluate
 from massive_sft.evaluate.scorer import PlainScorer, Scorer
 from massive_sft.evaluate.tasks import label
 from massive_sft.evaluate.weights import load_scored
-from massive_sft.evaluate.wrapping import choose
+from massive_sft.evaluate.wrapping import Wrapping, choose
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Cell
@@ -77,17 +77,6 @@ def score(
     for template, group in _by_template(asked).items():
         tokenizer = modeling.load_tokenizer(cell.model)
         wrapping = choose(evaluation.protocol, template, tokenizer)
-        prepared = [
-            prepare(
-                (item.task.model_copy(update={"shots": (item.shots,)}),),
-                evaluation.protocol.fewshot,
-                wrapping,
-                ledger.cache_dir("requests"),
-                evaluation.allow_code_execution,
-            )
-            for item in group
-            if item.task is not None
-        ]
 
         def make_scorer(tokenizer: Any = tokenizer) -> Scorer:
             device = modeling.best_device()
@@ -95,12 +84,8 @@ def score(
             model = load_scored(cell.model, snapshot, protocol.dtype, protocol.adapters, device=device)
             return _Stoppable(model, tokenizer, stop)
 
-        together = Prepared(
-            tuple(benchmark for one in prepared for benchmark in one.benchmarks),
-            {name: why for one in prepared for name, why in one.missing.items()},
-        )
         done = evaluate(
-            together,
+            _prepared(group, evaluation, wrapping, ledger),
             evaluation.protocol,
             weights,
             make_scorer,
@@ -116,6 +101,25 @@ def score(
         for name, table in done.scores.items():
             result.scores[table["protocol"]] = _recorded(name, by_label[name], table)
     return result
+
+
+def _prepared(group: Sequence[Asked], evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+    """Build the requests of benchmarks that share a template, each with its own shots."""
+    prepared = [
+        prepare(
+            (item.task.model_copy(update={"shots": (item.shots,)}),),
+            evaluation.protocol.fewshot,
+            wrapping,
+            ledger.cache_dir("requests"),
+            evaluation.allow_code_execution,
+        )
+        for item in group
+        if item.task is not None
+    ]
+    return Prepared(
+        tuple(benchmark for one in prepared for benchmark in one.benchmarks),
+        {name: why for one in prepared for name, why in one.missing.items()},
+    )
 
 
 def _by_template(asked: Sequence[Asked]) -> dict[str | TemplateText, list[Asked]]:
