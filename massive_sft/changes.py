@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def changes(plan: Plan) -> list[str]:
         return []
     before: dict[str, Any] = last["file"]
     places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
-    lines = [_line(place, before, now) for place in places]
+    lines = list(dict.fromkeys(_line(place, before, now) for place in places))
     known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
     if known != cells:
         if not lines:
@@ -80,8 +81,26 @@ def _said(place: str, content: Mapping[str, Any]) -> Any:
 
 
 def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    if place not in old:
-        return f"{place}: new, {json.dumps(new[place], ensure_ascii=False)}"
-    if place not in new:
-        return f"{place}: no longer there, was {json.dumps(old[place], ensure_ascii=False)}"
-    return f"{place}: {json.dumps(new[place], ensure_ascii=False)}, was {json.dumps(old[place], ensure_ascii=False)}"
+    """Return what to say of a place; the same line for all places of an entry that is new, or no longer there."""
+    if place in old and place in new:
+        return f"{place}: {_text(new[place])}, was {_text(old[place])}"
+    here, there, change = (new, old, "new") if place in new else (old, new, "no longer there, was")
+    entry = _entry(place, there)
+    inside = (f"{known[len(entry) :].lstrip('.')} {_text(here[known])}" for known in here if _is_within(known, entry))
+    content = _text(here[entry]) if entry in here else ", ".join(text for text in inside if not text.endswith(" null"))
+    return f"{entry}: {change}{' ' if there is new else ', '}{content}"
+
+
+def _entry(place: str, other: Mapping[str, Any]) -> str:
+    """Return the shortest beginning of a place that is a whole entry of which ``other`` has nothing."""
+    ends = [match.start() for match in re.finditer(r"[.\[]", place)]
+    whole = (place[:end] for end in ends if not any(_is_within(known, place[:end]) for known in other))
+    return next(whole, place)
+
+
+def _is_within(place: str, entry: str) -> bool:
+    return place == entry or place.startswith((f"{entry}.", f"{entry}["))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

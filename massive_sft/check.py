@@ -12,7 +12,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, RunPlan, token_key
 from massive_sft.sft.engine import layout_problems
 from massive_sft.stages.training import samples_of
-from massive_sft.study.imported import FILE
+from massive_sft.study.imported import TABLE
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.tracking import tracking_problem
@@ -40,7 +40,7 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Probl
         ledger = Ledger.open(plan.root)
     except InvalidInput as error:
         problems += error.problems
-    if ledger is not None and (ledger.sweep_dir(file.name) / FILE).exists():
+    if ledger is not None and (ledger.sweep_dir(file.name) / TABLE).exists():
         rule = "is the name of an imported table of this storage root; choose another one"
         problems.append(Problem(f"{path}: name", rule, file.name))
     say("tracker")

@@ -21,7 +21,7 @@ from massive_sft.cost.budget import Portion, within_budget
 from massive_sft.cost.words import portion_json
 from massive_sft.errors import Interrupted, InvalidInput, MassiveSFTError, Problem
 from massive_sft.files import refusal
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
 from massive_sft.scheduling import submit
@@ -31,6 +31,7 @@ from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json, writing
 from massive_sft.verbs.options import Sweep as SweepOption
+from massive_sft.verbs.pick import find_record
 from massive_sft.verbs.retry import count_diverged, retry_view, take_up
 from massive_sft.where import narrow, parse
 
@@ -213,7 +214,7 @@ def show(cell: CellId, file: SweepOption, overlay: Overlays = None, as_json: Jso
         ledger = open_imported(file).ledger
     else:
         ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
-    record = _find(ledger, cell)
+    record = find_record(ledger, cell)
     if as_json:
         print_json(record.model_dump(mode="json", by_alias=True))
     else:
@@ -292,17 +293,6 @@ def main() -> None:
 
 def _counts(made: Plan) -> str:
     return ", ".join(f"{made.statuses[status]} {status}" for status in Status if made.statuses[status])
-
-
-def _find(ledger: Ledger, beginning: str) -> Record:
-    matching = [cell for cell in ledger.entries() if cell.startswith(beginning)]
-    if len(matching) != 1:
-        rule = "is no cell with a record" if not matching else f"is the beginning of {len(matching)} cells"
-        raise InvalidInput(Problem("show", rule, beginning, matching[:10]))
-    record = ledger.read_record(matching[0])
-    if record is None:
-        raise InvalidInput(Problem("show", "its record is damaged", matching[0]))
-    return record
 
 
 if __name__ == "__main__":

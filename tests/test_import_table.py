@@ -29,7 +29,7 @@ from massive_sft.report.imported import gather
 from massive_sft.report.write import write_report
 from massive_sft.study import frames
 from massive_sft.study.beside import beside
-from massive_sft.study.imported import FILE, ImportedLedger, open_imported
+from massive_sft.study.imported import TABLE, ImportedLedger, open_imported
 from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
 from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs.import_table import fill
@@ -326,7 +326,7 @@ def test_imported_table_is_a_study_like_any_other(
     assert "LoRA rank" in lora.params["unknown"]
     assert lora.tags["massive_sft.status"] == "PARTIAL"
 
-    table = root / "sweeps" / "paper" / FILE
+    table = root / "sweeps" / "paper" / TABLE
     cell = open_imported(table).table.cells[1]
     code, told = call("status", table)
     assert code == 0
@@ -347,10 +347,12 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     call: Callable[..., tuple[int, str]], odd: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    code, told = call("report", root / "sweeps" / "paper" / FILE)
+    code, told = call("report", root / "sweeps" / "paper" / TABLE)
     assert code == 2
     assert "is no imported table; import-table makes one" in told
     imported(odd, root)
+    code, told = call("plan", root / "sweeps" / "paper" / TABLE)
+    assert (code, "is an imported table and no sweep: status, show, report" in told) == (2, True)
     code, told = call("export-table", root, "papers", tmp_path / "back.csv")
     assert code == 2
     assert "did you mean 'paper'?" in told
@@ -360,7 +362,7 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     assert code == 2
     assert "holds a secret" in told
     assert "password" not in told
-    table = open_imported(root / "sweeps" / "paper" / FILE)
+    table = open_imported(root / "sweeps" / "paper" / TABLE)
     for path in table.ledger.cell_dir(table.table.cells[0]).iterdir():
         path.unlink()
     code, told = call("export-table", root, "paper", tmp_path / "back.csv")

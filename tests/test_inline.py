@@ -23,6 +23,7 @@ from massive_sft.plan import Plan, make_plan
 from massive_sft.stages.outcome import remove_snapshot
 from massive_sft.sweep.load import load_sweep
 from massive_sft.trial import Began, Happening, Recorded, make_recorder
+from massive_sft.verbs.invalidate import find, set_aside
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -372,3 +373,15 @@ def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on
     ):
         invalidate(path, "--where", "method=full")
     assert records(path) == before
+
+
+def test_invalidate_does_not_touch_what_got_a_new_record_since_it_was_found(copy: Path) -> None:
+    plan = make_plan(load_sweep(small_sweep(copy)))
+    ledger = Ledger.open(plan.root)
+    found = find(plan, ledger, with_training=True)
+    ledger.write_record(found.records[0].model_copy(update={"finished": "2030-01-01T00:00:00.000Z"}))
+    before = records(small_sweep(copy))
+    with pytest.raises(InvalidInput, match=f"got a new record meanwhile.*{found.records[0].cell}"):
+        set_aside(found, ledger, "wrong")
+    assert records(small_sweep(copy)) == before
+    assert all((ledger.trajectory_dir(run) / "training").is_dir() for run in found.trajectories)

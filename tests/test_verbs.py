@@ -28,7 +28,9 @@ from massive_sft.errors import MassiveSFTError
 from massive_sft.evaluate.weights import load_scored
 from massive_sft.inline import run_inline
 from massive_sft.ledger.record import Status
+from massive_sft.ledger.runs import registered
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import announce
 from massive_sft.plan import Plan, make_plan
 from massive_sft.stages.outcome import snapshot_folder
 from massive_sft.stages.recorder import now
@@ -384,6 +386,20 @@ def test_gc_keeps_the_snapshots_of_cells_that_lack_something(
     more.write_text("measures: [token_length, layer_change]\n")
     shown = json.loads(call("gc", sweep, "--overlay", overlay, "--overlay", more, "--dry-run", "--json")[1])
     assert {item["kind"] for item in shown["waste"]} == {"attempt", "temporary"}
+
+
+def test_gc_keeps_the_snapshots_that_a_run_of_another_sweep_wants(
+    sweep: Path, littered: tuple[Path, Plan, set[str]]
+) -> None:
+    overlay, plan, _ = littered
+    cell = plan.runs[1].cells[0].cell
+    with registered(plan.root / "sweeps" / "other", "test") as run:
+        announce(run, {cell.id: ["another benchmark"]})
+        shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
+        removed = [item["path"] for item in shown["waste"] if item["kind"] == "snapshot"]
+        assert removed and not any(path.endswith(f"epoch-{cell.epoch}") for path in removed)
+    shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
+    assert len([item for item in shown["waste"] if item["kind"] == "snapshot"]) == len(removed) + 1
 
 
 def test_gc_of_caches_removes_what_this_file_does_not_use(sweep: Path, copied: Callable[..., Path]) -> None:

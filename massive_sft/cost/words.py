@@ -118,6 +118,7 @@ def portion_json(portion: Portion) -> dict[str, Any]:
         "runs": len(portion.plan.runs),
         "base_rows": len(portion.plan.base),
         "left_out": list(portion.left_out),
+        "runs_left_out": portion.runs_left_out,
     }
 
 

@@ -93,18 +93,7 @@ def lane_loop(config: dict[str, Any]) -> None:
     if not go[0]:
         return
 
-    from massive_sft.ledger.store import Ledger
-    from massive_sft.stages.training import train
-
-    stopped = pool.stopped.remote()
-
-    def report(event: Event) -> None:
-        step = event.step if isinstance(event, StepDone) else 0
-        pool.tell.remote(lane, Message("event", pickle.dumps(event), step))
-
-    def stop() -> bool:
-        return bool(ray.wait([stopped], timeout=0)[0])
-
+    serve = _server(pool, lane)
     while True:
         box: list[bytes | None] = [ray.get(pool.next.remote(lane, shape)) if rank == 0 else None]
         if shape.workers > 1:
@@ -113,10 +102,7 @@ def lane_loop(config: dict[str, Any]) -> None:
             return
         order: Order = pickle.loads(box[0])
         try:
-            train(order.run, Ledger.open(order.root), order.attempt, report, stop=stop)
-        except Interrupted:
-            if rank == 0:
-                ray.get(pool.tell.remote(lane, Message("stopped")))
+            outcome = serve(order)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if shape.workers == 1 or isinstance(error, MassiveSFTError):
@@ -127,7 +113,34 @@ def lane_loop(config: dict[str, Any]) -> None:
                 raise
         else:
             if rank == 0:
-                ray.get(pool.tell.remote(lane, Message("done")))
+                ray.get(pool.tell.remote(lane, outcome))
+
+
+def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
+    """Return what trains an order, tells the pool of it as it goes, and returns how it ended."""
+    from massive_sft.ledger.store import Ledger
+    from massive_sft.stages.training import train
+
+    stopped = pool.stopped.remote()
+
+    def report(event: Event) -> None:
+        step = event.step if isinstance(event, StepDone) else 0
+        pool.tell.remote(lane, Message("event", pickle.dumps(event), step))
+
+    def serve(order: Order) -> Message:
+        try:
+            train(
+                order.run,
+                Ledger.open(order.root),
+                order.attempt,
+                report,
+                stop=lambda: bool(ray.wait([stopped], timeout=0)[0]),
+            )
+        except Interrupted:
+            return Message("stopped")
+        return Message("done")
+
+    return serve
 
 
 @dataclass

@@ -21,8 +21,8 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Score, Sha256, St
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.released import Column, Row, Table, task_of
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.load import TABLE
 
-FILE = "table.json"
 NOT_IN_TABLE = "not in the table"
 _KNOWN = ("model", "data", "method", "size", "schedule", "epoch")
 _UNKNOWN = (
@@ -79,7 +79,7 @@ class ImportedLedger:
 
 def is_imported(path: Path) -> bool:
     """Whether a path that stands for a sweep file is an imported table's ``table.json``."""
-    return path.name == FILE
+    return path.name == TABLE
 
 
 def open_imported(path: Path) -> ImportedLedger:
@@ -94,7 +94,7 @@ def open_imported(path: Path) -> ImportedLedger:
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidInput(Problem(str(path), "is no imported table; import-table makes one")) from None
     except ValidationError as error:
-        raise Corrupt(f"{path}: is no {FILE}: {error}; import the table again under another name") from error
+        raise Corrupt(f"{path}: is no {TABLE}: {error}; import the table again under another name") from error
     ledger = Ledger.open(path.absolute().parents[2], create=False)
     if ledger.sweep_dir(table.name) != path.absolute().parent:
         raise Corrupt(f"{path}: belongs into the folder of {table.name} under a ledger's sweeps")
@@ -103,7 +103,7 @@ def open_imported(path: Path) -> ImportedLedger:
 
 def tables_of(root: Path) -> dict[str, Path]:
     """Return the ``table.json`` of each imported table under a storage root, by name."""
-    return {path.parent.name: path for path in sorted((root / "sweeps").glob(f"*/{FILE}"))}
+    return {path.parent.name: path for path in sorted((root / "sweeps").glob(f"*/{TABLE}"))}
 
 
 def open_all(path: Path) -> list[ImportedLedger]:

@@ -20,6 +20,7 @@ from massive_sft.sweep.yaml_errors import Location, dotted, errors_of, problems_
 from massive_sft.sweep.yaml_file import merge, read_yaml, with_text_keys
 
 BUILT_IN_SET = "all"
+TABLE = "table.json"  # what stands for a sweep file where a table was imported (study.imported)
 MOST_CELLS = 200_000  # that a sweep's blocks may cross to: planning takes about 10 kB and 0.2 ms for each
 
 
@@ -61,6 +62,9 @@ def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
     Raises:
         InvalidInput: with every problem found.
     """
+    if path.name == TABLE:
+        rule = "is an imported table and no sweep: status, show, report, ui, mirror and export-table take it"
+        raise InvalidInput(Problem(str(path), rule))
     try:
         raw = read_yaml(path)
         for overlay in overlays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from massive_sft.fingerprint import digest
+from massive_sft.fingerprint import digest, fingerprint
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import BenchmarkScores, Record, Status, dump_record
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.sweep.cell import Coordinates
 
 # Limits of every MLflow server since 2.0, though newer ones take more; the whole is in the run's record.json.
@@ -89,8 +88,8 @@ def describe(record: Record, content: Mapping[str, Any], coordinates: Coordinate
 
 
 def checksum(record: Record) -> str:
-    """Return what tells one record of a cell from another: the first 16 hex digits of its file's SHA-256."""
-    return hashlib.sha256(dump_record(record)).hexdigest()[:16]
+    """Return what tells one record of a cell from another; a field that a later version adds changes nothing."""
+    return fingerprint(record.model_dump(mode="json", by_alias=True, exclude_defaults=True))
 
 
 def milliseconds(time: str) -> int:

@@ -21,6 +21,7 @@ from massive_sft.ledger.attempt import RESUME, uncounted
 from massive_sft.ledger.lease import Lease, Watch, look
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 from massive_sft.trial import is_kept
@@ -142,8 +143,11 @@ def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
 
 
 def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
+    """Whether a cell lacks nothing, neither of what this sweep asks nor of what the runs that go on do."""
     record = ledger.read_record(cell.cell.id)
-    return record is not None and record.status in (Status.COMPLETE, Status.DIVERGED) and cell.refreshed(record).is_done
+    if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
+        return False
+    return cell.refreshed(record).is_done and wanted(ledger.root, record.cell).issubset(record.answers)
 
 
 def _remove(item: Waste, ledger: Ledger) -> bool:

@@ -20,7 +20,7 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.imported import (
-    FILE,
+    TABLE,
     Imported,
     ImportedLedger,
     approximate,
@@ -70,7 +70,7 @@ def import_table(
     if mirror:
         out.print(f"writing {len(material.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
         mirror_imported(found)
-    out.print(f"report, mirror, ui, status and show take {found.folder / FILE} for a sweep file", soft_wrap=True)
+    out.print(f"report, mirror, ui, status and show take {found.folder / TABLE} for a sweep file", soft_wrap=True)
 
 
 def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
@@ -85,7 +85,7 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     if not NAME.fullmatch(name):
         raise InvalidInput(Problem("--name", "must be letters, digits, dots, dashes and underscores", name))
     ledger = Ledger.open(root)
-    path = ledger.sweep_dir(name) / FILE
+    path = ledger.sweep_dir(name) / TABLE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
     lease = Lease.acquire(path.parent / LEASE, this_process())

@@ -118,7 +118,7 @@ def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
     A process that dies here leaves trainings that are aside and records that still stand; the same command goes on.
 
     Raises:
-        InvalidInput: when somebody works on any of it; nothing was changed then.
+        InvalidInput: when somebody works on any of it, or did since it was found; nothing was changed then.
     """
     homes = [ledger.trajectory_dir(run) for run in found.trajectories]
     cells = [ledger.cell_dir(record.cell) for record in found.records]
@@ -131,6 +131,10 @@ def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
         if busy:
             rule = "somebody works on it; cancel the run first (massive-sft cancel)"
             raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
+        changed = [record.cell for record in found.records if ledger.read_record(record.cell) != record]
+        if changed:
+            rule = "got a new record meanwhile; look at it, then give the command again"
+            raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
         for home in homes:
             _move(home, OF_TRAJECTORY)
         _forget(found, ledger)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan
@@ -55,14 +56,33 @@ class Found:
         return self.ledger.read_cell(self.id)
 
 
-def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> Found:
-    """Return the cell whose id begins so. Raises InvalidInput when there is none, or more than one."""
-    of_sweep = {cell.cell.id: (cell, run) for run in plan.runs for cell in run.cells}
-    of_sweep |= {cell.cell.id: (cell, None) for cell in plan.base}  # type: ignore[misc]
-    fitting = [cell for cell in of_sweep if cell.startswith(beginning)]
-    fitting += [cell for cell in ledger.entries() if cell.startswith(beginning) and cell not in of_sweep]
+def match(ids: Sequence[str], beginning: str) -> str:
+    """Return the id that begins so. Raises InvalidInput when there is none, or more than one."""
+    fitting = [cell for cell in ids if cell.startswith(beginning)]
     if len(fitting) != 1 or not beginning:
         rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        raise InvalidInput(Problem("cell", rule, beginning, tuple((fitting or list(of_sweep))[:LISTED])))
-    cell, run = of_sweep.get(fitting[0], (None, None))
-    return Found(fitting[0], cell, run, ledger.read_record(fitting[0]), ledger)
+        raise InvalidInput(Problem("cell", rule, beginning, tuple((fitting or ids)[:LISTED])))
+    return fitting[0]
+
+
+def find_record(ledger: Ledger, beginning: str) -> Record:
+    """Return the newest record of the cell whose id begins so.
+
+    Raises:
+        InvalidInput: no cell with a record begins so, or more than one does.
+        Corrupt: the record is damaged.
+    """
+    cell = match(list(ledger.entries()), beginning)
+    record = ledger.read_record(cell)
+    if record is None:
+        raise Corrupt(f"{ledger.cell_dir(cell)}: its record is damaged")
+    return record
+
+
+def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> Found:
+    """Return the cell of a sweep or else of its ledger. Raises InvalidInput as ``match``."""
+    of_sweep = {cell.cell.id: (cell, run) for run in plan.runs for cell in run.cells}
+    of_sweep |= {cell.cell.id: (cell, None) for cell in plan.base}  # type: ignore[misc]
+    chosen = match(list(dict.fromkeys([*of_sweep, *ledger.entries()])), beginning)
+    cell, run = of_sweep.get(chosen, (None, None))
+    return Found(chosen, cell, run, ledger.read_record(chosen), ledger)

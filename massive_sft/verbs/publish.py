@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.study.imported import FILE, ImportedLedger, is_imported, open_all, open_imported
+from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_all, open_imported
 from massive_sft.tracking.queue import Pending
 from massive_sft.verbs.options import File, Overlays, console, read_plan, writing
 
@@ -85,7 +85,7 @@ def mirror_imported(found: ImportedLedger) -> None:
     from massive_sft.tracking.mirror import Mirror
 
     mirror = Mirror.open(found.ledger, found.table.name, found.names(), found.table.mlflow)
-    for path in (found.folder / FILE, found.folder / "report" / "report.html"):
+    for path in (found.folder / TABLE, found.folder / "report" / "report.html"):
         if path.exists():
             mirror.artifact(path)
     _tell(mirror.close(), len(found.names()))
