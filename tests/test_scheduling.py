@@ -118,7 +118,7 @@ class Holder:
     def ready(self):
         return True
 
-schedule.SILENCE = 4.0
+schedule.SILENCE = 10.0  # until which Tune must have begun its trials, on a busy machine too
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 holder = Holder.remote()
 ray.get(holder.ready.remote())
