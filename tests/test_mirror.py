@@ -184,6 +184,7 @@ def test_record_becomes_a_run_below_the_sweeps_own(ledger):
     parent, children = runs_of(uri_of(ledger))
     run = children[cell]
     assert (parent.info.run_name, parent.info.status, parent.info.start_time) == (SWEEP, "FINISHED", CREATED_MS)
+    assert parent.info.end_time == run.info.end_time, "the sweep ended with its last cell"
     assert (run.info.run_name, run.info.status) == (str(coordinates(2)), "FINISHED")
     assert (run.info.start_time, run.info.end_time) == (CREATED_MS, CREATED_MS + 90_000)
     assert run.data.params["setting.optimizer.betas"] == "[0.9, 0.999]"

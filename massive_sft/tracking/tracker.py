@@ -121,6 +121,7 @@ class Tracker:
         self._experiment = self._find_experiment(sweep)
         self._parent = self._find_parent(sweep, ledger, began)
         self.known: dict[str, str] = {}
+        self._ended: int | None = None
         self.look_again()
 
     def write(self, run: CellRun, curve: Curve | None, attach: Attach) -> None:
@@ -154,14 +155,15 @@ class Tracker:
         # Last: it says that all of the above is there.
         self._client.log_batch(identity, tags=[RunTag(RECORD, run.checksum), RunTag(WRITTEN, str(written + 1))])
         self.known[run.cell] = run.checksum
+        self._ended = max(self._ended or run.end, run.end)
 
     def attach(self, attach: Attach) -> None:
         """Upload files to the parent run."""
         self._upload(self._parent, attach)
 
     def finish(self) -> None:
-        """Mark the parent run finished."""
-        self._client.set_terminated(self._parent, "FINISHED")
+        """Mark the parent run finished: it ended when the last of its cells did, whenever that is mirrored."""
+        self._client.set_terminated(self._parent, "FINISHED", self._ended)
 
     def look_again(self) -> None:
         """Learn what each cell's run shows, and remove second runs.
@@ -177,6 +179,7 @@ class Tracker:
             if _id(other) != _id(kept):
                 self._remove(other)
         self.known = {cell: run.data.tags.get(RECORD, "") for cell, run in found.items()}
+        self._ended = max((run.info.end_time for run in found.values() if run.info.end_time), default=None)
 
     def _find_experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
