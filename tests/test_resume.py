@@ -39,7 +39,7 @@ from massive_sft.errors import Interrupted, LeaseLost, Unsupported
 from massive_sft.ledger.attempt import Attempt, uncounted
 from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan
+from massive_sft.plan import Plan, make_plan
 from massive_sft.sft.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 from massive_sft.sft.resume import Interval, LossJump
 from massive_sft.stages import training
@@ -192,7 +192,7 @@ def test_resume_on_two_workers_is_bit_identical(two_workers: Path, case: Case) -
 
 
 def test_two_workers_killed_in_a_step_go_on_in_the_same_attempt_bit_identically(two_workers: Path) -> None:
-    (same,) = (case for case in MATRIX if (case.zero, case.method, case.workers) == (3, "lora", 2))
+    same = next(case for case in MATRIX if replace(case, step=KILLED.step) == KILLED)
     assert_same(two_workers / "killed" / "attempts" / "1", two_workers / same.name / "undisturbed")
     (entry,) = json.loads((two_workers / "killed" / "rank-1.json").read_text())
     assert (entry["attempt"], entry["source"], entry["step"]) == (1, 1, 4)
@@ -336,6 +336,7 @@ def home(stopped: Path, tmp_path: Path) -> Path:
         ("state/manifest.json", "missing"),
         ("snapshots/epoch-1/adapter_model.safetensors", "flipped"),
         ("snapshots/epoch-1/snapshot.json", "missing"),
+        ("snapshots/epoch-1/snapshot.json", "misspelt"),
         ("../latest.json", "flipped"),
         ("../latest.json", "truncated"),
     ],
@@ -349,6 +350,8 @@ def test_checkpoint_damaged_is_reported_and_the_training_begins_anew(
         flip(file)
     elif damage == "truncated":
         os.truncate(file, file.stat().st_size // 2)
+    elif damage == "misspelt":
+        file.write_bytes(file.read_bytes().replace(b'"sha256"', b'"sha257"'))
     else:
         file.unlink()
     told = crash_after(2)
@@ -564,6 +567,52 @@ def test_stage_stopped_and_resumed_publishes_once_says_so_and_leaves_nothing(tmp
         assert again.events == []
     (home / "resume").mkdir()
     assert [item.path for item in collect(plan, ledger).waste] == [home / "resume"]
+
+
+def test_checkpoint_beyond_what_is_asked_for_stays_for_whoever_asks_for_more(tmp_path: Path) -> None:
+    storage = {"root": str(tmp_path / "ledger"), "resume_every": 0}
+    settings = {"defaults": {"max_length": 128, "batch": 32}, "full": {"method": "full", "lr": 1e-3}}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 2}
+
+    def planned(*snapshots: int, **defaults: Any) -> Plan:
+        edited = {**settings, "defaults": {**settings["defaults"], **defaults}}
+        blocks = [block | {"snapshots": list(snapshots)}]
+        return make_plan(load_sweep(small_sweep(tmp_path, storage=storage, settings=edited, blocks=blocks)))
+
+    wide = planned(1, 2)
+    ledger, run = Ledger.open(wide.root), wide.todo[0]
+    home, told = ledger.trajectory_dir(run.trajectory.id), Told()
+    with begin(home) as attempt, pytest.raises(Interrupted):
+        training.train(run, ledger, attempt, told, stop=lambda: len(told.of(StepDone)) == 4)
+    with begin(home) as attempt:
+        training.train(planned(1).todo[0], ledger, attempt, Told())
+    assert (home / "snapshots" / "epoch-1").is_dir()
+    assert [item.path for item in collect(wide, ledger).waste if item.kind == "resume"] == []
+    # LoRA's rank says nothing of full tuning.
+    edited, told = planned(1, 2, lora={"rank": 8}).todo[0], Told()
+    assert edited.trajectory.id == run.trajectory.id
+    with begin(home) as attempt:
+        training.train(edited, ledger, attempt, told)
+    assert [event.step for event in told.of(Resumed)] == [5] and told.of(StartedOver) == []
+    assert not (home / "resume").exists()
+
+
+def test_checkpoint_of_an_extension_is_no_waste(tmp_path: Path) -> None:
+    storage = {"root": str(tmp_path / "ledger"), "resume_every": 0}
+    plan = make_plan(load_sweep(small_sweep(tmp_path, storage=storage)))
+    ledger, run = Ledger.open(plan.root), plan.todo[0]
+    home, told = ledger.trajectory_dir(run.trajectory.id), Told()
+    with begin(home) as attempt:
+        training.train(
+            replace(run, trajectory=replace(run.trajectory, cells=run.trajectory.cells[:1])), ledger, attempt, told
+        )
+    with begin(home) as attempt, pytest.raises(Interrupted):
+        training.train(run, ledger, attempt, told, stop=lambda: len(told.of(StepDone)) == 3 + 2)
+    assert [item.path for item in collect(plan, ledger).waste if item.kind == "resume"] == []
+    told = Told()
+    with begin(home) as attempt:
+        training.train(run, ledger, attempt, told)
+    assert [event.step for event in told.of(Resumed)] == [3]
 
 
 def test_adapter_checkpoint_holds_no_frozen_weights(base: Path, tmp_path: Path) -> None:

@@ -112,15 +112,19 @@ class Attempt:
         if self.lease is not None:
             self.lease.release()
 
-    def clean_up(self) -> None:
-        """Remove what a finished training needs no more: its checkpoint, and what attempts wrote and did not publish.
-
-        Their logs stay. Raises ``LeaseLost`` when another attempt owns the trajectory.
-        """
+    def remove_checkpoint(self) -> None:
+        """Remove what the trajectory could go on from. Raises ``LeaseLost`` when another attempt owns it."""
         self.claim.verify()
         (self.home / RESUME / LATEST).unlink(missing_ok=True)
         if (self.home / RESUME).is_dir():
             shutil.rmtree(self.home / RESUME)
+
+    def clean_up(self) -> None:
+        """Remove what attempts wrote and did not publish; their logs stay.
+
+        Raises ``LeaseLost`` when another attempt owns the trajectory.
+        """
+        self.claim.verify()
         for folder in self.folder.parent.iterdir():
             if folder.name.isdigit() and int(folder.name) <= self.number:
                 for leftover in (path for path in folder.iterdir() if path.is_dir()):

@@ -141,9 +141,9 @@ def read(folder: Path) -> tuple[Path, Facts] | None:
         raise Corrupt(f"{latest}: names no checkpoint ({type(error).__name__}: {error})") from error
     for epoch, value in facts.snapshots.items():
         place = found / "snapshots" / f"epoch-{epoch}"
+        if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
+            raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
         snapshot.verify(place)
-        if hash_file(place / snapshot.NAME) != value:
-            raise Corrupt(f"{place}: is another snapshot than the one that the checkpoint counts")
     return found, facts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from massive_sft.sft.divergence import LossCurve
 from massive_sft.sft.events import StartedOver, StepDone
 from massive_sft.sweep.spec import Layout, TrainingSpec
 
-LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
+LIBRARIES = ("massive-sft", "torch", "deepspeed", "transformers", "peft", "numpy")
 # What DeepSpeed's files depend on. The other fields of a layout only change how a step is computed or where state is.
 STORED = ("zero", "workers")
 # Stages whose states DeepSpeed converts into each other, and to other numbers of workers.
@@ -83,26 +84,28 @@ class Start:
 
 
 def identity(spec: TrainingSpec, samples: Samples) -> str:
-    """Return the id of what is trained; layout and later snapshots may change without changing it."""
+    """Return the id of what is trained: the trajectory's, which ignores what has no effect, and the samples."""
     data = hashlib.sha256()
     for array in (samples.tokens, samples.trainable, samples.offsets):
         data.update(np.ascontiguousarray(array).data)
-    return fingerprint(
-        {
-            "trajectory": spec.trajectory,
-            "setting": spec.setting.model_dump(mode="json"),
-            "schedule": spec.schedule.model_dump(mode="json"),
-            "horizon": None if spec.schedule.name == "constant" else spec.horizon,
-            "samples": data.hexdigest(),
-        }
-    )
+    return fingerprint({"trajectory": spec.trajectory, "samples": data.hexdigest()})
 
 
 def environment(layout: Layout) -> dict[str, Any]:
     """Return what the last bits of a loss depend on beside the layout."""
-    device = torch.cuda.get_device_name() if layout.gpus else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    device = torch.cuda.get_device_name() if layout.gpus else _processor()
     threads = 0 if layout.gpus else torch.get_num_threads()
     return {**{name: version(name) for name in LIBRARIES}, "device": device, "threads": threads}
+
+
+def _processor() -> str:
+    """Return the processor's model and the instructions that torch takes: kernels are chosen by both."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"cpu {next(names, platform.machine())} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def find(

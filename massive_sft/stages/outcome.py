@@ -6,12 +6,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from massive_sft.errors import Corrupt
 from massive_sft.files import read_json
+from massive_sft.ledger.attempt import LATEST, RESUME
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan
@@ -62,6 +64,28 @@ def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
     return None
 
 
+def has_spent_checkpoint(home: Path) -> bool:
+    """Return whether no training goes on from the checkpoint in a trajectory's folder, if there is one.
+
+    Its writer, or a later attempt, published the outcome of as many steps. A checkpoint beyond the published epochs is
+    what a request for more of them goes on from, and so is one of a later attempt.
+    """
+    try:
+        writer, step = read_json(home / RESUME / LATEST)["name"].split("-")[:2]
+    except FileNotFoundError:
+        return True
+    except (Corrupt, KeyError, TypeError, AttributeError, ValueError):
+        return False  # which the next training reports
+    for folder in (home / "training").glob("attempt-*"):
+        try:
+            epochs = read_json(folder / OUTCOME)["epochs"].values()
+        except (Corrupt, FileNotFoundError):
+            continue
+        if int(folder.name.rpartition("-")[2]) >= int(writer) and max(one["steps"] for one in epochs) >= int(step):
+            return True
+    return False
+
+
 def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
     """Return where a snapshot is published."""
     return ledger.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
@@ -85,11 +109,13 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 
 def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
-    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from the disk."""
+    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from the disk.
+
+    Several processes may do it at once. What the disk does not let go of is left to ``gc``.
+    """
     folder = snapshot_folder(ledger, trajectory, epoch)
-    for leftover in folder.parent.glob(f".{folder.name}.removed.*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
     if folder.is_dir():
-        doomed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.removed."))
-        folder.rename(doomed / folder.name)
-        shutil.rmtree(doomed)
+        with suppress(FileNotFoundError):  # somebody else was faster
+            folder.rename(Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.removed.")) / folder.name)
+    for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
+        shutil.rmtree(doomed, ignore_errors=True)

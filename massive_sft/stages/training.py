@@ -26,7 +26,7 @@ from massive_sft.sft.engine import warm_up
 from massive_sft.sft.events import Event
 from massive_sft.sft.loop import TrainingSummary, train_trajectory
 from massive_sft.sft.ranks import from_first_rank, is_first_rank
-from massive_sft.stages.outcome import LOSSES, OUTCOME, read_losses
+from massive_sft.stages.outcome import LOSSES, OUTCOME, has_spent_checkpoint, read_losses
 from massive_sft.stop import never
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
@@ -107,7 +107,7 @@ def _is_published(attempt: Attempt) -> bool:
         verify_folder(folder)
     except Corrupt:
         return False
-    attempt.clean_up()
+    _clean_up(attempt)
     return True
 
 
@@ -140,6 +140,13 @@ def _publish(
     }
     write_json(folder / OUTCOME, outcome)
     attempt.publish(relative)
+    _clean_up(attempt)
+
+
+def _clean_up(attempt: Attempt) -> None:
+    """Remove what a finished training needs no more; a checkpoint beyond what was asked for stays."""
+    if has_spent_checkpoint(attempt.home):
+        attempt.remove_checkpoint()
     attempt.clean_up()
 
 

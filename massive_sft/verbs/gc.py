@@ -23,7 +23,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
-from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
+from massive_sft.stages.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
 from massive_sft.trial import is_kept
 from massive_sft.verbs.invalidate import ASIDE
 from massive_sft.verbs.options import File, Json, Overlays, console, print_json, read_plan
@@ -188,8 +188,7 @@ def _leftovers(home: Path) -> Iterator[Waste]:
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
         yield Waste("attempt", path, _size(path), home)
     resume = home / RESUME
-    finished = any((home / "training").glob("attempt-*"))
-    for path in [resume] if finished and resume.is_dir() else uncounted(home):
+    for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else uncounted(home):
         yield Waste("resume", path, _size(path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
