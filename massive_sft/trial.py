@@ -131,6 +131,9 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
             listen(Skipped(str(error), ids(todo(run))))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
+            if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
+                listen(Skipped(sentence(error), ids(todo(run))))
+                return False
             for cell in todo(run):
                 record = recorder.failed(cell, attempt.number, sentence(error))
                 listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates), ids([cell])))

@@ -18,15 +18,16 @@ from small_sweep import small_sweep
 
 from massive_sft.errors import Interrupted, InvalidInput
 from massive_sft.inline import run_inline
+from massive_sft.ledger.lease import Lease, Seen, Watch
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
-from massive_sft.scheduling.lanes import ask, free_groups
+from massive_sft.scheduling.lanes import LaneFailed, ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Happening, Recorded
+from massive_sft.trial import Began, Happening, Order, Recorded, Skipped, make_recorder, train_run
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -239,6 +240,28 @@ def test_trial_whose_run_was_killed_records_no_failure(cluster: None) -> None:
     ray.kill(pool)
     with pytest.raises(Interrupted, match="the run is gone"):
         ask(pool.messages.remote("order"))
+
+
+class Impatient(Watch):
+    """Sees every lease as one that stood still for long enough."""
+
+    def free(self, folder: Path, seen: Seen | None) -> bool:
+        return True
+
+
+def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path: Path) -> None:
+    """A lane sends why it failed as text; a FAILED record of it would be the outcome for who waits for the other."""
+    plan = make_plan(load_sweep(small_sweep(tmp_path)))
+    run, recorder, happened = plan.todo[0], make_recorder(plan), list[Happening]()
+
+    def fails(order: Order, report: object) -> None:
+        assert Lease.acquire(order.attempt.claim.folder, "elsewhere:1", Impatient()) is not None
+        raise LaneFailed("LeaseLost: held now by elsewhere:1")
+
+    assert not train_run(run, recorder, fails, happened.append, retrain=False)
+    assert [type(event) for event in happened] == [Began, Skipped]
+    assert happened[1] == Skipped("LaneFailed: LeaseLost: held now by elsewhere:1", tuple(c.cell.id for c in run.cells))
+    assert not list(recorder.ledger.records())
 
 
 def test_workers_that_died_while_they_waited_take_no_order_with_them() -> None:
