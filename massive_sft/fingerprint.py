@@ -79,14 +79,16 @@ def hash_file(path: Path) -> str:
 class FileHashes:
     """SHA-256 of local files, remembered by path, size and modification time.
 
-    The memory is in the user's cache folder: a checksum, then JSON. Losing it costs time, never correctness.
+    The memory is in the user's cache folder: a checksum, then JSON. Losing it, or having no home, costs time, never
+    correctness.
     """
 
     def __init__(self, memory: Path | None = None):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._memory = memory or cache / "massive-sft" / "file-hashes"
+        self._memory = memory or _default_memory()
         self._known: dict[str, list[Any]] = {}
         self._fresh = False
+        if self._memory is None:
+            return
         try:
             text = self._memory.read_text()
         except (OSError, ValueError):
@@ -109,7 +111,7 @@ class FileHashes:
 
     def save(self) -> None:
         """Write what was learnt. A cache folder that cannot be written is no error."""
-        if not self._fresh:
+        if self._memory is None or not self._fresh:
             return
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
@@ -120,3 +122,11 @@ class FileHashes:
         except OSError:
             pass
         self._fresh = False
+
+
+def _default_memory() -> Path | None:
+    """Return where hashes are remembered; None for a user without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "file-hashes"
+    except RuntimeError:
+        return None

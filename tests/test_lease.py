@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from massive_sft.errors import LeaseLost
+from massive_sft.ledger import lease as lease_module
 from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.runs import live_runs, registered
 
 LONG = 1000.0  # seconds; the background thread never beats within a test
 
@@ -182,11 +184,55 @@ def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
         assert lease.held()
 
 
-def test_lease_long_untouched_elsewhere_does_not_look_live(tmp_path):
+def test_lease_long_untouched_elsewhere_does_not_look_live_and_of_a_process_here_does(tmp_path):
     lease = acquire(tmp_path, ttl=60.0)
     os.utime(tmp_path / "1", (0, 0))
+    assert look(tmp_path).looks_live()
+    path = tmp_path / "1"
+    path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
+    os.utime(path, (0, 0))
     assert not look(tmp_path).looks_live()
     lease.release()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_is_no_more(tmp_path, monkeypatch, alive):
+    """As where /proc is mounted with hidepid=2 and the owner is another user."""
+    first_line = lease_module._first_line
+    with subprocess.Popen(["sleep", "60"]) as child:
+        monkeypatch.setattr(lease_module.os, "getpid", lambda: child.pid)
+        lease = acquire(tmp_path)
+        monkeypatch.undo()
+        if not alive:
+            child.kill()
+            child.wait()
+        monkeypatch.setattr(
+            lease_module, "_first_line", lambda path: None if path.endswith("/stat") else first_line(path)
+        )
+        assert look(tmp_path).gone() is not alive
+        assert (acquire(tmp_path, "b") is None) is alive
+        child.kill()
+    lease.release()
+
+
+def test_look_at_a_folder_that_is_being_removed_sees_nobody(tmp_path, monkeypatch):
+    acquire(tmp_path).release()
+    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: ["1", "2"])  # the second went in between
+    assert look(tmp_path) is None
+
+
+def test_registration_of_a_run_that_stands_still_stays_and_of_one_that_was_killed_goes(tmp_path):
+    code = (
+        "import os, sys, pathlib; from massive_sft.ledger.runs import registered\n"
+        "with registered(pathlib.Path(sys.argv[1]), 'killed:1'): os._exit(9)"
+    )
+    with registered(tmp_path, "stopped:1") as run:
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+        assert len(list((tmp_path / "runs").iterdir())) == 2
+        os.utime(run.folder / "1", (0, 0))  # Ctrl-Z long ago, or a file server's clock
+        with registered(tmp_path, "next:1") as following:
+            assert set((tmp_path / "runs").iterdir()) == {run.folder, following.folder}
+            assert {each.name for each in live_runs(tmp_path)} == {"stopped:1", "next:1"}
 
 
 def race(folder: str, taker: int, folders: int, ready, wins):

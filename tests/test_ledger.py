@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from massive_sft import fingerprint
 from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
 from massive_sft.ledger.record import Record, Status, dump_record, load_record, seal, unseal
 from massive_sft.ledger.store import Ledger
+from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 
 TRAJECTORY = "00000000000000aa"
 CELL = "00000000000000bb"
@@ -588,3 +590,28 @@ def test_ledger_imports_nothing_heavy():
 if __name__ == "__main__":
     what, where, *more = sys.argv[1:]
     {"crash": crash, "stop": stop_before_publishing}[what](Path(where), *more)
+
+
+def test_snapshot_removed_by_several_processes_at_once_is_gone_and_none_of_them_fails(ledger):
+    folder = snapshot_folder(ledger, TRAJECTORY, 1)
+    for _ in range(20):
+        folder.mkdir(parents=True)
+        for number in range(50):
+            (folder / f"model-{number}.safetensors").touch()
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(remove_snapshot, ledger, TRAJECTORY, 1) for _ in range(4)]:
+                done.result()
+        assert not list(folder.parent.iterdir())
+
+
+def test_user_without_a_home_has_hashes_that_are_not_remembered(tmp_path, monkeypatch):
+    def unknown(_: object) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    (tmp_path / "file").write_text("text")
+    hashes = fingerprint.FileHashes()
+    assert hashes.of(tmp_path / "file") == fingerprint.hash_file(tmp_path / "file")
+    hashes.save()

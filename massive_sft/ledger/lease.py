@@ -54,19 +54,30 @@ class Seen:
 
     def gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
+        return self._is_running() is False
+
+    def _is_running(self) -> bool | None:
+        """Return whether the owner's process goes on, None when that cannot be known from here."""
         process = self.owner.get("process")
         if not isinstance(process, dict) or None in process.values() or type(process.get("pid")) is not int:
-            return False
+            return None
         here = _process(process["pid"])
-        return here != process and all(here[key] == process.get(key) for key in ("host", "boot", "pid_namespace"))
+        if any(here[key] != process.get(key) for key in ("host", "boot", "pid_namespace")):
+            return None
+        if here["started"] is None and _is_hidden(process["pid"]):
+            return None
+        return here == process
 
     def looks_live(self) -> bool:
         """Whether somebody seems to hold it, at one glance: for showing a status, never for taking over.
 
-        An owner elsewhere counts as live for ten ``ttl`` after its last write, which trusts the clocks that far.
+        An owner elsewhere counts as live for ten ``ttl`` after its last write, which trusts the clocks that far; one
+        here for as long as its process is there, even where it is stopped.
         """
-        age = time.time() - self.modified
-        return not (self.released or self.gone() or age > 10 * self.ttl(TTL))
+        if self.released:
+            return False
+        running = self._is_running()
+        return time.time() - self.modified <= 10 * self.ttl(TTL) if running is None else running
 
     def ttl(self, default: float) -> float:
         """Return the owner's seconds without a beat after which it counts as dead; ``default`` where it states none."""
@@ -79,8 +90,11 @@ def look(folder: Path) -> Seen | None:
     number = _highest(folder)
     if number == 0:
         return None
-    with (folder / str(number)).open("rb") as file:
-        data, modified = file.read(), os.fstat(file.fileno()).st_mtime
+    try:
+        with (folder / str(number)).open("rb") as file:
+            data, modified = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:  # the folder was removed in between: a registration that ended
+        return None
     head, _, tail = data.partition(b"\n")
     try:
         owner = json.loads(head)
@@ -278,6 +292,19 @@ def _started(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
     return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process is there of which /proc tells this user nothing (its mount option ``hidepid``)."""
+    if _first_line(f"/proc/{pid}/stat") is not None:
+        return False
+    try:
+        os.kill(pid, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _first_line(path: str) -> str | None:

@@ -53,11 +53,13 @@ class Run:
 def registered(sweep: Path, owner: str) -> Iterator[Run]:
     """Let others see, while the block runs, that a run of the sweep in this folder goes on.
 
-    What killed runs left there is removed. Raises OSError where nothing can be written.
+    What killed runs left there is removed, where it is certain that they are gone. Raises OSError where nothing can be
+    written.
     """
-    for run in _runs(sweep):
-        if not run.is_live():
-            shutil.rmtree(run.folder, ignore_errors=True)
+    for folder in (sweep / "runs").glob("*"):
+        seen = look(folder)
+        if seen is not None and (seen.released or seen.gone()):
+            shutil.rmtree(folder, ignore_errors=True)
     folder = sweep / "runs" / secrets.token_hex(8)
     lease = Lease.acquire(folder, owner)
     if lease is None:
