@@ -184,7 +184,10 @@ def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     counts = Counter(cell.status for cell in after)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     out.print(f"{told}; results in {made.root}", soft_wrap=True)
-    if all(cell.is_done for cell in after):
+    if len(after) < len(wanted):
+        lost = len(wanted) - len(after)
+        out.print(f"{lost} cells are others now, for files that the sweep names changed: run the same command again")
+    elif all(cell.is_done for cell in after):
         return
     gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in done.runs)
     if gone:

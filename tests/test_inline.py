@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
@@ -16,13 +19,18 @@ from massive_sft.check import check
 from massive_sft.cli import app
 from massive_sft.cost.estimate import estimate
 from massive_sft.errors import InvalidInput
+from massive_sft.finish import finish_cell
 from massive_sft.inline import run_inline
+from massive_sft.ledger.lease import Lease, Watch, look
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
+from massive_sft.sft.events import StepDone
+from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.outcome import remove_snapshot
+from massive_sft.stages.training import samples_of
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Began, Happening, Recorded, make_recorder
+from massive_sft.trial import Began, Happening, Progressed, Recorded, Skipped, make_recorder
 from massive_sft.verbs.invalidate import find, set_aside
 
 pytestmark = pytest.mark.timeout(240)
@@ -277,6 +285,115 @@ def test_missing_local_file_is_refused_before_anything_runs(tmp_path: Path) -> N
     assert isinstance(done.exception, InvalidInput)
     assert "models.llama.path: there is no such file or folder" in str(done.exception)
     assert not (tmp_path / "ledger").exists()
+
+
+def other_weights(path: Path) -> Path:
+    """Replace a sweep's base weights by others; return a copy of what they were."""
+    weights = Path(make_plan(load_sweep(path)).base[0].cell.model.path or "") / "model.safetensors"
+    kept, other = path.parent / "kept.safetensors", weights.with_name("other.tmp")
+    if not kept.exists():
+        shutil.copy2(weights, kept)
+    save_file({name: tensor * 0.3 for name, tensor in load_file(kept).items()}, other, metadata={"format": "pt"})
+    other.replace(weights)
+    return kept
+
+
+def counting(root: Path) -> list[str]:
+    """Return what under a ledger could count as a result, or be gone on from."""
+    places = ("cache/scores/*/*", "cells/*/scores/*", "cells/*/responses/**/*.gz")
+    places += tuple(f"trajectories/*/{name}/**/*" for name in ("snapshots", "training", "resume"))
+    return [str(path) for place in places for path in root.glob(place)]
+
+
+def test_base_replaced_after_planning_fails_every_cell_and_nothing_of_it_counts(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    plan, result = make_plan(load_sweep(path)), Result()
+    other_weights(path)
+    run_inline(plan, result.happened.append)
+    assert [record.status for record in result.records] == [Status.FAILED] * 5
+    for record in result.records:
+        assert f"{plan.base[0].cell.model.path}: changed since the run was planned" in str(record.error)
+    assert counting(plan.root) == []
+
+
+def test_base_replaced_while_it_is_scored_and_trained_on_leaves_nothing_and_put_back_gives_the_same(
+    finished: Path, tmp_path: Path
+) -> None:
+    path = small_sweep(tmp_path, blocks=only_lora(), measures=[])
+    plan, result = make_plan(load_sweep(path)), Result()
+    weights = Path(plan.base[0].cell.model.path or "") / "model.safetensors"
+    asked: list[int] = []
+
+    def ask() -> bool:  # before the base's cell, before each of its shards, and so on
+        asked.append(1)
+        if len(asked) == 2:
+            other_weights(path)
+        return False
+
+    def listen(event: Happening) -> None:
+        result.happened.append(event)
+        if isinstance(event, Began):
+            shutil.copy2(tmp_path / "kept.safetensors", weights)
+        elif isinstance(event, Progressed) and isinstance(event.event, StepDone) and event.event.step == 2:
+            other_weights(path)
+
+    run_inline(plan, listen, stop=ask)
+    assert [record.status for record in result.records] == [Status.FAILED] * 3
+    assert any(isinstance(event, Progressed) for event in result.happened), "it had begun to train"
+    assert counting(plan.root) == []
+    shutil.copy2(tmp_path / "kept.safetensors", weights)
+    run(path)
+    expected, found = records(finished / "sweep.yaml"), records(path)
+    assert {name: record.scores for name, record in found.items()} == {name: expected[name].scores for name in found}
+    assert {record.status for record in found.values()} == {Status.COMPLETE}
+
+
+def test_files_replaced_before_anything_is_done_are_said_at_the_end_of_the_run(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path, blocks=only_lora())
+    plan = make_plan(load_sweep(path))
+    registrations = plan.root / "sweeps" / "small" / "runs"
+
+    def replace_once_it_runs() -> None:
+        while not list(registrations.glob("*/wants.json")):
+            time.sleep(0.01)
+        other_weights(path)
+
+    with ThreadPoolExecutor(1) as thread:
+        replaced = thread.submit(replace_once_it_runs)
+        done = CliRunner().invoke(app, ["run", str(path), "--inline"])
+        replaced.result()
+    assert done.exit_code == 1, done.output
+    assert "3 cells are others now, for files that the sweep names changed: run the same command again" in done.output
+
+
+def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:
+    plan = make_plan(load_sweep(small_sweep(tmp_path)))
+    data = tmp_path / "world" / "data" / "facts.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InvalidInput, match=r"facts\.jsonl: changed since the run was planned"):
+        samples_of(plan.runs[0], Ledger.open(plan.root))
+    assert not list((plan.root / "cache" / "tokens").iterdir())
+
+
+def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path, measures=[])
+    plan, result = make_plan(load_sweep(path)), Result()
+    home = Ledger.open(plan.root).cell_dir(plan.base[0].cell.id)
+    taken: list[Lease | None] = []
+
+    def stand_still_meanwhile() -> bool:
+        if not taken:
+            clock = iter([0.0, 1e6])
+            watch = Watch(lambda: next(clock))
+            watch.free(home / "lease", look(home / "lease"))
+            taken.append(Lease.acquire(home / "lease", "somebody else", watch))
+        return False
+
+    finish_cell(plan.base[0], None, Finisher(make_recorder(plan), stand_still_meanwhile), result.happened.append)
+    assert [type(event) for event in result.happened] == [Skipped]
+    assert taken[0] is not None and taken[0].held()
+    assert counting(plan.root) == []
+    taken[0].release()
 
 
 def with_task(folder: Path, name: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def evaluate(
     folder: Path,
     cache: ScoreCache,
     allow_code_execution: bool = False,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Evaluated:
     """Score one model's weights on every prepared benchmark.
 
@@ -53,6 +54,7 @@ def evaluate(
     Args:
         weights: the id of the weights, under which scores are shared.
         folder: responses go to ``folder/responses/<protocol>/``, scores and per-sample values to ``folder/scores/``.
+        confirm: called before scores are written; raises when they may not count.
     """
     result = Evaluated(missing=dict(prepared.missing))
     scorers: list[Scorer] = []
@@ -82,6 +84,7 @@ def evaluate(
             result.seconds[label] = time.perf_counter() - began - loading
             cached = {**scores.table, "protocol": pid}, aggregate.parquet(scores.samples)
             cache.put(weights, pid, *cached)
+        confirm()
         write(folder / "scores", pid, *cached)
         result.scores[label] = cached[0]
     return result

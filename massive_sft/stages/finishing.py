@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from massive_sft.asked import Asked
 from massive_sft.evaluate.tasks import label
 from massive_sft.fingerprint import digest, fingerprint, hash_file
+from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
@@ -20,6 +22,8 @@ from massive_sft.stages.outcome import Trained, find_snapshot, snapshot_folder
 from massive_sft.stages.recorder import Recorder, now
 from massive_sft.stages.scoring import score
 from massive_sft.stop import never
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.unchanged import require_same_model
 
 GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
 DAMAGED = "its snapshot does not match its checksums; run with --retrain to train it again"
@@ -30,6 +34,12 @@ Fields = dict[str, Any]  # of a record
 
 def _label(asked: Asked) -> str:
     return str(asked.measure) if asked.task is None else label(asked.task, asked.shots)
+
+
+def _confirm(cell: Cell, claim: Claim) -> None:
+    """Refuse to go on with a cell that somebody took over (LeaseLost), or whose base model changed (InvalidInput)."""
+    claim.verify()
+    require_same_model(cell.model, cell.base)
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,9 @@ class Finisher:
     def base(self, plan: CellPlan) -> Record | None:
         """Score a base model and write its record; None while somebody else works on it."""
 
-        def make(fresh: CellPlan, attempt: int) -> Fields:
+        def make(fresh: CellPlan, claim: Claim) -> Fields:
             weights = digest(fresh.cell.base)
-            return {"attempt": attempt, **self._scored(fresh, None, weights, self._details(fresh))}
+            return {"attempt": claim.number, **self._scored(fresh, None, weights, self._details(fresh), claim)}
 
         return self._under_lease(plan, make)
 
@@ -62,17 +72,17 @@ class Finisher:
         What needs a snapshot that was removed is missing, and the record says so.
         """
 
-        def make(fresh: CellPlan, _: int) -> Fields:
+        def make(fresh: CellPlan, claim: Claim) -> Fields:
             reason = trained.diverged(fresh.cell.epoch)
             diverged: Fields = {"status": Status.DIVERGED, "error": reason}
-            details = diverged if reason else self._finished(fresh, run)
+            details = diverged if reason else self._finished(fresh, run, claim)
             details["files"] = {**trained.files, **details.get("files", {})}
             details["training"] = trained.summary(fresh.cell.epoch)
             return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
 
         return self._under_lease(plan, make)
 
-    def _under_lease(self, plan: CellPlan, make: Callable[[CellPlan, int], Fields]) -> Record | None:
+    def _under_lease(self, plan: CellPlan, make: Callable[[CellPlan, Claim], Fields]) -> Record | None:
         """Write a cell's record of the fields that ``make`` returns, unless it is done meanwhile."""
         created, began = now(), time.perf_counter()
         lease = self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
@@ -84,11 +94,12 @@ class Finisher:
             if newest is not None and fresh.is_done:
                 return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            fields = make(fresh, lease.claim.number)
+            fields = make(fresh, lease.claim)
             if "cost" in fields:
                 seconds = fields["cost"]["seconds"]
                 seconds["other"] = time.perf_counter() - began - sum(seconds.values())
             record = self.recorder.record(fresh, created, **fields)
+            _confirm(plan.cell, lease.claim)
             self.ledger.write_record(record, lease.claim)
         return record
 
@@ -96,9 +107,11 @@ class Finisher:
         """Return what a cell has already, and an empty account of what the rest takes."""
         return self.recorder.earlier(plan) | {"cost": {"device": device_name(), "seconds": {}}}
 
-    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields) -> Fields:
+    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
-        scored = score(plan.cell, snapshot, weights, plan.lacking, self.recorder.evaluation, self.ledger, self.stop)
+        confirm = partial(_confirm, plan.cell, claim)
+        evaluation = self.recorder.evaluation
+        scored = score(plan.cell, snapshot, weights, plan.lacking, evaluation, self.ledger, self.stop, confirm)
         details["scores"] |= scored.scores
         details["cost"]["seconds"] |= scored.seconds
         details["missing"] = scored.missing
@@ -108,7 +121,7 @@ class Finisher:
                 details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
         return details
 
-    def _finished(self, plan: CellPlan, run: RunPlan) -> Fields:
+    def _finished(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
         details = self._details(plan) | {"status": Status.COMPLETE}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
@@ -118,7 +131,7 @@ class Finisher:
         if found is not None:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-            details = self._scored(plan, snapshot, weights, details)
+            details = self._scored(plan, snapshot, weights, details, claim)
         seconds = details["cost"]["seconds"]
         for item in plan.lacking:
             if item.measure == "layer_change":

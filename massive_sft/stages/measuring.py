@@ -15,6 +15,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, perplexity_key
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
+from massive_sft.sweep.unchanged import require_same_model
 
 LAYERS = "layers.parquet"
 
@@ -26,6 +27,8 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
 
     Args:
         seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
+
+    Raises InvalidInput when the base model or the data are no longer those that were planned.
     """
     if name == "token_length":
         return token_length(samples_of(run, ledger)[0])
@@ -36,8 +39,10 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
         return known
     began = time.perf_counter()
     samples, _ = samples_of(run, ledger)
+    require_same_model(recipe.model, recipe.parts["base"])
     model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.best_device())
     result = perplexity(model, samples)
+    require_same_model(recipe.model, recipe.parts["base"])
     result.save(folder)
     seconds[name] = time.perf_counter() - began
     return result.summary()
@@ -50,6 +55,7 @@ def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -
         Relative change over all weights and by layer, and the SHA-256 of the table by path below the storage root.
     """
     table = layers.layer_change(recipe.model, snapshot)
+    require_same_model(recipe.model, recipe.parts["base"])
     path = ledger.cell_dir(cell.id) / LAYERS
     layers.write(path, table)
     return _summary(table.to_pylist()), {path.relative_to(ledger.root).as_posix(): hash_file(path)}

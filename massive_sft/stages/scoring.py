@@ -25,18 +25,20 @@ from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation, TemplateText
 
 
-class _Stoppable(PlainScorer):
-    """Takes up no further shard once the run should end."""
+class _Guarded(PlainScorer):
+    """Takes up no further shard once the run should end, and gives none away that may not count."""
 
-    def __init__(self, model: Any, tokenizer: Any, stop: Callable[[], bool]):
+    def __init__(self, model: Any, tokenizer: Any, stop: Callable[[], bool], confirm: Callable[[], None]):
         super().__init__(model, tokenizer)
-        self._stop = stop
+        self._stop, self._confirm = stop, confirm
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
-        """As ``Scorer.score``. Raises Interrupted."""
+        """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
         if self._stop():
             raise Interrupted("the run ends")
-        return super().score(requests)
+        answered = super().score(requests)
+        self._confirm()  # the weights may be read from their files as late as this
+        return answered
 
 
 @dataclass
@@ -62,6 +64,7 @@ def score(
     evaluation: Evaluation,
     ledger: Ledger,
     stop: Callable[[], bool],
+    confirm: Callable[[], None],
 ) -> Scored:
     """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
 
@@ -69,6 +72,7 @@ def score(
         snapshot: its verified folder; None for the base model.
         weights: the id of the weights' content, under which scores are shared.
         stop: asked before each shard.
+        confirm: called before the model is loaded and before anything is written; raises when it may not count.
 
     Raises:
         Interrupted: ``stop`` said so.
@@ -79,10 +83,11 @@ def score(
         wrapping = choose(evaluation.protocol, template, tokenizer)
 
         def make_scorer(tokenizer: Any = tokenizer) -> Scorer:
+            confirm()
             device = modeling.best_device()
             protocol = evaluation.protocol
             model = load_scored(cell.model, snapshot, protocol.dtype, protocol.adapters, device=device)
-            return _Stoppable(model, tokenizer, stop)
+            return _Guarded(model, tokenizer, stop, confirm)
 
         done = evaluate(
             _prepared(group, evaluation, wrapping, ledger),
@@ -92,6 +97,7 @@ def score(
             ledger.cell_dir(cell.id),
             ScoreCache(ledger.cache_dir("scores")),
             evaluation.allow_code_execution,
+            confirm,
         )
         by_label = {label(item.task, item.shots): item for item in group if item.task is not None}
         result.missing.update(done.missing)

@@ -6,12 +6,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.errors import Corrupt
+from massive_sft.errors import Corrupt, InvalidInput
 from massive_sft.files import write_json
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.manifest import verify_folder
@@ -30,6 +31,7 @@ from massive_sft.stages.outcome import LOSSES, OUTCOME, has_spent_checkpoint, re
 from massive_sft.stop import never
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.sweep.unchanged import require_same_data, require_same_model
 
 
 def training_spec(run: RunPlan) -> TrainingSpec:
@@ -48,9 +50,24 @@ def training_spec(run: RunPlan) -> TrainingSpec:
 
 
 def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
-    """Return a run's training samples and their counts, from the token cache or built into it."""
+    """Return a run's training samples and their counts, from the token cache or built into it.
+
+    Raises InvalidInput when data or tokenizer are no longer those that were planned, and as ``data.build_samples``.
+    """
     recipe = run.trajectory.recipe
-    return load_or_build(ledger.cache_dir("tokens"), token_key(recipe), lambda: build_recipe_samples(recipe)[:2])
+
+    def build() -> tuple[Samples, Counts]:
+        _require_same_sources(recipe)
+        samples, counts, _ = build_recipe_samples(recipe)
+        _require_same_sources(recipe)
+        return samples, counts
+
+    return load_or_build(ledger.cache_dir("tokens"), token_key(recipe), build)
+
+
+def _require_same_sources(recipe: Recipe) -> None:
+    require_same_model(recipe.model, recipe.parts["base"])
+    require_same_data(recipe)
 
 
 def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
@@ -81,7 +98,8 @@ def train(
     Raises:
         Interrupted: it was stopped; called again, under any attempt, it goes on.
         LeaseLost: another attempt owns the trajectory; what it publishes counts.
-        InvalidInput, Unsupported, LossJump, OutOfMemory, OSError: as ``train_trajectory``.
+        InvalidInput: the base model or the data are no longer those that were planned; and as ``train_trajectory``.
+        Unsupported, LossJump, OutOfMemory, OSError: as ``train_trajectory``.
     """
     if from_first_rank(lambda: _is_published(attempt)):
         return
@@ -90,7 +108,8 @@ def train(
     peak.begin()
     samples, counts = samples_of(run, ledger)
     checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
-    summary = train_trajectory(training_spec(run), samples, attempt.folder, report, checkpoints, stop)
+    with _on_the_planned_base(run.trajectory.recipe, attempt):
+        summary = train_trajectory(training_spec(run), samples, attempt.folder, report, checkpoints, stop)
     if is_first_rank():
         cost = {
             "wall_seconds": time.perf_counter() - began,
@@ -98,6 +117,21 @@ def train(
             "device": peak.device_name(),
         }
         _publish(run, ledger, attempt, summary, counts, cost)
+
+
+@contextmanager
+def _on_the_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
+    """Hold a training to the base model that was planned: before it begins, and before anything of it counts."""
+    from_first_rank(lambda: require_same_model(recipe.model, recipe.parts["base"]))
+    try:
+        yield
+    finally:
+        if is_first_rank():
+            try:
+                require_same_model(recipe.model, recipe.parts["base"])
+            except InvalidInput:
+                attempt.remove_checkpoint()  # nothing may go on from other weights
+                raise
 
 
 def _is_published(attempt: Attempt) -> bool:
