@@ -236,6 +236,19 @@ def test_full_disk_ends_every_phase_with_a_sentence_and_what_is_done_stays(room:
     assert shown == {record.cell: checksum(record) for record in found}
 
 
+@pytest.mark.long
+def test_full_disk_ends_a_run_on_ray_with_a_sentence(room: Room) -> None:
+    """Full from when the driver mirrors the first record: a lane trains and a scorer scores at that time."""
+    sweep_at(room.seen / "ray", storage={"root": str(room.folder / "ray" / "ledger")} | KEEP)
+    sweep = room.folder / "ray" / "small.yaml"
+    code, printed = room.command("run", sweep, full_at=FULL_AT["artifacts"])
+    assert (code, "Traceback" in printed) == (1, False), printed
+    assert printed.rstrip().endswith("No space left on device; make room, then run the same command to go on"), printed
+    code, printed = room.command("run", sweep, "--inline")
+    assert code == 0, printed
+    assert outcome(room.seen / "ray") == outcome(undisturbed())
+
+
 def test_read_only_root_is_refused_before_training_and_shows_what_it_has(room: Room) -> None:
     shutil.copytree(undisturbed() / "ledger", room.seen / "fixed" / "ledger")
     (room.seen / "fixed" / "ledger" / "index.jsonl").unlink()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from small_sweep import small_sweep
 
 from massive_sft.errors import Interrupted, InvalidInput
 from massive_sft.inline import run_inline
-from massive_sft.ledger.lease import Lease, Seen, Watch
+from massive_sft.ledger.lease import Lease, Seen, Watch, look
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
@@ -27,7 +29,7 @@ from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_byt
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Began, Happening, Order, Recorded, Skipped, make_recorder, train_run
+from massive_sft.trial import Began, Happening, Order, Progressed, Recorded, Skipped, make_recorder, train_run
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -104,6 +106,32 @@ def test_alternating_run_trains_in_portions_and_scores_each(
     assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
     kinds = [type(event).__name__ for event in happened if type(event).__name__ in ("Began", "Recorded")]
     assert kinds.index("Recorded") < len(kinds) - 1 - kinds[::-1].index("Began"), "scored before the second portion"
+
+
+def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: None, tmp_path: Path) -> None:
+    """What still trains when Ray is left would die without a checkpoint, and take this process with it."""
+
+    def full(happening: Happening) -> None:
+        if isinstance(happening, Progressed):
+            raise OSError(errno.ENOSPC, "the disk of the log")
+
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 20, "snapshots": [20]}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
+    plan = make_plan(load_sweep(small_sweep(tmp_path, settings=settings, blocks=[block], **nothing)))
+    with pytest.raises(OSError, match="the disk of the log"):
+        run_on_ray(plan, full, lambda _: None)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("1 x 1 CPU")]
+    (trajectory,) = (tmp_path / "ledger" / "trajectories").iterdir()
+    assert (trajectory / "resume" / "latest.json").exists()
+    seen = look(trajectory / "lease")
+    assert seen is not None
+    assert seen.released
+    assert not records(tmp_path)
 
 
 STUCK = """

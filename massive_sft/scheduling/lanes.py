@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +187,10 @@ class Lanes:
         """Start no more lanes."""
         self._stop.set()
 
+    def join(self, seconds: float) -> None:
+        """Wait for the ends of the lanes' threads, for so long at most altogether."""
+        join([lane.thread for lane in list(self._lanes.values())], seconds)
+
     def holders(self) -> list[str]:
         """Return the names of the lanes that are up."""
         return sorted(self._lanes)
@@ -257,6 +261,13 @@ class Lanes:
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
                 lines = str(error).strip().splitlines()
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for the threads' ends, for so long at most altogether."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def free_groups(shape: Shape, kept: Collection[str | None]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,10 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.plan import Plan, RunPlan
-from massive_sft.scheduling.lanes import Lanes, ask, shape_of, submit_to
+from massive_sft.scheduling.lanes import Lanes, ask, join, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
-from massive_sft.scheduling.scorers import cell_bytes, score_stream
+from massive_sft.scheduling.scorers import cell_bytes, error_bytes, heard, score_stream
 from massive_sft.sft.events import Event, StepDone
 from massive_sft.stages.recorder import Recorder
 from massive_sft.stop import Stop
@@ -117,6 +118,11 @@ class _Round:
             self._watch(threads["score"])
         except Interrupted:
             self._wind_up(threads)
+        except Exception:
+            self.errors.clear()
+            with suppress(Exception):  # the run ends with its first error, not with what comes of it
+                self._wind_up(threads)
+            raise
         finally:
             self._leave(threads)
 
@@ -136,13 +142,14 @@ class _Round:
         self.lanes.stop()
         self.ended.set()
         busy = [thread for name, thread in threads.items() if name != "hear"]
-        _join(busy, SETTLE)
+        join(busy, SETTLE)
+        self.lanes.join(SETTLE)
         with suppress(RayError):  # a cluster that is lost must not hide why the run ends
             ray.get(self.relay.close.remote(), timeout=SETTLE)
-            _join([threads["hear"]], SETTLE)
+            join([threads["hear"]], SETTLE)
             for actor in (self.pool, self.queue, self.relay):
                 ray.kill(actor)
-        _join(busy, SETTLE)  # now that nothing answers them any more
+        join(busy, SETTLE)  # now that nothing answers them any more
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
@@ -208,7 +215,7 @@ class _Round:
     def _hear(self) -> None:
         while (told := ray.get(self.relay.take.remote())) is not None:
             for data in told:
-                self._told(pickle.loads(data))
+                self._told(heard(data))
 
     def _tune(self) -> None:
         driver = tune.with_parameters(
@@ -219,6 +226,7 @@ class _Round:
             recorder=self.recorder,
             retrain=self.retrain,
         )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial, the trial tells
         with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
             tune.Tuner(
                 tune.with_resources(driver, DRIVER),
@@ -253,13 +261,6 @@ class _Until(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._ended.is_set()
-
-
-def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
-    """Wait for the threads' ends, for so long at most altogether."""
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _started(actor: Any, *arguments: Any) -> Any:
@@ -303,6 +304,8 @@ def _drive(
             trained = train_run(run, recorder, submit, tell, retrain)
             if trained:
                 ray.get(queue.put.remote([cell_bytes(cell, run) for cell in todo(run)]))
+    except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
+        ask(relay.tell.remote(error_bytes(error)))
     finally:
         if not ordered:
             ray.get(pool.skip.remote(shape))

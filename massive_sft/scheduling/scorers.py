@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
 
 from massive_sft.errors import MassiveSFTError
 from massive_sft.plan import CellPlan, RunPlan
@@ -36,6 +38,23 @@ DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
     """Return a cell as the queue takes it."""
     return cell.cell.id, pickle.dumps((cell, run))
+
+
+def error_bytes(error: Exception) -> bytes:
+    """Return an error as ``heard`` takes it: one that may end in a sentence as it is, others with their traceback.
+
+    Ray would print it, and keep what it is from who waits for it.
+    """
+    plain = isinstance(error, MassiveSFTError | OSError) and not isinstance(error, RayError)
+    return pickle.dumps(error if plain else RuntimeError("".join(traceback.format_exception(error))))
+
+
+def heard(data: bytes) -> Happening:
+    """Return what another process tells. Raises what it raised, if that is what it tells."""
+    told: Happening | Exception = pickle.loads(data)
+    if isinstance(told, Exception):
+        raise told
+    return told
 
 
 class _Cells(Datasource):
@@ -84,7 +103,10 @@ class ScoringActor:
             identity, (cell, run) = row["cell"], pickle.loads(row["data"])
             happened: list[Happening] = []
             if ray.get(self._queue.begin.remote(identity)):
-                finish_cell(cell, run, self._finisher, happened.append)
+                try:
+                    finish_cell(cell, run, self._finisher, happened.append)
+                except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
+                    done.append((identity, error_bytes(error)))
             ray.get(self._queue.end.remote(identity))
             done += [(identity, pickle.dumps(item)) for item in happened]
         return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
@@ -95,11 +117,12 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
 
     Raises:
         ScorersFailed: the scorers' processes die while they start.
+        OSError, MassiveSFTError: what a scorer met beyond a cell's own failure, as a full disk.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised here
     # Without limits of its own it would count the lanes' CPUs as its to wait for.
     context.execution_options.resource_limits = ExecutionResources(
         cpu=scorers.count * scorers.cpus, gpu=scorers.count * scorers.gpus
@@ -116,7 +139,7 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
     )
     try:
         for row in _rows(rows):
-            listen(pickle.loads(row["happened"]))
+            listen(heard(row["happened"]))
             ray.get(queue.acknowledge.remote(row["cell"]))
     except Exception as error:
         if ray.get(queue.state.remote())["entered"] <= STARTS * scorers.count:
