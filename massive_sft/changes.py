@@ -5,32 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from massive_sft import files
-from massive_sft.errors import Corrupt
 from massive_sft.fingerprint import flatten
+from massive_sft.ledger.meaning import read_meaning, write_meaning
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
+from massive_sft.retention import kept_cells
 from massive_sft.sweep.load import Sweep
-
-NAME = "plan.json"
-SCHEMA = 1
 
 
 def remember(plan: Plan, ledger: Ledger) -> None:
-    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells' ids.
+    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells.
+
+    By it the other sweeps on the root know which snapshots it keeps.
 
     Args:
         plan: of the whole sweep.
     """
-    path = ledger.sweep_dir(plan.sweep.file.name) / NAME
     cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
-    content = {"schema": SCHEMA, "file": _content(plan.sweep), "cells": cells}
-    if _read(path) != content:
-        files.write_json(path, content)
+    write_meaning(ledger.sweep_dir(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
 
 
 def changes(plan: Plan) -> list[str]:
@@ -39,7 +34,7 @@ def changes(plan: Plan) -> list[str]:
     Args:
         plan: of the whole sweep.
     """
-    last, now = _read(plan.root / "sweeps" / plan.sweep.file.name / NAME), _content(plan.sweep)
+    last, now = read_meaning(plan.root / "sweeps" / plan.sweep.file.name), _content(plan.sweep)
     if last is None:
         return []
     before: dict[str, Any] = last["file"]
@@ -62,16 +57,6 @@ def _content(sweep: Sweep) -> dict[str, Any]:
     """Return a sweep's file, every default written out, by dotted place; an address in it may hold a password."""
     flat = flatten(sweep.file.model_dump(mode="json", by_alias=True))
     return {place: redact(value) if isinstance(value, str) else value for place, value in flat.items()}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what the last run remembered; None where nothing can be read: it is only told, not used."""
-    try:
-        content = files.read_json(path)
-    except (OSError, Corrupt):
-        return None
-    sound = isinstance(content, dict) and content.get("schema") == SCHEMA
-    return content if sound and all(isinstance(content.get(key), dict) for key in ("file", "cells")) else None
 
 
 def _said(place: str, content: Mapping[str, Any]) -> Any:

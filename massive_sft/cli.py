@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from massive_sft import show as views
-from massive_sft.changes import changes
+from massive_sft.changes import changes, remember
 from massive_sft.cost.budget import Portion, within_budget
 from massive_sft.cost.words import portion_json
 from massive_sft.errors import Interrupted, InvalidInput, MassiveSFTError, Problem
@@ -153,6 +154,9 @@ def run(
     out.print(views.budget_view(portion))
     out.print(views.changes_view(changes(whole)))
     if all(cell.is_done for cell in made.cells):
+        if made.cells:
+            with suppress(OSError):  # of a root that cannot be written nothing can be removed either
+                remember(whole, Ledger.open(made.root, create=False))
         none = "no such cell" if portion is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(made) if made.cells else none}")
         return

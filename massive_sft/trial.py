@@ -15,11 +15,13 @@ from pathlib import Path
 from massive_sft.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import this_process
+from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.retention import is_kept
 from massive_sft.sft.events import Event
 from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.stages.recorder import Recorder
@@ -140,16 +142,13 @@ def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, 
         return False
 
 
-def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:
-    """Return whether the retention policy keeps a run's snapshot of this epoch for good."""
-    keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
-    return keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
-
-
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
-    """Remove the snapshots that the policy does not keep, of complete cells of which no live run wants more."""
+    """Remove the snapshots that the policy does not keep, of complete cells of which no live run wants more.
+
+    Those that another sweep's policy keeps, by its last run, stay.
+    """
     for cell in run.cells:
-        if is_kept(run, cell.cell.epoch, policy):
+        if is_kept(run, cell.cell.epoch, policy) or keepers(ledger.root, cell.cell.id):
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and _is_settled(record, ledger):

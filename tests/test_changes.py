@@ -72,7 +72,12 @@ def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
     edited = small_sweep(folder, measures=["perplexity"])
     remember(make_plan(load_sweep(edited)), Ledger.open(folder / "ledger"))
     assert changes(make_plan(load_sweep(edited))) == []
-    for damaged in ("{", "[]", '{"schema": 1, "file": [], "cells": {}}', '{"schema": 1, "file": {}, "cells": 3}'):
+    for damaged in (
+        "{",
+        "[]",
+        '{"schema": 1, "file": [], "cells": {}}',
+        '{"schema": 1, "file": {}, "cells": 3, "kept": []}',
+    ):
         (folder / "ledger" / "sweeps" / "small" / "plan.json").write_text(damaged)
         assert changes(make_plan(load_sweep(edited))) == []
 

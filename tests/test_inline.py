@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
+from massive_sft.changes import remember
 from massive_sft.check import check
 from massive_sft.cli import app
 from massive_sft.cost.estimate import estimate
@@ -22,15 +23,17 @@ from massive_sft.errors import InvalidInput
 from massive_sft.finish import finish_cell
 from massive_sft.inline import run_inline
 from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.sft.events import StepDone
 from massive_sft.stages.finishing import Finisher
-from massive_sft.stages.outcome import remove_snapshot
+from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Began, Happening, Progressed, Recorded, Skipped, make_recorder
+from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.trial import Began, Happening, Progressed, Recorded, Skipped, make_recorder, retain
 from massive_sft.verbs.invalidate import find, set_aside
 
 pytestmark = pytest.mark.timeout(240)
@@ -364,6 +367,36 @@ def test_files_replaced_before_anything_is_done_are_said_at_the_end_of_the_run(t
         replaced.result()
     assert done.exit_code == 1, done.output
     assert "3 cells are others now, for files that the sweep names changed: run the same command again" in done.output
+
+
+def other_plan(plan: Plan, **policy: str) -> Plan:
+    """Return the plan as of a sweep of another name and another policy on snapshots."""
+    storage = plan.sweep.file.storage.model_copy(update={"keep_snapshots": KeepSnapshots(**policy)})
+    file = plan.sweep.file.model_copy(update={"name": "other", "storage": storage})
+    return replace(plan, sweep=replace(plan.sweep, file=file))
+
+
+@pytest.mark.parametrize(("lora", "left"), [("all", [1, 2]), ("last", [2]), ("none", []), ("damaged", [1, 2])])
+def test_snapshot_that_another_sweep_keeps_for_good_is_not_removed(copy: Path, lora: str, left: list[int]) -> None:
+    plan = make_plan(load_sweep(small_sweep(copy)))
+    ledger, run_plan = Ledger.open(plan.root), plan.runs[1]
+    shutil.rmtree(plan.root / "sweeps")
+    remember(other_plan(plan, lora="none" if lora == "damaged" else lora), ledger)
+    if lora == "damaged":
+        (ledger.sweep_dir("other") / "plan.json").write_text("{")
+    retain(run_plan, KeepSnapshots(full="none", lora="none"), ledger)
+    found = [epoch for epoch in (1, 2) if snapshot_folder(ledger, run_plan.trajectory.id, epoch).is_dir()]
+    assert found == left
+
+
+def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy: Path) -> None:
+    storage = {"root": str(copy / "ledger")}
+    for policy, kept in (("none", []), ("last", ["small"])):
+        path = small_sweep(copy, storage=storage | {"keep_snapshots": {"full": policy, "lora": policy}})
+        done = CliRunner().invoke(app, ["run", str(path), "--inline"])
+        assert "nothing to do: 5 COMPLETE" in done.output
+        cells = make_plan(load_sweep(path)).runs[0].cells
+        assert [keepers(copy / "ledger", cell.cell.id) for cell in cells] == [[], kept]
 
 
 def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:

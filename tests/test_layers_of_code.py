@@ -20,7 +20,7 @@ LAYERS = [
     ["suites", "tracking", "hub", "stop"],
     ["asked"],
     ["plan"],
-    ["cost"],
+    ["cost", "retention"],
     ["changes", "samples", "modeling"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages", "study"],

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from massive_sft import modeling
+from massive_sft.changes import remember
 from massive_sft.errors import MassiveSFTError
 from massive_sft.evaluate.weights import load_scored
 from massive_sft.inline import run_inline
@@ -400,6 +402,26 @@ def test_gc_keeps_the_snapshots_that_a_run_of_another_sweep_wants(
         assert removed and not any(path.endswith(f"epoch-{cell.epoch}") for path in removed)
     shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
     assert len([item for item in shown["waste"] if item["kind"] == "snapshot"]) == len(removed) + 1
+
+
+def test_gc_keeps_the_snapshots_that_another_sweep_keeps_for_good_and_not_those_of_its_own_last_policy(
+    sweep: Path, littered: tuple[Path, Plan, set[str]]
+) -> None:
+    overlay, plan, _ = littered
+    ledger = Ledger.open(plan.root)
+
+    def collected() -> tuple[int, list[str]]:
+        shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
+        return sum(item["kind"] == "snapshot" for item in shown["waste"]), shown["kept"]
+
+    as_it_ran = plan_of(sweep)
+    remember(as_it_ran, ledger)
+    assert collected() == (2, [])
+    file = as_it_ran.sweep.file.model_copy(update={"name": "other"})
+    remember(replace(as_it_ran, sweep=replace(as_it_ran.sweep, file=file)), ledger)
+    count, kept = collected()
+    assert (count, len(kept)) == (0, 2)
+    assert all("sweep other keeps it (storage.keep_snapshots)" in line for line in kept)
 
 
 def test_gc_of_caches_removes_what_this_file_does_not_use(sweep: Path, copied: Callable[..., Path]) -> None:

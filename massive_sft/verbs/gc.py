@@ -19,12 +19,13 @@ from massive_sft.errors import Corrupt
 from massive_sft.files import read_json, size_text
 from massive_sft.ledger.attempt import RESUME, uncounted
 from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
+from massive_sft.retention import is_kept
 from massive_sft.stages.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
-from massive_sft.trial import is_kept
 from massive_sft.verbs.invalidate import ASIDE
 from massive_sft.verbs.options import File, Json, Overlays, console, print_json, read_plan
 
@@ -95,6 +96,10 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
         else:
             waste += mine
     for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
+        others = keepers(ledger.root, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
+        if others:
+            kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_snapshots)")
+            continue
         folders = [item.home, ledger.cell_dir(item.cell.cell.id)] if item.home and item.cell else []
         busy = next((folder for folder in folders if not _free(folder, watch)), None)
         if busy is None:
