@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -40,9 +40,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 
 def console(is_error: bool = False) -> Console:
     """Return where a verb prints: names from the user stand as they are; a pipe has room for whole tables."""
-    stream = sys.stderr if is_error else sys.stdout
+    stream = _standard("stderr" if is_error else "stdout")
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return Console(stderr=is_error, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _standard(name: str) -> TextIO:
+    """Return ``sys.stdout`` or ``sys.stderr``. One that was closed from the start (``>&-``) leads nowhere from now on.
+
+    Else the next file that is opened would get its number, and with it what libraries print.
+    """
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open
+    return cast(TextIO, getattr(sys, name))
 
 
 @contextlib.contextmanager
