@@ -14,7 +14,7 @@ from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import announce
 from massive_sft.plan import Plan, make_plan
-from massive_sft.progress import RunProgress
+from massive_sft.progress import RunProgress, outliving
 from massive_sft.report.write import write_report
 from massive_sft.stop import Stop
 from massive_sft.tracking.mirror import Mirror
@@ -27,8 +27,9 @@ FLUSH_STOPPED = 10.0  # the same, when somebody waits for the end
 def execute(plan: Plan, whole: Plan, out: Console, err: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:
     """Check a plan, do what it leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
 
-    Ctrl-C, SIGTERM and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a second
-    Ctrl-C at once. Must be called on the main thread, which is where signals arrive.
+    Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a
+    second Ctrl-C at once. A terminal that is lost otherwise costs only what would be printed to it. Must be called on
+    the main thread, which is where signals arrive.
 
     Args:
         plan: the part of the sweep that is wanted.
@@ -43,13 +44,14 @@ def execute(plan: Plan, whole: Plan, out: Console, err: Console, inline: bool, r
         InvalidInput: with every problem that stands in the way; nothing was trained.
         Stuck: when nothing moves on the cluster.
     """
-    with err.status("checking") as status:
-        require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
-    ledger = Ledger.open(plan.root)
-    remember(whole, ledger)
-    with registered(ledger.sweep_dir(plan.sweep.file.name), this_process()) as run:
-        announce(run, wants(plan))
-        return _mirrored(plan, ledger, run, out, inline, retrain, stop)
+    with outliving():
+        with err.status("checking") as status:
+            require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
+        ledger = Ledger.open(plan.root)
+        remember(whole, ledger)
+        with registered(ledger.sweep_dir(plan.sweep.file.name), this_process()) as run:
+            announce(run, wants(plan))
+            return _mirrored(plan, ledger, run, out, inline, retrain, stop)
 
 
 def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:

@@ -1,4 +1,4 @@
-"""The wish that a run ends: by Ctrl-C, by SIGTERM, or by ``massive-sft cancel`` from elsewhere."""
+"""The wish that a run ends: by Ctrl-C, SIGTERM or a closed terminal, or by ``massive-sft cancel`` from elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from massive_sft.errors import Interrupted
 from massive_sft.ledger.runs import Run
 
 LOOK = 1.0  # seconds between looks for a wish that somebody left
-SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 AT_ONCE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -46,9 +46,12 @@ class Stop:
     def heeding(self, run: Run, say: Callable[[str], None]) -> Iterator[None]:
         """Heed signals and ``run``'s wishes while the block runs; must be entered on the main thread.
 
-        The first signal asks, the second ends this process at once. What it then leaves behind is what a crash leaves.
+        The first signal asks, a second Ctrl-C ends this process at once. What it then leaves behind is what a crash
+        leaves. Where SIGHUP is ignored (``nohup``) it stays so.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, self._on_signal) for number in heeded}
         over = threading.Event()
         looking = threading.Thread(target=self._look, args=(run, say, over), name="stop", daemon=True)
         looking.start()
@@ -64,7 +67,8 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self() and number == signal.SIGINT:
             # Nothing here may wait or need a lock.
-            os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + AT_ONCE).encode())
+            with suppress(OSError):  # nobody reads it any more
+                os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + AT_ONCE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)

@@ -91,6 +91,8 @@ def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = Non
     with out.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - a terminal's, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a shell, also where the tests run under nohup
     if fault is not None:
         install(fault)
     sys.argv = ["massive-sft", *arguments]

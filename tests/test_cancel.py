@@ -1,10 +1,11 @@
-"""A run that is cancelled ends at once where it can go on: by Ctrl-C, twice, by SIGTERM, and from elsewhere."""
+"""A run that is cancelled ends at once where it can go on: by Ctrl-C, SIGTERM, a closed terminal, and elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import end, start
 from processes import Process, adopt_orphans, descendants
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -26,6 +28,7 @@ from massive_sft.ledger.runs import live_runs, registered
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
+from massive_sft.stop import Stop
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(300)
@@ -186,6 +189,51 @@ def test_inline_run_is_cancelled_alike(undisturbed: dict[str, tuple[object, obje
     again = subprocess.run([sys.executable, "-m", "massive_sft", "run", "--inline", str(path)], timeout=120)
     assert again.returncode == 0
     assert results(path) == undisturbed
+
+
+def lose_the_terminal(path: Path, hang_up: bool) -> int:
+    """Run a sweep in this process's stead on a terminal that is gone once it trains; return how the run ended."""
+    master, slave = os.openpty()
+    process = start("run", path, "--inline", out=Path(os.ttyname(slave)))
+    while not trains(path):
+        assert process.is_alive()
+        if select.select([master], [], [], 0.01)[0]:
+            os.read(master, 4096)
+    os.close(slave)
+    os.close(master)
+    if hang_up:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGHUP)
+    return end(process)
+
+
+def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_lines(
+    undisturbed: dict[str, tuple[object, object]], tmp_path: Path
+) -> None:
+    path = long_sweep(tmp_path)
+    assert lose_the_terminal(path, hang_up=True) == 130
+    assert list((plan_root(path) / "trajectories").glob("*/resume/latest.json")), "it left no checkpoint"
+    assert_true_statuses(path)
+    assert lose_the_terminal(path, hang_up=False) == 0
+    assert results(path) == undisturbed
+
+
+def test_run_under_nohup_heeds_no_closed_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with registered(tmp_path, "here:1") as run, Stop().heeding(run, print):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_verb_whose_output_is_closed_does_its_work(sweep: Path, closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "massive_sft", "cancel", str(sweep)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = "" if closed.startswith(">") else "nothing to cancel: no run of this sweep goes on\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
 
 
 # The verb, without a run

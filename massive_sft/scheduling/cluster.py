@@ -35,6 +35,8 @@ def connected() -> Iterator[None]:
     if address:
         _require_reachable(address)
     sigterm = signal.getsignal(signal.SIGTERM)
+    # Processes inherit this, so that a closed terminal ends the run, not what it is about to write a checkpoint with.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     ray.init(
         address=address or "local",  # else it would join whatever somebody started on this machine
         logging_level=logging.ERROR,
@@ -42,6 +44,7 @@ def connected() -> Iterator[None]:
         include_dashboard=None if address else False,
         configure_logging=True,
     )
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm)  # which Ray has taken
