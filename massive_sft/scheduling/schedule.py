@@ -40,6 +40,7 @@ PATIENCE = 3  # times it speaks before it ends the run
 DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
 POLL = 0.5  # seconds between looks at how far everything is
 SETTLE = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
+LEAVE = 30.0  # the same, for the workers of lanes
 
 State = Mapping[str, Any]  # of a pool
 
@@ -143,8 +144,9 @@ class _Round:
         self.ended.set()
         busy = [thread for name, thread in threads.items() if name != "hear"]
         join(busy, SETTLE)
-        self.lanes.join(SETTLE)
+        self.lanes.join(self.lanes.holders(), SETTLE)
         with suppress(RayError):  # a cluster that is lost must not hide why the run ends
+            self.lanes.join(ray.get(self.pool.state.remote(), timeout=SETTLE)["groups"], LEAVE)  # not those that wait
             ray.get(self.relay.close.remote(), timeout=SETTLE)
             join([threads["hear"]], SETTLE)
             for actor in (self.pool, self.queue, self.relay):
