@@ -179,7 +179,7 @@ def test_show_of_an_unknown_cell_is_a_sentence(call: Callable[..., tuple[int, st
     assert "is no ledger" in call("show", "abc", "--sweep", path)[2]
     call("check", path)  # makes the ledger
     code, _, text = call("show", "abc", "--sweep", path)
-    assert (code, "is no cell with a record, got 'abc'" in text) == (2, True)
+    assert (code, "is the beginning of no cell's id, got 'abc'" in text) == (2, True)
 
 
 def test_names_are_printed_as_they_are(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
