@@ -43,6 +43,14 @@ def descendants() -> list[Process]:
     return [found[pid] for pid in ours - {os.getpid()} if pid in found]
 
 
+def started(pid: int) -> int | None:
+    """Return when a process began, in the kernel's ticks; None when it is no more."""
+    try:
+        return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
 def titled(*parts: str) -> list[Process]:
     """Return the descendants whose title holds one of these."""
     return [process for process in descendants() if any(part in process.title for part in parts)]

@@ -8,7 +8,7 @@ import random
 import signal
 from dataclasses import dataclass
 
-from processes import descendants, titled
+from processes import descendants, started, titled
 
 from chaos import watch
 from chaos.stage import Stage
@@ -68,7 +68,7 @@ def strike(fault: Fault, stage: Stage) -> str | None:
 def _target(fault: Fault, stage: Stage, where: str) -> int | None:
     """Return the process that the fault hits while ``where`` is in its phase."""
     if fault.kind == "kill the driver":
-        return stage.driver_pid
+        return _driver(fault, stage, where)
     if fault.kind == "kill the tracker":
         return stage.tracker_pid
     if fault.kind == "kill a lane":
@@ -79,6 +79,13 @@ def _target(fault: Fault, stage: Stage, where: str) -> int | None:
         return _raylet(fault, stage, where)
     worker = watch.trainer(where)
     return None if worker is None else worker.pid
+
+
+def _driver(fault: Fault, stage: Stage, where: str) -> int | None:
+    """Return the driver if who is in the phase works for it, and is not left of a driver that was killed before."""
+    owner, driver = watch.owner(stage.root, fault.phase, where), stage.driver_pid
+    began, since = (None if pid is None else started(pid) for pid in (owner, driver))
+    return None if began is None or since is None or began < since else driver
 
 
 def _raylet(fault: Fault, stage: Stage, where: str) -> int | None:

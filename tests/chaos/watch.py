@@ -125,7 +125,7 @@ def owner(root: Path, phase: str, where: str) -> int | None:
     else:
         folder = root / "trajectories" / where / "lease"
     seen = look(folder)
-    return None if seen is None or seen.released else int(seen.owner["process"]["pid"])
+    return None if seen is None or not seen.looks_live() else int(seen.owner["process"]["pid"])
 
 
 def trainer(where: str) -> Process | None:
