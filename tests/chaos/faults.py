@@ -89,14 +89,15 @@ def _driver(fault: Fault, stage: Stage, where: str) -> int | None:
 
 
 def _raylet(fault: Fault, stage: Stage, where: str) -> int | None:
-    """Return the second node's raylet if it is the parent of who trains or scores ``where``."""
+    """Return the raylet of the node where somebody trains or scores ``where``."""
     if fault.phase == "scoring":
         pid = watch.owner(stage.root, fault.phase, where)
     else:
         worker = watch.trainer(where)
         pid = None if worker is None else worker.pid
     parents = {process.pid: process.parent for process in descendants()}
-    return stage.raylet_pid if pid is not None and parents.get(pid) == stage.raylet_pid else None
+    raylet = None if pid is None else parents.get(pid)
+    return raylet if raylet in stage.raylet_pids else None
 
 
 def _act(fault: Fault, stage: Stage, pid: int) -> None:
@@ -109,7 +110,7 @@ def _act(fault: Fault, stage: Stage, pid: int) -> None:
         return
     os.kill(pid, signal.SIGKILL)
     if fault.kind == "kill a raylet":
-        stage.later(AWAY, stage.replace_node)
+        stage.later(AWAY, lambda: stage.replace_node(pid))
 
 
 def _go_on(pid: int) -> None:

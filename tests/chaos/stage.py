@@ -1,4 +1,4 @@
-"""Where it happens: a tracking server, a Ray cluster of two nodes, and the driver, all as real processes."""
+"""Where it happens: a tracking server, a Ray cluster of a head and two nodes, and the driver, as real processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from chaos import watch
 from chaos.sweep import write_sweep
 
+STORE = 100 << 20  # bytes of a node's object store
 MASSIVE_SFT = (sys.executable, "-m", "massive_sft")
 
 
@@ -40,13 +41,14 @@ class Stage:
         self._tracker: subprocess.Popen[bytes] | None = None
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._cluster: Any = None
-        self._second: Any = None
+        self._nodes: list[Any] = []
 
     def __enter__(self) -> Stage:
         self.start_tracker()
-        node = {"num_cpus": 1, "object_store_memory": 100 << 20}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        self._second = self._cluster.add_node(**node)
+        # The head only keeps house, so that whoever trains or scores does it on a node that can be lost.
+        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._add_node(), self._add_node()]
         while not self.tracker_answers():
             time.sleep(0.1)
         return self
@@ -85,14 +87,19 @@ class Stage:
     # The cluster
 
     @property
-    def raylet_pid(self) -> int:
-        """The second node's."""
-        return int(self._second.all_processes["raylet"][0].process.pid)
+    def raylet_pids(self) -> list[int]:
+        """Those of the nodes that train and score."""
+        return [_raylet_pid(node) for node in self._nodes]
 
-    def replace_node(self) -> None:
-        """Clear away what a killed raylet left of the second node, and start another in its place."""
-        self._cluster.remove_node(self._second, allow_graceful=False)
-        self._second = self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    def replace_node(self, raylet: int) -> None:
+        """Clear away what a killed raylet left of its node, and start another in its place."""
+        (lost,) = (node for node in self._nodes if _raylet_pid(node) == raylet)
+        self._cluster.remove_node(lost, allow_graceful=False)
+        self._nodes.remove(lost)
+        self._nodes.append(self._add_node())
+
+    def _add_node(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
 
     # The driver
 
@@ -138,6 +145,10 @@ class Stage:
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | environment, cwd=self.folder,
                 start_new_session=True,
             )  # fmt: skip
+
+
+def _raylet_pid(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def run_undisturbed(folder: Path) -> subprocess.Popen[bytes] | None:
