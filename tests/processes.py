@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,3 +55,11 @@ def started(pid: int) -> int | None:
 def titled(*parts: str) -> list[Process]:
     """Return the descendants whose title holds one of these."""
     return [process for process in descendants() if any(part in process.title for part in parts)]
+
+
+def left_after(seconds: float) -> list[Process]:
+    """Return the descendants that are still there when so many seconds have gone by; at once when there are none."""
+    deadline = time.monotonic() + seconds
+    while (left := descendants()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left

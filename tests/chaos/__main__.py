@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import adopt_orphans, descendants
+from processes import adopt_orphans, descendants, left_after
 
 from chaos import watch
 from chaos.faults import AIMS, ALL, Fault, draw, strike
@@ -28,6 +28,7 @@ POLL = 0.001  # seconds between looks for a phase, some of which last a few mill
 LOOK = 0.2  # seconds between looks at how far the sweep is
 PAUSE = 1.0  # seconds between two faults
 SILENCE = 120.0  # seconds without any change on the disk after which the sweep counts as hanging
+LEAVE = 10.0  # seconds that Ray's workers may take to notice that their node is gone
 RERUNS = 5  # of one sweep that ends incomplete without a fault
 
 
@@ -92,8 +93,7 @@ class Campaign:
                     (self.folder / "undisturbed" / "done").touch()
                     undisturbed = None
                 wrong = list(problems(stage.root, self.folder / "undisturbed", f"http://127.0.0.1:{stage.port}"))
-            left = descendants()
-            wrong += [f"process {process.pid} is left: {process.title[:100]}" for process in left]
+            wrong += [f"process {process.pid} is left: {process.title[:100]}" for process in left_after(LEAVE)]
             if wrong:
                 raise Failed("\n".join(wrong))
             self.rounds += 1
