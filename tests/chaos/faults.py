@@ -71,8 +71,9 @@ def _target(fault: Fault, stage: Stage, where: str) -> int | None:
         return _driver(fault, stage, where)
     if fault.kind == "kill the tracker":
         return stage.tracker_pid
-    if fault.kind == "kill a lane":
-        return next((process.pid for process in titled("ray::TrainController")), None)
+    if fault.kind == "kill a lane":  # one that trains: lanes that die while they start, again and again, are given up
+        lanes = titled("ray::TrainController") if watch.trainer(where) else []
+        return lanes[0].pid if len(lanes) == 1 else None
     if fault.kind in ("kill a scorer", "stop a lease holder"):
         return watch.owner(stage.root, fault.phase, where)
     if fault.kind == "kill a raylet":

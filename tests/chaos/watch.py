@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from processes import Process, titled
+from processes import Process, started, titled
 
 from chaos.sweep import NAME, TASKS
 from massive_sft.files import read_json
@@ -41,9 +42,22 @@ def after_checkpoint(root: Path) -> Iterator[str]:
 
 
 def saving(root: Path) -> Iterator[str]:
+    """What a writer that was killed left there is none."""
     for home, _ in _trajectories(root):
-        if any((folder / "state").is_dir() for folder in uncounted(home)):
+        states = [folder / "state" for folder in uncounted(home) if (folder / "state").is_dir()]
+        worker = trainer(home.name) if states else None
+        began = None if worker is None else started(worker.pid)
+        if began is not None and any(_modified(state) > began for state in states):
             yield home.name
+
+
+def _modified(path: Path) -> float:
+    """Return when a folder was changed last, in the kernel's ticks like ``started``; 0 for one that is gone."""
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    return (time.clock_gettime(time.CLOCK_BOOTTIME) - age) * os.sysconf("SC_CLK_TCK")
 
 
 def publishing(root: Path) -> Iterator[str]:
