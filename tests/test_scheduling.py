@@ -24,7 +24,7 @@ from massive_sft.ledger.lease import Lease, Seen, Watch, look
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
-from massive_sft.scheduling.lanes import LaneFailed, ask, free_groups
+from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
@@ -168,6 +168,22 @@ def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     reason = done.stdout.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
     assert "free: 0 CPU" in reason
+
+
+def test_lane_that_is_lost_with_the_last_order_gets_a_successor(cluster: None) -> None:
+    shape, said = Shape(1, 1.0, 0.0), list[str]()
+    pool = LanePool.remote({shape: 1})
+    ray.get(pool.submit.remote(shape, "last", b""))
+    ray.get(pool.next.remote("lost", shape))
+    lanes = Lanes(pool, {"CPU": 1.0}, said.append)
+    lanes._lanes["lost"] = _Lane("lost", shape, "killed")
+    serving = threading.Thread(target=lanes.serve)
+    serving.start()
+    serving.join(5)
+    ray.get(pool.stop.remote())
+    lanes.stop()
+    lanes.join(lanes.holders(), 60)
+    assert said == ["lane lost is lost: killed", "lane 1 x 1 CPU #1 starts"]
 
 
 def test_what_a_lost_lane_held_is_given_back_and_other_lanes_keep_theirs(cluster: None) -> None:

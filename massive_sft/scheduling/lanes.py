@@ -172,8 +172,8 @@ class Lanes:
     def serve(self) -> None:
         """Return when all expected orders are served and the lanes have ended; after ``stop`` once none is in hand."""
         while True:
-            state = ray.get(self.pool.state.remote())
-            self._reap(state)
+            self._reap(ray.get(self.pool.state.remote()))
+            state = ray.get(self.pool.state.remote())  # what a lost lane had is queued again
             if self._stop.is_set():
                 if not state["held"]:
                     return
