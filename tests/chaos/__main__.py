@@ -29,6 +29,7 @@ LOOK = 0.2  # seconds between looks at how far the sweep is
 PAUSE = 1.0  # seconds between two faults
 SILENCE = 120.0  # seconds without any change on the disk after which the sweep counts as hanging
 LEAVE = 10.0  # seconds that Ray's workers may take to notice that their node is gone
+HIT = ("kill a worker", "kill a lane")  # again and again without a step in between, it would be given up
 RERUNS = 5  # of one sweep that ends incomplete without a fault
 
 
@@ -117,8 +118,8 @@ class _Round:
         self._stage = stage
         self._state: dict[str, Any] = {}
         self._changed = self._looked = self._struck = time.monotonic()
-        self._hit = ""  # the trajectory that was struck last and has not got further since
-        self._checkpoint: str | None = None
+        # Trajectories that were struck and have not got further since, with their checkpoint then.
+        self._hit: dict[str, str | None] = {}
         self._idle_reruns = 0
 
     def run(self) -> None:
@@ -140,7 +141,7 @@ class _Round:
 
     def _strike(self) -> None:
         for fault in self._campaign.pending:
-            whom = strike(fault, self._stage)
+            whom = strike(fault, self._stage, self._hit if fault.kind in HIT else ())
             if whom is None:
                 continue
             campaign = self._campaign
@@ -150,8 +151,9 @@ class _Round:
             campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
             campaign.save()
             self._struck = self._changed = time.monotonic()
-            self._hit = whom.split()[0] if fault.kind in ("kill a worker", "kill a lane") else ""
-            self._checkpoint = watch.state_of(self._stage.root)["checkpoints"].get(self._hit)
+            if fault.kind in HIT:
+                where = whom.split()[0]
+                self._hit[where] = watch.state_of(self._stage.root)["checkpoints"].get(where)
             return
 
     def _rerun(self, code: int) -> None:
@@ -177,9 +179,10 @@ class _Round:
         self._looked, state = now, watch.state_of(self._stage.root)
         if state != self._state:
             self._state, self._changed = state, now
-        if self._hit and (self._hit in state["trained"] or state["checkpoints"].get(self._hit) != self._checkpoint):
-            self._campaign.say(f"  {self._hit} got further after {now - self._struck:.1f} s")
-            self._hit = ""
+        for where, checkpoint in list(self._hit.items()):
+            if where in state["trained"] or state["checkpoints"].get(where) != checkpoint:
+                self._campaign.say(f"  {where} got further, {now - self._struck:.1f} s after the last fault")
+                del self._hit[where]
         if now - self._changed > SILENCE:
             raise Failed(f"nothing changed for {SILENCE:.0f} s: {json.dumps(state)}")
 

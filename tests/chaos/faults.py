@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from processes import descendants, started, titled
@@ -47,13 +48,15 @@ def draw(random_: random.Random, rounds: int) -> list[Fault]:
     return random_.sample(chosen, len(chosen))
 
 
-def strike(fault: Fault, stage: Stage) -> str | None:
+def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
     """Strike if somebody is in the fault's phase right now; return who was struck, None when nobody was.
+
+    Whoever works on what is ``spared`` is left alone.
 
     Who is in the phase by itself is stopped first and looked at again, so that a kill surely hits the phase.
     """
     for where in watch.PHASES[fault.phase](stage.root):
-        pid = _target(fault, stage, where)
+        pid = None if where in spared else _target(fault, stage, where)
         if pid is None:
             continue
         with contextlib.suppress(ProcessLookupError):
