@@ -35,11 +35,13 @@ class Fault:
         pattern: searched in the path; of a file written under a temporary name both names count.
         strike: what happens then; ``kill``, ``stop`` or a ``Fill``.
         skip: how many times nothing happens first.
+        reading: whether opening a path to read it counts as well.
     """
 
     pattern: str
     strike: Callable[[], None]
     skip: int = 0
+    reading: bool = False
 
 
 def kill() -> None:
@@ -76,7 +78,8 @@ def install(fault: Fault) -> None:
         if event not in _PLACE or left[0] == 0:
             return
         path = arguments[_PLACE[event]]
-        if event == "open" and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):  # type: ignore[call-overload]
+        writes = event != "open" or int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)  # type: ignore[call-overload]
+        if not writes and not fault.reading:
             return
         if isinstance(path, str | os.PathLike) and fits(os.fspath(path)):
             left[0] -= 1

@@ -33,6 +33,12 @@ def stands_still(process: BaseProcess) -> bool:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def waits_for_a_lock(process: BaseProcess) -> bool:
+    return any(
+        "-> FLOCK" in line and f" {process.pid} " in line for line in Path("/proc/locks").read_text().split("\n")
+    )
+
+
 def shown(folder: Path, sweep: str) -> dict[str, str]:
     return tracked(f"sqlite:///{folder}/ledger/mlflow.db", sweep)
 
@@ -52,6 +58,22 @@ def test_two_runs_of_one_sweep_share_the_work_and_both_end_complete(tmp_path: Pa
     assert all("3 COMPLETE" in text for text in printed)
     assert trainings(tmp_path) == trainings(undisturbed())
     assert outcome(tmp_path) == outcome(undisturbed())
+    assert shown(tmp_path, "small") == checksums(tmp_path)
+
+
+def test_run_goes_on_beside_and_after_one_that_dies_while_it_makes_the_mlflow_store(tmp_path: Path) -> None:
+    """MLflow makes its tables one by one: another run must neither take half of them for a foreign database nor stay."""
+    sweep = sweep_at(tmp_path)
+    halfway = Fault(r"db_migrations/versions/", stop, reading=True)
+    first = start("run", sweep, "--inline", out=tmp_path / "first", fault=halfway)
+    until(lambda: stands_still(first))
+    assert not list(tmp_path.glob("ledger/mlflow.db"))
+    assert list(tmp_path.glob("ledger/mlflow.db.partial/mlflow.db"))
+    second = start("run", sweep, "--inline", out=tmp_path / "second")
+    until(lambda: waits_for_a_lock(second))
+    first.kill()
+    assert (end(first), end(second)) == (-signal.SIGKILL, 0), (tmp_path / "second").read_text()
+    assert not list(tmp_path.glob("ledger/mlflow.db.partial"))
     assert shown(tmp_path, "small") == checksums(tmp_path)
 
 

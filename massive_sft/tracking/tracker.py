@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from alembic.util.exc import CommandError  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from massive_sft.errors import InvalidInput, Problem  # noqa: E402
 from massive_sft.ledger.provenance import redact  # noqa: E402
-from massive_sft.tracking.address import PLACE, artifact_location, database  # noqa: E402
+from massive_sft.tracking.address import PLACE, SQLITE, artifact_location, database  # noqa: E402
 from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point  # noqa: E402
 from massive_sft.tracking.curve import Curve  # noqa: E402
 
@@ -59,9 +61,26 @@ def probe(uri: str) -> None:
     """Ask a tracker for anything at all; a local store is made if need be. Raises ``TRACKER_ERRORS``."""
     quiet()
     path = database(uri)
-    # MLflow makes its tables one by one, and of two processes that do so at once both fail.
-    with nullcontext() if path is None else _alone(path):
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    if path is not None:
+        _make(path)
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+def _make(path: Path) -> None:
+    """Make a local store, unless it is there, under a temporary name: MLflow makes its tables one by one.
+
+    Nobody ever sees half of them, and of two processes that would make them at once one does.
+    """
+    with _alone(path):
+        if path.exists() and path.stat().st_size:
+            return
+        folder = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+        folder.mkdir()
+        store = SqlAlchemyStore(f"{SQLITE}{folder / path.name}", str(artifact_location(f"{SQLITE}{path}")))
+        store.engine.dispose()
+        os.replace(folder / path.name, path)
+        folder.rmdir()
 
 
 @contextmanager
