@@ -307,18 +307,22 @@ def test_ending_pool_gives_nothing_out_and_says_so_to_who_waits() -> None:
     asyncio.run(scenario())
 
 
-def test_order_of_a_lost_lane_goes_to_another_and_counts_tries_without_a_new_step() -> None:
+def test_order_of_a_lost_lane_goes_to_another_and_counts_tries_without_progress() -> None:
+    """A training whose checkpoint lay before its last step gets further without a step that is new."""
+
     async def scenario() -> list[Message]:
         pool = Lanes(Counter({ONE: 1}))
         await pool.submit(ONE, "order", b"data")
-        for lane, step in (("a", 5), ("b", 6), ("c", 6), ("d", 3)):
+        told = (("a", 5, 0), ("b", 6, 4), ("c", 6, 4), ("d", 6, 5), ("e", 6, 5), ("f", 3, 2))
+        for lane, step, checkpoint in told:
             assert await pool.next(lane, ONE) == b"data", lane
             await pool.tell(lane, Message("event", step=step))
+            await pool.tell(lane, Message("event", checkpoint=checkpoint))
             await pool.lost(lane, ONE, "gone")
         return await pool.messages("order")
 
     messages = asyncio.run(scenario())
-    assert [message.kind for message in messages] == ["event"] * 4 + ["failed"]
+    assert [message.kind for message in messages] == ["event"] * 12 + ["failed"]
 
 
 def test_ending_queue_gives_no_cell_out() -> None:

@@ -275,7 +275,10 @@ def test_order_fails_with_what_its_workers_ended_with() -> None:
         return await pool.messages("order")
 
     (message,) = asyncio.run(scenario())
-    assert (message.kind, "3 times without a new step; RuntimeError: connection" in message.content) == ("failed", True)
+    assert (message.kind, "3 times without getting further; RuntimeError: connection" in message.content) == (
+        "failed",
+        True,
+    )
 
 
 def test_trial_whose_run_was_killed_records_no_failure(cluster: None) -> None:

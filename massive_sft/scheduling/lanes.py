@@ -29,7 +29,7 @@ from ray.util.placement_group import (
 
 from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.scheduling.pools import STARTS, Message, Shape
-from massive_sft.sft.events import Event, StepDone
+from massive_sft.sft.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.sweep.spec import Layout
 from massive_sft.trial import Order, Submit
 
@@ -125,7 +125,8 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
 
     def report(event: Event) -> None:
         step = event.step if isinstance(event, StepDone) else 0
-        pool.tell.remote(lane, Message("event", pickle.dumps(event), step))
+        checkpoint = event.step if isinstance(event, CheckpointWritten | Resumed) else 0
+        pool.tell.remote(lane, Message("event", pickle.dumps(event), step, checkpoint))
 
     def serve(order: Order) -> Message:
         try:

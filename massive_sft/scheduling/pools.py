@@ -40,12 +40,13 @@ class Message:
     Attributes:
         kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended because the run should).
         content: of an event its pickle, of a failure the reason.
-        step: how far the training is, for an event that says so.
+        step, checkpoint: how far the training and its checkpoint are, for an event that says so.
     """
 
     kind: str
     content: Any = None
     step: int = 0
+    checkpoint: int = 0
 
 
 @dataclass
@@ -56,6 +57,7 @@ class _Order:
     data: bytes
     tries: int = 0
     step: int = 0
+    checkpoint: int = 0
     reason: str = ""
 
 
@@ -95,8 +97,8 @@ class LanePool(_Pool):
     """Orders between trials and lanes.
 
     An order is the lane's until it says done, failed or stopped. A lane that asks again while it has one was restarted,
-    so it gets the same again; what a lost lane had goes to another. ``TRIES`` times without a step that is new, and the
-    order fails.
+    so it gets the same again; what a lost lane had goes to another. ``TRIES`` times without a new step or a
+    later checkpoint, and the order fails.
 
     Args:
         expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless
@@ -158,7 +160,7 @@ class LanePool(_Pool):
             if not self.stopping and held.tries < TRIES:
                 held.tries += 1
                 return held.data
-            reason = f"its workers died {TRIES} times without a new step{held.reason and f'; {held.reason}'}"
+            reason = f"its workers died {TRIES} times without getting further{held.reason and f'; {held.reason}'}"
             await self.tell(lane, Message("stopped") if self.stopping else Message("failed", reason))
         async with self.changed:
             await self.changed.wait_for(
@@ -187,8 +189,10 @@ class LanePool(_Pool):
         order = self.held[lane]
         if message.kind != "event":
             del self.held[lane]
-        elif message.step > order.step:
-            order.step, order.tries = message.step, 1
+        elif message.step > order.step or message.checkpoint > order.checkpoint:
+            order.step = max(order.step, message.step)
+            order.checkpoint = max(order.checkpoint, message.checkpoint)
+            order.tries = 1
         self.inbox[order.id].append(message)
         await self._notify()
 

@@ -19,7 +19,7 @@ from typing import Any
 from processes import adopt_orphans, descendants, left_after
 
 from chaos import watch
-from chaos.faults import AIMS, ALL, Fault, draw, strike
+from chaos.faults import AIMS, ALL, Fault, draw, hits_training, strike
 from chaos.stage import Stage, run_undisturbed
 from chaos.sweep import settle
 from chaos.verify import problems
@@ -29,7 +29,6 @@ LOOK = 0.2  # seconds between looks at how far the sweep is
 PAUSE = 1.0  # seconds between two faults
 SILENCE = 120.0  # seconds without any change on the disk after which the sweep counts as hanging
 LEAVE = 10.0  # seconds that Ray's workers may take to notice that their node is gone
-HIT = ("kill a worker", "kill a lane")  # again and again without a step in between, it would be given up
 RERUNS = 5  # of one sweep that ends incomplete without a fault
 
 
@@ -141,7 +140,7 @@ class _Round:
 
     def _strike(self) -> None:
         for fault in self._campaign.pending:
-            whom = strike(fault, self._stage, self._hit if fault.kind in HIT else ())
+            whom = strike(fault, self._stage, self._hit if hits_training(fault) else ())
             if whom is None:
                 continue
             campaign = self._campaign
@@ -151,7 +150,7 @@ class _Round:
             campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
             campaign.save()
             self._struck = self._changed = time.monotonic()
-            if fault.kind in HIT:
+            if hits_training(fault):
                 where = whom.split()[0]
                 self._hit[where] = watch.state_of(self._stage.root)["checkpoints"].get(where)
             return

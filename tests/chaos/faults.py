@@ -48,6 +48,11 @@ def draw(random_: random.Random, rounds: int) -> list[Fault]:
     return random_.sample(chosen, len(chosen))
 
 
+def hits_training(fault: Fault) -> bool:
+    """Whether a fault costs a training its workers: again and again without a step in between, it would be given up."""
+    return fault.kind in ("kill a worker", "kill a lane", "kill a raylet") and fault.phase != "scoring"
+
+
 def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
     """Strike if somebody is in the fault's phase right now; return who was struck, None when nobody was.
 
