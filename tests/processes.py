@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,16 @@ def adopt_orphans() -> None:
     """Make this process the parent of every orphan among its descendants, so that none gets out of sight."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def free_port() -> int:
+    """Return a port for a server that is killed and started again: it lies below those that are given out by chance."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(lowest - 8000, lowest), 50):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port below {lowest} is free")
 
 
 @dataclass(frozen=True)

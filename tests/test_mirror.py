@@ -25,6 +25,7 @@ from commands import command
 from disturbed import sweep_at
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from processes import free_port
 
 from massive_sft.errors import InvalidInput
 from massive_sft.fingerprint import hash_file
@@ -550,9 +551,7 @@ class Server:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://{CANARY}:{CANARY}@127.0.0.1:{self.port}"
 
     def start(self) -> None:

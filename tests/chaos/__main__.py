@@ -183,7 +183,9 @@ class _Round:
                 self._campaign.say(f"  {where} got further, {now - self._struck:.1f} s after the last fault")
                 del self._hit[where]
         if now - self._changed > SILENCE:
-            raise Failed(f"nothing changed for {SILENCE:.0f} s: {json.dumps(state)}")
+            around = f"the driver's exit code is {self._stage.driver_code}, the tracker "
+            around += "answers" if self._stage.tracker_answers() else "does not answer"
+            raise Failed(f"nothing changed for {SILENCE:.0f} s, {around}: {json.dumps(state)}")
 
 
 def main() -> int:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from processes import free_port
 from ray.cluster_utils import Cluster
 
 from chaos import watch
@@ -31,9 +31,7 @@ class Stage:
         self.folder = folder
         self.root = folder / f"round-{number}"
         self.log = folder / f"round-{number}.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.sweep = write_sweep(
             folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}"
         )
@@ -129,8 +127,9 @@ class Stage:
 
     def catch_up(self) -> None:
         """Do what is due."""
-        due = [action for when, action in self._later if when <= time.monotonic()]
-        self._later = [(when, action) for when, action in self._later if when > time.monotonic()]
+        now = time.monotonic()
+        due = [action for when, action in self._later if when <= now]
+        self._later = [(when, action) for when, action in self._later if when > now]
         for action in due:
             action()
 
