@@ -86,7 +86,7 @@ def _target(fault: Fault, stage: Stage, where: str) -> int | None:
         return watch.owner(stage.root, fault.phase, where)
     if fault.kind == "kill a raylet":
         return _raylet(fault, stage, where)
-    worker = watch.trainer(where)
+    worker = watch.lone_worker() if fault.phase == "publishing" else watch.trainer(where)
     return None if worker is None else worker.pid
 
 

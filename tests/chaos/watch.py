@@ -61,8 +61,11 @@ def _modified(path: Path) -> float:
 
 
 def publishing(root: Path) -> Iterator[str]:
+    """What a worker that was killed has published is not this one's doing."""
     for home, _ in _trajectories(root):
-        if any((home / "snapshots").glob("epoch-*")):
+        worker = lone_worker() if any((home / "snapshots").glob("epoch-*")) else None
+        began = None if worker is None else started(worker.pid)
+        if began is not None and _modified(home / "snapshots") > began:
             yield home.name
 
 
@@ -140,6 +143,12 @@ def owner(root: Path, phase: str, where: str) -> int | None:
         folder = root / "trajectories" / where / "lease"
     seen = look(folder)
     return None if seen is None or not seen.looks_live() else int(seen.owner["process"]["pid"])
+
+
+def lone_worker() -> Process | None:
+    """Return the lanes' worker if there is only one."""
+    workers = titled("RayTrainWorker")
+    return workers[0] if len(workers) == 1 else None
 
 
 def trainer(where: str) -> Process | None:
