@@ -46,7 +46,7 @@ class Campaign:
         pending: faults still to strike.
         struck: what was struck: fault, whom, in which round, after how many seconds of the campaign.
         rounds: sweeps that were finished and found right.
-        seconds: spent so far, over all interruptions.
+        seconds: spent before this process took it up.
     """
 
     folder: Path
@@ -69,14 +69,19 @@ class Campaign:
 
     def save(self) -> None:
         """Write it down."""
-        kept = {key: value for key, value in asdict(self).items() if key != "folder"}
+        kept = {key: value for key, value in asdict(self).items() if key != "folder"} | {"seconds": self.spent}
         temporary = self.folder / ".campaign.json"
         temporary.write_text(json.dumps(kept, indent=1))
         temporary.replace(self.folder / "campaign.json")
 
+    @property
+    def spent(self) -> float:
+        """Seconds of this campaign until now."""
+        return self.seconds + time.monotonic() - BEGAN
+
     def say(self, text: str) -> None:
         """Print a line and log it."""
-        line = f"{self.seconds + time.monotonic() - BEGAN:7.1f} s  {text}"
+        line = f"{self.spent:7.1f} s  {text}"
         print(line, flush=True)
         with (self.folder / "campaign.log").open("a") as log:
             log.write(line + "\n")
@@ -146,8 +151,8 @@ class _Round:
             campaign = self._campaign
             campaign.say(f"{fault}: {whom}")
             campaign.pending.remove(fault)
-            at = round(campaign.seconds + time.monotonic() - BEGAN, 1)
-            campaign.struck.append({**asdict(fault), "whom": whom, "round": campaign.rounds + 1, "at": at})
+            at = {"whom": whom, "round": campaign.rounds + 1, "at": round(campaign.spent, 1)}
+            campaign.struck.append({**asdict(fault), **at})
             campaign.save()
             self._struck = self._changed = time.monotonic()
             if hits_training(fault):
@@ -209,7 +214,6 @@ def main() -> int:
         print(f"everything is in {folder}", file=sys.stderr)
         return 1
     finally:
-        campaign.seconds += time.monotonic() - BEGAN
         campaign.save()
         print(campaign.coverage(), flush=True)
         for process in descendants():
