@@ -58,7 +58,7 @@ class Questions:
         if cell.recipe is None:
             # A base model is compared with every setting, so it is scored under each one's template.
             return tuple({item.id: item for group in self.by_template.values() for item in group}.values())
-        measures = (Asked(name, measure=name) for name in self.sweep.file.measures)
+        measures = (Asked(semantics.measure(name), measure=name) for name in self.sweep.file.measures)
         return (*self.by_template[_template_id(cell.recipe.setting)], *measures)
 
     def _task(self, index: int, task: Task) -> tuple[Task, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import canonical, digest, join
-from massive_sft.sweep import template
+from massive_sft.sweep import semantics, template
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.load import Sweep
@@ -189,7 +189,7 @@ def template_content(setting: Setting) -> dict[str, Any]:
     if isinstance(setting.template, TemplateText):
         return {"prompt": setting.template.prompt}
     if setting.template == template.CHAT:
-        return {"chat": True}
+        return {"chat": True, **semantics.chat()}
     return {"prompt": template.PROMPTS[setting.template]}
 
 

@@ -1,14 +1,35 @@
-"""Numbers that are bumped when a fix changes what is computed, so that old results are not taken for new ones."""
+"""Numbers that are bumped when a fix changes what is computed, so that old results are not taken for new ones.
+
+Each stands for one aspect and is hashed, once it is no longer 1, only into the ids that hang on that aspect: what a fix
+does not touch keeps its id.
+"""
 
 from __future__ import annotations
 
 TRAIN_SEMANTICS = 1
 """Of training; in every trained cell's id."""
 
+CHAT_SEMANTICS = 1
+"""Of the text that a chat template makes of a row; in the ids of cells trained with ``template: chat``."""
+
 SCORE_SEMANTICS = 1
-"""Of scoring; in what is asked of a cell and in the protocol's id, once it is no longer 1."""
+"""Of scoring; in what is asked of a cell and in the protocol's id."""
+
+MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 1, "layer_change": 1, "token_length": 1}
+"""Of each measure; in what is asked of a cell."""
+
+
+def chat() -> dict[str, int]:
+    """Return what of a chat template's semantics is hashed: nothing at 1, so that the ids given out before it stay."""
+    return {} if CHAT_SEMANTICS == 1 else {"chat_semantics": CHAT_SEMANTICS}
 
 
 def scoring() -> dict[str, int]:
-    """Return what of the scoring's semantics is hashed: nothing at 1, so that the ids given out before it stay."""
+    """Return what of the scoring's semantics is hashed; nothing at 1, likewise."""
     return {} if SCORE_SEMANTICS == 1 else {"score_semantics": SCORE_SEMANTICS}
+
+
+def measure(name: str) -> str:
+    """Return what is asked of a cell for a measure: its name, with its semantics once they are no longer 1."""
+    number = MEASURE_SEMANTICS[name]
+    return name if number == 1 else f"{name}/{number}"
