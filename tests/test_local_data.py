@@ -27,6 +27,7 @@ from massive_sft.tiny.overlap import WINDOW, Windows, normalised
 from massive_sft.tiny.text_files import Source, texts_of
 
 SWEEP = Path(__file__).parent.parent / "sweeps" / "local_data.yaml"
+REAL = SWEEP.with_name("real_model.yaml")
 SUBJECTS = (
     "elementary_mathematics",
     "global_facts",
@@ -35,6 +36,7 @@ SUBJECTS = (
     "machine_learning",
     "sociology",
 )
+QUESTIONS = 8  # of each subject
 LEAKED = "How many pebbles does the giant of the northern mountains carry home in seven leather bags?"
 LIMITS = {"p3_reasoning": 500, "p3_knowledge": 700}
 TRAIN = ("gsm8k.jsonl", "code_alpaca_2k.json", "alpaca_seed_tasks.jsonl", "p3_comprehension.jsonl")
@@ -94,7 +96,9 @@ def _write_data(root: Path) -> None:
     (bench / "jmmlu").mkdir()
     for subject in SUBJECTS:
         with (bench / "jmmlu" / f"{subject}.csv").open("w", encoding="utf-8-sig", newline="") as stream:
-            csv.writer(stream).writerows([("どれか、{ }は", "5", " 7", "8", "9", "C")] * 3)
+            csv.writer(stream).writerows(
+                [(f"どれか、{{ }}は{n or ''}", "5", " 7", "8", "9", "C") for n in range(QUESTIONS)]
+            )
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +159,21 @@ def test_tasks_of_the_sweep_build_requests_of_the_expected_documents(plan, tmp_p
         "p3_reasoning_answer_bpb": 30,
         "p3_knowledge_mc": 20,
         "p3_knowledge_answer_bpb": 20,
-        **{f"jmmlu::{subject}": 3 for subject in SUBJECTS},
+        **{f"jmmlu::{subject}": QUESTIONS for subject in SUBJECTS},
     }
+
+
+def test_sweep_of_a_real_model_passes_check_and_tests_no_example(local, plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    (tmp_path / "smollm2").symlink_to(local[0] / "models" / "text-llama")
+    real = make_plan(load_sweep(REAL))
+    assert (len(real.runs), len(real.cells), check(real)) == (16, 17, [])
+    task = next(task for task in real.tasks if "jmmlu" in str(task.path))
+    built = requests.build(task, 5, Fewshot(), wrapping.NONE, tmp_path / "requests")
+    asked = [request.context for request in read_requests(built, built.leaves[0])[::4]]
+    assert len(asked) == QUESTIONS - 5
+    assert [context.count("答え: C") for context in asked] == [5, 5, 5]
+    assert all(context.count(f"どれか、{{ }}は{n}\n") == 1 for n, context in zip((5, 6, 7), asked, strict=True))
 
 
 def test_byte_order_mark_of_a_csv_reaches_no_question(plan, tmp_path):

@@ -23,12 +23,16 @@ def rows(file: str, **_: Any) -> Split:
     return {"test": Dataset.from_list(_json_lines(_path(file)))}
 
 
-def questions(file: str, **_: Any) -> Split:
-    """Return a headerless CSV of question, four choices and the answer's letter; a byte-order mark is dropped."""
+def questions(file: str, examples: int = 0, **_: Any) -> Split:
+    """Return a headerless CSV of question, four choices and the answer's letter; a byte-order mark is dropped.
+
+    The first ``examples`` questions are a split of their own, ``examples``, and not under test.
+    """
     names = ("question", "A", "B", "C", "D", "answer")
     with _path(file).open(encoding="utf-8-sig", newline="") as stream:
         found = [dict(zip(names, (cell.strip() for cell in row), strict=True)) for row in csv.reader(stream) if row]
-    return {"test": Dataset.from_list(found)}
+    split = {"test": Dataset.from_list(found[examples:])}
+    return {**split, "examples": Dataset.from_list(found[:examples])} if examples else split
 
 
 def held_out_choices(file: str, start: int, **_: Any) -> Split:
