@@ -12,8 +12,9 @@ from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
 from massive_sft.sweep import semantics
-from massive_sft.sweep.cell import Cell, template_content
+from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents, locate
+from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Setting, Task, TemplateText
 

@@ -19,8 +19,9 @@ from massive_sft.fingerprint import FileHashes, canonical, digest, join
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status, unseal
 from massive_sft.ledger.store import Ledger
-from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells, template_content
+from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
+from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Resource, Task
 from massive_sft.sweep.spec import Layout

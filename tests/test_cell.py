@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from pydantic import BaseModel
 
 from massive_sft.errors import InvalidInput
 from massive_sft.fingerprint import fingerprint
-from massive_sft.sweep import cell as cells_module
 from massive_sft.sweep import schema
-from massive_sft.sweep.cell import HASHED, UNHASHED, Cell, Cells, make_cells, neutralised
+from massive_sft.sweep.cell import Cell, Cells, make_cells
 from massive_sft.sweep.content import Commits, Contents
+from massive_sft.sweep.identity import HASHED, NEUTRAL, UNHASHED, hashed
 from massive_sft.sweep.load import check_sweep
 from massive_sft.sweep.trajectory import make_trajectories, sharing
 
@@ -60,12 +61,16 @@ def only(file: dict[str, Any]) -> Cell:
 
 def changed(place: str, value: Any) -> dict[str, Any]:
     file = base_file()
+    put(file, place, value)
+    return file
+
+
+def put(file: dict[str, Any], place: str, value: Any) -> None:
     *steps, last = place.split(".")
     target: Any = file
     for step in steps:
         target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
-    target[last] = value
-    return file
+    target[last] = copy.deepcopy(value)  # a later edit goes into it
 
 
 def test_ids_are_golden() -> None:
@@ -88,68 +93,188 @@ GOLDEN: dict[str, tuple[str, str | None]] = {
     "m1 (base)": ("3882c34bbc725cb9", None),
 }
 
-SCIENCE = [
-    ("models.m1.revision", "2" * 40),
-    ("models.m1.hub", "org/m2"),
-    ("datasets.d1.hub", "org/d2"),
-    ("datasets.d1.split", "test"),
-    ("datasets.d1.subset", "x"),
-    ("datasets.d1.files", ["a.json"]),
-    ("datasets.d1.format", "gsm8k"),
-    ("datasets.d1.filter", {"task": ["x"]}),
-    ("datasets.d1.limit", 500),
-    ("datasets.d1.strip", ["<s>"]),
-    ("mixtures.sample_seed", 1),
-    ("mixtures.each.samples", 101),
-    ("settings.full.lr", 2e-5),
-    ("settings.full.batch", 64),
-    ("settings.full.method", "lora"),
-    ("settings.full.template", "plain"),
-    ("settings.full.loss_on", "all"),
-    ("settings.full.max_length", 1024),
-    ("settings.full.truncation", "left"),
-    ("settings.full.precision", "fp32"),
-    ("settings.full.optimizer", {"betas": [0.9, 0.95]}),
-    ("settings.full.optimizer", {"eps": 1e-6}),
-    ("settings.full.optimizer", {"weight_decay": 0.1}),
-    ("settings.full.optimizer", {"clip": 0.5}),
-    ("settings.full.warmup_steps", 10),
-    ("settings.full.seed", 1),
-    ("blocks.0.schedule", "linear"),
-    ("blocks.0.schedule", {"name": "cosine", "final": 0.1}),
-    ("blocks.0.horizon", 4),
-    ("blocks.0.snapshots", [2]),
-]
+Edit = tuple[str, Any]
+# For every field that identity knows of: edits of the file, of which the last changes the field and those before it
+# make a file in which that matters.
+LORA: Edit = ("settings.full.method", "lora")
+WSD: Edit = ("blocks.0.schedule", {"name": "wsd"})
+ALL: Edit = ("blocks.0.mixture", "all")
+TALK: Edit = ("datasets.d1.format", "messages")
+ONE: Edit = ("mixtures.one", {"weights": {"d1": 1, "d2": 1}, "samples": 10})
+WEIGHED: Edit = ("blocks.0.mixture", "one")
+COLUMNS = {"hub": "org/d1", "columns": {"prompt": "p", "completion": "c"}}
+FEWER = {"each": ["d1", "d2"], "samples": 3}
+LEFT: tuple[Edit, ...] = (("mixtures.left", {"leave_one_out": "all"}), ("blocks.0.mixture", "left"))
+MOVES: dict[str, list[tuple[Edit, ...]]] = {
+    "Model.hub": [(("models.m1.hub", "org/m2"),)],
+    "Model.path": [(("models.m1", {"path": "/one"}), ("models.m1.path", "/other"))],
+    "Model.revision": [(("models.m1.revision", "2" * 40),)],
+    "Model.tokenizer": [(("models.m1.tokenizer", "/tokenizer"),)],
+    "Dataset.hub": [(("datasets.d1.hub", "org/d2"),)],
+    "Dataset.path": [(("datasets.d1", {"path": "/one", "format": "alpaca"}), ("datasets.d1.path", "/other"))],
+    "Dataset.revision": [(("datasets.d1.revision", "2" * 40),)],
+    "Dataset.subset": [(("datasets.d1.subset", "x"),)],
+    "Dataset.split": [(("datasets.d1.split", "test"),)],
+    "Dataset.files": [(("datasets.d1.files", ["a.json"]),)],
+    "Dataset.format": [(("datasets.d1.format", "gsm8k"),)],
+    "Dataset.columns": [(TALK, ("datasets.d1.columns", {"messages": "talk"}))],
+    "Dataset.turns": [(TALK, ("datasets.d1.turns", "first"))],
+    "Dataset.filter": [(("datasets.d1.filter", {"task": ["x"]}),)],
+    "Dataset.limit": [(("datasets.d1.limit", 500),)],
+    "Dataset.strip": [(("datasets.d1.strip", ["<s>"]),)],
+    "Columns.prompt": [(("datasets.d1", COLUMNS), ("datasets.d1.columns.prompt", "x"))],
+    "Columns.completion": [(("datasets.d1", COLUMNS), ("datasets.d1.columns.completion", "x"))],
+    "Columns.messages": [(TALK, ("datasets.d1.columns", {"messages": "a"}), ("datasets.d1.columns.messages", "b"))],
+    "MixtureEntry.each": [(ALL, ("mixtures.each.each", ["d1"]))],
+    "MixtureEntry.concat": [(ALL, ("mixtures.few", {"each": ["d2"], "samples": 3}), ("mixtures.all.concat", "few"))],
+    "MixtureEntry.leave_one_out": [
+        (
+            *LEFT,
+            ("mixtures.few", {"concat": "each2"}),
+            ("mixtures.each2", FEWER),
+            ("mixtures.left.leave_one_out", "few"),
+        )
+    ],
+    "MixtureEntry.weights": [(ONE, WEIGHED, ("mixtures.one.weights.d1", 3))],
+    "MixtureEntry.samples": [(("mixtures.each.samples", 101),), (ONE, WEIGHED, ("mixtures.one.samples", 20))],
+    "Mixtures.sample_seed": [(("mixtures.sample_seed", 1),)],
+    "TemplateText.prompt": [
+        (("settings.full.template", {"prompt": "a{prompt}"}), ("settings.full.template.prompt", "{prompt}"))
+    ],
+    "Optimizer.name": [],  # there is one
+    "Optimizer.betas": [(("settings.full.optimizer.betas", [0.9, 0.95]),)],
+    "Optimizer.eps": [(("settings.full.optimizer.eps", 1e-6),)],
+    "Optimizer.weight_decay": [(("settings.full.optimizer.weight_decay", 0.1),)],
+    "Optimizer.clip": [(("settings.full.optimizer.clip", 0.5),), (("settings.full.optimizer.clip", None),)],
+    "Lora.rank": [(LORA, ("settings.full.lora.rank", 8))],
+    "Lora.alpha": [(LORA, ("settings.full.lora.alpha", 8))],
+    "Lora.dropout": [(LORA, ("settings.full.lora.dropout", 0.1))],
+    "Lora.targets": [(LORA, ("settings.full.lora.targets", ["q_proj"]))],
+    "Setting.method": [(LORA,)],
+    "Setting.lr": [(("settings.full.lr", 2e-5),)],
+    "Setting.batch": [(("settings.full.batch", 64),)],
+    "Setting.template": [(("settings.full.template", "plain"),), (("settings.full.template", "chat"),)],
+    "Setting.loss_on": [(("settings.full.loss_on", "all"),)],
+    "Setting.max_length": [(("settings.full.max_length", 1024),)],
+    "Setting.truncation": [(("settings.full.truncation", "left"),)],
+    "Setting.precision": [(("settings.full.precision", "fp32"),)],
+    "Setting.optimizer": [(("settings.full.optimizer", {"eps": 1e-6}),)],
+    "Setting.warmup_steps": [(("settings.full.warmup_steps", 10),)],
+    "Setting.seed": [(("settings.full.seed", 1),)],
+    "Setting.lora": [(LORA, ("settings.full.lora", {"rank": 8}))],
+    "Schedule.name": [(("blocks.0.schedule", "linear"),)],
+    "Schedule.final": [
+        (("blocks.0.schedule", {"name": "cosine", "final": 0.1}),),
+        (WSD, ("blocks.0.schedule.final", 0.1)),
+    ],
+    "Schedule.decay": [(WSD, ("blocks.0.schedule.decay", 0.5))],
+    "Block.model": [(("blocks.0.model", "m2"),)],
+    "Block.mixture": [(ALL,)],
+    "Block.setting": [(("blocks.0.setting", "lora"),)],
+    "Block.schedule": [(("blocks.0.schedule", "constant"),)],
+    "Block.horizon": [(("blocks.0.horizon", 4),)],
+    "Block.snapshots": [(("blocks.0.snapshots", [2]),)],
+    "Block.exclude": [(("blocks.0.snapshots", [2, 3]), ("blocks.0.exclude", [{"snapshot": 2}]))],
+    "Block.override": [(("blocks.0.override", {"lr": 1e-3}),)],
+}
+TASK: Edit = ("evaluation.tasks", [{"name": "gsm8k"}])
+STAYS: dict[str, list[tuple[Edit, ...]]] = {
+    "Model.gated": [(("models.m1.gated", True),)],
+    "Model.trust_remote_code": [(("models.m1.trust_remote_code", True),)],
+    "MixtureEntry.max_repeats": [(("mixtures.each.max_repeats", 3),)],
+    "Block.name": [(("blocks.0.name", "renamed"),)],
+    "Fewshot.sampler": [(("evaluation.protocol.fewshot.sampler", "default"),)],
+    "Fewshot.seed": [(("evaluation.protocol.fewshot.seed", 1),)],
+    "Protocol.engine": [(("evaluation.protocol.engine", "trie"),)],
+    "Protocol.dtype": [(("evaluation.protocol.dtype", "fp32"),)],
+    "Protocol.template": [(("evaluation.protocol.template", "none"),)],
+    "Protocol.adapters": [(("evaluation.protocol.adapters", "merged"),)],
+    "Protocol.fewshot": [(("evaluation.protocol.fewshot", {"seed": 7}),)],
+    "Task.name": [(TASK, ("evaluation.tasks.0.name", "mmlu"))],
+    "Task.path": [(("evaluation.tasks", [{"path": "/one.yaml"}]), ("evaluation.tasks.0.path", "/other.yaml"))],
+    "Task.shots": [(TASK, ("evaluation.tasks.0.shots", [5]))],
+    "Task.limit": [(TASK, ("evaluation.tasks.0.limit", 5))],
+    "Evaluation.base": [(("evaluation.base", False),)],
+    "Evaluation.protocol": [(("evaluation.protocol", {"dtype": "fp32"}),)],
+    "Evaluation.suites": [(("evaluation.suites", ["paper_zero_shot"]),)],
+    "Evaluation.tasks": [(TASK,)],
+    "Evaluation.allow_code_execution": [(("evaluation.allow_code_execution", True),)],
+    "Storage.root": [(("storage.root", "elsewhere"),)],
+    "Storage.max_waiting": [(("storage.max_waiting", "1TB"),)],
+    "Storage.resume_every": [(("storage.resume_every", 60),)],
+    "Storage.keep_snapshots": [(("storage.keep_snapshots", {"full": "all"}),)],
+    "KeepSnapshots.full": [(("storage.keep_snapshots.full", "last"),)],
+    "KeepSnapshots.lora": [(("storage.keep_snapshots.lora", "last"),)],
+    "Tracking.mlflow": [(("tracking.mlflow", "http://localhost:5000"),)],
+    "Budget.gpu_hours": [(("budget.gpu_hours", 1),)],
+    "Budget.price_per_gpu_hour": [(("budget.price_per_gpu_hour", 1),)],
+    **{
+        f"Resource.{field}": [(("resources", [{"gpus": 1}]), (f"resources.0.{field}", value))]
+        for field, value in {
+            "when": {"model": "all"}, "gpus": 2, "workers": 1, "zero": 3, "offload": "optimizer", "micro_batch": 4,
+            "packing": True, "gradient_checkpointing": True, "attention": "eager", "gpu": "H100",
+            "gpus_per_replica": 1, "replicas": 1,
+        }.items()
+    },
+    **{
+        f"When.{field}": [(("resources", [{"gpus": 1, "when": {}}]), (f"resources.0.when.{field}", value))]
+        for field, value in {
+            "model": "all", "mixture": "d1", "setting": "full", "method": "full", "phase": "train"
+        }.items()
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value"), SCIENCE, ids=[f"{place}={value}" for place, value in SCIENCE])
-def test_scientific_value_moves_the_id(place: str, value: Any) -> None:
-    assert only(changed(place, value)).id != only(base_file()).id
+def edited(edits: tuple[Edit, ...]) -> tuple[set[str], set[str]]:
+    """Return the ids of the trained cells before and after the last edit."""
+    file = base_file()
+    found = []
+    for place, value in edits[:-1]:
+        put(file, place, value)
+    for place, value in (("name", "test"), edits[-1]):
+        put(file, place, value)
+        found.append({cell.id for cell in cells_of(file).cells if cell.recipe})
+    return found[0], found[1]
 
 
-LOGISTICS = [
-    ("models.m1.gated", True),
-    ("models.m1.trust_remote_code", True),
-    ("blocks.0.name", "renamed"),
+def cases(table: dict[str, list[tuple[Edit, ...]]]) -> list[Any]:
+    return [pytest.param(edits, id=field) for field, every in table.items() for edits in every]
+
+
+@pytest.mark.parametrize("edits", cases(MOVES))
+def test_hashed_field_moves_the_id(edits: tuple[Edit, ...]) -> None:
+    before, after = edited(edits)
+    assert before != after
+
+
+@pytest.mark.parametrize("edits", cases(STAYS))
+def test_field_that_is_not_hashed_leaves_the_id(edits: tuple[Edit, ...]) -> None:
+    before, after = edited(edits)
+    assert before == after
+
+
+def test_every_field_of_the_two_lists_is_tried() -> None:
+    for table, listed in ((MOVES, HASHED), (STAYS, UNHASHED)):
+        fields = {f"{kind}.{field}" for kind, names in listed.items() for field in names}
+        assert set(table) == fields, f"edit each of {sorted(fields - set(table))}; drop {sorted(set(table) - fields)}"
+
+
+LIKE: list[Edit] = [
     ("name", "renamed"),
-    ("resources", [{"gpus": 8, "zero": 3, "packing": True, "micro_batch": 4, "gradient_checkpointing": True}]),
-    ("storage.root", "elsewhere"),
-    ("tracking", {"mlflow": "http://localhost:5000"}),
-    ("budget", {"gpu_hours": 1}),
-    ("evaluation", {"tasks": [{"name": "gsm8k"}], "protocol": {"dtype": "fp32"}}),
     ("measures", ["perplexity"]),
-    ("settings.full.lora", {"rank": 64}),  # ignored by full tuning
     ("settings.full.template", {"prompt": "###Question: {prompt}\n###Answer: "}),  # the built-in one, written out
-    ("datasets.d1.format", None),  # replaced by the same columns, below
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), LOGISTICS, ids=[place for place, _ in LOGISTICS])
-def test_logistics_do_not_move_the_id(place: str, value: Any) -> None:
-    file = changed(place, value)
-    if place == "datasets.d1.format":
-        file["datasets"]["d1"]["columns"] = {"prompt": ["instruction", "input"], "completion": "output"}
-    assert only(file).id == only(base_file()).id
+@pytest.mark.parametrize("edit", LIKE, ids=[place for place, _ in LIKE])
+def test_what_is_no_content_leaves_the_id(edit: Edit) -> None:
+    before, after = edited((edit,))
+    assert before == after
+
+
+def test_named_format_is_the_columns_that_it_stands_for() -> None:
+    columns = {"prompt": ["instruction", "input"], "completion": "output"}
+    assert only(changed("datasets.d1", {"hub": "org/d1", "columns": columns})).id == only(base_file()).id
 
 
 def test_names_and_key_order_do_not_move_the_id() -> None:
@@ -335,10 +460,34 @@ def test_every_schema_field_is_classified_once() -> None:
     assert {kind.__name__ for kind in seen} == set(HASHED) | set(UNHASHED)
 
 
-def test_later_field_with_its_neutral_value_leaves_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cells_module.NEUTRAL, "setting", {"later": "off"})
-    assert neutralised("setting", {"lr": 1.0, "later": "off"}) == {"lr": 1.0}
-    assert neutralised("setting", {"lr": 1.0, "later": "on"}) == {"lr": 1.0, "later": "on"}
+class Deep(schema.Strict):
+    """A class of the file, as it was and with fields that were added to it."""
+
+    lr: float
+    later: str = "on"
+    unused: int = 1
+
+    @property
+    def idle(self) -> frozenset[str]:
+        return frozenset({"unused"}) if self.lr == 0 else frozenset()
+
+
+class Whole(schema.Strict):
+    deep: Deep
+
+
+def test_later_field_within_a_field_is_hashed_unless_it_is_neutral_or_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HASHED, "Whole", frozenset({"deep"}))
+    monkeypatch.setitem(HASHED, "Deep", frozenset({"lr", "later", "unused"}))
+    monkeypatch.setitem(NEUTRAL, "Deep", {"later": "off", "unused": 0})
+    assert hashed(Whole(deep=Deep(lr=1.0, later="off", unused=0))) == {"deep": {"lr": 1.0}}
+    assert hashed(Whole(deep=Deep(lr=1.0))) == {"deep": {"lr": 1.0, "later": "on", "unused": 1}}
+    assert hashed(Whole(deep=Deep(lr=0.0))) == {"deep": {"lr": 0.0, "later": "on"}}
+
+
+def test_neutral_values_are_of_hashed_fields() -> None:
+    for kind, values in NEUTRAL.items():
+        assert values.keys() <= HASHED[kind]
 
 
 def test_id_is_the_hash_of_the_content() -> None:

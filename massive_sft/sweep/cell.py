@@ -10,66 +10,14 @@ from typing import Any, NamedTuple
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import canonical, digest, join
-from massive_sft.sweep import semantics, template
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
+from massive_sft.sweep.identity import schedule_content, setting_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Model, Schedule, Setting, TemplateText
+from massive_sft.sweep.schema import Model, Schedule, Setting
 from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 from massive_sft.sweep.setting import Variant
 from massive_sft.sweep.spec import Mixture
-
-# Every field of the schema that training depends on is in exactly one of the two lists (a test holds them closed).
-# Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
-HASHED: dict[str, frozenset[str]] = {
-    "Model": frozenset({"hub", "path", "revision", "tokenizer"}),
-    "Dataset": frozenset(
-        {
-            "hub",
-            "path",
-            "revision",
-            "subset",
-            "split",
-            "files",
-            "format",
-            "columns",
-            "turns",
-            "filter",
-            "limit",
-            "strip",
-        }
-    ),
-    "Columns": frozenset({"prompt", "completion", "messages"}),
-    "MixtureEntry": frozenset({"each", "concat", "leave_one_out", "weights", "samples"}),
-    "Mixtures": frozenset({"sample_seed"}),
-    "TemplateText": frozenset({"prompt"}),
-    "Optimizer": frozenset({"name", "betas", "eps", "weight_decay", "clip"}),
-    "Lora": frozenset({"rank", "alpha", "dropout", "targets"}),
-    "Setting": frozenset(Setting.model_fields),
-    "Schedule": frozenset({"name", "final", "decay"}),
-    "Block": frozenset({"model", "mixture", "setting", "schedule", "horizon", "snapshots", "exclude", "override"}),
-}
-UNHASHED: dict[str, frozenset[str]] = {
-    "Model": frozenset({"gated", "trust_remote_code"}),  # the code that it lets run is part of the folder's content
-    "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
-    "Block": frozenset({"name"}),
-    "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
-    "Protocol": frozenset({"engine", "dtype", "template", "adapters", "fewshot"}),
-    "Task": frozenset({"name", "path", "shots", "limit"}),
-    "Evaluation": frozenset({"base", "protocol", "suites", "tasks", "allow_code_execution"}),
-    "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
-    "Resource": frozenset(
-        {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
-        | {"gpu", "gpus_per_replica", "replicas"}
-    ),
-    "KeepSnapshots": frozenset({"full", "lora"}),
-    "Storage": frozenset({"root", "keep_snapshots", "max_waiting", "resume_every"}),
-    "Tracking": frozenset({"mlflow"}),
-    "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
-}
-# Fields added after ids were first given out, as {part: {field: neutral value}}: the neutral value reproduces the
-# earlier behaviour and is left out of the content, so that earlier ids stay. Entries are never changed or removed.
-NEUTRAL: dict[str, dict[str, Any]] = {}
 
 
 class Coordinates(NamedTuple):
@@ -167,42 +115,6 @@ class Cells:
     warnings: tuple[Problem, ...]
 
 
-def neutralised(part: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content without later fields that have their neutral value."""
-    later = NEUTRAL.get(part, {})
-    return {key: value for key, value in content.items() if key not in later or value != later[key]}
-
-
-def setting_content(setting: Setting) -> dict[str, Any]:
-    """Return a setting's identity, less its seed: every default written out, LoRA fields only for LoRA."""
-    content = setting.model_dump(mode="json", exclude={"seed", "template", "lora"})
-    content["template"] = template_content(setting)
-    if setting.method == "lora":
-        content["lora"] = setting.lora.model_dump(mode="json")
-        if isinstance(setting.lora.targets, tuple):
-            content["lora"]["targets"] = sorted(set(setting.lora.targets))
-    return neutralised("setting", content)
-
-
-def template_content(setting: Setting) -> dict[str, Any]:
-    """Return a template's identity: its text, so that renaming one changes nothing."""
-    if isinstance(setting.template, TemplateText):
-        return {"prompt": setting.template.prompt}
-    if setting.template == template.CHAT:
-        return {"chat": True, **semantics.chat()}
-    return {"prompt": template.PROMPTS[setting.template]}
-
-
-def schedule_content(schedule: Schedule, horizon: int) -> dict[str, Any]:
-    """Return a schedule's identity, less what it ignores: a constant one has no horizon and no end."""
-    content: dict[str, Any] = {"name": schedule.name}
-    if schedule.name != "constant":
-        content |= {"horizon": horizon, "final": schedule.final}
-    if schedule.name == "wsd":
-        content["decay"] = schedule.decay
-    return neutralised("schedule", content)
-
-
 def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     """Enumerate a sweep's cells: every block a full cross less its excludes, the union of the blocks, base rows last.
 
@@ -287,7 +199,7 @@ class _Maker:
     def _model(self, name: str) -> tuple[Model, str]:
         if name not in self.models:
             declared, place = self.sweep.file.models[name], f"models.{name}"
-            content = canonical(neutralised("base", self.contents.model(declared, place)))
+            content = canonical(self.contents.model(declared, place))
             self.models[name] = (self.contents.resolve_model(declared, place), content)
         return self.models[name]
 
@@ -297,7 +209,7 @@ class _Maker:
             keyed = []
             for part in mixture.parts:
                 place = f"datasets.{part.name}"
-                content = neutralised("dataset", self.contents.dataset(part.dataset, place)) | {"count": part.count}
+                content = self.contents.dataset(part.dataset, place) | {"count": part.count}
                 resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
                 keyed.append((canonical(content), resolved))
             keyed.sort(key=lambda item: item[0])

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import filter as filters
+from massive_sft.sweep.identity import hashed
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.sweep.yaml_file import read_tagged
 
@@ -119,7 +120,10 @@ class Contents:
             tokenizer = self._folder(str(model.path), (*TOKENIZER, *code), f"{place}.path")
         if model.tokenizer is not None:
             tokenizer = self._folder(model.tokenizer, (*TOKENIZER, *code), f"{place}.tokenizer")
-        return {"weights": weights, "tokenizer": tokenizer}
+        return hashed(model, but=("hub", "path", "revision", "tokenizer")) | {
+            "weights": weights,
+            "tokenizer": tokenizer,
+        }
 
     def dataset(self, dataset: Dataset, place: str) -> dict[str, Any]:
         """Return a dataset's content: its source and everything that decides which text its rows become."""
@@ -132,14 +136,14 @@ class Contents:
             }
         else:
             source = {"files": self._data_files(dataset, f"{place}.path")}
-        mapping = dataset.mapping.model_dump(mode="json", exclude_none=True)
+        columns = hashed(dataset.mapping)
+        mapping = {key: value for key, value in columns.items() if value is not None}
         if dataset.mapping.messages is not None:
             mapping["turns"] = dataset.turns
-        return {
+        return hashed(dataset, but=("hub", "path", "revision", "subset", "split", "files", "format", "turns")) | {
             "source": source,
             "columns": mapping,
             "filter": filters.content(dataset.filter),
-            "limit": dataset.limit,
             "strip": sorted(set(dataset.strip)),
         }
 

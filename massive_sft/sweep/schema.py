@@ -1,7 +1,7 @@
 """The sweep file's schema: one pydantic class per kind of entry, unknown keys refused.
 
 The classes accept or reject; what spans several entries (names, counts, horizons) is checked in ``sweep``.
-Which fields enter a cell's identity is listed in ``cell.HASHED`` and ``cell.UNHASHED``.
+Which fields enter a cell's identity is listed in ``identity``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class Strict(BaseModel):
     """An entry of the sweep file: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Fields that have no effect beside the values of the others; they are left out of a cell's identity."""
+        return frozenset()
 
 
 def _exactly_one(entry: BaseModel, *names: str) -> None:
@@ -214,6 +219,10 @@ class Setting(Strict):
     seed: Seed = 0
     lora: Lora = Lora()
 
+    @property
+    def idle(self) -> frozenset[str]:
+        return frozenset() if self.method == "lora" else frozenset({"lora"})
+
 
 class Schedule(Strict):
     """A learning-rate schedule: a function of the step within a horizon (epochs).
@@ -227,9 +236,13 @@ class Schedule(Strict):
     decay: Annotated[AboveZero, Field(le=1)] = 0.2
 
     @property
+    def idle(self) -> frozenset[str]:
+        return {"constant": frozenset({"final", "decay"}), "wsd": frozenset[str]()}.get(self.name, frozenset({"decay"}))
+
+    @property
     def label(self) -> str:
         """What people call it: the name, and what is unusual about it, e.g. ``wsd(decay=0.5)``."""
-        used = {"constant": (), "wsd": ("decay", "final")}.get(self.name, ("final",))
+        used = [key for key in ("decay", "final") if key not in self.idle]
         unusual = [key for key in used if getattr(self, key) != type(self).model_fields[key].default]
         listed = ",".join(f"{key}={getattr(self, key)}" for key in unusual)
         return f"{self.name}({listed})" if listed else self.name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, canonical
-from massive_sft.sweep.cell import Recipe, neutralised
+from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.schema import Model
 
@@ -37,7 +37,7 @@ def require_same_model(model: Model, base: str) -> None:
     Raises:
         InvalidInput: naming the files' folder.
     """
-    then, now = json.loads(base), neutralised("base", _contents().model(model, "base"))
+    then, now = json.loads(base), _contents().model(model, "base")
     _hashes().save()
     places = {"weights": model.path, "tokenizer": model.tokenizer or model.path}
     changed = dict.fromkeys(str(place) for key, place in places.items() if now.get(key) != then.get(key))
@@ -56,8 +56,7 @@ def require_same_data(recipe: Recipe) -> None:
     changed = [
         str(part.dataset.path)
         for part, then in zip(recipe.mixture.parts, planned, strict=True)
-        if canonical(neutralised("dataset", contents.dataset(part.dataset, part.name)) | {"count": part.count})
-        != canonical(then)
+        if canonical(contents.dataset(part.dataset, part.name) | {"count": part.count}) != canonical(then)
     ]
     _hashes().save()
     if changed:

@@ -1,0 +1,93 @@
+"""What of the sweep file is a cell's identity: the fields that are hashed, and what is left out of them.
+
+A content is made from these tables, never from a list of keys beside them: a field of the schema is in exactly one of
+``HASHED`` and ``UNHASHED`` (a test holds them closed, and changes each to see whether the id moves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from massive_sft.sweep import semantics, template
+from massive_sft.sweep.schema import Schedule, Setting, Strict, TemplateText
+
+# Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
+HASHED: dict[str, frozenset[str]] = {
+    "Model": frozenset({"hub", "path", "revision", "tokenizer"}),
+    "Dataset": frozenset(
+        {"hub", "path", "revision", "subset", "split", "files", "format", "columns", "turns", "filter", "limit"}
+        | {"strip"}
+    ),
+    "Columns": frozenset({"prompt", "completion", "messages"}),
+    "MixtureEntry": frozenset({"each", "concat", "leave_one_out", "weights", "samples"}),
+    "Mixtures": frozenset({"sample_seed"}),
+    "TemplateText": frozenset({"prompt"}),
+    "Optimizer": frozenset({"name", "betas", "eps", "weight_decay", "clip"}),
+    "Lora": frozenset({"rank", "alpha", "dropout", "targets"}),
+    "Setting": frozenset(
+        {"method", "lr", "batch", "template", "loss_on", "max_length", "truncation", "precision", "optimizer"}
+        | {"warmup_steps", "seed", "lora"}
+    ),
+    "Schedule": frozenset({"name", "final", "decay"}),
+    "Block": frozenset({"model", "mixture", "setting", "schedule", "horizon", "snapshots", "exclude", "override"}),
+}
+UNHASHED: dict[str, frozenset[str]] = {
+    "Model": frozenset({"gated", "trust_remote_code"}),  # the code that it lets run is part of the folder's content
+    "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
+    "Block": frozenset({"name"}),
+    "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
+    "Protocol": frozenset({"engine", "dtype", "template", "adapters", "fewshot"}),
+    "Task": frozenset({"name", "path", "shots", "limit"}),
+    "Evaluation": frozenset({"base", "protocol", "suites", "tasks", "allow_code_execution"}),
+    "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
+    "Resource": frozenset(
+        {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
+        | {"gpu", "gpus_per_replica", "replicas"}
+    ),
+    "KeepSnapshots": frozenset({"full", "lora"}),
+    "Storage": frozenset({"root", "keep_snapshots", "max_waiting", "resume_every"}),
+    "Tracking": frozenset({"mlflow"}),
+    "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
+}
+# Fields added after ids were first given out, as {class: {field: neutral value}}: the neutral value reproduces the
+# earlier behaviour and is left out of the content, so that earlier ids stay. Entries are never changed or removed.
+NEUTRAL: dict[str, dict[str, Any]] = {}
+
+
+def hashed(entry: Strict, but: Collection[str] = ()) -> dict[str, Any]:
+    """Return an entry's hashed fields with every default written out, entries within it likewise.
+
+    Left out are fields that have no effect beside the others' values (``Strict.idle``) and later fields that have their
+    neutral value.
+
+    Args:
+        but: fields that the caller renders: a path as the content it leads to.
+    """
+    kind = type(entry).__name__
+    neutral = NEUTRAL.get(kind, {})
+    left_out = {*but, *entry.idle, *(name for name, value in neutral.items() if getattr(entry, name) == value)}
+    values = {name: getattr(entry, name) for name in HASHED[kind] - left_out}
+    return {name: hashed(value) if isinstance(value, Strict) else value for name, value in values.items()}
+
+
+def setting_content(setting: Setting) -> dict[str, Any]:
+    """Return a setting's identity, less its seed: every default written out, LoRA fields only for LoRA."""
+    content = hashed(setting, but=("seed", "template")) | {"template": template_content(setting)}
+    if "lora" in content and isinstance(setting.lora.targets, tuple):
+        content["lora"]["targets"] = sorted(set(setting.lora.targets))
+    return content
+
+
+def template_content(setting: Setting) -> dict[str, Any]:
+    """Return a template's identity: its text, so that renaming one changes nothing."""
+    if isinstance(setting.template, TemplateText):
+        return hashed(setting.template)
+    if setting.template == template.CHAT:
+        return {"chat": True, **semantics.chat()}
+    return hashed(TemplateText(prompt=template.PROMPTS[setting.template]))
+
+
+def schedule_content(schedule: Schedule, horizon: int) -> dict[str, Any]:
+    """Return a schedule's identity, less what it ignores: a constant one has no horizon and no end."""
+    return hashed(schedule) | ({} if schedule.name == "constant" else {"horizon": horizon})
