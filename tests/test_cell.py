@@ -84,12 +84,12 @@ def test_ids_are_golden() -> None:
 
 
 GOLDEN: dict[str, tuple[str, str | None]] = {
-    "m1 all[200] full cosine/3 seed 0 epoch 3": ("b877933e23b99268", "ff064e5593436c20"),
-    "m1 all[200] full constant seed 0 epoch 3": ("7f6367d72f9e271d", "6459ceda4f7a21be"),
-    "m1 all[200] full wsd/3 seed 0 epoch 3": ("3f4902fc42100cc4", "7aa916f3612670db"),
-    "m1 all[200] lora cosine/3 seed 0 epoch 3": ("db422d28361fa0f2", "33b8505ae457989d"),
-    "m1 all[200] lora constant seed 0 epoch 3": ("5746293f82cdd808", "7b52b0b84a13018e"),
-    "m1 all[200] lora wsd/3 seed 0 epoch 3": ("13ace9b1c554085b", "ba97f99113e39460"),
+    "m1 all[200] full cosine/3 seed 0 epoch 3": ("92222340fc063298", "a76f3d080281fc7a"),
+    "m1 all[200] full constant seed 0 epoch 3": ("73cb8775dee283de", "2f341039cbb01285"),
+    "m1 all[200] full wsd/3 seed 0 epoch 3": ("c3caf50b2b6b6535", "8919d05e789544ec"),
+    "m1 all[200] lora cosine/3 seed 0 epoch 3": ("a9bebb1b8b851ab5", "2787f90bd80df76d"),
+    "m1 all[200] lora constant seed 0 epoch 3": ("18a8412013d20b97", "97e18242f1b9a1b9"),
+    "m1 all[200] lora wsd/3 seed 0 epoch 3": ("a8da6ee5aa75bcad", "73307dbca9985518"),
     "m1 (base)": ("3882c34bbc725cb9", None),
 }
 

@@ -110,8 +110,8 @@ def test_samples_hold_every_part_in_order_with_rows_masks_and_bytes(folder):
         tokens, trainable = samples[index]
         row, name = samples.row[index], counts.parts[samples.part[index]].name
         assert TOKENIZER.decode(tokens.tolist()) == f"<s>{name} {row}\t{row}</s>"
-        assert TOKENIZER.decode(tokens[trainable].tolist()) == f"{row}</s>"
-        assert samples.text_bytes[index].tolist() == [len(f"{name} {row}\t{row}"), len(str(row))]
+        assert TOKENIZER.decode(tokens[trainable].tolist()) == f"\t{row}</s>"
+        assert samples.text_bytes[index].tolist() == [len(f"{name} {row}\t{row}"), len(f"\t{row}")]
 
 
 def test_counts_say_what_became_of_every_row(tmp_path):
@@ -248,15 +248,15 @@ def test_preview_marks_the_trained_text_and_shows_special_tokens(folder):
     row = samples.row[1]
     text = render_sample(samples, 1, TOKENIZER, ["lima"])
     tokens, trained = len(samples[1][0]), samples[1][1].sum()
-    assert text.plain == f"lima row {row}: {tokens} tokens, {trained} trained\n<s>lima {row}\t⟦{row}</s>⟧"
+    assert text.plain == f"lima row {row}: {tokens} tokens, {trained} trained\n<s>lima {row}⟦\t{row}</s>⟧"
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
-    assert styles[str(row)] == "bold green" and styles["<s>"] == "magenta" and styles["</s>"] == "bold yellow"
+    assert styles[f"\t{row}"] == "bold green" and styles["<s>"] == "magenta" and styles["</s>"] == "bold yellow"
 
 
 def test_preview_does_not_read_data_as_markup_and_keeps_characters_of_several_tokens(tmp_path):
     write(tmp_path, "a", [("[bold]é[/]", " 😀 [red]")])
     samples, _ = build(part(tmp_path, "a", 1))
-    assert render_sample(samples, 0, TOKENIZER).plain.splitlines()[1] == "<s>[bold]é[/]\t⟦ 😀 [red]</s>⟧"
+    assert render_sample(samples, 0, TOKENIZER).plain.splitlines()[1] == "<s>[bold]é[/]⟦\t 😀 [red]</s>⟧"
 
 
 def test_preview_without_a_terminal_shows_counts_and_marks(folder):

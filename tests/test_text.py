@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from small_tokenizers import CHAT, SPECIAL, small_tokenizer
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from massive_sft.errors import InvalidInput
@@ -89,11 +89,11 @@ def test_encoder_ignores_truncation_and_padding_that_a_tokenizer_file_brings():
 # Mask
 
 
-def test_paper_template_trains_the_completion_and_eos_alone():
+def test_paper_template_trains_the_completion_the_space_before_it_and_eos_alone():
     tokenizer = small_tokenizer("<s> $A")
     whole, trained = texts(tokenizer, encode(tokenizer, ("Where?", "In\nParis")))
     assert whole == "<s>###Question: Where?\n###Answer: In\nParis</s>"
-    assert trained == ["In\nParis</s>"]
+    assert trained == [" In\nParis</s>"]
 
 
 def test_token_that_straddles_the_border_is_trained():
@@ -104,9 +104,28 @@ def test_token_that_straddles_the_border_is_trained():
     assert sample.text_bytes[-2] == 6  # the token covers the template's space too
 
 
-def test_token_that_ends_at_the_border_is_not_trained():
+def test_white_space_at_the_border_is_trained_where_it_is_a_token_of_its_own():
+    """A prompt for generation ends before it: whether it stands alone or not depends on the answer."""
     tokenizer = small_tokenizer("<s> $A")
-    assert texts(tokenizer, encode(tokenizer, ("Where?", "\tParis")))[1] == ["\tParis</s>"]
+    assert texts(tokenizer, encode(tokenizer, ("Where?", "\tParis")))[1] == [" \tParis</s>"]
+    assert texts(tokenizer, encode(tokenizer, ("How many?", "42")))[1] == [" 42</s>"]
+    both = encode(tokenizer, ("a? ", "42"), template="plain")
+    assert texts(tokenizer, both)[1] == [" 42</s>"]
+
+
+def test_token_that_only_ends_in_white_space_of_the_border_is_not_trained():
+    backend = Tokenizer(models.BPE())  # as Llama-3's, it joins a newline to the punctuation before it
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=261, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False, min_frequency=2
+    )
+    backend.train_from_iterator([":\n"] * 4, trainer)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    sample = encode(tokenizer, ("a?", "42"), template=TemplateText(prompt="{prompt} A:\n"))
+    assert ":Ċ" in tokenizer.convert_ids_to_tokens(sample.tokens.tolist())
+    assert texts(tokenizer, sample)[1] == ["42</s>"]
 
 
 def test_mask_is_the_same_for_a_tokenizer_that_trims_spaces_off_its_offsets():
@@ -142,13 +161,13 @@ def test_every_turn_trains_its_completion_and_an_eos_of_its_own():
     )
     whole, trained = texts(tokenizer, sample)
     assert whole == "<s>Q Be brief.\na?\nA\tb</s>\nQ c?\nA\td</s>"
-    assert trained == ["b</s>", "d</s>"]
+    assert trained == ["\tb</s>", "\td</s>"]
     assert sample.tokens.tolist().count(EOS) == 2
 
 
-def test_empty_completion_trains_eos_alone():
+def test_empty_completion_trains_the_border_and_eos_alone():
     tokenizer = small_tokenizer("<s> $A")
-    assert texts(tokenizer, encode(tokenizer, ("a?", "")))[1] == ["</s>"]
+    assert texts(tokenizer, encode(tokenizer, ("a?", "")))[1] == [" </s>"]
 
 
 @pytest.mark.parametrize("tokenizer", [small_tokenizer("<s> $A"), small_tokenizer(trims=True)])
@@ -156,7 +175,7 @@ def test_empty_completion_trains_eos_alone():
 def test_text_bytes_add_up_to_the_text_and_special_tokens_count_nothing(tokenizer, completion):
     sample = encode(tokenizer, ("où?", completion), ("b", "c"), template=TemplateText(prompt="{prompt}\t"))
     assert sample.text_bytes.sum() == len(f"où?\t{completion}\nb\tc".encode())
-    assert sample.text_bytes[sample.trainable].sum() == len(f"{completion}c".encode())
+    assert sample.text_bytes[sample.trainable].sum() == len(f"\t{completion}\tc".encode())
 
 
 # Truncation
@@ -187,7 +206,7 @@ def test_left_truncation_without_bos_never_trains_what_comes_first():
 def test_left_truncation_of_turns_gives_up_the_older_ones():
     tokenizer = small_tokenizer("<s> $A")
     sample = encode(tokenizer, ("a?", "b"), ("c?", "d"), template=TemplateText(prompt="{prompt}\t"))
-    assert texts(tokenizer, truncate(sample, 6, "left")) == ("<s>c?\td</s>", ["d</s>"])
+    assert texts(tokenizer, truncate(sample, 6, "left")) == ("<s>c?\td</s>", ["\td</s>"])
 
 
 def test_drop_gives_up_only_what_is_too_long():

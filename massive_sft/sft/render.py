@@ -21,13 +21,13 @@ class Rendered(NamedTuple):
 
     Attributes:
         text: everything that is encoded, at once.
-        spans: (start, end) of each completion, in characters of ``text``, with the end token that the text itself
-            holds after it, if any.
+        spans: (border, start, end) of each completion, in characters of ``text``: ``border`` where the white space
+            before it begins, ``end`` behind the end token that the text itself holds after it, if any.
         closed: whether the last completion is followed by such a token; else the encoder appends EOS.
     """
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int, int], ...]
     closed: bool
 
 
@@ -74,10 +74,10 @@ def _turns(row: Row, pattern: str, eos: str) -> Rendered:
             prompt = f"{row.system}\n{prompt}"
         opening = ("\n" if turn else "") + pattern.replace("{prompt}", prompt)
         closing = completion if turn == last else completion + eos
-        start = length + len(opening)
+        border, start = length + len(opening.rstrip()), length + len(opening)
         length = start + len(closing)
         pieces += (opening, closing)
-        spans.append((start, length))
+        spans.append((border, start, length))
     return Rendered("".join(pieces), tuple(spans), closed=False)
 
 
@@ -113,5 +113,5 @@ def _chat(row: Row, tokenizer: PreTrainedTokenizerFast, special: tuple[str, ...]
         end = len(trimmed) if closed else len(answered)
         if completion.strip() not in text[len(asked) : end]:
             raise RenderError("has a chat template that changes the completion")
-        spans.append((len(asked), end))
-    return Rendered(text[: spans[-1][1]], tuple(spans), closed)
+        spans.append((len(asked), len(asked), end))  # white space after a header stands in every prompt: no border
+    return Rendered(text[: spans[-1][2]], tuple(spans), closed)

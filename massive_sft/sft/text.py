@@ -6,7 +6,9 @@ Rules:
     - EOS follows every completion and is trained, by its position: it may be the padding token too. A chat template
       that ends an answer with a token of its own gets no second one.
     - A token is trained when it holds at least one character of a completion, so a token that straddles the border,
-      such as `` Paris`` after ``Answer: ``, is trained. A sample's first token never is.
+      such as `` Paris`` after ``Answer: ``, is trained. So is a token of nothing but the white space at the border,
+      such as the space before ``42`` where digits stand alone: no prompt that ends in ``Answer:`` tells which it will
+      be, so the model has to. A sample's first token never is.
     - A special token's text inside data is an error: encoded, it would be the token and not the text.
 """
 
@@ -127,9 +129,10 @@ class Encoder:
         starts, ends = offsets[:, 0], offsets[:, 1]
         trainable = np.zeros(len(ids), dtype=bool)
         first = last = len(ids)
-        for start, end in rendered.spans:
+        for border, start, end in rendered.spans:
+            begun = (ends > start) | ((starts >= border) & (ends > starts))
             # The last clause keeps a token without width, which a normaliser may insert in the middle.
-            inside = (ends > start) & ((starts < end) | (ends <= end))
+            inside = begun & ((starts < end) | (ends <= end))
             trainable |= inside
             first = int(inside.argmax()) if inside.any() else last
         text_bytes = np.diff(_bytes_until(rendered.text)[np.maximum.accumulate(ends)], prepend=0)

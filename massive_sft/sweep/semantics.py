@@ -6,8 +6,8 @@ does not touch keeps its id.
 
 from __future__ import annotations
 
-TRAIN_SEMANTICS = 1
-"""Of training; in every trained cell's id."""
+TRAIN_SEMANTICS = 2
+"""Of training; in every trained cell's id. 2: white space between prompt and answer is trained where it is a token."""
 
 CHAT_SEMANTICS = 1
 """Of the text that a chat template makes of a row; in the ids of cells trained with ``template: chat``."""
