@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from massive_sft.errors import Unsupported
+from massive_sft.out_of_memory import out_of_memory
 
 T = TypeVar("T")
 CPU_TOKENS = 2048  # a batch that stays in the caches: a quarter faster than 8192 on two cores
@@ -33,11 +34,6 @@ def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def run_split(batch: list[int], compute: Callable[[list[int]], list[T]]) -> tuple[list[T], int]:
     """Compute a batch; when memory runs out, each half of it. Returns the results in order, and the splits made.
 
@@ -46,7 +42,7 @@ def run_split(batch: list[int], compute: Callable[[list[int]], list[T]]) -> tupl
     """
     try:
         return compute(batch), 0
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     # Outside the handler: the exception holds the frames, and they hold the tensors that did not fit.

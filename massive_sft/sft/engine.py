@@ -308,12 +308,6 @@ def free_memory() -> None:
         library.malloc_trim(0)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or of the CPU's allocator."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
 def convert(source: Path, target: Path) -> None:
     """Make DeepSpeed's universal checkpoint of a saved state, which stages 1 and 2 and other numbers of ranks can load.
 

@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from massive_sft.errors import Interrupted, MassiveSFTError
+from massive_sft.out_of_memory import out_of_memory
 from massive_sft.samples import Samples
 from massive_sft.sft import batches, loading, packing, snapshot
 from massive_sft.sft.checkpoint import LOSSES, Checkpoints
 from massive_sft.sft.divergence import Verdicts
-from massive_sft.sft.engine import Engine, free_memory, layout_problems, out_of_memory, quiet
+from massive_sft.sft.engine import Engine, free_memory, layout_problems, quiet
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.keeper import Keeper
 from massive_sft.sft.loss import SummedLoss
@@ -297,7 +298,7 @@ def _accumulate(run: _Run, batch: np.ndarray, targets: int) -> torch.Tensor:
         micro = [packing.collate(run.samples, indices, layout.packing) for indices in plan[run.rank]]
         try:
             return run.engine.accumulate(micro, targets)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             smaller = run.limit.halved(int(run.samples.lengths.max()))
