@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import enum
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -91,3 +93,24 @@ class Unsupported(MassiveSFTError):
     """A valid request that this version refuses, with the reason and the remedy."""
 
     exit_code = 2
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error of any code as one sentence: its kind, what it says (where it says nothing, where it arose), why.
+
+    An error of this package is a sentence already. Of another's message the first line is taken, and the cause's.
+    """
+    if isinstance(error, MassiveSFTError) and str(error):
+        return str(error)
+    kind, said = type(error).__name__, _first_line(error)
+    if not said:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+        said = f"raised{place} without a message"
+    cause = error.__cause__
+    why = f" ({in_words(cause)})" if cause is not None and _first_line(cause) not in ("", said) else ""
+    return f"{kind}: {said}{why}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from massive_sft.errors import Interrupted, LeaseLost
 from massive_sft.ledger.record import Record
 from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.stages.failures import leave_traceback
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.outcome import find_trained
-from massive_sft.trial import Listen, Recorded, Skipped, ids, leave_traceback, sentence
+from massive_sft.trial import Listen, Recorded, Skipped, ids, sentence
 
 
 def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:

@@ -6,23 +6,22 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from massive_sft.errors import Interrupted, LeaseLost
+from massive_sft.errors import Interrupted, LeaseLost, in_words
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.meaning import keepers
-from massive_sft.ledger.provenance import capture, redact
+from massive_sft.ledger.provenance import capture
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import wanted
 from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.retention import is_kept
 from massive_sft.sft.events import Event
+from massive_sft.stages.failures import leave_traceback
 from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.stages.recorder import Recorder
 from massive_sft.sweep.cell import Cell
@@ -167,12 +166,4 @@ def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:
 
 def sentence(error: Exception) -> str:
     """Return an error as a record keeps it."""
-    return f"{type(error).__name__}: {error}"
-
-
-def leave_traceback(folder: Path, error: Exception) -> None:
-    """Write an error's traceback, secrets hidden, into ``folder``; a disk that takes no more of it changes nothing."""
-    text = redact("".join(traceback.format_exception(error)))
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(text)
+    return f"{type(error).__name__}: {error}" if str(error).strip() else in_words(error)

@@ -17,6 +17,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, RunPlan
 from massive_sft.sft.peak import device_name
+from massive_sft.stages.failures import contained
 from massive_sft.stages.measuring import measure_data, measure_layers
 from massive_sft.stages.outcome import Trained, find_snapshot, snapshot_folder
 from massive_sft.stages.recorder import Recorder, now
@@ -122,25 +123,29 @@ class Finisher:
         return details
 
     def _finished(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
-        details = self._details(plan) | {"status": Status.COMPLETE}
+        details = self._details(plan) | {"missing": {}}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
             why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
             gone = {_label(item): why for item in plan.lacking if item.task or item.measure == "layer_change"}
-            details |= {"missing": gone, "status": Status.PARTIAL if gone else Status.COMPLETE}
-        if found is not None:
+            details["missing"] = gone
+        else:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
             details = self._scored(plan, snapshot, weights, details, claim)
-        seconds = details["cost"]["seconds"]
         for item in plan.lacking:
-            if item.measure == "layer_change":
-                if found is not None:
-                    began = time.perf_counter()
-                    measured, files = measure_layers(plan.cell, run.trajectory.recipe, found[0], self.ledger)
-                    details["measures"][item.measure] = measured
-                    details["files"] |= files
-                    seconds[item.measure] = time.perf_counter() - began
-            elif item.measure is not None:
-                details["measures"][item.measure] = measure_data(item.measure, run, self.ledger, seconds)
+            if item.measure is not None and (item.measure != "layer_change" or found is not None):
+                with contained(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
+                    self._measure(item.measure, plan, run, found[0] if found else None, details)
+        details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
         return details
+
+    def _measure(self, name: str, plan: CellPlan, run: RunPlan, snapshot: Path | None, details: Fields) -> None:
+        """Add one measure of a cell to ``details``, with the files that it rests on and what it took."""
+        seconds, began = details["cost"]["seconds"], time.perf_counter()
+        if name == "layer_change" and snapshot is not None:
+            details["measures"][name], files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger)
+            details["files"] |= files
+            seconds[name] = time.perf_counter() - began
+        else:
+            details["measures"][name] = measure_data(name, run, self.ledger, seconds)

@@ -9,7 +9,7 @@ from typing import Any
 
 from massive_sft import modeling
 from massive_sft.asked import Asked
-from massive_sft.errors import Interrupted
+from massive_sft.errors import Interrupted, LeaseLost, Unsupported, in_words
 from massive_sft.evaluate.build import Prepared, prepare
 from massive_sft.evaluate.protocol import ScoreCache
 from massive_sft.evaluate.requests import Request
@@ -21,23 +21,32 @@ from massive_sft.evaluate.weights import load_scored
 from massive_sft.evaluate.wrapping import Wrapping, choose
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
+from massive_sft.stages.failures import contained
 from massive_sft.sweep.cell import Cell
-from massive_sft.sweep.schema import Evaluation, TemplateText
+from massive_sft.sweep.schema import Evaluation, Task
+
+
+@dataclass(frozen=True)
+class _Guards:
+    """``stop`` says that the run should end; ``confirm`` raises when what is scored may not count."""
+
+    stop: Callable[[], bool]
+    confirm: Callable[[], None]
 
 
 class _Guarded(PlainScorer):
     """Takes up no further shard once the run should end, and gives none away that may not count."""
 
-    def __init__(self, model: Any, tokenizer: Any, stop: Callable[[], bool], confirm: Callable[[], None]):
+    def __init__(self, model: Any, tokenizer: Any, guards: _Guards):
         super().__init__(model, tokenizer)
-        self._stop, self._confirm = stop, confirm
+        self._guards = guards
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
-        if self._stop():
+        if self._guards.stop():
             raise Interrupted("the run ends")
         answered = super().score(requests)
-        self._confirm()  # the weights may be read from their files as late as this
+        self._guards.confirm()  # the weights may be read from their files as late as this
         return answered
 
 
@@ -56,6 +65,44 @@ class Scored:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class _Loaded:
+    """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
+
+    def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards):
+        self._cell, self._snapshot, self._protocol, self._guards = cell, snapshot, evaluation.protocol, guards
+        self._made: dict[str, Any] = {}
+        self._failed: dict[str, str] = {}
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
+        return self._once("tokenizer", lambda: modeling.load_tokenizer(self._cell.model))
+
+    def scorer(self) -> Scorer:
+        """Return the scorer. Raises Unsupported where it cannot be loaded, LeaseLost where it may not."""
+        scorer: Scorer = self._once("model", self._load)
+        return scorer
+
+    def _load(self) -> Scorer:
+        tokenizer, protocol = self.tokenizer(), self._protocol
+        self._guards.confirm()
+        device = modeling.best_device()
+        model = load_scored(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
+        return _Guarded(model, tokenizer, self._guards)
+
+    def _once(self, what: str, load: Callable[[], Any]) -> Any:
+        if what not in self._made and what not in self._failed:
+            try:
+                self._made[what] = load()
+            except LeaseLost:
+                raise
+            except Exception as error:  # noqa: BLE001 - of transformers, of a model's own code, of the device
+                # Kept as text: the exception would hold the tensors that did not fit.
+                self._failed[what] = f"the {what} cannot be loaded: {in_words(error)}"
+        if what in self._failed:
+            raise Unsupported(self._failed[what])
+        return self._made[what]
+
+
 def score(
     cell: Cell,
     snapshot: Path | None,
@@ -68,6 +115,8 @@ def score(
 ) -> Scored:
     """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
 
+    A benchmark that fails, for whatever reason, is missing; the others are scored.
+
     Args:
         snapshot: its verified folder; None for the base model.
         weights: the id of the weights' content, under which scores are shared.
@@ -76,64 +125,45 @@ def score(
 
     Raises:
         Interrupted: ``stop`` said so.
+        LeaseLost: ``confirm`` said so.
+        OSError: the disk takes no more.
     """
     result = Scored()
-    for template, group in _by_template(asked).items():
-        tokenizer = modeling.load_tokenizer(cell.model)
-        wrapping = choose(evaluation.protocol, template, tokenizer)
-
-        def make_scorer(tokenizer: Any = tokenizer) -> Scorer:
-            confirm()
-            device = modeling.best_device()
-            protocol = evaluation.protocol
-            model = load_scored(cell.model, snapshot, protocol.dtype, protocol.adapters, device=device)
-            return _Guarded(model, tokenizer, stop, confirm)
-
-        done = evaluate(
-            _prepared(group, evaluation, wrapping, ledger),
-            evaluation.protocol,
-            weights,
-            make_scorer,
-            ledger.cell_dir(cell.id),
-            ScoreCache(ledger.cache_dir("scores")),
-            evaluation.allow_code_execution,
-            confirm,
-        )
-        by_label = {label(item.task, item.shots): item for item in group if item.task is not None}
-        result.missing.update(done.missing)
-        result.seconds |= {by_label[name].id: seconds for name, seconds in done.seconds.items()}
-        if done.load_seconds is not None:
-            result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
-        for name, table in done.scores.items():
-            result.scores[table["protocol"]] = _recorded(name, by_label[name], table)
+    loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm))
+    for item in asked:
+        if item.task is None or item.template is None:
+            continue
+        name = label(item.task, item.shots)
+        with contained(result.missing, name, ledger.cell_dir(cell.id)):
+            wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
+            done = evaluate(
+                _prepared(item.task, item.shots, evaluation, wrapping, ledger),
+                evaluation.protocol,
+                weights,
+                loaded.scorer,
+                ledger.cell_dir(cell.id),
+                ScoreCache(ledger.cache_dir("scores")),
+                evaluation.allow_code_execution,
+                confirm,
+            )
+            result.missing.update(done.missing)
+            if done.seconds:
+                result.seconds[item.id] = sum(done.seconds.values())
+            if done.load_seconds is not None:
+                result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
+            for table in done.scores.values():
+                result.scores[table["protocol"]] = _recorded(name, item, table)
     return result
 
 
-def _prepared(group: Sequence[Asked], evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
-    """Build the requests of benchmarks that share a template, each with its own shots."""
-    prepared = [
-        prepare(
-            (item.task.model_copy(update={"shots": (item.shots,)}),),
-            evaluation.protocol.fewshot,
-            wrapping,
-            ledger.cache_dir("requests"),
-            evaluation.allow_code_execution,
-        )
-        for item in group
-        if item.task is not None
-    ]
-    return Prepared(
-        tuple(benchmark for one in prepared for benchmark in one.benchmarks),
-        {name: why for one in prepared for name, why in one.missing.items()},
+def _prepared(task: Task, shots: int, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+    return prepare(
+        (task.model_copy(update={"shots": (shots,)}),),
+        evaluation.protocol.fewshot,
+        wrapping,
+        ledger.cache_dir("requests"),
+        evaluation.allow_code_execution,
     )
-
-
-def _by_template(asked: Sequence[Asked]) -> dict[str | TemplateText, list[Asked]]:
-    groups: dict[str | TemplateText, list[Asked]] = {}
-    for item in asked:
-        if item.task is not None and item.template is not None:
-            groups.setdefault(item.template, []).append(item)
-    return groups
 
 
 def _recorded(name: str, asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
