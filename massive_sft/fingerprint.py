@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def join(parts: Mapping[str, str]) -> str:
 
 def digest(text: str) -> str:
     """Return the id of canonical JSON text: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+    # A path of the machine's may hold bytes that are no text; within the sweep file they are refused.
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:ID_LENGTH]
 
 
 def fingerprint(value: Any) -> str:
@@ -76,16 +78,22 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class FileHashes:
-    """SHA-256 of local files, remembered by path, size and modification time.
+SETTLED_NS = 2_000_000_000  # how old a change must be for a file's times to tell it from the next one
+MOST_STATES = 8  # remembered of one path: what nodes with disks of their own, or other mounts, have there
 
-    The memory is in the user's cache folder: a checksum, then JSON. Losing it, or having no home, costs time, never
-    correctness.
+
+class FileHashes:
+    """SHA-256 of local files, remembered by path, device, inode, size and times of modification and change.
+
+    Time and size alone would not do: weights of one shape have one size, and ``cp -p``, ``rsync -t`` and ``tar`` keep
+    modification times; the time of change cannot be set. A path has several states, for the memory, in the user's cache
+    folder, may be shared by machines on which one path leads to different files. It holds a checksum, then JSON. Losing
+    it, or having no home, costs time, never correctness.
     """
 
     def __init__(self, memory: Path | None = None):
         self._memory = memory or _default_memory()
-        self._known: dict[str, list[Any]] = {}
+        self._known: dict[str, dict[str, str]] = {}
         self._fresh = False
         if self._memory is None:
             return
@@ -100,13 +108,16 @@ class FileHashes:
     def of(self, path: Path) -> str:
         """Return the SHA-256 of the file at ``path``. Raises OSError when it cannot be read."""
         path = path.resolve()
-        stat = path.stat()
-        known = self._known.get(str(path))
-        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return str(known[2])
+        stat, began = path.stat(), time.time_ns()
+        states = self._known.get(str(path), {})
+        if known := states.get(_state(stat)):
+            return known
         value = hash_file(path)
-        self._known[str(path)] = [stat.st_size, stat.st_mtime_ns, value]
-        self._fresh = True
+        # A file that changed while it was read, or so lately that its times may hide the next change, is read again.
+        if _state(path.stat()) == _state(stat) and began - stat.st_ctime_ns > SETTLED_NS:
+            kept = list(states.items())[-(MOST_STATES - 1) :]
+            self._known[str(path)] = {**dict(kept), _state(stat): value}
+            self._fresh = True
         return value
 
     def save(self) -> None:
@@ -124,9 +135,13 @@ class FileHashes:
         self._fresh = False
 
 
+def _state(stat: os.stat_result) -> str:
+    return f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
 def _default_memory() -> Path | None:
     """Return where hashes are remembered; None for a user without a home folder."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "file-hashes"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "file-hashes-2"
     except RuntimeError:
         return None

@@ -615,3 +615,40 @@ def test_user_without_a_home_has_hashes_that_are_not_remembered(tmp_path, monkey
     hashes = fingerprint.FileHashes()
     assert hashes.of(tmp_path / "file") == fingerprint.hash_file(tmp_path / "file")
     hashes.save()
+
+
+def aged(path, seconds=10):
+    """Return a time at which a file's last change is some seconds old."""
+    return path.stat().st_ctime_ns + seconds * 10**9
+
+
+def test_file_replaced_by_one_of_its_size_and_time_is_hashed_again(tmp_path, monkeypatch):
+    data, memory = tmp_path / "data", tmp_path / "memory"
+    data.write_text("blue")
+    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: aged(data))
+    hashes = fingerprint.FileHashes(memory)
+    blue, before = hashes.of(data), data.stat()
+    hashes.save()
+    in_place = data.open("r+")
+    in_place.write("grey")
+    in_place.close()
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    grey = fingerprint.FileHashes(memory).of(data)
+    assert grey == fingerprint.hash_file(data) != blue
+    other = tmp_path / "other"
+    other.write_text("gold")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(data)
+    assert fingerprint.FileHashes(memory).of(data) == fingerprint.hash_file(data) not in (blue, grey)
+
+
+def test_hash_is_remembered_of_a_file_that_did_not_change_and_not_of_one_that_just_did(tmp_path, monkeypatch):
+    data, memory, read = tmp_path / "data", tmp_path / "memory", []
+    data.write_text("blue")
+    monkeypatch.setattr(fingerprint, "hash_file", lambda path: read.append(path) or "0" * 64)
+    for now, reads in ((aged(data, 1), 1), (aged(data), 2), (aged(data), 2)):
+        monkeypatch.setattr(fingerprint.time, "time_ns", lambda now=now: now)
+        hashes = fingerprint.FileHashes(memory)
+        assert hashes.of(data) == "0" * 64
+        hashes.save()
+        assert len(read) == reads

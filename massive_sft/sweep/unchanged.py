@@ -1,7 +1,7 @@
 """What a run works on, compared with what it was planned on: local files may be replaced while it goes on.
 
 An id is of content that was hashed when the run was planned; a result under it counts only when that content was read.
-Files whose size and time are as they were are not hashed again, so asking is a matter of milliseconds.
+Files whose inode, size and times are as they were are not hashed again, so asking is a matter of milliseconds.
 """
 
 from __future__ import annotations
