@@ -19,11 +19,12 @@ from massive_sft.fingerprint import FileHashes, canonical, digest, join
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status, unseal
 from massive_sft.ledger.store import Ledger
+from massive_sft.resources import Rules, layout
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Resource, Task
+from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
 from massive_sft.sweep.yaml_errors import dotted
@@ -155,7 +156,8 @@ def make_plan(sweep: Sweep) -> Plan:
     cells = make_cells(sweep, contents)
     asked = Questions(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, asked, root)}
-    runs = [_run_plan(sweep, root, run, plans) for run in make_trajectories(cells.cells)]
+    rules = Rules(sweep)
+    runs = [_run_plan(sweep, root, run, plans, rules) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
@@ -163,7 +165,12 @@ def make_plan(sweep: Sweep) -> Plan:
         runs=tuple(runs),
         base=tuple(plan for plan in plans.values() if plan.cell.recipe is None),
         tasks=tuple(task for task, _ in asked.tasks),
-        warnings=(*cells.warnings, *_long_warmups(sweep, runs)),
+        warnings=(
+            *cells.warnings,
+            *_long_warmups(sweep, runs),
+            *rules.warnings([run.trajectory.recipe for run in runs]),
+            *_not_built(sweep),
+        ),
         missing=_placed(sweep, contents.missing.values()),
         unpinned=_placed(sweep, contents.unpinned.values()),
     )
@@ -185,53 +192,16 @@ def _cell_plans(cells: Cells, asked: Questions, root: Path) -> Iterable[CellPlan
         yield CellPlan(cell, status, wanted, lacking(wanted, status, entry.answers if entry else ()))
 
 
-def rule_of(sweep: Sweep, recipe: Recipe) -> Resource | None:
-    """Return the first rule of ``resources`` that matches a training run, if one does."""
-    return next((rule for rule in sweep.file.resources if _matches(sweep, rule, recipe)), None)
-
-
-def layout_of(sweep: Sweep, recipe: Recipe) -> Layout:
-    """Return the layout that ``resources`` give a training run."""
-    return _layout(rule_of(sweep, recipe))
-
-
-def _layout(rule: Resource | None) -> Layout:
-    if rule is None:
-        # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
-        return Layout()
-    return Layout(
-        workers=rule.workers or max(rule.gpus, 1),
-        gpus=rule.gpus,
-        zero=rule.zero,
-        offload=rule.offload,
-        micro_batch=rule.micro_batch,
-        packing=rule.packing,
-        gradient_checkpointing=rule.gradient_checkpointing,
-        attention=rule.attention,
-    )
-
-
-def _matches(sweep: Sweep, rule: Resource, recipe: Recipe) -> bool:
-    when = rule.when
-    return (
-        when.phase in (None, "train")
-        and (when.model is None or recipe.model_name in sweep.models_of(when.model))
-        and (when.mixture is None or recipe.mixture.key in {item.key for item in sweep.mixtures_of(when.mixture)})
-        and (when.setting is None or recipe.setting_name in when.setting)
-        and when.method in (None, recipe.setting.method)
-    )
-
-
-def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan]) -> RunPlan:
+def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: Rules) -> RunPlan:
     cells = tuple(plans[cell.id] for cell in run.cells)
     samples, tokens = _cached_counts(root, run.recipe)
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
     every = sweep.file.storage.resume_every
-    rule = rule_of(sweep, run.recipe)
+    rule = rules.of(run.recipe)
     return RunPlan(
         trajectory=run,
-        layout=_layout(rule),
+        layout=layout(rule),
         cells=cells,
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
@@ -271,6 +241,12 @@ def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
                 name, Problem(place, f"is not over when a run of {steps} steps ends", setting.warmup_steps)
             )
     return found.values()
+
+
+def _not_built(sweep: Sweep) -> Iterable[Problem]:
+    if sweep.file.evaluation.protocol.engine == "trie":
+        rule = "is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5"
+        yield Problem(f"{sweep.path}: evaluation.protocol.engine", rule, "trie")
 
 
 def token_key(recipe: Recipe) -> str:

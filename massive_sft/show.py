@@ -19,6 +19,7 @@ from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
+from massive_sft.resources import described
 from massive_sft.sft.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.semantics import SCORE_SEMANTICS, TRAIN_SEMANTICS
@@ -106,6 +107,7 @@ def _totals(plan: Plan) -> list[Text]:
             f"{saved.split_by_horizon} runs differ only in the horizon of a decaying schedule: "
             "the shorter is no prefix of the longer, so they are not shared"
         )
+    lines.append(f"training runs: {described(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
         lines.append(

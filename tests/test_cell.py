@@ -559,7 +559,7 @@ def test_one_name_for_two_contents_is_refused() -> None:
 def test_schedules_that_differ_in_an_end_are_two_names() -> None:
     file = base_file()
     schedules = ["cosine", {"name": "cosine", "final": 0.1}, {"name": "wsd", "decay": 0.5, "final": 0.1}]
-    file["blocks"] = [block(schedule=[*schedules, {"name": "constant", "final": 0.1}])]
+    file["blocks"] = [block(schedule=[*schedules, "constant"])]
     names = [cell.coordinates.schedule for cell in cells_of(file).cells if cell.recipe]
     assert names == ["cosine", "cosine(final=0.1)", "wsd(decay=0.5,final=0.1)", "constant"]
     file["blocks"][0]["exclude"] = [{"schedule": "cosine(final=0.1)"}, {"schedule": "wsd"}]

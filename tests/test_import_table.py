@@ -131,7 +131,7 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
     path = small_sweep(tmp_path, name="corrected", storage={"root": str(root)})
     told = [str(problem) for problem in check(make_plan(load_sweep(path)))]
     assert any("name: is the name of an imported table" in line for line in told)
-    with pytest.raises(InvalidInput, match="must be letters"):
+    with pytest.raises(InvalidInput, match="must be at most 200 letters"):
         imported(odd, root, "a/b")
     lease = Lease.acquire(found.ledger.sweep_dir("held") / "import-lease", "somebody")
     assert lease is not None

@@ -18,7 +18,7 @@ LAYERS = [
     ["ledger"],
     ["sweep"],
     ["suites", "tracking", "hub", "stop"],
-    ["asked"],
+    ["asked", "resources"],
     ["plan"],
     ["cost", "retention"],
     ["changes", "samples", "modeling", "out_of_memory"],

@@ -13,7 +13,7 @@ from test_cell import base_file, block, changed
 from massive_sft.errors import Corrupt, InvalidInput
 from massive_sft.files import write_json
 from massive_sft.ledger.record import Status, seal
-from massive_sft.plan import layout_of, make_plan, token_key
+from massive_sft.plan import make_plan, token_key
 from massive_sft.show import plan_json
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep
@@ -56,7 +56,30 @@ def test_resources_first_matching_rule_wins(tmp_path: Path) -> None:
         ("all", "full"): (2, 2, 1),
         ("all", "lora"): (1, 1, 1),
     }
-    assert layout_of(sweep_in(tmp_path), plan.runs[0].trajectory.recipe).gpus == 0
+    assert make_plan(sweep_in(tmp_path)).runs[0].layout.gpus == 0
+
+
+def test_rules_that_come_to_nothing_are_said(tmp_path: Path) -> None:
+    resources = [
+        {"when": {"method": "lora"}, "gpus": 1, "replicas": 2},
+        {"when": {"setting": "lora"}, "gpus": 4},
+        {"when": {"model": "m2"}, "gpus": 8},
+        {"when": {"phase": "evaluate"}, "gpus_per_replica": 1},
+    ]
+    evaluation = {"protocol": {"engine": "trie"}}
+    plan = make_plan(
+        sweep_in(tmp_path, resources=resources, evaluation=evaluation, blocks=[block(setting=["full", "lora"])])
+    )
+    told = [f"{str(item.place).partition(': ')[2]}: {item.rule}" for item in plan.warnings]
+    for_estimates = "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
+    assert told == [
+        "resources: no rule matches 1 of 2 runs, e.g. m1 d1 full: one worker trains them on the CPU",
+        f"resources[0].replicas: {for_estimates}",
+        "resources[1]: is never reached: earlier rules take all 1 runs that it matches",
+        "resources[2]: matches no run",
+        f"resources[3].gpus_per_replica: {for_estimates}",
+        "evaluation.protocol.engine: is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5",
+    ]
 
 
 def test_task_is_known_by_its_content_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ BAD = [
     ("mixtures|w/o|leave_one_out", "chaty", "mixtures.w/o.leave_one_out: unknown mixture, got 'chaty' (did you mean 'chatty'?)"),
     ("mixtures|w/o|leave_one_out", "each-1k", "must name one mixture of at least two datasets"),
     ("mixtures|chatty|samples", 1, "leaves no sample of lima"),
-    ("settings|lora|lr", -1, "settings.lora.lr: must be > 0.0, got -1"),
+    ("settings|lora|lr", -1, "settings.lora.lr: must be >= 1e-30, got -1"),
     ("settings|lora|lora|rnk", 2, "settings.lora.lora: unknown key, got 'rnk' (did you mean 'rank'?)"),
     ("settings|defaults|precision", "fp16", "settings.defaults.precision: must be one of the valid values, got 'fp16'"),
     ("settings|defaults|optimizer|betas", [0.9, 1.2], "settings.defaults.optimizer.betas[1]: must be < 1.0, got 1.2"),
@@ -139,6 +139,39 @@ BAD = [
     ("resources|0|micro_batch", "4", "resources[0].micro_batch: must be a valid integer, got '4'"),
     ("storage|root", "", "storage.root: must not be empty"),
     ("storage|max_waiting", "lots", "storage.max_waiting: must match"),
+    ("name", "a" * 201, "name: must have at most 200 characters"),
+    ("models|" + "ü" * 101, {"hub": "a/b"}, "models: a name must have at most 200 characters (bytes of UTF-8), not 202"),
+    ("blocks|0|name", "a\nb", "blocks[0].name: must be one line of characters"),
+    ("settings| ", {"method": "full"}, "settings: a name must not be empty, got ' '"),
+    ("datasets|p3|path", "a\0b", "datasets.p3.path: holds a NUL character"),
+    ("settings|full|template", {"prompt": "\ud800{prompt}"}, "settings.full.template.prompt: holds half of a character"),
+    ("datasets|\ud800", {"path": "x"}, "datasets: holds half of a character"),
+    ("settings|lora|lr", 1e300, "settings.lora.lr: must be <= 1000.0, got 1e+300"),
+    ("settings|lora|lr", 1e-300, "settings.lora.lr: must be >= 1e-30, got 1e-300"),
+    ("settings|full|optimizer", {"eps": 1e-50}, "settings.full.optimizer.eps: must be >= 1e-30"),
+    ("settings|lora|lora|rank", 10**9, "settings.lora.lora.rank: must be <= 65536"),
+    ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full; leave it out"),
+    ("blocks|2|schedule", {"name": "constant", "final": 0.1}, "blocks[2].schedule[0].final: has no effect in a constant schedule"),
+    ("blocks|1|schedule", [{"name": "cosine", "decay": 0.2}], "blocks[1].schedule[0].decay: has no effect in a cosine schedule"),
+    ("blocks|2|override", {"lora": {"rank": [4, 8]}}, "blocks[2].override.lora.rank: has no effect in any setting of the block"),
+    ("blocks|2|schedule", ["constant", "constant"], "blocks[2].schedule: must name each once, but constant is there twice"),
+    ("blocks|2|snapshots", [3, 3], "blocks[2].snapshots: must name each once, but 3 is there twice"),
+    ("blocks|0|setting", ["full", "full"], "blocks[0].setting: must name each once, but full is there twice"),
+    ("blocks|3|override|seed", [0, 1, 0], "blocks[3].override.seed: must hold each value once, but one is there twice, got '0'"),
+    ("mixtures|each-1k|each", ["lima", "lima"], "mixtures.each-1k.each: must name each once, but lima is there twice"),
+    ("mixtures|all|max_repeats", 2, "mixtures.all: max_repeats goes with samples"),
+    ("mixtures|every", {"each": ["lima"], "max_repeats": 2}, "mixtures.every: max_repeats goes with samples"),
+    ("datasets|p3|turns", "all", "datasets.p3.turns: has no effect in a dataset without messages"),
+    ("models|my-base|gated", True, "models.my-base.gated: has no effect in a model at a path"),
+    ("models|other", {"hub": "qwen/qwen2.5-7b"}, "models.other.hub: is Qwen/Qwen2.5-7B in other letters"),
+    ("resources|0|workers", 1, "resources[0]: each worker trains on one GPU: with gpus 8 leave workers out"),
+    ("resources|0|gpus", 10**9, "resources[0].gpus: must be <= 100000"),
+    ("resources|2|zero", 1, "resources[2].zero: has no effect in a rule of phase evaluate"),
+    ("resources|0", {"when": {"phase": "train"}, "replicas": 2}, "resources[0].replicas: has no effect in a rule of phase train"),
+    ("resources|0", {"gpu": "H100"}, "resources[0].gpu: names a kind of GPU, but gpus is 0"),
+    ("evaluation|suites", ["paper_zero_shot", "paper_zero_shot"], "evaluation.suites: must name each once"),
+    ("evaluation|tasks|1", {"name": "mmlu", "shots": [0, 5]}, "evaluation.tasks[1]: is there twice, got 'mmlu'"),
+    ("measures", ["perplexity", "perplexity"], "measures: must name each once, but perplexity is there twice"),
     ("measures", ["perplexty"], "measures[0]: must be one of the valid values, got 'perplexty' (did you mean 'perplexity'?)"),
 ]  # fmt: skip
 
@@ -221,7 +254,7 @@ def test_broken_only_block_says_what_is_broken_and_nothing_else(raw: dict[str, A
     put(raw, "settings|full|lr", -1)
     assert problems(raw) == [
         "sweeps/x.yaml: blocks[0].horizon: must be > 0, got 0",
-        "sweeps/x.yaml: settings.full.lr: must be > 0.0, got -1",
+        "sweeps/x.yaml: settings.full.lr: must be >= 1e-30, got -1",
     ]
 
 
@@ -252,6 +285,18 @@ def test_override_of_lora_leaves_full_tuning_one_variant(raw: dict[str, Any]) ->
     ]
 
 
+def test_what_some_cells_use_is_accepted(raw: dict[str, Any]) -> None:
+    """An axis over both methods, and a field that only an override puts to use."""
+    put(raw, "settings|full|lora", {"rank": 8})
+    put(raw, "blocks|3|override", {"lora.alpha": [8, 16]})
+    for index in range(4):
+        put(raw, f"blocks|{index}|override", {"method": ["full", "lora"], "lora.dropout": 0.1})
+    put(raw, "settings|defaults|lora", {"targets": ["q_proj"]})
+    assert {variant.setting.lora.rank for variant in check_sweep(raw, NAME).variants[0] if variant.name == "full"} == {
+        8
+    }
+
+
 def test_too_many_cells_are_counted_and_refused_at_once(raw: dict[str, Any]) -> None:
     block = {"name": "X", "model": "my-base", "mixture": "all", "setting": "full", "schedule": "constant"}
     axes = {"seed": list(range(500)), "lr": [1e-6 * lr for lr in range(1, 101)], "warmup_steps": list(range(1000))}
@@ -261,7 +306,9 @@ def test_too_many_cells_are_counted_and_refused_at_once(raw: dict[str, Any]) -> 
         "more than 200,000; split the sweep"
     ]
     raw["blocks"] = [block | {"horizon": 10, "snapshots": "1..10", "override": {"lora.rank": list(range(1, 30_000))}}]
-    assert len(check_sweep(raw, NAME).variants[0]) == 1, "full tuning has no rank"
+    assert problems(raw) == [
+        "sweeps/x.yaml: blocks[0].override.lora.rank: has no effect in any setting of the block; leave it out"
+    ], "full tuning has no rank: it is one variant, not 29,999"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
 from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
+from massive_sft.sweep.texts import text_problems
+from massive_sft.sweep.unused import unused_problems
 from massive_sft.sweep.yaml_errors import Location, dotted, errors_of, problems_of
 from massive_sft.sweep.yaml_file import merge, read_yaml, with_text_keys
 
@@ -85,6 +87,8 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(where(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
+    if unfit := text_problems(raw, where):
+        raise InvalidInput([*problems, *unfit])  # they would break what is said of all else
     broken: set[Location] = set()
     try:
         file = SweepFile.model_validate(raw)
@@ -182,7 +186,10 @@ class _Names:
         if "settings" not in self.broken_sections:
             self.problems += self.settings.problems
         self._block_names()
-        for index, rule in zip(_left("resources", raw, broken), file.resources, strict=True):
+        blocks = dict(zip(_left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
+        rules = dict(zip(_left("resources", raw, broken), file.resources, strict=True))
+        self.problems += unused_problems(file, self.settings.valid, blocks, rules, where)
+        for index, rule in rules.items():
             for what in ("model", "mixture", "setting"):
                 self._known(what, getattr(rule.when, what) or (), ("resources", index, "when", what))
 

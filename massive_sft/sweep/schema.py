@@ -13,10 +13,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import template
 from massive_sft.sweep.values import (
+    LONGEST_NAME,
+    MOST_DEVICES,
+    MOST_RANK,
     AboveZero,
     Column,
     ColumnPaths,
-    DistinctStrings,
+    Devices,
+    Distinct,
     Epoch,
     Epochs,
     Flag,
@@ -26,6 +30,7 @@ from massive_sft.sweep.values import (
     Number,
     OneOrMore,
     Positive,
+    Rate,
     Seed,
     Strings,
     Text,
@@ -108,7 +113,7 @@ class Dataset(Strict):
     revision: Text = "main"
     subset: Text | None = None
     split: Text = "train"
-    files: DistinctStrings | None = None
+    files: Strings | None = None
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
     columns: Columns | None = None
     turns: Literal["first", "all"] = "all"
@@ -149,6 +154,8 @@ class MixtureEntry(Strict):
         _exactly_one(self, "each", "concat", "leave_one_out", "weights")
         if self.weights is not None and self.samples is None:
             raise ValueError("weights need samples, the total")
+        if self.max_repeats > 1 and self.samples is None:
+            raise ValueError("max_repeats goes with samples: without them each row is taken once")
         if self.samples is not None and (self.concat or self.leave_one_out):
             raise ValueError(
                 "samples goes with each or weights; concat and leave_one_out take theirs from what they name"
@@ -191,14 +198,14 @@ class Optimizer(Strict):
 
     name: Literal["adamw"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: AboveZero = 1e-8
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    clip: Annotated[AboveZero | None, BeforeValidator(_none_is_null)] = 1.0
+    eps: Annotated[Rate, Field(le=1)] = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 0.0
+    clip: Annotated[Annotated[AboveZero, Field(le=1e30)] | None, BeforeValidator(_none_is_null)] = 1.0
 
 
 class Lora(Strict):
-    rank: Positive = 16
-    alpha: AboveZero = 32.0
+    rank: Annotated[Positive, Field(le=MOST_RANK)] = 16
+    alpha: Annotated[Rate, Field(le=1e6)] = 32.0
     dropout: Fraction = 0.0
     targets: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
 
@@ -207,7 +214,7 @@ class Setting(Strict):
     """Everything of training that changes the result, but for data, schedule and snapshot."""
 
     method: Literal["full", "lora"]
-    lr: AboveZero
+    lr: Rate
     batch: Positive
     template: Literal["paper", "plain", "chat"] | TemplateText = "paper"
     loss_on: Literal["completion", "all"] = "completion"
@@ -247,6 +254,9 @@ class Schedule(Strict):
         listed = ",".join(f"{key}={getattr(self, key)}" for key in unusual)
         return f"{self.name}({listed})" if listed else self.name
 
+    def __str__(self) -> str:
+        return self.label
+
 
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
@@ -265,7 +275,7 @@ class Block(Strict):
     model: Strings
     mixture: Strings
     setting: Strings
-    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_as_schedules), Field(min_length=1)]
+    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_as_schedules), Field(min_length=1), Distinct]
     horizon: Epoch
     snapshots: Epochs
     exclude: tuple[dict[str, Any], ...] = ()
@@ -304,7 +314,7 @@ class Task(Strict):
 class Evaluation(Strict):
     base: Flag = True
     protocol: Protocol = Protocol()
-    suites: tuple[Text, ...] = ()
+    suites: Annotated[tuple[Text, ...], Distinct] = ()
     tasks: tuple[Task, ...] = ()
     allow_code_execution: Flag = False
 
@@ -324,17 +334,23 @@ class Resource(Strict):
     """
 
     when: When = When()
-    gpus: NotNegative = 0
+    gpus: Devices = 0
     gpu: Text | None = None
-    workers: Positive | None = None
+    workers: Annotated[Positive, Field(le=MOST_DEVICES)] | None = None
     zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False
     gradient_checkpointing: Flag = False
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    gpus_per_replica: NotNegative = 0
-    replicas: Positive | Literal["auto"] = "auto"
+    gpus_per_replica: Devices = 0
+    replicas: Annotated[Positive, Field(le=MOST_DEVICES)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_worker_a_gpu(self) -> Resource:
+        if self.gpus and self.workers not in (None, self.gpus):
+            raise ValueError(f"each worker trains on one GPU: with gpus {self.gpus} leave workers out")
+        return self
 
 
 class KeepSnapshots(Strict):
@@ -374,7 +390,7 @@ class SweepFile(Strict):
     """
 
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
     models: dict[str, Model]
     model_sets: dict[str, Strings] = {}
     datasets: dict[str, Dataset]
@@ -382,7 +398,7 @@ class SweepFile(Strict):
     settings: dict[str, dict[str, Any]]
     blocks: tuple[Block, ...]
     evaluation: Evaluation = Evaluation()
-    measures: tuple[Measure, ...] = ()
+    measures: Annotated[tuple[Measure, ...], Distinct] = ()
     resources: tuple[Resource, ...] = ()
     storage: Storage
     tracking: Tracking = Tracking()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ class Settings:
 
     def count(self, names: Sequence[str], override: Mapping[str, Any]) -> int:
         """Return how many variants ``variants`` goes through, in an instant however many they are."""
-        axes = {field: _axis(field, value) for field, value in _flatten(override)}
+        axes = {field: _axis(field, value) for field, value in flat(override)}
         return sum(math.prod(map(len, self._used(name, axes).values())) for name in names)
 
     def _used(self, name: str, axes: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
@@ -110,7 +111,7 @@ class Settings:
 
     def _axes(self, override: Mapping[str, Any], where: Where) -> dict[str, tuple[Any, ...]]:
         axes: dict[str, tuple[Any, ...]] = {}
-        for name, value in _flatten(override):
+        for name, value in flat(override):
             if name not in FIELDS:
                 self.problems.append(Problem(where(()), "unknown setting field", name, FIELDS))
                 continue
@@ -119,6 +120,11 @@ class Settings:
             axes[name] = _axis(name, value)
             if not axes[name]:
                 self.problems.append(Problem(where((name,)), "must hold at least one value", []))
+            twice = [item for item, count in Counter(map(str, axes[name])).items() if count > 1]
+            if twice:
+                self.problems.append(
+                    Problem(where((name,)), "must hold each value once, but one is there twice", twice[0])
+                )
         return axes
 
     def _accepts(self, name: str, axes: Mapping[str, tuple[Any, ...]], where: Where) -> bool:
@@ -186,11 +192,12 @@ def _holds(value: Any, location: Location) -> bool:
     return True
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield a raw setting's or override's fields by dotted name, e.g. ``lora.rank``."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping) and any(field.startswith(f"{name}.") for field in FIELDS):
-            yield from _flatten(item, f"{name}.")
+            yield from flat(item, f"{name}.")
         else:
             yield name, item
 

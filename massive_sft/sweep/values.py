@@ -6,12 +6,16 @@ Strict: ``true`` is no number, ``"32"`` is text. A whole number may stand for a 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 MOST = 10**12  # of whatever is counted: beyond it a number is a slip of the keyboard
 MOST_EPOCHS = 10_000
+MOST_DEVICES = 100_000
+MOST_RANK = 65_536
+LONGEST_NAME = 200  # bytes of UTF-8: a file's name has at most 255, and something is put before and after
 
 
 def _integer(value: Any) -> Any:
@@ -36,29 +40,32 @@ def _as_epochs(value: Any) -> Any:
     return _as_tuple(value)
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({value for value in values if values.count(value) > 1})
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [str(value) for value, count in Counter(values).items() if count > 1]
     if twice:
         raise ValueError(f"must name each once, but {', '.join(twice)} is there twice")
     return values
 
 
+Distinct = AfterValidator(_distinct)  # goes behind a tuple
 Text = Annotated[str, Field(min_length=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 AboveZero = Annotated[Number, Field(gt=0)]
+# Of training in single precision: beyond these a number is 0 or infinite there, or a slip of the keyboard.
+Rate = Annotated[Number, Field(ge=1e-30, le=1000)]
 Weight = Annotated[Number, Field(gt=0, le=MOST)]
 Positive = Annotated[int, Field(strict=True, gt=0, le=MOST)]
 NotNegative = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Devices = Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Epoch = Annotated[int, Field(strict=True, gt=0, le=MOST_EPOCHS)]
 Integer = BeforeValidator(_integer)  # goes before a Literal of numbers
 
 OneOrMore = BeforeValidator(_as_tuple)  # goes before a tuple: one value stands for a list of it
-Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1)]
-DistinctStrings = Annotated[Strings, AfterValidator(_distinct)]
-Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(_as_epochs), Field(min_length=1)]
+Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1), Distinct]
+Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(_as_epochs), Field(min_length=1), Distinct]
 
 # A column of a record: a path such as ``instances[0].output``, or its number where there is no header.
 Column = Text | NotNegative

@@ -130,6 +130,8 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
         return Problem(place, f"must match {context['pattern']}", value)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return Problem(place, "must be a mapping (key: value)", value)
+    if kind == "string_too_long":
+        return Problem(place, f"must have at most {context['max_length']} characters, not {len(item['input'])}")
     if kind in ("too_short", "string_too_short"):
         return Problem(place, "must not be empty")
     rule = re.sub(r"^Input should", "must", item["msg"]).replace("must be a valid tuple", "must be a list")

@@ -33,10 +33,11 @@ from massive_sft.study.imported import (
     tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
+from massive_sft.sweep.values import LONGEST_NAME
 from massive_sft.verbs.options import console, print_json, writing
 from massive_sft.verbs.publish import mirror_imported
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a sweep's
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")  # as a sweep's
 LEASE = "import-lease"
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
@@ -83,7 +84,8 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     if redact(mlflow) != mlflow:
         raise InvalidInput(Problem("--mlflow", "holds a secret: put it into the environment and write ${NAME}"))
     if not NAME.fullmatch(name):
-        raise InvalidInput(Problem("--name", "must be letters, digits, dots, dashes and underscores", name))
+        rule = f"must be at most {LONGEST_NAME} letters, digits, dots, dashes and underscores"
+        raise InvalidInput(Problem("--name", rule, name))
     ledger = Ledger.open(root)
     path = ledger.sweep_dir(name) / TABLE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):

@@ -1,0 +1,109 @@
+"""What a sweep file says and nothing obeys is refused: whoever wrote it means something by it.
+
+What has no effect everywhere is refused. An axis over what some of a block's settings use, such as LoRA's rank over
+full tuning and LoRA, is none of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from massive_sft.errors import Problem
+from massive_sft.sweep.schema import Block, Resource, Setting, Strict, SweepFile
+from massive_sft.sweep.setting import Variant, flat
+from massive_sft.sweep.texts import Where
+from massive_sft.sweep.yaml_errors import Location
+
+# Fields of a rule of ``resources`` that only one phase knows.
+OF_TRAINING = (
+    "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention",
+)  # fmt: skip
+OF_EVALUATION = ("gpus_per_replica", "replicas")
+
+
+def unused_problems(
+    file: SweepFile,
+    settings: Mapping[str, Setting],
+    blocks: Mapping[int, tuple[Block, tuple[Variant, ...]]],
+    rules: Mapping[int, Resource],
+    where: Where,
+) -> Iterator[Problem]:
+    """Yield what has no effect in the models, datasets, settings, blocks and resources.
+
+    Args:
+        settings: without overrides, by name.
+        blocks: by index in the file, each with its variants.
+        rules: by index in the file.
+    """
+    yield from _sources(file, where)
+    yield from _settings(file, settings, [variants for _, variants in blocks.values()], where)
+    for index, (block, variants) in blocks.items():
+        for number, schedule in enumerate(block.schedule):
+            for field in sorted(schedule.idle & schedule.model_fields_set):
+                yield _idle(where(("blocks", index, "schedule", number, field)), f"a {schedule.name} schedule")
+        for field, _ in flat(block.override):
+            if variants and all(is_idle(variant.setting, field) for variant in variants):
+                yield _idle(where(("blocks", index, "override", *field.split("."))), "any setting of the block")
+    for index, rule in rules.items():
+        yield from _resource(rule, ("resources", index), where)
+    yield from _tasks(file, where)
+
+
+def is_idle(setting: Setting, field: str) -> bool:
+    """Whether a dotted field of a setting has no effect beside the values of the others."""
+    entry: Any = setting
+    for step in field.split("."):
+        if isinstance(entry, Strict) and step in entry.idle:
+            return True
+        entry = getattr(entry, step, None)
+    return False
+
+
+def _idle(place: str, beside: str) -> Problem:
+    return Problem(place, f"has no effect in {beside}; leave it out")
+
+
+def _sources(file: SweepFile, where: Where) -> Iterator[Problem]:
+    for name, model in file.models.items():
+        if model.gated and model.hub is None:
+            yield _idle(where(("models", name, "gated")), "a model at a path")
+    for name, dataset in file.datasets.items():
+        if "turns" in dataset.model_fields_set and dataset.mapping.messages is None:
+            yield _idle(where(("datasets", name, "turns")), "a dataset without messages")
+    for section, sources in (("models", file.models), ("datasets", file.datasets)):
+        written: dict[str, str] = {}
+        for name, source in sources.items():  # type: ignore[attr-defined]
+            first = written.setdefault(str(source.hub).lower(), str(source.hub))
+            if source.hub is not None and first != source.hub:
+                rule = f"is {first} in other letters, which would make two ids of one content; write it alike"
+                yield Problem(where((section, name, "hub")), rule, source.hub)
+
+
+def _settings(
+    file: SweepFile, settings: Mapping[str, Setting], blocks: Iterable[Iterable[Variant]], where: Where
+) -> Iterator[Problem]:
+    made: dict[str, list[Setting]] = defaultdict(list)
+    for variant in (variant for variants in blocks for variant in variants):
+        made[variant.name].append(variant.setting)
+    for name, plain in settings.items():
+        for field, _ in flat(file.settings[name]):
+            if all(is_idle(setting, field) for setting in made.get(name, [plain])):
+                yield _idle(where(("settings", name, *field.split("."))), f"a setting of method {plain.method}")
+
+
+def _resource(rule: Resource, at: Location, where: Where) -> Iterator[Problem]:
+    phase = rule.when.phase
+    foreign = {"evaluate": OF_TRAINING, "train": OF_EVALUATION}.get(phase or "", ())
+    for field in foreign:
+        if field in rule.model_fields_set:
+            yield _idle(where((*at, field)), f"a rule of phase {phase}")
+    if rule.gpu is not None and not rule.gpus and phase != "evaluate":
+        yield Problem(where((*at, "gpu")), "names a kind of GPU, but gpus is 0; say how many", rule.gpu)
+
+
+def _tasks(file: SweepFile, where: Where) -> Iterator[Problem]:
+    for index, task in enumerate(file.evaluation.tasks):
+        if task in file.evaluation.tasks[:index]:
+            yield Problem(where(("evaluation", "tasks", index)), "is there twice", task.name or task.path)
