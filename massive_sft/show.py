@@ -299,9 +299,8 @@ def happening_line(happening: Happening) -> Text:
         return Text(f"training {cell.coordinates} (attempt {happening.attempt})")
     if isinstance(happening, trial.Recorded):
         record = happening.record
-        detail = (
-            f": {record.error}" if record.error else f": missing {', '.join(record.missing)}" if record.missing else ""
-        )
+        missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
+        detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
         status = (str(record.status), STYLES[record.status])
         return Text.assemble(status, f" {record.cell} {happening.cell.coordinates}{detail}")
     if isinstance(happening, trial.Skipped):

@@ -15,8 +15,8 @@ from massive_sft.check import check
 from massive_sft.errors import InvalidInput
 from massive_sft.evaluate import build as requests
 from massive_sft.evaluate import wrapping
+from massive_sft.evaluate.foreign import TaskUnavailable
 from massive_sft.evaluate.requests import read_requests
-from massive_sft.evaluate.tasks import TaskUnavailable
 from massive_sft.modeling import load_tokenizer
 from massive_sft.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep

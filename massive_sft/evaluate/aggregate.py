@@ -19,10 +19,11 @@ from lm_eval.api.task import Task
 
 from massive_sft.evaluate import intervals
 from massive_sft.evaluate.build import Benchmark, doc_hash
+from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.evaluate.intervals import Interval
 from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, Rolling
 from massive_sft.evaluate.responses import Response, Scored, read_responses
-from massive_sft.evaluate.tasks import FAILURES, TaskUnavailable, load, reason_of, seeded
+from massive_sft.evaluate.tasks import load, seeded
 
 SCHEMA = 1
 _TIED = {"bits_per_byte": (-1 / math.log(2), False), "weighted_perplexity": (-1.0, True)}
@@ -56,18 +57,16 @@ def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execu
     rows: list[dict[str, Any]] = []
     for leaf in benchmark.requests.leaves:
         requests, responses = read_responses(benchmark.requests, leaf, folder, weights)
-        try:
-            with seeded():
-                values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
+        with seeded(), foreign(f"{leaf.name} cannot be scored"):
+            values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
             tasks[leaf.name] = {
                 f"{metric},{filter_name}": _entry(loaded.tasks[leaf.name], metric, by_doc)
                 for (metric, filter_name), by_doc in values.items()
             }
-        except FAILURES as error:
-            raise TaskUnavailable(f"{leaf.name} cannot be scored: {reason_of(error)}") from error
-        for_groups[leaf.name] = _for_group(tasks[leaf.name])
-        rows += _sample_rows(leaf.name, values)
-    groups = {name: _group_entries(group, for_groups, tasks) for name, group in loaded.groups.items()}
+            for_groups[leaf.name] = _for_group(tasks[leaf.name])
+            rows += _sample_rows(leaf.name, values)
+    with foreign(f"{benchmark.requests.label}: its groups cannot be scored"):
+        groups = {name: _group_entries(group, for_groups, tasks) for name, group in loaded.groups.items()}
     table = {
         "schema": SCHEMA,
         "benchmark": benchmark.requests.label,

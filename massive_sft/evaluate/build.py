@@ -19,19 +19,9 @@ from lm_eval.api.task import Task
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.evaluate import requests as sets
+from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
-from massive_sft.evaluate.tasks import (
-    FAILURES,
-    Loaded,
-    Pinned,
-    TaskUnavailable,
-    config_hash,
-    content_of,
-    label,
-    load,
-    reason_of,
-    seeded,
-)
+from massive_sft.evaluate.tasks import Loaded, Pinned, config_hash, content_of, label, load, seeded
 from massive_sft.evaluate.wrapping import Wrapping
 from massive_sft.sweep import schema
 
@@ -131,11 +121,11 @@ def _build(
     loaded = load(task, allow_code_execution)
     leaves, lists = [], {}
     for name in sorted(loaded.tasks):
-        with seeded():
+        with seeded(), foreign(f"{name}: requests cannot be built"):
             listed = _requests_of(loaded, name, shots, task.limit, fewshot, wrapping)
+            config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
-        config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
         leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
         lists[name] = listed
     described = RequestSet(
@@ -177,18 +167,15 @@ def _requests_of(
     task = loaded.tasks[name]
     if shots > 0 and (loaded.pinned[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
         raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
-    try:
-        _set_shots(task, loaded.pinned[name], shots, fewshot)
-        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
-            task.build_all_requests(
-                limit=limit,
-                apply_chat_template=wrapping.kind != "none",
-                # A training template holds one prompt: the examples are part of it. A chat has turns.
-                fewshot_as_multiturn=wrapping.kind == "chat",
-                chat_template=wrapping.render,
-            )
-    except FAILURES as error:
-        raise TaskUnavailable(f"{name}: requests cannot be built: {reason_of(error)}") from error
+    _set_shots(task, loaded.pinned[name], shots, fewshot)
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=wrapping.kind != "none",
+            # A training template holds one prompt: the examples are part of it. A chat has turns.
+            fewshot_as_multiturn=wrapping.kind == "chat",
+            chat_template=wrapping.render,
+        )
     return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
 
 

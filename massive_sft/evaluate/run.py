@@ -11,9 +11,9 @@ from typing import Any
 from massive_sft.errors import Unsupported
 from massive_sft.evaluate import aggregate, responses
 from massive_sft.evaluate.build import Prepared
+from massive_sft.evaluate.foreign import TaskUnavailable
 from massive_sft.evaluate.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluate.scorer import Scorer
-from massive_sft.evaluate.tasks import TaskUnavailable
 from massive_sft.sweep import schema
 
 

@@ -18,40 +18,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from massive_sft.errors import MassiveSFTError, Problem
+from massive_sft.errors import Problem
+from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.fingerprint import fingerprint, hash_file
 from massive_sft.sweep import schema
 
-# What a benchmark's own code, data and dependencies may raise: foreign code that must not stop the other benchmarks.
-FAILURES = (
-    OSError,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    ImportError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    SyntaxError,
-    NameError,
-    SystemExit,
-    yaml.YAMLError,
-    jinja2.TemplateError,
-)
 CLOSEST = 5
-
-
-class TaskUnavailable(MassiveSFTError):
-    """A benchmark cannot be built or scored here; the text says why. The other benchmarks go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +88,13 @@ def _file_problem(path: Path) -> str | None:
     if not path.is_file():
         return "must be a task file that exists"
     try:
-        config = load_yaml(path, resolve_func=False)
-    except FAILURES as error:
-        return f"must be a YAML task file ({_first_line(error)})"
+        with foreign("must be a YAML task file"):
+            config = dict(load_yaml(path, resolve_func=False))
+    except TaskUnavailable as error:
+        return str(error)
     if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
         return "must hold a task or a group"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def reason_of(error: BaseException) -> str:
-    """Return an error as the one sentence that a missing score shows."""
-    return str(error) if isinstance(error, MassiveSFTError) else f"{type(error).__name__}: {_first_line(error)}"
 
 
 @contextlib.contextmanager
@@ -162,7 +132,7 @@ def content_of(task: schema.Task) -> str:
 @functools.lru_cache(maxsize=64)
 def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loaded:
     name = task.name or Path(str(task.path)).stem
-    try:
+    with foreign(f"{name} cannot be loaded"):
         executes_code = _executes_code(task)
         if executes_code and not allow_code_execution:
             raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
@@ -170,8 +140,6 @@ def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loade
             os.environ["HF_ALLOW_CODE_EVAL"] = "1"
         with seeded():
             loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
-    except FAILURES as error:
-        raise TaskUnavailable(f"{name} cannot be loaded: {reason_of(error)}") from error
     leaves = loaded["tasks"]
     for leaf, built in leaves.items():
         if getattr(built, "MULTIMODAL", False):
@@ -200,9 +168,16 @@ def _load_file(path: Path) -> Any:
         manager = siblings if known else TaskManager(include_path=path.parent)
         return manager.load([config["group"]])
     kwargs = config.get("dataset_kwargs") or {}
-    if "data_files" in kwargs:
-        config["dataset_kwargs"] = {**kwargs, "data_files": _beside(path.parent, kwargs["data_files"])}
-    return TaskManager(include_defaults=False).load([config])
+    if "data_files" not in kwargs:
+        return TaskManager(include_defaults=False).load([config])
+    files = _beside(path.parent, kwargs["data_files"])
+    config["dataset_kwargs"] = {**kwargs, "data_files": files}
+    listed = list(dict.fromkeys(_listed(files)))
+    with foreign(f"{path.stem} cannot be loaded from {', '.join(listed)}"):
+        empty = [file for file in listed if Path(file).is_file() and not Path(file).read_bytes().strip()]
+        if empty:
+            raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")
+        return TaskManager(include_defaults=False).load([config])
 
 
 def _beside(folder: Path, data_files: Any) -> Any:
@@ -211,6 +186,14 @@ def _beside(folder: Path, data_files: Any) -> Any:
     if isinstance(data_files, list):
         return [_beside(folder, entry) for entry in data_files]
     return str(folder / data_files) if (folder / data_files).is_file() else data_files
+
+
+def _listed(data_files: Any) -> Iterator[str]:
+    if isinstance(data_files, (dict, list)):
+        for entry in data_files.values() if isinstance(data_files, dict) else data_files:
+            yield from _listed(entry)
+    else:
+        yield str(data_files)
 
 
 def _executes_code(task: schema.Task) -> bool:
