@@ -21,7 +21,7 @@ LAYERS = [
     ["asked", "resources"],
     ["plan"],
     ["cost", "retention"],
-    ["changes", "samples", "modeling", "out_of_memory"],
+    ["changes", "samples", "modeling", "chat", "out_of_memory"],
     ["sft", "evaluate", "layers", "tiny"],
     ["stages", "study"],
     ["trial"],
@@ -42,12 +42,12 @@ OWNERS: dict[str, set[str]] = {
     "deepspeed": {"sft"},
     "datasets": {"sft"},
     "peft": {"sft", "evaluate", "tiny", "verbs"},
-    "transformers": {"modeling", "sft", "evaluate", "tiny", "verbs"},
+    "transformers": {"modeling", "chat", "sft", "evaluate", "tiny", "verbs"},
     "torch": {"modeling", "out_of_memory", "sft", "evaluate", "layers", "tiny", "scheduling", "verbs"},
     "ruamel": {"sweep"},
     "pandas": {"study", "report", "verbs"},
     "scipy": {"study", "verbs"},
-    "jinja2": {"report", "sft", "evaluate", "verbs"},
+    "jinja2": {"chat", "report", "sft", "evaluate", "verbs"},
     "typer": {"cli", "verbs", "scheduling"},
 }
 
