@@ -1,6 +1,7 @@
 """Chat templates: the end of a turn, the next header, the lead, the clock, chance, refusals."""
 
 import pytest
+from real_tokenizers import CHATS, real_tokenizer
 from small_tokenizers import CHAT, small_tokenizer
 
 from massive_sft.chat import Chat, RenderError, end_of_turn
@@ -36,6 +37,23 @@ def test_closing_is_what_every_answer_ends_with(template, closing, token, lead):
     chat = Chat(tokenizer(template), "m")
     assert (chat.closing, chat.end_of_turn, chat.lead) == (closing, token, lead)
     assert end_of_turn(tokenizer(template)) == token
+
+
+@pytest.mark.parametrize(
+    ("chat", "closing", "lead"),
+    [
+        ("chatml", "<|im_end|>", ""),
+        ("llama3_first", "<|eot_id|>", ""),
+        ("llama31", "<|eot_id|>", ""),
+        ("qwen3", "<|im_end|>", "<think>\n\n</think>\n\n"),
+        ("gemma", "<end_of_turn>", ""),
+        ("mistral", "</s>", " "),
+    ],
+)
+def test_closing_of_templates_as_real_models_have_them(chat, closing, lead):
+    found = Chat(real_tokenizer("llama2", chat), chat)
+    assert (found.closing, found.end_of_turn, found.lead) == (closing, closing, lead)
+    assert found.reads_the_clock == ("strftime_now" in CHATS[chat])
 
 
 def test_no_end_of_turn_without_a_template_or_when_it_refuses_all():
