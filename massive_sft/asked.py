@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
+from massive_sft.suites.versions import task_versions
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents, locate
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Setting, Task, TemplateText
+from massive_sft.sweep.schema import Protocol, Setting, Task, TemplateText
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,32 @@ def lacking(asked: Iterable[Asked], status: Status, answers: Collection[str]) ->
 
 
 class Questions:
-    """What the sweep wants of each cell, worked out once per template."""
+    """What the sweep wants of each cell, worked out once per template, way of scoring and end tokens."""
 
     def __init__(self, sweep: Sweep, contents: Contents):
         self.sweep, self.contents = sweep, contents
-        self.tasks = [self._task(index, task) for index, task in enumerate(all_tasks(sweep.file.evaluation))]
+        declared = all_tasks(sweep.file.evaluation)
+        self._versions = task_versions(task.name for task in declared if task.name is not None)
+        self.tasks = [self._task(index, task) for index, task in enumerate(declared)]
         self._refuse_equal_names()
-        settings = [variant.setting for variants in sweep.variants for variant in variants]
-        self.by_template = {_template_id(setting): self._under(setting) for setting in settings}
+        variants = (variant.setting for variants in sweep.variants for variant in variants)
+        self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
+        self._known: dict[Any, tuple[Asked, ...]] = {}
+        self._ends = cache(contents.end_tokens)
 
     def of(self, cell: Cell) -> tuple[Asked, ...]:
         if cell.recipe is None:
             # A base model is compared with every setting, so it is scored under each one's template.
-            return tuple({item.id: item for group in self.by_template.values() for item in group}.values())
+            groups = (self._under(template, cell) for template in self._settings)
+            return tuple({item.id: item for group in groups for item in group}.values())
         measures = (Asked(semantics.measure(name), measure=name) for name in self.sweep.file.measures)
-        return (*self.by_template[_template_id(cell.recipe.setting)], *measures)
+        return (*self._under(cell.recipe.setting.template, cell), *measures)
 
     def _task(self, index: int, task: Task) -> tuple[Task, dict[str, Any]]:
         """Return a task with its absolute path, and its declared content."""
         if task.path is None:
-            return task, {"name": task.name}
+            versions = self._versions.get(str(task.name))
+            return task, {"name": task.name} | ({"versions": versions} if versions else {})
         place = f"evaluation.tasks[{index}].path"
         try:
             path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
@@ -86,25 +94,35 @@ class Questions:
             place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
             raise InvalidInput(Problem(place, rule, name) for name in twice)
 
-    def _under(self, setting: Setting) -> tuple[Asked, ...]:
-        protocol = self.sweep.file.evaluation.protocol
-        identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring()
-        if protocol.template == "training":
-            identity["text"] = _template_id(setting)
-        sampler = protocol.fewshot.model_dump(include={"sampler"} if protocol.fewshot.sampler == "first_n" else None)
-        found = (
-            Asked(
-                f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}", task, shots, setting.template
-            )
-            for task, content in self.tasks
-            for shots in task.shots
-            if (more := {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})})
-        )
-        return tuple({item.id: item for item in found}.values())
+    def _under(self, template: str | TemplateText, cell: Cell) -> tuple[Asked, ...]:
+        protocol, ends = protocol_of(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
+        key = (template, protocol, ends)
+        if key not in self._known:
+            identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring()
+            if ends is not None:
+                identity["ends"] = ends
+            if protocol.template == "training":
+                identity["text"] = fingerprint(template_content(self._settings[template]))
+            self._known[key] = tuple(self._asked(template, identity))
+        return self._known[key]
+
+    def _asked(self, template: str | TemplateText, identity: Mapping[str, Any]) -> Iterator[Asked]:
+        fewshot = self.sweep.file.evaluation.protocol.fewshot
+        sampler = fewshot.model_dump(include={"sampler"} if fewshot.sampler == "first_n" else None)
+        found: set[str] = set()
+        for task, content in self.tasks:
+            for shots in task.shots:
+                more = {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})}
+                name = f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}"
+                if name not in found:
+                    yield Asked(name, task, shots, template)
+                found.add(name)
 
 
-def _template_id(setting: Setting) -> str:
-    return fingerprint(template_content(setting))
+def protocol_of(protocol: Protocol, cell: Cell) -> Protocol:
+    """Return how a cell is scored: merging adapters means nothing, and asks for nothing, where there is none."""
+    has_adapter = cell.recipe is not None and cell.recipe.setting.method == "lora"
+    return protocol if has_adapter else protocol.model_copy(update={"adapters": "unmerged"})
 
 
 def _title(task: Task) -> str:

@@ -110,6 +110,7 @@ MOVES: dict[str, list[tuple[Edit, ...]]] = {
     "Model.path": [(("models.m1", {"path": "/one"}), ("models.m1.path", "/other"))],
     "Model.revision": [(("models.m1.revision", "2" * 40),)],
     "Model.tokenizer": [(("models.m1.tokenizer", "/tokenizer"),)],
+    "Model.trust_remote_code": [(("models.m1.trust_remote_code", True),)],
     "Dataset.hub": [(("datasets.d1.hub", "org/d2"),)],
     "Dataset.path": [(("datasets.d1", {"path": "/one", "format": "alpaca"}), ("datasets.d1.path", "/other"))],
     "Dataset.revision": [(("datasets.d1.revision", "2" * 40),)],
@@ -180,7 +181,6 @@ MOVES: dict[str, list[tuple[Edit, ...]]] = {
 TASK: Edit = ("evaluation.tasks", [{"name": "gsm8k"}])
 STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Model.gated": [(("models.m1.gated", True),)],
-    "Model.trust_remote_code": [(("models.m1.trust_remote_code", True),)],
     "MixtureEntry.max_repeats": [(("mixtures.each.max_repeats", 3),)],
     "Block.name": [(("blocks.0.name", "renamed"),)],
     "Fewshot.sampler": [(("evaluation.protocol.fewshot.sampler", "default"),)],

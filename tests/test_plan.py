@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_sweep import small_sweep
 from test_cell import base_file, block, changed
 
 from massive_sft.errors import Corrupt, InvalidInput
@@ -15,8 +17,9 @@ from massive_sft.files import write_json
 from massive_sft.ledger.record import Status, seal
 from massive_sft.plan import make_plan, token_key
 from massive_sft.show import plan_json
+from massive_sft.suites.versions import task_versions
 from massive_sft.sweep.cell import Recipe
-from massive_sft.sweep.load import Sweep, check_sweep
+from massive_sft.sweep.load import Sweep, check_sweep, load_sweep
 
 
 def sweep_in(folder: Path, **changes: object) -> Sweep:
@@ -102,6 +105,82 @@ def test_task_is_known_by_its_content_and_its_data(tmp_path: Path, monkeypatch: 
     first = asked("a", "one")
     assert asked("b", "one") == first
     assert asked("b", "two") != first
+
+
+def test_task_is_known_by_what_it_includes_and_a_group_by_its_members(tmp_path: Path) -> None:
+    files = {
+        "group.yaml": "group: g\ntask: [a, {group: more, task: [b]}]\n",
+        "below/a.yaml": "include: base.inc\ntask: a\n",
+        "below/base.inc": "dataset_kwargs: {data_files: {test: data.jsonl}}\n",
+        "below/data.jsonl": "{}",
+        "b.yaml": "task: [x]\ntag: b\n",
+        "other.yaml": "task: other\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def asked() -> str:
+        return make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "group.yaml"}]})).cells[0].asked[0].id
+
+    for name, moves in {"below/data.jsonl": True, "below/base.inc": True, "b.yaml": True, "other.yaml": False}.items():
+        before = asked()
+        with (tmp_path / name).open("a") as file:
+            file.write("\n# more" if name.endswith("jsonl") else "\nlimit: 1\n")
+        assert (asked() != before) == moves, name
+
+
+def asked_of(tmp_path: Path, setting: str, **changes: Any) -> set[str]:
+    blocks = [block(setting=["full", "lora"])]
+    plan = make_plan(sweep_in(tmp_path, blocks=blocks, **changes))
+    return {item.id for cell in plan.cells if cell.cell.coordinates.setting == setting for item in cell.asked}
+
+
+def test_merging_adapters_asks_nothing_of_cells_without_one(tmp_path: Path) -> None:
+    def evaluation(adapters: str) -> dict[str, Any]:
+        return {"tasks": [{"name": "boolq"}], "protocol": {"adapters": adapters}}
+
+    for setting, same in {"full": True, "none": True, "lora": False}.items():
+        one, other = (asked_of(tmp_path, setting, evaluation=evaluation(how)) for how in ("merged", "unmerged"))
+        assert one and (one == other) == same, setting
+
+
+def test_end_tokens_of_a_local_model_are_part_of_what_is_asked(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    config = tmp_path / "world" / "models" / "tiny-llama" / "generation_config.json"
+    found = []
+    for ends in (1, [1], [2, 1], [1, 2], None):
+        config.write_text(json.dumps({"eos_token_id": ends}))
+        plan = make_plan(load_sweep(path))
+        found.append({item.id for cell in plan.cells for item in cell.asked if item.task})
+    assert found[0] == found[1] != found[2] == found[3] != found[4] != found[0]
+
+
+def test_version_of_a_named_task_is_part_of_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = tmp_path / "lm_eval" / "tasks"
+    (tasks / "few").mkdir(parents=True)
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tasks / "few" / "_few.yaml").write_text(
+        '"group": few\ntask: [{group: inner, task: [tagged]}, plain]\nmetadata: {version: 1}\n'
+    )
+    (tasks / "few" / "a.yaml").write_text('"tag": "tagged"\n"task": "few_a"\n"include": "_base"\n')
+    (tasks / "few" / "_base").write_text("metadata:\n  note: x\n  version: 3.0\n")
+    (tasks / "few" / "plain.yaml").write_text("task: plain\noutput_type: x\n")
+    (tasks / "few" / "own.yaml").write_text("task: own\nclass: !function code.Own\n")
+    (tasks / "few" / "code.py").write_text("class Own: VERSION = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
+    memory = tmp_path / "memory"
+    names = ["few", "own", "none"]
+    first = task_versions(names, memory)
+    assert (first["few"]["few"], first["few"]["few_a"], first["none"]) == ("1", "3.0", {})
+    assert first["few"].keys() == {"few", "few_a", "plain"}
+    assert task_versions(names, memory) == first
+    (tasks / "few" / "_base").write_text("metadata:\n  version: 4.0\n")
+    (tasks / "few" / "code.py").write_text("class Own: VERSION = 22\n")
+    second = task_versions(names, memory)
+    assert second["few"] == first["few"] | {"few_a": "4.0"}
+    assert second["own"] != first["own"]
 
 
 def test_missing_task_file_is_reported_as_missing(tmp_path: Path) -> None:

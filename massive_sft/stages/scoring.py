@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.asked import Asked
+from massive_sft.asked import Asked, protocol_of
 from massive_sft.errors import Interrupted, LeaseLost, Unsupported, in_words
 from massive_sft.evaluate.build import Prepared, prepare
 from massive_sft.evaluate.protocol import ScoreCache
@@ -129,6 +129,7 @@ def score(
         OSError: the disk takes no more.
     """
     result = Scored()
+    evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
     loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm))
     for item in asked:
         if item.task is None or item.template is None:

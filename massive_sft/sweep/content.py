@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -120,10 +121,24 @@ class Contents:
             tokenizer = self._folder(str(model.path), (*TOKENIZER, *code), f"{place}.path")
         if model.tokenizer is not None:
             tokenizer = self._folder(model.tokenizer, (*TOKENIZER, *code), f"{place}.tokenizer")
-        return hashed(model, but=("hub", "path", "revision", "tokenizer")) | {
-            "weights": weights,
-            "tokenizer": tokenizer,
-        }
+        content = hashed(model, but=("hub", "path", "revision", "tokenizer", "trust_remote_code"))
+        # A local folder's code is hashed; of a commit of the hub, the same files run other code where it is trusted.
+        trusted = {"trusted": True} if model.hub is not None and model.trust_remote_code else {}
+        return content | {"weights": weights, "tokenizer": tokenizer} | trusted
+
+    def end_tokens(self, model: Model) -> tuple[int, ...] | None:
+        """Return the tokens that end an answer by a local model's ``generation_config.json``; None where it names none.
+
+        They decide scores of generation and no training. Of a hub model they are content of the pinned commit.
+        """
+        if model.path is None:
+            return None
+        try:
+            read = json.loads((locate(model.path, self.folder, "path") / "generation_config.json").read_bytes())
+            named = read["eos_token_id"]
+            return tuple(sorted({int(token) for token in (named if isinstance(named, list) else [named])}))
+        except (InvalidInput, OSError, ValueError, KeyError, TypeError):  # what is missing or wrong is told elsewhere
+            return None
 
     def dataset(self, dataset: Dataset, place: str) -> dict[str, Any]:
         """Return a dataset's content: its source and everything that decides which text its rows become."""
@@ -150,14 +165,30 @@ class Contents:
     def task(self, path: Path, place: str) -> str:
         """Return the content id of a benchmark's task file: its YAML, with the files it names as their hashes.
 
-        So the id moves with the benchmark's data and functions, and not with the folder they lie in. A file that does
-        not parse is known by its bytes: ``check`` says what is wrong with it.
+        Those are its data and functions, what it includes, and of a group the tasks beside it; so the id moves with
+        them, and not with the folder they lie in. A file that does not parse is known by its bytes: ``check`` says what
+        is wrong with it.
         """
         if not path.is_file():
             self.missing[place] = Problem(place, "there is no such file", str(path))
             return f"missing:{path}"
+        return self._task_file(path, frozenset())
+
+    def _task_file(self, path: Path, above: frozenset[Path]) -> str:
         try:
-            return "task:" + fingerprint(self._with_hashes(read_tagged(path), path.parent))
+            read = read_tagged(path)
+            content = self._with_hashes(read, path.parent)
+            if not isinstance(read, dict) or path in above:
+                return "task:" + fingerprint(content)
+            within = above | {path}
+            included = path.parent / str(read.get("include"))
+            if included.is_file():
+                content["include"] = self._task_file(included, within)
+            if members := _texts_in(read.get("task")) if "group" in read else set():
+                siblings = (file for file in sorted(path.parent.rglob("*.yaml")) if file not in within)
+                named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}
+                content["members"] = {name: self._task_file(file, within) for name, file in named.items()}
+            return "task:" + fingerprint(content)
         except (YAMLError, TypeError, ValueError):
             return f"sha256:{self.hashes.of(path)}"
 
@@ -253,3 +284,19 @@ class Contents:
 def _extension(file: Path) -> str:
     match = re.search(r"\.[^.]+(\.gz)?$", file.name.lower())
     return match[0] if match else ""
+
+
+def _texts_in(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    parts = value if isinstance(value, list) else []
+    return {value} if isinstance(value, str) else {text for part in parts for text in _texts_in(part)}
+
+
+def _names(task_file: Path) -> set[str]:
+    """Return what a group may call a task file: its task, group or tags."""
+    try:
+        read = read_tagged(task_file)
+    except (OSError, YAMLError, TypeError, ValueError):
+        return set()
+    return _texts_in([read.get(key) for key in ("task", "group", "tag")]) if isinstance(read, dict) else set()

@@ -14,7 +14,7 @@ from massive_sft.sweep.schema import Schedule, Setting, Strict, TemplateText
 
 # Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
 HASHED: dict[str, frozenset[str]] = {
-    "Model": frozenset({"hub", "path", "revision", "tokenizer"}),
+    "Model": frozenset({"hub", "path", "revision", "tokenizer", "trust_remote_code"}),
     "Dataset": frozenset(
         {"hub", "path", "revision", "subset", "split", "files", "format", "columns", "turns", "filter", "limit"}
         | {"strip"}
@@ -33,7 +33,7 @@ HASHED: dict[str, frozenset[str]] = {
     "Block": frozenset({"model", "mixture", "setting", "schedule", "horizon", "snapshots", "exclude", "override"}),
 }
 UNHASHED: dict[str, frozenset[str]] = {
-    "Model": frozenset({"gated", "trust_remote_code"}),  # the code that it lets run is part of the folder's content
+    "Model": frozenset({"gated"}),
     "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
     "Block": frozenset({"name"}),
     "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's

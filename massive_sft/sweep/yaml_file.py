@@ -34,6 +34,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+__all__ = ["YAMLError", "merge", "read_tagged", "read_yaml", "with_text_keys"]
+
+
 class _AnyTag(SafeConstructor):
     """Reads a tag it does not know, such as lm-eval's ``!function module.name``, as its text."""
 

@@ -1,0 +1,211 @@
+"""Versions of the benchmarks that lm-eval ships, read off its task files: importing lm-eval takes seconds.
+
+A benchmark's authors raise ``metadata.version`` when its scores change, so an upgrade of lm-eval that does so asks for
+these scores anew; a task without a version is known by its text. Which file declares a name is found by looking through
+all 14,000 (a second), once: it is remembered in the user's cache folder with the sizes and times of the files, and
+looked for again when one of them changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from massive_sft.files import write_json
+from massive_sft.fingerprint import digest, hash_file
+from massive_sft.sweep.yaml_file import YAMLError, read_tagged
+
+_DECLARED = re.compile(r"^['\"]?(task|group)['\"]?:[ \t]*['\"]?([^\s'\"#\[{]+)", re.M)
+_TAGS = re.compile(r"^['\"]?tag['\"]?:((?:[^\n]*\n)(?:[ \t]*-[^\n]*\n?)*)", re.M)
+_INCLUDE = re.compile(r"^['\"]?include['\"]?:[ \t]*['\"]?([^\s'\"#]+)", re.M)
+_VERSION = re.compile(
+    r"^['\"]?metadata['\"]?:(?:[ \t]*\{[^}]*?\bversion['\"]?:[ \t]*([^\s,}]+)"  # on one line
+    r"|[^\n]*\n(?:[ \t]+[^\n]*\n)*?[ \t]+['\"]?version['\"]?:[ \t]*([^\s#]+))",  # or below
+    re.M,
+)
+_CLASS = re.compile(r"^['\"]?class['\"]?:[ \t]*!function[ \t]+(\S+)\.\w+", re.M)
+
+Versions = dict[str, str]
+
+
+def task_versions(names: Iterable[str], memory: Path | None = None) -> dict[str, Versions]:
+    """Return, for each name of a task, group or tag, the versions of it and of what it is made of, by name.
+
+    A name that lm-eval does not know has none, as has every name where lm-eval is not installed.
+
+    Args:
+        memory: a file; the user's cache folder when None.
+    """
+    wanted = list(dict.fromkeys(names))
+    spec = importlib.util.find_spec("lm_eval") if wanted else None
+    if spec is None or spec.origin is None:
+        return {name: {} for name in wanted}
+    folder = Path(spec.origin).parent / "tasks"
+    memory = memory or _default_memory()
+    key = f"{metadata.version('lm_eval')} {folder}"
+    known = _remembered(memory, key)
+    found, tasks = {}, None
+    for name in wanted:
+        entry = known.get(name)
+        if entry is None or not _is_unchanged(folder, entry["files"]):
+            tasks = tasks or _TaskFiles(folder)
+            entry = {"versions": tasks.versions(name), "files": tasks.take_read()}
+        found[name] = entry
+    if tasks is not None and memory is not None:
+        with contextlib.suppress(OSError):
+            write_json(memory, {key: known | found})
+    return {name: dict(entry["versions"]) for name, entry in found.items()}
+
+
+class _TaskFiles:
+    """lm-eval's task files by the names that they declare; the first in order of paths counts, as with lm-eval."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._texts: dict[str, str] = {}
+        self._read: set[str] = set()
+
+    def versions(self, name: str) -> Versions:
+        return dict(self._below(name, set()))
+
+    def take_read(self) -> dict[str, list[int]]:
+        """Return size and time of the files that the versions were read off since this was asked last."""
+        files, self._read = self._read, set()
+        return {str(file): _state(Path(file)) for file in files or {str(self._folder)}}
+
+    @cached_property
+    def _declared(self) -> dict[str, str]:
+        """Files by the task or group that they declare."""
+        files = [f"{top}/{name}" for top, _, names in os.walk(self._folder) for name in names if name.endswith(".yaml")]
+        declared: dict[str, str] = {}
+        for file in sorted(files):
+            if name := _name(self._text(file)):
+                declared.setdefault(name, file)
+        return declared
+
+    @cached_property
+    def _tagged(self) -> dict[str, list[str]]:
+        """Files by tag, their own or of what they include."""
+        tagged: dict[str, list[str]] = {}
+        for file in self._declared.values():
+            for tag in self._first(file, _tags) or ():
+                tagged.setdefault(tag, []).append(file)
+        return tagged
+
+    def _below(self, name: str, above: set[str]) -> Iterator[tuple[str, str]]:
+        if name in above:
+            return
+        if name in self._declared:
+            yield from self._of_file(self._declared[name], name, above | {name})
+        else:
+            for file in self._tagged.get(name, ()):
+                yield from self._of_file(file, str(_name(self._text(file))), above | {name})
+
+    def _of_file(self, file: str, name: str, above: set[str]) -> Iterator[tuple[str, str]]:
+        module = self._first(file, lambda text: _module(text, Path(file).parent))
+        version = self._first(file, _version) or (hash_file(module)[:16] if module else None)
+        yield name, version or digest("".join(map(self._text, self._chain(file))))
+        self._read |= {*self._chain(file), *([str(module)] if module else [])}
+        if dict(_DECLARED.findall(self._text(file))).get("group"):
+            for member in self._members(file):
+                yield from self._below(member, above)
+
+    def _members(self, file: str) -> Iterator[str]:
+        try:
+            content = read_tagged(Path(file))
+        except (OSError, YAMLError, ValueError):
+            return
+        yield from _named(content.get("task") if isinstance(content, dict) else None)
+
+    def _chain(self, file: str) -> Iterator[str]:
+        """Yield a file and those it includes, the nearest first."""
+        seen: set[str] = set()
+        while file not in seen and (text := self._text(file)):
+            seen.add(file)
+            yield file
+            included = _INCLUDE.search(text) if "include" in text else None
+            if included is None:
+                return
+            file = os.path.normpath(f"{os.path.dirname(file)}/{included[1]}")
+
+    def _first(self, file: str, of: Any) -> Any:
+        return next((found for one in self._chain(file) if (found := of(self._text(one)))), None)
+
+    def _text(self, file: str) -> str:
+        if file not in self._texts:
+            try:
+                with open(file, "rb") as source:
+                    self._texts[file] = source.read().decode(errors="replace")
+            except OSError:
+                self._texts[file] = ""
+        return self._texts[file]
+
+
+def _name(text: str) -> str | None:
+    names = dict(_DECLARED.findall(text))
+    return names.get("group") or names.get("task")
+
+
+def _tags(text: str) -> list[str]:
+    found = _TAGS.search(text) if "tag" in text else None
+    return re.findall(r"[^\s,'\"\[\]-][^\s,'\"\[\]]*", re.sub(r"#.*", "", found[1])) if found else []
+
+
+def _version(text: str) -> str | None:
+    found = _VERSION.search(text)
+    return (found[1] or found[2]).strip("'\"") if found else None
+
+
+def _module(text: str, folder: Path) -> Path | None:
+    """Return the module of a task that is a class of its own: its version may be a line of code."""
+    found = _CLASS.search(text)
+    module = folder / f"{found[1].replace('.', '/')}.py" if found else None
+    return module if module and module.is_file() else None
+
+
+def _named(members: Any) -> Iterator[str]:
+    """Yield the tasks, groups and tags that a group's ``task`` names, however deep."""
+    if isinstance(members, str):
+        yield members
+    elif isinstance(members, dict):
+        yield from _named(members.get("task") if isinstance(members.get("task"), list) else members.get("group"))
+        yield from _named(members.get("task") if isinstance(members.get("task"), str) else None)
+    elif isinstance(members, list):
+        for member in members:
+            yield from _named(member)
+
+
+def _state(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _is_unchanged(folder: Path, files: Any) -> bool:
+    try:
+        return all(_state(folder / name) == state for name, state in files.items())
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def _remembered(memory: Path | None, key: str) -> dict[str, Any]:
+    """Return what is remembered of one installation; nothing where it cannot be read."""
+    try:
+        read = json.loads(memory.read_bytes())[key] if memory else {}
+        return {name: entry for name, entry in read.items() if entry.keys() == {"versions", "files"}}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}
+
+
+def _default_memory() -> Path | None:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "task-versions.json"
+    except RuntimeError:
+        return None
