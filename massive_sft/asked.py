@@ -39,6 +39,11 @@ class Asked:
     template: str | TemplateText | None = None
     measure: str | None = None
 
+    @property
+    def name(self) -> str:
+        """For people: ``mmlu@5`` or the measure's name."""
+        return self.measure or self.id.split()[0]
+
 
 def lacking(asked: Iterable[Asked], status: Status, answers: Collection[str]) -> tuple[Asked, ...]:
     """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""

@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         "cosine": pa.float64(),  # between start and end; null where either is all zero
         "max_abs": pa.float64(),  # largest change of one weight
         "rounding_floor": pa.float64(),  # relative change that rounding to bf16 alone makes; 0 for fp32 and adapters
+        "changed": pa.int64(),  # weights that differ from the start; no column in tables of earlier versions
         "effective_rank": pa.float64(),  # of the change; null unless a spectrum was asked for
         "singular_values": pa.list_(pa.float64()),  # of the change, the largest first; null likewise
     }
@@ -55,6 +56,7 @@ class _Sums:
     product: float = 0.0
     rounding: float = 0.0
     max_abs: float = 0.0
+    changed: int = 0
 
 
 class Tensors:
@@ -152,6 +154,7 @@ def _add(sums: _Sums, start: torch.Tensor, end: torch.Tensor) -> None:
     sums.delta += float(delta.square().sum())
     sums.product += float((start * end).sum())
     sums.max_abs = max(sums.max_abs, float(delta.abs().max()))
+    sums.changed += int(torch.count_nonzero(delta))
 
 
 def _rounding(weights: torch.Tensor) -> float:
@@ -205,7 +208,9 @@ def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Su
     for weights, factor in zip(before.split(rows), b.split(rows), strict=True):
         sums.start += float(weights.double().square().sum())
         inner += float(((factor.T @ weights.double()) * a).sum())
-        sums.max_abs = max(sums.max_abs, float((factor @ a).abs().max()))
+        delta = factor @ a
+        sums.max_abs = max(sums.max_abs, float(delta.abs().max()))
+        sums.changed += int(torch.count_nonzero(delta))
     sums.end = sums.start + 2 * inner + sums.delta
     sums.product = sums.start + inner
     return sums
@@ -229,6 +234,7 @@ def _measures(sums: _Sums) -> dict[str, Any]:
         "cosine": min(1.0, sums.product / (start * end)) if start and end else None,
         "max_abs": sums.max_abs,
         "rounding_floor": math.sqrt(sums.rounding) / start if start else 0.0,
+        "changed": sums.changed,
     }
 
 
@@ -278,6 +284,7 @@ def aggregate(table: pa.Table) -> pa.Table:
             product=sum((row["cosine"] or 0) * row["base_norm"] * row["final_norm"] for row in members),
             rounding=sum((row["rounding_floor"] * row["base_norm"]) ** 2 for row in members),
             max_abs=max(row["max_abs"] for row in members),
+            changed=sum(row["changed"] for row in members),
         )
         numel = sum(row["numel"] for row in members)
         names = {"layer": layer, "kind": kind, "method": method, "tensors": len(members), "numel": numel}

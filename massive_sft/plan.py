@@ -20,6 +20,7 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status, unseal
 from massive_sft.ledger.store import Ledger
 from massive_sft.resources import Rules, layout
+from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
 from massive_sft.sweep.identity import template_content
@@ -265,7 +266,8 @@ def token_key(recipe: Recipe) -> str:
 
 def perplexity_key(recipe: Recipe) -> str:
     """Return the key of a mixture's perplexities under its base model."""
-    return digest(token_key(recipe) + recipe.parts["base"] + recipe.setting.precision)
+    measure = semantics.measure("perplexity")
+    return digest(token_key(recipe) + recipe.parts["base"] + recipe.setting.precision + measure)
 
 
 def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:

@@ -17,6 +17,7 @@ from massive_sft.cost.budget import Portion
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.errors import InvalidInput, Problem
+from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.plan import Plan, RunPlan
 from massive_sft.resources import described
@@ -212,7 +213,7 @@ def status_view(plan: Plan) -> Group:
     for column in ("cell", "what", "status", "lacks"):
         table.add_column(column, overflow="fold")
     for item in sorted(plan.cells, key=lambda item: item.is_done):
-        lacks = ", ".join(asked.id.split()[0] for asked in item.lacking) if item.status is not Status.WAITING else ""
+        lacks = ", ".join(asked.name for asked in item.lacking) if item.status is not Status.WAITING else ""
         status = Text(str(item.status), style=STYLES[item.status])
         table.add_row(item.cell.id, str(item.cell.coordinates), status, lacks)
     return Group(table, Text(), *_totals(plan), warnings_view(plan))
@@ -231,6 +232,7 @@ def record_view(record: Record) -> Group:
         parts += [Text(), scores_table(record.scores.values())]
     for name, why in record.missing.items():
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
+    parts += [Text(f"warning: {text}", style="yellow") for text in cautions(record)]
     for name, value in record.measures.items():
         parts += [Text(), Text(name, style="bold"), _tree(value)]
     if record.counts:

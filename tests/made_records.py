@@ -113,6 +113,7 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
         f"{index:016x}": answer(asked, cell) for index, asked in enumerate(item for item in cell.asked if item.task)
     }
     over = {"perplexity_micro": 2 + value, "perplexity_micro_interval": [1.9 + value, 2.1 + value], "tokens": 500}
+    over |= {"perplexity_text_micro": 1.5 + value, "bits_per_byte_micro": 0.5 + value}
     content: dict[str, Any] = {
         "cell": cell.cell.id,
         "trajectory": trajectory,
@@ -126,7 +127,7 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
     }
     if trajectory is not None:
         change = {"relative": value / 10, "relative_by_layer": {"0": value / 9, "1": value / 8}}
-        content["measures"] = {"perplexity": {"all": over, "response": over}, "layer_change": change}
+        content["measures"] = {"perplexity": {"schema": 2, "all": over, "response": over}, "layer_change": change}
         content["training"] = {"steps": 64, "tokens": 12800, "seconds": 30.0, "first_loss": 2.0, "last_loss": 1.0}
         content["training"] |= {"layout": LAYOUT}
         content["counts"] = {"total": {"samples": 1000, "available": 5000, "tokens": 6400, "truncated": 3}}

@@ -117,6 +117,22 @@ def test_layer_change_untrained_snapshot_is_zero(tmp_path: Path) -> None:
         assert row["effective_rank"] in (0, None)
 
 
+def test_layer_change_counts_the_weights_that_changed(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    shutil.copytree(base, tmp_path / "end")
+    weights = {name: value.contiguous() for name, value in state(base).items()}
+    moved = next(name for name, value in weights.items() if value.dim() == 2)
+    weights[moved] = weights[moved].clone()
+    weights[moved][0, :3] += 0.5
+    save_file(weights, tmp_path / "end" / "model.safetensors", {"format": "pt"})
+    table = layers.layer_change(Model(path=str(base)), tmp_path / "end")
+    assert {row["tensor"]: row["changed"] for row in table.to_pylist() if row["changed"]} == {moved: 3}
+    assert sum(row["changed"] for row in layers.aggregate(table).to_pylist()) == 3
+    _, adapter = trained(tmp_path / "lora", method="lora")
+    for row in layers.layer_change(Model(path=str(base)), adapter).to_pylist():
+        assert row["changed"] == (row["numel"] if row["method"] == "lora" else 0)
+
+
 def test_layer_change_tied_weights_have_one_row(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path, family="qwen2")
     kinds = [row["kind"] for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist()]

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluation_world import gpt2, llama
+from evaluation_world import gpt2, llama, tokenizer
 
 from massive_sft.evaluate.perplexity import Perplexity, load_summary, perplexity, token_length
 from massive_sft.samples import Samples
+from massive_sft.sft.text import special_tokens
 
 
 def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples:
@@ -29,13 +30,14 @@ def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples
     )
 
 
+SPECIAL = np.arange(267) < 3
 SAMPLES = samples_of([20, 3, 57, 9, 20, 2], [8, 1, 30, 8, 0, 1])
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_nll_equals_the_model_s_own_loss_one_sample_at_a_time(make) -> None:
     model = make()
-    found = perplexity(model, SAMPLES, token_budget=64)
+    found = perplexity(model, SAMPLES, SPECIAL, token_budget=64)
     for index in range(len(SAMPLES)):
         tokens, trainable = SAMPLES[index]
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
@@ -49,7 +51,7 @@ def test_nll_equals_the_model_s_own_loss_one_sample_at_a_time(make) -> None:
 
 
 def test_summary_is_micro_over_tokens_and_macro_over_samples() -> None:
-    found = perplexity(llama(), SAMPLES)
+    found = perplexity(llama(), SAMPLES, SPECIAL)
     for part, summary in ((found.response, found.summary()["response"]), (found.all, found.summary()["all"])):
         assert summary["perplexity_micro"] == pytest.approx(math.exp(part.nll.sum() / part.tokens.sum()))
         assert summary["perplexity_macro"] == pytest.approx(math.exp(np.mean(part.nll / part.tokens)))
@@ -62,38 +64,70 @@ def test_summary_is_micro_over_tokens_and_macro_over_samples() -> None:
         assert (summary["samples"], summary["samples_with_text"]) == (6, int(text.sum()))
 
 
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_special_tokens_are_told_apart_and_bits_per_byte_are_of_the_text_alone(loss_on: str) -> None:
+    """Two answers of one chat, with BOS, EOS after each and a header before: their bytes are those of the words."""
+    tokenizer_, model = tokenizer(), llama()
+    words = tokenizer_.encode("yes", add_special_tokens=False)
+    sample = np.array([0, 2, *words, 1, 2, *words, 1], dtype=np.int32)
+    answers = np.isin(np.arange(len(sample)), [*range(2, 3 + len(words)), *range(4 + len(words), len(sample))])
+    trainable = answers if loss_on == "response" else np.arange(len(sample)) > 0
+    samples = Samples(
+        sample, trainable, np.array([0, len(sample)]), np.zeros(1, np.int16), np.zeros(1, np.int64), np.array([[6, 6]])
+    )
+    special = special_tokens(tokenizer_)
+    assert special[:3].all() and not special[3:].any()
+    found = perplexity(model, samples, special).summary()["response"]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(sample.astype(np.int64))[None]).logits[0, :-1].double()
+    nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(sample[1:].astype(np.int64)), reduction="none")
+    nll = np.concatenate([[0.0], nll.numpy()])
+    of_text, of_special = nll[trainable & (sample > 2)], nll[trainable & (sample <= 2)]
+    assert found["bits_per_byte_micro"] == pytest.approx(of_text.sum() / math.log(2) / 6, rel=1e-5)
+    assert found["perplexity_text_micro"] == pytest.approx(math.exp(of_text.mean()), rel=1e-5)
+    assert found["perplexity_micro"] == pytest.approx(math.exp(nll[trainable].mean()), rel=1e-5)
+    assert found["special_nll"] == pytest.approx(of_special.mean(), rel=1e-5)
+    assert (found["tokens"], found["special_tokens"]) == (int(trainable.sum()), 2 if loss_on == "response" else 4)
+
+
+def test_unknown_token_is_text() -> None:
+    named = tokenizer()
+    named.add_special_tokens({"unk_token": "<pad>"})
+    assert not special_tokens(named)[2]
+
+
 def test_uniform_model_has_a_perplexity_of_its_vocabulary() -> None:
     model = llama()
     torch.nn.init.zeros_(model.lm_head.weight)
-    summary = perplexity(model, SAMPLES).summary()
+    summary = perplexity(model, SAMPLES, SPECIAL).summary()
     assert summary["all"]["perplexity_micro"] == pytest.approx(267, rel=1e-5)
     assert summary["response"]["perplexity_macro"] == pytest.approx(267, rel=1e-5)
 
 
 def test_rerun_is_bit_identical_and_batches_change_little() -> None:
     model = llama()
-    first, again, other = (perplexity(model, SAMPLES, budget) for budget in (64, 64, 4096))
+    first, again, other = (perplexity(model, SAMPLES, SPECIAL, budget) for budget in (64, 64, 4096))
     assert np.array_equal(first.all.nll, again.all.nll)
     assert np.allclose(first.all.nll, other.all.nll, rtol=1e-5)
 
 
 def test_out_of_memory_splits_the_batch_and_says_so() -> None:
     model = llama()
-    expected = perplexity(model, SAMPLES)
+    expected = perplexity(model, SAMPLES, SPECIAL)
 
     def refuse(_module: torch.nn.Module, inputs: tuple, named: dict) -> None:
         if len(named["input_ids"]) > 1:
             raise torch.OutOfMemoryError("too many rows for this test's device")
 
     model.register_forward_pre_hook(refuse, with_kwargs=True)
-    found = perplexity(model, SAMPLES)
+    found = perplexity(model, SAMPLES, SPECIAL)
     assert expected.memory_splits == 0
     assert found.memory_splits > 0
     assert np.allclose(found.all.nll, expected.all.nll, rtol=1e-5)
 
 
 def test_saved_files_hold_the_summary_and_every_sample(tmp_path: Path) -> None:
-    found = perplexity(llama(), SAMPLES)
+    found = perplexity(llama(), SAMPLES, SPECIAL)
     found.save(tmp_path)
     assert load_summary(tmp_path) == found.summary()
     frame = pq.read_table(tmp_path / "perplexity.parquet").to_pandas()
@@ -108,7 +142,7 @@ def test_no_samples_have_no_perplexity() -> None:
         *(np.zeros(0, kind) for kind in (np.int16, np.int64)),
         np.zeros((0, 2), np.int64),
     )
-    found: Perplexity = perplexity(llama(), empty)
+    found: Perplexity = perplexity(llama(), empty, SPECIAL)
     assert found.summary()["all"]["perplexity_micro"] is None
     assert token_length(empty)["all"] is None
 

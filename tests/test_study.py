@@ -11,8 +11,10 @@ import pytest
 from made_records import LAYOUT, benchmark, record, score
 from scipy import stats
 
+from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.record import Record, Status
 from massive_sft.study import correlate, findings, frames, metrics, tables
+from massive_sft.tracking.content import describe
 
 QUIZ, PROSE = "a" * 16, "b" * 16
 
@@ -225,6 +227,19 @@ def test_points_are_one_a_run_at_its_last_epoch() -> None:
     assert quiz[["epoch", "log_perplexity_all", "layer_change"]].values.tolist() == [[2, 1.0, 0.5]]
     assert quiz["improvement"].item() == pytest.approx(0.2)
     assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[1, 0.2], [0, 0.1]] * 2
+
+
+def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
+    floor = {"rounding_floor": 1.6e-3, "changed": 12, "weights": 3000}
+    small, large = ({"layer_change": {"relative": change, **floor}} for change in (8.8e-10, 0.01))
+    lost, kept = pair("lost", 0.5, measures=small), pair("kept", 0.5, measures=large)
+    found = [finding for finding in all_findings([lost, kept]) if finding.kind == "rounding"]
+    assert [finding.cells for finding in found] == [(lost.cell,)]
+    assert "8.8e-10" in found[0].text and "0.0016" in found[0].text
+    (text,) = cautions(lost)
+    assert "12 of 3,000 weights changed" in text
+    assert cautions(kept) == cautions(pair("old", 0.5, measures={"layer_change": {"relative": 0.0}})) == []
+    assert describe(lost, {}, None, "/ledger").tags["massive_sft.warning"] == text
 
 
 def all_findings(records: list[Record]) -> list[findings.Finding]:

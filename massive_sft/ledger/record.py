@@ -88,6 +88,11 @@ class BenchmarkScores(BaseModel):
     groups: dict[str, dict[str, Score]] = {}
 
 
+def measure_id(name: str, semantics: int) -> str:
+    """Return what a measure is asked by: its name, with the number of its semantics once that is no longer 1."""
+    return name if semantics == 1 else f"{name}/{semantics}"
+
+
 class Record(BaseModel):
     """One row of the results table. What could not be measured is ``None``, never 0; NaN and infinities are refused.
 
@@ -132,8 +137,10 @@ class Record(BaseModel):
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """What was asked of the cell and is there: ids of benchmarks and names of measures, sorted."""
-        return tuple(sorted({*(item.asked for item in self.scores.values()), *self.measures}))
+        """What was asked of the cell and is there: ids of benchmarks and of measures, sorted."""
+        numbers = {name: value.get("schema") if isinstance(value, dict) else 1 for name, value in self.measures.items()}
+        measures = (measure_id(name, n if isinstance(n, int) else 1) for name, n in numbers.items())
+        return tuple(sorted({*(item.asked for item in self.scores.values()), *measures}))
 
     @model_validator(mode="after")
     def _status_matches_content(self) -> Record:

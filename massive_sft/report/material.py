@@ -126,7 +126,7 @@ def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
     for item in plan.cells:
         record = records.get(item.cell.id)
         if record is not None and record.status is Status.COMPLETE:
-            lacking = [asked.id.split()[0] for asked in item.asked if asked.id not in record.answers]
+            lacking = [asked.name for asked in item.asked if asked.id not in record.answers]
             if lacking:
                 cells.setdefault(", ".join(lacking), []).append(item.cell.id)
     tail = "; the next run adds it, and scores made in another way are not shown"

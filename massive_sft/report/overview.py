@@ -166,6 +166,7 @@ def data_counts(material: Material) -> Section:
     columns += [Column(name, "number") for name in names]
     columns += [Column("perplexity, all", "number"), Column("95 % interval"), Column("n tokens", "number")]
     columns += [Column("perplexity, response", "number"), Column("95 % interval"), Column("n tokens", "number")]
+    columns += [Column("perplexity, response text", "number"), Column("bits per byte, response text", "number")]
     rows = last_epochs(material.cells)
     rows = rows[rows["samples"].notna()]
     facts = [
@@ -183,7 +184,7 @@ def data_counts(material: Material) -> Section:
     notes = [
         "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
         "dropped ones are not in the training, duplicates occur more than once. Perplexity per token, under the "
-        "base model.",
+        "base model; that of the text, and bits per byte, without EOS and other special tokens.",
     ]
     return Section("data", "Training data", notes, [Listing(table)])
 
@@ -194,7 +195,7 @@ def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
     for over in ("all", "response"):
         bounds = interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])
         values += [number(row[f"perplexity_{over}"], 2), bounds, count(row[f"perplexity_tokens_{over}"])]
-    return values
+    return [*values, number(row["perplexity_text_response"], 2), number(row["bits_per_byte_response"], 3)]
 
 
 def provenance(material: Material) -> Section:

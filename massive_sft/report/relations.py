@@ -18,6 +18,8 @@ from massive_sft.study.frames import BASE, grouped, last_epochs, rows_of
 NAMES = {
     "log_perplexity_all": "log perplexity, all tokens",
     "log_perplexity_response": "log perplexity, response tokens",
+    "log_perplexity_text_response": "log perplexity, response text",
+    "bits_per_byte_response": "bits per byte, response text",
     "layer_change": "layer change",
 }
 NO_CAUSE = (
@@ -62,7 +64,7 @@ def perplexity(material: Material) -> Section | None:
     """Return gains against the perplexity of the training data; None where it was not measured."""
     return _against(
         material,
-        ["log_perplexity_all", "log_perplexity_response"],
+        ["log_perplexity_all", "log_perplexity_response", "log_perplexity_text_response", "bits_per_byte_response"],
         "perplexity_all",
         Section(
             "perplexity",
@@ -70,8 +72,9 @@ def perplexity(material: Material) -> Section | None:
             [
                 "Perplexity of the training data under the base model, per token over all tokens, micro average; gains "
                 "with the sign turned where lower is better, so up is better everywhere. Correlations are with the log "
-                "of the perplexity. Models with different tokenizers have different tokens: compare within a model. "
-                + NO_CAUSE
+                "of the perplexity. Response tokens count EOS, to which a base model gives almost no probability after "
+                "a short answer; the response's text and its bits per byte do not. Models with different tokenizers "
+                "have different tokens: compare within a model, or bits per byte. " + NO_CAUSE
             ],
             [],
         ),

@@ -59,6 +59,20 @@ class Encoded:
         return replace(self, tokens=self.tokens[keep], trainable=trainable, text_bytes=self.text_bytes[keep])
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Return bool, shape (vocabulary,): the tokens that stand for no text, such as EOS and a chat's end of turn."""
+    found = _special_texts(tokenizer)
+    special = np.zeros(max([len(tokenizer) - 1, *found]) + 1, dtype=bool)
+    # An unknown character becomes the unknown token rightly: it stands for text.
+    special[[index for index in found if index != tokenizer.unk_token_id]] = True
+    return special
+
+
+def _special_texts(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
+
+
 class Encoder:
     """Encodes rows with a setting's template and loss mask.
 
@@ -71,13 +85,9 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, setting: Setting):
-        added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        special = tuple(sorted({*added.values(), *named.values()}, key=len, reverse=True))
+        special = tuple(sorted({*_special_texts(tokenizer).values()}, key=len, reverse=True))
         self._special = re.compile("|".join(map(re.escape, special)))
-        self._is_special = np.zeros(max([len(tokenizer) - 1, *added, *named]) + 1, dtype=bool)
-        # An unknown character becomes the unknown token rightly: it stands for text.
-        self._is_special[[index for index in {**added, **named} if index != tokenizer.unk_token_id]] = True
+        self._is_special = special_tokens(tokenizer)
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._all = setting.loss_on == "all"
         self._render = renderer(setting.template, tokenizer, special)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from massive_sft.evaluate.weights import load_scored
 from massive_sft.fingerprint import hash_file
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import RunPlan, perplexity_key
+from massive_sft.sft.text import special_tokens
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
 from massive_sft.sweep.unchanged import require_same_model
@@ -41,7 +43,7 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     samples, _ = samples_of(run, ledger)
     require_same_model(recipe.model, recipe.parts["base"])
     model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.best_device())
-    result = perplexity(model, samples)
+    result = perplexity(model, samples, special_tokens(modeling.load_tokenizer(recipe.model)))
     require_same_model(recipe.model, recipe.parts["base"])
     result.save(folder)
     seconds[name] = time.perf_counter() - began
@@ -52,7 +54,8 @@ def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -
     """Compare a snapshot with the weights that training began from; write the table of tensors beside the cell.
 
     Returns:
-        Relative change over all weights and by layer, and the SHA-256 of the table by path below the storage root.
+        Relative change over all weights and by layer, what rounding alone makes of it, how many weights changed (of an
+        adapter: those that its product is not 0 for); and the SHA-256 of the table by path below the storage root.
     """
     table = layers.layer_change(recipe.model, snapshot)
     require_same_model(recipe.model, recipe.parts["base"])
@@ -69,12 +72,19 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schema": 1,
         "relative": _relative(rows),
+        "rounding_floor": _norm(rows, lambda row: row["rounding_floor"] * row["base_norm"]),
+        "changed": sum(row["changed"] for row in rows),
+        "weights": sum(row["numel"] for row in rows),
         "max_abs": max(row["max_abs"] for row in rows),
         "relative_by_layer": {str(layer): _relative(members) for layer, members in sorted(by_layer.items())},
     }
 
 
 def _relative(rows: list[dict[str, Any]]) -> float | None:
-    """Return the Frobenius norm of the change over that of the start, of several weights as if they were one."""
+    return _norm(rows, lambda row: row["delta_norm"])
+
+
+def _norm(rows: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float | None:
+    """Return a Frobenius norm over that of the start, of several weights as if they were one."""
     start = math.hypot(*(row["base_norm"] for row in rows))
-    return math.hypot(*(row["delta_norm"] for row in rows)) / start if start else None
+    return math.hypot(*map(of, rows)) / start if start else None

@@ -81,7 +81,8 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``cell``, ``trajectory``, the coordinates, ``column``, ``improvement`` (in the metric's own unit, better
     is larger), ``perplexity_all``, ``log_perplexity_all``, ``log_perplexity_response`` (of the training data under the
-    base, nats per token), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement
+    base, nats per token), ``log_perplexity_text_response`` and ``bits_per_byte_response`` (likewise, without special
+    tokens), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement
     in units of its standard deviation over the runs; only for runs that have all of them.
     """
     rows = last_epochs(primary(gains))[["cell", "column", "improvement"]]
@@ -89,8 +90,10 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     about = cells.assign(
         log_perplexity_all=np.log(cells["perplexity_all"]),
         log_perplexity_response=np.log(cells["perplexity_response"]),
+        log_perplexity_text_response=np.log(cells["perplexity_text_response"]),
     )
-    measures = ["perplexity_all", "log_perplexity_all", "log_perplexity_response", "layer_change"]
+    measures = ["perplexity_all", "log_perplexity_all", "log_perplexity_response", "log_perplexity_text_response"]
+    measures += ["bits_per_byte_response", "layer_change"]
     return rows.merge(about[["cell", "trajectory", *COORDINATES, *measures]], on="cell")
 
 

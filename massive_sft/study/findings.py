@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massive_sft.ledger.cautions import FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary
 
@@ -29,7 +30,7 @@ class Finding:
     """Something that limits what the numbers can say.
 
     Attributes:
-        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base.
+        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, rounding.
         text: a sentence for people.
         cells: the ids of the cells it is about.
     """
@@ -51,6 +52,7 @@ def findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFrame) -> 
         *_without_base(gains),
         *_errors(cells, "DIVERGED"),
         *_partial(cells, scores),
+        *_rounded_away(cells),
         *_errors(cells, "PRUNED"),
         *mixed_layouts(cells),
     ]
@@ -81,6 +83,17 @@ def _partial(cells: pd.DataFrame, scores: pd.DataFrame) -> list[Finding]:
         Finding("PARTIAL", f"{benchmark} is missing in {len(rows)} cells: {why}", tuple(rows["cell"]))
         for (benchmark, why), rows in missing.groupby(["benchmark", "missing"])
     ]
+
+
+def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
+    lost = cells[(cells["rounding_floor"] > 0) & (cells["layer_change"] < FLOORS * cells["rounding_floor"])]
+    found = []
+    for (model, setting), rows in lost.groupby(["model", "setting"]):
+        text = f"{model} {setting}: {len(rows)} cells have a layer change ({rows['layer_change'].min():.2g} at least) "
+        text += f"below {FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
+        text += "their training may be too small for the precision that weights are stored in"
+        found.append(Finding("rounding", text, tuple(rows["cell"])))
+    return found
 
 
 def _without_base(gains: pd.DataFrame) -> list[Finding]:

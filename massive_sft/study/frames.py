@@ -37,13 +37,18 @@ CELLS: dict[str, str] = (
     | dict.fromkeys(("perplexity_all", "perplexity_all_low", "perplexity_all_high"), "float64")
     | dict.fromkeys(("perplexity_response", "perplexity_response_low", "perplexity_response_high"), "float64")
     | {"perplexity_tokens_all": "Int64", "perplexity_tokens_response": "Int64"}
-    | {"layer_change": "float64", "token_length": "float64"}
+    | dict.fromkeys(("perplexity_text_all", "perplexity_text_response"), "float64")
+    | dict.fromkeys(("bits_per_byte_all", "bits_per_byte_response"), "float64")
+    | {"layer_change": "float64", "rounding_floor": "float64", "weights_changed": "Int64", "token_length": "float64"}
     | {"steps": "Int64", "first_loss": "float64", "last_loss": "float64", "tokens": "Int64", "seconds": "float64"}
     | dict.fromkeys(("samples", "available", "data_tokens", "trainable_tokens"), "Int64")
     | dict.fromkeys(("truncated", "dropped", "duplicates", "repeated"), "Int64")
     | {"layout": "string", "commit": "string", "created": "string", "finished": "string"}
 )
-"""Columns of ``cells``: perplexities per token (micro average) with their 95 % interval, losses in nats per token."""
+"""Columns of ``cells``: perplexities per token (micro average) with their 95 % interval, losses in nats per token.
+
+``perplexity_*`` count special tokens such as EOS, ``perplexity_text_*`` and ``bits_per_byte_*`` the text alone; these
+are missing where a version measured that did not tell them apart."""
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
@@ -139,7 +144,11 @@ def _cell_row(record: Record) -> dict[str, Any]:
         low, high = found.get("perplexity_micro_interval") or (None, None)
         row |= {f"perplexity_{over}": found.get("perplexity_micro"), f"perplexity_tokens_{over}": found.get("tokens")}
         row |= {f"perplexity_{over}_low": low, f"perplexity_{over}_high": high}
-    row["layer_change"] = _mapping(record.measures, "layer_change").get("relative")
+        row[f"perplexity_text_{over}"] = found.get("perplexity_text_micro")
+        row[f"bits_per_byte_{over}"] = found.get("bits_per_byte_micro") if "perplexity_text_micro" in found else None
+    change = _mapping(record.measures, "layer_change")
+    row |= {"layer_change": change.get("relative"), "rounding_floor": change.get("rounding_floor")}
+    row["weights_changed"] = change.get("changed")
     row["token_length"] = _mapping(record.measures, "token_length", "all").get("mean")
     row |= {name: training.get(name) for name in ("steps", "first_loss", "last_loss", "tokens", "seconds")}
     row |= {name: total.get(name) for name in ("samples", "available", "trainable_tokens")}

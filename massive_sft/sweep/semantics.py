@@ -6,6 +6,8 @@ does not touch keeps its id.
 
 from __future__ import annotations
 
+from massive_sft.ledger.record import measure_id
+
 TRAIN_SEMANTICS = 2
 """Of training; in every trained cell's id. 2: white space between prompt and answer is trained where it is a token."""
 
@@ -15,8 +17,10 @@ CHAT_SEMANTICS = 1
 SCORE_SEMANTICS = 1
 """Of scoring; in what is asked of a cell and in the protocol's id."""
 
-MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 1, "layer_change": 1, "token_length": 1}
-"""Of each measure; in what is asked of a cell."""
+MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1}
+"""Of each measure; in what is asked of a cell, and as ``schema`` in what a record holds of it.
+
+perplexity 2: special tokens (EOS) are told apart, and bits per byte are of the text alone."""
 
 
 def chat() -> dict[str, int]:
@@ -31,5 +35,4 @@ def scoring() -> dict[str, int]:
 
 def measure(name: str) -> str:
     """Return what is asked of a cell for a measure: its name, with its semantics once they are no longer 1."""
-    number = MEASURE_SEMANTICS[name]
-    return name if number == 1 else f"{name}/{number}"
+    return measure_id(name, MEASURE_SEMANTICS[name])

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from massive_sft.fingerprint import digest, fingerprint
+from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.sweep.cell import Coordinates
@@ -144,6 +145,7 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
         "massive_sft.layout": json.dumps(layout) if layout else None,
         # Written even when empty, so that what an earlier record said is gone once it no longer holds.
         "massive_sft.error": record.error or "",
+        "massive_sft.warning": "; ".join(cautions(record)),
         "massive_sft.missing": json.dumps(record.missing) if record.missing else "",
     }
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}

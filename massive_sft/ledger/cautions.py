@@ -1,0 +1,23 @@
+"""What a reader of one record should know before trusting its numbers."""
+
+from __future__ import annotations
+
+from massive_sft.ledger.record import Record
+
+FLOORS = 2.0
+"""A change below so many times what rounding alone makes is mostly not in the stored weights."""
+
+
+def cautions(record: Record) -> list[str]:
+    """Return what to warn of, each a sentence."""
+    change = record.measures.get("layer_change")
+    if not isinstance(change, dict):
+        return []
+    relative, floor = change.get("relative"), change.get("rounding_floor")
+    if not isinstance(relative, float) or not isinstance(floor, float) or not relative < FLOORS * floor:
+        return []
+    text = f"layer change {relative:.2g} lies below {FLOORS:g} x {floor:.2g}, which rounding to bf16 alone makes"
+    changed, weights = change.get("changed"), change.get("weights")
+    if isinstance(changed, int) and isinstance(weights, int):
+        text += f"; {changed:,} of {weights:,} weights changed"
+    return [f"{text}: the training may be too small for the precision that its weights are stored in"]
