@@ -146,9 +146,8 @@ def run(
     retrain: Retrain = False,
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
-    whole = planned(file, overlay)
+    whole = _pinned(planned(file, overlay))
     made = narrow(whole, parse(where))
-    require_settled(made)
     portion = paid_for(made, budget)
     made = portion.plan if portion else made
     out.print(views.budget_view(portion))
@@ -169,12 +168,22 @@ def retry(
     file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    made, meant = planned(file, overlay), parse(where)
-    require_settled(made)
+    made, meant = _pinned(planned(file, overlay)), parse(where)
     narrowed = take_up(made, meant)
     out.print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
     if narrowed.cells:
         _execute(narrowed, made, inline, retrain)
+
+
+def _pinned(whole: Plan) -> Plan:
+    """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none."""
+    require_settled(whole)
+    if not whole.unpinned:
+        return whole
+    from massive_sft.pinning import pin
+
+    with err.status("asking the hub"):
+        return pin(whole, lambda text: out.print(text, soft_wrap=True))
 
 
 def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:

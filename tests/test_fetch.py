@@ -72,6 +72,31 @@ def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(sweep: Path,
     assert "4 COMPLETE" in ran.stdout
 
 
+def test_run_pins_what_moves_at_its_start_and_stays_with_it(sweep: Path, tmp_path: Path) -> None:
+    def cells(stdout: str) -> set[str]:
+        return {row["cell"] for row in json.loads(stdout)}
+
+    provisional = cells(run(tmp_path, "status", sweep, "--json", HF_HUB_OFFLINE="1").stdout)
+    ran = run(tmp_path, "run", sweep, "--inline", "--where", "setting=full", HF_HUB_OFFLINE="1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"pinned acme/tiny@main to {COMMIT[:12]}" in ran.stdout
+    lock = tmp_path / "ledger" / "sweeps" / "small" / "lock.json"
+    assert json.loads(lock.read_text())["commits"]["datasets"] == {"acme/facts": {"main": OTHER}}
+    (tmp_path / "hf" / "hub" / "models--acme--tiny" / "refs" / "main").write_text("3" * 40)
+    status = run(tmp_path, "status", sweep, "--json", HF_HUB_OFFLINE="1")
+    assert cells(status.stdout).isdisjoint(provisional)
+    assert [row["status"] for row in json.loads(status.stdout)].count("COMPLETE") == 2
+    assert run(tmp_path, "run", sweep, "--inline", "--where", "setting=full").stdout.startswith("nothing to do")
+
+
+def test_run_without_a_commit_for_what_moves_is_refused(sweep: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "hf" / "hub" / "models--acme--tiny")
+    refused = run(tmp_path, "run", sweep, "--inline", HF_HUB_OFFLINE="1")
+    assert refused.returncode == 2
+    assert "models.llama.hub: is not in this node's cache" in refused.stderr
+    assert not (tmp_path / "ledger" / "sweeps" / "small" / "lock.json").exists()
+
+
 def test_pinned_model_and_data_are_read_from_the_cache_without_asking_anybody(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     ["stages", "study"],
     ["trial"],
     ["finish"],
-    ["check", "inline", "scheduling", "report", "companions"],
+    ["check", "pinning", "inline", "scheduling", "report", "companions"],
     ["show"],
     ["progress", "where"],
     ["execute", "verbs"],

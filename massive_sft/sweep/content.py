@@ -231,7 +231,7 @@ class Contents:
 
     def _hub(self, name: str, commit: str, place: str) -> str:
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            rule = "is not pinned to a commit, as `massive-sft fetch` does: the id may change when it moves"
+            rule = "is not pinned to a commit: ids are provisional until `run` or `fetch` pins it"
             self.unpinned[place] = Problem(place, rule, f"{name}@{commit}")
         return f"hub:{name}@{commit}"
 
