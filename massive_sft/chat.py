@@ -59,7 +59,7 @@ class Chat:
             self._compiled = _compile_jinja_template(self.source)
         except ValueError as error:
             rule = "chat needs a tokenizer with one chat template of its own; use paper, plain or a template text"
-            raise InvalidInput(Problem(place, f"{rule}: {str(error).splitlines()[0]}")) from error
+            raise InvalidInput(Problem(place, rule)) from error
         except jinja2.TemplateError as error:
             raise InvalidInput(Problem(place, f"the chat template is no valid Jinja: {error}")) from error
         if self._varies():
@@ -83,7 +83,8 @@ class Chat:
             raise RenderError(f"is refused by the chat template: {error}") from error
         for message in messages:
             if message["role"] != "assistant" and message["content"].strip() not in text:
-                raise RenderError(f"has a chat template that drops or changes the {message['role']} message")
+                rule = f"has a chat template that drops or changes the {message['role']} message; use a template text"
+                raise RenderError(rule)
         return text
 
     def _rendered(self, messages: Sequence[Message], asks: bool, clock: datetime) -> str:

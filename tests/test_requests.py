@@ -83,7 +83,7 @@ def test_chat_template_has_a_turn_for_every_example(tmp_path: Path) -> None:
 
 def test_wrapping_follows_the_protocol_and_the_setting(tmp_path: Path) -> None:
     chatty = tokenizer()
-    with pytest.raises(InvalidInput, match="has no chat template"):
+    with pytest.raises(InvalidInput, match="chat needs a tokenizer with one chat template"):
         wrapping.choose(schema.Protocol(template="chat"), "paper", chatty)
     chatty.chat_template = CHAT
     own = schema.TemplateText(prompt="Q {prompt} A")

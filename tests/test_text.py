@@ -245,8 +245,12 @@ def test_chat_template_without_an_end_token_gets_eos():
 @pytest.mark.parametrize(
     ("template", "rule"),
     [
-        ("{{ messages | length }}" + CHAT, "renders a conversation's beginning differently"),
-        (CHAT.replace("m['content']", "m['content'] | upper"), "changes the completion"),
+        (
+            "{{ messages | length }}" + CHAT,
+            "whose generation prompt is not how an answer begins; use a template of your own",
+        ),
+        (CHAT.replace("m['content']", "m['content'] | replace('b', 'B')"), "changes the completion; use a template"),
+        (CHAT.replace("m['content']", "m['content'] | upper"), "drops or changes the user message"),
         ("{{ raise_exception('no system role') }}", "is refused by the chat template: no system role"),
     ],
 )

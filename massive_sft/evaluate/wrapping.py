@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.chat import Chat, RenderError
+from massive_sft.errors import InvalidInput
 from massive_sft.fingerprint import canonical
 from massive_sft.sweep import schema, template
 
@@ -20,11 +21,14 @@ class Wrapping:
     ``text`` holds ``{prompt}`` once for ``training`` and is the tokenizer's Jinja source for ``chat``; for ``none``
     it is ``None``; ``tokens`` are the special tokens that a chat template may name. ``render`` turns lm-eval's messages
     into the context, ``None`` for ``none``; equal kind, text and tokens render equally.
+    ``lead`` is what a chat template writes between its generation prompt and an answer (Qwen3: an empty think block):
+    a model tuned on it writes it first, and it is no part of the answer.
     """
 
     kind: str
     text: str | None = None
     tokens: str = ""
+    lead: str = ""
     render: Callable[..., str] | None = field(default=None, compare=False)
 
     @property
@@ -56,20 +60,22 @@ def training(text: str) -> Wrapping:
 
 
 def chat(tokenizer: Any) -> Wrapping:
-    """Wrap in the tokenizer's own chat template. Raises InvalidInput when it has none."""
-    source = getattr(tokenizer, "chat_template", None)
-    if not isinstance(source, str):
-        raise InvalidInput(Problem(str(tokenizer.name_or_path), "has no chat template; use another template"))
+    """Wrap in the tokenizer's own chat template, whose clock is frozen. Raises InvalidInput when it has none."""
+    found = Chat(tokenizer, str(tokenizer.name_or_path))
 
     def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        if add_generation_prompt:
+            return found.render(messages, asks=True)
+        return found.render(messages[:-1], asks=True) + found.lead + messages[-1]["content"]
 
-    return Wrapping("chat", source, canonical(dict(tokenizer.special_tokens_map)), render)
+    return Wrapping("chat", found.source, canonical(dict(found.specials)), lead=_lead(found), render=render)
+
+
+def _lead(found: Chat) -> str:
+    try:
+        return found.lead
+    except RenderError:  # each request says so
+        return ""
 
 
 def choose(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:

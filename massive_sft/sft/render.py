@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
-
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.chat import Chat, Message, RenderError
 from massive_sft.sft.rows import Row
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import TemplateText
@@ -31,31 +29,24 @@ class Rendered(NamedTuple):
     closed: bool
 
 
-class RenderError(Exception):
-    """A row that its chat template cannot render so that the completions can be found."""
-
-
 Render = Callable[[Row], Rendered]
 
+_MARK = "\ue000answer\ue001"  # private-use characters: no template looks for them
 
-def renderer(form: str | TemplateText, tokenizer: PreTrainedTokenizerFast, special: tuple[str, ...]) -> Render:
+
+def renderer(form: str | TemplateText, tokenizer: PreTrainedTokenizerFast) -> Render:
     """Return the function that renders rows with a template.
 
     Args:
         form: ``paper``, ``plain``, ``chat``, or a template of one's own.
         tokenizer: gives the EOS text between turns, and the chat template.
-        special: the texts of its special tokens.
 
     Raises:
-        InvalidInput: for ``chat`` when the tokenizer has no chat template.
+        InvalidInput: for ``chat`` when the tokenizer has no chat template that can be used (``chat.Chat``).
     """
     if form == template.CHAT:
-        try:
-            tokenizer.get_chat_template()
-        except ValueError as error:
-            rule = "chat needs a tokenizer with one chat template of its own; use paper, plain or a template text"
-            raise InvalidInput(Problem("settings: template", f"{rule}: {str(error).splitlines()[0]}")) from error
-        return lambda row: _chat(row, tokenizer, special)
+        chat = Chat(tokenizer, "settings: template")
+        return lambda row: _chat(row, chat)
     pattern = form.prompt if isinstance(form, TemplateText) else template.PROMPTS[form]
     return lambda row: _turns(row, pattern, str(tokenizer.eos_token))
 
@@ -81,37 +72,87 @@ def _turns(row: Row, pattern: str, eos: str) -> Rendered:
     return Rendered("".join(pieces), tuple(spans), closed=False)
 
 
-def _chat(row: Row, tokenizer: PreTrainedTokenizerFast, special: tuple[str, ...]) -> Rendered:
-    """The tokenizer's chat template. A completion lies between two renderings of its conversation's beginnings:
+def _chat(row: Row, chat: Chat) -> Rendered:
+    """The tokenizer's chat template, rendered once: the answers are found in the whole conversation's text.
 
-    up to its question, with the generation prompt, and up to its answer. Both must be prefixes of the whole.
-    The end-of-turn token is trained, white space that the template puts after it is not.
+    An answer begins behind the generation prompt and ends with the token that the template closes answers with. What
+    the template puts between the two, such as an empty think block, is trained: no generation prompt has it.
     """
-    messages = [] if row.system is None else [{"role": "system", "content": row.system}]
-    cuts = []
+    messages: list[Message] = [] if row.system is None else [{"role": "system", "content": row.system}]
     for prompt, completion in row.turns:
         messages.append({"role": "user", "content": prompt})
         messages.append({"role": "assistant", "content": completion})
-        cuts.append(len(messages))
-
-    def render(count: int, asks: bool) -> str:
-        try:
-            return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=asks))
-        except jinja2.TemplateError as error:
-            raise RenderError(f"is refused by the chat template: {error}") from error
-
-    text = render(len(messages), False)
+    text = chat.render(messages, asks=False)
+    asked = [chat.render(messages[:count], asks=True) for count in range(len(messages) - 1, 0, -2)][::-1]
+    out = "use a template of your own (template: {prompt: ...})"
+    if len(row.turns) > 1:
+        out = f"use turns: first, or {out.removeprefix('use ')}"
+    if not text.startswith(asked[-1]):
+        raise RenderError(f"has a chat template whose generation prompt is not how an answer begins; {out}")
+    pieces = _around_answers(messages, chat)
+    answers = [completion.strip() for _, completion in row.turns]
+    places = _between(text, pieces, answers) or _directly_after(text, asked, answers, chat.closing)
+    if places is None:
+        raise RenderError(f"has a chat template that changes the completion; {out}")
     spans = []
-    closed = False
-    for cut, (_, completion) in zip(cuts, row.turns, strict=True):
-        asked = render(cut - 1, True)
-        answered = text if cut == len(messages) else render(cut, False)
-        if not (text.startswith(asked) and text.startswith(answered) and len(asked) <= len(answered)):
-            raise RenderError("has a chat template that renders a conversation's beginning differently from the whole")
-        trimmed = answered.rstrip()
-        closed = len(trimmed) >= len(asked) and trimmed.endswith(special)
-        end = len(trimmed) if closed else len(answered)
-        if completion.strip() not in text[len(asked) : end]:
-            raise RenderError("has a chat template that changes the completion")
-        spans.append((len(asked), len(asked), end))  # white space after a header stands in every prompt: no border
+    for prompt, (begin, end) in zip(asked, places, strict=True):
+        start = len(prompt) if text.startswith(prompt) else begin
+        end += len(chat.closing) if text.startswith(chat.closing, end) else 0
+        spans.append((start, start, end))  # white space after a header stands in every prompt: no border
+    closed = chat.end_of_turn is not None and text.endswith(chat.closing, 0, spans[-1][2])
     return Rendered(text[: spans[-1][2]], tuple(spans), closed)
+
+
+def _around_answers(messages: Sequence[Message], chat: Chat) -> list[str]:
+    """Return what the template writes before, between and behind the answers."""
+    marked = [{**message, "content": _MARK} if message["role"] == "assistant" else message for message in messages]
+    return chat.render(marked, asks=False).split(_MARK)
+
+
+def _between(text: str, pieces: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Return (begin, end) of each answer between the pieces around them; None when the text is not made of these.
+
+    A template may strip what is said, so the white space around an answer may or may not be there.
+    """
+    if len(pieces) != len(answers) + 1 or not text.startswith(pieces[0]):
+        return None
+    places = []
+    end = 0
+    for number, answer in enumerate(answers):
+        begin = end + len(pieces[number])
+        following = pieces[number + 1]
+        end = _past_space(text, answer, begin) + len(answer)
+        if number == len(answers) - 1:
+            behind = len(text) - len(following)
+            whole = text.endswith(following) and behind >= end and not text[end:behind].strip()
+            end = behind
+        else:
+            end = _past_space(text, following, end)
+            whole = text.startswith(following, end)
+        if not whole or text[begin:end].strip() != answer:
+            return None
+        places.append((begin, end))
+    return places
+
+
+def _past_space(text: str, wanted: str, place: int) -> int:
+    """Return the first place where ``wanted`` begins, or where something other than white space does."""
+    while not text.startswith(wanted, place) and text[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+def _directly_after(
+    text: str, asked: Sequence[str], answers: Sequence[str], closing: str
+) -> list[tuple[int, int]] | None:
+    """Return (begin, end) of answers that turn the template another way, as one with a thought of its own does.
+
+    Each must follow its generation prompt directly, and the closing it; None when one does not.
+    """
+    places = []
+    for prompt, answer in zip(asked, answers, strict=True):
+        begin = _past_space(text, answer, len(prompt))
+        if not (text.startswith(prompt) and text.startswith(answer + closing, begin)):
+            return None
+        places.append((begin, begin + len(answer)))
+    return places

@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from massive_sft.chat import RenderError
+from massive_sft.errors import InvalidInput, Problem
 from massive_sft.sft.findings import Findings
-from massive_sft.sft.render import Rendered, RenderError, renderer
+from massive_sft.sft.render import Rendered, renderer
 from massive_sft.sft.rows import Row
 from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.template import CHAT
 
 if TYPE_CHECKING:
     from massive_sft.modeling import PreTrainedTokenizerFast
@@ -81,7 +84,8 @@ class Encoder:
         setting: its ``template`` and ``loss_on`` are used.
 
     Raises:
-        InvalidInput: for template ``chat`` when the tokenizer has no chat template.
+        InvalidInput: for template ``chat`` when the tokenizer has no chat template that can be used, or splits the
+            generation prompt another way once an answer follows.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, setting: Setting):
@@ -90,7 +94,7 @@ class Encoder:
         self._is_special = special_tokens(tokenizer)
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._all = setting.loss_on == "all"
-        self._render = renderer(setting.template, tokenizer, special)
+        self._render = renderer(setting.template, tokenizer)
         # A copy without the post-processor adds nothing to the text and leaves the offsets alone; GPT-2's kind
         # of post-processor trims spaces off them, and then a token of spaces would seem to be empty.
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -98,6 +102,23 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._head = np.array(self._found_head(tokenizer), dtype=np.int32)
+        if setting.template == CHAT:
+            self._require_prompt_tokens()
+
+    def _require_prompt_tokens(self) -> None:
+        """Raise InvalidInput unless the generation prompt, encoded alone, is how the encoded conversation begins."""
+        try:
+            text, spans, _ = self._render(Row(0, (("a", "a"),), None, "", None))
+        except RenderError:  # each row says so
+            return
+        prompt = text[: spans[0][1]]
+        alone, whole = (self._backend.encode(part, add_special_tokens=False).ids for part in (prompt, text))
+        if whole[: len(alone)] != alone:
+            rule = (
+                "chat does not fit this tokenizer: it splits the end of the generation prompt another way once an "
+                "answer follows, so no prompt would be what was trained; use a template text"
+            )
+            raise InvalidInput(Problem("settings: template", rule, prompt[-20:]))
 
     def _found_head(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         """Return the tokens that the tokenizer puts before a text by itself."""
