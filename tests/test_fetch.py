@@ -20,6 +20,7 @@ from massive_sft import modeling
 from massive_sft.fingerprint import hash_file
 from massive_sft.hub import pinned_folder
 from massive_sft.ledger.lease import Lease
+from massive_sft.pinning import pin
 from massive_sft.plan import make_plan
 from massive_sft.sft.sources import load_rows
 from massive_sft.sweep.load import load_sweep
@@ -72,21 +73,32 @@ def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(sweep: Path,
     assert "4 COMPLETE" in ran.stdout
 
 
-def test_run_pins_what_moves_at_its_start_and_stays_with_it(sweep: Path, tmp_path: Path) -> None:
-    def cells(stdout: str) -> set[str]:
-        return {row["cell"] for row in json.loads(stdout)}
-
-    provisional = cells(run(tmp_path, "status", sweep, "--json", HF_HUB_OFFLINE="1").stdout)
-    ran = run(tmp_path, "run", sweep, "--inline", "--where", "setting=full", HF_HUB_OFFLINE="1")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"pinned acme/tiny@main to {COMMIT[:12]}" in ran.stdout
-    lock = tmp_path / "ledger" / "sweeps" / "small" / "lock.json"
-    assert json.loads(lock.read_text())["commits"]["datasets"] == {"acme/facts": {"main": OTHER}}
+def test_what_moves_is_pinned_once_and_stays_with_it(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("massive_sft.hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr("massive_sft.hub.constants.HF_HUB_OFFLINE", True)
+    provisional, told = make_plan(load_sweep(sweep)), []
+    assert len(provisional.unpinned) == 2
+    pinned = pin(provisional, told.append)
+    assert not pinned.unpinned
+    assert told == [f"pinned acme/tiny@main to {COMMIT[:12]}", f"pinned acme/facts@main to {OTHER[:12]}"]
+    lock = json.loads((tmp_path / "ledger" / "sweeps" / "small" / "lock.json").read_text())
+    assert lock["commits"] == {"models": {"acme/tiny": {"main": COMMIT}}, "datasets": {"acme/facts": {"main": OTHER}}}
     (tmp_path / "hf" / "hub" / "models--acme--tiny" / "refs" / "main").write_text("3" * 40)
-    status = run(tmp_path, "status", sweep, "--json", HF_HUB_OFFLINE="1")
-    assert cells(status.stdout).isdisjoint(provisional)
-    assert [row["status"] for row in json.loads(status.stdout)].count("COMPLETE") == 2
-    assert run(tmp_path, "run", sweep, "--inline", "--where", "setting=full").stdout.startswith("nothing to do")
+    ids = {cell.cell.id for cell in pinned.cells}
+    assert {cell.cell.id for cell in make_plan(load_sweep(sweep)).cells} == ids
+    assert ids.isdisjoint(cell.cell.id for cell in provisional.cells)
+    edited = small_sweep(
+        tmp_path,
+        models={"llama": {"hub": "acme/tiny", "revision": "v2"}},
+        datasets=load_sweep(sweep).file.model_dump(mode="json", include={"datasets"}, exclude_defaults=True)["datasets"],
+    )
+    (tmp_path / "hf" / "hub" / "models--acme--tiny" / "refs" / "v2").write_text(COMMIT)
+    pin(make_plan(load_sweep(edited)), told.append)
+    lock = json.loads((tmp_path / "ledger" / "sweeps" / "small" / "lock.json").read_text())
+    assert lock["commits"]["models"] == {"acme/tiny": {"main": COMMIT, "v2": COMMIT}}
+    assert lock["commits"]["datasets"] == {"acme/facts": {"main": OTHER}}
 
 
 def test_run_without_a_commit_for_what_moves_is_refused(sweep: Path, tmp_path: Path) -> None:
