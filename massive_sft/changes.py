@@ -10,10 +10,12 @@ from typing import Any
 from massive_sft.fingerprint import flatten
 from massive_sft.ledger.meaning import read_meaning, write_meaning
 from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
 from massive_sft.retention import kept_cells
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.semantics import CHAT_SEMANTICS, MEASURE_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 
 
 def remember(plan: Plan, ledger: Ledger) -> None:
@@ -37,7 +39,7 @@ def changes(plan: Plan) -> list[str]:
     last, now = read_meaning(plan.root / "sweeps" / plan.sweep.file.name), _content(plan.sweep)
     if last is None:
         return []
-    before: dict[str, Any] = last["file"]
+    before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down
     places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
     lines = list(dict.fromkeys(_line(place, before, now) for place in places))
     known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
@@ -50,13 +52,46 @@ def changes(plan: Plan) -> list[str]:
         )
     elif lines:
         lines.append(f"all {len(cells)} cells are the same ones")
+    if again := _again(plan):
+        lines += (
+            [] if lines else ["what is asked: a benchmark's file, data or version, or the tokens that end an answer"]
+        )
+        lines.append(again)
     return lines
+
+
+def _again(plan: Plan) -> str:
+    """Return what finished cells lack by now; empty when nothing."""
+    finished = [cell for cell in plan.cells if cell.status is Status.COMPLETE and cell.lacking]
+    scored = sum(any(item.task is not None for item in cell.lacking) for cell in finished)
+    measured = sum(any(item.measure is not None for item in cell.lacking) for cell in finished)
+    counts = ((scored, "scored"), (measured, "measured"))
+    parts = [f"{_cells(count)} {done} again" for count, done in counts if count]
+    if not parts:
+        return ""
+    gone = sum(run.needs_retraining for run in plan.runs)
+    retrained = f"{gone} trainings are needed for it, their snapshots were removed: run with --retrain"
+    return f"{' and '.join(parts)}; {retrained if gone else 'nothing is trained for it'}"
+
+
+def _cells(count: int) -> str:
+    return f"{count:,} finished cell{'s are' if count > 1 else ' is'}"
 
 
 def _content(sweep: Sweep) -> dict[str, Any]:
     """Return a sweep's file, every default written out, by dotted place; an address in it may hold a password."""
-    flat = flatten(sweep.file.model_dump(mode="json", by_alias=True))
+    flat = flatten(sweep.file.model_dump(mode="json", by_alias=True)) | _semantics()
     return {place: redact(value) if isinstance(value, str) else value for place, value in flat.items()}
+
+
+def _semantics() -> dict[str, int]:
+    """Return the numbers of what is computed, by the name of a place that no sweep file has."""
+    numbers = {"training": TRAIN_SEMANTICS, "chat templates": CHAT_SEMANTICS, "scoring": SCORE_SEMANTICS}
+    return {f"{_SEMANTICS}{name}": number for name, number in (numbers | MEASURE_SEMANTICS).items()}
+
+
+_SEMANTICS = "semantics of "
+_FIRST_SEMANTICS = dict.fromkeys(_semantics(), 1)
 
 
 def _said(place: str, content: Mapping[str, Any]) -> Any:
@@ -67,6 +102,9 @@ def _said(place: str, content: Mapping[str, Any]) -> Any:
 
 def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return what to say of a place; the same line for all places of an entry that is new, or no longer there."""
+    if place.startswith(_SEMANTICS) and place in new:
+        name = place.removeprefix(_SEMANTICS)
+        return f"{name} of this massive-sft gives other results (semantics {old[place]} -> {new[place]})"
     if place in old and place in new:
         return f"{place}: {_text(new[place])}, was {_text(old[place])}"
     here, there, change = (new, old, "new") if place in new else (old, new, "no longer there, was")

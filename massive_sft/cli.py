@@ -216,11 +216,12 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     if is_imported(file):
         import_table.status(file, where, as_json)
         return
-    made = planned(file, overlay, where)
+    whole = planned(file, overlay)
+    made = narrow(whole, parse(where))
     if as_json:
         print_json(views.status_json(made))
     else:
-        out.print(views.status_view(made))
+        out.print(views.status_view(made), views.changes_view(changes(whole)))
 
 
 @app.command()

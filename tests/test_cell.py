@@ -536,6 +536,29 @@ def test_blocks_share_cells() -> None:
     assert sorted((cell.epoch, cell.blocks) for cell in made) == [(1, ("B",)), (2, ("B",)), (3, ("A", "B"))]
 
 
+def test_cell_under_two_names_is_in_the_blocks_of_both() -> None:
+    file = base_file()
+    file["settings"]["again"] = file["settings"]["full"]
+    file["blocks"] = [block(), block(name="B", setting="again")]
+    made = cells_of(file)
+    assert [cell.blocks for cell in made.cells if cell.recipe] == [("A", "B")]
+    assert "is the same training as m1 d1[100] full" in str(made.warnings[0])
+
+
+def test_mixture_of_two_names_of_one_dataset_is_refused() -> None:
+    file = base_file()
+    file["datasets"]["same"] = file["datasets"]["d1"] | {"split": "train"}
+    file["datasets"]["other"] = file["datasets"]["d1"] | {"limit": 5}
+    for parts, refused in ((["d1", "other"], False), (["d1", "same"], True)):
+        file["mixtures"] = {"one": {"weights": dict.fromkeys(parts, 1), "samples": 10}}
+        file["blocks"] = [block(mixture="one")]
+        if refused:
+            with pytest.raises(InvalidInput, match="takes the same rows twice, as d1 and as same"):
+                cells_of(file)
+        else:
+            assert cells_of(file)
+
+
 def test_base_rows_are_one_a_model_in_use() -> None:
     file = base_file()
     file["blocks"] = [block(model="all", setting=["full", "lora"])]

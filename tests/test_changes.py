@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_records import fill
 from small_sweep import small_sweep
 
 from massive_sft.changes import changes, remember
 from massive_sft.cli import main
+from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import make_plan
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS, TRAIN_SEMANTICS
 
 
 @pytest.fixture
@@ -80,6 +84,52 @@ def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
     ):
         (folder / "ledger" / "sweeps" / "small" / "plan.json").write_text(damaged)
         assert changes(make_plan(load_sweep(edited))) == []
+
+
+def with_token_length(record: Record) -> Record:
+    if record.trajectory is None:
+        return record
+    return record.model_copy(update={"measures": record.measures | {"token_length": {"schema": 1}}})
+
+
+def test_other_semantics_are_said_with_the_finished_cells_they_touch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_sweep(folder)
+    fill(make_plan(load_sweep(path)), with_token_length)
+    assert all(item.is_done for item in make_plan(load_sweep(path)).cells)
+    for run in make_plan(load_sweep(path)).runs:
+        for epoch in run.trajectory.snapshots:
+            (folder / "ledger" / "trajectories" / run.trajectory.id / "snapshots" / f"epoch-{epoch}").mkdir(
+                parents=True
+            )
+    monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 7)
+    monkeypatch.setattr("massive_sft.changes.SCORE_SEMANTICS", 7)
+    monkeypatch.setitem(MEASURE_SEMANTICS, "token_length", 3)
+    lines = changes(make_plan(load_sweep(path)))
+    assert lines[0].startswith("scoring of this massive-sft gives other results (semantics ") and "-> 7)" in lines[0]
+    assert lines[1:] == [
+        "token_length of this massive-sft gives other results (semantics 1 -> 3)",
+        "all 5 cells are the same ones",
+        "5 finished cells are scored again and 4 finished cells are measured again; nothing is trained for it",
+    ]
+    for snapshot in (folder / "ledger").glob("trajectories/*/snapshots/epoch-2"):
+        snapshot.rmdir()
+    assert changes(make_plan(load_sweep(path)))[-1].endswith(
+        "; 2 trainings are needed for it, their snapshots were removed: run with --retrain"
+    )
+
+
+def test_ledger_of_before_the_numbers_were_kept_is_of_the_first(folder: Path) -> None:
+    plan = folder / "ledger" / "sweeps" / "small" / "plan.json"
+    content = json.loads(plan.read_text())
+    content["file"] = {place: value for place, value in content["file"].items() if "semantics" not in place}
+    plan.write_text(json.dumps(content))
+    numbers = [line for line in changed(folder) if "semantics" in line]
+    assert any(
+        line.startswith(f"training of this massive-sft gives other results (semantics 1 -> {TRAIN_SEMANTICS})")
+        for line in numbers
+    )
 
 
 def test_password_in_an_address_is_neither_kept_nor_told(folder: Path) -> None:

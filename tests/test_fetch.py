@@ -92,7 +92,9 @@ def test_what_moves_is_pinned_once_and_stays_with_it(
     edited = small_sweep(
         tmp_path,
         models={"llama": {"hub": "acme/tiny", "revision": "v2"}},
-        datasets=load_sweep(sweep).file.model_dump(mode="json", include={"datasets"}, exclude_defaults=True)["datasets"],
+        datasets=load_sweep(sweep).file.model_dump(mode="json", include={"datasets"}, exclude_defaults=True)[
+            "datasets"
+        ],
     )
     (tmp_path / "hf" / "hub" / "models--acme--tiny" / "refs" / "v2").write_text(COMMIT)
     pin(make_plan(load_sweep(edited)), told.append)

@@ -17,7 +17,7 @@ from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Model, Schedule, Setting
 from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 from massive_sft.sweep.setting import Variant
-from massive_sft.sweep.spec import Mixture
+from massive_sft.sweep.spec import Mixture, Part
 
 
 class Coordinates(NamedTuple):
@@ -137,14 +137,14 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         elif known.coordinates != cell.coordinates:
             rule = f"is the same training as {known.coordinates}: one cell, under the earlier name"
             warnings.append(Problem(f"{sweep.path}: {cell.coordinates}", rule))
-        elif known.blocks != cell.blocks:
+        if known is not None and known.blocks != cell.blocks:
             found[cell.id] = _in_blocks(known, cell.blocks)
     if not any(cell.recipe for cell in found.values()):
         problems[Coordinates("", "", "", "", None, "", None, 0, None, "")] = Problem(
             str(sweep.path), "the blocks yield no cell"
         )
-    if problems:
-        raise InvalidInput(problems.values())
+    if problems or maker.problems:
+        raise InvalidInput([*maker.problems.values(), *problems.values()])
     return Cells(tuple(found.values()), (*maker.unused_excludes(), *warnings))
 
 
@@ -161,6 +161,7 @@ class _Maker:
         self.models: dict[str, tuple[Model, str]] = {}
         self.mixtures: dict[tuple[str, int | None], tuple[Mixture, str]] = {}
         self.used_excludes: set[tuple[int, int]] = set()
+        self.problems: dict[str, Problem] = {}
 
     def trained(self) -> Iterator[Cell]:
         for index, (block, variants) in enumerate(zip(self.sweep.file.blocks, self.sweep.variants, strict=True)):
@@ -206,10 +207,14 @@ class _Maker:
     def _mixture(self, mixture: Mixture) -> tuple[Mixture, str]:
         """Return the mixture resolved, its parts in canonical order, and its content."""
         if mixture.key not in self.mixtures:
-            keyed = []
+            keyed: list[tuple[str, Part]] = []
+            named: dict[str, str] = {}
             for part in mixture.parts:
                 place = f"datasets.{part.name}"
-                content = self.contents.dataset(part.dataset, place) | {"count": part.count}
+                rows = self.contents.dataset(part.dataset, place)
+                if (other := named.setdefault(canonical(rows), part.name)) != part.name:
+                    self._refuse_equal_rows(mixture, part.name, other)
+                content = rows | {"count": part.count}
                 resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
                 keyed.append((canonical(content), resolved))
             keyed.sort(key=lambda item: item[0])
@@ -222,6 +227,12 @@ class _Maker:
             )
             self.mixtures[mixture.key] = (resolved_mixture, text)
         return self.mixtures[mixture.key]
+
+    def _refuse_equal_rows(self, mixture: Mixture, part: str, other: str) -> None:
+        """Two names of one dataset would put the same rows into a mixture twice, past ``max_repeats``."""
+        place = f"{self.sweep.path}: mixtures.{mixture.name}"
+        rule = f"takes the same rows twice, as {other} and as {part}; use weights with max_repeats for that"
+        self.problems.setdefault(f"{place} {other} {part}", Problem(place, rule))
 
     def _recipe(self, model: str, mixture: Mixture, variant: Variant, schedule: Schedule, horizon: int) -> Recipe:
         base, base_content = self._model(model)
