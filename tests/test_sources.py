@@ -192,6 +192,67 @@ def test_messages_keep_a_leading_system_message_apart(tmp_path):
     assert row.system == "Be brief." and row.turns == (("a", "b"),)
 
 
+ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}, {"weight": 1, "train": False}, {"weight": 0.0}])
+def test_answer_of_weight_0_is_not_trained(tmp_path, off):
+    path = lines(tmp_path / "d.jsonl", [{"messages": [ASKED, {**ANSWERED, **off}, ASKED, {**ANSWERED, "weight": 1}]}])
+    (row,) = load(path, format="messages").rows
+    assert row.turns == (("a", "b"), ("a", "b")) and row.untrained == (0,)
+    assert "d.jsonl:1: has no answer to train" in problems(path, format="messages", turns="first")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "rule"),
+    [
+        ({}, {"content": "", "tool_calls": [{"name": "f"}]}, "message 1 has tool_calls, which is not supported"),
+        ({}, {"content": None, "function_call": {"name": "f"}}, "message 1 has function_call, which is not supported"),
+        ({}, {"reasoning_content": "so", "thinking": "so"}, "message 1 has reasoning_content, thinking, which"),
+        ({"name": "Eve"}, {}, "message 0 has name, which is not supported"),
+        ({"images": ["a.png"]}, {}, "message 0 has images, which is not supported"),
+        ({"value": "else"}, {}, "message 0 has value, which is not supported"),
+        ({"content": [{"type": "text", "text": "a"}]}, {}, "message 0 must be one text: content in parts"),
+        ({"weight": 1}, {}, "message 0: weight must be 0 or left out: only answers are trained"),
+        ({}, {"weight": 0.5}, "message 1: weight must be 0 or 1, got 0.5"),
+        ({}, {"train": "no"}, "message 1: train must be 0 or 1, got 'no'"),
+    ],
+)
+def test_message_whose_keys_would_be_lost_is_refused(tmp_path, asked, answered, rule):
+    path = lines(tmp_path / "d.jsonl", [{"messages": [{**ASKED, **asked}, {**ANSWERED, **answered}]}])
+    assert f"d.jsonl:1: {rule}" in problems(path, format="messages")
+
+
+def test_message_keys_that_say_nothing_or_are_about_the_message_do_no_harm(tmp_path):
+    about = {"id": 3, "timestamp": 1.5, "lang": "en", "tool_calls": None, "name": "", "images": [], "weight": None}
+    path = lines(tmp_path / "d.jsonl", [{"messages": [{**ASKED, **about}, {**ANSWERED, **about}], "topic": "x"}])
+    assert turns(path, format="messages") == [(("a", "b"),)]
+
+
+@pytest.mark.parametrize("column", ["tools", "functions", "system_prompt", "images"])
+def test_column_beside_the_messages_that_would_be_lost_is_refused_unless_empty(tmp_path, column):
+    conversation = {"messages": [ASKED, ANSWERED]}
+    path = lines(tmp_path / "d.jsonl", [{**conversation, column: ["x"]}, {**conversation, column: []}, conversation])
+    assert problems(path, format="messages").startswith(f"{path}:1: has a column {column} beside its messages")
+    assert len(load(path, format="messages", filter={"not": {f"{column}[0]": "x"}}).rows) == 2
+
+
+def test_system_column_beside_the_messages_is_the_system_message(tmp_path):
+    path = lines(tmp_path / "d.jsonl", [{"system": "Be brief.", "conversations": ["a", "b"]}, {"messages": ["a", "b"]}])
+    assert [row.system for row in load(path, format="messages").rows] == ["Be brief.", None]
+    path = lines(tmp_path / "e.jsonl", [{"system": "x", **talk(("system", "y"), ("user", "a"), ("assistant", "b"))}])
+    assert "e.jsonl:1: has a system message and a column system" in problems(path, format="messages")
+
+
+def test_first_message_column_with_a_value_is_read_and_two_that_differ_are_refused(tmp_path):
+    talks = [{"messages": empty, "conversations": ["a", "b"]} for empty in (None, [], ["a", "b"])]
+    path = lines(tmp_path / "d.jsonl", [*talks, {"messages": ["a", "b"], "conversations": None}])
+    assert turns(path, format="messages") == [(("a", "b"),)] * 4
+    path = lines(tmp_path / "e.jsonl", [{"messages": ["a", "b"], "conversations": ["a", "c"]}])
+    assert "e.jsonl:1: has messages and conversations, which differ" in problems(path, format="messages")
+    assert turns(path, columns={"messages": "messages"}) == [(("a", "b"),)]
+
+
 # Filters
 
 

@@ -178,6 +178,22 @@ def test_text_bytes_add_up_to_the_text_and_special_tokens_count_nothing(tokenize
     assert sample.text_bytes[sample.trainable].sum() == len(f"\t{completion}\tc".encode())
 
 
+@pytest.mark.parametrize(("form", "loss_on"), [("plain", "completion"), ("chat", "completion"), ("plain", "all")])
+def test_answer_that_is_not_to_be_trained_is_masked_with_its_end(form, loss_on):
+    tokenizer = chat_tokenizer()
+
+    def runs(*untrained):
+        told = Row(0, (("a", "!"), ("c", "?")), None, "d.jsonl", 1, untrained)
+        encoder = Encoder(tokenizer, setting(template=form, loss_on=loss_on))
+        return texts(tokenizer, encoder.encode([told], "d", Findings())[0])[1]
+
+    between = "\nc" if loss_on == "all" else ""
+    assert [run.removeprefix("a").removeprefix(between) for run in runs(0)][-1] == "?</s>" and "!" not in "".join(
+        runs(0)
+    )
+    assert "".join(runs(1)).removeprefix("a") == "!</s>" + between and "?" not in "".join(runs(1))
+
+
 # Truncation
 
 

@@ -8,16 +8,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from massive_sft.errors import UNSET
 from massive_sft.sft.findings import Findings
+from massive_sft.sft.messages import MESSAGE_COLUMNS, MISSING, SYSTEM_COLUMN, Fault, lost_columns, read_conversation
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep.schema import Columns, Dataset
 from massive_sft.sweep.values import Column
-
-MISSING: Any = object()
-# Where format `messages` looks when no column is named: LIMA and ShareGPT files say `conversations`.
-MESSAGE_COLUMNS = ("messages", "conversations")
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 class Record(NamedTuple):
@@ -37,6 +32,7 @@ class Row:
         turns: (prompt, completion) pairs, at least one.
         system: the system message, if the row has one.
         file, line: where the row stands; ``line`` is None where lines do not exist (JSON array, Parquet, hub).
+        untrained: the turns whose completion is not trained, counted from 0.
     """
 
     index: int
@@ -44,6 +40,7 @@ class Row:
     system: str | None
     file: str
     line: int | None
+    untrained: tuple[int, ...] = ()
 
     @property
     def place(self) -> str:
@@ -54,18 +51,13 @@ def _place(file: str, line: int | None, index: int) -> str:
     return f"{file} row {index}" if line is None else f"{file}:{line}"
 
 
-class Fault(NamedTuple):
-    kind: str
-    rule: str
-    value: Any = UNSET
-
-
 @dataclass
 class Mapped:
     """A record's texts before they are judged: what is missing is None, and ``faults`` say why."""
 
     turns: list[tuple[str | None, str | None]]
     system: str | None = None
+    untrained: tuple[int, ...] = ()
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -159,7 +151,7 @@ class Converter:
             pending += [(fault, _place(record.file, record.line, index)) for fault in mapped.faults]
             if not mapped.faults:
                 turns: Any = tuple(mapped.turns)
-                kept.append(Row(index, turns, mapped.system, record.file, record.line))
+                kept.append(Row(index, turns, mapped.system, record.file, record.line, mapped.untrained))
         missing = self._note_missing_columns(count)
         for fault, place in pending:
             # A column that no row has was named once; repeating it for every row would say nothing.
@@ -254,58 +246,42 @@ class Converter:
         return str(value)
 
     def _conversation(self, record: Any) -> Mapped:
-        mapped = Mapped([(None, None)])
-        faults = mapped.faults
-        found = [self._lookup(record, column) for column in self._message_columns]
-        messages = next((value for value in found if value is not MISSING), None)
+        mapped = Mapped([(None, None)], faults=lost_columns(record))
+        messages = self._messages(record, mapped.faults)
         if messages is None:
-            faults.append(Fault("no messages", f"has no messages: {_listed(self._message_columns)} is missing or null"))
             return mapped
-        said = self._said(messages, faults)
-        if said and said[0][0] == "system":
-            mapped.system, said = said[0][1], said[1:]
-        if self._dataset.turns == "first":
-            said = said[:2]
-        roles = [role for role, _ in said]
-        if not faults and (not said or roles != ["user", "assistant"] * (len(said) // 2)):
-            rule = "must be an optional system message, then user and assistant in turns, ending with the assistant"
-            faults.append(Fault("conversations out of turn", rule, roles))
-        if not faults:
-            mapped.turns = [(said[turn][1], said[turn + 1][1]) for turn in range(0, len(said), 2)]
+        found = read_conversation(messages, self._dataset.turns == "first", self._text, mapped.faults)
+        mapped.system, mapped.untrained = found.system, found.untrained
+        if not mapped.faults:
+            mapped.turns = list(found.turns)
+            self._take_system(record, mapped)
         return mapped
 
-    def _said(self, messages: Any, faults: list[Fault]) -> list[tuple[str, str]]:
-        """Return (role, text) of each message: objects with role/content or from/value, or texts in turns."""
-        if not isinstance(messages, list):
-            faults.append(Fault("messages that are no list", "messages must be a list", messages))
-            return []
-        said: list[tuple[str, str]] = []
-        for number, message in enumerate(messages):
-            role, content = _role_and_content(message, number)
-            if role is MISSING:
-                rule = f"message {number} must be text, or an object with role and content or with from and value"
-                faults.append(Fault("unreadable messages", rule, message))
-                return []
-            if not isinstance(role, str) or role not in ROLES:
-                rule = f"message {number} must have a known role ({', '.join(ROLES)})"
-                faults.append(Fault("unknown roles", rule, role))
-                return []
-            text = self._text(content, f"message {number}", faults)
-            if text is None:
-                return []
-            said.append((ROLES[role], text))
-        return said
+    def _messages(self, record: Any, faults: list[Fault]) -> Any:
+        """Return what stands in the first message column that has a value; None, and a fault, when none has."""
+        found = {column: self._lookup(record, column) for column in self._message_columns}
+        given = {column: value for column, value in found.items() if value is not MISSING and value is not None}
+        full = {column: value for column, value in given.items() if value != []} or given
+        if not full:
+            listed = _listed(self._message_columns)
+            faults.append(Fault("no messages", f"has no messages: {listed} is missing or null"))
+        elif len(full) > 1 and len(set(map(repr, full.values()))) > 1:
+            rule = f"has {' and '.join(map(str, full))}, which differ; name one under columns.messages"
+            faults.append(Fault("two conversations", rule))
+        else:
+            return next(iter(full.values()))
+        return None
 
-
-def _role_and_content(message: Any, number: int) -> tuple[Any, Any]:
-    """Return one message's role and content, ``MISSING`` for what is in none of the known forms."""
-    if isinstance(message, str):
-        return ("user", "assistant")[number % 2], message
-    if isinstance(message, dict) and "role" in message:
-        return message["role"], message.get("content")
-    if isinstance(message, dict) and "from" in message:
-        return message["from"], message.get("value")
-    return MISSING, MISSING
+    def _take_system(self, record: Any, mapped: Mapped) -> None:
+        """Take the system message from a column beside the messages, where a record has one."""
+        beside = record.get(SYSTEM_COLUMN) if isinstance(record, dict) else None
+        if beside is None or beside == "":
+            return
+        if mapped.system is not None:
+            rule = f"has a system message and a column {SYSTEM_COLUMN}; take one out of the file"
+            mapped.faults.append(Fault("two system messages", rule, beside))
+            return
+        mapped.system = self._text(beside, f"column {SYSTEM_COLUMN}", mapped.faults)
 
 
 def _names(value: Any) -> list[str]:

@@ -9,6 +9,7 @@ Rules:
       such as `` Paris`` after ``Answer: ``, is trained. So is a token of nothing but the white space at the border,
       such as the space before ``42`` where digits stand alone: no prompt that ends in ``Answer:`` tells which it will
       be, so the model has to. A sample's first token never is.
+    - An answer that its row says not to train, EOS included, is not, whatever ``loss_on`` says.
     - A special token's text inside data is an error: encoded, it would be the token and not the text.
 """
 
@@ -134,17 +135,18 @@ class Encoder:
             if self._holds_special(row, place, findings):
                 continue
             try:
-                rendered.append(self._render(row))
+                rendered.append((self._render(row), row.untrained))
             except RenderError as error:
                 findings.add("rows that the chat template cannot render", f"{place}: {row.place}", str(error))
-        encodings = self._backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
+        encodings = self._backend.encode_batch([item.text for item, _ in rendered], add_special_tokens=False)
         return [
             self._sample(
                 item,
+                untrained,
                 np.array(encoding.ids, dtype=np.int32),
                 np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2),
             )
-            for item, encoding in zip(rendered, encodings, strict=True)
+            for (item, untrained), encoding in zip(rendered, encodings, strict=True)
         ]
 
     def _holds_special(self, row: Row, place: str, findings: Findings) -> bool:
@@ -155,25 +157,24 @@ class Encoder:
             findings.add("special tokens in data", f"{place}: {row.place}", rule, token)
         return bool(found)
 
-    def _sample(self, rendered: Rendered, ids: np.ndarray, offsets: np.ndarray) -> Encoded:
+    def _sample(self, rendered: Rendered, untrained: tuple[int, ...], ids: np.ndarray, offsets: np.ndarray) -> Encoded:
         """Mask one encoded text. ids: int32 (n,); offsets: int32 (n, 2), characters that each token covers."""
         starts, ends = offsets[:, 0], offsets[:, 1]
-        trainable = np.zeros(len(ids), dtype=bool)
+        trainable = np.full(len(ids), self._all)
         first = last = len(ids)
-        for border, start, end in rendered.spans:
+        for turn, (border, start, end) in enumerate(rendered.spans):
             begun = (ends > start) | ((starts >= border) & (ends > starts))
             # The last clause keeps a token without width, which a normaliser may insert in the middle.
             inside = begun & ((starts < end) | (ends <= end))
-            trainable |= inside
+            trainable[inside] = turn not in untrained
             first = int(inside.argmax()) if inside.any() else last
         text_bytes = np.diff(_bytes_until(rendered.text)[np.maximum.accumulate(ends)], prepend=0)
         text_bytes[self._is_special[ids]] = 0
         head = self._head[:0] if np.array_equal(ids[: len(self._head)], self._head) else self._head
         tail = [] if rendered.closed else [self._eos]
         tokens = np.concatenate([head, ids, tail]).astype(np.int32)
-        mask = np.concatenate([np.zeros(len(head), dtype=bool), trainable, np.ones(len(tail), dtype=bool)])
-        if self._all:
-            mask[:] = True
+        ended = len(rendered.spans) - 1 not in untrained
+        mask = np.concatenate([np.full(len(head), self._all), trainable, np.full(len(tail), ended)])
         mask[:1] = False
         padded = np.concatenate([np.zeros(len(head)), text_bytes, np.zeros(len(tail))]).astype(np.int32)
         # A BOS that the template wrote itself is kept by truncation like one that was added.
