@@ -44,8 +44,9 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Probl
         rule = "is the name of an imported table of this storage root; choose another one"
         problems.append(Problem(f"{path}: name", rule, file.name))
     say("tracker")
-    found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow")
-    problems += [found] if found else []
+    if ledger is not None or file.tracking.mlflow:  # else the local store lacks its folder, which has been said
+        found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", plan.root)
+        problems += [found] if found else []
     say("layouts")
     problems += _layouts(plan)
     if file.evaluation.protocol.engine == "trie":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from massive_sft.sweep.yaml_errors import dotted
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories: control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,17 @@ def storage_root(sweep: Sweep) -> Path:
     """Return the absolute storage root.
 
     Raises:
-        InvalidInput: when a ``${NAME}`` in it is not set, or it is the address of an object store.
+        InvalidInput: when a ``${NAME}`` in it is not set, it is the address of an object store, or it has a character
+            that messages, shells and address files cannot carry.
     """
     place = f"{sweep.path}: storage.root"
     root = locate(sweep.file.storage.root, sweep.folder, place)
     if "://" in sweep.file.storage.root:
         rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
         raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))
+    if any(unicodedata.category(character) in UNPRINTABLE for character in str(root)):
+        rule = "must be a path of printable characters: no line breaks, control characters or bytes that are no text"
+        raise InvalidInput(Problem(place, rule, str(root)))
     return root
 
 

@@ -104,6 +104,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "engine to come": (lambda _: {"evaluation": {"protocol": {"engine": "trie"}}}, "evaluation.protocol.engine: is not built yet"),
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
+    "root with a line break": (lambda _: {"storage": {"root": "a\nb"}}, "storage.root: must be a path of printable characters"),
     "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
     "ledger of a newer schema": (newer_ledger, "has schema 2"),
     "tracker that does not answer": (lambda _: {"tracking": {"mlflow": "http://user:hunter2@127.0.0.1:9"}}, "tracking.mlflow: is no tracking server that answers"),

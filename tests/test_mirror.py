@@ -25,6 +25,7 @@ from commands import command
 from disturbed import sweep_at
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from processes import free_port
 
 from massive_sft.errors import InvalidInput
@@ -34,10 +35,12 @@ from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.tracking import address
 from massive_sft.tracking import mirror as mirroring
+from massive_sft.tracking import probe
+from massive_sft.tracking.address import client_address, resolve
+from massive_sft.tracking.client import quiet
 from massive_sft.tracking.mirror import Mirror, mirror_all
-from massive_sft.tracking.tracker import Tracker, quiet
+from massive_sft.tracking.tracker import Tracker
 from massive_sft.tracking.ui import quiet_environment
 
 SWEEP = "study"
@@ -427,7 +430,7 @@ def test_sweep_file_and_report_go_to_the_sweeps_run(ledger, tmp_path, caplog):
     for name in ("sweep.yaml", "report.html", "gone.html"):
         running.artifact(tmp_path / name)
     assert not running.close()
-    folder = Path(runs_of(uri_of(ledger))[0].info.artifact_uri)
+    folder = Path(runs_of(uri_of(ledger))[0].info.artifact_uri.removeprefix("file://"))
     assert (folder / "sweep.yaml").read_text() == "name: study\ntracking: {mlflow: 'http://***@tracker'}\n"
     assert (folder / "report.html").read_text() == "<h1>Report</h1>"
     assert "gone.html is gone" in caplog.text
@@ -503,6 +506,90 @@ def test_spool_names_what_left_the_sweep_since_and_a_damaged_one_is_written_anew
     assert "is no spool" in caplog.text
 
 
+# Roots with names of their own, and roots that move
+
+
+def test_root_whose_name_means_something_in_an_address_gets_its_store_and_nothing_beside_it(tmp_path):
+    ledger = Ledger.open(tmp_path / "100% a%20b?c#d é +")
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    assert [path.name for path in tmp_path.iterdir()] == [ledger.root.name]
+    assert {"mlflow.db", "mlflow-artifacts"} <= {path.name for path in ledger.root.iterdir()}
+    client = MlflowClient(client_address(resolve("", ledger.root)))
+    (experiment,) = client.search_experiments(filter_string=f"name = '{SWEEP}'")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`massive_sft.cell` = '{cell}'")
+    assert "record.json" in files_of(client, run.info.run_id)
+    mirror(ledger, {cell: coordinates(2)})
+    assert [path.name for path in tmp_path.iterdir()] == [ledger.root.name]
+
+
+def as_a_new_process() -> None:
+    """Forget the artifact folders that MLflow remembers of each run for the life of its process."""
+    _artifact_repos_cache.clear()
+
+
+def artifacts_of(root: Path) -> dict[Path, bytes]:
+    folder = root / "mlflow-artifacts"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("as_path", [False, True], ids=["as now", "as earlier versions wrote it"])
+def test_artifacts_follow_a_root_that_moved(ledger, tmp_path, as_path):
+    one, two = write(ledger, 1), cell_id(2)
+    names = {cell: coordinates(2) for cell in (one, two)}
+    mirror(ledger, names)
+    if as_path:
+        with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db")) as database:
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                database.execute(f"update {table} set {column} = replace({column}, 'file://', '')")
+            database.commit()
+    ledger.root.rename(tmp_path / "moved")
+    as_a_new_process()
+    moved = Ledger.open(tmp_path / "moved")
+    before = artifacts_of(moved.root)
+    write(moved, 1, scores={"p1": benchmark(0.75)})
+    write(moved, 2)
+    mirror(moved, names)
+    assert not ledger.root.exists()
+    after = artifacts_of(moved.root)
+    assert before.keys() < after.keys()
+    for cell in names:
+        assert "record.json" in files_of(MlflowClient(uri_of(moved)), child_of(moved, cell).info.run_id)
+
+
+def test_copied_root_and_its_original_keep_their_artifacts_apart(ledger, tmp_path):
+    names = {write(ledger, 1): coordinates(2), cell_id(2): coordinates(2)}
+    mirror(ledger, names)
+    shutil.copytree(ledger.root, tmp_path / "copy")
+    copy = Ledger.open(tmp_path / "copy")
+    before = artifacts_of(ledger.root)
+    as_a_new_process()
+    write(copy, 2)
+    mirror(copy, names)
+    as_a_new_process()
+    assert artifacts_of(ledger.root) == before
+    copied = artifacts_of(copy.root)
+    assert len(copied) > len(before)
+    write(ledger, 2)
+    mirror(ledger, names)
+    assert artifacts_of(copy.root) == copied
+
+
+def test_artifacts_that_somebody_put_elsewhere_stay_there(ledger, tmp_path):
+    MlflowClient(uri_of(ledger)).create_experiment(SWEEP, artifact_location=(tmp_path / "elsewhere").as_uri())
+    mirror(ledger, {write(ledger, 1): coordinates(2)})
+    assert list((tmp_path / "elsewhere").rglob("record.json"))
+
+
+def test_root_that_is_reached_by_a_link_does_not_move_its_artifacts(ledger, tmp_path):
+    names = {write(ledger, 1): coordinates(2)}
+    mirror(ledger, names)
+    (tmp_path / "link").symlink_to(ledger.root)
+    before = runs_of(uri_of(ledger))[0].info.artifact_uri
+    mirror(Ledger.open(tmp_path / "link"), names, f"sqlite:///{tmp_path}/link/mlflow.db")
+    assert runs_of(uri_of(ledger))[0].info.artifact_uri == before
+
+
 # Trackers that are not there
 
 
@@ -542,7 +629,7 @@ def test_database_of_something_else_is_refused_and_stays_as_it_is(ledger, tmp_pa
 def test_database_of_another_version_of_mlflow_is_refused_with_a_sentence(ledger):
     with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db")) as database:
         database.executescript("update alembic_version set version_num = '0'")
-    with pytest.raises(InvalidInput, match=r"tracking\.mlflow: cannot be used"):
+    with pytest.raises(InvalidInput, match=r"tracking\.mlflow: cannot be used by this MLflow .*schema"):
         Mirror.open(ledger, SWEEP, {}, "")
 
 
@@ -638,7 +725,7 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
 def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shared_server, monkeypatch):
     monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.1)
     monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
-    monkeypatch.setattr(address, "TIMEOUT", 0.5)
+    monkeypatch.setattr(probe, "TIMEOUT", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     names = {cell_id(number): coordinates(2) for number in (1, 2, 3)}
     uri = shared_server.uri

@@ -1,6 +1,7 @@
 """The tracker's address: what it means, and what is wrong with it, said before anything runs."""
 
 import base64
+import contextlib
 import http.server
 import os
 import signal
@@ -16,8 +17,15 @@ from pathlib import Path
 import pytest
 
 from massive_sft.errors import InvalidInput
-from massive_sft.tracking import tracking_problem
-from massive_sft.tracking.address import artifact_location, filesystem, local_folder, resolve
+from massive_sft.tracking import probe, tracking_problem
+from massive_sft.tracking.address import (
+    artifact_location,
+    client_address,
+    database,
+    filesystem,
+    local_folder,
+    resolve,
+)
 from massive_sft.tracking.ui import serve_ui, ui_address, ui_command
 
 MOUNTS = r"""proc /proc proc rw 0 0
@@ -37,24 +45,42 @@ def mounts(tmp_path):
     return tmp_path / "mounts"
 
 
-@pytest.fixture
-def server():
-    """A server whose health answers, and the headers of the last request."""
+@contextlib.contextmanager
+def serving(status: int = 200, body: bytes = b'{"experiments": []}', login: str = "", **headers: str):
+    """A server that answers the client's request so, and everything else with 404; gives its port and last request."""
     seen = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
             seen.update(self.headers, path=self.path)
-            self.send_response(200)
+            expected = "Basic " + base64.b64encode(login.encode()).decode()
+            let_in = not login or self.headers["Authorization"] == expected
+            self.answer(status if let_in else 401, body if let_in else b"{}")
+
+        def do_GET(self):
+            self.answer(200 if self.path == "/login" else 404, b"<html>")
+
+        def answer(self, code: int, text: bytes):
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
+            self.wfile.write(text)
 
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running.server_port, seen
         running.shutdown()
+
+
+def problem_of(uri: str) -> str:
+    """Return why a tracker cannot be used; empty when it can."""
+    return str(tracking_problem(uri, "tracking.mlflow", Path("/nowhere")) or "")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +118,15 @@ def test_empty_address_resolves_to_a_database_with_its_artifacts_beside_it(tmp_p
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = resolve("${MLFLOW_TRACKING_URI:-}", tmp_path)
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
-    assert artifact_location(uri) == f"{tmp_path}/mlflow-artifacts"
+    assert artifact_location(uri) == f"file://{tmp_path}/mlflow-artifacts"
+
+
+def test_address_of_a_root_with_any_name_means_that_root():
+    root = Path("/100%/a b?c#d/é%20")
+    uri = resolve("", root)
+    assert database(uri) == root / "mlflow.db"
+    assert not set("?# é") & set(uri)
+    assert f"--backend-store-uri={client_address(uri)}" in ui_command(uri)
 
 
 def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_path, monkeypatch):
@@ -104,36 +138,125 @@ def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_p
 
 @pytest.mark.parametrize(
     ("uri", "rule"),
-    [("ftp://x", "must be a server's"), ("sqlite:///mlflow.db", "absolute path"), ("${NOT_SET_ANYWHERE}", "variable")],
+    [
+        ("ftp://x", "must be a server's"),
+        ("databricks", "must be a server's"),
+        ("sqlite:///mlflow.db", "absolute path"),
+        ("sqlite:////x/a?b.db", "%3F"),
+        ("${NOT_SET_ANYWHERE}", "variable"),
+    ],
 )
 def test_wrong_address_is_said_by_both_check_and_run(tmp_path, uri, rule):
-    assert rule in str(tracking_problem(uri, "tracking.mlflow"))
+    assert rule in problem_of(uri)
     with pytest.raises(InvalidInput, match=rule):
         resolve(uri, tmp_path)
 
 
-def test_server_that_answers_is_no_problem_and_gets_the_credentials_of_its_address(server):
-    port, seen = server
-    assert tracking_problem(f"http://me:secret%21@127.0.0.1:{port}/mlflow/", "tracking.mlflow") is None
-    assert seen["path"] == "/mlflow/health"
-    assert base64.b64decode(seen["Authorization"].removeprefix("Basic ")) == b"me:secret!"
+def test_server_is_asked_as_the_client_asks_below_its_path_with_the_credentials_of_its_address(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    with serving(login="me:secret!") as (port, seen):
+        assert not problem_of(f"http://me:secret%21@127.0.0.1:{port}/mlflow/")
+        assert seen["path"] == "/mlflow/api/2.0/mlflow/experiments/search"
 
 
-def test_server_that_does_not_answer_is_named_without_its_password():
+def test_server_behind_a_login_takes_the_credentials_of_the_environment(monkeypatch):
+    with serving(login="me:hunter2") as (port, seen):
+        monkeypatch.delenv("MLFLOW_TRACKING_TOKEN", raising=False)
+        assert "does not let in (HTTP 401): check MLFLOW_TRACKING_USERNAME" in problem_of(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter3")
+        assert "hunter3" not in problem_of(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+        assert not problem_of(f"http://127.0.0.1:{port}")
+    with serving() as (port, seen):
+        monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
+        assert not problem_of(f"http://127.0.0.1:{port}")
+        assert seen["Authorization"] == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        (
+            {"status": 403, "body": b'{"error_code": "PERMISSION_DENIED", "message": "no"}'},
+            "does not let in (HTTP 403)",
+        ),
+        ({"status": 404, "body": b"{}"}, "has no MLflow here (HTTP 404)"),
+        ({"status": 500}, "not to MLflow's client (HTTP 500)"),
+        ({"status": 429, "Retry-After": "1000"}, "not to MLflow's client (HTTP 429)"),
+        ({"status": 302, "Location": "/login"}, "not as a tracking server"),
+        ({"status": 307, "Location": "/"}, "redirects"),
+        ({"body": b"<html>"}, "not as a tracking server"),
+        ({"body": b"[]"}, "not as a tracking server"),
+        ({"body": b'{"experiments": 3}'}, "not as a tracking server"),
+        ({"body": b'{"status": "ok"}'}, "not as a tracking server"),
+        ({"body": b"{}"}, ""),
+    ],
+)
+def test_answer_that_is_no_tracking_servers_is_said_in_a_sentence(answer, rule):
+    with serving(**answer) as (port, _):
+        problem = problem_of(f"http://me:hunter2@127.0.0.1:{port}")
+    assert rule in problem if rule else not problem
+    assert "hunter2" not in problem
+
+
+def test_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # would take minutes
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        problem = str(tracking_problem(f"http://me:hunter2@127.0.0.1:{taken.getsockname()[1]}", "tracking.mlflow"))
-    assert "is no tracking server that answers" in problem
+        problem = problem_of(f"http://me:hunter2@127.0.0.1:{taken.getsockname()[1]}")
+    assert "is no tracking server that answers ([Errno 111] Connection refused)" in problem
     assert "hunter2" not in problem
+    with serving() as (port, _):
+        assert "wrong version number" in problem_of(f"https://127.0.0.1:{port}")
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert "NO_PROXY" in problem_of(f"http://127.0.0.1:{port}")
+
+
+def test_server_that_says_nothing_or_never_ends_is_given_up_in_time(monkeypatch):
+    monkeypatch.setattr(probe, "TIMEOUT", 0.3)
+    monkeypatch.setattr(probe, "PATIENCE", 0.6)
+
+    def drip(listening):
+        connection, _ = listening.accept()
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert "timed out" in problem_of(address)
+        listening.accept()[0].close()
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        assert "is no tracking server that answers" in problem_of(address)
 
 
 def test_database_is_a_problem_when_its_folder_or_its_content_is_wrong(tmp_path):
     (tmp_path / "text.db").write_text("no database, though long enough to look like one" * 9)
     sqlite3.connect(tmp_path / "good.db").close()
-    assert "is no SQLite database" in str(tracking_problem(f"sqlite:///{tmp_path}/text.db", "p"))
-    assert "can be written" in str(tracking_problem(f"sqlite:///{tmp_path}/none/x.db", "p"))
-    assert tracking_problem(f"sqlite:///{tmp_path}/good.db", "p") is None
-    assert tracking_problem(f"sqlite:///{tmp_path}/new.db", "p") is None
+    (tmp_path / "folder.db").mkdir()
+    assert "is no SQLite database" in problem_of(f"sqlite:///{tmp_path}/text.db")
+    assert "folder that can be written" in problem_of(f"sqlite:///{tmp_path}/none/x.db")
+    assert "must be a file" in problem_of(f"sqlite:///{tmp_path}/folder.db")
+    assert not problem_of(f"sqlite:///{tmp_path}/good.db")
+    assert not problem_of(f"sqlite:///{tmp_path}/new.db")
+
+
+def test_local_store_is_looked_at_though_no_address_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "TIMEOUT", 0.1)
+    assert tracking_problem("", "p", tmp_path / "new" / "root") is None
+    (tmp_path / "file").touch()
+    assert "folder that can be written" in str(tracking_problem("", "p", tmp_path / "file" / "root"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", timeout=0)) as holder:
+        holder.execute("create table runs (a)")
+        holder.commit()
+        assert "something else than MLflow" in str(tracking_problem("", "p", tmp_path))
+        holder.execute("begin exclusive")
+        assert "database is locked" in str(tracking_problem("", "p", tmp_path))
 
 
 def test_checking_an_address_does_not_import_mlflow():
@@ -143,7 +266,7 @@ def test_checking_an_address_does_not_import_mlflow():
 
 def test_pages_of_a_local_store_are_served_on_this_machine_only():
     command = ui_command("sqlite:////x/mlflow.db", 5001)
-    assert {"--backend-store-uri=sqlite:////x/mlflow.db", "--host=127.0.0.1", "--port=5001"} <= set(command)
+    assert {"--backend-store-uri=sqlite+pysqlite:////x/mlflow.db", "--host=127.0.0.1", "--port=5001"} <= set(command)
     assert ui_address("sqlite:////x/mlflow.db", 5001) == "http://127.0.0.1:5001"
 
 
@@ -166,7 +289,7 @@ def test_pages_of_a_mirrored_sweep_open_until_interrupted(tmp_path):
     )
     try:
         deadline = time.monotonic() + 60
-        while tracking_problem(f"http://127.0.0.1:{port}", "p"):
+        while problem_of(f"http://127.0.0.1:{port}"):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:

@@ -1,6 +1,6 @@
 """The tracker: MLflow as a mirror of the ledger. The ledger is the truth; whatever is here can be rebuilt from it.
 
-Only ``tracker`` imports mlflow, so that checking an address stays light.
+Whoever asks for a problem or an address does not import mlflow before a store or a server has to be asked.
 """
 
-from massive_sft.tracking.address import tracking_problem as tracking_problem
+from massive_sft.tracking.probe import tracking_problem as tracking_problem

@@ -1,15 +1,10 @@
-"""The tracker's address: what it resolves to, and why it cannot be used, checked before anything is trained."""
+"""The tracker's address: what it resolves to, and what it means. Light: no mlflow here."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import os
 import re
-import sqlite3
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from massive_sft.errors import InvalidInput, Problem
@@ -17,31 +12,31 @@ from massive_sft.fingerprint import digest
 from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.content import expand
 
-TIMEOUT = 5.0  # seconds to answer; a tracker that is slower than that would hold up every cell
 PLACE = "tracking.mlflow"
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlflow-artifacts"
 # SQLite relies on file locks, which these file systems lack, forget or emulate: two writers corrupt the database.
 _SHARED = re.compile(
     r"nfs4?|cifs|smb3|smbfs|lustre|gpfs|ceph|beegfs\w*|afs|9p|glusterfs|orangefs|pvfs2|wekafs|panfs|ncpfs|fuse(\..+)?"
 )
 
 
-def resolve(tracking_uri: str, root: Path) -> str:
+def resolve(tracking_uri: str, root: Path, place: str = PLACE) -> str:
     """Return the address to mirror to.
 
     Args:
         tracking_uri: the sweep file's ``tracking.mlflow``; ``${NAME}`` is expanded, empty means the local store.
         root: the storage root. The local store is ``mlflow.db`` in it, or in the user's state folder when the root
             lies on a network file system.
+        place: of the address, for the message.
 
     Raises:
         InvalidInput: an environment variable is not set, or it is neither a server nor an absolute SQLite path.
     """
-    problem = _form_problem(tracking_uri, PLACE)
+    problem = _form_problem(tracking_uri, place)
     if problem:
         raise InvalidInput(problem)
-    uri = expand(tracking_uri)
-    return uri or f"{SQLITE}{local_folder(root) / 'mlflow.db'}"
+    return expand(tracking_uri) or sqlite_address(local_folder(root) / "mlflow.db")
 
 
 def local_folder(root: Path, mounts: Path = Path("/proc/mounts")) -> Path:
@@ -68,25 +63,29 @@ def filesystem(path: Path, mounts: Path) -> str:
     return found[1]
 
 
+def sqlite_address(path: Path) -> str:
+    """Return the address of an absolute path; what means something else in a URI is quoted."""
+    return SQLITE + urllib.parse.quote(str(path))
+
+
 def database(uri: str) -> Path | None:
     """Return the file of a resolved SQLite address; None for a server."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    return Path(urllib.parse.unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
+
+
+def client_address(uri: str) -> str:
+    """Return a resolved address as MLflow's client takes it.
+
+    It names the SQLite driver, for of a plain ``sqlite:///`` address MLflow makes the folder, with its name as quoted.
+    """
+    path = database(uri)
+    return uri if path is None else sqlite_address(path).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def artifact_location(uri: str) -> str | None:
-    """Return the folder of a local store's artifacts; None for a server, which decides itself."""
+    """Return the address of the folder of a local store's artifacts; None for a server, which decides itself."""
     path = database(uri)
-    return None if path is None else str(path.parent / "mlflow-artifacts")
-
-
-def tracking_problem(uri: str, place: str) -> Problem | None:
-    """Return why a tracking URI cannot be used, or None. An empty one means the local store."""
-    problem = _form_problem(uri, place)
-    expanded = "" if problem else expand(uri)
-    if problem or not expanded:
-        return problem
-    path = database(expanded)
-    return _server_problem(expanded, place) if path is None else _sqlite_problem(path, place)
+    return None if path is None else (path.parent / ARTIFACTS).as_uri()
 
 
 def _form_problem(uri: str, place: str) -> Problem | None:
@@ -99,44 +98,8 @@ def _form_problem(uri: str, place: str) -> Problem | None:
     path = database(expanded)
     if path is None:
         return Problem(place, "must be a server's http(s) address or sqlite:///PATH", redact(expanded))
+    if "?" in expanded or "#" in expanded:
+        return Problem(place, "must be a path alone, with %3F for ?, %23 for # and %25 for %", redact(expanded))
     if not path.is_absolute():
         return Problem(place, "must name an absolute path, with four slashes: sqlite:////home/me/mlflow.db", expanded)
-    return None
-
-
-def _server_problem(uri: str, place: str) -> Problem | None:
-    try:
-        with urllib.request.urlopen(_health(uri), timeout=TIMEOUT):
-            return None
-    except (urllib.error.URLError, TimeoutError, ValueError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        return Problem(place, f"is no tracking server that answers ({redact(str(reason))})", redact(uri))
-
-
-def _health(uri: str) -> urllib.request.Request:
-    """Return the request for a server's health; urllib wants the URI's ``user:password`` as a header."""
-    parts = urllib.parse.urlsplit(uri)
-    userinfo, _, host = parts.netloc.rpartition("@")
-    address = urllib.parse.urlunsplit(parts._replace(netloc=host, path=parts.path.rstrip("/") + "/health"))
-    request = urllib.request.Request(address)
-    if userinfo:
-        credentials = base64.b64encode(urllib.parse.unquote(userinfo).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {credentials}")
-    return request
-
-
-def _sqlite_problem(path: Path, place: str) -> Problem | None:
-    folder = path.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Problem(place, "must lie in a folder that can be written", str(path))
-    if not path.exists():
-        return None
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master")}
-    except sqlite3.Error as error:
-        return Problem(place, f"is no SQLite database ({error})", str(path))
-    # MLflow would add its own tables to anybody's database.
-    if tables and "alembic_version" not in tables:
-        return Problem(place, "is the database of something else than MLflow", str(path))
     return None

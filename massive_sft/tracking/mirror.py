@@ -19,14 +19,16 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.content import expand
-from massive_sft.tracking.address import PLACE, database, resolve, tracking_problem
+from massive_sft.tracking.address import PLACE, database, resolve
 from massive_sft.tracking.attachments import attach_cell, attach_file
+from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
 from massive_sft.tracking.content import CellRun, checksum, describe, milliseconds
 from massive_sft.tracking.curve import Curve, loss_curve
+from massive_sft.tracking.probe import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.spool import Item, read_spool, write_spool
-from massive_sft.tracking.tracker import TRACKER_ERRORS, Attach, Tracker, is_outage, probe
+from massive_sft.tracking.store import bring_artifacts, make_store
+from massive_sft.tracking.tracker import Attach, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +79,7 @@ class Mirror:
             InvalidInput: the address is wrong, or nobody answers there.
         """
         uri = resolve(tracking_uri, ledger.root)
-        path = database(uri)
-        if path is not None and not expand(tracking_uri):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        problem = tracking_problem(uri, PLACE)
+        problem = tracking_problem(tracking_uri, PLACE, ledger.root)
         if problem:
             raise InvalidInput(problem)
         mirror = cls(ledger, sweep, cells, uri)
@@ -174,7 +173,11 @@ class Mirror:
         self._release()
 
     def _first_connection(self) -> None:
-        probe(self._uri)
+        path = database(self._uri)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_store(path)
+            bring_artifacts(path)
         try:
             self._connect()
         except _Busy as error:

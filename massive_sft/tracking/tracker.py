@@ -1,40 +1,21 @@
-"""One sweep's runs on an MLflow store: found again or made, written in batches. The only module that imports mlflow."""
+"""One sweep's runs on an MLflow store: found again or made, written in batches."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
-# create_run that is repeated blindly after a lost answer makes a second run.
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}.items():
-    os.environ.setdefault(_name, _value)
+from mlflow.entities import Metric, Param, Run, RunTag
 
-from alembic.util.exc import CommandError  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-
-from massive_sft.errors import InvalidInput, Problem  # noqa: E402
-from massive_sft.ledger.provenance import redact  # noqa: E402
-from massive_sft.tracking.address import PLACE, SQLITE, artifact_location, database  # noqa: E402
-from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point  # noqa: E402
-from massive_sft.tracking.curve import Curve  # noqa: E402
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.ledger.provenance import redact
+from massive_sft.tracking.address import PLACE, artifact_location, database
+from massive_sft.tracking.client import TRACKER_ERRORS, client
+from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
+from massive_sft.tracking.curve import Curve
 
 log = logging.getLogger(__name__)
 
@@ -43,52 +24,8 @@ MOST_METRICS, MOST_NAMES = 800, 100
 PARENT = "mlflow.parentRunId"
 CURVE_ID = f"{CURVE}_id"
 
-TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
-"""What the methods here raise: connection errors are OSErrors, the last two come from a local store's schema."""
-
 Attach = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
-
-
-def quiet() -> None:
-    """Silence mlflow's and alembic's own messages, which repeat what the mirror says; MLFLOW_LOGGING_LEVEL wins."""
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def probe(uri: str) -> None:
-    """Ask a tracker for anything at all; a local store is made if need be. Raises ``TRACKER_ERRORS``."""
-    quiet()
-    path = database(uri)
-    if path is not None:
-        _make(path)
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
-def _make(path: Path) -> None:
-    """Make a local store, unless it is there, under a temporary name: MLflow makes its tables one by one.
-
-    Nobody ever sees half of them, and of two processes that would make them at once one does.
-    """
-    with _alone(path):
-        if path.exists() and path.stat().st_size:
-            return
-        folder = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that died
-        folder.mkdir()
-        store = SqlAlchemyStore(f"{SQLITE}{folder / path.name}", str(artifact_location(f"{SQLITE}{path}")))
-        store.engine.dispose()
-        os.replace(folder / path.name, path)
-        folder.rmdir()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block; the lock dies with its process. ``path`` is on a local disk."""
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def runs_page(uri: str, sweep: str) -> str:
@@ -99,20 +36,11 @@ def runs_page(uri: str, sweep: str) -> str:
     path = database(uri)
     if path is not None and not path.exists():
         return ""
-    quiet()
     try:
-        found = MlflowClient(tracking_uri=uri).get_experiment_by_name(sweep)
+        found = client(uri).get_experiment_by_name(sweep)
     except TRACKER_ERRORS:
         return ""
     return f"/#/experiments/{found.experiment_id}/runs" if found else ""
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
-    if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()
-        return not 400 <= status < 500 or status in (408, 429)
-    return isinstance(error, OSError)
 
 
 class Tracker:
@@ -134,8 +62,7 @@ class Tracker:
         Raises:
             InvalidInput: the experiment was deleted on the tracker.
         """
-        quiet()
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = client(uri)
         self._uri = uri
         self._experiment = self._find_experiment(sweep)
         self._parent = self._find_parent(sweep, ledger, began)

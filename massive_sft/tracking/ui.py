@@ -10,7 +10,8 @@ import urllib.parse
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.tracking.address import PLACE, database
+from massive_sft.tracking.address import PLACE, client_address, database
+from massive_sft.tracking.store import bring_artifacts
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -28,7 +29,7 @@ def ui_command(uri: str, port: int = PORT) -> list[str]:
     """
     if database(uri) is None:
         raise InvalidInput(Problem(PLACE, "is a server: open its address in a browser", redact(uri)))
-    options = [f"--backend-store-uri={uri}", f"--host={HOST}", f"--port={port}", "--workers=1"]
+    options = [f"--backend-store-uri={client_address(uri)}", f"--host={HOST}", f"--port={port}", "--workers=1"]
     return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
@@ -50,6 +51,11 @@ def serve_ui(uri: str, port: int = PORT) -> int:
     path = database(uri)
     if path is not None and not path.exists():
         raise InvalidInput(Problem(PLACE, "has nothing to show yet: run the sweep, or `massive-sft mirror`", str(path)))
+    if path is not None:
+        try:
+            bring_artifacts(path)
+        except OSError as error:
+            raise InvalidInput(Problem(PLACE, f"cannot be shown ({error})", str(path))) from error
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

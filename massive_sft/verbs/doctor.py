@@ -14,7 +14,8 @@ from massive_sft.errors import InvalidInput
 from massive_sft.ledger.provenance import redact
 from massive_sft.plan import storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
-from massive_sft.tracking.address import local_folder, resolve, tracking_problem
+from massive_sft.tracking import tracking_problem
+from massive_sft.tracking.address import local_folder, resolve
 from massive_sft.verbs import probes
 from massive_sft.verbs.options import Json, Overlays, console, print_json
 from massive_sft.verbs.probes import Finding, Level
@@ -62,7 +63,7 @@ def _storage(sweep: Sweep) -> Iterator[Finding]:
         return
     yield probes.disk(root, "storage")
     uri = sweep.file.tracking.mlflow
-    problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow")
+    problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow", root)
     shared = local_folder(root) != root.resolve()
     if shared:
         yield Finding(Level.WARN, "file system", f"{root} is on a network file system: slower; no SQLite store there")

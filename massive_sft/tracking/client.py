@@ -1,0 +1,79 @@
+"""MLflow's client: how this package sets it up and asks with it. Whoever needs mlflow imports this module first."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+# Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
+# create_run that is repeated blindly after a lost answer makes a second run.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from alembic.util.exc import CommandError  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
+from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
+from mlflow.utils.rest_utils import http_request  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+from massive_sft.tracking.address import client_address  # noqa: E402
+
+TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
+"""What the client raises: connection errors are OSErrors, the last two come from a local store's schema."""
+
+
+def client(uri: str) -> MlflowClient:
+    """Return a client of the tracker at a resolved address; its calls raise ``TRACKER_ERRORS``."""
+    quiet()
+    return MlflowClient(tracking_uri=client_address(uri))
+
+
+def make_tables(uri: str, artifacts: str) -> None:
+    """Make a local store's tables in a database that is not there yet; ``artifacts`` is the address of a folder."""
+    quiet()
+    SqlAlchemyStore(client_address(uri), artifacts).engine.dispose()
+
+
+def quiet() -> None:
+    """Silence mlflow's and alembic's own messages, which repeat what the mirror says; MLFLOW_LOGGING_LEVEL wins."""
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def ask_server(uri: str, timeout: float) -> tuple[int, str]:
+    """Ask a server for an experiment, once, and return the HTTP status and the body of its answer.
+
+    This is the request of the client's ``search_experiments``, with its credentials, its TLS settings and its proxies,
+    but without what it makes of the answer: of a refusal in JSON it drops the status.
+
+    Raises:
+        MlflowException: no answer within ``timeout`` seconds of silence, or the settings contradict each other.
+    """
+    quiet()
+    answer = http_request(
+        get_default_host_creds(uri),
+        "/api/2.0/mlflow/experiments/search",
+        "POST",
+        max_retries=0,
+        timeout=timeout,
+        raise_on_status=False,
+        json={"max_results": 1},
+    )
+    return answer.status_code, answer.text
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
+    if isinstance(error, MlflowException):
+        status: int = error.get_http_status_code()
+        return not 400 <= status < 500 or status in (408, 429)
+    return isinstance(error, OSError)

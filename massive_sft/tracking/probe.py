@@ -1,0 +1,141 @@
+"""Why a tracker cannot be used, found as the mirror would find it: with MLflow's own client, in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from massive_sft.errors import InvalidInput, Problem
+from massive_sft.ledger.provenance import redact
+from massive_sft.sweep.content import expand
+from massive_sft.tracking.address import database, resolve, sqlite_address
+
+T = TypeVar("T")
+
+TIMEOUT = 5.0
+"""Seconds of silence after which a server does not answer; one that is slower than that would hold up every cell."""
+PATIENCE = 3 * TIMEOUT
+"""Seconds for a whole answer, with the lookup of its host and however many pieces it comes in."""
+
+
+def tracking_problem(uri: str, place: str, root: Path) -> Problem | None:
+    """Return why a tracking URI cannot be used, or None.
+
+    Args:
+        uri: the sweep file's ``tracking.mlflow``; empty means the local store of ``root``, which need not exist yet.
+        place: of the URI, for the message.
+        root: the storage root.
+    """
+    try:
+        resolved = resolve(uri, root, place)
+    except InvalidInput as error:
+        return error.problems[0]
+    path = database(resolved)
+    if path is None:
+        return _server_problem(resolved, place)
+    return _folder_problem(path, place, not expand(uri)) or (_store_problem(path, place) if path.exists() else None)
+
+
+def _server_problem(uri: str, place: str) -> Problem | None:
+    from massive_sft.tracking.client import ask_server
+
+    try:
+        status, body = _in_time(lambda: ask_server(uri, TIMEOUT))
+    except Exception as error:  # noqa: BLE001 - the client, its plugins and what they stand on raise what they like
+        return Problem(place, f"is no tracking server that answers ({_reason(error)})", redact(uri))
+    if status in (401, 403):
+        rule = f"does not let in (HTTP {status}): check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+        return Problem(place, rule + "or MLFLOW_TRACKING_TOKEN", redact(uri))
+    if status == 404:
+        return Problem(place, "answers, but has no MLflow here (HTTP 404): is it below another path?", redact(uri))
+    if status != 200:
+        return Problem(place, f"answers, but not to MLflow's client (HTTP {status})", redact(uri))
+    if not _lists_experiments(body):
+        rule = "answers, but not as a tracking server; is it a login page, or something else's address?"
+        return Problem(place, rule, redact(uri))
+    return None
+
+
+def _lists_experiments(body: str) -> bool:
+    """Whether a body is what MLflow answers; where there are no experiments, it leaves the list out."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and isinstance(answer.get("experiments", None if answer else []), list)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of the client comes from, in a few words without secrets."""
+    kinds, cause = {type(error).__name__}, error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+        kinds.add(type(cause).__name__)
+    text = redact(str(cause) or type(cause).__name__).partition("\n")[0][:300]
+    if "ProxyError" in kinds:
+        return f"the proxy of this environment does not let it through: {text}; NO_PROXY exempts hosts"
+    if "SSLError" in kinds:
+        return f"{text}; MLFLOW_TRACKING_SERVER_CERT_PATH names a certificate to trust"
+    return text
+
+
+def _folder_problem(path: Path, place: str, may_be_made: bool) -> Problem | None:
+    folder = path.parent
+    while may_be_made and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Problem(place, "must lie in a folder that can be written", str(path))
+    if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+        return Problem(place, "must be a file that can be read and written", str(path))
+    return None
+
+
+def _store_problem(path: Path, place: str) -> Problem | None:
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
+        ) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master")}
+    except sqlite3.OperationalError as error:
+        return Problem(place, f"cannot be opened ({error})", str(path))
+    except sqlite3.Error as error:
+        return Problem(place, f"is no SQLite database ({error})", str(path))
+    if not tables:
+        return None
+    # MLflow would add its own tables to anybody's database.
+    if "alembic_version" not in tables or "experiments" not in tables:
+        return Problem(place, "is the database of something else than MLflow", str(path))
+    from massive_sft.tracking.client import client
+
+    try:
+        _in_time(lambda: client(sqlite_address(path)).search_experiments(max_results=1))
+    except Exception as error:  # noqa: BLE001 - as above; a schema of another version raises three kinds of errors
+        return Problem(place, f"cannot be used by this MLflow ({_reason(error)})", str(path))
+    return None
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """Return what ``ask`` returns, or raise what it raises; TimeoutError when that takes too long."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="probe", daemon=True)  # a thread that hangs must not hold up the exit
+    thread.start()
+    thread.join(PATIENCE)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {PATIENCE:.0f} seconds")
+    return answers[0]

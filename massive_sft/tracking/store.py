@@ -1,0 +1,91 @@
+"""The local store, an SQLite database with the artifacts beside it: made, and brought along when it has moved."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from massive_sft.tracking.address import ARTIFACTS, sqlite_address
+
+
+def make_store(path: Path) -> None:
+    """Make a local store, unless it is there, under a temporary name: MLflow makes its tables one by one.
+
+    Nobody ever sees half of them, and of two processes that would make them at once one does. Raises
+    ``client.TRACKER_ERRORS``.
+    """
+    with _alone(path):
+        if path.exists() and path.stat().st_size:
+            return
+        from massive_sft.tracking.client import make_tables
+
+        folder = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+        folder.mkdir()
+        make_tables(sqlite_address(folder / path.name), (path.parent / ARTIFACTS).as_uri())
+        os.replace(folder / path.name, path)
+        folder.rmdir()
+
+
+def bring_artifacts(path: Path) -> None:
+    """Let the runs of a local store keep their artifacts beside it, where it was moved or copied to.
+
+    MLflow writes down absolute places and has no call that changes them. What this package wrote ends in
+    ``mlflow-artifacts``; artifacts elsewhere are somebody's choice and stay. So do those of a store that is only
+    reached by another path. Raises OSError where the database cannot be written.
+    """
+    here = path.parent / ARTIFACTS
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            moved = [place for place in _places(database) if not _same(_folder(place), here)]
+            with database:
+                for place in moved:
+                    _replace(database, place, here.as_uri())
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def _places(database: sqlite3.Connection) -> set[str]:
+    """Return the artifact folders that the store's experiments name, of those that this package chose."""
+    if not database.execute("select 1 from sqlite_master where name = 'experiments'").fetchone():
+        return set()
+    rows = database.execute("select artifact_location from experiments where artifact_location is not null")
+    # That of MLflow's own first experiment is a folder in it.
+    named = {place.removesuffix("/0") for (place,) in rows}
+    return {place for place in named if place.endswith(f"/{ARTIFACTS}") and place.startswith(("/", "file:/"))}
+
+
+def _folder(place: str) -> Path:
+    return Path(urllib.request.url2pathname(urllib.parse.urlsplit(place).path) if place.startswith("file:") else place)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
+def _replace(database: sqlite3.Connection, old: str, new: str) -> None:
+    for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        database.execute(
+            f"update {table} set {column} = :new || substr({column}, length(:old) + 1)"
+            f" where {column} = :old or substr({column}, 1, length(:old) + 1) = :old || '/'",
+            {"old": old, "new": new},
+        )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the lock dies with its process. ``path`` is on a local disk."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
