@@ -407,6 +407,52 @@ def test_damaged_files_are_named(tmp_path):
     assert "o.json: must hold a list of objects, got 3" in problems(tmp_path / "o.json")
 
 
+ROW = {"question": "q", "answer": "a"}
+PRETTY = json.dumps(ROW, indent=1)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        *((f"d{end}", POINTER, "is a Git LFS pointer") for end in (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz")),
+        ("d.jsonl", json.dumps([ROW, ROW]), "is a JSON array, not JSON Lines: name it .json"),
+        ("d.jsonl", json.dumps([ROW, ROW], indent=1), "is a JSON array, not JSON Lines: name it .json"),
+        ("d.jsonl", PRETTY, "is one JSON object over several lines, not JSON Lines: write it on one line"),
+        ("d.json", PRETTY * 2, "holds JSON objects over several lines each, not JSON Lines"),
+        ("d.json", json.dumps({"data": [ROW]}, indent=1), "not JSON Lines; the list is under data: write it alone"),
+        ("d.jsonl.gz", gzip.compress(PRETTY.encode()), "is one JSON object over several lines"),
+        ("d.jsonl", "question,answer\nq,a\n", "is no JSON: it begins with 'question,answer'"),
+        ("d.csv", json.dumps(ROW), "holds JSON: name it .json or .jsonl"),
+        ("d.jsonl", json.dumps(ROW).encode("utf-16"), "is UTF-16 or UTF-32: convert it to UTF-8"),
+        ("d.csv", "question,answer\n".encode("utf-16-be"), "is UTF-16 or UTF-32, or no text"),
+        ("d.json", "\n<!DOCTYPE html><html>", "is an HTML or XML page"),
+        ("d.jsonl", gzip.compress(b"{}"), "is a gzip file: name it so"),
+        ("d.jsonl.gz", json.dumps(ROW), "is no gzip file: name it without .gz"),
+        ("d.jsonl", b"PAR1....", "is a Parquet file: name it .parquet"),
+        ("d.csv", b"PK\x03\x04", "is a zip archive or stream: unpack it"),
+    ],
+)
+def test_file_of_another_shape_is_told_in_one_sentence(tmp_path, name, content, rule):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = problems(path)
+    assert said.startswith(f"{path}: {rule}") or (rule in said and said.startswith(f"{path}: "))
+    assert "\n" not in said
+
+
+def test_rows_that_look_like_another_shape_are_read(tmp_path):
+    (tmp_path / "wrapped.json").write_text(json.dumps({"data": [ROW]}))  # one row, as far as its shape says
+    assert "no row has this column, got 'question'; valid: data" in problems(tmp_path / "wrapped.json")
+    (tmp_path / "list.jsonl").write_text('["q", "a"]\n["r", "b"]\n')
+    assert len(load(tmp_path / "list.jsonl", columns={"prompt": 0, "completion": 1}).rows) == 2
+    path = lines(tmp_path / "one.jsonl", [talk(("user", "a"), ("assistant", "b"))])
+    assert turns(path, format="messages") == [(("a", "b"),)]
+    path = lines(tmp_path / "p3.jsonl", [{"instances": [{"input": "a", "output": "b"}]}])
+    columns = {"prompt": "instances[0].input", "completion": "instances[0].output"}
+    assert turns(path, columns=columns) == [(("a", "b"),)]
+
+
 def test_paths_that_name_no_readable_file_are_all_refused(tmp_path):
     (tmp_path / "d.txt").write_text("x")
     (tmp_path / "d.jsonl").write_text("{}")

@@ -22,6 +22,7 @@ import numpy as np
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.hub import pinned_folder
 from massive_sft.sft.findings import Findings
+from massive_sft.sft.misnamed import misnamed
 from massive_sft.sft.rows import Converter, Record, Row, headerless
 from massive_sft.sweep.schema import Dataset
 
@@ -107,6 +108,10 @@ def _local_records(dataset: Dataset, place: str, findings: Findings) -> Iterator
         read = 0
         before = bool(findings)
         try:
+            other = misnamed(file, _kind(file))
+            if other is not None:
+                findings.add("files of another shape", str(file), other)
+                continue
             for record in READERS[_kind(file)](file, numbered, findings):
                 read += 1
                 yield record
