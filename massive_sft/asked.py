@@ -103,7 +103,7 @@ class Questions:
         protocol, ends = protocol_of(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
         key = (template, protocol, ends)
         if key not in self._known:
-            identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring()
+            identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring(True)
             if ends is not None:
                 identity["ends"] = ends
             if protocol.template == "training":

@@ -23,7 +23,7 @@ from massive_sft.plan import Plan, RunPlan
 from massive_sft.resources import described
 from massive_sft.sft.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.semantics import SCORE_SEMANTICS, TRAIN_SEMANTICS
+from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.trial import Happening
 
 STYLES = {
@@ -114,7 +114,8 @@ def _totals(plan: Plan) -> list[Text]:
         lines.append(
             f"{gone} runs lack scores whose snapshots were removed: they stay PARTIAL unless run with --retrain"
         )
-    lines.append(f"semantics: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}; storage: {plan.root}")
+    lines.append(f"semantics: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}")
+    lines.append(f"storage: {plan.root}")
     return [Text(line) for line in lines]
 
 
@@ -146,7 +147,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "schema": 1,
         "name": plan.sweep.file.name,
         "root": str(plan.root),
-        "semantics": {"train": TRAIN_SEMANTICS, "score": SCORE_SEMANTICS},
+        "semantics": {"train": TRAIN_SEMANTICS, "score": SCORE_SEMANTICS, "generation": GENERATION_SEMANTICS},
         "statuses": {str(status): count for status, count in plan.statuses.items()},
         "cells": saved.cells + len(plan.base),
         "to_do": sum(not cell.is_done for cell in plan.cells),

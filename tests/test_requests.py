@@ -91,7 +91,7 @@ def test_wrapping_follows_the_protocol_and_the_setting(tmp_path: Path) -> None:
     assert wrapping.choose(schema.Protocol(), "paper", chatty).text == PAPER.text
     assert wrapping.choose(schema.Protocol(), own, chatty).text == own.prompt
     assert wrapping.choose(schema.Protocol(), "chat", chatty).kind == "chat"
-    assert wrapping.choose(schema.Protocol(), "plain", chatty).stop is None
+    assert wrapping.choose(schema.Protocol(), "plain", chatty).stops == ()
 
 
 def test_first_n_gives_every_question_the_same_examples_and_default_draws_with_the_seed(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_benchmark_that_executes_code_is_built_where_that_is_allowed(tmp_path: P
 
 
 def test_temperature_zero_is_greedy_even_where_the_task_says_sample() -> None:
-    greedy = build.generation({"do_sample": True, "temperature": 0.0, "until": "x", "max_tokens": 5}, None)
+    greedy = build.generation({"do_sample": True, "temperature": 0.0, "until": "x", "max_tokens": 5}, ())
     assert greedy == {"until": ("x",), "max_tokens": 5}
 
 
@@ -288,3 +288,14 @@ def test_score_cache_returns_what_was_put(tmp_path: Path) -> None:
     cache.put("w", "p", {"a": 1}, b"rows")
     assert cache.get("w", "p") == ({"a": 1}, b"rows")
     assert cache.get("other", "p") is None
+
+
+def test_protocol_id_of_generated_answers_moves_with_the_end_tokens_and_that_of_likelihoods_stands(
+    tmp_path: Path,
+) -> None:
+    paths = write_tasks(tmp_path)
+    protocol = schema.Protocol()
+    choices, answers = ask(paths["tiny_mc"]), ask(paths["tiny_gen"])
+    assert protocol_id(protocol, choices, {1}) == protocol_id(protocol, choices, {1, 2}) == "e62210237064c6cd"
+    assert protocol_id(protocol, answers, {1}) != protocol_id(protocol, answers, {1, 2})
+    assert protocol_id(protocol, answers, [2, 1]) == protocol_id(protocol, answers, {1, 2})

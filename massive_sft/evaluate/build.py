@@ -7,7 +7,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -143,6 +143,7 @@ def _build(
             "datasets": metadata.version("datasets"),
             "size": _size([request for listed in lists.values() for request in listed]),
         },
+        generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
     return sets.write_set(root, described, lists)
 
@@ -212,7 +213,7 @@ def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
     if instance.request_type == "loglikelihood_rolling":
         return Rolling(**common(text=instance.args[0]))
     if instance.request_type == "generate_until":
-        return Generation(**common(context=instance.args[0], **generation(instance.args[1], wrapping.stop)))
+        return _generation(common, instance, wrapping)
     context, continuation = instance.args[:2]
     if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
         # The template ends in the space that the task would put before its answer; training has it once.
@@ -220,10 +221,18 @@ def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
     return Likelihood(**common(context=context, continuation=continuation))
 
 
-def generation(arguments: dict[str, Any], template_stop: str | None) -> dict[str, Any]:
+def _generation(common: Callable[..., dict[str, Any]], instance: Instance, wrapping: Wrapping) -> Generation:
+    """As training wrote it: white space between a training template and its answer belongs to the answer."""
+    context, arguments = instance.args[:2]
+    prompt = context.rstrip() if wrapping.kind == "training" else context
+    lead = context[len(prompt) :] + wrapping.lead
+    return Generation(**common(context=prompt, lead=lead, **generation(arguments, wrapping.stops)))
+
+
+def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict[str, Any]:
     """Return ``until`` and ``max_tokens`` of a task's generation arguments, which must mean greedy decoding.
 
-    ``template_stop`` (the header of the training template) is added to the stops. EOS always stops, and is no text.
+    ``template_stops`` (see ``Wrapping.stops``) are added to the task's. EOS always stops, and is no text.
 
     Raises:
         TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore.
@@ -236,8 +245,7 @@ def generation(arguments: dict[str, Any], template_stop: str | None) -> dict[str
         raise TaskUnavailable(f"the task asks for generation arguments that are not supported: {', '.join(unknown)}")
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
-    if template_stop is not None:
-        stops.append(template_stop)
+    stops += template_stops
     lengths = [arguments[key] for key in _MAX_TOKENS if arguments.get(key) is not None]
     return {
         "until": tuple(dict.fromkeys(stop for stop in stops if stop)),

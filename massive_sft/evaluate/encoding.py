@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +36,29 @@ class Encoder:
 
     def _bare(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def prompt(self, context: str, lead: str) -> tuple[list[int], str]:
+        """Return the tokens of a generation prompt, and the white space that is left to the answer.
+
+        That is ``lead``, but for what the tokenizer joins to the text before it (Llama-3 has ``:`` and a newline as one
+        token): such a token is the prompt's in training too (``sft.text``). A prompt has at least one token.
+        """
+        tokens, whole = self.encode(context), self.encode(context + lead)
+        if whole[: len(tokens)] == tokens:
+            return tokens or [self.prefix], lead
+        offsets = self._backend.encode(context + lead, add_special_tokens=False).offsets
+        own = [start for start, end in offsets if end > start >= len(context)]
+        left = (context + lead)[own[0] :] if own else ""
+        return whole[: len(whole) - len(own)], left
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """A copy without the post-processor, which may take white space off the offsets (``sft.text``)."""
+        backend = copy.deepcopy(self._tokenizer.backend_tokenizer)
+        backend.post_processor = None
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the tokens of context and continuation; the context has at least one.

@@ -35,7 +35,7 @@ class ScorerLM(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Return the greedy answer to each (context, arguments)."""
-        arguments: list[dict[str, Any]] = [generation(request.args[1], None) for request in requests]
+        arguments: list[dict[str, Any]] = [generation(request.args[1], ()) for request in requests]
         asked: list[Request] = [
             Generation(i, i, 0, "", 1, request.args[0], **arguments[i]) for i, request in enumerate(requests)
         ]

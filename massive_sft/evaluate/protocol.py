@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from massive_sft.ledger.record import seal, unseal
 from massive_sft.sweep import schema, semantics
 
 
-def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
+def protocol_id(protocol: schema.Protocol, requests: RequestSet, ends: Collection[int] = ()) -> str:
     """Return the id of how scores are made: the requests with their tasks, and the engine, dtype and adapters.
 
     The few-shot sampler, its seed and the template enter through the requests. Engines that agree within 1e-5 are
     different protocols all the same. The lm-eval version is provenance: what it changes shows in the requests and in
     the task's version and configuration.
+
+    Args:
+        ends: the tokens that end an answer; of no account where nothing is generated.
     """
     return fingerprint(
         {
@@ -30,7 +34,8 @@ def protocol_id(protocol: schema.Protocol, requests: RequestSet) -> str:
             "engine": protocol.engine,
             "dtype": protocol.dtype,
             "adapters": protocol.adapters,
-            **semantics.scoring(),
+            **semantics.scoring(requests.generates),
+            **({"ends": sorted(ends)} if requests.generates else {}),
         }
     )
 

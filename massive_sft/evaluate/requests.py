@@ -65,12 +65,18 @@ class Rolling(Request):
 
 @dataclass(frozen=True)
 class Generation(Request):
-    """Greedy text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings."""
+    """Greedy text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings.
+
+    ``lead`` is what training has between the context and the answer, and encodes with the answer: white space at a
+    template's end, which tokenizers join to a word, or what a chat template writes there. The model writes it, and it
+    is no part of the answer.
+    """
 
     kind: ClassVar[str] = "generate_until"
     context: str
     until: tuple[str, ...]
     max_tokens: int
+    lead: str = ""
 
 
 KINDS: dict[str, type[Request]] = {kind.kind: kind for kind in (Likelihood, Rolling, Generation)}
@@ -110,6 +116,7 @@ class RequestSet:
         template_text: the training prompt template, or the tokenizer's chat template; ``None`` for ``none``.
         leaves: the leaf tasks, by name.
         provenance: lm-eval's version and the like; not part of identity.
+        generates: whether answers are generated; follows from the leaves' requests.
     """
 
     folder: Path
@@ -122,6 +129,7 @@ class RequestSet:
     template_text: str | None
     leaves: tuple[Leaf, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    generates: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return the content that names the set: no path, no label, no library version."""
@@ -176,6 +184,7 @@ def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request
         "label": identity.label,
         **identity.identity(),
         "provenance": identity.provenance,
+        "generates": identity.generates,
     }
     files.write_json(folder / "manifest.json", manifest)
     return complete
@@ -205,7 +214,9 @@ def read_set(folder: Path) -> RequestSet:
         raise Corrupt(f"{path}: is no manifest of requests of schema {SCHEMA}")
     try:
         leaves = tuple(Leaf(**leaf) for leaf in manifest["leaves"])
-        loaded = RequestSet(folder=folder, leaves=leaves, **{key: manifest[key] for key in _DESCRIBED})
+        described = {key: manifest[key] for key in _DESCRIBED}
+        # Sets of before it was told have ids of their own where they generate.
+        loaded = RequestSet(folder=folder, leaves=leaves, generates=manifest.get("generates", False), **described)
         if loaded.id != manifest["id"]:
             raise Corrupt(f"{path}: its content does not match its id")
     except (KeyError, TypeError) as error:

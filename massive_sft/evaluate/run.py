@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def evaluate(
     cache: ScoreCache,
     allow_code_execution: bool = False,
     confirm: Callable[[], None] = lambda: None,
+    ends: Collection[int] = (),
 ) -> Evaluated:
     """Score one model's weights on every prepared benchmark.
 
@@ -55,6 +56,7 @@ def evaluate(
         weights: the id of the weights, under which scores are shared.
         folder: responses go to ``folder/responses/<protocol>/``, scores and per-sample values to ``folder/scores/``.
         confirm: called before scores are written; raises when they may not count.
+        ends: the tokens that the scorer ends an answer at.
     """
     result = Evaluated(missing=dict(prepared.missing))
     scorers: list[Scorer] = []
@@ -69,7 +71,7 @@ def evaluate(
         return scorers[0].score(requests)
 
     for benchmark in prepared.benchmarks:
-        label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests)
+        label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
         cached = cache.get(weights, pid)
         if cached is None:
             shards = folder / "responses" / pid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from massive_sft.errors import Unsupported
 from massive_sft.evaluate import batching, generate
 from massive_sft.evaluate.encoding import Encoder, max_length_of, truncated
+from massive_sft.evaluate.ends import ends_of
 from massive_sft.evaluate.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluate.responses import Generated, Response, Scored
@@ -52,16 +53,25 @@ class PlainScorer:
         max_length: context length in tokens; the model's own when ``None``.
         token_budget: tokens of a batch with padding; by the kind of device when ``None``. A layout: it changes fp32
             log-probabilities in the sixth digit.
+        ends: the tokens that end an answer; the model's own and the tokenizer's EOS when ``None``.
     """
 
     engine = "plain"
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, token_budget: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_length: int | None = None,
+        token_budget: int | None = None,
+        ends: Collection[int] | None = None,
+    ):
         self._model = model
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._token_budget = token_budget or batching.default_budget(model.device)
+        self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """See ``Scorer.score``.
@@ -83,6 +93,7 @@ class PlainScorer:
             self._tokenizer,
             self._encoder,
             [request for _, request in generations],
+            self._ends,
             self._max_length,
             self._token_budget,
         )

@@ -22,21 +22,16 @@ class Wrapping:
     it is ``None``; ``tokens`` are the special tokens that a chat template may name. ``render`` turns lm-eval's messages
     into the context, ``None`` for ``none``; equal kind, text and tokens render equally.
     ``lead`` is what a chat template writes between its generation prompt and an answer (Qwen3: an empty think block):
-    a model tuned on it writes it first, and it is no part of the answer.
+    a model tuned on it writes it first, and it is no part of the answer. ``stops`` are what it writes when the answer
+    is finished: what a chat template closes it with, or the header that opens a training template's next prompt.
     """
 
     kind: str
     text: str | None = None
     tokens: str = ""
     lead: str = ""
+    stops: tuple[str, ...] = ()
     render: Callable[..., str] | None = field(default=None, compare=False)
-
-    @property
-    def stop(self) -> str | None:
-        """The header that opens the template's next prompt: a model that writes it has finished its answer."""
-        if self.kind != "training" or self.text is None:
-            return None
-        return self.text.split(FIELD)[0].strip() or None
 
 
 NONE = Wrapping("none")
@@ -56,7 +51,8 @@ def training(text: str) -> Wrapping:
         prompt = messages if add_generation_prompt else messages[:-1]
         return text.replace(FIELD, "".join(message["content"] for message in prompt)) + prefix
 
-    return Wrapping("training", text, render=render)
+    header = text.split(FIELD)[0].strip()
+    return Wrapping("training", text, stops=(header,) if header else (), render=render)
 
 
 def chat(tokenizer: Any) -> Wrapping:
@@ -68,14 +64,17 @@ def chat(tokenizer: Any) -> Wrapping:
             return found.render(messages, asks=True)
         return found.render(messages[:-1], asks=True) + found.lead + messages[-1]["content"]
 
-    return Wrapping("chat", found.source, canonical(dict(found.specials)), lead=_lead(found), render=render)
+    lead, stops = _around(found)
+    return Wrapping("chat", found.source, canonical(dict(found.specials)), lead, stops, render)
 
 
-def _lead(found: Chat) -> str:
+def _around(found: Chat) -> tuple[str, tuple[str, ...]]:
+    """Return what a chat template writes before an answer, and what it ends one with."""
     try:
-        return found.lead
+        closings = (found.closing, found.end_of_turn or "")
+        return found.lead, tuple(dict.fromkeys(text.rstrip() for text in closings if text.strip()))
     except RenderError:  # each request says so
-        return ""
+        return "", ()
 
 
 def choose(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from massive_sft import modeling
 from massive_sft.asked import Asked, protocol_of
 from massive_sft.errors import Interrupted, LeaseLost, Unsupported, in_words
 from massive_sft.evaluate.build import Prepared, prepare
+from massive_sft.evaluate.ends import end_tokens
 from massive_sft.evaluate.protocol import ScoreCache
 from massive_sft.evaluate.requests import Request
 from massive_sft.evaluate.responses import Response
@@ -37,8 +38,8 @@ class _Guards:
 class _Guarded(PlainScorer):
     """Takes up no further shard once the run should end, and gives none away that may not count."""
 
-    def __init__(self, model: Any, tokenizer: Any, guards: _Guards):
-        super().__init__(model, tokenizer)
+    def __init__(self, model: Any, tokenizer: Any, ends: Collection[int], guards: _Guards):
+        super().__init__(model, tokenizer, ends=ends)
         self._guards = guards
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
@@ -77,6 +78,11 @@ class _Loaded:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
         return self._once("tokenizer", lambda: modeling.load_tokenizer(self._cell.model))
 
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end an answer. Raises Unsupported where the tokenizer cannot be loaded."""
+        found: frozenset[int] = self._once("end tokens", lambda: end_tokens(self._cell.model, self.tokenizer()))
+        return found
+
     def scorer(self) -> Scorer:
         """Return the scorer. Raises Unsupported where it cannot be loaded, LeaseLost where it may not."""
         scorer: Scorer = self._once("model", self._load)
@@ -87,7 +93,7 @@ class _Loaded:
         self._guards.confirm()
         device = modeling.best_device()
         model = load_scored(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
-        return _Guarded(model, tokenizer, self._guards)
+        return _Guarded(model, tokenizer, self.ends(), self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
         if what not in self._made and what not in self._failed:
@@ -146,6 +152,7 @@ def score(
                 ScoreCache(ledger.cache_dir("scores")),
                 evaluation.allow_code_execution,
                 confirm,
+                loaded.ends(),
             )
             result.missing.update(done.missing)
             if done.seconds:

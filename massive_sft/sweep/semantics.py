@@ -17,6 +17,12 @@ CHAT_SEMANTICS = 1
 SCORE_SEMANTICS = 1
 """Of scoring; in what is asked of a cell and in the protocol's id."""
 
+GENERATION_SEMANTICS = 2
+"""Of generated answers; in what is asked and the protocol's id of benchmarks that generate.
+
+2: a prompt ends where training's did, and stops that are special tokens are seen.
+"""
+
 MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1}
 """Of each measure; in what is asked of a cell, and as ``schema`` in what a record holds of it.
 
@@ -28,9 +34,14 @@ def chat() -> dict[str, int]:
     return {} if CHAT_SEMANTICS == 1 else {"chat_semantics": CHAT_SEMANTICS}
 
 
-def scoring() -> dict[str, int]:
-    """Return what of the scoring's semantics is hashed; nothing at 1, likewise."""
-    return {} if SCORE_SEMANTICS == 1 else {"score_semantics": SCORE_SEMANTICS}
+def scoring(generates: bool) -> dict[str, int]:
+    """Return what of a benchmark's semantics is hashed; nothing at 1, likewise.
+
+    Args:
+        generates: whether the benchmark has generated answers; else the likelihoods of given ones alone.
+    """
+    numbers = {"score_semantics": SCORE_SEMANTICS, "generation_semantics": GENERATION_SEMANTICS if generates else 1}
+    return {name: number for name, number in numbers.items() if number != 1}
 
 
 def measure(name: str) -> str:
