@@ -91,6 +91,7 @@ def test_failing_benchmark_and_measures_leave_the_others_and_are_retried_alone(t
     assert set(again["lora"].measures) == {"token_length", "perplexity", "layer_change"}
     assert trained.scores.items() <= again["lora"].scores.items()
     assert again["lora"].attempt == trained.attempt  # not trained again
+    assert make_plan(load_sweep(path)).todo == ()
 
 
 @pytest.mark.parametrize("error", [LeaseLost("taken"), OSError(28, "No space left on device")])

@@ -28,7 +28,6 @@ from massive_sft.samples import Samples
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 log = logging.getLogger(__name__)
-SCHEMA = MEASURE_SEMANTICS["perplexity"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Perplexity:
     def summary(self) -> dict[str, Any]:
         """Return both summaries as JSON."""
         return {
-            "schema": SCHEMA,
+            "schema": MEASURE_SEMANTICS["perplexity"],
             "response": self.response.summary(),
             "all": self.all.summary(),
             "memory_splits": self.memory_splits,
@@ -215,7 +214,7 @@ def _batch(model: Any, samples: Samples, indices: list[int]) -> list[np.ndarray]
 def token_length(samples: Samples) -> dict[str, Any]:
     """Return mean, median, 95th percentile, maximum and total of tokens per sample: all, and trainable ones."""
     return {
-        "schema": SCHEMA,
+        "schema": MEASURE_SEMANTICS["token_length"],
         "samples": len(samples),
         "all": _spread(samples.lengths),
         "response": _spread(_per_sample(samples, samples.trainable.astype(np.int64))),

@@ -17,6 +17,7 @@ from massive_sft.plan import RunPlan, perplexity_key
 from massive_sft.sft.text import special_tokens
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.unchanged import require_same_model
 
 LAYERS = "layers.parquet"
@@ -70,7 +71,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row["layer"] is not None:
             by_layer.setdefault(row["layer"], []).append(row)
     return {
-        "schema": 1,
+        "schema": MEASURE_SEMANTICS["layer_change"],
         "relative": _relative(rows),
         "rounding_floor": _norm(rows, lambda row: row["rounding_floor"] * row["base_norm"]),
         "changed": sum(row["changed"] for row in rows),
