@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_task_is_known_by_what_it_includes_and_a_group_by_its_members(tmp_path: 
         with (tmp_path / name).open("a") as file:
             file.write("\n# more" if name.endswith("jsonl") else "\nlimit: 1\n")
         assert (asked() != before) == moves, name
+
+
+@pytest.mark.parametrize(
+    "text", ["- a", "task: &a [*a]", "task: x\ninclude: t.yaml", "x: !function", "x: !function [1]", "\udcff"]
+)
+def test_task_file_of_a_strange_shape_is_known_by_its_bytes(tmp_path: Path, text: str) -> None:
+    ids = []
+    for number in range(2):
+        (tmp_path / "t.yaml").write_bytes(f"{text} # {number}".encode(errors="surrogateescape"))
+        plan = make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "t.yaml"}]}))
+        ids.append(plan.cells[0].asked[0].id)
+    assert all(one.startswith("t@0 ") for one in ids)
+
+
+@pytest.mark.timeout(20)
+def test_device_and_pipe_are_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe")):
+        datasets = {"d1": {"path": path, "format": "alpaca"}}
+        plan = make_plan(sweep_in(tmp_path, datasets=datasets, mixtures={"each": {"each": ["d1"]}}))
+        assert "is no file but a device, pipe or socket" in str(plan.missing[0])
 
 
 def asked_of(tmp_path: Path, setting: str, **changes: Any) -> set[str]:

@@ -163,6 +163,12 @@ BAD = [
     ("mixtures|every", {"each": ["lima"], "max_repeats": 2}, "mixtures.every: max_repeats goes with samples"),
     ("datasets|p3|turns", "all", "datasets.p3.turns: has no effect in a dataset without messages"),
     ("models|my-base|gated", True, "models.my-base.gated: has no effect in a model at a path"),
+    ("models|other", {"hub": "../../etc"}, "models.other.hub: must match"),
+    ("models|other", {"hub": "a/b", "revision": "../x"}, "models.other.revision: must match"),
+    ("datasets|lima|files", ["a", "../b"], "datasets.lima.files[1]: must lie within the folder"),
+    ("datasets|lima|files", ["/etc/passwd"], "datasets.lima.files[0]: must lie within the folder"),
+    ("settings|full|template", {"prompt": "{prompt}}"}, "settings.full.template: must contain {prompt} exactly once and no other brace"),
+    ("evaluation|tasks|0|shots", [5, 5], "evaluation.tasks[0].shots: must name each once"),
     ("models|other", {"hub": "qwen/qwen2.5-7b"}, "models.other.hub: is Qwen/Qwen2.5-7B in other letters"),
     ("resources|0|workers", 1, "resources[0]: each worker trains on one GPU: with gpus 8 leave workers out"),
     ("resources|0|gpus", 10**9, "resources[0].gpus: must be <= 100000"),
@@ -204,6 +210,13 @@ def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> No
 def test_mistake_in_the_defaults_is_reported_once(raw: dict[str, Any]) -> None:
     put(raw, "settings|defaults|precision", "fp16")
     assert len(problems(raw)) == 1
+
+
+def test_template_of_ones_own_is_judged_as_one(raw: dict[str, Any]) -> None:
+    put(raw, "settings|full|template", {"prompt": "{prompt}", "system": "x"})
+    assert problems(raw) == ["sweeps/x.yaml: settings.full.template: unknown key, got 'system'; valid: prompt"]
+    put(raw, "settings|full|template", {})
+    assert problems(raw) == ["sweeps/x.yaml: settings.full.template.prompt: is required"]
 
 
 def test_missing_required_key_is_named(raw: dict[str, Any]) -> None:

@@ -189,7 +189,7 @@ class Contents:
                 named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}
                 content["members"] = {name: self._task_file(file, within) for name, file in named.items()}
             return "task:" + fingerprint(content)
-        except (YAMLError, TypeError, ValueError):
+        except (YAMLError, TypeError, ValueError, RecursionError):
             return f"sha256:{self.hashes.of(path)}"
 
     def _with_hashes(self, value: Any, folder: Path) -> Any:
@@ -199,8 +199,8 @@ class Contents:
             return [self._with_hashes(item, folder) for item in value]
         if not isinstance(value, str) or "\n" in value or len(value) > 1024:
             return value
-        if value.startswith("!function "):
-            module = folder / (value.split()[1].rpartition(".")[0] + ".py")
+        if named := re.match(r"!function (\S+)\.\w+", value):
+            module = folder / f"{named[1].replace('.', '/')}.py"
             return [value, self.hashes.of(module)] if module.is_file() else value
         try:
             path = folder / expand(value)  # a loader of the task's own may take ${NAME} for what it reads
@@ -273,6 +273,8 @@ class Contents:
                     raise InvalidInput(Problem(place, "there is no such file or folder", str(file)))
                 if file.is_dir():
                     raise InvalidInput(Problem(place, "is a folder: name its files under files", str(file)))
+                if not file.is_file():
+                    raise InvalidInput(Problem(place, "is no file but a device, pipe or socket", str(file)))
             return "data:" + fingerprint([[_extension(file), self.hashes.of(file)] for file in files])
         except InvalidInput as error:
             self.missing[place] = error.problems[0]
@@ -297,6 +299,6 @@ def _names(task_file: Path) -> set[str]:
     """Return what a group may call a task file: its task, group or tags."""
     try:
         read = read_tagged(task_file)
-    except (OSError, YAMLError, TypeError, ValueError):
+    except (OSError, YAMLError, TypeError, ValueError, RecursionError):
         return set()
     return _texts_in([read.get(key) for key in ("task", "group", "tag")]) if isinstance(read, dict) else set()

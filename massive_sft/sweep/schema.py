@@ -14,6 +14,7 @@ from massive_sft.sweep import filter as filters
 from massive_sft.sweep import template
 from massive_sft.sweep.values import (
     LONGEST_NAME,
+    MOST,
     MOST_DEVICES,
     MOST_RANK,
     AboveZero,
@@ -23,14 +24,17 @@ from massive_sft.sweep.values import (
     Distinct,
     Epoch,
     Epochs,
+    FileName,
     Flag,
     Fraction,
+    HubName,
     Integer,
     NotNegative,
     Number,
     OneOrMore,
     Positive,
     Rate,
+    Revision,
     Seed,
     Strings,
     Text,
@@ -64,9 +68,9 @@ def _only_with_hub(entry: Model | Dataset, *names: str) -> None:
 class Model(Strict):
     """A base model: ``hub`` (an id) or ``path`` (a local folder, ``${NAME}`` expanded)."""
 
-    hub: Text | None = None
+    hub: HubName | None = None
     path: Text | None = None
-    revision: Text = "main"
+    revision: Revision = "main"
     tokenizer: Text | None = None
     gated: Flag = False
     trust_remote_code: Flag = False
@@ -108,12 +112,12 @@ class Dataset(Strict):
     longest first.
     """
 
-    hub: Text | None = None
+    hub: HubName | None = None
     path: Text | None = None
-    revision: Text = "main"
+    revision: Revision = "main"
     subset: Text | None = None
     split: Text = "train"
-    files: Strings | None = None
+    files: Annotated[tuple[FileName, ...], OneOrMore, Field(min_length=1), Distinct] | None = None
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
     columns: Columns | None = None
     turns: Literal["first", "all"] = "all"
@@ -368,7 +372,7 @@ class Storage(Strict):
     root: Text
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0)] = "auto"
+    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MOST)] = "auto"
 
 
 class Tracking(Strict):

@@ -7,7 +7,8 @@ from massive_sft.errors import Problem
 
 def field_problem(place: str, text: str, field: str) -> Problem | None:
     """Return what is wrong with a template string, which must hold ``{field}`` exactly once and no other brace."""
-    if text.count("{" + field + "}") == 1 and text.replace("{" + field + "}", "").count("{") == 0:
+    rest = text.replace("{" + field + "}", "", 1)
+    if rest != text and "{" not in rest and "}" not in rest:
         return None
     return Problem(place, f"must contain {{{field}}} exactly once and no other brace", text)
 

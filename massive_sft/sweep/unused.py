@@ -107,3 +107,6 @@ def _tasks(file: SweepFile, where: Where) -> Iterator[Problem]:
     for index, task in enumerate(file.evaluation.tasks):
         if task in file.evaluation.tasks[:index]:
             yield Problem(where(("evaluation", "tasks", index)), "is there twice", task.name or task.path)
+        shots = task.shots or ()
+        if len(set(shots)) < len(shots):
+            yield Problem(where(("evaluation", "tasks", index, "shots")), "must name each once")

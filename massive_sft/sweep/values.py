@@ -47,8 +47,18 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _below(name: str) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError("must lie within the folder: no absolute name, no ..")
+    return name
+
+
 Distinct = AfterValidator(_distinct)  # goes behind a tuple
 Text = Annotated[str, Field(min_length=1)]
+# Of the hub: ``name`` or ``owner/name``; a branch, tag or commit. Both become parts of paths.
+HubName = Annotated[Text, Field(pattern=r"^([\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$")]
+Revision = Annotated[Text, Field(pattern=r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$", max_length=LONGEST_NAME)]
+FileName = Annotated[Text, AfterValidator(_below)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]

@@ -42,8 +42,11 @@ def errors_of(error: ValidationError) -> list[Any]:
 def problems_of(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> list[Problem]:
     """Return one problem per field that failed; ``where`` turns a location within ``root`` into the place to print."""
     problems: dict[str, Problem] = {}
-    for item in errors_of(error):
+    # What may be a name or a mapping, and is a mapping, is judged as one; that it is no name is said last, if at all.
+    for item in sorted(errors_of(error), key=_is_no_name):
         location, owner = _walk(root, item["loc"])
+        if _is_no_name(item) and any(place.startswith(where(location)) for place in problems):
+            continue
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
             problem = Problem(where(location[:-1]), "unknown key", location[-1], keys)
@@ -52,6 +55,10 @@ def problems_of(error: ValidationError, root: type[BaseModel], where: Callable[[
             problem = _problem(dict(item), where(location))
             problems.setdefault(problem.place, problem)
     return list(problems.values())
+
+
+def _is_no_name(item: Any) -> bool:
+    return item["type"] == "literal_error" and isinstance(item["input"], dict)
 
 
 def _walk(root: type[BaseModel], raw: Location) -> tuple[Location, type[BaseModel] | None]:
