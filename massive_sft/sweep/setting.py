@@ -185,9 +185,10 @@ def _always(place: str, location: Location) -> str:
 
 
 def _holds(value: Any, location: Location) -> bool:
+    """Whether a place within raw mappings is written there; a place in a list is where the list is."""
     for step in location:
         if not isinstance(value, Mapping) or step not in value:
-            return not isinstance(value, Mapping)
+            return not isinstance(value, Mapping) and isinstance(step, int)
         value = value[step]
     return True
 
