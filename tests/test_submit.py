@@ -21,7 +21,9 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+import ray
 import typer
+from ray._private import services
 from ruamel.yaml import YAML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -29,7 +31,7 @@ from typer.testing import CliRunner
 from massive_sft.errors import InvalidInput
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.scheduling import package
+from massive_sft.scheduling import cluster, package
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.jobs import job_status, list_jobs, resolve_address
 from massive_sft.scheduling.package import find_tree, write_package
@@ -287,11 +289,67 @@ def test_address_of_a_server_that_does_not_let_in_or_is_no_cluster_is_refused(
         server.shutdown()
 
 
-def test_run_with_an_address_that_nobody_answers_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for address, reason in ((f"127.0.0.1:{free_port()}", "no cluster"), ("http://127.0.0.1:8265", "dashboard")):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(InvalidInput, match=reason), connected():
-            pass
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    """Return why Ray was not joined or started with these variables; that took seconds."""
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(InvalidInput) as caught, connected():
+        pass
+    assert time.monotonic() - began < 30
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "names no cluster that answers ([Errno 111] Connection refused)"),
+        ("no-such-host.invalid:6379", "names no cluster that answers"),
+        ("127.0.0.1:99999", "names no cluster that answers"),
+        ("garbage", "names no cluster that answers (no host:port)"),
+        ("head:port", "names no cluster that answers"),
+        ("http://127.0.0.1:8265", "is a dashboard's address"),
+        ("ray://127.0.0.1:10001", "must be a head's host:port"),
+        ("elsewhere://x", "must be a head's host:port"),
+    ],
+)
+def test_run_with_an_address_that_nobody_answers_is_refused_at_once(
+    address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"RAY_ADDRESS: {reason}" in refusal(monkeypatch, RAY_ADDRESS=address)
+
+
+def test_run_on_the_last_cluster_of_this_machine_says_where_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # this machine may run some
+    assert "finds no cluster on this machine" in refusal(monkeypatch, RAY_ADDRESS="auto", RAY_TMPDIR=str(tmp_path))
+    port = free_port()
+    write(tmp_path / "ray" / "ray_current_cluster", f"127.0.0.1:{port}")
+    text = refusal(monkeypatch, RAY_ADDRESS="auto", RAY_TMPDIR=str(tmp_path))
+    assert "names no cluster that answers at " in text and f":{port}, where the last one of this machine was" in text
+
+
+def test_run_at_a_port_where_something_else_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert "something else listens there" in refusal(monkeypatch, RAY_ADDRESS=address)
+
+
+def test_folder_that_ray_cannot_use_is_named_with_the_variable_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    long = tmp_path / ("a" * 60)
+    long.mkdir()
+    assert "TMPDIR: is too long for Ray's sockets" in refusal(monkeypatch, TMPDIR=str(long))
+    text = refusal(monkeypatch, RAY_TMPDIR=str(write(tmp_path / "file")), TMPDIR=str(tmp_path))
+    assert "RAY_TMPDIR: must be a folder that Ray can write its session" in text
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert not ray.is_initialized()
 
 
 # ---- jobs on a real head

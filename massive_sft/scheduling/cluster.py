@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
+
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outlives the connection starts a new Ray
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
@@ -25,26 +29,20 @@ def connected() -> Iterator[None]:
     """Connect to Ray, or start it on this machine; leave it, or stop it, at the end.
 
     Raises:
-        InvalidInput: ``RAY_ADDRESS`` names no cluster that answers.
+        InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # else it warns of a few idle processes
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _require_reachable(address)
+    address = _cluster()
     sigterm = signal.getsignal(signal.SIGTERM)
     # Processes inherit this, so that a closed terminal ends the run, not what it is about to write a checkpoint with.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    ray.init(
-        address=address or "local",  # else it would join whatever somebody started on this machine
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        include_dashboard=None if address else False,
-        configure_logging=True,
-    )
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        _start(address)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm)  # which Ray has taken
@@ -53,16 +51,81 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _require_reachable(address: str) -> None:
-    """Refuse at once what Ray would try to reach for minutes."""
-    if address.startswith(("http://", "https://")):
-        rule = "is a dashboard's address, which `submit` takes; to run from here name the head's host:port, or unset it"
-        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(address)))
-    host, _, port = address.rpartition(":")
-    if not host or "://" in address:
-        return  # auto, local or another scheme: Ray finds out what it means
+def _start(address: str | None) -> None:
     try:
+        ray.init(
+            address=address or "local",  # else it would join whatever somebody started on this machine
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=None if address else False,
+            configure_logging=True,
+        )
+    except Exception as error:
+        ray.shutdown()
+        raise InvalidInput(_refusal(address, error)) from error
+
+
+def _refusal(address: str | None, error: Exception) -> Problem:
+    """Return in a sentence why Ray did not start, or did not let this process in: it raises whatever it meets."""
+    reason = redact(re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__)[:500]
+    if address:
+        rule = f"names a cluster that this process cannot join ({reason}); it needs the same Ray and "
+        rule += "Python, and the cluster's token where it asks for one (RAY_AUTH_MODE)"
+        return Problem("RAY_ADDRESS", rule, redact(address))
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    folder = os.environ.get(name, "/tmp")
+    if "AF_UNIX" in reason:
+        rule = "is too long for Ray's sockets, whose paths end after 107 bytes; set RAY_TMPDIR to a short local folder"
+        return Problem(name, rule, folder)
+    if isinstance(error, OSError):
+        rule = f"must be a folder that Ray can write its session and its sockets in ({reason})"
+        return Problem(name, rule, folder)
+    return Problem("Ray", f"does not start on this machine ({reason}); `--inline` runs without it")
+
+
+def _cluster() -> str | None:
+    """Return host:port of the cluster that ``RAY_ADDRESS`` names; None to start one here.
+
+    Raises:
+        InvalidInput: it names none, or none that answers; Ray would try for minutes, and not say what it tries.
+    """
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    if named.startswith(("http://", "https://")):
+        rule = "is a dashboard's address, which `submit` takes; to run from here name the head's host:port, or unset it"
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(named)))
+    if "://" in named:
+        rule = "must be a head's host:port, auto or local: what computes here must be a part of the cluster, which a "
+        rule += "client of another kind is not; or send the sweep there with `submit`"
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(named)))
+    try:
+        address = str(canonicalize_bootstrap_address("auto")) if named == "auto" else named
+    except (OSError, ValueError):
+        rule = "finds no cluster on this machine; start one (cluster/README.md), or unset it"
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, named)) from None
+    _require_answer(address, named)
+    return address
+
+
+def _require_answer(address: str, named: str) -> None:
+    found = "" if address == named else f" at {address}, where the last one of this machine was"
+    host, _, port = address.rpartition(":")
+    try:
+        if not host:
+            raise ValueError("no host:port")
         socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":  # with certificates Ray's own greeting is needed
+            _require_grpc(address)
     except (OSError, ValueError, OverflowError) as error:
-        rule = f"names no cluster that answers ({error}); start one (cluster/README.md), or unset it"
-        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(address))) from None
+        rule = f"names no cluster that answers{found} ({error}); start one (cluster/README.md), or unset it"
+        raise InvalidInput(Problem("RAY_ADDRESS", rule, redact(named))) from None
+
+
+def _require_grpc(address: str) -> None:
+    """Raise OSError where something listens that does not speak as a cluster's head does."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(TIMEOUT)
+        except grpc.FutureTimeoutError:
+            raise OSError("something else listens there") from None
