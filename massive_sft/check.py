@@ -145,7 +145,7 @@ def _data(
 
 
 def _too_long(plan: Plan, recipe: Recipe, longest: int) -> Iterator[Problem]:
-    positions = getattr(modeling.load_config(recipe.model), "max_position_embeddings", None)
+    positions = modeling.positions_of(modeling.load_config(recipe.model))
     if positions and longest > positions:
         place = f"{plan.sweep.path}: settings.{recipe.setting_name}.max_length"
         rule = f"lets through samples of {longest} tokens, but {recipe.model_name} has {positions} positions; lower it"

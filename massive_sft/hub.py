@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import hash_file
+from massive_sft.sweep import weight_files
 from massive_sft.sweep.content import CODE, TOKENIZER, WEIGHTS
 from massive_sft.sweep.schema import Dataset, Model
 
@@ -61,7 +62,8 @@ class Repository:
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    """Return whether a name in a repository matches a pattern; a ``*`` stays within one folder."""
+    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def repository_of(source: Model | Dataset, place: str) -> Repository:
         needed = tuple((name,) for name in source.files or ())
         return Repository("dataset", str(source.hub), source.revision, place, patterns, needed)
     code = CODE if source.trust_remote_code else ()
-    extra = ("generation_config.json", "*.safetensors.index.json", "pytorch_model.bin.index.json")
-    patterns, weights = (*WEIGHTS, *TOKENIZER, *extra, *code), tuple(name for name in WEIGHTS if "*" in name)
-    return Repository("model", str(source.hub), source.revision, place, patterns, (weights,))
+    indexes = tuple(f"{name}.index.json" for name in weight_files.SINGLE)
+    patterns = (*WEIGHTS, *TOKENIZER, "generation_config.json", weight_files.ADAPTER, *indexes, *code)
+    return Repository("model", str(source.hub), source.revision, place, patterns, ((*weight_files.SINGLE, *indexes),))
 
 
 def kind_of(source: Model | Dataset) -> Kind:
@@ -146,8 +148,8 @@ def resolve(repository: Repository) -> Pinned:
         if lacking := repository.lacks(names):
             rule = f"lacks {lacking} in this node's cache, and HF_HUB_OFFLINE forbids to ask"
             raise InvalidInput(Problem(repository.place, rule, _name(repository)))
-        sizes = {name: (folder / name).stat().st_size for name in names if repository.wants(name)}
-        return Pinned(repository, folder.name, _without_doubles(sizes), here=True)
+        sizes = {name: (folder / name).stat().st_size for name in _read(repository, names)}
+        return Pinned(repository, folder.name, sizes, here=True)
     try:
         api = HfApi()
         api.auth_check(repository.id, repo_type=repository.kind)
@@ -159,8 +161,7 @@ def resolve(repository: Repository) -> Pinned:
     files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     if lacking := repository.lacks(files):
         raise InvalidInput(Problem(repository.place, f"has no file that matches {lacking}", _name(repository)))
-    listed = {name: size for name, size in files.items() if repository.wants(name)}
-    sizes = _without_doubles(listed)
+    sizes = {name: files[name] for name in _read(repository, files)}
     folder = cached(repository.kind, repository.id, str(info.sha))
     return Pinned(
         repository, str(info.sha), sizes, folder is not None and all((folder / name).exists() for name in sizes)
@@ -195,10 +196,19 @@ def hashes(pinned: Pinned, folder: Path) -> dict[str, str]:
     return found
 
 
-def _without_doubles(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Leave out the weights in the older format where there are safetensors."""
-    safe = any(name.endswith(".safetensors") for name in sizes)
-    return {name: size for name, size in sizes.items() if not (safe and name.startswith("pytorch_model"))}
+def _read(repository: Repository, names: Iterable[str]) -> list[str]:
+    """Return the names of the files that are needed: of a model's weights those that are loaded.
+
+    Raises:
+        InvalidInput: the model is an adapter.
+    """
+    wanted = [name for name in names if repository.wants(name)]
+    if repository.kind == "dataset":
+        return wanted
+    if weight_files.ADAPTER in wanted:
+        raise InvalidInput(Problem(repository.place, weight_files.NO_BASE, _name(repository)))
+    loaded = weight_files.chosen(wanted)
+    return [name for name in wanted if name in loaded or not name.endswith((".safetensors", ".bin", ".index.json"))]
 
 
 def _name(repository: Repository) -> str:

@@ -27,7 +27,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         stop: asked between cells, after each step and before each shard.
     """
     recorder = make_recorder(plan)
-    finisher = Finisher(recorder, stop)
+    finisher = Finisher(recorder, stop, plan.uses_gpus)
     for cell in plan.base:
         if not (cell.is_done or stop()):
             finish_cell(cell, None, finisher, listen)

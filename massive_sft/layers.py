@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safetensors import safe_open
 
 from massive_sft import files, modeling
 from massive_sft.errors import Corrupt, Unsupported
+from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
 
 SCHEMA = pa.schema(
@@ -60,23 +63,20 @@ class _Sums:
 
 
 class Tensors:
-    """The tensors of a folder's safetensors files, read one at a time.
+    """The tensors of weight files, read one at a time.
 
-    Raises:
-        Unsupported: when the folder has no safetensors files.
+    Args:
+        files: safetensors, or PyTorch's own, whose tensors stay on the disk as well where they are in its newer format.
     """
 
-    def __init__(self, folder: Path):
-        self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                self._files.update(dict.fromkeys(file.keys(), path))
-        if not self._files:
-            raise Unsupported(f"{folder}: has no safetensors files, which layer_change reads; convert the weights")
-        self._folder = folder
+    def __init__(self, files: Sequence[Path]):
+        self._readers: dict[str, Callable[[], torch.Tensor]] = {}
+        for path in files:
+            self._readers |= _safetensors(path) if path.suffix == ".safetensors" else _pytorch(path)
+        self._folder = files[0].parent
 
     def names(self) -> list[str]:
-        return sorted(self._files)
+        return sorted(self._readers)
 
     def find(self, name: str) -> str:
         """Return a tensor's name here; a checkpoint of the inner model alone lacks its prefix (``transformer.h.0``).
@@ -84,19 +84,30 @@ class Tensors:
         Raises:
             Corrupt: when there is none, or more than one that fits.
         """
-        found = [name] if name in self._files else []
-        found = found or [known for known in self._files if f".{name}".endswith(f".{known}")]
-        found = found or [known for known in self._files if f".{known}".endswith(f".{name}")]
+        found = [name] if name in self._readers else []
+        found = found or [known for known in self._readers if f".{name}".endswith(f".{known}")]
+        found = found or [known for known in self._readers if f".{known}".endswith(f".{name}")]
         if len(found) != 1:
             raise Corrupt(f"{self._folder}: has {len(found)} tensors for {name}")
         return found[0]
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor by name, or as ``find`` finds it."""
-        found = self.find(name)
-        with safe_open(self._files[found], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(found)
+        return self._readers[self.find(name)]()
+
+
+def _safetensors(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    def read(name: str) -> torch.Tensor:
+        with safe_open(path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    return {name: partial(read, name) for name in weight_files.header(path)}
+
+
+def _pytorch(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    return {name: partial(tensors.__getitem__, name) for name in tensors}
 
 
 def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
@@ -117,11 +128,15 @@ def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
 
     Raises:
         Corrupt: when base and snapshot do not fit together.
-        Unsupported: when the base has no safetensors, or the adapter is of another kind than LoRA on linear layers.
+        InvalidInput: when the base's weight files are not there or broken.
+        Unsupported: when the adapter is of another kind than LoRA on linear layers.
     """
-    start = Tensors(modeling.weights_folder(base))
+    start = Tensors(modeling.weight_paths(base))
     adapter = (snapshot / "adapter_config.json").is_file()
-    rows = list(_adapter_rows(start, snapshot, spectrum) if adapter else _full_rows(start, snapshot, spectrum))
+    if adapter:
+        rows = list(_adapter_rows(start, snapshot, _weights_of(base, start), spectrum))
+    else:
+        rows = list(_full_rows(start, snapshot, spectrum))
     kinds = _kinds([row["tensor"] for row in rows])
     for row in rows:
         row["layer"], row["kind"] = kinds[row["tensor"]]
@@ -129,8 +144,19 @@ def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
+def _weights_of(base: Model, start: Tensors) -> set[str]:
+    """Return which of a base's tensors are weights of the model, each once: its files may hold a tied one twice.
+
+    All of them where the model gives its weights other names than its files.
+    """
+    try:
+        return {start.find(name) for name, _ in modeling.meta_model(base).named_parameters()}
+    except Corrupt:
+        return set(start.names())
+
+
 def _full_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dict[str, Any]]:
-    end = Tensors(snapshot)
+    end = Tensors(weight_files.find(snapshot))
     for name in end.names():
         after = end.read(name)
         if not after.is_floating_point():
@@ -164,16 +190,19 @@ def _rounding(weights: torch.Tensor) -> float:
     return float((spacing.square() / 12).where(weights != 0, 0).sum())
 
 
-def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dict[str, Any]]:
-    """Rows of the adapted weights. Only products as thin as the rank are made, but for the largest change."""
+def _adapter_rows(start: Tensors, snapshot: Path, weights: set[str], spectrum: int) -> Iterator[dict[str, Any]]:
+    """Rows of the adapted ones among a model's weights, then of the others.
+
+    Only products as thin as the rank are made, but for the largest change.
+    """
     config = files.read_json(snapshot / "adapter_config.json")
     unusual = [name for name in ("use_dora", "rank_pattern", "alpha_pattern") if config.get(name)]
     if config.get("peft_type") != "LORA" or unusual:
         raise Unsupported(f"{snapshot}: layer_change reads plain LoRA adapters, not {unusual or config['peft_type']}")
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    adapter = Tensors(snapshot)
-    frozen = set(start.names())
+    adapter = Tensors([snapshot / "adapter_model.safetensors"])
+    frozen = set(weights)
     for name in adapter.names():
         if name.endswith(".lora_B.weight"):
             continue
@@ -184,8 +213,8 @@ def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dic
         b = adapter.read(name.replace(".lora_A.", ".lora_B."))
         frozen.discard(start.find(f"{module}.weight"))
         before = start.read(f"{module}.weight").to(a.dtype)
-        if config.get("fan_in_fan_out"):
-            before = before.T
+        if config.get("fan_in_fan_out") and before.shape == (a.shape[1], b.shape[0]):
+            before = before.T  # a Conv1D beside whose kind there may be linear modules
         if before.shape != (b.shape[0], a.shape[1]):
             raise Corrupt(f"{snapshot}: {module} does not fit the base's shape {tuple(before.shape)}")
         a, b = a.double(), b.double() * scale
@@ -194,15 +223,16 @@ def _adapter_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dic
             values = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
         yield _row(f"{module}.weight", "lora", before.numel(), _adapter_sums(before, a, b), values, spectrum)
     for name in sorted(frozen):
-        weights = start.read(name)
-        if weights.is_floating_point():
-            square = sum(float(part.double().square().sum()) for part in weights.flatten().split(_CHUNK))
-            yield _row(name, "frozen", weights.numel(), _Sums(square, square, product=square), None, spectrum)
+        weight = start.read(name)
+        if weight.is_floating_point():
+            square = sum(float(part.double().square().sum()) for part in weight.flatten().split(_CHUNK))
+            yield _row(name, "frozen", weight.numel(), _Sums(square, square, product=square), None, spectrum)
 
 
 def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Sums:
     """Sums for a start W and a change B A: |B A|² = tr(BᵀB AAᵀ) and <W, B A> = <BᵀW, A>."""
-    sums = _Sums(delta=float(((b.T @ b) * (a @ a.T)).sum()))
+    # A trace is 0 or more, which rounding need not know.
+    sums = _Sums(delta=max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
     inner = 0.0
     rows = max(1, _CHUNK // before.shape[1])
     for weights, factor in zip(before.split(rows), b.split(rows), strict=True):

@@ -117,6 +117,11 @@ class Plan:
         """Trajectories with something left to do."""
         return tuple(run for run in self.runs if not all(cell.is_done for cell in run.cells))
 
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether ``resources`` give any training a GPU; models are scored where they are trained."""
+        return any(run.layout.gpus for run in self.runs)
+
 
 def storage_root(sweep: Sweep) -> Path:
     """Return the absolute storage root.

@@ -340,8 +340,9 @@ def test_local_model_is_its_weights_its_tokenizer_and_the_code_that_may_run(tmp_
     def identity(**fields: Any) -> str:
         return only(changed("models.m1", {"path": str(tmp_path)} | fields)).id
 
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     first, trusting = identity(), identity(trust_remote_code=True)
     assert first == trusting
     for name in ("tokenizer_notes.txt", "vocab_notes.md", "README.md"):

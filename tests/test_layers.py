@@ -15,7 +15,7 @@ from tiny_training import make_base, make_samples, make_spec, train
 from transformers import AutoModelForCausalLM
 
 from massive_sft import layers
-from massive_sft.errors import Corrupt, Unsupported
+from massive_sft.errors import Corrupt, InvalidInput
 from massive_sft.sweep.schema import Model
 
 
@@ -70,7 +70,7 @@ def test_layer_change_adapter_equals_the_merged_difference(tmp_path: Path) -> No
     table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=2).to_pylist()
     adapted = [row for row in table if row["method"] == "lora"]
     assert len(adapted) == 2 * 7
-    assert {row["tensor"] for row in table} == set(layers.Tensors(base).names())
+    assert {row["tensor"] for row in table} == set(layers.Tensors([base / "model.safetensors"]).names())
     for row in (row for row in table if row["method"] == "frozen"):
         assert row["delta_norm"] == row["max_abs"] == 0
         assert row["base_norm"] == pytest.approx(float(start[row["tensor"]].double().norm()), rel=1e-6)
@@ -174,10 +174,39 @@ def test_layer_change_of_another_model_is_refused(tmp_path: Path) -> None:
         layers.layer_change(Model(path=str(base)), other)
 
 
-def test_layer_change_base_without_safetensors_is_refused(tmp_path: Path) -> None:
+def test_layer_change_reads_the_files_that_transformers_reads(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path)
+    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state(base).items()}
+    save_file(zeros, base / "stray.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in zeros.items()}, base / "consolidated.safetensors")
+    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_layer_change_of_a_base_in_pytorch_format_is_that_of_safetensors(
+    method: str, newer: bool, tmp_path: Path
+) -> None:
+    base, snapshot = trained(tmp_path, method=method)
+    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    torch.save(state(base), base / "pytorch_model.bin", _use_new_zipfile_serialization=newer)
+    (base / "model.safetensors").unlink()
+    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+
+
+def test_adapter_has_one_row_for_a_tied_weight_that_the_base_stores_twice(tmp_path: Path) -> None:
+    base, snapshot = trained(tmp_path, family="qwen2", method="lora")
+    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    tensors = state(base)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+
+
+def test_layer_change_base_without_weights_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Unsupported, match="safetensors"):
+    with pytest.raises(InvalidInput, match=r"model\.safetensors"):
         layers.layer_change(Model(path=str(tmp_path / "empty")), base)
 
 

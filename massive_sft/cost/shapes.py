@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from massive_sft.errors import InvalidInput
+from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
 
 Source = Literal["config", "known", "name"]
@@ -135,17 +137,14 @@ def count(shape: Shape) -> int:
 
 def _stored_weights(folder: Path) -> int | None:
     """Return how many numbers the safetensors files hold, by their headers; None without any, or with a broken one."""
-    total = 0
     try:
-        for path in folder.glob("*.safetensors"):
-            with path.open("rb") as file:
-                header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    total += functools.reduce(lambda a, b: a * b, tensor["shape"], 1)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    return total or None
+        files = weight_files.find(folder)
+        if any(file.suffix != ".safetensors" for file in files):
+            return None
+        tensors = (tensor for file in files for tensor in weight_files.header(file).values())
+        return sum(math.prod(tensor["shape"]) for tensor in tensors) or None
+    except (InvalidInput, OSError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with them is for the plan's contents to say
 
 
 @functools.cache

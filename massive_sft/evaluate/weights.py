@@ -18,7 +18,6 @@ def load_scored(
     snapshot: Path | None,
     dtype: str,
     adapters: str = "unmerged",
-    attention: str = "sdpa",
     device: str | torch.device = "cpu",
 ) -> Any:
     """Load a model to score, in eval mode, without gradients.
@@ -30,21 +29,22 @@ def load_scored(
         dtype: ``bf16`` or ``fp32``, of the base's and the snapshot's weights.
         adapters: ``unmerged``, or ``merged``: added to the base's weights in ``dtype``, which loses most of a small
             change in bf16.
-        attention: transformers' attention implementation.
         device: where to put it.
 
     Raises:
         InvalidInput: the base or the snapshot cannot be loaded.
     """
     if snapshot is None:
-        loaded: Any = modeling.load_model(model, dtype, attention)
+        loaded: Any = modeling.load_model(model, dtype)
     elif (snapshot / "adapter_config.json").is_file():
-        loaded = PeftModel.from_pretrained(modeling.load_model(model, dtype, attention), str(snapshot))
+        loaded = PeftModel.from_pretrained(
+            modeling.load_model(model, dtype), str(snapshot), autocast_adapter_dtype=False
+        )
         if adapters == "merged":
             loaded = loaded.merge_and_unload()
     elif (snapshot / "config.json").is_file():
         whole = Model(path=str(snapshot), trust_remote_code=model.trust_remote_code)
-        loaded = modeling.load_model(whole, dtype, attention)
+        loaded = modeling.load_model(whole, dtype)
     else:
         raise InvalidInput(Problem(str(snapshot), "is no snapshot: it has neither config.json nor adapter_config.json"))
     return loaded.requires_grad_(False).eval().to(device)

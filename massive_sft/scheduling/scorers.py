@@ -84,15 +84,15 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: Recorder, queue: Any, scorers: int):
-        if not ray.get(queue.enter.remote(scorers)):
+    def __init__(self, recorder: Recorder, queue: Any, scorers: Scorers):
+        if not ray.get(queue.enter.remote(scorers.count)):
             raise ScorersFailed("no more of them is started")
 
         from massive_sft.stages.finishing import Finisher
 
         self._queue = queue
         stopped = queue.stopped.remote()
-        self._finisher = Finisher(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]))
+        self._finisher = Finisher(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0)
         ray.get(queue.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -129,7 +129,7 @@ def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Calla
     )
     rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
-        fn_constructor_args=(recorder, queue, scorers.count),
+        fn_constructor_args=(recorder, queue, scorers),
         batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),

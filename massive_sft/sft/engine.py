@@ -40,12 +40,10 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
         problems.append(Problem(f"{place}.zero", "must be 1 or more to offload the optimizer", layout.zero))
     if layout.gpus and layout.gpus != layout.workers:
         problems.append(Problem(f"{place}.workers", f"must equal gpus ({layout.gpus}): one each", layout.workers))
-    if layout.attention == "flash_attention_2" and not layout.gpus:
-        problems.append(Problem(f"{place}.attention", "flash_attention_2 needs a GPU; use sdpa", layout.attention))
+    if layout.attention in ("flash_attention_2", "flex_attention") and not layout.gpus:
+        problems.append(Problem(f"{place}.attention", "needs a GPU; use auto", layout.attention))
     if layout.attention == "flash_attention_2" and setting.precision == "fp32":
-        problems.append(
-            Problem(f"{place}.attention", "flash_attention_2 cannot compute in fp32; use sdpa", layout.attention)
-        )
+        problems.append(Problem(f"{place}.attention", "cannot compute in fp32; use auto", layout.attention))
     return problems
 
 

@@ -41,15 +41,12 @@ def load_trained(spec: TrainingSpec, samples: Samples) -> Any:
         InvalidInput: when the samples do not fit the model.
         Unsupported: when its kind cannot be packed.
     """
-    model: Any = modeling.load_model(spec.model, spec.setting.precision, spec.layout.attention)
+    layout = spec.layout
+    model: Any = modeling.load_model(spec.model, spec.setting.precision, layout.attention, layout.gpus > 0)
     place = modeling.place_of(spec.model)
     rows = model.get_input_embeddings().weight.shape[0]
-    problems = []
-    if samples.tokens.max() >= rows:
-        problems.append(
-            Problem(place, f"must know every token id of its tokenizer, below {rows}", int(samples.tokens.max()))
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
+    problems = modeling.token_problems(spec.model, rows, int(samples.tokens.max()))
+    positions = modeling.positions_of(model.config)
     if positions and samples.lengths.max() > positions:
         problems.append(
             Problem("max_length", f"must be at most the model's {positions} positions", int(samples.lengths.max()))
@@ -68,7 +65,7 @@ def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any
         return packing.Limit(samples=spec.layout.micro_batch)
     tokens = CPU_TOKENS
     if engine.device.type == "cuda":
-        config = model.config
+        config = model.config.get_text_config()
         tokens = packing.fitting_tokens(
             engine.free_bytes(),
             config.num_hidden_layers,

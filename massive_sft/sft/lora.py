@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.schema import Lora, Setting
 
 
 def add_adapter(model: PreTrainedModel, setting: Setting) -> nn.Module:
@@ -17,27 +20,44 @@ def add_adapter(model: PreTrainedModel, setting: Setting) -> nn.Module:
     The adapter has the model's dtype; in bf16 the optimizer keeps its float32 master copy.
 
     Raises:
-        InvalidInput: when no module has a name in ``setting.lora.targets``.
+        InvalidInput: as ``target_problems`` tells.
     """
     lora = setting.lora
+    problems = target_problems(model, lora)
+    if problems:
+        raise InvalidInput(problems)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by the rank; a float is fine
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    _refuse_unknown_targets(model, lora.targets)
     torch.manual_seed(setting.seed)
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def _refuse_unknown_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
-    if isinstance(targets, str):
-        return
-    names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-    unknown = [target for target in targets if target.rsplit(".", 1)[-1] not in names]
-    if unknown:
-        raise InvalidInput(
-            [Problem("lora.targets", "must name linear modules of the model", target, names) for target in unknown]
-        )
+def target_problems(model: PreTrainedModel, lora: Lora) -> list[Problem]:
+    """Return why ``lora.targets`` cannot be adapted in a model, which may be on the ``meta`` device.
+
+    A target is a module's name or the end of one, as peft takes it. It must be linear (``nn.Linear``, or GPT-2's
+    ``Conv1D``), and its weight its own: an adapter on a tied output layer could not be merged, for the input
+    embeddings would move with it.
+    """
+    if isinstance(lora.targets, str):
+        return []
+    modules = dict(model.named_modules())
+    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    shared = {name for name, module in linear.items() if holders[id(module.weight)] > 1}
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear.keys() - shared})
+    problems = []
+    for target in lora.targets:
+        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not found or any(name not in linear for name in found):
+            problems.append(Problem("lora.targets", "must name linear modules of the model", target, names))
+        elif shared & set(found):
+            rule = "must not name a module whose weight is tied to another's, which would move when it is merged"
+            problems.append(Problem("lora.targets", rule, target, names))
+    return problems

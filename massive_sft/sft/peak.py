@@ -12,22 +12,22 @@ _FORGET = Path("/proc/self/clear_refs")
 _HIGH_WATER = "5"  # what proc(5) wants to be told to begin the high-water mark anew
 
 
-def device_name() -> str:
-    """Return what computes here: the GPU's name, or ``cpu``."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def device_name(gpu: bool) -> str:
+    """Return what computes here: the GPU's name where one was given, or ``cpu``."""
+    return torch.cuda.get_device_name() if gpu else "cpu"
 
 
-def begin() -> None:
+def begin(gpu: bool) -> None:
     """Forget what was held at most so far; where the system does not let us, the peak is that of the process."""
-    if torch.cuda.is_available():
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         _FORGET.write_text(_HIGH_WATER)
 
 
-def peak_bytes() -> int | None:
+def peak_bytes(gpu: bool) -> int | None:
     """Return the most bytes held since ``begin``: reserved on the GPU, else resident; None where nobody says."""
-    if torch.cuda.is_available():
+    if gpu:
         return int(torch.cuda.max_memory_reserved())
     try:
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

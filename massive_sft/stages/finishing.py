@@ -49,10 +49,12 @@ class Finisher:
 
     Attributes:
         stop: asked before each shard; once it is true Interrupted is raised, and what is scored stays.
+        gpu: whether models are scored on a GPU, as ``resources`` say of the runs.
     """
 
     recorder: Recorder
     stop: Callable[[], bool] = never
+    gpu: bool = False
 
     @property
     def ledger(self) -> Ledger:
@@ -106,13 +108,15 @@ class Finisher:
 
     def _details(self, plan: CellPlan) -> Fields:
         """Return what a cell has already, and an empty account of what the rest takes."""
-        return self.recorder.earlier(plan) | {"cost": {"device": device_name(), "seconds": {}}}
+        return self.recorder.earlier(plan) | {"cost": {"device": device_name(self.gpu), "seconds": {}}}
 
     def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
         confirm = partial(_confirm, plan.cell, claim)
         evaluation = self.recorder.evaluation
-        scored = score(plan.cell, snapshot, weights, plan.lacking, evaluation, self.ledger, self.stop, confirm)
+        scored = score(
+            plan.cell, snapshot, weights, plan.lacking, evaluation, self.ledger, self.stop, confirm, self.gpu
+        )
         details["scores"] |= scored.scores
         details["cost"]["seconds"] |= scored.seconds
         details["missing"] = scored.missing

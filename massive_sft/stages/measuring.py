@@ -23,13 +23,16 @@ from massive_sft.sweep.unchanged import require_same_model
 LAYERS = "layers.parquet"
 
 
-def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float]) -> dict[str, Any]:
+def measure_data(
+    name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool = False
+) -> dict[str, Any]:
     """Return a measure of a run's training data: ``perplexity`` under the base model, or ``token_length``.
 
     Perplexities are kept in the ledger's cache by data and base weights: the runs of one mixture share them.
 
     Args:
         seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
+        gpu: whether the model is on a GPU.
 
     Raises InvalidInput when the base model or the data are no longer those that were planned.
     """
@@ -43,7 +46,7 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     began = time.perf_counter()
     samples, _ = samples_of(run, ledger)
     require_same_model(recipe.model, recipe.parts["base"])
-    model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.best_device())
+    model = load_scored(recipe.model, None, recipe.setting.precision, device=modeling.device_of(gpu))
     result = perplexity(model, samples, special_tokens(modeling.load_tokenizer(recipe.model)))
     require_same_model(recipe.model, recipe.parts["base"])
     result.save(folder)

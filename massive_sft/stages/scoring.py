@@ -69,7 +69,8 @@ class Scored:
 class _Loaded:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
-    def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards):
+    def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
+        self._gpu = gpu
         self._cell, self._snapshot, self._protocol, self._guards = cell, snapshot, evaluation.protocol, guards
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
@@ -91,7 +92,7 @@ class _Loaded:
     def _load(self) -> Scorer:
         tokenizer, protocol = self.tokenizer(), self._protocol
         self._guards.confirm()
-        device = modeling.best_device()
+        device = modeling.device_of(self._gpu)
         model = load_scored(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
         return _Guarded(model, tokenizer, self.ends(), self._guards)
 
@@ -118,6 +119,7 @@ def score(
     ledger: Ledger,
     stop: Callable[[], bool],
     confirm: Callable[[], None],
+    gpu: bool = False,
 ) -> Scored:
     """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
 
@@ -128,6 +130,7 @@ def score(
         weights: the id of the weights' content, under which scores are shared.
         stop: asked before each shard.
         confirm: called before the model is loaded and before anything is written; raises when it may not count.
+        gpu: whether the model is on a GPU.
 
     Raises:
         Interrupted: ``stop`` said so.
@@ -136,7 +139,7 @@ def score(
     """
     result = Scored()
     evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
-    loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm))
+    loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
     for item in asked:
         if item.task is None or item.template is None:
             continue

@@ -105,7 +105,8 @@ def train(
         return
     warm_up(run.layout)
     began = time.perf_counter()
-    peak.begin()
+    gpu = run.layout.gpus > 0
+    peak.begin(gpu)
     samples, counts = samples_of(run, ledger)
     checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
     with _on_the_planned_base(run.trajectory.recipe, attempt):
@@ -113,8 +114,8 @@ def train(
     if is_first_rank():
         cost = {
             "wall_seconds": time.perf_counter() - began,
-            "peak_bytes": peak.peak_bytes(),
-            "device": peak.device_name(),
+            "peak_bytes": peak.peak_bytes(gpu),
+            "device": peak.device_name(gpu),
         }
         _publish(run, ledger, attempt, summary, counts, cost)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import filter as filters
+from massive_sft.sweep import weight_files
 from massive_sft.sweep.identity import hashed
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.sweep.yaml_file import read_tagged
@@ -117,7 +118,7 @@ class Contents:
         if model.hub is not None:
             weights = tokenizer = self._hub(model.hub, self._commit(model), f"{place}.hub")
         else:
-            weights = self._folder(str(model.path), (*WEIGHTS, *code), f"{place}.path")
+            weights = self._folder(str(model.path), ("config.json", *code), f"{place}.path", weight_files.find)
             tokenizer = self._folder(str(model.path), (*TOKENIZER, *code), f"{place}.path")
         if model.tokenizer is not None:
             tokenizer = self._folder(model.tokenizer, (*TOKENIZER, *code), f"{place}.tokenizer")
@@ -242,23 +243,37 @@ class Contents:
             self.missing[place] = error.problems[0]
             return text
 
-    def _folder(self, text: str, patterns: tuple[str, ...], place: str) -> str:
-        """Return the content id of a folder's files that match, told apart by their names, or of a file."""
+    def _folder(
+        self, text: str, patterns: tuple[str, ...], place: str, weights: Callable[[Path], list[Path]] | None = None
+    ) -> str:
+        """Return the content id of a folder's files, told apart by their names, or of a file.
+
+        Args:
+            patterns: of names in the folder.
+            weights: finds the files that weights are loaded from; others beside them nobody reads.
+        """
         try:
             path = locate(text, self.folder, place)
             if path.is_file():
                 return f"sha256:{self.hashes.of(path)}"
             if not path.is_dir():
                 raise InvalidInput(Problem(place, "there is no such file or folder", str(path)))
-            files = {file: None for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
+            files = dict.fromkeys(weights(path) if weights else ())
+            files |= {file: None for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
             if not files:
                 raise InvalidInput(Problem(place, f"has no file that matches {', '.join(patterns)}", str(path)))
             return "files:" + fingerprint([[file.name, self.hashes.of(file)] for file in files])
         except InvalidInput as error:
-            self.missing[place] = error.problems[0]
+            self._lacks(place, _at(place, error.problems))
         except OSError as error:
-            self.missing[place] = Problem(place, f"cannot be read ({error.strerror})", text)
+            self._lacks(place, Problem(place, f"cannot be read ({error.strerror})", text))
         return f"missing:{text}"
+
+    def _lacks(self, place: str, problem: Problem) -> None:
+        """Remember a problem beside what a place has already: one folder holds weights and tokenizer."""
+        known = self.missing.get(place, problem)
+        both = known.rule if problem.rule in known.rule else f"{known.rule}; {problem.rule}"
+        self.missing[place] = Problem(place, both, known.value)
 
     def _data_files(self, dataset: Dataset, place: str) -> str:
         """Return the content id of a local dataset's files, in reading order.
@@ -281,6 +296,14 @@ class Contents:
         except OSError as error:
             self.missing[place] = Problem(place, f"cannot be read ({error.strerror})", str(dataset.path))
         return f"missing:{dataset.path}:{','.join(dataset.files or ())}"
+
+
+def _at(place: str, problems: list[Problem]) -> Problem:
+    """Return problems of one place as one; what is wrong with single files below it is told with their paths."""
+    first = problems[0]
+    if first.place == place:
+        return first
+    return Problem(place, "; ".join(f"{problem.place} {problem.rule}" for problem in problems), first.value)
 
 
 def _extension(file: Path) -> str:

@@ -346,7 +346,7 @@ class Resource(Strict):
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False
     gradient_checkpointing: Flag = False
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     gpus_per_replica: Devices = 0
     replicas: Annotated[Positive, Field(le=MOST_DEVICES)] | Literal["auto"] = "auto"
 

@@ -46,7 +46,7 @@ class Layout(Strict):
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False
     gradient_checkpointing: Flag = False
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
 
 
 class TrainingSpec(Strict):
