@@ -333,6 +333,14 @@ def test_strange_yaml_is_refused_in_a_sentence(tmp_path: Path, text: str) -> Non
         load_sweep(tmp_path / "x.yaml")
 
 
+@pytest.mark.timeout(20)
+def test_anchors_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    with pytest.raises(InvalidInput, match="values once its anchors are replaced"):
+        load_sweep(tmp_path / "x.yaml")
+
+
 def test_merge_leaves_its_arguments_alone() -> None:
     below = {"a": {"b": 1}}
     assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}

@@ -31,8 +31,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidInput(Problem(str(path), f"holds a value that cannot be read: {error}")) from None
     if not isinstance(value, dict):
         raise InvalidInput(Problem(str(path), "must be a mapping (key: value)", value))
+    count = _values(value, {})
+    if count > MOST_VALUES:
+        rule = f"holds {count:,} values once its anchors are replaced, more than {MOST_VALUES:,}"
+        raise InvalidInput(Problem(str(path), rule))
     return value
 
+
+def _values(value: Any, known: dict[int, int]) -> int:
+    """Return how many values a value holds, in time that hangs on what is written, not on what anchors make of it."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1 + sum(
+            _values(item, known) for item in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
+
+
+MOST_VALUES = 5_000_000
 
 __all__ = ["YAMLError", "merge", "read_tagged", "read_yaml", "with_text_keys"]
 
