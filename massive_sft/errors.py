@@ -10,7 +10,6 @@ import enum
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -96,21 +95,15 @@ class Unsupported(MassiveSFTError):
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error of any code as one sentence: its kind, what it says (where it says nothing, where it arose), why.
+    """Return an error of any code as one sentence, with what caused it; without a message, the place that raised it.
 
-    An error of this package is a sentence already. Of another's message the first line is taken, and the cause's.
+    An error of this package is a sentence already.
     """
-    if isinstance(error, MassiveSFTError) and str(error):
-        return str(error)
-    kind, said = type(error).__name__, _first_line(error)
-    if not said:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-        said = f"raised{place} without a message"
-    cause = error.__cause__
-    why = f" ({in_words(cause)})" if cause is not None and _first_line(cause) not in ("", said) else ""
-    return f"{kind}: {said}{why}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = str(error).strip().splitlines()
+    if isinstance(error, MassiveSFTError) and lines:
+        return "; ".join(lines)
+    kind, cause = type(error).__name__, error.__cause__
+    raised = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f", raised in {frame.name} of {frame.filename}:{frame.lineno}" for frame in raised)
+    said = f"{kind}: {lines[0]}" if lines else f"{kind} without a message{place}"
+    return said if cause is None else f"{said} (because of {in_words(cause)})"

@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "unknown key": (lambda _: {"modles": {}}, "unknown key, got 'modles' (did you mean 'models'?)"),
     "weight of zero": (lambda _: {"mixtures": {"one": {"weights": {"facts": 0}, "samples": 5}}}, "mixtures.one.weights.facts: must be > 0"),
     "no such model": (lambda _: {"models": {"llama": {"path": "none"}}}, "models.llama.path: there is no such file or folder"),
-    "no model": (no_model, "models.llama: "),
+    "no model": (no_model, "models.llama.path: "),
     "slow tokenizer": (slow_tokenizer, "has a slow tokenizer without character offsets"),
     "mixture of experts": (lambda f: edited_model(f, num_local_experts=4), "is a mixture of experts"),
     "quantised base": (lambda f: edited_model(f, quantization_config={"quant_method": "gptq", "bits": 4}), "has quantised weights"),

@@ -111,12 +111,18 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
     ("error", "words"),
     [
         (raised(Unsupported("too long")), "too long"),
-        (raised(InvalidInput(Problem("m", "is no model"))), "m: is no model"),
+        (
+            raised(InvalidInput([Problem("m", "is no model"), Problem("d", "is no file")])),
+            "m: is no model; d: is no file",
+        ),
         (raised(ValueError("one\ntwo")), "ValueError: one"),
         (raised(KeyError("q")), "KeyError: 'q'"),
-        (raised(RuntimeError("while generating"), UnicodeDecodeError("utf-8", b"\xef", 0, 1, "bad")), "(UnicodeDecode"),
-        (raised(StopIteration()), "StopIteration: raised at test_failures.py:"),
-        (StopIteration(), "StopIteration: raised without a message"),
+        (
+            raised(RuntimeError("while generating"), UnicodeDecodeError("utf-8", b"\xef", 0, 1, "bad")),
+            "generating (because of UnicodeDecodeError: ",
+        ),
+        (raised(StopIteration()), "StopIteration without a message, raised in raised of "),
+        (StopIteration(), "StopIteration without a message"),
     ],
 )
 def test_error_of_any_code_is_put_in_words(error: BaseException, words: str) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from massive_sft.cost.known import Known
 from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.cost.shapes import Shape
 from massive_sft.plan import RunPlan
+from massive_sft.sweep.schema import Setting
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 STATE = 12  # bytes that a resume checkpoint holds of a trained weight beside it: master copy and two moments
@@ -49,15 +51,24 @@ def disk(known: Known, todo: Iterable[RunPlan]) -> Disk | None:
         if shape is None:
             return None
         sure &= shape.source == "config"
-        number, trained = bytes_of(setting.precision), trained_weights(shape, setting)
-        count = len(run.trajectory.snapshots)
+        snapshot, count = snapshot_bytes(shape, setting), len(run.trajectory.snapshots)
         stay = {"none": 0, "last": 1, "all": count}[getattr(keep, setting.method)]
-        kept += stay * number * trained
+        kept += stay * snapshot
         if run.trajectory.id in left:
-            waiting.append((count - stay) * number * trained)
-            resume.append((number + STATE) * trained)
+            waiting.append((count - stay) * snapshot)
+            resume.append(checkpoint_bytes(shape, setting))
     allowed = size_in_bytes(known.plan.sweep.file.storage.max_waiting)
     return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
+
+
+def snapshot_bytes(shape: Shape, setting: Setting) -> int:
+    """Return what one snapshot of a training takes."""
+    return bytes_of(setting.precision) * trained_weights(shape, setting)
+
+
+def checkpoint_bytes(shape: Shape, setting: Setting) -> int:
+    """Return what one resume checkpoint of a training takes."""
+    return (bytes_of(setting.precision) + STATE) * trained_weights(shape, setting)
 
 
 def size_in_bytes(text: str) -> float:

@@ -21,8 +21,8 @@ from massive_sft.evaluate import intervals
 from massive_sft.evaluate.build import Benchmark, doc_hash
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.evaluate.intervals import Interval
-from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, Rolling
-from massive_sft.evaluate.responses import Response, Scored, read_responses
+from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, Rolling, read_requests
+from massive_sft.evaluate.responses import Generated, Response, Scored, read_responses
 from massive_sft.evaluate.tasks import load, seeded
 
 SCHEMA = 1
@@ -77,6 +77,27 @@ def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execu
         "groups": {name: entries for name, entries in groups.items() if entries},
     }
     return Scores(table, pa.Table.from_pylist(rows, schema=SAMPLES))
+
+
+def rehearse(benchmark: Benchmark, allow_code_execution: bool = False) -> None:
+    """Score a made-up answer to each leaf task's first document: what cannot be scored shows before a model answers.
+
+    Raises:
+        TaskUnavailable: as ``aggregate``.
+        Corrupt, FileNotFoundError: the requests are missing or damaged.
+    """
+    loaded = load(benchmark.task, allow_code_execution)
+    for leaf in benchmark.requests.leaves:
+        asked = read_requests(benchmark.requests, leaf)
+        first = [request for request in asked if request.doc == asked[0].doc]
+        answers: list[Response] = [
+            Generated(request.index, "a", 1, "stop")
+            if isinstance(request, Generation)
+            else Scored(request.index, -1.0, False, 1)
+            for request in first
+        ]
+        with seeded(), foreign(f"{leaf.name} cannot be scored"):
+            _values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
 
 
 def _values(

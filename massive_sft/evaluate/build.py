@@ -159,6 +159,7 @@ def _size(requests: list[Request]) -> dict[str, int]:
         "answers": len(answers),
         "prompt_bytes": sum(len(item.context.encode()) for item in answers),
         "answer_tokens": sum(item.max_tokens for item in answers),
+        "longest_answer": max((item.max_tokens for item in answers), default=0),
     }
 
 

@@ -24,7 +24,7 @@ from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.stages.failures import contained
 from massive_sft.sweep.cell import Cell
-from massive_sft.sweep.schema import Evaluation, Task
+from massive_sft.sweep.schema import Evaluation
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def score(
         with contained(result.missing, name, ledger.cell_dir(cell.id)):
             wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
             done = evaluate(
-                _prepared(item.task, item.shots, evaluation, wrapping, ledger),
+                prepared(item, evaluation, wrapping, ledger),
                 evaluation.protocol,
                 weights,
                 loaded.scorer,
@@ -167,9 +167,10 @@ def score(
     return result
 
 
-def _prepared(task: Task, shots: int, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+def prepared(item: Asked, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+    """Build one benchmark's requests in the ledger's cache, once in a process; ``item`` is no measure."""
     return prepare(
-        (task.model_copy(update={"shots": (shots,)}),),
+        () if item.task is None else (item.task.model_copy(update={"shots": (item.shots,)}),),
         evaluation.protocol.fewshot,
         wrapping,
         ledger.cache_dir("requests"),

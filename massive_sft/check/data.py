@@ -1,0 +1,57 @@
+"""Training data: files, columns, filters, counts, special tokens, truncation, and tokens that the model knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+
+from massive_sft import modeling
+from massive_sft.check.models import Models, Usable
+from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, RunPlan, token_key
+from massive_sft.samples import Samples
+from massive_sft.stages.training import samples_of
+from massive_sft.sweep.cell import Recipe
+
+
+def data_problems(
+    plan: Plan, ledger: Ledger, models: Models, lost: Container[str], say: Callable[[str], None]
+) -> Iterator[Problem]:
+    """Build every distinct training set of usable models once, into the ledger's token cache.
+
+    Args:
+        lost: places (``datasets.NAME``) that the hub does not give.
+    """
+    distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.runs}
+    missing = [problem.place for problem in plan.missing]
+    for run in distinct.values():
+        recipe = run.trajectory.recipe
+        model = models.usable.get(recipe.model)
+        places = [f"datasets.{part.name}" for part in recipe.mixture.parts]
+        gone = any(place.startswith(f"{plan.sweep.path}: {one}.") for place in missing for one in places)
+        if model is None or gone or any(place in lost for place in places):
+            continue
+        say(f"data {recipe.mixture.name} for {recipe.model_name}")
+        try:
+            samples, _ = samples_of(run, ledger)
+        except InvalidInput as error:
+            yield from (
+                Problem(f"{plan.sweep.path}: {item.place}", item.rule, item.value, item.choices)
+                for item in error.problems
+            )
+        except MassiveSFTError as error:
+            yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(error))
+        else:
+            yield from _unfit(plan, recipe, samples, model)
+
+
+def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: Usable) -> Iterator[Problem]:
+    """Yield what of the samples the model cannot take: too many positions, tokens that it has no embedding for."""
+    longest = int(samples.lengths.max())
+    if model.positions and longest > model.positions:
+        place = f"{plan.sweep.path}: settings.{recipe.setting_name}.max_length"
+        rule = f"lets through samples of {longest} tokens, but {recipe.model_name} has {model.positions} positions"
+        yield Problem(place, f"{rule}; lower it", recipe.setting.max_length)
+    for item in modeling.token_problems(recipe.model, model.rows, int(samples.tokens.max())):
+        place = f"{plan.sweep.path}: models.{recipe.model_name}: {item.place}"
+        yield Problem(place, f"{item.rule} (mixture {recipe.mixture.name})", item.value)

@@ -1,0 +1,283 @@
+"""Check finds what a run would find, each with its place in the sweep file and a rule, all at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from evaluation_world import gemma2
+from safetensors.torch import load_file
+from small_sweep import small_sweep
+
+from massive_sft.check import check
+from massive_sft.check.room import room_problems
+from massive_sft.evaluate import build
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.sweep.load import load_sweep
+
+pytestmark = pytest.mark.timeout(120)
+
+RULES = """class Bad(Exception):
+    pass
+
+
+def text(doc):
+    raise Bad("a rule of mine")
+
+
+def judge(doc, results):
+    raise Bad("no answer is good enough")
+"""
+TASK: dict[str, Any] = {
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "q.jsonl"}},
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "{{a}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
+
+
+class Function(str):
+    """``!function module.name`` of a task file."""
+
+
+class Dumper(yaml.SafeDumper):
+    pass
+
+
+Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
+
+# Changes of TASK and of its entry in the sweep file, and what check says of it.
+BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "gone": ({"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, {}, r"gone\.jsonl"),
+    "empty": ({"dataset_kwargs": {"data_files": {"test": "empty.jsonl"}}}, {}, r"empty\.jsonl is empty"),
+    "latin": (
+        {"dataset_path": "csv", "dataset_kwargs": {"data_files": {"test": "latin.csv"}}},
+        {},
+        r"latin\.csv.*can't decode",
+    ),
+    "field": ({"doc_to_text": "{{question}}"}, {}, "'question' is undefined"),
+    "target": ({"doc_to_target": "{{answer}}"}, {}, "'answer' is undefined"),
+    "module": ({"doc_to_text": Function("nomodule.text")}, {}, "nomodule"),
+    "raises": ({"doc_to_text": Function("rules.text")}, {}, "Bad: a rule of mine"),
+    "judge": ({"process_results": Function("rules.judge")}, {}, "cannot be scored: Bad: no answer is good enough"),
+    "metric": (
+        {"metric_list": [{"metric": "exakt_match", "aggregation": "mean", "higher_is_better": True}]},
+        {},
+        r"exakt_match \(did you mean exact_match\?\)",
+    ),
+    "kind": ({"output_type": "generate_untill"}, {}, "generate_untill"),
+    "samples": (
+        {"generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 0.7}},
+        {},
+        "samples its answers",
+    ),
+    "shots": ({}, {"shots": 9}, "number of fewshot samples requested exceeds"),
+    "long": ({"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4096, "do_sample": False}}, {}, "no room"),
+    "unsafe": ({"unsafe_code": True}, {}, r"set evaluation\.allow_code_execution"),
+}
+
+
+def planned(folder: Path, **changes: Any) -> Plan:
+    return make_plan(load_sweep(small_sweep(folder, **changes)))
+
+
+def found(folder: Path, **changes: Any) -> list[str]:
+    return [str(problem) for problem in check(planned(folder, **changes))]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("check")
+
+
+def evaluation(*tasks: dict[str, Any], **protocol: Any) -> dict[str, Any]:
+    return {"protocol": {"dtype": "fp32", **protocol}, "tasks": list(tasks)}
+
+
+def write_task(folder: Path, name: str, changes: dict[str, Any]) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.dump({"task": name, **TASK, **changes}, Dumper=Dumper))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "q.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    (folder / "empty.jsonl").write_text("")
+    (folder / "latin.csv").write_bytes("q,a\nnaïve,y\n".encode("latin-1"))
+    (folder / "rules.py").write_text(RULES)
+    return folder
+
+
+def test_every_broken_benchmark_is_named_with_its_place_at_once(home: Path, task_folder: Path) -> None:
+    entries = [
+        {"path": write_task(task_folder, f"b_{name}", changes), **entry} for name, (changes, entry, _) in BROKEN.items()
+    ]
+    sound = {"path": write_task(task_folder, "sound", {})}
+    problems = found(home, evaluation=evaluation(*entries, sound))
+    for number, (name, (_, _, rule)) in enumerate(BROKEN.items()):
+        place = f"{home / 'sweep.yaml'}: evaluation.tasks[{number}]: "
+        assert any(text.startswith(place) and re.search(rule, text) for text in problems), (name, problems)
+    assert len(problems) == len(BROKEN), problems
+
+
+def copied(home: Path, name: str, source: str = "tiny-llama") -> Path:
+    """Copy a model of the world."""
+    small_sweep(home)
+    folder = home / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(home / "world" / "models" / source, folder))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def as_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def with_a_token_too_many(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token="<|eot|>")
+
+
+def without_eos(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+
+
+def quantised(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "place", "rule"),
+    [
+        (without_weights, "models.spoilt", "has no weights"),
+        (as_pointer, "models.spoilt", "is a Git LFS pointer.*git lfs pull"),
+        (cut, "models.spoilt", "bytes where its header says|cut short"),
+        (with_a_token_too_many, "models.spoilt", "must know every token id of its tokenizer, below 259, got 259"),
+        (without_eos, "models.spoilt", "without an end-of-sequence token"),
+        (quantised, "models.spoilt", "quantised weights"),
+    ],
+)
+def test_model_that_cannot_be_used_is_told_once_and_the_others_are_checked(
+    home: Path, spoil: Callable[[Path], None], place: str, rule: str
+) -> None:
+    folder = copied(home, "spoilt")
+    spoil(folder)
+    models = {"spoilt": {"path": str(folder)}, "sound": {"path": str(home / "world" / "models" / "tiny-neox")}}
+    problems = found(home, models=models, measures=["layer_change"])
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(f"{home / 'sweep.yaml'}: {place}") and re.search(rule, problems[0]), problems
+
+
+def test_weights_in_pytorch_s_own_format_are_ready_for_layer_change(home: Path) -> None:
+    folder = copied(home, "bin")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert found(home, models={"bin": {"path": str(folder)}}, measures=["layer_change"]) == []
+
+
+def test_adapter_targets_that_the_model_lacks_are_named_with_those_it_has(home: Path) -> None:
+    lora = {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "targets": ["q_proj"]}}
+    settings = {"defaults": {"max_length": 128, "precision": "fp32", "batch": 32}, "lora": lora}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
+    models = {"neox": {"path": str(home / "world" / "models" / "tiny-neox")}}
+    small_sweep(home)
+    (problem,) = found(home, models=models, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}])
+    assert re.search(r"settings\.lora\.lora\.targets: must name linear modules.*neox, got 'q_proj'", problem)
+    assert "query_key_value" in problem
+
+
+def test_attention_that_cannot_compute_a_model_is_named_where_resources_ask_for_it(home: Path) -> None:
+    folder = copied(home, "capped")
+    gemma2().save_pretrained(folder)
+    models = {"capped": {"path": str(folder)}}
+    assert found(home, models=models) == []
+    (problem,) = found(home, models=models, resources=[{"attention": "sdpa"}])
+    assert "resources" in problem and "capped" in problem and "soft-caps" in problem
+
+
+def test_protocol_that_asks_for_a_chat_template_that_a_model_lacks_is_named(home: Path) -> None:
+    small_sweep(home)
+    task = {"path": str(home / "world" / "tasks" / "facts_gen.yaml"), "limit": 2}
+    (problem,) = found(home, evaluation=evaluation(task, template="chat"))
+    assert re.search(r"evaluation\.protocol\.template: .*tiny-llama: .*chat template", problem)
+
+
+def test_chat_template_that_raises_is_a_problem_of_the_benchmark(home: Path) -> None:
+    folder = copied(home, "chatty")
+    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no such turn') }}")
+    task = {"path": str(home / "world" / "tasks" / "facts_gen.yaml"), "limit": 2}
+    problems = found(home, models={"m": {"path": str(folder)}}, evaluation=evaluation(task, template="chat"))
+    assert problems and all("evaluation" in text and "no such turn" in text for text in problems), problems
+
+
+def test_root_that_cannot_be_written_hides_no_other_problem(home: Path, task_folder: Path) -> None:
+    (home / "file").write_text("")
+    broken = {"path": write_task(task_folder, "b_gone", BROKEN["gone"][0])}
+    problems = found(home, storage={"root": str(home / "file" / "ledger")}, evaluation=evaluation(broken))
+    assert len(problems) == 2, problems
+    assert any("gone.jsonl" in text for text in problems)
+
+
+def test_missing_data_of_one_mixture_hides_nothing_of_another(home: Path) -> None:
+    small_sweep(home)
+    short = home / "short.jsonl"
+    short.write_text('{"instruction": "a", "input": ""}\n')
+    datasets = {"gone": {"path": "gone.jsonl", "format": "alpaca"}, "short": {"path": str(short), "format": "alpaca"}}
+    problems = found(home, datasets=datasets, mixtures={"one": {"each": ["gone", "short"]}})
+    assert any("datasets.gone.path" in text for text in problems)
+    assert any("datasets.short" in text for text in problems), problems
+    assert not any("changed since" in text for text in problems)
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize("free", [10**12, 1000])
+def test_disk_too_small_for_a_snapshot_is_said_with_numbers(
+    home: Path, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(home)
+    Ledger.open(plan.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
+    problems = [str(problem) for problem in room_problems(plan)]
+    assert len(problems) == (free < 10**6)
+    for text in problems:
+        assert re.search(r"storage\.root: has 1 kB free, but a snapshot of llama full takes about [\d.]+ MB", text)
+
+
+def test_what_check_built_is_not_built_again(home: Path) -> None:
+    plan = planned(home)
+    assert check(plan) == []
+    before = build._build.cache_info().misses
+    assert check(plan) == []
+    assert build._build.cache_info().misses == before
+    assert len(list((plan.root / "cache" / "requests").glob("*/manifest.json"))) >= 2
