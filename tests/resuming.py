@@ -50,6 +50,7 @@ class Case:
             method=self.method,
             lora=DROPOUT,
             lr=1e-2,
+            optimizer={"weight_decay": 0.1},  # two groups of parameters
         )
 
 

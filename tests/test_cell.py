@@ -146,6 +146,7 @@ MOVES: dict[str, list[tuple[Edit, ...]]] = {
     "Optimizer.betas": [(("settings.full.optimizer.betas", [0.9, 0.95]),)],
     "Optimizer.eps": [(("settings.full.optimizer.eps", 1e-6),)],
     "Optimizer.weight_decay": [(("settings.full.optimizer.weight_decay", 0.1),)],
+    "Optimizer.decay": [(("settings.full.optimizer.weight_decay", 0.1), ("settings.full.optimizer.decay", "all"))],
     "Optimizer.clip": [(("settings.full.optimizer.clip", 0.5),), (("settings.full.optimizer.clip", None),)],
     "Lora.rank": [(LORA, ("settings.full.lora.rank", 8))],
     "Lora.alpha": [(LORA, ("settings.full.lora.alpha", 8))],
@@ -489,6 +490,24 @@ def test_later_field_within_a_field_is_hashed_unless_it_is_neutral_or_idle(monke
 def test_neutral_values_are_of_hashed_fields() -> None:
     for kind, values in NEUTRAL.items():
         assert values.keys() <= HASHED[kind]
+
+
+def with_optimizer(method: str = "full", **optimizer: Any) -> Cell:
+    file = base_file()
+    put(file, "settings.full.method", method)
+    put(file, "settings.full.optimizer", optimizer)
+    return only(file)
+
+
+def test_decay_of_all_weights_keeps_the_earlier_id_and_that_of_matrices_has_its_own() -> None:
+    assert with_optimizer(weight_decay=0.1, decay="all").id == "7e18472e42c03f1f"
+    assert with_optimizer(weight_decay=0.1).id != "7e18472e42c03f1f"
+    assert with_optimizer(decay="all").id == only(base_file()).id
+
+
+def test_decay_of_an_adapter_is_that_of_its_matrices_whatever_the_field_says() -> None:
+    found = {with_optimizer("lora", weight_decay=0.1, decay=decay).id for decay in ("matrices", "all")}
+    assert len(found) == 1
 
 
 def test_id_is_the_hash_of_the_content() -> None:

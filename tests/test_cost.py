@@ -140,7 +140,8 @@ def test_states_of_full_tuning_follow_the_stage() -> None:
     assert states(on(8, 3)) == {
         name: size * weights // 8 for name, size in zip(states(on(8, 3)), (2, 2, 4, 8), strict=True)
     }
-    assert states(on(1, 1, offload="optimizer")) == {"weights": 2 * weights}
+    assert states(on(1, 1, offload="optimizer")) == {"weights": 2 * weights, "gradients": 4 * weights}
+    assert states(on(1, 2, offload="optimizer")) == {"weights": 2 * weights}
     fp32 = FULL.model_copy(update={"precision": "fp32"})
     plain = training_memory(LLAMA, fp32, on(1, 0), 2048).certain
     assert plain == {"weights": 4 * weights, "gradients": 4 * weights, "moments": 8 * weights}
@@ -476,7 +477,7 @@ def test_cost_is_json_and_lines_name_the_remedy(tmp_path: Path) -> None:
     models = {"m1": {"hub": "meta-llama/Meta-Llama-3-8B"}, "m2": {"hub": "org/m2"}}
     cost = cost_of(tmp_path, models=models, **H100)
     assert json.loads(json.dumps(cost_json(cost)))["memory"][0]["verdict"] == "does not fit"
-    assert "does not fit: m1 full on 1 × H100 needs ≈ 167 GB of 85.5 GB: set offload: optimizer" in "\n".join(
+    assert "does not fit: m1 full on 1 × H100 needs ≈ 167 GB of 85.5 GB: set zero: 2, offload: optimizer" in "\n".join(
         cost_lines(cost)
     )
 

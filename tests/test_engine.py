@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
 
 from massive_sft import modeling
+from massive_sft.cost.memory import bucket_bytes, bytes_of
 from massive_sft.errors import InvalidInput
 from massive_sft.sft import loop
-from massive_sft.sft.engine import layout_problems
+from massive_sft.sft.engine import Engine, free_memory, layout_problems
+from massive_sft.sft.loading import load_trained
+from massive_sft.sft.loss import SummedLoss
+from massive_sft.sft.packing import collate
+from massive_sft.sft.ranks import join_group
 from massive_sft.sweep.schema import Setting
-from massive_sft.sweep.spec import Layout
+from massive_sft.sweep.spec import Layout, TrainingSpec
 
 HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # Larger than the gradients that rounding decides, so that AdamW does not blow those up to a whole learning rate.
 SMOOTH = {"eps": 1e-4, "clip": 1.0}
 
@@ -81,37 +90,95 @@ def test_update_any_layout_on_one_rank_is_the_same(
     assert (weights(tmp_path) - expected).abs().max() < 1e-6
 
 
-def test_update_two_ranks_are_the_same_at_every_stage(base: Path, reference: dict[str, Any], tmp_path: Path) -> None:
-    """The last batch of an epoch has 3 samples: with micro-batches of 1 one rank ends with a stand-in."""
-    specs = []
+def two_rank_specs(base: Path) -> Iterator[tuple[str, TrainingSpec, dict[str, int]]]:
+    """What two ranks train, by name, and what the second has memory for."""
     for zero in (0, 1, 2, 3):
         for method in ("full", "lora") if zero in (0, 3) else ("full",):
             layout = {"workers": 2, "zero": zero, "micro_batch": 1 + zero % 2, "packing": zero == 3}
-            spec = make_spec(base, (2,), layout=layout, method=method, optimizer=SMOOTH)
-            specs.append(spec.model_copy(update={"trajectory": f"zero{zero}-{method}"}))
-    single = make_spec(base, (2,), layout={"workers": 2, "zero": 2, "micro_batch": 1}, batch=10, optimizer=SMOOTH)
-    specs.append(single.model_copy(update={"trajectory": "one-sample-last"}))
-    (tmp_path / "specs.jsonl").write_text("".join(spec.model_dump_json() + "\n" for spec in specs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            yield f"fp32-{method}-{zero}", make_spec(base, (2,), layout=layout, method=method, optimizer=SMOOTH), {}
+        if zero in (1, 3):
+            whole = {"workers": 2, "zero": zero, "micro_batch": 2}
+            yield f"small-{zero}", make_spec(base, (2,), layout=whole, optimizer=SMOOTH), {"rows": 1}
+        if zero:
+            layout = {"workers": 2, "zero": zero, "micro_batch": 1}
+            yield f"bf16-{zero}", make_spec(base, (2,), layout=layout, precision="bf16", optimizer=SMOOTH), {}
+    yield "small-auto", make_spec(base, (2,), layout={"workers": 2, "zero": 2}, optimizer=SMOOTH), {"tokens": 32}
+    yield "none", make_spec(base, layout={"workers": 2, "zero": 3}), {"rows": 0}
+    yield "last", make_spec(base, (2,), layout={"workers": 2, "zero": 2, "micro_batch": 1}, batch=10), {}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two ranks trained ``two_rank_specs``, and each told its summary."""
+    folder = tmp_path_factory.mktemp("two")
+    with (folder / "specs.jsonl").open("w") as file:
+        for name, spec, memory in two_rank_specs(base):
+            content = spec.model_copy(update={"trajectory": name}).model_dump(mode="json")
+            file.write(json.dumps({"spec": content, "memory": memory}) + "\n")
     done = subprocess.run(
-        [*command, str(HERE / "torchrun_layouts.py"), str(tmp_path)],
+        [*TORCHRUN, str(HERE / "torchrun_layouts.py"), str(folder)],
         capture_output=True,
         text=True,
         timeout=120,
         env={"PYTHONPATH": f"{HERE.parent}:{HERE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for spec in specs[:-1]:
-        folder = tmp_path / spec.trajectory
-        steps = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-        losses, norms, expected = reference[spec.setting.method]
-        assert [step["loss"] for step in steps] == pytest.approx(losses, abs=2e-6), spec.trajectory
-        assert [step["grad_norm"] for step in steps] == pytest.approx(norms, rel=1e-5), spec.trajectory
-        assert (weights(folder) - expected).abs().max() < 1e-6, spec.trajectory
-        one, other = (json.loads((tmp_path / f"{spec.trajectory}-{rank}.json").read_text()) for rank in (0, 1))
-        del one["seconds"], other["seconds"]
-        assert one == other
-    assert json.loads((tmp_path / "one-sample-last-1.json").read_text())["steps"] == 4
+    return folder
+
+
+def curve(folder: Path) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of a training."""
+    steps = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [step["loss"] for step in steps], [step["grad_norm"] for step in steps]
+
+
+def summaries(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What both ranks told of a training, but for what the clock says."""
+    found = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+    return [{key: value for key, value in one.items() if key != "seconds"} for one in found]
+
+
+FP32 = ["fp32-full-0", "fp32-lora-0", "fp32-full-1", "fp32-full-2", "fp32-full-3", "fp32-lora-3"]
+SMALL = ["small-1", "small-3", "small-auto"]
+
+
+@pytest.mark.parametrize("name", FP32 + SMALL)
+def test_update_of_two_ranks_is_that_of_one(two_ranks: Path, reference: dict[str, Any], name: str) -> None:
+    """The last batch of an epoch has 3 samples: with micro-batches of 1 one rank ends with a stand-in."""
+    losses, norms, expected = reference["lora" if "lora" in name else "full"]
+    found = curve(two_ranks / name)
+    assert found[0] == pytest.approx(losses, abs=2e-6)
+    assert found[1] == pytest.approx(norms, rel=1e-5)
+    assert (weights(two_ranks / name) - expected).abs().max() < 1e-6
+    one, other = summaries(two_ranks, name)
+    assert one == other
+
+
+def test_rank_without_a_sample_in_the_last_step_takes_part(two_ranks: Path) -> None:
+    assert summaries(two_ranks, "last")[1]["steps"] == 4
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_micro_batch_that_one_of_two_ranks_has_no_memory_for_is_halved_on_both(two_ranks: Path, name: str) -> None:
+    (size,) = {tuple(one["micro_batch"].items()) for one in summaries(two_ranks, name)}
+    assert size[0] in {("samples", 1), ("tokens", 32)}
+
+
+def test_sample_that_one_of_two_ranks_has_no_memory_for_ends_both_with_the_remedy(two_ranks: Path) -> None:
+    one, other = summaries(two_ranks, "none")
+    assert one == other and "lower max_length" in one["error"]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_bf16_update_does_not_depend_on_the_number_of_ranks(
+    two_ranks: Path, base: Path, tmp_path: Path, zero: int
+) -> None:
+    """Micro-batches of one sample give all ranks the gradients of one to add, so only the addition could differ."""
+    spec = make_spec(base, (2,), layout={"zero": 1, "micro_batch": 1}, precision="bf16", optimizer=SMOOTH)
+    train(spec, make_samples(), tmp_path)
+    found, expected = curve(two_ranks / f"bf16-{zero}"), curve(tmp_path)
+    assert found[0] == pytest.approx(expected[0], abs=2e-6)
+    assert found[1] == pytest.approx(expected[1], rel=2e-6)
 
 
 def test_bf16_gradients_of_many_micro_batches_are_summed_in_float32(base: Path, tmp_path: Path) -> None:
@@ -137,50 +204,14 @@ def test_bf16_loss_equals_that_of_the_model_as_transformers_loads_it(base: Path,
     assert steps[0].loss == pytest.approx(float(losses[torch.from_numpy(samples.trainable[1:])].mean()), abs=1e-5)
 
 
-class FullMemory:
-    """Makes a model's passes run out of memory, for real calls: once for every micro-batch of more than ``rows``."""
-
-    def __init__(self, rows: int, backward: bool):
-        self.rows, self.backward, self.raised = rows, backward, 0
-
-    def attach(self, model: Any) -> None:
-        layer = model.get_decoder().layers[0]
-        hook = layer.mlp.register_full_backward_hook if self.backward else layer.register_forward_pre_hook
-        hook(self._refuse)
-
-    def _refuse(self, module: Any, tensors: Any, *_: Any) -> None:
-        if tensors[0].shape[0] > self.rows:
-            self.raised += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-@pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], FullMemory]:
-    """Every model that is loaded from now on has room for so many rows."""
-
-    def limit(rows: int, backward: bool) -> FullMemory:
-        memory = FullMemory(rows, backward)
-        load = modeling.load_model
-
-        def loaded(*arguments: Any) -> Any:
-            model = load(*arguments)
-            memory.attach(model)
-            return model
-
-        monkeypatch.setattr(modeling, "load_model", loaded)
-        return memory
-
-    return limit
-
-
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step(
-    base: Path, reference: dict[str, Any], tmp_path: Path, small_memory: Any, zero: int, backward: bool
+    base: Path, reference: dict[str, Any], tmp_path: Path, zero: int, backward: bool
 ) -> None:
-    memory = small_memory(1, backward)
     spec = make_spec(base, (2,), layout={"zero": zero, "micro_batch": 3}, optimizer=SMOOTH)
-    summary, steps = train(spec, make_samples(), tmp_path)
+    with SmallMemory(rows=1, backward=backward) as memory:
+        summary, steps = train(spec, make_samples(), tmp_path)
     losses, norms, expected = reference["full"]
     assert memory.raised == 2 and summary.micro_batch == {"samples": 1}
     assert [step.loss for step in steps] == pytest.approx(losses, abs=2e-6)
@@ -189,23 +220,57 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step(
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_out_of_memory_in_bf16_equals_the_smaller_micro_batch(
-    base: Path, tmp_path: Path, small_memory: Any, zero: int
-) -> None:
+def test_out_of_memory_in_bf16_equals_the_smaller_micro_batch(base: Path, tmp_path: Path, zero: int) -> None:
     layout = {"zero": zero, "micro_batch": 2}
     spec = make_spec(base, (2,), layout=layout, batch=8, precision="bf16")
     _, expected = train(spec, make_samples(), tmp_path / "plain")
-    small_memory(2, True)
     larger = make_spec(base, (2,), layout={**layout, "micro_batch": 4}, batch=8, precision="bf16")
-    _, steps = train(larger, make_samples(), tmp_path / "halved")
+    with SmallMemory(rows=2, backward=True):
+        _, steps = train(larger, make_samples(), tmp_path / "halved")
     assert [step.loss for step in steps] == [step.loss for step in expected]
     assert torch.equal(weights(tmp_path / "plain"), weights(tmp_path / "halved"))
 
 
-def test_out_of_memory_with_one_sample_says_what_to_do(base: Path, tmp_path: Path, small_memory: Any) -> None:
-    small_memory(0, False)
-    with pytest.raises(loop.OutOfMemory, match="gradient_checkpointing"):
+def test_out_of_memory_with_one_sample_says_what_to_do(base: Path, tmp_path: Path) -> None:
+    with SmallMemory(rows=0), pytest.raises(loop.OutOfMemory, match="gradient_checkpointing"):
         train(make_spec(base, layout={"micro_batch": 2}), make_samples(), tmp_path)
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors there are."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    found += [tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in map(torch.Tensor.untyped_storage, found)}.values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero"),
+    [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_first_step_adds_the_bytes_that_the_engine_says(base: Path, precision: str, zero: int) -> None:
+    """Gradients that lie there before it are not counted twice, and none in bf16 is left at the end of a pass."""
+    spec = make_spec(base, layout={"zero": zero, "micro_batch": 4}, precision=precision)
+    samples = make_samples(4)
+    join_group(spec.layout)
+    module = SummedLoss(load_trained(spec, samples))
+    engine = Engine(module, spec.setting, spec.layout)
+    try:
+        before, said = held_bytes(), engine.coming_bytes()
+        batch = collate(samples, np.arange(4), packing=False)
+        for _ in range(2):
+            engine.accumulate([batch], 10)
+            added = held_bytes() - before
+            engine.step(1e-3)
+        if zero in (1, 2) and (precision, zero) != ("bf16", 1):
+            said -= bucket_bytes(engine.trained, zero, bytes_of(precision))  # given back at the end of the pass
+        assert added / engine.trained == pytest.approx(said / engine.trained, abs=0.5)
+    finally:
+        module.release()
+        engine.close()
+        del engine, module
+        free_memory()
 
 
 def test_layout_bf16_at_stage_0_is_refused_with_the_remedy(base: Path, tmp_path: Path) -> None:

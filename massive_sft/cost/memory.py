@@ -110,7 +110,7 @@ def training_memory(shape: Shape, setting: Setting, layout: Layout, longest: int
         "logits": logits,
         "update": max(0, update - activations - logits),
         "float32 gradients": _wide_gradients(trained, setting, layout),
-        "buckets": number * min(trained, BUCKET) if layout.zero > 1 else 0,
+        "buckets": bucket_bytes(trained, layout.zero, number) if layout.zero > 1 else 0,
         "gathered": number * min(shape.parameters, GATHERED) if layout.zero == 3 else 0,
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
@@ -128,11 +128,19 @@ def _states(shape: Shape, setting: Setting, layout: Layout) -> dict[str, int]:
     shard = trained if layout.zero == 0 else math.ceil(trained / ranks)
     found = {
         "weights": number * (math.ceil(held / ranks) if layout.zero == 3 else held),
-        "gradients": 0 if off else 4 * trained if layout.zero < 2 else number * shard,
+        "gradients": 4 * trained if layout.zero < 2 else 0 if off else number * shard,
         "master copy": 0 if off or layout.zero == 0 else 4 * shard,
         "moments": 0 if off else 8 * shard,
     }
     return {name: size for name, size in found.items() if size}
+
+
+def bucket_bytes(trained: int, zero: int, number: int) -> int:
+    """Return the bytes of ZeRO's bucket of gradients, which it sums over the ranks in float32.
+
+    At stage 2 it is filled in the training dtype, of ``number`` bytes, and copied for the sum.
+    """
+    return (4 + number if zero == 2 and number < 4 else 4) * min(trained, BUCKET)
 
 
 def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
@@ -201,10 +209,11 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
         steps.append(("micro_batch: 1", {"micro_batch": 1}))
     if layout.zero < 3 and layout.workers > 1:
         steps.append(("zero: 3", {"zero": 3}))
-    if layout.offload == "none" and layout.gpus and (layout.zero or layout.workers > 1):
+    if layout.offload == "none" and layout.gpus and (layout.zero > 1 or layout.workers > 1):
         steps.append(("offload: optimizer", {"offload": "optimizer"}))
-    if layout.offload == "none" and layout.gpus and not layout.zero and layout.workers == 1:
-        steps.append(("zero: 1, offload: optimizer", {"offload": "optimizer", "zero": 1}))
+    if layout.offload == "none" and layout.gpus and layout.zero < 2 and layout.workers == 1:
+        # Stage 1 would keep the gradients on the GPU.
+        steps.append(("zero: 2, offload: optimizer", {"offload": "optimizer", "zero": 2}))
     for text, change in steps:
         if layout.zero or "offload" not in change or "zero" in change:  # offloading begins at stage 1
             yield Remedy((text,), layout.model_copy(update=change), longest)

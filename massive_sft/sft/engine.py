@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from massive_sft.cost.memory import BUCKET, bucket_bytes, bytes_of
 from massive_sft.errors import Corrupt, Problem
+from massive_sft.sft.optimizer import adamw
 from massive_sft.sft.packing import MicroBatch
-from massive_sft.sweep.schema import Optimizer, Setting
+from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
 
@@ -78,37 +80,28 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def config(setting: Setting, layout: Layout) -> dict[str, Any]:
-    """Return DeepSpeed's configuration.
+def config(setting: Setting, layout: Layout, trained: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a number of trained weights.
 
     Accumulation is driven by hand (one micro-batch more or less from step to step), so its own count stays at 1;
-    the learning rate is set on the parameter groups, so there is no scheduler.
+    the learning rate is set on the parameter groups, so there is no scheduler. Gradients are summed in float32 within
+    a rank and across ranks, whose number would change the update otherwise.
     """
-    zero: dict[str, Any] = {"stage": layout.zero}
+    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": min(trained, BUCKET)}
     if layout.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": setting.optimizer.clip or 0.0,
-        "bf16": {"enabled": setting.precision == "bf16"},
+        # A gradient is added to its float32 sum as soon as it is there, so none waits for the end of the pass.
+        "bf16": {"enabled": setting.precision == "bf16", "immediate_grad_update": True},
+        "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-
-
-def adamw(parameters: Sequence[nn.Parameter], optimizer: Optimizer, lr: float, fused: bool) -> torch.optim.AdamW:
-    """Return torch's AdamW with every field of the setting."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=lr,
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        fused=fused,
-    )
 
 
 class Engine:
@@ -125,16 +118,16 @@ class Engine:
         deepspeed = _deepspeed(layout)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         numbers = sum(parameter.numel() for parameter in trained)
-        # On the GPU the fused kernel; with offload the states are on the CPU, where it is the fastest as well.
-        optimizer = adamw(trained, setting.optimizer, setting.lr, fused=True)
+        optimizer = adamw(module, setting.optimizer, setting.lr)
         with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory figures
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=optimizer, model_parameters=trained, config=config(setting, layout)
+                model=module, optimizer=optimizer, model_parameters=trained, config=config(setting, layout, numbers)
             )
         self._deepspeed = deepspeed
         self.zero = layout.zero
         self.offload = layout.offload == "optimizer"
         self.trained = numbers
+        self._number = bytes_of(setting.precision)
         self._has_frozen = len(trained) < sum(1 for _ in module.parameters())
         self.clip = setting.optimizer.clip
         self.device: torch.device = self._engine.device
@@ -253,18 +246,27 @@ class Engine:
             raise Corrupt(f"{folder}: DeepSpeed finds no state in it")
 
     def free_bytes(self) -> int:
-        """Return the GPU memory left for activations: the least of all ranks, first updates' needs taken off.
-
-        AdamW makes its two float32 moments at the first step, and the largest gradients live beside the weights.
-        """
+        """Return the GPU memory left for activations before the first step: the least of all ranks."""
         free, _ = torch.cuda.mem_get_info(self.device)
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        shards = self.ranks if self.zero else 1
-        moments = 0 if self.offload else 8 * self.trained // shards
-        gradients = 4 * self.trained // (self.ranks if self.zero >= 2 else 1)
-        left = torch.tensor(free + unused - moments - gradients, device=self.device)
+        left = torch.tensor(free + unused - self.coming_bytes(), device=self.device)
         dist.all_reduce(left, dist.ReduceOp.MIN)
         return int(left)
+
+    def coming_bytes(self) -> int:
+        """Return what the first step adds on this rank to what is held before it, activations apart.
+
+        That is AdamW's two float32 moments, float32 gradients where they are not held from the start (as at stage 3 and
+        by the optimizer of stage 1 in bf16), and the bucket in which ZeRO reduces them.
+        """
+        off, whole = self.offload, 4 * self.trained
+        if self.zero == 0:
+            return 3 * whole
+        moments = 0 if off else 2 * whole // self.ranks
+        if self.zero == 3 or not hasattr(self._engine.optimizer, "ipg_buckets"):
+            return moments
+        gradients = whole if self.zero == 1 else 0 if off else whole // self.ranks
+        return moments + gradients + bucket_bytes(self.trained, self.zero, self._number)
 
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:

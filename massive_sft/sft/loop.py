@@ -24,6 +24,7 @@ from massive_sft.sft.engine import Engine, free_memory, layout_problems, quiet
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.keeper import Keeper
 from massive_sft.sft.loss import SummedLoss
+from massive_sft.sft.probe import Probe
 from massive_sft.sft.ranks import join_group, sum_over_ranks
 from massive_sft.sft.resume import Start
 from massive_sft.sft.schedule import learning_rate
@@ -32,6 +33,8 @@ from massive_sft.sweep.spec import TrainingSpec
 
 # What rank 0 decides in a step; the others learn of it with the sum of the loss.
 GO_ON, SAVE, STOP = 0, 1, 2
+ONE_SAMPLE = "one sample does not fit: lower max_length"
+REMEDIES = "or use gradient_checkpointing, offload or more GPUs with zero: 3"
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,12 @@ def _train_one(
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
     verdicts = Verdicts(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
+    probe = Probe(loss, spec, samples) if ranks > 1 else None
     engine = Engine(loss, spec.setting, spec.layout)
     try:
         limit = loading.first_limit(spec, samples, engine, model)
+        if probe is not None:
+            limit = _agreed(probe, engine, limit)
         keeper = Keeper(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         run = _Run(
             spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, keeper
@@ -180,6 +186,14 @@ def _train_one(
         loss.release()
         engine.close()
     return _summary(run, sum(n for n, _ in numbers), sum(n for n, trained in numbers if trained))
+
+
+def _agreed(probe: Probe, engine: Engine, limit: packing.Limit) -> packing.Limit:
+    """Return the micro-batch that fits on every rank. Raises OutOfMemory on all of them when none does."""
+    fits = probe.agree(engine, limit)
+    if fits is None:
+        raise OutOfMemory(f"out of memory before the first step: {ONE_SAMPLE}, {REMEDIES}")
+    return fits
 
 
 def _summary(run: _Run, parameters: int, trained: int) -> TrainingSummary:
@@ -310,11 +324,8 @@ def _accumulate(run: _Run, batch: np.ndarray, targets: int) -> torch.Tensor:
 
 
 def _no_memory(run: _Run) -> str:
-    remedy = "use a smaller micro_batch" if run.engine.ranks > 1 else "one sample does not fit: lower max_length"
-    return (
-        f"out of memory at step {run.step + 1} with a micro-batch of {_as_dict(run.limit)}; {remedy}, "
-        "or use gradient_checkpointing, offload or more GPUs with zero: 3"
-    )
+    remedy = "use a smaller micro_batch" if run.engine.ranks > 1 else ONE_SAMPLE
+    return f"out of memory at step {run.step + 1} with a micro-batch of {_as_dict(run.limit)}; {remedy}, {REMEDIES}"
 
 
 def _snapshot_folder(run: _Run, epoch: int) -> Path:

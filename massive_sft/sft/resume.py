@@ -29,8 +29,11 @@ LIBRARIES = ("massive-sft", "torch", "deepspeed", "transformers", "peft", "numpy
 STORED = ("zero", "workers")
 # Stages whose states DeepSpeed converts into each other, and to other numbers of workers.
 CONVERTIBLE = ({1, 2}, {3})
-# Relative difference of the first repeated loss: what rounding to bf16 and other dropout masks explain.
-TOLERANCE = 0.02
+# Raised when a change of the engine gives a step other last bits, which no library's version tells.
+ENGINE = 2
+# Difference of the first repeated loss, relative, and in nats for a loss near 0: what rounding to bf16 and other
+# dropout masks explain.
+TOLERANCE, NATS = 0.02, 0.01
 SECONDS, SHARE = 120.0, 20.0
 
 
@@ -95,7 +98,7 @@ def environment(layout: Layout) -> dict[str, Any]:
     """Return what the last bits of a loss depend on beside the layout."""
     device = torch.cuda.get_device_name() if layout.gpus else _processor()
     threads = 0 if layout.gpus else torch.get_num_threads()
-    return {**{name: version(name) for name in LIBRARIES}, "device": device, "threads": threads}
+    return {**{name: version(name) for name in LIBRARIES}, "engine": ENGINE, "device": device, "threads": threads}
 
 
 def _processor() -> str:
@@ -227,8 +230,8 @@ class Continuity:
     """Compares the losses after a resume with those before.
 
     - A step that the checkpoint's writer had done as well: bit by bit where layout and libraries are the same and no
-      GPU is used (its attention kernels add in any order). Else the first of them within 2 %, later ones not at all,
-      because rounding grows.
+      GPU is used (its attention kernels add in any order). Else the first of them within 2 % or 0.01 nats, later ones
+      not at all, because rounding grows.
     - Without such a step: the first loss must not lie above the highest of the last 5 % of steps (at least 5) by more
       than 0.5 nats and five standard deviations of the noise between batches. Weights that were lost show there.
     """
@@ -253,8 +256,8 @@ class Continuity:
         self._exact = same and self._exact is not False
         if not same and self._start.strict:
             self._refuse(done, f"was {before!r} before, and must be equal bit by bit")
-        if is_first and not same and not abs(done.loss - before) <= TOLERANCE * abs(before):
-            self._refuse(done, f"was {before!r} before, and must be within {TOLERANCE:.0%} of it")
+        if is_first and not same and not abs(done.loss - before) <= max(TOLERANCE * abs(before), NATS):
+            self._refuse(done, f"was {before!r} before, and must be within {TOLERANCE:.0%} or {NATS} nats of it")
 
     @property
     def result(self) -> Resumption:

@@ -23,7 +23,7 @@ HASHED: dict[str, frozenset[str]] = {
     "MixtureEntry": frozenset({"each", "concat", "leave_one_out", "weights", "samples"}),
     "Mixtures": frozenset({"sample_seed"}),
     "TemplateText": frozenset({"prompt"}),
-    "Optimizer": frozenset({"name", "betas", "eps", "weight_decay", "clip"}),
+    "Optimizer": frozenset({"name", "betas", "eps", "weight_decay", "decay", "clip"}),
     "Lora": frozenset({"rank", "alpha", "dropout", "targets"}),
     "Setting": frozenset(
         {"method", "lr", "batch", "template", "loss_on", "max_length", "truncation", "precision", "optimizer"}
@@ -52,7 +52,7 @@ UNHASHED: dict[str, frozenset[str]] = {
 }
 # Fields added after ids were first given out, as {class: {field: neutral value}}: the neutral value reproduces the
 # earlier behaviour and is left out of the content, so that earlier ids stay. Entries are never changed or removed.
-NEUTRAL: dict[str, dict[str, Any]] = {}
+NEUTRAL: dict[str, dict[str, Any]] = {"Optimizer": {"decay": "all"}}
 
 
 def hashed(entry: Strict, but: Collection[str] = ()) -> dict[str, Any]:
@@ -76,6 +76,8 @@ def setting_content(setting: Setting) -> dict[str, Any]:
     content = hashed(setting, but=("seed", "template")) | {"template": template_content(setting)}
     if "lora" in content and isinstance(setting.lora.targets, tuple):
         content["lora"]["targets"] = sorted(set(setting.lora.targets))
+    if setting.method == "lora":
+        content["optimizer"].pop("decay", None)  # adapters have matrices only
     return content
 
 

@@ -198,13 +198,22 @@ def _none_is_null(value: Any) -> Any:
 
 
 class Optimizer(Strict):
-    """``clip`` is the largest gradient norm; ``none`` or null clips nothing (an overlay can only say ``none``)."""
+    """``clip`` is the largest gradient norm; ``none`` or null clips nothing (an overlay can only say ``none``).
+
+    ``decay`` says which weights ``weight_decay`` is for: ``matrices``, without biases and the weights of norms, as in
+    transformers' Trainer, or ``all``.
+    """
 
     name: Literal["adamw"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[Rate, Field(le=1)] = 1e-8
     weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 0.0
+    decay: Literal["matrices", "all"] = "matrices"
     clip: Annotated[Annotated[AboveZero, Field(le=1e30)] | None, BeforeValidator(_none_is_null)] = 1.0
+
+    @property
+    def idle(self) -> frozenset[str]:
+        return frozenset() if self.weight_decay else frozenset({"decay"})
 
 
 class Lora(Strict):

@@ -1,0 +1,44 @@
+"""Models whose passes run out of memory, for real calls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from massive_sft import modeling
+
+
+class SmallMemory:
+    """Makes passes fail as a GPU's allocator does: once for every micro-batch of more than ``rows`` or ``tokens``."""
+
+    def __init__(self, rows: float = math.inf, tokens: float = math.inf, backward: bool = False):
+        self.rows, self.tokens, self.backward, self.raised = rows, tokens, backward, 0
+
+    def attach(self, model: Any) -> None:
+        """Give a model room for so much."""
+        layer = model.get_decoder().layers[0]
+        hook = layer.mlp.register_full_backward_hook if self.backward else layer.register_forward_pre_hook
+        hook(self._refuse)
+
+    def _refuse(self, module: Any, tensors: Any, *_: Any) -> None:
+        rows, width = tensors[0].shape[:2]
+        if rows > self.rows or rows * width > self.tokens:
+            self.raised += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def __enter__(self) -> SmallMemory:
+        """Within it every model that is loaded has room for so much."""
+        self._load = modeling.load_model
+
+        def loaded(*arguments: Any) -> Any:
+            model = self._load(*arguments)
+            self.attach(model)
+            return model
+
+        modeling.load_model = loaded  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        modeling.load_model = self._load
