@@ -502,7 +502,8 @@ def with_optimizer(method: str = "full", **optimizer: Any) -> Cell:
 def test_decay_of_all_weights_keeps_the_earlier_id_and_that_of_matrices_has_its_own() -> None:
     assert with_optimizer(weight_decay=0.1, decay="all").id == "7e18472e42c03f1f"
     assert with_optimizer(weight_decay=0.1).id != "7e18472e42c03f1f"
-    assert with_optimizer(decay="all").id == only(base_file()).id
+    with pytest.raises(InvalidInput, match="decay: has no effect in a setting of method full and weight_decay 0"):
+        with_optimizer(decay="all")
 
 
 def test_decay_of_an_adapter_is_that_of_its_matrices_whatever_the_field_says() -> None:

@@ -150,7 +150,7 @@ BAD = [
     ("settings|lora|lr", 1e-300, "settings.lora.lr: must be >= 1e-30, got 1e-300"),
     ("settings|full|optimizer", {"eps": 1e-50}, "settings.full.optimizer.eps: must be >= 1e-30"),
     ("settings|lora|lora|rank", 10**9, "settings.lora.lora.rank: must be <= 65536"),
-    ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full; leave it out"),
+    ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full and weight_decay 0; leave it out"),
     ("blocks|2|schedule", {"name": "constant", "final": 0.1}, "blocks[2].schedule[0].final: has no effect in a constant schedule"),
     ("blocks|1|schedule", [{"name": "cosine", "decay": 0.2}], "blocks[1].schedule[0].decay: has no effect in a cosine schedule"),
     ("blocks|2|override", {"lora": {"rank": [4, 8]}}, "blocks[2].override.lora.rank: has no effect in any setting of the block"),

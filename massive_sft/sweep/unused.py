@@ -90,7 +90,8 @@ def _settings(
     for name, plain in settings.items():
         for field, _ in flat(file.settings[name]):
             if all(is_idle(setting, field) for setting in made.get(name, [plain])):
-                yield _idle(where(("settings", name, *field.split("."))), f"a setting of method {plain.method}")
+                beside = f"a setting of method {plain.method} and weight_decay {plain.optimizer.weight_decay:g}"
+                yield _idle(where(("settings", name, *field.split("."))), beside)
 
 
 def _resource(rule: Resource, at: Location, where: Where) -> Iterator[Problem]:
