@@ -47,7 +47,8 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
             try:
                 built[key] = _built(plan, ledger, item, wrapping)
             except MassiveSFTError as error:
-                yield Problem(place, str(error))
+                name, reason = label(item.task, item.shots), str(error)
+                yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
         benchmark = built[key]
         if benchmark is not None and model is not None:
             yield from _too_long(place, benchmark, model)
