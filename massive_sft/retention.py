@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from massive_sft.plan import Plan, RunPlan
-from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.sweep.running import KeepSnapshots
 
 
 def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:

@@ -25,7 +25,7 @@ from massive_sft.stages.failures import leave_traceback
 from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.stages.recorder import Recorder
 from massive_sft.sweep.cell import Cell
-from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.sweep.running import KeepSnapshots
 from massive_sft.sweep.trajectory import Trajectory
 
 

@@ -32,7 +32,7 @@ from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.load import load_sweep
-from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.sweep.running import KeepSnapshots
 from massive_sft.trial import Began, Happening, Progressed, Recorded, Skipped, make_recorder, retain
 from massive_sft.verbs.invalidate import find, set_aside
 

@@ -182,9 +182,10 @@ class Contents:
             if not isinstance(read, dict) or path in above:
                 return "task:" + fingerprint(content)
             within = above | {path}
-            included = path.parent / str(read.get("include"))
-            if included.is_file():
-                content["include"] = self._task_file(included, within)
+            included = read.get("include") or []
+            files = [path.parent / str(name) for name in (included if isinstance(included, list) else [included])]
+            if files:
+                content["include"] = [self._task_file(file, within) if file.is_file() else str(file) for file in files]
             if members := _texts_in(read.get("task")) if "group" in read else set():
                 siblings = (file for file in sorted(path.parent.rglob("*.yaml")) if file not in within)
                 named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}

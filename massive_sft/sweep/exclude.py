@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from massive_sft.errors import Problem
-from massive_sft.sweep.schema import Schedule, Strict
+from massive_sft.sweep.schema import Schedule
 from massive_sft.sweep.setting import FIELDS, Variant, field_value, field_values
 from massive_sft.sweep.spec import Mixture
+from massive_sft.sweep.strict import Strict
 from massive_sft.sweep.values import Epochs, OneOrMore, Positive, Strings
 from massive_sft.sweep.yaml_errors import Location, problems_of
 

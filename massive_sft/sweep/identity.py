@@ -10,7 +10,8 @@ from collections.abc import Collection
 from typing import Any
 
 from massive_sft.sweep import semantics, template
-from massive_sft.sweep.schema import Schedule, Setting, Strict, TemplateText
+from massive_sft.sweep.schema import Schedule, Setting, TemplateText
+from massive_sft.sweep.strict import Strict
 
 # Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
 HASHED: dict[str, frozenset[str]] = {

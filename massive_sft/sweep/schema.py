@@ -12,15 +12,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import template
+from massive_sft.sweep.running import Budget, Resource, Storage, Tracking
+from massive_sft.sweep.strict import Strict
 from massive_sft.sweep.values import (
     LONGEST_NAME,
-    MOST,
-    MOST_DEVICES,
     MOST_RANK,
     AboveZero,
     Column,
     ColumnPaths,
-    Devices,
     Distinct,
     Epoch,
     Epochs,
@@ -40,17 +39,6 @@ from massive_sft.sweep.values import (
     Text,
     Weight,
 )  # fmt: skip
-
-
-class Strict(BaseModel):
-    """An entry of the sweep file: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @property
-    def idle(self) -> frozenset[str]:
-        """Fields that have no effect beside the values of the others; they are left out of a cell's identity."""
-        return frozenset()
 
 
 def _exactly_one(entry: BaseModel, *names: str) -> None:
@@ -121,7 +109,7 @@ class Dataset(Strict):
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
     columns: Columns | None = None
     turns: Literal["first", "all"] = "all"
-    filter: Annotated[dict[str, Any], AfterValidator(filters.check)] = {}
+    filter: Annotated[dict[str, Any], AfterValidator(filters.check)] = Field(default_factory=dict)
     limit: Positive | None = None
     strip: tuple[Text, ...] = ()
 
@@ -292,7 +280,7 @@ class Block(Strict):
     horizon: Epoch
     snapshots: Epochs
     exclude: tuple[dict[str, Any], ...] = ()
-    override: dict[str, Any] = {}
+    override: dict[str, Any] = Field(default_factory=dict)
 
 
 class Fewshot(Strict):
@@ -332,67 +320,6 @@ class Evaluation(Strict):
     allow_code_execution: Flag = False
 
 
-class When(Strict):
-    model: Strings | None = None
-    mixture: Strings | None = None
-    setting: Strings | None = None
-    method: Literal["full", "lora"] | None = None
-    phase: Literal["train", "evaluate"] | None = None
-
-
-class Resource(Strict):
-    """Who runs on what; the first rule that matches wins. Never part of identity.
-
-    ``gpu`` is the kind of GPU, such as ``H100``: what `plan` estimates memory and time for.
-    """
-
-    when: When = When()
-    gpus: Devices = 0
-    gpu: Text | None = None
-    workers: Annotated[Positive, Field(le=MOST_DEVICES)] | None = None
-    zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
-    offload: Literal["none", "optimizer"] = "none"
-    micro_batch: Positive | Literal["auto"] = "auto"
-    packing: Flag = False
-    gradient_checkpointing: Flag = False
-    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
-    gpus_per_replica: Devices = 0
-    replicas: Annotated[Positive, Field(le=MOST_DEVICES)] | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _one_worker_a_gpu(self) -> Resource:
-        if self.gpus and self.workers not in (None, self.gpus):
-            raise ValueError(f"each worker trains on one GPU: with gpus {self.gpus} leave workers out")
-        return self
-
-
-class KeepSnapshots(Strict):
-    full: Literal["none", "last", "all"] = "none"
-    lora: Literal["none", "last", "all"] = "all"
-
-
-class Storage(Strict):
-    """Where everything lies.
-
-    ``resume_every`` is the time between a training's resume checkpoints in seconds, 0 for one after every step;
-    ``auto`` takes two minutes, or 20 times what one costs.
-    """
-
-    root: Text
-    keep_snapshots: KeepSnapshots = KeepSnapshots()
-    max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MOST)] = "auto"
-
-
-class Tracking(Strict):
-    mlflow: str = ""
-
-
-class Budget(Strict):
-    gpu_hours: AboveZero | None = None
-    price_per_gpu_hour: Annotated[Number, Field(ge=0)] | None = None
-
-
 Measure = Literal["perplexity", "layer_change", "token_length"]
 
 
@@ -405,7 +332,7 @@ class SweepFile(Strict):
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
     models: dict[str, Model]
-    model_sets: dict[str, Strings] = {}
+    model_sets: dict[str, Strings] = Field(default_factory=dict)
     datasets: dict[str, Dataset]
     mixtures: Mixtures
     settings: dict[str, dict[str, Any]]

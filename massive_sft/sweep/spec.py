@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting, Strict
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
+from massive_sft.sweep.strict import Strict
 from massive_sft.sweep.values import Epoch, Flag, NotNegative, Positive, Seed
 
 

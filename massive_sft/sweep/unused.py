@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from massive_sft.errors import Problem
-from massive_sft.sweep.schema import Block, Resource, Setting, Strict, SweepFile
+from massive_sft.sweep.running import Resource
+from massive_sft.sweep.schema import Block, Setting, SweepFile
 from massive_sft.sweep.setting import Variant, flat
+from massive_sft.sweep.strict import Strict
 from massive_sft.sweep.texts import Where
 from massive_sft.sweep.yaml_errors import Location
 

@@ -1,0 +1,16 @@
+"""What all entries of the sweep file have in common."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """An entry of the sweep file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Fields that have no effect beside the values of the others; they are left out of a cell's identity."""
+        return frozenset()
