@@ -12,7 +12,7 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import fingerprint
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
-from massive_sft.suites.versions import task_versions
+from massive_sft.suites.declared import facts_by_task, label, shots_of, title
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents, locate
@@ -28,16 +28,21 @@ class Asked:
     Attributes:
         id: what a record lists when it has it: readable, and different when the declaration differs.
         task: the benchmark; None for a measure.
-        shots: of the benchmark.
+        shots: of the benchmark; None for each of its tasks' own.
         template: the training template that wraps the benchmark's prompts; None for a measure.
         measure: the measure's name; None for a benchmark.
     """
 
     id: str
     task: Task | None = None
-    shots: int = 0
+    shots: int | None = 0
     template: str | TemplateText | None = None
     measure: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The benchmark's name with the number of shots, or the measure's."""
+        return str(self.measure) if self.task is None else label(self.task, self.shots)
 
     @property
     def name(self) -> str:
@@ -58,8 +63,9 @@ class Questions:
     def __init__(self, sweep: Sweep, contents: Contents):
         self.sweep, self.contents = sweep, contents
         declared = all_tasks(sweep.file.evaluation)
-        self._versions = task_versions(task.name for task in declared if task.name is not None)
-        self.tasks = [self._task(index, task) for index, task in enumerate(declared)]
+        located = [self._located(index, task) for index, task in enumerate(declared)]
+        self._facts = facts_by_task(located)
+        self.tasks = [(task, self._content(index, task)) for index, task in enumerate(located)]
         self._refuse_equal_names()
         variants = (variant.setting for variants in sweep.variants for variant in variants)
         self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
@@ -74,25 +80,34 @@ class Questions:
         measures = (Asked(semantics.measure(name), measure=name) for name in self.sweep.file.measures)
         return (*self._under(cell.recipe.setting.template, cell), *measures)
 
-    def _task(self, index: int, task: Task) -> tuple[Task, dict[str, Any]]:
-        """Return a task with its absolute path, and its declared content."""
+    def _located(self, index: int, task: Task) -> Task:
+        """Return a task with its absolute path; one that cannot be had is noted as missing, and stays as it is."""
         if task.path is None:
-            versions = self._versions.get(str(task.name))
-            return task, {"name": task.name} | ({"versions": versions} if versions else {})
+            return task
         place = f"evaluation.tasks[{index}].path"
         try:
             path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
         except InvalidInput as error:
             self.contents.missing[place] = Problem(place, error.problems[0].rule, task.path)
-            return task, {"file": f"missing:{task.path}"}
-        return task.model_copy(update={"path": str(path)}), {"file": self.contents.task(path, place)}
+            return task
+        return task.model_copy(update={"path": str(path)})
+
+    def _content(self, index: int, task: Task) -> dict[str, Any]:
+        """Return what a located task is."""
+        if task.path is None:
+            versions = self._facts[task].versions
+            return {"name": task.name} | ({"versions": versions} if versions else {})
+        place = f"evaluation.tasks[{index}].path"
+        if place in self.contents.missing:
+            return {"file": f"missing:{task.path}"}
+        return {"file": self.contents.task(Path(task.path), place)}
 
     def _refuse_equal_names(self) -> None:
         """Scores are told apart by the benchmark's name and shots, in tables and figures too."""
         contents: dict[str, set[str]] = {}
         for task, content in self.tasks:
-            for shots in task.shots:
-                known = contents.setdefault(f"{_title(task)} at {shots} shots", set())
+            for shots in shots_of(task, self._facts[task]):
+                known = contents.setdefault(label(task, shots), set())
                 known.add(fingerprint({**content, "limit": task.limit}))
         twice = [name for name, known in contents.items() if len(known) > 1]
         if twice:
@@ -103,22 +118,26 @@ class Questions:
         protocol, ends = protocol_of(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
         key = (template, protocol, ends)
         if key not in self._known:
-            identity = protocol.model_dump(mode="json", exclude={"fewshot"}) | semantics.scoring(True)
-            if ends is not None:
-                identity["ends"] = ends
+            identity = protocol.model_dump(mode="json", exclude={"fewshot"})
             if protocol.template == "training":
                 identity["text"] = fingerprint(template_content(self._settings[template]))
-            self._known[key] = tuple(self._asked(template, identity))
+            self._known[key] = tuple(self._asked(template, identity, {} if ends is None else {"ends": ends}))
         return self._known[key]
 
-    def _asked(self, template: str | TemplateText, identity: Mapping[str, Any]) -> Iterator[Asked]:
+    def _asked(
+        self, template: str | TemplateText, identity: Mapping[str, Any], ends: Mapping[str, Any]
+    ) -> Iterator[Asked]:
         fewshot = self.sweep.file.evaluation.protocol.fewshot
         sampler = fewshot.model_dump(include={"sampler"} if fewshot.sampler == "first_n" else None)
         found: set[str] = set()
         for task, content in self.tasks:
-            for shots in task.shots:
-                more = {"shots": shots, "limit": task.limit, **({"fewshot": sampler} if shots else {})}
-                name = f"{_title(task)}@{shots} {fingerprint({**content, **identity, **more})}"
+            facts = self._facts[task]
+            about = {**content, **identity, **semantics.scoring(facts.generates), "limit": task.limit}
+            about |= ends if facts.generates else {}
+            for shots in shots_of(task, facts):
+                # Without examples nothing is drawn.
+                own = {"shots": shots} | ({} if shots == 0 else {"fewshot": sampler})
+                name = f"{title(task)}@{'own' if shots is None else shots} {fingerprint(about | own)}"
                 if name not in found:
                     yield Asked(name, task, shots, template)
                 found.add(name)
@@ -128,7 +147,3 @@ def protocol_of(protocol: Protocol, cell: Cell) -> Protocol:
     """Return how a cell is scored: merging adapters means nothing, and asks for nothing, where there is none."""
     has_adapter = cell.recipe is not None and cell.recipe.setting.method == "lora"
     return protocol if has_adapter else protocol.model_copy(update={"adapters": "unmerged"})
-
-
-def _title(task: Task) -> str:
-    return task.name or Path(str(task.path)).stem

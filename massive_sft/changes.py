@@ -15,7 +15,13 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
 from massive_sft.retention import kept_cells
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.semantics import CHAT_SEMANTICS, MEASURE_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
+from massive_sft.sweep.semantics import (
+    CHAT_SEMANTICS,
+    GENERATION_SEMANTICS,
+    MEASURE_SEMANTICS,
+    SCORE_SEMANTICS,
+    TRAIN_SEMANTICS,
+)
 
 
 def remember(plan: Plan, ledger: Ledger) -> None:
@@ -87,6 +93,7 @@ def _content(sweep: Sweep) -> dict[str, Any]:
 def _semantics() -> dict[str, int]:
     """Return the numbers of what is computed, by the name of a place that no sweep file has."""
     numbers = {"training": TRAIN_SEMANTICS, "chat templates": CHAT_SEMANTICS, "scoring": SCORE_SEMANTICS}
+    numbers["generation"] = GENERATION_SEMANTICS
     return {f"{_SEMANTICS}{name}": number for name, number in (numbers | MEASURE_SEMANTICS).items()}
 
 

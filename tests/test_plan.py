@@ -18,7 +18,7 @@ from massive_sft.files import write_json
 from massive_sft.ledger.record import Status, seal
 from massive_sft.plan import make_plan, token_key
 from massive_sft.show import plan_json
-from massive_sft.suites.versions import task_versions
+from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep, load_sweep
 
@@ -194,13 +194,13 @@ def test_version_of_a_named_task_is_part_of_what_is_asked(tmp_path: Path, monkey
     monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
     memory = tmp_path / "memory"
     names = ["few", "own", "none"]
-    first = task_versions(names, memory)
+    first = {name: facts.versions for name, facts in task_facts(names, memory).items()}
     assert (first["few"]["few"], first["few"]["few_a"], first["none"]) == ("1", "3.0", {})
     assert first["few"].keys() == {"few", "few_a", "plain"}
-    assert task_versions(names, memory) == first
+    assert {name: facts.versions for name, facts in task_facts(names, memory).items()} == first
     (tasks / "few" / "_base").write_text("metadata:\n  version: 4.0\n")
     (tasks / "few" / "code.py").write_text("class Own: VERSION = 22\n")
-    second = task_versions(names, memory)
+    second = {name: facts.versions for name, facts in task_facts(names, memory).items()}
     assert second["few"] == first["few"] | {"few_a": "4.0"}
     assert second["own"] != first["own"]
 

@@ -11,7 +11,6 @@ from massive_sft.evaluate.aggregate import rehearse
 from massive_sft.evaluate.build import Benchmark
 from massive_sft.evaluate.encoding import max_length_of
 from massive_sft.evaluate.foreign import TaskUnavailable
-from massive_sft.evaluate.tasks import label
 from massive_sft.evaluate.tasks import problems as task_problems
 from massive_sft.evaluate.wrapping import Wrapping, choose
 from massive_sft.ledger.store import Ledger
@@ -42,12 +41,12 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
             continue
         key = (item.id, wrapping)
         if key not in built:
-            say(f"benchmark {label(item.task, item.shots)}")
+            say(f"benchmark {item.label}")
             built[key] = None
             try:
                 built[key] = _built(plan, ledger, item, wrapping)
             except MassiveSFTError as error:
-                name, reason = label(item.task, item.shots), str(error)
+                name, reason = item.label, str(error)
                 yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
         benchmark = built[key]
         if benchmark is not None and model is not None:

@@ -166,14 +166,14 @@ class Requests:
         if item.task is None:
             return None
         title = item.task.name or Path(str(item.task.path)).stem
-        size = self._sizes.get((f"{title}-{item.shots}shot", item.task.limit))
+        size = self._sizes.get((item.label, item.task.limit))
         if size is not None:
             answers = size["answers"]
             prompt = size["prompt_bytes"] / bytes_per_token
             most = size["answer_tokens"] / answers if answers else 0.0
             tokens = (size["bytes"] + size["prompt_bytes"]) / bytes_per_token
             return Load(tokens, answers, prompt / answers if answers else 0.0, typical_answer(most), sure=True)
-        return _known_load(title, item.shots, item.task.limit)
+        return _known_load(title, item.shots or 0, item.task.limit)
 
 
 def typical_answer(most: float) -> float:

@@ -21,8 +21,9 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.evaluate import requests as sets
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.evaluate.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
-from massive_sft.evaluate.tasks import Loaded, Pinned, config_hash, content_of, label, load, seeded
+from massive_sft.evaluate.tasks import Loaded, Pinned, config_hash, content_of, load, seeded
 from massive_sft.evaluate.wrapping import Wrapping
+from massive_sft.suites.declared import facts_by_task, label, shots_of
 from massive_sft.sweep import schema
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
@@ -71,17 +72,18 @@ def prepare(
     return Prepared(tuple(benchmarks), missing)
 
 
-def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int]]:
+def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int | None]]:
     """Return each benchmark with each number of shots, equal ones once.
 
     Raises:
         InvalidInput: two different benchmarks have one label.
     """
-    labelled: dict[str, tuple[schema.Task, int]] = {}
+    labelled: dict[str, tuple[schema.Task, int | None]] = {}
+    facts = facts_by_task(tasks)
     problems = []
     for task in tasks:
-        for shots in task.shots:
-            single = task.model_copy(update={"shots": (shots,)})
+        for shots in shots_of(task, facts[task]):
+            single = task.model_copy(update={"shots": None if shots is None else (shots,)})
             name = label(task, shots)
             if labelled.setdefault(name, (single, shots)) != (single, shots):
                 problems.append(Problem("evaluation.tasks", "two different benchmarks have one name", name))
@@ -92,7 +94,7 @@ def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int]]:
 
 def build(
     task: schema.Task,
-    shots: int,
+    shots: int | None,
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
@@ -100,7 +102,7 @@ def build(
 ) -> RequestSet:
     """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
 
-    Built once per process and content of the task file.
+    Built once per process and content of the task file. ``shots``: None for each of its tasks' own.
 
     Raises:
         TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
@@ -112,17 +114,19 @@ def build(
 def _build(
     task: schema.Task,
     _content: str,
-    shots: int,
+    shots: int | None,
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
     allow_code_execution: bool,
 ) -> RequestSet:
     loaded = load(task, allow_code_execution)
+    own = {name: (pinned.shots or 0) if shots is None else shots for name, pinned in loaded.pinned.items()}
+    shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
     leaves, lists = [], {}
     for name in sorted(loaded.tasks):
         with seeded(), foreign(f"{name}: requests cannot be built"):
-            listed = _requests_of(loaded, name, shots, task.limit, fewshot, wrapping)
+            listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
@@ -133,8 +137,8 @@ def _build(
         label=label(task, shots),
         shots=shots,
         limit=task.limit,
-        sampler=fewshot.sampler if shots else None,
-        sampler_seed=fewshot.seed if shots and fewshot.sampler == "default" else None,
+        sampler=fewshot.sampler if any(own.values()) else None,
+        sampler_seed=fewshot.seed if any(own.values()) and fewshot.sampler == "default" else None,
         template_kind=wrapping.kind,
         template_text=wrapping.text,
         leaves=tuple(leaves),

@@ -110,7 +110,8 @@ class RequestSet:
     Attributes:
         folder: where the files are.
         label: the benchmark's name for people, e.g. ``mmlu-5shot``.
-        shots, limit: as declared.
+        shots: examples before each question; None where the tasks differ.
+        limit: as declared.
         sampler, sampler_seed: as declared; ``None`` where they change nothing (no shots; first_n draws nothing).
         template_kind: ``none``, ``training`` or ``chat``.
         template_text: the training prompt template, or the tokenizer's chat template; ``None`` for ``none``.
@@ -121,7 +122,7 @@ class RequestSet:
 
     folder: Path
     label: str
-    shots: int
+    shots: int | None
     limit: int | None
     sampler: str | None
     sampler_seed: int | None

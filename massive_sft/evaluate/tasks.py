@@ -28,6 +28,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from massive_sft.errors import Problem
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.fingerprint import fingerprint, hash_file
+from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
 CLOSEST = 5
@@ -49,11 +50,6 @@ class Loaded:
     tasks: dict[str, Task]
     groups: dict[str, Group]
     pinned: dict[str, Pinned]
-
-
-def label(task: schema.Task, shots: int) -> str:
-    """Return a benchmark's name for people at a number of shots, e.g. ``mmlu-5shot``."""
-    return f"{task.name or Path(str(task.path)).stem}-{shots}shot"
 
 
 @functools.cache
@@ -118,7 +114,7 @@ def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
         TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
             needs images or sound.
     """
-    source = task.model_copy(update={"shots": (), "limit": None})
+    source = task.model_copy(update={"shots": None, "limit": None})
     return _load(source, allow_code_execution, content_of(task))
 
 
@@ -132,7 +128,7 @@ def content_of(task: schema.Task) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loaded:
-    name = task.name or Path(str(task.path)).stem
+    name = title(task)
     with foreign(f"{name} cannot be loaded"):
         executes_code = _executes_code(task)
         if executes_code and not allow_code_execution:

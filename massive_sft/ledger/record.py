@@ -75,6 +75,7 @@ class BenchmarkScores(BaseModel):
 
     Attributes:
         benchmark: its name for people, with the number of shots.
+        shots: examples before each question; None where its tasks differ.
         asked: what of the sweep it answers (``plan.Asked.id``).
         tasks, groups: scores by name, then by ``metric,filter``.
     """
@@ -83,7 +84,7 @@ class BenchmarkScores(BaseModel):
 
     benchmark: str
     asked: str
-    shots: int
+    shots: int | None
     tasks: dict[str, dict[str, Score]]
     groups: dict[str, dict[str, Score]] = {}
 

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from massive_sft.asked import Asked
-from massive_sft.evaluate.tasks import label
 from massive_sft.fingerprint import digest, fingerprint, hash_file
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.record import Record, Status
@@ -31,10 +29,6 @@ DAMAGED = "its snapshot does not match its checksums; run with --retrain to trai
 
 
 Fields = dict[str, Any]  # of a record
-
-
-def _label(asked: Asked) -> str:
-    return str(asked.measure) if asked.task is None else label(asked.task, asked.shots)
 
 
 def _confirm(cell: Cell, claim: Claim) -> None:
@@ -131,7 +125,7 @@ class Finisher:
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
             why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
-            gone = {_label(item): why for item in plan.lacking if item.task or item.measure == "layer_change"}
+            gone = {item.label: why for item in plan.lacking if item.task or item.measure == "layer_change"}
             details["missing"] = gone
         else:
             snapshot, hashes = found

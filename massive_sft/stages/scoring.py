@@ -17,12 +17,12 @@ from massive_sft.evaluate.requests import Request
 from massive_sft.evaluate.responses import Response
 from massive_sft.evaluate.run import evaluate
 from massive_sft.evaluate.scorer import PlainScorer, Scorer
-from massive_sft.evaluate.tasks import label
 from massive_sft.evaluate.weights import load_scored
 from massive_sft.evaluate.wrapping import Wrapping, choose
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.stages.failures import contained
+from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation
 
@@ -143,7 +143,7 @@ def score(
     for item in asked:
         if item.task is None or item.template is None:
             continue
-        name = label(item.task, item.shots)
+        name = item.label
         with contained(result.missing, name, ledger.cell_dir(cell.id)):
             wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
             done = evaluate(
@@ -163,14 +163,15 @@ def score(
             if done.load_seconds is not None:
                 result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
             for table in done.scores.values():
-                result.scores[table["protocol"]] = _recorded(name, item, table)
+                result.scores[table["protocol"]] = _recorded(item, table)
     return result
 
 
 def prepared(item: Asked, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
     """Build one benchmark's requests in the ledger's cache, once in a process; ``item`` is no measure."""
+    shots = None if item.shots is None else (item.shots,)
     return prepare(
-        () if item.task is None else (item.task.model_copy(update={"shots": (item.shots,)}),),
+        () if item.task is None else (item.task.model_copy(update={"shots": shots}),),
         evaluation.protocol.fewshot,
         wrapping,
         ledger.cache_dir("requests"),
@@ -178,10 +179,10 @@ def prepared(item: Asked, evaluation: Evaluation, wrapping: Wrapping, ledger: Le
     )
 
 
-def _recorded(name: str, asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
+def _recorded(asked: Asked, table: dict[str, Any]) -> BenchmarkScores:
     """Return scores under the sweep's own name: another sweep may have cached them under another."""
     return BenchmarkScores(
-        benchmark=name,
+        benchmark=asked.label if asked.task is None else label(asked.task, table["shots"]),
         asked=asked.id,
         shots=table["shots"],
         tasks=table["tasks"],

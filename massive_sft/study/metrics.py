@@ -54,7 +54,7 @@ def _position(order: tuple[str, ...], name: str) -> int:
 
 def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
     """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks."""
-    title = benchmark.benchmark.removesuffix(f"-{benchmark.shots}shot")
+    title = benchmark.benchmark.removesuffix(f"-{'own' if benchmark.shots is None else benchmark.shots}shot")
     if title in benchmark.groups:
         return frozenset({("group", title)})
     return _kinds("group", benchmark.groups) or _kinds("task", benchmark.tasks)

@@ -299,11 +299,14 @@ class Protocol(Strict):
 
 
 class Task(Strict):
-    """A benchmark: a task or group that lm-eval knows by ``name``, or a task file at ``path``."""
+    """A benchmark: a task or group that lm-eval knows by ``name``, or a task file at ``path``.
+
+    Without ``shots`` each of its tasks has the number that its task file names (``num_fewshot``), else 0.
+    """
 
     name: Text | None = None
     path: Text | None = None
-    shots: Annotated[tuple[NotNegative, ...], OneOrMore, Field(min_length=1)] = (0,)
+    shots: Annotated[tuple[NotNegative, ...], OneOrMore, Field(min_length=1)] | None = None
     limit: Positive | None = None
 
     @model_validator(mode="after")

@@ -222,10 +222,7 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Waste]:
         if path.name.partition(".")[0] not in keys:
             yield Waste("tokens", path, _size(path))
     used = {
-        (f"{item.task.name or Path(str(item.task.path)).stem}-{item.shots}shot", item.shots, item.task.limit)
-        for cell in plan.cells
-        for item in cell.asked
-        if item.task is not None
+        (item.label, item.shots, item.task.limit) for cell in plan.cells for item in cell.asked if item.task is not None
     }
     for path in sorted(ledger.cache_dir("requests").glob("[!.]*")):
         try:

@@ -1,9 +1,9 @@
-"""Versions of the benchmarks that lm-eval ships, read off its task files: importing lm-eval takes seconds.
+"""What lm-eval's task files say of the benchmarks that it ships, read off them: importing lm-eval takes seconds.
 
-A benchmark's authors raise ``metadata.version`` when its scores change, so an upgrade of lm-eval that does so asks for
-these scores anew; a task without a version is known by its text. Which file declares a name is found by looking through
-all 14,000 (a second), once: it is remembered in the user's cache folder with the sizes and times of the files, and
-looked for again when one of them changed.
+That is versions, numbers of shots, and whether answers are generated. A benchmark's authors raise ``metadata.version``
+when its scores change, so an upgrade of lm-eval that does so asks for these scores anew; a task without a version is
+known by its text. Which file declares a name is found by looking through all 14,000 (a second), once: it is remembered
+in the user's cache folder with the sizes and times of the files, and looked for again when one of them changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -31,15 +32,34 @@ _VERSION = re.compile(
     r"|[^\n]*\n(?:[ \t]+[^\n]*\n)*?[ \t]+['\"]?version['\"]?:[ \t]*([^\s#]+))",  # or below
     re.M,
 )
+_SHOTS = re.compile(r"^['\"]?num_fewshot['\"]?:[ \t]*(\d+)", re.M)
+_OUTPUT = re.compile(r"^['\"]?output_type['\"]?:[ \t]*['\"]?(\w+)", re.M)
+GENERATES = "generate_until"  # lm-eval's default too
 _CLASS = re.compile(r"^['\"]?class['\"]?:[ \t]*!function[ \t]+(\S+)\.\w+", re.M)
 
 Versions = dict[str, str]
 
 
-def task_versions(names: Iterable[str], memory: Path | None = None) -> dict[str, Versions]:
-    """Return, for each name of a task, group or tag, the versions of it and of what it is made of, by name.
+@dataclass(frozen=True)
+class Facts:
+    """What task files say of a benchmark.
 
-    A name that lm-eval does not know has none, as has every name where lm-eval is not installed.
+    Attributes:
+        versions: of it and of what it is made of, by name.
+        shots: the numbers of few-shot examples that its tasks name, each once; a task that names none has 0. Empty
+            where a file does not tell: it is a class, or not found.
+        generates: whether any of its tasks has generated answers, or may have.
+    """
+
+    versions: Versions = field(default_factory=dict)
+    shots: tuple[int, ...] = ()
+    generates: bool = True
+
+
+def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Facts]:
+    """Return what is said of each name of a task, group or tag.
+
+    Of a name that lm-eval does not know nothing is, and of none where lm-eval is not installed.
 
     Args:
         memory: a file; the user's cache folder when None.
@@ -47,7 +67,7 @@ def task_versions(names: Iterable[str], memory: Path | None = None) -> dict[str,
     wanted = list(dict.fromkeys(names))
     spec = importlib.util.find_spec("lm_eval") if wanted else None
     if spec is None or spec.origin is None:
-        return {name: {} for name in wanted}
+        return {name: Facts() for name in wanted}
     folder = Path(spec.origin).parent / "tasks"
     memory = memory or _default_memory()
     key = f"{metadata.version('lm_eval')} {folder}"
@@ -56,16 +76,41 @@ def task_versions(names: Iterable[str], memory: Path | None = None) -> dict[str,
     for name in wanted:
         entry = known.get(name)
         if entry is None or not _is_unchanged(folder, entry["files"]):
-            tasks = tasks or _TaskFiles(folder)
-            entry = {"versions": tasks.versions(name), "files": tasks.take_read()}
+            tasks = tasks or TaskFiles(folder)
+            entry = {**asdict(tasks.facts(name)), "files": tasks.take_read()}
         found[name] = entry
     if tasks is not None and memory is not None:
         with contextlib.suppress(OSError):
             write_json(memory, {key: known | found})
-    return {name: dict(entry["versions"]) for name, entry in found.items()}
+    return {
+        name: Facts(dict(entry["versions"]), tuple(entry["shots"]), entry["generates"]) for name, entry in found.items()
+    }
 
 
-class _TaskFiles:
+@dataclass(frozen=True)
+class Node:
+    """A task (``shots`` None: not told) or, with neither shots nor an output, a group."""
+
+    name: str
+    version: str | None
+    is_task: bool = False
+    shots: int | None = None
+    generates: bool = True
+
+
+def facts_of(nodes: Iterable[Node]) -> Facts:
+    """Return what nodes come to."""
+    listed = list(nodes)
+    tasks = [node for node in listed if node.is_task]
+    told = [node.shots for node in tasks if node.shots is not None]
+    return Facts(
+        {node.name: node.version for node in listed if node.version is not None},
+        tuple(sorted(set(told))) if len(told) == len(tasks) else (),
+        any(node.generates for node in tasks) or not tasks,
+    )
+
+
+class TaskFiles:
     """lm-eval's task files by the names that they declare; the first in order of paths counts, as with lm-eval."""
 
     def __init__(self, folder: Path):
@@ -73,8 +118,8 @@ class _TaskFiles:
         self._texts: dict[str, str] = {}
         self._read: set[str] = set()
 
-    def versions(self, name: str) -> Versions:
-        return dict(self._below(name, set()))
+    def facts(self, name: str) -> Facts:
+        return facts_of(self.below(name, set()))
 
     def take_read(self) -> dict[str, list[int]]:
         """Return size and time of the files that the versions were read off since this was asked last."""
@@ -100,30 +145,39 @@ class _TaskFiles:
                 tagged.setdefault(tag, []).append(file)
         return tagged
 
-    def _below(self, name: str, above: set[str]) -> Iterator[tuple[str, str]]:
+    def below(self, name: str, above: set[str], shots: int | None = None) -> Iterator[Node]:
+        """Yield what a name stands for; ``shots``: as the group above has it."""
         if name in above:
             return
         if name in self._declared:
-            yield from self._of_file(self._declared[name], name, above | {name})
+            yield from self._of_file(self._declared[name], name, above | {name}, shots)
+        elif name in self._tagged:
+            for file in self._tagged[name]:
+                yield from self._of_file(file, str(_name(self._text(file))), above | {name}, shots)
         else:
-            for file in self._tagged.get(name, ()):
-                yield from self._of_file(file, str(_name(self._text(file))), above | {name})
+            yield Node(name, None, is_task=True)
 
-    def _of_file(self, file: str, name: str, above: set[str]) -> Iterator[tuple[str, str]]:
+    def _of_file(self, file: str, name: str, above: set[str], shots: int | None) -> Iterator[Node]:
         module = self._first(file, lambda text: _module(text, Path(file).parent))
         version = self._first(file, _version) or (hash_file(module)[:16] if module else None)
-        yield name, version or digest("".join(map(self._text, self._chain(file))))
+        version = version or digest("".join(map(self._text, self._chain(file))))
         self._read |= {*self._chain(file), *([str(module)] if module else [])}
         if dict(_DECLARED.findall(self._text(file))).get("group"):
-            for member in self._members(file):
-                yield from self._below(member, above)
+            yield Node(name, version)
+            for member, own in self._members(file):
+                yield from self.below(member, above, own)
+            return
+        named = self._first(file, lambda text: _matched(_SHOTS, text))
+        known = None if named is None and self._first(file, _CLASS.search) else int(named or 0)
+        output = self._first(file, lambda text: _matched(_OUTPUT, text)) or GENERATES
+        yield Node(name, version, True, known if shots is None else shots, output == GENERATES)
 
-    def _members(self, file: str) -> Iterator[str]:
+    def _members(self, file: str) -> Iterator[tuple[str, int | None]]:
         try:
             content = read_tagged(Path(file))
         except (OSError, YAMLError, ValueError):
             return
-        yield from _named(content.get("task") if isinstance(content, dict) else None)
+        yield from members_in(content.get("task") if isinstance(content, dict) else None)
 
     def _chain(self, file: str) -> Iterator[str]:
         """Yield a file and those it includes, the nearest first."""
@@ -171,16 +225,23 @@ def _module(text: str, folder: Path) -> Path | None:
     return module if module and module.is_file() else None
 
 
-def _named(members: Any) -> Iterator[str]:
-    """Yield the tasks, groups and tags that a group's ``task`` names, however deep."""
+def _matched(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.search(text)
+    return found[1] if found else None
+
+
+def members_in(members: Any, shots: int | None = None) -> Iterator[tuple[str, int | None]]:
+    """Yield the tasks, groups and tags that a group's ``task`` names, however deep, with a number of shots of its."""
     if isinstance(members, str):
-        yield members
+        yield members, shots
     elif isinstance(members, dict):
-        yield from _named(members.get("task") if isinstance(members.get("task"), list) else members.get("group"))
-        yield from _named(members.get("task") if isinstance(members.get("task"), str) else None)
+        own = members.get("num_fewshot")
+        shots = own if isinstance(own, int) else shots
+        yield from members_in(members.get("task") if isinstance(members.get("task"), list) else members.get("group"))
+        yield from members_in(members.get("task") if isinstance(members.get("task"), str) else None, shots)
     elif isinstance(members, list):
         for member in members:
-            yield from _named(member)
+            yield from members_in(member, shots)
 
 
 def _state(file: Path) -> list[int]:
@@ -199,7 +260,9 @@ def _remembered(memory: Path | None, key: str) -> dict[str, Any]:
     """Return what is remembered of one installation; nothing where it cannot be read."""
     try:
         read = json.loads(memory.read_bytes())[key] if memory else {}
-        return {name: entry for name, entry in read.items() if entry.keys() == {"versions", "files"}}
+        return {
+            name: entry for name, entry in read.items() if entry.keys() == {"versions", "shots", "generates", "files"}
+        }
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
 

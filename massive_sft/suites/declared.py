@@ -1,0 +1,75 @@
+"""What the files of a declared benchmark say of it, read without lm-eval."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from massive_sft.suites.task_files import GENERATES, Facts, Node, TaskFiles, facts_of, members_in, task_facts
+from massive_sft.sweep.schema import Task
+from massive_sft.sweep.yaml_file import YAMLError, read_tagged
+
+
+def facts_by_task(tasks: Iterable[Task]) -> dict[Task, Facts]:
+    """Return what the task files of benchmarks say of each."""
+    declared = list(dict.fromkeys(tasks))
+    named = task_facts(task.name for task in declared if task.name is not None)
+    return {task: named[str(task.name)] if task.path is None else _file_facts(Path(task.path)) for task in declared}
+
+
+def shots_of(task: Task, facts: Facts) -> tuple[int | None, ...]:
+    """Return the numbers of shots that a benchmark is asked for: declared, or its task file's own.
+
+    None stands for each task's own where they differ (a group's), or where only lm-eval can tell.
+    """
+    if task.shots is not None:
+        return task.shots
+    return facts.shots if len(facts.shots) == 1 else (None,)
+
+
+def title(task: Task) -> str:
+    """Return a benchmark's name for people: lm-eval's, or its file's."""
+    return task.name or Path(str(task.path)).stem
+
+
+def label(task: Task, shots: int | None) -> str:
+    """Return a benchmark's name for people at a number of shots, e.g. ``mmlu-5shot``; ``ownshot`` for each its own."""
+    return f"{title(task)}-{'own' if shots is None else shots}shot"
+
+
+def _file_facts(path: Path) -> Facts:
+    try:
+        return facts_of(_of_file(path))
+    except RecursionError:  # a group that is its own member
+        return Facts()
+
+
+def _of_file(path: Path) -> Iterator[Node]:
+    content = _content(path, frozenset())
+    name = path.stem
+    if "group" in content:
+        files = TaskFiles(path.parent)
+        for member, shots in members_in(content.get("task")):
+            yield from files.below(member, set(), shots)
+        return
+    shots = content.get("num_fewshot")
+    told = isinstance(shots, int) or "class" not in content  # whose code may say so
+    output = content.get("output_type") or GENERATES
+    yield Node(name, None, True, int(shots or 0) if told else None, output == GENERATES)
+
+
+def _content(path: Path, above: frozenset[Path]) -> dict[str, Any]:
+    """Return a task file's content over that of what it includes; nothing of what cannot be read."""
+    try:
+        read = read_tagged(path)
+    except (OSError, YAMLError, ValueError):
+        return {}
+    if not isinstance(read, dict) or path in above:
+        return {}
+    included = read.get("include") or []
+    below: dict[str, Any] = {}
+    for name in [included] if isinstance(included, str) else included:
+        below |= _content(Path(os.path.normpath(path.parent / str(name))), above | {path})
+    return below | read
