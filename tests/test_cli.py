@@ -91,6 +91,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "slow tokenizer": (slow_tokenizer, "has a slow tokenizer without character offsets"),
     "mixture of experts": (lambda f: edited_model(f, num_local_experts=4), "is a mixture of experts"),
     "quantised base": (lambda f: edited_model(f, quantization_config={"quant_method": "gptq", "bits": 4}), "has quantised weights"),
+    "vocabulary smaller than the tokenizer's": (lambda f: edited_model(f, vocab_size=50), "models.llama: has 50 tokens, but its tokenizer makes token"),
     "empty file": (data(""), "d.jsonl"),
     "broken JSON line": (data(ROW * 2 + '{"prompt": \n'), "d.jsonl:3"),
     "missing column": (data('{"question": "a", "completion": "b"}\n'), "'prompt'"),

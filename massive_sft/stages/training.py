@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from massive_sft import modeling
-from massive_sft.errors import Corrupt, InvalidInput
+from massive_sft.errors import Corrupt, InvalidInput, Problem
 from massive_sft.files import write_json
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.manifest import verify_folder
@@ -52,7 +52,8 @@ def training_spec(run: RunPlan) -> TrainingSpec:
 def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
     """Return a run's training samples and their counts, from the token cache or built into it.
 
-    Raises InvalidInput when data or tokenizer are no longer those that were planned, and as ``data.build_samples``.
+    Raises InvalidInput when data or tokenizer are no longer those that were planned, when the samples hold a token
+    that the model has no embedding of, and as ``data.build_samples``.
     """
     recipe = run.trajectory.recipe
 
@@ -62,7 +63,16 @@ def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
         _require_same_sources(recipe)
         return samples, counts
 
-    return load_or_build(ledger.cache_dir("tokens"), token_key(recipe), build)
+    samples, counts = load_or_build(ledger.cache_dir("tokens"), token_key(recipe), build)
+    _require_vocabulary(recipe, int(samples.tokens.max()))
+    return samples, counts
+
+
+def _require_vocabulary(recipe: Recipe, largest: int) -> None:
+    vocabulary = getattr(modeling.load_config(recipe.model).get_text_config(), "vocab_size", None)
+    if vocabulary is not None and largest >= vocabulary:
+        rule = f"has {vocabulary} tokens, but its tokenizer makes token {largest} of {recipe.mixture.name}"
+        raise InvalidInput(Problem(f"models.{recipe.model_name}", f"{rule}: they do not belong together"))
 
 
 def _require_same_sources(recipe: Recipe) -> None:
