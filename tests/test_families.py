@@ -1,0 +1,193 @@
+"""Every family of models: trained, scored, measured, exported and loaded again, or refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import evaluation_world as world
+import pytest
+import torch
+from peft import PeftModel
+from tiny_training import make_samples, make_spec, train
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from massive_sft import layers, modeling
+from massive_sft.errors import InvalidInput
+from massive_sft.evaluate.perplexity import perplexity
+from massive_sft.evaluate.requests import Generation, Likelihood
+from massive_sft.evaluate.scorer import PlainScorer
+from massive_sft.evaluate.weights import load_scored
+from massive_sft.sft.lora import target_problems
+from massive_sft.sweep.schema import Lora, Model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 267, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "initializer_range": 0.2,
+}  # fmt: skip
+GROUPED = SIZES | {"num_key_value_heads": 1}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**GROUPED, tie_word_embeddings=False),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16, tie_word_embeddings=True),
+    "gemma2": lambda: Gemma2Config(
+        **GROUPED, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=16
+    ),
+    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=8),
+    "olmo2": lambda: Olmo2Config(**GROUPED),
+    "neox": lambda: GPTNeoXConfig(**SIZES),
+    "phi": lambda: PhiConfig(**SIZES),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=267, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2,
+        bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+}  # fmt: skip
+ATTENTION = {"gemma2": "eager"}  # on a CPU; sdpa for the others
+TOKENS = torch.arange(3, 33).unsqueeze(0)  # longer than the sliding windows
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param) / request.param
+    AutoModelForCausalLM.from_config(FAMILIES[request.param]()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, method: str) -> None:
+    samples, model = make_samples(4), Model(path=str(base))
+    spec = make_spec(base, method=method, lr=1e-2, lora={"rank": 2, "alpha": 8}, layout={"zero": 1})
+    summary, steps = train(spec, samples, tmp_path)
+    assert summary.attention == ATTENTION.get(base.name, "sdpa")
+    snapshot = summary.snapshots[1]
+
+    start, tuned = load_scored(model, None, "fp32"), load_scored(model, snapshot, "fp32")
+    logits = tuned(input_ids=TOKENS).logits
+    assert (logits - start(input_ids=TOKENS).logits).abs().max() > 1e-3
+
+    if method == "full":
+        whole = AutoModelForCausalLM.from_pretrained(snapshot, attn_implementation="eager").eval()
+    else:
+        eager = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+        whole = PeftModel.from_pretrained(eager, str(snapshot)).eval()
+        merged = load_scored(model, snapshot, "fp32", adapters="merged")
+        merged.save_pretrained(tmp_path / "merged")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
+        assert torch.allclose(again(input_ids=TOKENS).logits, logits, atol=2e-4)
+    assert torch.allclose(whole(input_ids=TOKENS).logits, logits, atol=2e-4)
+
+    asked = [Likelihood(0, 0, 0, "", 1, "red", " blue"), Generation(1, 1, 0, "", 1, "seven", (), 6)]
+    answers, _ = PlainScorer(tuned, world.tokenizer()).score(asked)
+    assert answers[0].logprob < 0 and answers[1].tokens
+    assert perplexity(start, samples, frozenset()).summary()["perplexity"] > 1
+
+    rows = layers.layer_change(model, snapshot).to_pylist()
+    weights = {id(weight): weight.numel() for weight in start.parameters()}
+    assert sum(row["numel"] for row in rows) == sum(weights.values())
+    moved = {row["tensor"] for row in rows if row["delta_norm"]}
+    assert moved == {row["tensor"] for row in rows if row["method"] == method} and moved
+
+
+def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Path, tmp_path: Path) -> None:
+    """An adapter on a tied one would move the embeddings when it is merged."""
+    made: Any = modeling.meta_model(Model(path=str(base)))
+    (head,) = [name for name, module in made.named_modules() if module is made.get_output_embeddings()]
+    lora = {"rank": 2, "alpha": 8, "targets": [head]}
+    problems = target_problems(made, Lora(**lora))
+    assert bool(problems) == bool(made.config.tie_word_embeddings)
+    if problems:
+        assert "tied" in problems[0].rule
+        return
+    spec = make_spec(base, method="lora", lr=1e-2, lora=lora, layout={"zero": 1})
+    snapshot = train(spec, make_samples(4), tmp_path)[0].snapshots[1]
+    unmerged, merged = (load_scored(spec.model, snapshot, "fp32", how) for how in ("unmerged", "merged"))
+    assert torch.allclose(merged(input_ids=TOKENS).logits, unmerged(input_ids=TOKENS).logits, atol=2e-4)
+
+
+def save(config: Any, folder: Path) -> Model:
+    config.save_pretrained(folder)
+    return Model(path=str(folder))
+
+
+def targets(folder: Path, *names: str, family: str = "gpt2") -> list[str]:
+    made = modeling.meta_model(save(FAMILIES[family](), folder))
+    return [str(problem) for problem in target_problems(made, Lora(targets=names))]
+
+
+def test_lora_targets_are_what_peft_takes(tmp_path: Path) -> None:
+    assert targets(tmp_path / "a", "c_attn", "c_proj", "mlp.c_fc") == []
+    found = targets(tmp_path / "b", "c_atn", "wte", "ln_1", "foo.c_attn")
+    assert len(found) == 4
+    assert "got 'c_atn' (did you mean 'c_attn'?); valid: c_attn, c_fc, c_proj" in found[0]
+    assert targets(tmp_path / "c", "layers.0.self_attn.q_proj", "down_proj", family="llama") == []
+
+
+def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> None:
+    capped, bloom = save(FAMILIES["gemma2"](), tmp_path / "gemma2"), save(BloomConfig(n_layer=1), tmp_path / "bloom")
+    for model, attention, said in (
+        (capped, "sdpa", "soft-caps its attention's logits, which sdpa ignores; use auto, or eager"),
+        (bloom, "sdpa", "with attention sdpa"),
+        (capped, "flash_attention_2", "the package flash-attn is not installed"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            modeling.meta_model(model, attention)
+    assert modeling.attention_of(modeling.meta_model(bloom)) == "eager"
+    assert modeling.attention_of(modeling.meta_model(capped)) == "eager"
+    assert modeling.attention_of(modeling.meta_model(capped, gpu=True)) == "flex_attention"
+    assert modeling.attention_of(modeling.meta_model(capped, "eager", gpu=True)) == "eager"
+    uncapped = save(Gemma2Config(**GROUPED, head_dim=16, attn_logit_softcapping=None), tmp_path / "uncapped")
+    assert modeling.attention_of(modeling.meta_model(uncapped)) in ("sdpa", "eager")
+
+
+def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
+    for config, said in (
+        (Gemma3Config(), "is a model of more than text (vision_config)"),
+        (MixtralConfig(**GROUPED), "is a mixture of experts (num_local_experts)"),
+    ):
+        with pytest.raises(InvalidInput, match=said.split(" (")[0]):
+            modeling.meta_model(save(config, tmp_path / type(config).__name__))
+
+
+def test_code_of_another_repository_is_refused(tmp_path: Path) -> None:
+    config = FAMILIES["llama"]()
+    config.auto_map = {"AutoModelForCausalLM": "other/repo--modeling.Model"}
+    model = save(config, tmp_path)
+    assert modeling.unsupported(model, modeling.load_config(model)) == []
+    trusting = model.model_copy(update={"trust_remote_code": True})
+    assert "code of another repository" in modeling.unsupported(trusting, config)[0].rule
+
+
+def test_positions_and_token_ids_that_a_model_has(tmp_path: Path) -> None:
+    assert modeling.positions_of(FAMILIES["gpt2"]()) == 64
+    assert modeling.positions_of(Gemma3Config(text_config=FAMILIES["gemma3"]())) == 64
+    assert modeling.positions_of(BloomConfig()) is None
+    model = Model(path="m")
+    assert modeling.token_problems(model, 259, 258) == []
+    assert "below 259" in modeling.token_problems(model, 259, 259)[0].rule
+
+
+def test_device_is_what_resources_give() -> None:
+    assert modeling.device_of(gpu=False) == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="no GPU that torch can use"):
+            modeling.device_of(gpu=True)
+
+
