@@ -10,7 +10,7 @@ import io
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,15 +144,19 @@ def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _weights_of(base: Model, start: Tensors) -> set[str]:
-    """Return which of a base's tensors are weights of the model, each once: its files may hold a tied one twice.
+def _weights_of(base: Model, start: Tensors) -> dict[str, str]:
+    """Return a base's tensors by the names of the model's weights, each once: its files may hold a tied one twice.
 
-    All of them where the model gives its weights other names than its files.
+    All of them by their own names where some cannot be told from the model's.
     """
+    made = modeling.meta_model(base)
+    names = modeling.stored_names(made)
     try:
-        return {start.find(name) for name, _ in modeling.meta_model(base).named_parameters()}
+        if len(names) == sum(1 for _ in made.parameters()):
+            return {name: start.find(stored) for name, stored in names.items()}
     except Corrupt:
-        return set(start.names())
+        pass
+    return {name: name for name in start.names()}
 
 
 def _full_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dict[str, Any]]:
@@ -190,7 +194,9 @@ def _rounding(weights: torch.Tensor) -> float:
     return float((spacing.square() / 12).where(weights != 0, 0).sum())
 
 
-def _adapter_rows(start: Tensors, snapshot: Path, weights: set[str], spectrum: int) -> Iterator[dict[str, Any]]:
+def _adapter_rows(
+    start: Tensors, snapshot: Path, weights: Mapping[str, str], spectrum: int
+) -> Iterator[dict[str, Any]]:
     """Rows of the adapted ones among a model's weights, then of the others.
 
     Only products as thin as the rank are made, but for the largest change.
@@ -202,7 +208,7 @@ def _adapter_rows(start: Tensors, snapshot: Path, weights: set[str], spectrum: i
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     adapter = Tensors([snapshot / "adapter_model.safetensors"])
-    frozen = set(weights)
+    frozen = set(weights.values())
     for name in adapter.names():
         if name.endswith(".lora_B.weight"):
             continue
@@ -211,8 +217,9 @@ def _adapter_rows(start: Tensors, snapshot: Path, weights: set[str], spectrum: i
         module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         a = adapter.read(name)
         b = adapter.read(name.replace(".lora_A.", ".lora_B."))
-        frozen.discard(start.find(f"{module}.weight"))
-        before = start.read(f"{module}.weight").to(a.dtype)
+        stored = weights.get(f"{module}.weight") or start.find(f"{module}.weight")
+        frozen.discard(stored)
+        before = start.read(stored).to(a.dtype)
         if config.get("fan_in_fan_out") and before.shape == (a.shape[1], b.shape[0]):
             before = before.T  # a Conv1D beside whose kind there may be linear modules
         if before.shape != (b.shape[0], a.shape[1]):

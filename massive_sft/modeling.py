@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from massive_sft import hub
@@ -185,6 +186,17 @@ def meta_model(model: Model, attention: str = "auto", gpu: bool = False) -> PreT
 def attention_of(model: Any) -> str:
     """Return the attention implementation that a model computes with."""
     return str(model.config._attn_implementation)
+
+
+def stored_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return the names that a model's weights have in its files, by their names in the model; a tied one once.
+
+    transformers keeps some families under the names of their original checkpoints. Weights that are stored in another
+    form than the model's are left out.
+    """
+    weights = dict(model.named_parameters())
+    stored = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(weights)).items()}
+    return {name: stored[id(weight)] for name, weight in weights.items() if id(weight) in stored}
 
 
 def _on_meta(model: Model, config: Any, attention: str) -> PreTrainedModel:

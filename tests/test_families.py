@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluation_world as world
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -75,7 +76,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, method: str) -> None:
     samples, model = make_samples(4), Model(path=str(base))
     spec = make_spec(base, method=method, lr=1e-2, lora={"rank": 2, "alpha": 8}, layout={"zero": 1})
-    summary, steps = train(spec, samples, tmp_path)
+    summary, _ = train(spec, samples, tmp_path)
     assert summary.attention == ATTENTION.get(base.name, "sdpa")
     snapshot = summary.snapshots[1]
 
@@ -97,7 +98,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
     asked = [Likelihood(0, 0, 0, "", 1, "red", " blue"), Generation(1, 1, 0, "", 1, "seven", (), 6)]
     answers, _ = PlainScorer(tuned, world.tokenizer()).score(asked)
     assert answers[0].logprob < 0 and answers[1].tokens
-    assert perplexity(start, samples, frozenset()).summary()["perplexity"] > 1
+    assert perplexity(start, samples, np.zeros(267, dtype=bool)).summary()["all"]["perplexity_micro"] > 1
 
     rows = layers.layer_change(model, snapshot).to_pylist()
     weights = {id(weight): weight.numel() for weight in start.parameters()}
@@ -120,6 +121,8 @@ def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Pat
     snapshot = train(spec, make_samples(4), tmp_path)[0].snapshots[1]
     unmerged, merged = (load_scored(spec.model, snapshot, "fp32", how) for how in ("unmerged", "merged"))
     assert torch.allclose(merged(input_ids=TOKENS).logits, unmerged(input_ids=TOKENS).logits, atol=2e-4)
+    rows = layers.layer_change(spec.model, snapshot).to_pylist()
+    assert [row["tensor"] for row in rows if row["delta_norm"]] == [f"{head}.weight"]
 
 
 def save(config: Any, folder: Path) -> Model:
@@ -189,5 +192,3 @@ def test_device_is_what_resources_give() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInput, match="no GPU that torch can use"):
             modeling.device_of(gpu=True)
-
-

@@ -108,7 +108,8 @@ class Record(BaseModel):
         counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
         training: summary of the run: final loss (nats per token), steps, tokens, seconds, layout; empty for a base row.
         cost: what scoring and measuring took that this record was written after: ``device``, and ``seconds`` by what
-            was asked (``Asked.id``, a measure's name), ``load`` and ``other``.
+            was asked (``Asked.id``, a measure's name), ``load`` and ``other``; ``attention``, the implementation that
+            computed the scores.
         missing: why a benchmark has no score, by its name (PARTIAL).
         error: why it is FAILED (or DIVERGED, PRUNED).
         provenance: see ``provenance.capture``.

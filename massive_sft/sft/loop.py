@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from massive_sft import modeling
 from massive_sft.errors import Interrupted, MassiveSFTError
 from massive_sft.out_of_memory import out_of_memory
 from massive_sft.samples import Samples
@@ -50,6 +51,7 @@ class TrainingSummary:
         snapshots: folder by epoch.
         parameters, trained_parameters: numbers of weights.
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
+        attention: the implementation that computed it.
         resumed: what ``resume.Resumption`` says of each time that it went on from a checkpoint or began again.
     """
 
@@ -64,6 +66,7 @@ class TrainingSummary:
     parameters: int
     trained_parameters: int
     micro_batch: dict[str, int]
+    attention: str
     resumed: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -209,6 +212,7 @@ def _summary(run: _Run, parameters: int, trained: int) -> TrainingSummary:
         parameters=parameters,
         trained_parameters=trained,
         micro_batch=_as_dict(run.limit),
+        attention=modeling.attention_of(run.model),
         resumed=run.keeper.history if run.keeper else (),
     )
 

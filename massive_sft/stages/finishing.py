@@ -113,6 +113,8 @@ class Finisher:
         )
         details["scores"] |= scored.scores
         details["cost"]["seconds"] |= scored.seconds
+        if scored.attention is not None:
+            details["cost"]["attention"] = scored.attention
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
         for protocol in scored.scores:

@@ -59,11 +59,13 @@ class Scored:
         scores: by protocol id.
         missing: why a benchmark is missing, by its label.
         seconds: what answering took, by ``Asked.id``, and ``load``; nothing for scores that were there.
+        attention: the implementation that computed them; None where nothing was computed.
     """
 
     scores: dict[str, BenchmarkScores] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    attention: str | None = None
 
 
 class _Loaded:
@@ -71,6 +73,7 @@ class _Loaded:
 
     def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
         self._gpu = gpu
+        self.attention: str | None = None
         self._cell, self._snapshot, self._protocol, self._guards = cell, snapshot, evaluation.protocol, guards
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
@@ -164,6 +167,7 @@ def score(
                 result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
             for table in done.scores.values():
                 result.scores[table["protocol"]] = _recorded(item, table)
+    result.attention = loaded.attention
     return result
 
 

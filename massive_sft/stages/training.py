@@ -201,6 +201,7 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
         "parameters": summary.parameters,
         "trained_parameters": summary.trained_parameters,
         "micro_batch": summary.micro_batch,
+        "attention": summary.attention,
         "run_steps": summary.steps,
         "run_seconds": summary.seconds,
         "resumed": [dict(entry) for entry in summary.resumed],
