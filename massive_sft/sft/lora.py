@@ -58,6 +58,8 @@ def target_problems(model: PreTrainedModel, lora: Lora) -> list[Problem]:
         if not found or any(name not in linear for name in found):
             problems.append(Problem("lora.targets", "must name linear modules of the model", target, names))
         elif shared & set(found):
-            rule = "must not name a module whose weight is tied to another's, which would move with it, as in the model"
+            rule = (
+                "must not name an output layer that is tied to the embeddings, which merging would move, of the model"
+            )
             problems.append(Problem("lora.targets", rule, target, names))
     return problems
