@@ -33,7 +33,7 @@ def remember(plan: Plan, ledger: Ledger) -> None:
         plan: of the whole sweep.
     """
     cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
-    write_meaning(ledger.sweep_dir(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
+    write_meaning(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
 
 
 def changes(plan: Plan) -> list[str]:
@@ -42,7 +42,7 @@ def changes(plan: Plan) -> list[str]:
     Args:
         plan: of the whole sweep.
     """
-    last, now = read_meaning(plan.root / "sweeps" / plan.sweep.file.name), _content(plan.sweep)
+    last, now = read_meaning(Ledger(plan.root).sweep(plan.sweep.file.name)), _content(plan.sweep)
     if last is None:
         return []
     before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down

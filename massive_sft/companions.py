@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from massive_sft.asked import lacking
 from massive_sft.ledger.index import Entry
 from massive_sft.ledger.lease import Lease, Watch, look, this_process
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Revision, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan
 from massive_sft.trial import Happening, Listen, Recorded, Skipped, retain
@@ -61,7 +61,7 @@ class _Others:
     """What other runs hold of a plan.
 
     Attributes:
-        held: by cell, the revision of its newest record when it had to be skipped; 0 for none.
+        held: by cell, the revision of its newest record when it had to be skipped.
         seen: all cells that were ever held.
     """
 
@@ -69,7 +69,7 @@ class _Others:
     ledger: Ledger
     listen: Listen
     say: Callable[[str], None]
-    held: dict[str, int] = field(default_factory=dict)
+    held: dict[str, Revision] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     _watch: Watch = field(default_factory=Watch)
     _named: frozenset[str] = frozenset()
@@ -78,7 +78,7 @@ class _Others:
         """Take note of what is skipped; pass everything on."""
         if isinstance(happening, Skipped):
             entries = self.ledger.entries(happening.cells)
-            self.held |= {cell: entries[cell].revision if cell in entries else 0 for cell in happening.cells}
+            self.held |= {cell: entries[cell].revision if cell in entries else Revision() for cell in happening.cells}
             self.seen.update(happening.cells)
         self.listen(happening)
 
@@ -114,7 +114,7 @@ class _Others:
         """Yield who holds a cell or its training. A lease that its owner left standing is given back in its name."""
         homes = [self.ledger.cell_dir(cell.cell.id)]
         homes += [self.ledger.trajectory_dir(cell.cell.recipe.id)] if cell.cell.recipe else []
-        for lease in (home / "lease" for home in homes):
+        for lease in map(self.ledger.lease_on, homes):
             seen = look(lease)
             if seen is None or seen.released or seen.gone():
                 continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.text import Text
 
@@ -9,6 +12,7 @@ from massive_sft.changes import remember
 from massive_sft.check import require_runnable
 from massive_sft.companions import finish_together, wants
 from massive_sft.cost.learn import learn
+from massive_sft.errors import InvalidInput
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
@@ -44,14 +48,25 @@ def execute(plan: Plan, whole: Plan, out: Console, err: Console, inline: bool, r
         InvalidInput: with every problem that stands in the way; nothing was trained.
         Stuck: when nothing moves on the cluster.
     """
-    with outliving():
+    with outliving(), _announced(plan) as run:
         with err.status("checking") as status:
             require_runnable(plan, lambda what: status.update(Text(f"checking {what}")))
         ledger = Ledger.open(plan.root)
         remember(whole, ledger)
-        with registered(ledger.sweep_dir(plan.sweep.file.name), this_process()) as run:
-            announce(run, wants(plan))
-            return _mirrored(plan, ledger, run, out, inline, retrain, stop)
+        return _mirrored(plan, ledger, run, out, inline, retrain, stop)
+
+
+@contextmanager
+def _announced(plan: Plan) -> Iterator[Run]:
+    """Register a run and say what it wants before the checks, which take their time, so that nobody removes it."""
+    try:
+        ledger = Ledger.open(plan.root)
+    except InvalidInput:
+        require_runnable(plan)  # says so with everything else
+        raise
+    with registered(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
+        announce(run, wants(plan))
+        yield run
 
 
 def _mirrored(plan: Plan, ledger: Ledger, run: Run, out: Console, inline: bool, retrain: bool, stop: Stop) -> Plan:

@@ -1,4 +1,10 @@
-"""Atomic writes: a reader sees the old file or the new one, never a part of one."""
+"""Files that are whole or not there, on any POSIX file system, also where the reply to a request may get lost.
+
+A network file system asks again when no answer came. If the first request had succeeded, the second is refused: the
+name exists, or the source is gone. What counts is therefore never what the system says, but whether what lies there
+afterwards is the very file that was written (its inode). All files are made with the permissions that the user's
+umask and the folder's default ACL give.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,32 @@ import errno
 import gzip
 import json
 import os
-import tempfile
+import secrets
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from massive_sft.errors import Corrupt
+
+STALE_TRIES = 3  # a file that was replaced on the server is found again under its name
+
+
+def read_bytes(path: Path) -> tuple[bytes, os.stat_result]:
+    """Return a file's content and what the system says of that very file. Raises FileNotFoundError, OSError."""
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return _read(path)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return _read(path)
+
+
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    with path.open("rb") as file:
+        return file.read(), os.fstat(file.fileno())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -19,19 +45,91 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Parent folders are made. Raises OSError when the disk refuses; ``path`` is then as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # a ledger is for all who may see its folder
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _flushed(path, data) as (temporary, made):
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not _is(path, made):
+                raise
     sync_folder(path.parent)
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write ``data`` to ``path`` unless something is there; return whether it was written. Of several writers one wins.
+
+    Parent folders are made. Raises OSError when the disk refuses.
+    """
+    with _flushed(path, data) as (temporary, made):
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if not _is(path, made):
+                if isinstance(error, FileExistsError):
+                    return False
+                raise
+    sync_folder(path.parent)
+    return True
+
+
+def overwrite_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` over a file of the same length, in place: no room is needed. A reader may meet some of both.
+
+    Raises FileNotFoundError, and OSError when the disk refuses.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)  # a network file system shows it to others only then
+    finally:
+        os.close(handle)
+
+
+def move_folder(source: Path, target: Path) -> bool:
+    """Rename a folder; return False when ``target`` is there already. POSIX checks and renames in one step."""
+    made = os.stat(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if not _is(target, made):
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+    sync_folder(target.parent)
+    return True
+
+
+@contextmanager
+def _flushed(path: Path, data: bytes) -> Iterator[tuple[Path, os.stat_result]]:
+    """Flush ``data`` to a temporary file beside ``path``, whose name is gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _write_all(handle, data)
+            os.fsync(handle)
+            made = os.fstat(handle)
+        finally:
+            os.close(handle)
+        yield temporary, made
+    finally:
+        with suppress(OSError):  # renamed away; or else left to ``gc``
+            os.unlink(temporary)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """Write all of ``data``: the system may take less of it at a time."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def _is(path: Path, made: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), made)
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,7 +140,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises FileNotFoundError when it is missing, ``Corrupt`` when it does not parse."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path)[0])
     except ValueError as error:
         raise Corrupt(f"{path}: is not valid JSON ({error})") from error
 

@@ -19,7 +19,7 @@ from massive_sft.files import read_json
 from massive_sft.fingerprint import FileHashes, canonical, digest, join
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status, unseal
-from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.store import Ledger, State
 from massive_sft.resources import Rules, layout
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
@@ -147,7 +147,7 @@ def read_lock(root: Path, name: str) -> Commits:
     Raises:
         Corrupt: when it is no lock.
     """
-    path = root / "sweeps" / name / "lock.json"
+    path = Ledger(root).sweep_dir(name) / "lock.json"
     try:
         return Lock.model_validate(read_json(path)).commits
     except (FileNotFoundError, NotADirectoryError):
@@ -196,13 +196,10 @@ def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
 def _cell_plans(cells: Cells, asked: Questions, root: Path) -> Iterable[CellPlan]:
     ledger = Ledger.open(root, create=False) if (root / "ledger.json").exists() else None
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
-    statuses = ledger.statuses(trajectories) if ledger else {}
-    entries = ledger.entries() if ledger else {}
+    states = ledger.states(trajectories) if ledger else {}
     for cell in cells.cells:
-        wanted = asked.of(cell)
-        entry = entries.get(cell.id)
-        status = statuses.get(cell.id, Status.WAITING)
-        yield CellPlan(cell, status, wanted, lacking(wanted, status, entry.answers if entry else ()))
+        wanted, state = asked.of(cell), states.get(cell.id, State(Status.WAITING))
+        yield CellPlan(cell, state.status, wanted, lacking(wanted, state.status, state.answers))
 
 
 def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: Rules) -> RunPlan:
@@ -226,7 +223,7 @@ def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, Cel
 
 def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
     needs = any(item.task is not None or item.measure == "layer_change" for item in cell.lacking)
-    if not needs or (root / "trajectories" / run.id / "snapshots" / f"epoch-{cell.cell.epoch}").is_dir():
+    if not needs or Ledger(root).snapshot_dir(run.id, cell.cell.epoch).is_dir():
         return False
     if cell.status is Status.FAILED:  # its training stands when only its scores failed or were invalidated
         return any(str(cell.cell.epoch) in epochs for epochs in trained_epochs(root, run))
@@ -235,9 +232,9 @@ def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
 
 def trained_epochs(root: Path, run: Trajectory) -> Iterator[set[str]]:
     """Yield the epochs of each of a trajectory's finished trainings; none of what cannot be read."""
-    for path in (root / "trajectories" / run.id / "training").glob("attempt-*/training.json"):
+    for folder in Ledger(root).training_dirs(run.id):
         try:
-            yield set(read_json(path)["epochs"])
+            yield set(read_json(folder / "training.json")["epochs"])
         except (OSError, Corrupt, KeyError, TypeError):
             yield set()
 
@@ -285,7 +282,7 @@ def perplexity_key(recipe: Recipe) -> str:
 def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
     """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
     try:
-        path = root / "cache" / "tokens" / f"{token_key(recipe)}.json"
+        path = Ledger(root).cache_dir("tokens") / f"{token_key(recipe)}.json"
         total = json.loads(unseal(path.read_bytes(), str(path)))["counts"]["total"]
         return int(total["samples"]), int(total["tokens"])
     except (OSError, Corrupt, KeyError, TypeError, ValueError):

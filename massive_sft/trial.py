@@ -17,7 +17,7 @@ from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.provenance import capture
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.ledger.wants import wanted
+from massive_sft.ledger.wants import lacks
 from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.retention import is_kept
 from massive_sft.sft.events import Event
@@ -147,7 +147,7 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
     Those that another sweep's policy keeps, by its last run, stay.
     """
     for cell in run.cells:
-        if is_kept(run, cell.cell.epoch, policy) or keepers(ledger.root, cell.cell.id):
+        if is_kept(run, cell.cell.epoch, policy) or keepers(ledger.sweeps, cell.cell.id):
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and _is_settled(record, ledger):
@@ -155,7 +155,7 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
 
 
 def _is_settled(record: Record, ledger: Ledger) -> bool:
-    answered = record.status is Status.COMPLETE and wanted(ledger.root, record.cell).issubset(record.answers)
+    answered = record.status is Status.COMPLETE and not lacks(ledger.sweeps, record.cell, record.answers)
     return answered or record.status is Status.DIVERGED
 
 

@@ -102,6 +102,11 @@ def records(folder: Path) -> dict[str, Record]:
     return found
 
 
+def record_path(ledger: Path, cell: str) -> Path:
+    """Return the file of a cell's newest record."""
+    return max((ledger / "cells" / cell).glob("record-*.json"))
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """Return all of a ledger that does not depend on when and where it ran: scores, measures, counts, weights."""
     facts: dict[str, Any] = {}

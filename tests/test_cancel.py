@@ -25,6 +25,7 @@ from massive_sft.inline import run_inline
 from massive_sft.ledger.lease import look
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.runs import live_runs, registered
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
@@ -102,7 +103,7 @@ class Runner:
 def trains(path: Path) -> bool:
     """Whether somebody trains, has taken some steps and is not at the end."""
     for home in (plan_root(path) / "trajectories").glob("*"):
-        seen = look(home / "lease")
+        seen = look(Folder(home / "lease"))
         losses = home / "attempts" / str(seen.number if seen else 0) / "losses.jsonl"
         if seen is not None and not seen.released and losses.exists():
             return 3 <= len(losses.read_text().splitlines()) <= STEPS - 10
@@ -114,7 +115,7 @@ def scores(path: Path) -> bool:
     return any(
         not seen.released and any(folder.parent.glob("responses/*/*/*.gz")) and not any(folder.parent.glob("record-*"))
         for folder in (plan_root(path) / "cells").glob("*/lease")
-        if (seen := look(folder)) is not None
+        if (seen := look(Folder(folder))) is not None
     )
 
 
@@ -126,9 +127,13 @@ def assert_true_statuses(path: Path) -> None:
     """Nothing failed, nobody seems to work, nobody holds a lease, and no run is registered."""
     counts = plan_of(path).statuses
     assert set(counts) <= {Status.WAITING, Status.COMPLETE}, counts
-    held = [file for file in plan_root(path).rglob("lease") if (seen := look(file)) is not None and not seen.released]
+    held = [
+        file
+        for file in plan_root(path).rglob("lease")
+        if (seen := look(Folder(file))) is not None and not seen.released
+    ]
     assert not held
-    assert not live_runs(plan_root(path) / "sweeps" / "small")
+    assert not live_runs(Folder(plan_root(path) / "sweeps" / "small"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,7 +226,7 @@ def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_l
 def test_run_under_nohup_heeds_no_closed_terminal(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with registered(tmp_path, "here:1") as run, Stop().heeding(run, print):
+        with registered(Folder(tmp_path), "small", "here:1") as run, Stop().heeding(run, print):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     finally:
@@ -256,7 +261,7 @@ def test_nothing_to_cancel_is_said(sweep: Path) -> None:
 
 
 def test_run_that_does_not_end_in_time_is_said_and_stays_asked(sweep: Path, tmp_path: Path) -> None:
-    with registered(tmp_path / "ledger" / "sweeps" / "small", "elsewhere:7") as run:
+    with registered(Folder(tmp_path / "ledger" / "sweeps"), "small", "elsewhere:7") as run:
         code, text = cancel(sweep, "--timeout", "0.1")
         assert (code, "elsewhere:7" in text, "has not ended within 0.1 s" in text) == (1, True, True)
         assert run.asked_to_end()
@@ -264,17 +269,18 @@ def test_run_that_does_not_end_in_time_is_said_and_stays_asked(sweep: Path, tmp_
 
 
 def test_killed_run_is_not_cancelled_and_does_not_stop_the_next_one(sweep: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "ledger" / "sweeps" / "small"
+    sweeps = Folder(tmp_path / "ledger" / "sweeps")
+    folder = sweeps.local("small")
     code = (
-        "import os, sys, pathlib; from massive_sft.ledger.runs import registered\n"
-        "with registered(pathlib.Path(sys.argv[1]), 'killed:1') as run:\n"
+        "import os, sys, pathlib; from massive_sft.ledger.runs import *; from massive_sft.ledger.storage import *\n"
+        "with registered(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1') as run:\n"
         "    run.ask_to_end('me'); os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, str(sweeps)]).returncode == 9
     assert len(list((folder / "runs").iterdir())) == 1
     assert cancel(sweep)[1].startswith("nothing to cancel")
-    with registered(folder, "next:1") as run:
-        assert [each.name for each in live_runs(folder)] == ["next:1"]
+    with registered(sweeps, "small", "next:1") as run:
+        assert [each.name for each in live_runs(sweeps.at("small"))] == ["next:1"]
         assert not run.asked_to_end()
     assert not list((folder / "runs").iterdir())
 

@@ -23,7 +23,7 @@ from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
 from massive_sft.cost.estimate import NO_KIND, Cost, estimate, must_train
-from massive_sft.cost.learn import learn
+from massive_sft.cost.learn import LEASE, learn
 from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
 from massive_sft.cost.memory import capacity, judge, remedy, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
@@ -34,6 +34,7 @@ from massive_sft.errors import InvalidInput
 from massive_sft.files import write_bytes, write_json
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
 from massive_sft.sft.packing import GRAIN, Limit, plan_step
@@ -671,7 +672,7 @@ def test_table_that_was_removed_is_made_anew(tmp_path: Path) -> None:
 def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
     plan = learned(tmp_path)
     (plan.root / NAME).unlink()
-    lease = Lease.acquire((plan.root / NAME).with_suffix(".lease"), "another")
+    lease = Lease.acquire(Folder(plan.root / LEASE), "another")
     assert lease is not None
     with lease:
         assert learn(plan, Ledger.open(plan.root)) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import Room, command
-from disturbed import KEEP, copied, identities, outcome, records, sweep_at, tracked, trainings, undisturbed
+from disturbed import KEEP, copied, identities, outcome, record_path, records, sweep_at, tracked, trainings, undisturbed
 
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import checksum
@@ -63,7 +63,7 @@ def weights_of(ledger: Path, cell: str) -> str:
 def test_damaged_caches_answers_and_records_are_named_and_made_again(tmp_path: Path, damage: Damage) -> None:
     sweep, ledger = copied(tmp_path), tmp_path / "ledger"
     full, lora = cell_of("full-1"), cell_of("lora-1")
-    (ledger / "cells" / full / "record-1.json").unlink()
+    record_path(ledger, full).unlink()
     shutil.rmtree(ledger / "cache" / "scores" / weights_of(ledger, full))
     requests = next((ledger / "cache" / "requests").glob("*/many.jsonl.gz")).parent.name
     many = next((ledger / "cells" / lora / "responses").glob("*/many")).parent.name
@@ -76,20 +76,21 @@ def test_damaged_caches_answers_and_records_are_named_and_made_again(tmp_path: P
             f"cache/scores/{weights_of(ledger, lora)}/{many}.json",
             f"cells/{full}/responses/*/many/00002.jsonl.gz",
             f"cells/{full}/cell.json",
-            f"cells/{lora}/record-1.json",
+            f"cells/{lora}/record-*.json",
         )
     ]
-    before = identities(ledger, "cells/*/record-1.json") | identities(ledger, "cells/*/responses/**/*.gz")
+    before = identities(ledger, "cells/*/record-*.json") | identities(ledger, "cells/*/responses/**/*.gz")
     printed = run(sweep)
     for path in hurt:
         assert str(path) in printed, path
-        if path.name != "record-1.json":
+        if not path.name.startswith("record-"):
             assert path.read_bytes() == (undisturbed() / path.relative_to(tmp_path)).read_bytes(), path
     assert outcome(tmp_path) == outcome(undisturbed())
     assert trainings(tmp_path) == trainings(undisturbed())
-    now = identities(ledger, "cells/*/record-1.json") | identities(ledger, "cells/*/responses/**/*.gz")
+    now = identities(ledger, "cells/*/record-*.json") | identities(ledger, "cells/*/responses/**/*.gz")
     assert {path for path in now if now[path] != before.get(path)} == {
-        ledger / "cells" / full / "record-1.json",
+        record_path(ledger, full),
+        record_path(ledger, lora),
         hurt[4],
     }
 
@@ -99,7 +100,7 @@ def test_damaged_descriptions_of_caches_are_named_and_made_again(tmp_path: Path,
     """What says how to read a cache: counts of tokens, manifest of requests, values behind the scores."""
     sweep, ledger = copied(tmp_path), tmp_path / "ledger"
     lora = cell_of("lora-1")
-    (ledger / "cells" / lora / "record-1.json").unlink()
+    record_path(ledger, lora).unlink()
     requests = next((ledger / "cache" / "requests").glob("*/many.jsonl.gz")).parent.name
     many = next((ledger / "cells" / lora / "responses").glob("*/many")).parent.name
     hurt = [
@@ -120,7 +121,7 @@ def test_damaged_descriptions_of_caches_are_named_and_made_again(tmp_path: Path,
 def test_damaged_training_is_trained_again(tmp_path: Path, name: str, damage: Damage) -> None:
     sweep, ledger = copied(tmp_path), tmp_path / "ledger"
     trajectory = records(undisturbed())["lora-1"].trajectory
-    (ledger / "cells" / cell_of("lora-1") / "record-1.json").unlink()
+    record_path(ledger, cell_of("lora-1")).unlink()
     path = damaged(ledger, f"trajectories/{trajectory}/training/attempt-1/{name}", damage)
     spec = damaged(ledger, f"trajectories/{trajectory}/spec.json", damage)
     printed = run(sweep)
@@ -134,7 +135,7 @@ def test_damaged_training_is_trained_again(tmp_path: Path, name: str, damage: Da
 @pytest.mark.parametrize(("name", "damage"), [("adapter_model.safetensors", flipped), ("manifest.json", cut)])
 def test_damaged_snapshot_is_said_and_trained_again_only_when_asked(tmp_path: Path, name: str, damage: Damage) -> None:
     sweep, ledger = copied(tmp_path), tmp_path / "ledger"
-    (ledger / "cells" / cell_of("lora-1") / "record-1.json").unlink()
+    record_path(ledger, cell_of("lora-1")).unlink()
     shutil.rmtree(ledger / "cache" / "scores")
     trajectory = records(undisturbed())["lora-1"].trajectory
     path = damaged(ledger, f"trajectories/{trajectory}/snapshots/epoch-1/{name}", damage)
@@ -149,10 +150,10 @@ def test_damaged_snapshot_is_said_and_trained_again_only_when_asked(tmp_path: Pa
 
 def test_damaged_index_and_lease_change_nothing(tmp_path: Path) -> None:
     sweep, ledger = copied(tmp_path), tmp_path / "ledger"
-    damaged(ledger, "index.jsonl", flipped)
+    damaged(ledger, "index/*", flipped)
     assert run(sweep).endswith("nothing to do: 3 COMPLETE")
     for name in ("full-1", "lora-1"):
-        (ledger / "cells" / cell_of(name) / "record-1.json").unlink()
+        record_path(ledger, cell_of(name)).unlink()
     for lease in [*ledger.glob("trajectories/*/lease/*"), *ledger.glob("cells/*/lease/*")]:
         lease.write_bytes(flipped(lease.read_bytes()))
     run(sweep)
@@ -251,10 +252,10 @@ def test_full_disk_ends_a_run_on_ray_with_a_sentence(room: Room) -> None:
 
 def test_read_only_root_is_refused_before_training_and_shows_what_it_has(room: Room) -> None:
     shutil.copytree(undisturbed() / "ledger", room.seen / "fixed" / "ledger")
-    (room.seen / "fixed" / "ledger" / "index.jsonl").unlink()
+    shutil.rmtree(room.seen / "fixed" / "ledger" / "index")
     sweep_at(room.seen / "fixed", storage={"root": str(room.folder / "fixed" / "ledger")})
     sweep = room.folder / "fixed" / "small.yaml"
-    (room.seen / "fixed" / "ledger" / "cells" / cell_of("lora-1") / "record-1.json").unlink()
+    record_path(room.seen / "fixed" / "ledger", cell_of("lora-1")).unlink()
     room.mount("ro")
     try:
         code, printed = room.command("run", sweep, "--inline")

@@ -20,6 +20,7 @@ from massive_sft import modeling
 from massive_sft.fingerprint import hash_file
 from massive_sft.hub import pinned_folder
 from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.storage import Folder
 from massive_sft.pinning import pin
 from massive_sft.plan import make_plan
 from massive_sft.sft.sources import load_rows
@@ -166,7 +167,7 @@ def test_dry_run_writes_nothing_and_pin_only_no_hashes(sweep: Path, tmp_path: Pa
 
 
 def test_second_fetch_on_a_node_waits_for_the_first(sweep: Path, tmp_path: Path) -> None:
-    lease = Lease.acquire(tmp_path / "hf" / "hub" / ".massive-sft-fetch", "the first")
+    lease = Lease.acquire(Folder(tmp_path / "hf" / "hub" / ".massive-sft-fetch"), "the first")
     assert lease is not None
     result: list[Any] = []
     second = threading.Thread(target=lambda: result.append(run(tmp_path, "fetch", sweep, HF_HUB_OFFLINE="1")))

@@ -133,7 +133,7 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
     assert any("name: is the name of an imported table" in line for line in told)
     with pytest.raises(InvalidInput, match="must be at most 200 letters"):
         imported(odd, root, "a/b")
-    lease = Lease.acquire(found.ledger.sweep_dir("held") / "import-lease", "somebody")
+    lease = Lease.acquire(found.ledger.sweep("held").at("import-lease"), "somebody")
     assert lease is not None
     with lease, pytest.raises(LedgerError, match="another process imports"):
         imported(odd, root, "held")
@@ -143,7 +143,7 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "
     code += "from massive_sft.verbs.import_table import fill; "
-    code += "commands.install(commands.Fault('record-1.json', commands.kill, skip=2)); "
+    code += "commands.install(commands.Fault('/record-', commands.kill, skip=2)); "
     code += "fill(Path(sys.argv[1]), 'paper', read_table(Path(sys.argv[2]), known_columns()), '')"
     killed = subprocess.run([sys.executable, "-c", code, root, odd], cwd=Path(__file__).parent, check=False)
     assert killed.returncode == -9

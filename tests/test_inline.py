@@ -165,7 +165,7 @@ def test_retraining_gives_bit_identical_scores(copy: Path) -> None:
     shutil.rmtree(copy / "ledger" / "trajectories")
     shutil.rmtree(copy / "ledger" / "cells")
     shutil.rmtree(copy / "ledger" / "cache" / "scores")
-    (copy / "ledger" / "index.jsonl").unlink()
+    shutil.rmtree(copy / "ledger" / "index")
     run(copy / "sweep.yaml")
     after = records(copy / "sweep.yaml")["full-2"]
     assert after.scores == before.scores
@@ -396,7 +396,7 @@ def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])
         assert "nothing to do: 5 COMPLETE" in done.output
         cells = make_plan(load_sweep(path)).runs[0].cells
-        assert [keepers(copy / "ledger", cell.cell.id) for cell in cells] == [[], kept]
+        assert [keepers(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
 
 
 def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:
@@ -411,15 +411,16 @@ def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:
 def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> None:
     path = small_sweep(tmp_path, measures=[])
     plan, result = make_plan(load_sweep(path)), Result()
-    home = Ledger.open(plan.root).cell_dir(plan.base[0].cell.id)
+    ledger = Ledger.open(plan.root)
+    home = ledger.cell_dir(plan.base[0].cell.id)
     taken: list[Lease | None] = []
 
     def stand_still_meanwhile() -> bool:
         if not taken:
             clock = iter([0.0, 1e6])
             watch = Watch(lambda: next(clock))
-            watch.free(home / "lease", look(home / "lease"))
-            taken.append(Lease.acquire(home / "lease", "somebody else", watch))
+            watch.free(ledger.lease_on(home), look(ledger.lease_on(home)))
+            taken.append(Lease.acquire(ledger.lease_on(home), "somebody else", watch))
         return False
 
     finish_cell(plan.base[0], None, Finisher(make_recorder(plan), stand_still_meanwhile), result.happened.append)

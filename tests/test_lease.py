@@ -13,9 +13,11 @@ import pytest
 
 from massive_sft.errors import LeaseLost
 from massive_sft.ledger import lease as lease_module
-from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.lease import Lease, Watch
 from massive_sft.ledger.runs import live_runs, registered
+from massive_sft.ledger.storage import Folder
 
+TAKE = "import os; from massive_sft.ledger.lease import *; from massive_sft.ledger.storage import *; "
 LONG = 1000.0  # seconds; the background thread never beats within a test
 
 
@@ -30,7 +32,11 @@ class Clock:
 
 
 def acquire(folder, owner="a", watch=None, ttl=LONG):
-    return Lease.acquire(folder, owner, watch, ttl)
+    return Lease.acquire(Folder(folder), owner, watch, ttl)
+
+
+def look(folder):
+    return lease_module.look(Folder(folder))
 
 
 def test_lease_free_is_acquired_with_number_one(tmp_path):
@@ -98,7 +104,7 @@ def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
     clock = Clock()
     watch = Watch(clock)
     first = acquire(tmp_path, ttl=50.0)
-    watch.free(tmp_path, look(tmp_path))
+    watch.free(Folder(tmp_path), look(tmp_path))
     clock.now = 50.0
     second = acquire(tmp_path, "b", watch)
     before = (tmp_path / "2").read_bytes()
@@ -149,9 +155,7 @@ def test_claim_sent_to_another_process_verifies_there(tmp_path):
 
 
 def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
-    code = (
-        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
-    )
+    code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert not look(tmp_path).looks_live()
     with acquire(tmp_path, "b") as lease:
@@ -159,9 +163,7 @@ def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
 
 
 def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
-    code = (
-        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
-    )
+    code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     with subprocess.Popen([sys.executable, "-c", code]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
         assert not look(tmp_path).looks_live()
@@ -169,9 +171,7 @@ def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
 
 
 def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
-    code = (
-        f"from massive_sft.ledger.lease import *; Lease.acquire(Path({str(tmp_path)!r}), 'x'); os.kill(os.getpid(), 9)"
-    )
+    code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     path = tmp_path / "1"
     path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
@@ -217,28 +217,30 @@ def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_i
 
 def test_look_at_a_folder_that_is_being_removed_sees_nobody(tmp_path, monkeypatch):
     acquire(tmp_path).release()
-    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: ["1", "2"])  # the second went in between
+    listings = [["1", "2"], []]  # all of it went in between
+    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: listings.pop(0))
     assert look(tmp_path) is None
 
 
 def test_registration_of_a_run_that_stands_still_stays_and_of_one_that_was_killed_goes(tmp_path):
     code = (
-        "import os, sys, pathlib; from massive_sft.ledger.runs import registered\n"
-        "with registered(pathlib.Path(sys.argv[1]), 'killed:1'): os._exit(9)"
+        "import os, sys, pathlib; from massive_sft.ledger.runs import *; from massive_sft.ledger.storage import *\n"
+        "with registered(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1'): os._exit(9)"
     )
-    with registered(tmp_path, "stopped:1") as run:
+    sweeps, runs = Folder(tmp_path), tmp_path / "small" / "runs"
+    with registered(sweeps, "small", "stopped:1") as run:
         assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
-        assert len(list((tmp_path / "runs").iterdir())) == 2
-        os.utime(run.folder / "1", (0, 0))  # Ctrl-Z long ago, or a file server's clock
-        with registered(tmp_path, "next:1") as following:
-            assert set((tmp_path / "runs").iterdir()) == {run.folder, following.folder}
-            assert {each.name for each in live_runs(tmp_path)} == {"stopped:1", "next:1"}
+        assert len(list(runs.iterdir())) == 2
+        os.utime(run.place.local("1"), (0, 0))  # Ctrl-Z long ago, or a file server's clock
+        with registered(sweeps, "small", "next:1") as following:
+            assert set(runs.iterdir()) == {run.place.local(), following.place.local()}
+            assert {each.name for each in live_runs(sweeps.at("small"))} == {"stopped:1", "next:1"}
 
 
 def race(folder: str, taker: int, folders: int, ready, wins):
     """Take every stale lease below ``folder``, against the other takers doing the same."""
     ready.wait()
-    held = [Lease.acquire(Path(folder, str(index)), f"taker {taker}", ttl=LONG) for index in range(folders)]
+    held = [acquire(Path(folder, str(index)), f"taker {taker}") for index in range(folders)]
     wins.put([index for index, lease in enumerate(held) if lease])
     ready.wait()  # nobody goes while others still take: a dead winner's lease would be free again
 

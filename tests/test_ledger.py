@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from pydantic import ValidationError
 
 from massive_sft import fingerprint
 from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
-from massive_sft.ledger.record import Record, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger import index, store
+from massive_sft.ledger.index import Index
+from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record, seal, unseal
 from massive_sft.ledger.store import Ledger
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 
@@ -141,7 +144,7 @@ def stop_before_publishing(root: Path, where: str) -> None:
 
     def stopping(call):
         def stopped(source, target):
-            if re.fullmatch(r"epoch-3|record-1\.json", Path(target).name):
+            if re.fullmatch(r"epoch-3|record-[-0-9]+\.json", Path(target).name):
                 os.kill(os.getpid(), signal.SIGSTOP)
             return call(source, target)
 
@@ -255,7 +258,8 @@ def test_record_newer_revision_supersedes_and_keeps_the_older(ledger):
     ledger.write_record(make_record(status=Status.FAILED, error="out of memory"))
     ledger.write_record(make_record(attempt=2))
     assert ledger.read_record(CELL).attempt == 2
-    assert load_record(ledger.cell_dir(CELL) / "record-1.json").error == "out of memory"
+    older = min(ledger.cell_dir(CELL).glob("record-*"))
+    assert load_record(older.read_bytes(), str(older)).error == "out of memory"
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
 
 
@@ -285,8 +289,12 @@ def test_record_unsound_content_is_refused(changes):
 
 def test_record_error_with_secret_is_written_without(ledger):
     ledger.write_record(make_record(status=Status.FAILED, error="401 for https://me:CANARY@hub/x"))
-    assert "CANARY" not in (ledger.cell_dir(CELL) / "record-1.json").read_text()
+    assert "CANARY" not in record_path(ledger).read_text()
     assert ledger.read_record(CELL).error == "401 for https://***@hub/x"
+
+
+def record_path(ledger: Ledger, cell: str = CELL) -> Path:
+    return max(ledger.cell_dir(cell).glob("record-*"))
 
 
 def damage_bit(data: bytes) -> bytes:
@@ -297,7 +305,7 @@ def damage_bit(data: bytes) -> bytes:
 def test_record_damaged_is_reported_counts_as_absent_and_is_redone(ledger, damage):
     for number in range(3):
         ledger.write_record(make_record(cell_id(number)))
-    path = ledger.cell_dir(cell_id(1)) / "record-1.json"
+    path = record_path(ledger, cell_id(1))
     path.write_bytes(damage(path.read_bytes()))
     ledger = Ledger.open(ledger.root)
     asked = dict.fromkeys(map(cell_id, range(3)), TRAJECTORY)
@@ -310,11 +318,16 @@ def test_record_damaged_is_reported_counts_as_absent_and_is_redone(ledger, damag
     assert set(ledger.statuses(asked).values()) == {Status.COMPLETE}
 
 
-def test_record_damaged_falls_back_to_the_sound_one_before_it(ledger):
+def test_record_damaged_brings_none_back_that_it_superseded(ledger):
     ledger.write_record(make_record())
-    ledger.write_record(make_record(attempt=2))
-    (ledger.cell_dir(CELL) / "record-2.json").write_bytes(b"")
-    assert ledger.read_record(CELL).attempt == 1
+    ledger.write_record(make_record(status=Status.FAILED, error="invalidated: wrong data")).write_bytes(b"")
+    for _ in range(2):
+        assert ledger.read_record(CELL) is None
+        assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.WAITING}
+        assert not list(ledger.records())
+        ledger = Ledger.open(ledger.root)
+    ledger.write_record(make_record(attempt=3))
+    assert ledger.read_record(CELL).attempt == 3
 
 
 def test_record_every_truncation_is_detected(ledger):
@@ -446,6 +459,11 @@ def test_publish_released_or_empty_or_linked_is_refused(ledger):
 # The index
 
 
+def index_path(ledger: Ledger) -> Path:
+    (path,) = (ledger.root / "index").iterdir()
+    return path
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -460,35 +478,62 @@ def test_publish_released_or_empty_or_linked_is_refused(ledger):
     ],
 )
 def test_index_missing_torn_or_wrong_changes_no_answer(ledger, damage):
+    ledger._index = Index(ledger.storage.at("index"), count(0, 2).__next__)  # each write at once
     ledger.write_record(make_record(cell_id(1)))
     ledger.write_record(make_record(cell_id(2), status=Status.FAILED, error="x"))
-    path = ledger.root / "index.jsonl"
+    path = index_path(ledger)
+    assert len(path.read_bytes().splitlines()) == 2
     damaged = damage(path.read_bytes())
     path.unlink() if damaged is None else path.write_bytes(damaged)
+    asked = dict.fromkeys(map(cell_id, range(1, 4)), TRAJECTORY)
+    ledger = Ledger.open(ledger.root)
     ledger.write_record(make_record(cell_id(3)))
-    asked = dict.fromkeys(map(cell_id, range(1, 5)), TRAJECTORY)
     for _ in range(2):
-        assert [*ledger.statuses(asked).values()] == [Status.COMPLETE, Status.FAILED, Status.COMPLETE, Status.WAITING]
-    assert len(path.read_bytes().splitlines()) == 3
-    assert ledger.rebuild_index() == 3
+        assert [*ledger.statuses(asked).values()] == [Status.COMPLETE, Status.FAILED, Status.COMPLETE]
 
 
-def test_index_of_removed_or_foreign_records_is_not_believed(ledger):
+def test_index_torn_line_costs_the_opening_of_one_record(ledger, monkeypatch):
+    for number in range(5):
+        ledger.write_record(make_record(cell_id(number)))
+    Ledger.open(ledger.root).entries()
+    for path in (ledger.root / "index").iterdir():
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(line[:40] + b"\n" if cell_id(2).encode() in line else line for line in lines))
+    opened: list[str] = []
+    load = store.load_record
+    monkeypatch.setattr(store, "load_record", lambda data, place: opened.append(place) or load(data, place))
+    assert len(Ledger.open(ledger.root).entries()) == 5
+    assert opened == [str(record_path(ledger, cell_id(2)))]
+
+
+def test_index_of_many_writers_is_merged_and_loses_nothing(ledger, monkeypatch):
+    monkeypatch.setattr(index, "MERGE", 4)
+    for number in range(6):
+        Ledger.open(ledger.root).write_record(make_record(cell_id(number // 2), attempt=number + 1))
+    assert len(list((ledger.root / "index").iterdir())) == 6
+    assert {cell: entry.record[-9:-5] for cell, entry in ledger.entries().items()} == {
+        cell_id(n): "0002" for n in range(3)
+    }
+    assert len(index_path(ledger).read_bytes().splitlines()) == 3
+    monkeypatch.setattr(store, "load_record", None)
+    assert len(Ledger.open(ledger.root).entries()) == 3
+
+
+def test_index_of_removed_or_copied_records_is_not_believed(ledger):
     path = ledger.write_record(make_record())
     data = path.read_bytes()
     path.unlink()
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.WAITING}
     path.write_bytes(data)
-    (ledger.root / "index.jsonl").write_bytes(b"")
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
 
 
 def test_index_behind_a_newer_record_is_not_believed(ledger):
     ledger.write_record(make_record(status=Status.FAILED, error="x"))
-    index = (ledger.root / "index.jsonl").read_bytes()
+    before = index_path(ledger).read_bytes()
     ledger.write_record(make_record(attempt=2))
-    (ledger.root / "index.jsonl").write_bytes(index)
-    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+    index_path(ledger).write_bytes(before)
+    assert Ledger.open(ledger.root).statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
 
 
 def test_index_entry_names_what_the_record_answers(ledger):
@@ -500,7 +545,7 @@ def test_index_entry_names_what_the_record_answers(ledger):
 def test_ledger_of_thousand_cells_answers_in_time(ledger):
     for number in range(1000):
         ledger.cell_dir(cell_id(number)).mkdir()
-        (ledger.cell_dir(cell_id(number)) / "record-1.json").write_bytes(dump_record(make_record(cell_id(number))))
+        (ledger.cell_dir(cell_id(number)) / Revision(1, 1).name).write_bytes(dump_record(make_record(cell_id(number))))
     began = time.perf_counter()
     fresh = Ledger.open(ledger.root)
     assert set(fresh.statuses(dict.fromkeys(map(cell_id, range(1000)), TRAJECTORY)).values()) == {Status.COMPLETE}
@@ -520,8 +565,8 @@ def test_root_on_object_store_is_refused(root):
 
 
 def test_root_of_newer_schema_is_refused_and_untouched(tmp_path):
-    (tmp_path / "ledger.json").write_text('{"schema": 2}')
-    with pytest.raises(Unsupported, match="schema 2, this version reads up to 1"):
+    (tmp_path / "ledger.json").write_text('{"schema": 3}')
+    with pytest.raises(Unsupported, match="schema 3, this version reads up to 2"):
         Ledger.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
 
@@ -563,7 +608,7 @@ def read_only_root():
         ledger = Ledger.open(folder)
         ledger.write_record(make_record())
         ledger.write_cell(CELL, {"seed": 0})
-        os.remove(ledger.root / "index.jsonl")
+        os.remove(index_path(ledger))
         places = [Path(folder), *(path for path in Path(folder).rglob("*") if path.is_dir())]
         (Path(folder) / "ledger.json").chmod(0o444)
         for place in places:

@@ -451,7 +451,7 @@ def test_second_mirror_waits_and_the_first_writes_what_the_second_was_told(ledge
 
 def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
-    lease = Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "another")
+    lease = Lease.acquire(ledger.sweep(SWEEP).at("mirror-lease"), "another")
     running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
     assert running.trouble
     lease.release()
@@ -614,7 +614,7 @@ def test_experiment_in_the_trackers_trash_is_said_with_the_remedy(ledger):
     client.delete_experiment(client.create_experiment(SWEEP))
     with pytest.raises(InvalidInput, match="in its trash: `mlflow experiments restore"):
         Mirror.open(ledger, SWEEP, {}, "")
-    assert Lease.acquire(ledger.sweep_dir(SWEEP) / "mirror-lease", "next") is not None
+    assert Lease.acquire(ledger.sweep(SWEEP).at("mirror-lease"), "next") is not None
 
 
 def test_database_of_something_else_is_refused_and_stays_as_it_is(ledger, tmp_path):

@@ -28,8 +28,8 @@ PHASES = {
     "aggregating": r"cache/scores/.*\.parquet",
     "measuring perplexity": r"perplexity\.json",
     "measuring layers": r"cells/{cell}/.*layers\.parquet",
-    "writing the record": r"cells/{cell}/record-1\.json$",
-    "indexing": r"ledger/index\.jsonl",
+    "writing the record": r"cells/{cell}/record-[-0-9]+\.json$",
+    "indexing": r"ledger/index/[^.].*\.jsonl$",
     "mirroring": r"mlflow-artifacts/.*record\.json",
 }
 

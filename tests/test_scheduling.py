@@ -22,6 +22,7 @@ from massive_sft.errors import Interrupted, InvalidInput
 from massive_sft.inline import run_inline
 from massive_sft.ledger.lease import Lease, Seen, Watch, look
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
 from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
@@ -128,7 +129,7 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("1 x 1 CPU")]
     (trajectory,) = (tmp_path / "ledger" / "trajectories").iterdir()
     assert (trajectory / "resume" / "latest.json").exists()
-    seen = look(trajectory / "lease")
+    seen = look(Folder(trajectory / "lease"))
     assert seen is not None
     assert seen.released
     assert not records(tmp_path)
@@ -302,7 +303,7 @@ def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path:
     run, recorder, happened = plan.todo[0], make_recorder(plan), list[Happening]()
 
     def fails(order: Order, report: object) -> None:
-        assert Lease.acquire(order.attempt.claim.folder, "elsewhere:1", Impatient()) is not None
+        assert Lease.acquire(order.attempt.claim.lease, "elsewhere:1", Impatient()) is not None
         raise LaneFailed("LeaseLost: held now by elsewhere:1")
 
     assert not train_run(run, recorder, fails, happened.append, retrain=False)

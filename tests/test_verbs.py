@@ -395,7 +395,7 @@ def test_gc_keeps_the_snapshots_that_a_run_of_another_sweep_wants(
 ) -> None:
     overlay, plan, _ = littered
     cell = plan.runs[1].cells[0].cell
-    with registered(plan.root / "sweeps" / "other", "test") as run:
+    with registered(Ledger(plan.root).sweeps, "other", "test") as run:
         announce(run, {cell.id: ["another benchmark"]})
         shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
         removed = [item["path"] for item in shown["waste"] if item["kind"] == "snapshot"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from massive_sft.cost.devices import gpu
 from massive_sft.cost.known import Known
 from massive_sft.cost.measured import (
-    NAME,
     Scoring,
     Table,
     Training,
@@ -25,6 +24,8 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.sweep.spec import Layout
 
+LEASE = "cache/costs.lease"
+
 
 def learn(plan: Plan, ledger: Ledger) -> int:
     """Add what is new in the records of a plan's cells to the table; return how many records that was.
@@ -32,7 +33,7 @@ def learn(plan: Plan, ledger: Ledger) -> int:
     One writer at a time: while another adds, nothing is done, and the next run finds what was left. Raises OSError
     where the disk refuses.
     """
-    lease = Lease.acquire((ledger.root / NAME).with_suffix(".lease"), this_process())
+    lease = Lease.acquire(ledger.storage.at(LEASE), this_process())
     if lease is None:
         return 0
     with lease:
@@ -66,12 +67,12 @@ class _Learner:
     def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
         """Add a cell's newest record, unless it was added before."""
         entry, shape = self.entries.get(cell.cell.id), self.known.shape(cell.cell.model)
-        if entry is None or shape is None or self.table.cells.get(cell.cell.id) == entry.revision:
+        if entry is None or shape is None or self.table.cells.get(cell.cell.id) == entry.record:
             return
         record = self.ledger.read_record(cell.cell.id)
         if record is None:
             return
-        self.table.cells[cell.cell.id] = entry.revision
+        self.table.cells[cell.cell.id] = entry.record
         self._scoring(cell, run, record, shape)
         if run is not None and self.table.trainings.get(run.trajectory.id) != record.attempt:
             self._training(run, record, shape)

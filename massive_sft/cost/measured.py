@@ -17,7 +17,7 @@ from massive_sft.errors import Corrupt
 from massive_sft.files import read_json, write_json
 
 NAME = "cache/costs.json"
-SCHEMA = 1
+SCHEMA = 2
 # How far the cost of a token may plausibly lie from the mean, as a fraction of it: what keeps a line through few or
 # noisy trainings near proportionality.
 SPREAD = 0.25
@@ -129,13 +129,13 @@ class Table:
     Attributes:
         training: by ``training_key``.
         scoring: by ``scoring_key``, then by what was done.
-        trainings, cells: what the sums are made of: trajectories with their attempt, cells with their record's number.
+        trainings, cells: what the sums are made of: trajectories with their attempt, cells with their record's name.
     """
 
     training: dict[str, Training] = field(default_factory=dict)
     scoring: dict[str, dict[str, Scoring]] = field(default_factory=dict)
     trainings: dict[str, int] = field(default_factory=dict)
-    cells: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, str] = field(default_factory=dict)
 
     def start(self, device: str) -> float | None:
         """Return the mean seconds before a training's first step, of all kinds on a device; None where none ran."""

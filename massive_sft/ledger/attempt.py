@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from massive_sft import files
 from massive_sft.errors import Corrupt
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
+from massive_sft.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -43,34 +42,42 @@ class Attempt:
 
     Attributes:
         trajectory: id of the trajectory.
-        home: the trajectory's folder.
-        folder: ``attempts/<number>`` below it, where everything is written before it is published.
+        storage: what lies below it.
         claim: the right to publish.
         lease: what keeps the claim alive; None in a process the attempt was sent to.
     """
 
     trajectory: str
-    home: Path
-    folder: Path
+    storage: Storage
     claim: Claim
     lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def begin(cls, home: Path, owner: str, watch: Watch, ttl: float = TTL) -> Attempt | None:
-        """Take the lease of the trajectory in ``home`` and make the attempt's folder; None while another holds it."""
+    def begin(cls, trajectory: str, storage: Storage, owner: str, watch: Watch, ttl: float = TTL) -> Attempt | None:
+        """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
         while True:
-            lease = Lease.acquire(home / "lease", owner, watch, ttl)
+            lease = Lease.acquire(storage.at("lease"), owner, watch, ttl)
             if lease is None:
                 return None
-            folder = home / "attempts" / str(lease.claim.number)
-            folder.parent.mkdir(exist_ok=True)
+            attempt = cls(trajectory, storage, lease.claim, lease)
+            attempt.folder.parent.mkdir(parents=True, exist_ok=True)
             try:
-                folder.mkdir()
+                attempt.folder.mkdir()
             except FileExistsError:
                 # Somebody removed the leases by hand to unlock it, and numbers began again: try the next one.
                 lease.release()
                 continue
-            return cls(home.name, home, folder, lease.claim, lease)
+            return attempt
+
+    @property
+    def home(self) -> Path:
+        """The trajectory's folder."""
+        return self.storage.local()
+
+    @property
+    def folder(self) -> Path:
+        """``attempts/<number>`` below it, where everything is written before it is published."""
+        return self.storage.local(f"attempts/{self.number}")
 
     @property
     def number(self) -> int:
@@ -93,8 +100,7 @@ class Attempt:
         source, target = self.folder / relative, self.home / relative
         hashes = seal_folder(source)
         self.claim.verify()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        ours = _move(source, target)
+        ours = self.storage.upload(source, relative)
         while not ours:
             self.claim.verify()
             try:
@@ -102,9 +108,9 @@ class Attempt:
                 break
             except Corrupt as error:
                 log.warning("%s; it is set aside and published anew", error)
-            os.rename(target, tempfile.mkdtemp(dir=self.folder, prefix="corrupt-"))
-            ours = _move(source, target)
-        place = Path(self.home.parent.name, self.home.name, relative).as_posix()
+            files.move_folder(target, self.folder / f"corrupt-{secrets.token_hex(4)}")
+            ours = self.storage.upload(source, relative)
+        place = f"trajectories/{self.trajectory}/{Path(relative).as_posix()}"
         return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, ours)
 
     def release(self) -> None:
@@ -148,15 +154,3 @@ def uncounted(home: Path) -> list[Path]:
     except (FileNotFoundError, Corrupt, KeyError, TypeError):
         name = None
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name != name) if folder.is_dir() else []
-
-
-def _move(source: Path, target: Path) -> bool:
-    """Rename a folder; return False when ``target`` is there already. POSIX checks and renames in one step."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    files.sync_folder(target.parent)
-    return True

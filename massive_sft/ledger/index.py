@@ -1,22 +1,26 @@
-"""The index of a ledger: one sealed line per record written, so that statuses need not open every record.
+"""The index of a ledger: what each record says of itself, a sealed line each, so that statuses need not open them all.
 
-It is an accelerator and never the truth: each entry is checked against the record's file (size, modification time,
-no newer revision) before it is believed, and an unsound index is built anew.
+It is an accelerator and never the truth: an entry is believed only for a record's file of the very same version, and
+what it lacks is read from the records. Each writer has objects of its own below ``index/``, so that none can tear
+another's; an unsound line is passed over.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
-from massive_sft import files
 from massive_sft.errors import Corrupt
-from massive_sft.ledger.record import Record, Status, seal, unseal
+from massive_sft.ledger.record import Record, Revision, Status, seal, unseal
+from massive_sft.ledger.storage import Storage
 
-NAME = "index.jsonl"
+ROTATE = 256  # entries, after which a writer begins another object: each write writes the whole of it
+MERGE = 64  # objects, from which on they are merged into one
+PAUSE = 1.0  # seconds between two writes; what a killed process had not written is read from the records
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,76 +29,103 @@ class Entry:
 
     Attributes:
         cell, trajectory, status: as in the record.
-        revision: number in the record's file name.
+        record: its revision, as it is named.
         answers: what was asked of the cell and is there (``Record.answers``).
-        size, mtime_ns: of the record's file, in bytes and in nanoseconds.
+        version: of the record's file (``Storage``).
     """
 
     cell: str
     trajectory: str | None
     status: Status
-    revision: int
+    record: str
     answers: tuple[str, ...]
-    size: int
-    mtime_ns: int
+    version: str
 
-    def matches(self, folder: Path) -> bool:
-        """Whether the record in the cell's ``folder`` is still the one this entry was made of, and the newest."""
-        try:
-            stat = os.stat(f"{folder}/record-{self.revision}.json")
-        except FileNotFoundError:
-            return False
-        newer = os.access(f"{folder}/record-{self.revision + 1}.json", os.F_OK)
-        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.mtime_ns) and not newer
+    @property
+    def revision(self) -> Revision:
+        """The record's place in the order of the cell's records."""
+        return Revision.of(self.record) or Revision()
 
 
 _FIELDS = {field.name for field in fields(Entry)}
+Entries = dict[tuple[str, str], Entry]
+"""Entries by cell and version."""
 
 
-def entry_of(record: Record, revision: int, path: Path) -> Entry:
-    """Return the entry of the record that lies at ``path``."""
-    stat = path.stat()
-    return Entry(
-        record.cell,
-        record.trajectory,
-        record.status,
-        revision,
-        record.answers,
-        stat.st_size,
-        stat.st_mtime_ns,
-    )
+def entry_of(record: Record, name: str, version: str) -> Entry:
+    """Return the entry of the record of this name and version."""
+    return Entry(record.cell, record.trajectory, record.status, name, record.answers, version)
 
 
-def read_index(root: Path) -> dict[str, Entry]:
-    """Return the newest entry of each cell. Raises FileNotFoundError, or ``Corrupt`` when any line is unsound."""
-    path = root / NAME
-    entries: dict[str, Entry] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        content = json.loads(unseal(line, f"{path}:{number}"))
-        if content.keys() != _FIELDS:
-            raise Corrupt(f"{path}:{number}: another version wrote it")
-        content["status"] = Status(content["status"])
-        content["answers"] = tuple(content["answers"])
-        entry = Entry(**content)
-        known = entries.get(entry.cell)
-        if known is None or entry.revision >= known.revision:
-            entries[entry.cell] = entry
-    return entries
+class Index:
+    """The index below one prefix. Each instance is a writer; a copy that is sent to another process is another one."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic):
+        self._storage = storage
+        self._clock = clock
+        self._read: dict[str, tuple[str, list[Entry]]] = {}
+        self._own: list[Entry] = []
+        self._name = ""
+        self._written = -PAUSE
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Index], tuple[Storage]]:
+        return Index, (self._storage,)
+
+    def read(self) -> Entries:
+        """Return all entries, those of this writer included. Raises OSError."""
+        with self._lock:
+            listed = {item.name: item for item in self._storage.list()}
+            self._read = {name: known for name, known in self._read.items() if name in listed}
+            for name, item in listed.items():
+                try:
+                    version = item.version()
+                    if self._read.get(name, ("",))[0] != version:
+                        self._read[name] = version, list(_parsed(self._storage.get(name).data))
+                except FileNotFoundError:  # merged by another
+                    self._read.pop(name, None)
+            every = (entry for _, entries in self._read.values() for entry in entries)
+            return {(entry.cell, entry.version): entry for entry in (*every, *self._own)}
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Add entries; they are written at once, or with the next ones. Raises OSError."""
+        with self._lock:
+            self._own += entries
+            if self._clock() - self._written >= PAUSE or len(self._own) >= ROTATE:
+                self._write()
+
+    def merge(self) -> None:
+        """Make one object of many: of those read last, with the newest entries of each cell alone. Raises OSError."""
+        with self._lock:
+            if len(self._read) < MERGE:
+                return
+            newest: dict[str, Revision] = {}
+            every = [entry for _, entries in self._read.values() for entry in entries] + self._own
+            for entry in every:
+                newest[entry.cell] = max(entry.revision, newest.get(entry.cell, Revision()))
+            merged, self._name = [*self._read], ""
+            self._own = list({entry for entry in every if entry.revision == newest[entry.cell]})
+            self._write()
+            for name in merged:
+                self._storage.delete(name)
+
+    def _write(self) -> None:
+        self._name = self._name or _new_name()
+        self._storage.put(self._name, b"".join(seal(asdict(entry)) for entry in self._own))
+        self._written = self._clock()
+        if len(self._own) >= ROTATE:
+            self._own, self._name = [], ""
 
 
-def append_entries(root: Path, entries: Iterable[Entry]) -> None:
-    """Add entries in one write at the end, at a cost that does not grow with the index. Raises OSError."""
-    handle = os.open(root / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, _lines(entries))
-    finally:
-        os.close(handle)
+def _new_name() -> str:
+    return f"{secrets.token_hex(8)}.jsonl"
 
 
-def write_index(root: Path, entries: Iterable[Entry]) -> None:
-    """Replace the index. Raises OSError."""
-    files.write_bytes(root / NAME, _lines(entries))
-
-
-def _lines(entries: Iterable[Entry]) -> bytes:
-    return b"".join(seal(asdict(entry)) for entry in entries)
+def _parsed(data: bytes) -> Iterable[Entry]:
+    for line in data.splitlines(keepends=True):
+        try:
+            content = json.loads(unseal(line, "index"))
+        except Corrupt:
+            continue  # torn: the record itself is read
+        if content.keys() == _FIELDS:  # else another version wrote it
+            yield Entry(**content | {"status": Status(content["status"]), "answers": tuple(content["answers"])})

@@ -1,11 +1,13 @@
-"""Leases: at most one owner at a time of a folder's work, over any POSIX file system and without comparing clocks.
+"""Leases: at most one owner at a time of a folder's work, over any storage and without comparing clocks.
 
-A lease is a folder of files ``1``, ``2``, ... Taking it is linking a finished file to the next number, which fails
-when the number exists, so of several takers one wins. The highest number is the owner, and everybody below has lost
-it for good. The owner raises a *beat counter* in its own file through the open file descriptor: no file is ever
-replaced or removed, so a process that was stopped for an hour can only write into its own, superseded file. A taker
-takes over when the owner released the lease, when the owner's process is gone from this very machine, or when the
-counter stood still for the owner's ``ttl`` by the taker's own clock.
+A lease is a prefix with objects ``1``, ``2``, ... Taking it is writing the next number where none is yet, which only
+one of several takers can. The highest number is the owner, and everybody below has lost it for good. The owner raises
+a *beat counter* in its own object, and never touches another: a process that was stopped for an hour can only write
+into its own, superseded one. A taker takes over when the owner released the lease, when the owner's process is gone
+from this very machine, or when the counter stood still for the owner's ``ttl`` by the taker's own clock.
+
+A listing may be old by a minute (NFS), so an owner may learn late that it lost. Whatever is published under a lease is
+therefore ordered by the lease's number (records), or published only once (folders).
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import json
 import os
 import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.errors import LeaseLost
+from massive_sft.ledger.storage import Storage
 
 TTL = 60.0
 """Seconds without a beat after which others may take over; an owner beats four times as often."""
@@ -36,14 +38,14 @@ def this_process() -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a lease's highest file says.
+    """What a lease's highest object says.
 
     Attributes:
-        number: the file's number.
-        owner: its first line; empty when the file was damaged (a machine that lost power).
+        number: the object's number.
+        owner: its first line; empty when it is damaged (a machine that lost power) or cannot be seen yet.
         beat: the counter, -1 before the first.
         released: the owner gave it back.
-        modified: time of the last write by the file server's clock, seconds.
+        modified: time of the last write by the storage's own clock, seconds.
     """
 
     number: int
@@ -68,16 +70,20 @@ class Seen:
             return None
         return here == process
 
-    def looks_live(self) -> bool:
-        """Whether somebody seems to hold it, at one glance: for showing a status, never for taking over.
+    def looks_live(self, now: float | None = None) -> bool:
+        """Whether somebody seems to hold it, at one glance: never for taking over.
 
-        An owner elsewhere counts as live for ten ``ttl`` after its last write, which trusts the clocks that far; one
-        here for as long as its process is there, even where it is stopped.
+        An owner elsewhere counts as live for ten ``ttl`` after its last write; one here for as long as its process is
+        there, even where it is stopped.
+
+        Args:
+            now: the time by the storage's own clock; None trusts this machine's instead, which only a status may.
         """
         if self.released:
             return False
         running = self._is_running()
-        return time.time() - self.modified <= 10 * self.ttl(TTL) if running is None else running
+        age = (time.time() if now is None else now) - self.modified
+        return age <= 10 * self.ttl(TTL) if running is None else running
 
     def ttl(self, default: float) -> float:
         """Return the owner's seconds without a beat after which it counts as dead; ``default`` where it states none."""
@@ -85,25 +91,32 @@ class Seen:
         return float(stated) if isinstance(stated, int | float) else default
 
 
-def look(folder: Path) -> Seen | None:
-    """Return what the lease in ``folder`` says, or None when nobody ever held it."""
-    number = _highest(folder)
-    if number == 0:
-        return None
-    try:
-        with (folder / str(number)).open("rb") as file:
-            data, modified = file.read(), os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:  # the folder was removed in between: a registration that ended
-        return None
-    head, _, tail = data.partition(b"\n")
-    try:
-        owner = json.loads(head)
-    except ValueError:
-        owner = None
-    if not isinstance(owner, dict):
-        owner = {}
-    beat, _, state = tail.partition(b" ")
-    return Seen(number, owner, int(beat) if beat.isdigit() else -1, state.strip() == b"released", modified)
+def look(lease: Storage, least: int = 0) -> Seen | None:
+    """Return what a lease says, or None when nobody ever held it.
+
+    Args:
+        least: a number that was held, whether the listing shows it yet or not.
+    """
+    for _ in range(2):
+        listed = _highest(lease)
+        number = max(listed, least)
+        if number == 0:
+            return None
+        try:
+            blob = lease.get(str(number))
+        except FileNotFoundError:
+            continue  # what is listed is gone (a registration that ended), or cannot be seen yet
+        head, _, tail = blob.data.partition(b"\n")
+        try:
+            owner = json.loads(head)
+        except ValueError:
+            owner = None
+        if not isinstance(owner, dict):
+            owner = {}
+        beat, _, state = tail.partition(b" ")
+        counter = int(beat) if beat.isdigit() else -1
+        return Seen(number, owner, counter, state.strip() == b"released", blob.modified)
+    return Seen(number, {}, -1, False, time.time()) if number == listed else None
 
 
 class Watch:
@@ -117,17 +130,17 @@ class Watch:
     def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL):
         self._clock = clock
         self._ttl = ttl
-        self._changed: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._changed: dict[Storage, tuple[tuple[int, int], float]] = {}
 
-    def free(self, folder: Path, seen: Seen | None) -> bool:
+    def free(self, lease: Storage, seen: Seen | None) -> bool:
         """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
         if seen is None or seen.released or seen.gone():
             return True
         state, now = (seen.number, seen.beat), self._clock()
-        last, since = self._changed.get(folder, (None, now))
+        last, since = self._changed.get(lease, (None, now))
         if last != state:
             since = now
-        self._changed[folder] = (state, since)
+        self._changed[lease] = (state, since)
         return now - since >= seen.ttl(self._ttl)
 
 
@@ -135,23 +148,25 @@ class Watch:
 class Claim:
     """The right to publish under a lease; can be sent to other processes, where it can be verified too."""
 
-    folder: Path
+    lease: Storage
     number: int
     token: str
 
     def verify(self) -> None:
         """Raise ``LeaseLost`` unless this claim's owner still holds the lease."""
         try:
-            seen = look(self.folder)
+            seen = look(self.lease, self.number)
         except OSError as error:
-            raise LeaseLost(
-                f"{self.folder}: the lease cannot be read ({error}), so nothing may be published"
-            ) from error
-        if seen is None or (seen.number, seen.owner.get("token")) != (self.number, self.token):
+            raise LeaseLost(f"{self.lease}: the lease cannot be read ({error}), so nothing may be published") from error
+        if seen is None or not self.is_of(seen):
             now = "nobody" if seen is None else f"{seen.owner.get('name', 'unknown')} (attempt {seen.number})"
-            raise LeaseLost(f"{self.folder}: attempt {self.number} lost the lease, held now by {now}")
+            raise LeaseLost(f"{self.lease}: attempt {self.number} lost the lease, held now by {now}")
         if seen.released:
-            raise LeaseLost(f"{self.folder}: attempt {self.number} released the lease already")
+            raise LeaseLost(f"{self.lease}: attempt {self.number} released the lease already")
+
+    def is_of(self, seen: Seen) -> bool:
+        """Whether this claim's owner is the one that a look at the lease showed."""
+        return (seen.number, seen.owner.get("token")) == (self.number, self.token)
 
     def held(self) -> bool:
         """Whether this claim's owner still holds the lease."""
@@ -167,31 +182,32 @@ class Lease:
     """A lease this process holds; a background thread beats until ``release``. Also a context manager."""
 
     claim: Claim
-    _file: int
-    _offset: int
+    _head: bytes
     _ttl: float
     _beat: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def acquire(cls, folder: Path, owner: str, watch: Watch | None = None, ttl: float = TTL) -> Lease | None:
-        """Try once to take the lease in ``folder``; return None when somebody holds it or was faster.
+    def acquire(
+        cls, lease: Storage, owner: str, watch: Watch | None = None, ttl: float = TTL, above: int = 0
+    ) -> Lease | None:
+        """Try once to take a lease; return None when somebody holds it or was faster.
 
         Args:
-            folder: the lease; made when missing.
+            lease: where it lies.
             owner: a name for people.
             watch: shared between tries, so that an owner elsewhere can be seen to stand still.
             ttl: seconds without a beat after which others may take this lease over.
+            above: a number that was held once, though the lease may not know it any more (removed by hand).
 
-        Raises OSError when the folder cannot be written.
+        Raises OSError when the storage refuses.
         """
         watch = watch or Watch()
-        folder.mkdir(parents=True, exist_ok=True)
-        seen = look(folder)
-        if not watch.free(folder, seen):
+        seen = look(lease)
+        if not watch.free(lease, seen):
             return None
-        claim = Claim(folder, 1 if seen is None else seen.number + 1, secrets.token_hex(8))
+        claim = Claim(lease, max(0 if seen is None else seen.number, above) + 1, secrets.token_hex(8))
         head = {
             "name": owner,
             "token": claim.token,
@@ -199,23 +215,11 @@ class Lease:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": _process(os.getpid()),
         }
-        line = json.dumps(head).encode() + b"\n"
-        file, temporary = tempfile.mkstemp(dir=folder, prefix=".lease.", suffix=".tmp")
-        lease = cls(claim, file, len(line), ttl)
-        try:
-            os.fchmod(file, 0o644)
-            os.pwrite(file, line, 0)
-            lease.beat()
-            os.link(temporary, folder / str(claim.number))
-        except OSError as error:
-            os.close(file)
-            if isinstance(error, FileExistsError):
-                return None
-            raise
-        finally:
-            os.unlink(temporary)
-        threading.Thread(target=lease._keep_beating, name=f"lease-{claim.number}", daemon=True).start()
-        return lease
+        taken = cls(claim, json.dumps(head).encode() + b"\n", ttl)
+        if not lease.put_if_absent(str(claim.number), taken._content("held")):
+            return None
+        threading.Thread(target=taken._keep_beating, name=f"lease-{claim.number}", daemon=True).start()
+        return taken
 
     def beat(self) -> None:
         """Raise the counter by one. Raises OSError when the disk refuses."""
@@ -232,15 +236,10 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, so that others need not wait. Calling it twice, or after losing it, is harmless."""
-        self._stop.set()
         with self._lock:
-            if self._file < 0:
-                return
-            try:
+            if not self._stop.is_set():
+                self._stop.set()
                 self._write("released")
-            finally:
-                os.close(self._file)
-                self._file = -1
 
     def __enter__(self) -> Lease:
         return self
@@ -249,11 +248,16 @@ class Lease:
         self.release()
 
     def _write(self, state: str) -> None:
-        if self._file < 0:
+        seen = look(self.claim.lease, self.claim.number)
+        if seen is None or not self.claim.is_of(seen):
+            self._stop.set()  # and the number may be another's by now, where somebody removed the leases by hand
             return
         self._beat += 1
-        os.pwrite(self._file, f"{self._beat:020d} {state:8}\n".encode(), self._offset)
-        os.fsync(self._file)  # a network file system shows it to others only then
+        self.claim.lease.overwrite(str(self.claim.number), self._content(state))
+
+    def _content(self, state: str) -> bytes:
+        """Return the object's content, always of the same length."""
+        return self._head + f"{self._beat:020d} {state:8}\n".encode()
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self._ttl / 4):
@@ -263,15 +267,10 @@ class Lease:
                 # A full disk or an unreachable server for a moment. Beating goes on when it comes back; if that
                 # takes longer than the ttl somebody takes over, and publishing says so.
                 continue
-            if not self.held():
-                return
 
 
-def _highest(folder: Path) -> int:
-    try:
-        return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
-    except FileNotFoundError:
-        return 0
+def _highest(lease: Storage) -> int:
+    return max((int(item.name) for item in lease.list() if item.name.isdecimal()), default=0)
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -2,65 +2,66 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt
-from massive_sft.files import read_json, write_json
+from massive_sft.ledger.storage import Storage
 
 NAME = "plan.json"
 SCHEMA = 1
 
 
-def write_meaning(sweep: Path, file: Mapping[str, Any], cells: Mapping[str, str], kept: Iterable[str]) -> None:
-    """Write what the sweep in this folder means, unless it says so already.
+def write_meaning(sweep: Storage, file: Mapping[str, Any], cells: Mapping[str, str], kept: Iterable[str]) -> None:
+    """Write what a sweep means, unless it says so already.
 
     Args:
+        sweep: its place.
         file: its file by dotted place, every default written out.
         cells: coordinates for people, by cell id.
         kept: ids of the cells whose snapshots its policy keeps for good.
     """
     content = {"schema": SCHEMA, "file": dict(file), "cells": dict(cells), "kept": sorted(kept)}
     if read_meaning(sweep) != content:
-        write_json(sweep / NAME, content)
+        sweep.put(NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_meaning(sweep: Path) -> dict[str, Any] | None:
-    """Return what the sweep in this folder meant when it last ran; None where nothing sound says so."""
+def read_meaning(sweep: Storage) -> dict[str, Any] | None:
+    """Return what a sweep meant when it last ran; None where nothing sound says so."""
     try:
-        content = read_json(sweep / NAME)
-    except (OSError, Corrupt):
+        content = json.loads(sweep.get(NAME).data)
+    except (OSError, ValueError):
         return None
     sound = isinstance(content, dict) and content.get("schema") == SCHEMA
     kinds = {"file": dict, "cells": dict, "kept": list}
     return content if sound and all(isinstance(content.get(key), kind) for key, kind in kinds.items()) else None
 
 
-def keepers(root: Path, cell: str, apart_from: str | None = None) -> list[str]:
-    """Return the sweeps under a storage root that keep a cell's snapshot, by the policy of their last runs.
+def keepers(sweeps: Storage, cell: str, apart_from: str | None = None) -> list[str]:
+    """Return the sweeps of a root that keep a cell's snapshot, by the policy of their last runs.
 
     One whose plan cannot be read keeps all: nobody knows what it promised.
 
     Args:
+        sweeps: the root's sweeps, by name.
+        cell: its id.
         apart_from: the name of a sweep that is asked about its policy of now.
     """
     found = []
-    for path in (root / "sweeps").glob(f"*/{NAME}"):
-        if path.parent.name == apart_from:
-            continue
+    for name in (item.name for item in sweeps.list() if item.name != apart_from):
+        place = sweeps.at(name)
+        plan = next((item for item in place.list() if item.name == NAME), None)
         try:
-            stat = path.stat()
+            kept = frozenset() if plan is None else _kept(place, plan.version())
         except FileNotFoundError:  # removed just now
             continue
-        kept = _kept(path.parent, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if kept is None or cell in kept:
-            found.append(path.parent.name)
+            found.append(name)
     return sorted(found)
 
 
 @lru_cache(maxsize=256)
-def _kept(sweep: Path, *version: int) -> frozenset[str] | None:
+def _kept(sweep: Storage, version: str) -> frozenset[str] | None:
     content = read_meaning(sweep)
     return None if content is None else frozenset(content["kept"])

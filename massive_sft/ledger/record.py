@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
@@ -186,26 +187,63 @@ def dump_record(record: Record) -> bytes:
     return seal(record.model_dump(mode="json", by_alias=True))
 
 
-def load_record(path: Path) -> Record:
-    """Read and verify one record's file.
+def load_record(data: bytes, place: str) -> Record:
+    """Return the record that ``dump_record`` made these bytes of.
+
+    Args:
+        data: the content of its file.
+        place: the file, for messages.
 
     Raises:
-        FileNotFoundError: there is none.
         Corrupt: the checksum or the content is wrong.
         Unsupported: a newer version of massive-sft wrote it.
     """
-    body = unseal(path.read_bytes(), str(path))
+    body = unseal(data, place)
     try:
         return Record.model_validate_json(body)
     except ValidationError as error:
         schema = json.loads(body).get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
-            raise newer_schema(path, schema) from error
-        raise Corrupt(f"{path}: is no record: {error}") from error
+            raise newer_schema(place, schema, SCHEMA) from error
+        raise Corrupt(f"{place}: is no record: {error}") from error
 
 
-def newer_schema(path: Path, schema: int) -> Unsupported:
+def newer_schema(place: str, schema: int, known: int) -> Unsupported:
     """Return the refusal of a file that a newer version wrote."""
     return Unsupported(
-        f"{path}: has schema {schema}, this version reads up to {SCHEMA}: use the massive-sft that wrote it, or newer"
+        f"{place}: has schema {schema}, this version reads up to {known}: use the massive-sft that wrote it, or newer"
     )
+
+
+_NAME = re.compile(r"record-(?:([0-9]+)-)?([0-9]+)\.json")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Revision:
+    """A record's place in the order of its cell's records; the highest counts, ``Revision()`` is below all.
+
+    The number of the lease comes first, so that whoever was superseded sorts below its successor, whatever it believes
+    when it writes.
+
+    Attributes:
+        lease: number of the lease on the cell; 0 where there was none, and in ledgers of schema 1 (``record-<n>``).
+        sequence: from 1.
+    """
+
+    lease: int = 0
+    sequence: int = 0
+
+    @classmethod
+    def of(cls, name: str) -> Revision | None:
+        """Return the revision of a file by its name; None when it is no record's."""
+        found = _NAME.fullmatch(name)
+        return None if found is None else cls(int(found[1] or 0), int(found[2]))
+
+    @property
+    def name(self) -> str:
+        """The name of the record's file."""
+        return f"record-{self.lease:08d}-{self.sequence:04d}.json"
+
+    def next(self) -> Revision:
+        """Return the one after it under the same lease."""
+        return Revision(self.lease, self.sequence + 1)

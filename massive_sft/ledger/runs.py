@@ -1,21 +1,19 @@
 """The runs of a sweep that are going on, on any machine that shares the root, and how one asks them to end.
 
-Each run holds a lease in a folder of its own, so that a run that was killed shows as such; who wants it to end leaves
-a file there, which only this run ever reads.
+Each run holds a lease in a place of its own, so that a run that was killed shows as such; who wants it to end leaves
+a wish there, which only this run ever reads. What a run says there of itself is gone with it.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from massive_sft.files import write_json
-from massive_sft.ledger.lease import Lease, look
+from massive_sft.ledger.lease import Lease, Seen, look
+from massive_sft.ledger.storage import Storage
 
 CANCEL = "cancel.json"
 
@@ -25,62 +23,82 @@ class Run:
     """A run of a sweep.
 
     Attributes:
-        folder: its registration.
+        place: its registration.
         name: who runs it, ``host:pid``.
         since: when it registered, ISO 8601 in UTC.
     """
 
-    folder: Path
+    place: Storage
     name: str
     since: str
 
     def ask_to_end(self, by: str) -> None:
         """Leave the wish that it ends; it looks about once a second. Raises OSError where nothing can be written."""
-        if self.folder.is_dir():
-            write_json(self.folder / CANCEL, {"schema": 1, "by": by})
+        if self.place.list():
+            self.place.put(CANCEL, json.dumps({"schema": 1, "by": by}).encode())
 
     def asked_to_end(self) -> bool:
         """Whether somebody left that wish."""
-        return (self.folder / CANCEL).exists()
+        try:
+            self.place.get(CANCEL)
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_live(self) -> bool:
         """Whether it still goes on, as far as can be seen from here."""
-        seen = look(self.folder)
+        seen = look(self.place)
         return seen is not None and seen.looks_live()
 
 
 @contextmanager
-def registered(sweep: Path, owner: str) -> Iterator[Run]:
-    """Let others see, while the block runs, that a run of the sweep in this folder goes on.
+def registered(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
+    """Let others see, while the block runs, that a run of a sweep goes on.
 
-    What killed runs left there is removed, where it is certain that they are gone. Raises OSError where nothing can be
-    written.
+    What dead runs of any sweep left is removed: of this machine once they are gone, of others once they stood still
+    for ten times the time of a lease. That is told by the storage's clock alone, as this run has just written there.
+    Raises OSError where nothing can be written.
+
+    Args:
+        sweeps: the root's sweeps, by name.
+        sweep: the name of this one.
+        owner: who runs it.
     """
-    for folder in (sweep / "runs").glob("*"):
-        seen = look(folder)
-        if seen is not None and (seen.released or seen.gone()):
-            shutil.rmtree(folder, ignore_errors=True)
-    folder = sweep / "runs" / secrets.token_hex(8)
-    lease = Lease.acquire(folder, owner)
-    if lease is None:
-        raise FileExistsError(f"{folder}: is held by another run")
+    place = sweeps.at(f"{sweep}/runs/{secrets.token_hex(8)}")
+    lease = Lease.acquire(place, owner)
+    seen = look(place)
+    if lease is None or seen is None:
+        raise FileExistsError(f"{place}: is held by another run")
+    for run, other in (found for name in sweeps.list() for found in _runs(sweeps.at(name.name))):
+        if other.released or not other.looks_live(seen.modified):
+            with suppress(OSError):  # of another user, or somebody else removes it
+                run.place.delete("")
     try:
-        yield _run(folder, look(folder))
+        yield _run(place, seen)
     finally:
         lease.release()
-        shutil.rmtree(folder, ignore_errors=True)  # a wish that comes in between is for a run that ended
+        with suppress(OSError):
+            place.delete("")  # a wish that comes in between is for a run that ended
 
 
-def live_runs(sweep: Path) -> list[Run]:
-    """Return the runs of the sweep in this folder that go on, the oldest first."""
-    return [run for run in _runs(sweep) if run.is_live()]
+def live_runs(sweep: Storage) -> list[Run]:
+    """Return the runs of a sweep that go on, as far as can be seen, the oldest first."""
+    return sorted((run for run, seen in _runs(sweep) if seen.looks_live()), key=lambda run: run.since)
 
 
-def _runs(sweep: Path) -> list[Run]:
-    """Return all registrations. One that is only half made holds no lease yet and is none."""
-    found = ((folder, look(folder)) for folder in (sweep / "runs").glob("*"))
-    return sorted((_run(folder, seen) for folder, seen in found if seen is not None), key=lambda run: run.since)
+def possible_runs(sweep: Storage) -> list[Run]:
+    """Return the runs of a sweep of which it is not certain that they are over."""
+    return [run for run, seen in _runs(sweep) if not (seen.released or seen.gone())]
 
 
-def _run(folder: Path, seen: Any) -> Run:
-    return Run(folder, str(seen.owner.get("name", "unknown")), str(seen.owner.get("since", "")))
+def _runs(sweep: Storage) -> Iterator[tuple[Run, Seen]]:
+    """Yield all registrations. One that is only half made holds no lease yet and is none."""
+    for item in sweep.list("runs"):
+        place = sweep.at(f"runs/{item.name}")
+        seen = look(place)
+        if seen is not None:
+            yield _run(place, seen), seen
+
+
+def _run(place: Storage, seen: Seen) -> Run:
+    return Run(place, str(seen.owner.get("name", "unknown")), str(seen.owner.get("since", "")))

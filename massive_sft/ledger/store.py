@@ -1,53 +1,62 @@
 """The ledger: every outcome under one storage root, the truth that all else mirrors.
 
-Nothing here is ever overwritten. A cell's records are files ``record-1.json``, ``record-2.json``, ... and the highest
-sound one counts; each is written whole under a temporary name and then linked to the next free number, which fails
-when somebody else took that number in between. So a process that was stopped at any point and wakes up later cannot
-replace what was written meanwhile, whatever it had verified before it was stopped.
+Nothing here is ever overwritten. A cell's records are objects ``record-<lease>-<sequence>.json``, the highest counts,
+and each is written whole where none is yet. So a process that was stopped at any point and wakes up later, whatever it
+had verified before, neither replaces what was written meanwhile nor comes to stand above it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from massive_sft import files
-from massive_sft.errors import Corrupt, InvalidInput, LedgerError, Problem, Unsupported
-from massive_sft.fingerprint import ID_LENGTH, hash_file
+from massive_sft.errors import Corrupt, LeaseLost, LedgerError, Unsupported
+from massive_sft.fingerprint import ID_LENGTH, canonical, hash_file
+from massive_sft.ledger import head
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.index import Entry, append_entries, entry_of, read_index, write_index
+from massive_sft.ledger.index import Entry, Index, entry_of
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch, look
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import SCHEMA, Record, Status, dump_record, load_record, newer_schema, seal, unseal
+from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.storage import Folder, Listed, Storage
 
 log = logging.getLogger(__name__)
 
 FOLDERS = ("cells", "trajectories", "sweeps", "cache/tokens", "cache/requests", "cache/bases")
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
-_RECORD = re.compile(r"record-([1-9][0-9]*)\.json")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is, and what was asked of it and is there (``Record.answers``)."""
+
+    status: Status
+    answers: tuple[str, ...] = ()
 
 
 class Ledger:
     """All records, attempts and leases under one storage root. Made by ``Ledger.open``.
 
     Attributes:
-        root: the storage root.
+        root: the storage root, as a local folder.
+        storage: the same, as what everything is written through.
         corrupt: the unsound files met so far, with what is wrong; each counts as not there.
     """
 
     def __init__(self, root: Path):
-        self.root = root
+        self.storage: Storage = Folder(root)
         self.corrupt: dict[Path, str] = {}
         self._watch = Watch()
+        self._index = Index(self.storage.at("index"))
 
     @classmethod
     def open(cls, root: str | Path, create: bool = True) -> Ledger:
@@ -65,50 +74,62 @@ class Ledger:
                 "NFS or Lustre; mount it or choose a folder"
             )
         ledger = cls(Path(root).expanduser().absolute())
-        head = ledger.root / "ledger.json"
-        try:
-            if not create or head.exists():
-                _check_schema(head)
-            if create:
-                ledger._prepare(head)
-        except FileNotFoundError as error:
-            if create:
-                raise _not_writable(root, error) from error
-            raise InvalidInput(Problem("storage.root", "is no ledger, it has no ledger.json", str(root))) from error
-        except OSError as error:
-            raise _not_writable(root, error) from error
+        if create:
+            head.prepare(ledger.storage, FOLDERS)
+        else:
+            head.check(ledger.storage)
         return ledger
-
-    def _prepare(self, head: Path) -> None:
-        """Make the folders, prove that files can be linked here, and make ``ledger.json`` last."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.root, prefix=".probe.") as probe:
-            Path(probe, "a").touch()
-            os.link(Path(probe, "a"), Path(probe, "b"))
-        for folder in FOLDERS:
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
-        if not head.exists():
-            files.write_json(head, {"schema": SCHEMA})
 
     # Where things lie
 
+    @property
+    def root(self) -> Path:
+        return self.storage.local()
+
+    @property
+    def sweeps(self) -> Storage:
+        """What the sweeps of this root say of themselves, each below its name."""
+        return self.storage.at("sweeps")
+
     def cell_dir(self, cell: str) -> Path:
         """Return the folder of a cell; it need not exist."""
-        return self.root / "cells" / _checked(cell)
+        return self.storage.local(_cell(cell))
 
     def trajectory_dir(self, trajectory: str) -> Path:
         """Return the folder of a trajectory; it need not exist."""
-        return self.root / "trajectories" / _checked(trajectory)
+        return self.storage.local(f"trajectories/{_checked(trajectory)}")
+
+    def snapshot_dir(self, trajectory: str, epoch: int) -> Path:
+        """Return the folder where a snapshot of a trajectory is published; it need not exist."""
+        return self.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
+
+    def training_dirs(self, trajectory: str) -> list[Path]:
+        """Return the folders of a trajectory's finished trainings, by the number of their attempt."""
+        found = (self.trajectory_dir(trajectory) / "training").glob("attempt-*")
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def sweep_dir(self, name: str) -> Path:
         """Return the folder of a sweep by its name; it need not exist."""
+        return self.sweep(name).local()
+
+    def sweep(self, name: str) -> Storage:
+        """Return the place of a sweep by its name."""
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"no name of a sweep: {name!r}")
-        return self.root / "sweeps" / name
+        return self.sweeps.at(name)
 
     def cache_dir(self, kind: str) -> Path:
         """Return the folder of a cache: ``tokens``, ``requests`` or ``bases``."""
-        return self.root / "cache" / kind
+        return self.storage.local(f"cache/{kind}")
+
+    def homes(self) -> Iterator[Path]:
+        """Yield the folders of all trajectories and cells: what a lease guards each."""
+        for kind in ("trajectories", "cells"):
+            yield from (self.storage.local(f"{kind}/{name}") for name in self._ids(kind))
+
+    def lease_on(self, home: Path) -> Storage:
+        """Return where the leases on a cell's or a trajectory's folder lie."""
+        return self.storage.at(f"{home.relative_to(self.root).as_posix()}/lease")
 
     # Writing
 
@@ -117,32 +138,30 @@ class Ledger:
 
         Raises LedgerError when other content lies under this id.
         """
-        self._write_once(self.cell_dir(cell) / "cell.json", content)
+        self._write_once(f"{_cell(cell)}/cell.json", content)
 
     def write_spec(self, trajectory: str, content: Mapping[str, Any]) -> None:
         """Store what a trajectory is (the content its id hashes) as ``spec.json``, unless it is there.
 
         Raises LedgerError when other content lies under this id.
         """
-        self._write_once(self.trajectory_dir(trajectory) / "spec.json", content)
+        self._write_once(f"trajectories/{_checked(trajectory)}/spec.json", content)
 
-    def _write_once(self, path: Path, content: Mapping[str, Any]) -> None:
-        data = seal({"schema": SCHEMA, "content": content})
+    def _write_once(self, key: str, content: Mapping[str, Any]) -> None:
         try:
-            unseal(found := path.read_bytes(), str(path))
-            if found != data:
-                raise LedgerError(f"{path}: other content lies under this id; one id must mean one thing")
+            if _content(self.storage.get(key).data, key) != json.loads(canonical(content)):
+                raise LedgerError(f"{self.root}/{key}: other content lies under this id; one id must mean one thing")
             return
         except FileNotFoundError:
             pass
         except Corrupt as error:
-            self.report(path, str(error))
-        files.write_bytes(path, data)
+            self.report(self.root / key, str(error))
+        self.storage.put(key, seal({"schema": SCHEMA, "content": content}))
 
     def read_cell(self, cell: str) -> dict[str, Any]:
         """Return what a cell is, as ``write_cell`` stored it. Raises FileNotFoundError, ``Corrupt``."""
-        path = self.cell_dir(cell) / "cell.json"
-        content: dict[str, Any] = json.loads(unseal(path.read_bytes(), str(path)))["content"]
+        key = f"{_cell(cell)}/cell.json"
+        content: dict[str, Any] = _content(self.storage.get(key).data, f"{self.root}/{key}")
         return content
 
     def write_record(self, record: Record, claim: Claim | None = None) -> Path:
@@ -150,50 +169,70 @@ class Ledger:
 
         Args:
             record: the outcome; secrets in its ``error`` are hidden.
-            claim: the lease under which it was made; without one, nothing is fenced.
+            claim: the lease under which it was made. Only one on the cell itself orders the records of its owners;
+                another one is verified, and without one nothing is fenced.
 
         Raises ``LeaseLost`` when the claim is no longer held: then nothing was written.
         """
         record = record if record.error is None else record.model_copy(update={"error": redact(record.error)})
-        folder = self.cell_dir(record.cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _temporary(folder, dump_record(record)) as data:
-            while True:
-                revision = max(_revisions(folder), default=0) + 1
-                # The order matters: whoever takes the lease over after this check and writes, takes this number.
-                if claim is not None:
-                    claim.verify()
-                path = folder / f"record-{revision}.json"
-                try:
-                    os.link(data, path)
-                    break
-                except FileExistsError:
-                    continue
-        files.sync_folder(folder)
-        self._try_to_index(append_entries, [entry_of(record, revision, path)])
-        return path
+        data, prefix = dump_record(record), _cell(record.cell)
+        newest = max((revision for revision, _ in self._revisions(prefix)), default=Revision())
+        ordered = claim is not None and claim.lease == self.lease_on(self.cell_dir(record.cell))
+        lease = claim.number if claim is not None and ordered else newest.lease
+        if newest.lease > lease:
+            raise LeaseLost(f"{self.root}/{prefix}: attempt {lease} lost the lease, {newest.name} was written since")
+        revision = newest.next() if newest.lease == lease else Revision(lease, 1)
+        while True:
+            # The order matters: whoever takes the lease over after this check writes above this number.
+            if claim is not None:
+                claim.verify()
+            key = f"{prefix}/{revision.name}"
+            if self.storage.put_if_absent(key, data):
+                break
+            revision = revision.next()  # and never by listing again, which may say the same for a minute
+        self._try_to_index(lambda: self._index.add([entry_of(record, revision.name, self.storage.get(key).version)]))
+        return self.storage.local(key)
 
     # Reading
 
     def read_record(self, cell: str) -> Record | None:
-        """Return a cell's newest sound record, or None. Unsound ones are reported in ``corrupt`` and passed over.
+        """Return a cell's newest record, or None.
+
+        When that one is unsound, it is reported in ``corrupt`` and the cell has none: an older one may have been
+        superseded because it was wrong.
 
         Raises Unsupported when a newer version of massive-sft wrote it.
         """
-        found = self._newest(self.cell_dir(cell))
+        found = self._newest(_cell(cell))
         return None if found is None else found[0]
 
-    def _newest(self, folder: Path) -> tuple[Record, int, Path] | None:
-        for revision in sorted(_revisions(folder), reverse=True):
-            path = folder / f"record-{revision}.json"
-            try:
-                record = load_record(path)
-                if record.cell != folder.name:
-                    raise Corrupt(f"{path}: is the record of another cell, {record.cell}")
-            except Corrupt as error:
-                self.report(path, str(error))
-            else:
-                return record, revision, path
+    def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
+        for item in self.storage.list(prefix):
+            revision = Revision.of(item.name)
+            if revision is not None:
+                yield revision, item
+
+    def _latest(self, prefix: str) -> Listed | None:
+        found = max(self._revisions(prefix), key=itemgetter(0), default=None)
+        return None if found is None else found[1]
+
+    def _newest(self, prefix: str) -> tuple[Record, str, str] | None:
+        """Return a cell's newest record with its name and version."""
+        item = self._latest(prefix)
+        if item is None:
+            return None
+        path = self.storage.local(f"{prefix}/{item.name}")
+        try:
+            blob = self.storage.get(f"{prefix}/{item.name}")
+            record = load_record(blob.data, str(path))
+            if record.cell != path.parent.name:
+                raise Corrupt(f"{path}: is the record of another cell, {record.cell}")
+        except FileNotFoundError:
+            self.report(path, f"{path}: cannot be seen yet")
+        except Corrupt as error:
+            self.report(path, str(error))
+        else:
+            return record, item.name, blob.version
         return None
 
     def file_of(self, record: Record, name: str) -> Path:
@@ -211,7 +250,7 @@ class Ledger:
 
     def records(self) -> Iterator[Record]:
         """Yield every cell's newest sound record, by cell id; each is verified."""
-        for cell in self._cells():
+        for cell in self._ids("cells"):
             record = self.read_record(cell)
             if record is not None:
                 yield record
@@ -219,26 +258,33 @@ class Ledger:
     def entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
         """Return the index entry of each cell (all, or those asked for) that has a sound record, by cell id.
 
-        Every entry is checked against the cell's folder, and made anew where it does not fit.
+        Every entry is checked against the cell's files, and made anew where it does not fit.
         A bit that flipped on the disk and left the file's size and time alone is found by ``records``, not here.
         """
-        index = self._index()
-        current: dict[str, Entry] = {}
-        for cell in self._cells():
+        index = self._index.read()
+        current, missed = {}, []
+        for cell in self._ids("cells"):
             if cells is not None and cell not in cells:
                 continue
-            folder = self.root / "cells" / cell
-            entry = index.get(cell)
-            if entry is not None and entry.matches(folder):
-                current[cell] = entry
-            elif (newest := self._newest(folder)) is not None:
+            prefix = f"cells/{cell}"
+            item = self._latest(prefix)
+            if item is None:
+                continue
+            with suppress(FileNotFoundError):  # removed just now
+                entry = index.get((cell, item.version()))
+                if entry is not None and entry.record == item.name:
+                    current[cell] = entry
+                    continue
+            newest = self._newest(prefix)
+            if newest is not None:
                 current[cell] = entry_of(*newest)
-        missed = [entry for cell, entry in current.items() if index.get(cell) != entry]
+                missed.append(current[cell])
         if missed:
-            self._try_to_index(append_entries, missed)
+            self._try_to_index(lambda: self._index.add(missed))
+        self._try_to_index(self._index.merge)
         return current
 
-    def statuses(self, cells: Mapping[str, str | None]) -> dict[str, Status]:
+    def states(self, cells: Mapping[str, str | None]) -> dict[str, State]:
         """Return how far each cell is.
 
         Args:
@@ -247,50 +293,35 @@ class Ledger:
         A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
         """
         entries = self.entries(cells)
-        known = set(self._cells())
-        trajectories = {trajectory for cell, trajectory in cells.items() if trajectory and cell not in entries}
-        leased = {trajectory for trajectory in trajectories if _live(self.trajectory_dir(trajectory))}
+        known, begun = set(self._ids("cells")), set(self._ids("trajectories"))
+        left = {cell: trajectory for cell, trajectory in cells.items() if cell not in entries}
+        leased = {run for run in {*left.values()} & begun if run and self._is_live(self.trajectory_dir(run))}
 
-        def status(cell: str, trajectory: str | None) -> Status:
+        def state(cell: str) -> State:
             if cell in entries:
-                return entries[cell].status
-            running = trajectory in leased or (cell in known and _live(self.cell_dir(cell)))
-            return Status.RUNNING if running else Status.WAITING
+                return State(entries[cell].status, entries[cell].answers)
+            running = left[cell] in leased or (cell in known and self._is_live(self.cell_dir(cell)))
+            return State(Status.RUNNING if running else Status.WAITING)
 
-        return {cell: status(cell, trajectory) for cell, trajectory in cells.items()}
+        return {cell: state(cell) for cell in cells}
 
-    def rebuild_index(self) -> int:
-        """Write the index anew from the records, each verified; return how many cells it holds."""
-        entries = self._scan()
-        write_index(self.root, entries.values())
-        return len(entries)
+    def statuses(self, cells: Mapping[str, str | None]) -> dict[str, Status]:
+        """Return the status of each cell, as ``states``."""
+        return {cell: state.status for cell, state in self.states(cells).items()}
 
-    def _scan(self) -> dict[str, Entry]:
-        found = ((cell, self._newest(self.cell_dir(cell))) for cell in self._cells())
-        return {cell: entry_of(*newest) for cell, newest in found if newest is not None}
+    def _is_live(self, home: Path) -> bool:
+        seen = look(self.lease_on(home))
+        return seen is not None and seen.looks_live()
 
-    def _index(self) -> dict[str, Entry]:
+    def _try_to_index(self, write: Callable[[], None]) -> None:
         try:
-            return read_index(self.root)
-        except (FileNotFoundError, Corrupt) as error:
-            log.info("rebuilding the index: %s", error)
-        entries = self._scan()
-        self._try_to_index(write_index, entries.values())
-        return entries
-
-    def _try_to_index(self, write: Callable[[Path, Iterable[Entry]], None], entries: Iterable[Entry]) -> None:
-        try:
-            write(self.root, entries)
+            write()
         except OSError as error:
             # A full disk, or a reader of another's ledger: the answer is right, only slower next time.
             log.info("the index cannot be written: %s", error)
 
-    def _cells(self) -> list[str]:
-        try:
-            names = os.listdir(self.root / "cells")
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if _ID.fullmatch(name))
+    def _ids(self, kind: str) -> list[str]:
+        return sorted(item.name for item in self.storage.list(kind) if _ID.fullmatch(item.name))
 
     def report(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""
@@ -310,29 +341,22 @@ class Ledger:
             owner: who works on it, for people.
             ttl: seconds without a sign of life after which others may take over.
         """
-        return Attempt.begin(self.trajectory_dir(trajectory), owner, self._watch, ttl)
+        place = self.storage.at(f"trajectories/{_checked(trajectory)}")
+        return Attempt.begin(trajectory, place, owner, self._watch, ttl)
 
     def lease_cell(self, cell: str, owner: str, ttl: float = TTL) -> Lease | None:
         """Take the lease on a cell, for work that is no training (scoring, measuring); None while another holds it."""
-        return Lease.acquire(self.cell_dir(cell) / "lease", owner, self._watch, ttl)
+        return self.lease_home(self.cell_dir(cell), owner, ttl)
+
+    def lease_home(self, home: Path, owner: str, ttl: float = TTL) -> Lease | None:
+        """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
+        revisions = self._revisions(home.relative_to(self.root).as_posix())
+        above = max((revision.lease for revision, _ in revisions), default=0)
+        return Lease.acquire(self.lease_on(home), owner, self._watch, ttl, above)
 
 
-def _check_schema(head: Path) -> None:
-    try:
-        content = files.read_json(head)
-    except Corrupt:
-        content = None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(schema, int) or schema < 1:
-        remedy = f'with a ledger around it, replace it by {{"schema": {SCHEMA}}}'
-        raise Corrupt(f"{head}: states no schema; {remedy}")
-    if schema > SCHEMA:
-        raise newer_schema(head, schema)
-
-
-def _not_writable(root: str | Path, error: OSError) -> InvalidInput:
-    rule = f"must be a folder that can be written and holds hard links ({error.strerror or error})"
-    return InvalidInput(Problem("storage.root", rule, str(root)))
+def _cell(cell: str) -> str:
+    return f"cells/{_checked(cell)}"
 
 
 def _checked(identity: str) -> str:
@@ -341,25 +365,5 @@ def _checked(identity: str) -> str:
     return identity
 
 
-def _revisions(folder: Path) -> list[int]:
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return [int(found[1]) for found in map(_RECORD.fullmatch, names) if found]
-
-
-def _live(folder: Path) -> bool:
-    seen = look(folder / "lease")
-    return seen is not None and seen.looks_live()
-
-
-@contextmanager
-def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
-    """Flush ``data`` to a file in ``folder`` that is gone afterwards (unless it got another name meanwhile)."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".record.", suffix=".tmp") as file:
-        os.fchmod(file.fileno(), 0o644)  # a record is for all who may see the folder
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        yield Path(file.name)
+def _content(data: bytes, place: str) -> Any:
+    return json.loads(unseal(data, place))["content"]

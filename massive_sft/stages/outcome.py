@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,8 +49,7 @@ class Trained:
 
 def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
     """Return the finished training that covers a run's snapshots, if there is one; an unsound one does not count."""
-    home = ledger.trajectory_dir(run.trajectory.id)
-    for folder in sorted((home / "training").glob("attempt-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+    for folder in ledger.training_dirs(run.trajectory.id):
         try:
             hashes = verify_folder(folder)
             outcome = read_json(folder / OUTCOME)
@@ -88,7 +87,7 @@ def has_spent_checkpoint(home: Path) -> bool:
 
 def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
     """Return where a snapshot is published."""
-    return ledger.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
+    return ledger.snapshot_dir(trajectory, epoch)
 
 
 def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, dict[str, str]] | None:
@@ -116,6 +115,6 @@ def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
     folder = snapshot_folder(ledger, trajectory, epoch)
     if folder.is_dir():
         with suppress(FileNotFoundError):  # somebody else was faster
-            folder.rename(Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.removed.")) / folder.name)
+            folder.rename(folder.with_name(f".{folder.name}.removed.{secrets.token_hex(4)}"))
     for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
         shutil.rmtree(doomed, ignore_errors=True)

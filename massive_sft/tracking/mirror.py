@@ -53,6 +53,7 @@ class Mirror:
         self._sweep = sweep
         self._cells = dict(cells)
         self._uri = uri
+        self._place = ledger.sweep(sweep)
         self._folder = ledger.sweep_dir(sweep)
         self._watch = Watch()
         self._lease: Lease | None = None
@@ -188,7 +189,7 @@ class Mirror:
         if self._lease is None or not self._lease.held():
             self._release()
             owner = this_process()
-            self._lease = Lease.acquire(self._folder / "mirror-lease", owner, self._watch)
+            self._lease = Lease.acquire(self._place.at("mirror-lease"), owner, self._watch)
             if self._lease is None:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
             self._queue.put(self._read_spool())

@@ -10,6 +10,7 @@ import typer
 
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.runs import Run, live_runs
+from massive_sft.ledger.store import Ledger
 from massive_sft.plan import storage_root
 from massive_sft.sweep.load import load_sweep
 from massive_sft.verbs.options import File, Json, Overlays, console, print_json
@@ -23,13 +24,13 @@ def cancel(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """End all runs of the sweep as Ctrl-C does, wherever they are. A run can be seen once its check is over.
+    """End all runs of the sweep as Ctrl-C does, wherever they are. One that still checks ends after that.
 
     Each training writes a checkpoint first and each scorer ends its shard; running the sweep again goes on from there.
     Exits with 1 when one has not ended in time; it still may.
     """
     sweep = load_sweep(file, overlay or ())
-    asked = live_runs(storage_root(sweep) / "sweeps" / sweep.file.name)
+    asked = live_runs(Ledger(storage_root(sweep)).sweep(sweep.file.name))
     left = end(asked, timeout)
     if as_json:
         runs = [{"run": run.name, "since": run.since, "ended": run not in left} for run in asked]

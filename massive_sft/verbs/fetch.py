@@ -14,6 +14,7 @@ from rich.text import Text
 
 from massive_sft.files import size_text, write_json
 from massive_sft.ledger.lease import Lease, Watch
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
@@ -86,9 +87,9 @@ def lock(pinned: list[Pinned], known: dict[str, dict[str, str]]) -> dict[str, An
 
 def _only_one_here(cache: Path, err: Any) -> Lease:
     """Return the lease on this node's hub cache, once nobody else fetches into it."""
-    folder, watch = cache / ".massive-sft-fetch", Watch()
+    place, watch = Folder(cache / ".massive-sft-fetch"), Watch()
     with err.status("another fetch works on this node; waiting"):
-        while (lease := Lease.acquire(folder, OWNER, watch)) is None:
+        while (lease := Lease.acquire(place, OWNER, watch)) is None:
             time.sleep(POLL)
     return lease
 

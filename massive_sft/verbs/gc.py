@@ -18,11 +18,11 @@ from rich.text import Text
 from massive_sft.errors import Corrupt
 from massive_sft.files import read_json, size_text
 from massive_sft.ledger.attempt import RESUME, uncounted
-from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.lease import Watch, look
 from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.ledger.wants import wanted
+from massive_sft.ledger.wants import lacks
 from massive_sft.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.retention import is_kept
 from massive_sft.stages.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
@@ -89,19 +89,19 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     watch = Watch()
     waste: list[Waste] = []
     kept: list[str] = []
-    for home in _homes(ledger):
+    for home in ledger.homes():
         mine = list(_leftovers(home))
-        if mine and not _free(home, watch):
+        if mine and not _free(ledger, home, watch):
             kept.append(f"{home}: somebody works on it")
         else:
             waste += mine
     for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
-        others = keepers(ledger.root, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
+        others = keepers(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
         if others:
             kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_snapshots)")
             continue
         folders = [item.home, ledger.cell_dir(item.cell.cell.id)] if item.home and item.cell else []
-        busy = next((folder for folder in folders if not _free(folder, watch)), None)
+        busy = next((folder for folder in folders if not _free(ledger, folder, watch)), None)
         if busy is None:
             waste.append(item)
         else:
@@ -109,7 +109,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     waste += _temporary(path for name in ("cache", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
-        busy = next((home for home in _homes(ledger) if not _free(home, watch)), None)
+        busy = next((home for home in ledger.homes() if not _free(ledger, home, watch)), None)
         waste += _unused(plan, ledger) if busy is None else ()
         kept += [] if busy is None else [f"caches: somebody works on {busy}"]
     return Collected(tuple(waste), tuple(kept))
@@ -126,7 +126,7 @@ def remove(found: Collected, ledger: Ledger) -> Collected:
         if home is None:
             gone += (item for item in items if _remove(item, ledger))
             continue
-        lease = Lease.acquire(home / "lease", OWNER)
+        lease = ledger.lease_home(home, OWNER)
         if lease is None:
             kept.append(f"{home}: somebody works on it")
             continue
@@ -152,7 +152,7 @@ def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     record = ledger.read_record(cell.cell.id)
     if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
         return False
-    return cell.refreshed(record).is_done and wanted(ledger.root, record.cell).issubset(record.answers)
+    return cell.refreshed(record).is_done and not lacks(ledger.sweeps, record.cell, record.answers)
 
 
 def _remove(item: Waste, ledger: Ledger) -> bool:
@@ -175,15 +175,10 @@ def _remove(item: Waste, ledger: Ledger) -> bool:
     return True
 
 
-def _homes(ledger: Ledger) -> Iterator[Path]:
-    for name in ("trajectories", "cells"):
-        folder = ledger.root / name
-        yield from sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
-
-
-def _free(home: Path, watch: Watch) -> bool:
+def _free(ledger: Ledger, home: Path, watch: Watch) -> bool:
     """Whether nobody holds a lease here; an owner elsewhere that only seems gone still counts as there."""
-    return watch.free(home / "lease", look(home / "lease"))
+    lease = ledger.lease_on(home)
+    return watch.free(lease, look(lease))
 
 
 def _leftovers(home: Path) -> Iterator[Waste]:

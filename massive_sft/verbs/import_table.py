@@ -90,7 +90,7 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     path = ledger.sweep_dir(name) / TABLE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
-    lease = Lease.acquire(path.parent / LEASE, this_process())
+    lease = Lease.acquire(ledger.sweep(name).at(LEASE), this_process())
     if lease is None:
         raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
     with lease:

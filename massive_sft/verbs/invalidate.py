@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft.errors import InvalidInput, Problem
-from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -123,7 +122,7 @@ def set_aside(found: Doomed, ledger: Ledger, reason: str) -> None:
     homes = [ledger.trajectory_dir(run) for run in found.trajectories]
     cells = [ledger.cell_dir(record.cell) for record in found.records]
     with contextlib.ExitStack() as held:
-        leases = {home: Lease.acquire(home / "lease", OWNER) for home in (*homes, *cells)}
+        leases = {home: ledger.lease_home(home, OWNER) for home in (*homes, *cells)}
         for lease in leases.values():
             if lease is not None:
                 held.enter_context(lease)

@@ -55,7 +55,7 @@ def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = F
 def attempts(ledger: Ledger, trajectory: str) -> list[Try]:
     """Return the attempts at a trajectory that left anything, the newest last."""
     home = ledger.trajectory_dir(trajectory)
-    seen = look(home / "lease")
+    seen = look(ledger.lease_on(home))
     live = seen.number if seen is not None and seen.looks_live() else 0
     published = {int(path.name.rpartition("-")[2]): path for path in (home / "training").glob("attempt-*")}
     own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}

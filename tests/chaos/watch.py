@@ -16,6 +16,7 @@ from chaos.sweep import NAME, TASKS
 from massive_sft.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME, uncounted
 from massive_sft.ledger.lease import look
+from massive_sft.ledger.storage import Folder
 from massive_sft.tracking.content import CELL, RECORD
 
 # Phases. Each yields the ids (of trajectories or cells) that are in it now.
@@ -73,7 +74,7 @@ def _finishing(root: Path) -> Iterator[Path]:
     """Yield each cell that somebody works on and that has no record."""
     for folder in (root / "cells").glob("*"):
         if not any(folder.glob("record-*.json")):
-            seen = look(folder / "lease")
+            seen = look(Folder(folder / "lease"))
             if seen is not None and not seen.released:
                 yield folder
 
@@ -141,7 +142,7 @@ def owner(root: Path, phase: str, where: str) -> int | None:
         folder = root / "cells" / where / "lease"
     else:
         folder = root / "trajectories" / where / "lease"
-    seen = look(folder)
+    seen = look(Folder(folder))
     return None if seen is None or not seen.looks_live() else int(seen.owner["process"]["pid"])
 
 

@@ -1,0 +1,161 @@
+"""What the ledger needs of the place where it lies, and the place that there is now: a folder.
+
+Every rule of the ledger (one owner, nothing overwritten, whole or not at all) rests on these few operations alone, so
+an object store can take the folder's place: ``put_if_absent`` is ``If-None-Match: *`` there, a version is an ETag.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from massive_sft import files
+
+
+class Blob(NamedTuple):
+    """An object as it was read.
+
+    Attributes:
+        data: its content.
+        version: differs whenever the object was written anew.
+        modified: when it was written by the storage's own clock, in seconds; only differences between two of them
+            mean anything.
+    """
+
+    data: bytes
+    version: str
+    modified: float
+
+
+class Listed(NamedTuple):
+    """Something right below a prefix: an object, or a longer prefix.
+
+    Attributes:
+        name: below the prefix that was listed.
+        version: returns an object's version as ``Blob`` has it; raises FileNotFoundError when it is gone.
+    """
+
+    name: str
+    version: Callable[[], str]
+
+
+class Storage(Protocol):
+    """Objects of bytes under keys such as ``cells/<id>/cell.json``. It can be sent to other processes, and compared.
+
+    What one process has written, ``get`` gives every other one sooner or later; ``list`` may be old by a minute. All
+    methods raise OSError when the storage refuses, and leave everything as it was then.
+    """
+
+    def __hash__(self) -> int:
+        """Equal ones are the same place."""
+
+    def at(self, prefix: str) -> Storage:
+        """Return the storage of the keys below a prefix."""
+
+    def get(self, key: str) -> Blob:
+        """Return an object, whole. Raises FileNotFoundError."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object; it replaces an older one at once. The last of several writers wins."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one; return whether it was written. Of several writers exactly one wins.
+
+        True also where the storage did it and its answer was lost.
+        """
+
+    def overwrite(self, key: str, data: bytes) -> None:
+        """Replace an object by one of the same length, without needing room; a reader may meet some of both.
+
+        For beats, whose only writer owns the key. Raises FileNotFoundError.
+        """
+
+    def list(self, prefix: str = "") -> list[Listed]:
+        """Return what lies right below a prefix, in no order; nothing where there is no such prefix."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object, or everything below a prefix, if it is there."""
+
+    def upload(self, folder: Path, prefix: str) -> bool:
+        """Make a finished local folder what lies below a prefix, whole, and take it away from where it was.
+
+        Returns False, and changes nothing, when there is something below the prefix already.
+        """
+
+    def local(self, prefix: str = "") -> Path:
+        """Return where the files below a prefix can be read and written as local ones."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of a local disk, NFS or Lustre as a ``Storage``: the keys are paths below it.
+
+    Attributes:
+        root: an absolute path; it need not exist yet.
+    """
+
+    root: Path
+
+    def at(self, prefix: str) -> Folder:
+        """As ``Storage.at``."""
+        return Folder(self.root / prefix)
+
+    def get(self, key: str) -> Blob:
+        """As ``Storage.get``."""
+        data, stat = files.read_bytes(self.root / key)
+        return Blob(data, _version(stat), stat.st_mtime)
+
+    def put(self, key: str, data: bytes) -> None:
+        """As ``Storage.put``."""
+        files.write_bytes(self.root / key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """As ``Storage.put_if_absent``."""
+        return files.create_bytes(self.root / key, data)
+
+    def overwrite(self, key: str, data: bytes) -> None:
+        """As ``Storage.overwrite``."""
+        files.overwrite_bytes(self.root / key, data)
+
+    def list(self, prefix: str = "") -> list[Listed]:
+        """As ``Storage.list``; without the temporary files of writers, whose names begin with a dot."""
+        folder = f"{self.root}/{prefix}"
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [Listed(name, partial(_version_at, f"{folder}/{name}")) for name in names if name[0] != "."]
+
+    def delete(self, key: str) -> None:
+        """As ``Storage.delete``."""
+        path = self.root / key
+        with suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def upload(self, folder: Path, prefix: str) -> bool:
+        """As ``Storage.upload``, by a rename: the folder must lie on the same file system."""
+        return files.move_folder(folder, self.root / prefix)
+
+    def local(self, prefix: str = "") -> Path:
+        """As ``Storage.local``."""
+        return self.root / prefix
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+
+def _version_at(path: str) -> str:
+    return _version(os.stat(path))
+
+
+def _version(stat: os.stat_result) -> str:
+    return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
