@@ -14,30 +14,25 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from massive_sft.errors import Corrupt
 
-STALE_TRIES = 3  # a file that was replaced on the server is found again under its name
+STALE_TRIES = 3
+T = TypeVar("T")
 
 
 def read_bytes(path: Path) -> tuple[bytes, os.stat_result]:
     """Return a file's content and what the system says of that very file. Raises FileNotFoundError, OSError."""
-    for _ in range(STALE_TRIES - 1):
-        try:
-            return _read(path)
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return _read(path)
 
+    def read() -> tuple[bytes, os.stat_result]:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
+            return file.read(), os.fstat(file.fileno())
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
-    with path.open("rb") as file:
-        return file.read(), os.fstat(file.fileno())
+    return _again_if_stale(read)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -170,11 +165,26 @@ def refusal(error: OSError) -> str | None:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power loss (POSIX: fsync of the directory)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+
+    def sync() -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    _again_if_stale(sync)
+
+
+def _again_if_stale(call: Callable[[], T]) -> T:
+    """Call again when a handle is stale: the path leads to another file by now (NFS)."""
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return call()
 
 
 def size_text(count: float) -> str:

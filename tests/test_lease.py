@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from massive_sft.ledger import lease as lease_module
 from massive_sft.ledger.lease import Lease, Watch
 from massive_sft.ledger.runs import live_runs, registered
 from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.wants import announce, lacks
 
 TAKE = "import os; from massive_sft.ledger.lease import *; from massive_sft.ledger.storage import *; "
 LONG = 1000.0  # seconds; the background thread never beats within a test
@@ -235,6 +237,46 @@ def test_registration_of_a_run_that_stands_still_stays_and_of_one_that_was_kille
         with registered(sweeps, "small", "next:1") as following:
             assert set(runs.iterdir()) == {run.place.local(), following.place.local()}
             assert {each.name for each in live_runs(sweeps.at("small"))} == {"stopped:1", "next:1"}
+
+
+def elsewhere(run, age):
+    """Make a registration look as if its run were on another machine and had last beaten ``age`` seconds ago."""
+    path = run.place.local("1")
+    path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
+    os.utime(path, (time.time() - age, time.time() - age))
+
+
+@pytest.mark.parametrize("clock", [0.0, 1e6, -1e6])
+def test_registration_of_a_run_elsewhere_expires_by_the_clock_of_the_storage_alone(tmp_path, monkeypatch, clock):
+    sweeps = Folder(tmp_path)
+    with registered(sweeps, "small", "silent:1") as silent, registered(sweeps, "other", "beats:1") as beats:
+        elsewhere(silent, 700.0)
+        elsewhere(beats, 500.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(lease_module.time, "time", lambda now=time.time: now() + clock)
+            with registered(sweeps, "third", "next:1") as run:
+                assert [place.exists() for place in (silent.place.local(), beats.place.local())] == [False, True]
+                assert run.place.local().exists()
+
+
+def test_wants_that_are_unknown_are_taken_for_all(tmp_path):
+    sweeps = Folder(tmp_path)
+    assert not lacks(sweeps, "cell", ["a"])
+    with registered(sweeps, "small", "run:1") as run:
+        assert lacks(sweeps, "cell", ["a"])  # not said yet
+        announce(run, {"cell": ["a", "b"]})
+        assert lacks(sweeps, "cell", ["a"])
+        assert not lacks(sweeps, "cell", ["b", "c", "a"])
+        assert not lacks(sweeps, "another", [])
+        for torn in (b"", b"{", b"[]", b"{}", b'{"cells": {"cell": 1}}', b'{"cells": []}'):
+            run.place.put("wants.json", torn)
+            assert lacks(sweeps, "another", ["a"]), torn
+        announce(run, {})
+        assert not lacks(sweeps, "cell", [])
+        elsewhere(run, 1e9)  # by this machine's clock it is long dead; by its own it may not be
+        announce(run, {"cell": ["a"]})
+        assert lacks(sweeps, "cell", [])
+    assert not lacks(sweeps, "cell", [])
 
 
 def race(folder: str, taker: int, folders: int, ready, wins):

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -20,8 +22,11 @@ from massive_sft import fingerprint
 from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
+from massive_sft.ledger.lease import Claim, Seen
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.runs import registered
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import announce
 from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
 
 TRAJECTORY = "00000000000000aa"
@@ -360,6 +365,32 @@ def test_record_file_is_one_line_of_json_readable_by_all(ledger):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_record_of_a_superseded_owner_sorts_below_and_is_refused_once_it_can_be_seen(ledger, monkeypatch):
+    first = ledger.lease_cell(CELL, "first")
+    monkeypatch.setattr(Seen, "gone", lambda self: True)
+    second = ledger.lease_cell(CELL, "second")
+    monkeypatch.setattr(Claim, "verify", lambda self: None)  # a listing that is a minute old
+    late = ledger.write_record(make_record(status=Status.FAILED, error="late"), first.claim)
+    ledger.write_record(make_record(attempt=2), second.claim)
+    assert ledger.read_record(CELL).attempt == 2
+    with pytest.raises(LeaseLost, match="was written since"):
+        ledger.write_record(make_record(status=Status.FAILED, error="later"), first.claim)
+    assert ledger.read_record(CELL).attempt == 2
+    assert late.exists()
+    for lease in (first, second):
+        lease.release()
+
+
+def test_record_after_leases_were_removed_by_hand_is_the_newest(ledger):
+    for attempt in (1, 2, 3):
+        with ledger.lease_cell(CELL, "a") as lease:
+            assert lease.claim.number == attempt
+            ledger.write_record(make_record(attempt=attempt), lease.claim)
+        if attempt == 2:
+            shutil.rmtree(ledger.cell_dir(CELL) / "lease")
+    assert ledger.read_record(CELL).attempt == 3
+
+
 # Cells, attempts, snapshots
 
 
@@ -368,6 +399,14 @@ def test_cell_written_twice_is_kept_and_other_content_is_refused(ledger):
     ledger.write_cell(CELL, {"seed": 0})
     with pytest.raises(LedgerError, match="other content"):
         ledger.write_cell(CELL, {"seed": 1})
+
+
+def test_cell_written_by_another_schema_is_the_same_cell(ledger, monkeypatch):
+    ledger.write_cell(CELL, {"lr": 1e-5, "betas": (0.9, 0.999)})
+    monkeypatch.setattr(store, "SCHEMA", 2)
+    ledger.write_cell(CELL, {"betas": [0.9, 0.999], "lr": 1e-5})
+    with pytest.raises(LedgerError, match="other content"):
+        ledger.write_cell(CELL, {"lr": 1e-4, "betas": [0.9, 0.999]})
 
 
 def test_cell_with_path_for_an_id_is_refused(ledger):
@@ -624,6 +663,53 @@ def test_root_read_only_is_refused_for_writing_and_answers_readers(read_only_roo
     assert str(read_only_root) in str(caught.value)
     ledger = Ledger.open(read_only_root, create=False)
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+
+
+def as_user(user: int, work) -> None:
+    """Do something as another user of the same group, who lets the group write."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(12345)
+            os.setuid(user)
+            os.umask(0o002)
+            work()
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_root_of_a_group_is_written_by_two_users():
+    def work() -> None:
+        ledger = Ledger.open(root)
+        with ledger.lease_cell(CELL, "me") as lease:
+            ledger.write_cell(CELL, {"seed": 0})
+            attempt = 1 + (ledger.read_record(CELL).attempt if ledger.read_record(CELL) else 0)
+            ledger.write_record(make_record(attempt=attempt), lease.claim)
+        with registered(ledger.sweeps, "small", "me:1") as run:
+            announce(run, {})
+        with ledger.begin(TRAJECTORY, "me") as attempt:
+            fill(attempt)
+            attempt.publish("snapshots/epoch-3")
+            remove_snapshot(ledger, TRAJECTORY, 3)
+            assert not list((attempt.home / "snapshots").iterdir())
+            attempt.clean_up()
+        assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
+        assert {path.stat().st_mode & 0o060 for path in root.rglob("*")} == {0o060}
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        os.chown(root, 0, 12345)
+        root.chmod(0o2775)
+        for user in (20001, 20002, 20001):
+            as_user(user, work)
+        ledger = Ledger.open(root)
+        assert ledger.read_record(CELL).attempt == 3
+        assert len({path.stat().st_uid for path in (root / "index").iterdir()}) == 2
 
 
 def test_ledger_imports_nothing_heavy():

@@ -148,10 +148,15 @@ def read(folder: Path) -> tuple[Path, Facts] | None:
 
 
 def clear(checkpoints: Checkpoints) -> None:
-    """Remove what does not count. Raises LeaseLost, so that a process that stood still leaves its successor alone."""
+    """Remove what does not count. Raises LeaseLost, so that a process that stood still leaves its successor alone.
+
+    It may learn late that it lost the lease (NFS), so it leaves what a later attempt writes in any case.
+    """
     checkpoints.claim.verify()
     for folder in uncounted(checkpoints.home):
-        shutil.rmtree(folder)
+        writer = folder.name.partition("-")[0]
+        if not writer.isdecimal() or int(writer) <= checkpoints.claim.number:
+            shutil.rmtree(folder)
 
 
 def discard(checkpoints: Checkpoints) -> None:

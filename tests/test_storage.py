@@ -1,0 +1,172 @@
+"""What the ledger rests on: a storage keeps its contract, also where the file system below misbehaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from faulty_files import FaultyOs
+
+from massive_sft import files
+from massive_sft.ledger import storage as storage_module
+from massive_sft.ledger.storage import Folder, Storage
+
+
+@pytest.fixture(params=["sound", "faulty"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """Every implementation; the folder also on a file system that loses each answer and takes a byte at a time."""
+    if request.param == "faulty":
+        faulty = FaultyOs(0, rate=1.0)
+        monkeypatch.setattr(faulty, "listdir", os.listdir)  # age is allowed there: test_misbehaving_files
+        monkeypatch.setattr(files, "os", faulty)
+        monkeypatch.setattr(storage_module, "os", faulty)
+    return Folder(tmp_path / "root")
+
+
+# The contract, for every storage
+
+
+def names(storage: Storage, prefix: str = "") -> set[str]:
+    return {item.name for item in storage.list(prefix)}
+
+
+def test_put_is_read_back_and_replaced_whole(storage: Storage) -> None:
+    for data in (b"one", b"", b"x" * 100_000):
+        storage.put("a/b.json", data)
+        assert storage.get("a/b.json").data == data
+    assert names(storage, "a") == {"b.json"}
+
+
+def test_get_of_nothing_is_refused(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.get("a/b.json")
+
+
+def test_put_if_absent_writes_once(storage: Storage) -> None:
+    assert storage.put_if_absent("a/1", b"first")
+    assert not storage.put_if_absent("a/1", b"second")
+    assert storage.get("a/1").data == b"first"
+    assert names(storage, "a") == {"1"}
+
+
+def test_put_if_absent_of_many_writers_one_wins(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        won = [*threads.map(lambda number: storage.put_if_absent("a/1", b"%d" % number), range(8))]
+    assert won.count(True) == 1
+    assert storage.get("a/1").data == b"%d" % won.index(True)
+
+
+def test_overwrite_keeps_the_length_and_needs_an_object(storage: Storage) -> None:
+    storage.put("a", b"0001")
+    storage.overwrite("a", b"0002")
+    assert storage.get("a").data == b"0002"
+    with pytest.raises(FileNotFoundError):
+        storage.overwrite("b", b"0001")
+    assert names(storage) == {"a"}
+
+
+def test_version_is_the_listed_one_and_changes_with_each_writing(storage: Storage) -> None:
+    seen = set()
+    for data in (b"1", b"2", b"2"):
+        storage.put("a/b", data)
+        (listed,) = storage.list("a")
+        assert listed.version() == storage.get("a/b").version
+        seen.add(listed.version())
+    assert len(seen) == 3
+    storage.delete("a/b")
+    with pytest.raises(FileNotFoundError):
+        listed.version()
+
+
+def test_list_shows_one_level_and_nothing_where_nothing_is(storage: Storage) -> None:
+    for key in ("a/1", "a/2/x", "b"):
+        storage.put(key, b"")
+    assert (names(storage), names(storage, "a"), names(storage, "c"), names(storage, "b")) == (
+        {"a", "b"},
+        {"1", "2"},
+        set(),
+        set(),
+    )
+
+
+def test_delete_takes_an_object_or_all_below_a_prefix_and_is_harmless_twice(storage: Storage) -> None:
+    for key in ("a/1", "a/2/x", "b"):
+        storage.put(key, b"")
+    for key in ("a", "a", "b", "b"):
+        storage.delete(key)
+    assert names(storage) == set()
+
+
+def test_upload_moves_a_folder_once(storage: Storage) -> None:
+    folders = [storage.local(f"attempts/{number}") for number in (1, 2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(folder.name)
+    assert storage.upload(folders[0], "published/x")
+    assert not storage.upload(folders[1], "published/x")
+    assert [folder.exists() for folder in folders] == [False, True]
+    assert storage.get("published/x/weights").data == b"1"
+    with pytest.raises(FileNotFoundError):
+        storage.upload(folders[0], "published/y")
+
+
+def test_at_is_the_same_place_however_it_is_reached_or_sent(storage: Storage) -> None:
+    storage.put("a/b/c", b"x")
+    below = pickle.loads(pickle.dumps(storage.at("a"))).at("b")
+    assert below.get("c").data == b"x"
+    assert below == storage.at("a/b") and hash(below) == hash(storage.at("a/b")) and below != storage
+    assert below.local("c").read_bytes() == b"x"
+
+
+def test_temporary_files_are_not_listed_and_not_left(storage: Storage) -> None:
+    storage.put("a/1", b"x")
+    storage.put_if_absent("a/1", b"y")
+    storage.put_if_absent("a/2", b"y")
+    assert sorted(os.listdir(storage.local("a"))) == ["1", "2"]
+    storage.local("a/.1.tmp").touch()
+    assert names(storage, "a") == {"1", "2"}
+
+
+# The folder
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_permissions_that_the_umask_gives(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = Folder(tmp_path)
+        folder.put("a/put", b"")
+        folder.put_if_absent("a/absent", b"")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / "a" / name).stat().st_mode & 0o777 for name in ("put", "absent")} == {mode}
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("call", ["link", "replace", "fsync", "write"])
+def test_refused_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Folder(tmp_path)
+    folder.put("a", b"before")
+    monkeypatch.setattr(files.os, call, refuse)
+    with pytest.raises(OSError, match="No space left"):
+        (folder.put_if_absent if call == "link" else folder.put)("a", b"after")
+    monkeypatch.undo()
+    assert folder.get("a").data == b"before"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_stale_handle_that_stays_stale_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*arguments: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    Folder(tmp_path).put("a", b"x")
+    monkeypatch.setattr(files.os, "open", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        Folder(tmp_path).get("a")
