@@ -124,7 +124,7 @@ def _new_name() -> str:
 def _parsed(data: bytes) -> Iterable[Entry]:
     for line in data.splitlines(keepends=True):
         try:
-            content = json.loads(unseal(line, "index"))
+            content = json.loads(unseal(line, "index").decode())
         except Corrupt:
             continue  # torn: the record itself is read
         if content.keys() == _FIELDS:  # else another version wrote it

@@ -208,8 +208,7 @@ class Ledger:
 
     def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
         for item in self.storage.list(prefix):
-            revision = Revision.of(item.name)
-            if revision is not None:
+            if item.name.startswith("record-") and (revision := Revision.of(item.name)):
                 yield revision, item
 
     def _latest(self, prefix: str) -> Listed | None:
