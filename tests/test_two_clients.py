@@ -1,0 +1,107 @@
+"""Two machines on one root, for real: processes on two mounts of one folder, each with a cache of its own.
+
+The mounts are NFS over the loopback where root may make them; ``MASSIVE_SFT_MOUNTS=A:B`` names two others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from massive_sft.ledger.record import Revision
+from massive_sft.ledger.store import Ledger
+
+CELLS, RECORDS = 4, 25  # each client tries for so many records of each cell
+CLIENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_ledger import cell_id, make_record
+from massive_sft.ledger.store import Ledger
+root, who = Path(sys.argv[2]), sys.argv[3]
+ledger = Ledger.open(root)
+left = {cell_id(number): int(sys.argv[5]) for number in range(int(sys.argv[4]))}
+deadline = time.monotonic() + 120
+while any(left.values()) and time.monotonic() < deadline:
+    for cell in [cell for cell, count in left.items() if count]:
+        lease = ledger.lease_cell(cell, who)
+        if lease is None:
+            continue
+        with lease:
+            before = ledger.read_record(cell)
+            path = ledger.write_record(make_record(cell, attempt=lease.claim.number, training={"who": who}), lease.claim)
+            left[cell] -= 1
+            print(cell, path.name, flush=True)
+print("left", sum(left.values()))
+"""
+
+
+def refusal() -> str:
+    """Return why no NFS can be mounted here; empty when it can be tried."""
+    if os.geteuid() != 0:
+        return "only root can mount"
+    if not any(line.split()[-1] in ("nfs", "nfs4") for line in Path("/proc/filesystems").read_text().splitlines()):
+        return "this kernel has no NFS client (/proc/filesystems)"
+    missing = [tool for tool in ("exportfs", "rpc.nfsd", "mount.nfs") if shutil.which(tool) is None]
+    return f"{', '.join(missing)} not installed (nfs-kernel-server)" if missing else ""
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Iterator[list[Path]]:
+    given = os.environ.get("MASSIVE_SFT_MOUNTS")
+    if given:
+        yield [Path(place) / tmp_path.name for place in given.split(":")]
+        return
+    if refusal():
+        pytest.skip(f"no NFS: {refusal()}; MASSIVE_SFT_MOUNTS=A:B names two mounts of one folder")
+    export, places = tmp_path / "export", [tmp_path / "a", tmp_path / "b"]
+    for folder in (export, *places):
+        folder.mkdir()
+    done: list[list[str]] = []
+    try:
+        commands = [["exportfs", "-o", "rw,no_root_squash,insecure,no_subtree_check,fsid=7", f"127.0.0.1:{export}"]]
+        commands += [["rpc.nfsd", "2"]]
+        # nosharecache: each mount is a client of its own, with its own old listings.
+        commands += [["mount", "-t", "nfs4", "-o", "nosharecache", f"127.0.0.1:{export}", str(one)] for one in places]
+        for command in commands:
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"no NFS: {' '.join(command)}: {made.stderr.strip()}")
+            done.append(command)
+        yield [place / "root" for place in places]
+    finally:
+        for command in reversed(done):
+            if command[0] == "mount":
+                subprocess.run(["umount", "-l", command[-1]], check=False)
+        subprocess.run(["exportfs", "-u", f"127.0.0.1:{export}"], check=False) if done else None
+
+
+@pytest.mark.timeout(300)
+def test_two_clients_of_one_folder_lose_no_record_and_share_no_lease(mounts: list[Path]) -> None:
+    clients = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLIENT, Path(__file__).parent, root, f"client {number}", str(CELLS), str(RECORDS)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number, root in enumerate(mounts)
+    ]
+    told = [client.communicate()[0].splitlines() for client in clients]
+    assert [client.returncode for client in clients] == [0, 0]
+    assert [lines.pop() for lines in told] == ["left 0", "left 0"]
+    every = [line for lines in told for line in lines]
+    assert len(every) == len(set(every)) == 2 * CELLS * RECORDS
+    ledger = Ledger.open(mounts[0], create=False)
+    for record in ledger.records():
+        written = {line.split()[1] for line in every if line.startswith(record.cell)}
+        assert {path.name for path in ledger.cell_dir(record.cell).glob("record-*")} == written
+        leases = sorted(revision.lease for name in written if (revision := Revision.of(name)))
+        assert leases == sorted(set(leases)), "two records under one lease: it had two owners"
+        assert record.attempt == leases[-1]
+    assert len(list(ledger.records())) == CELLS
