@@ -19,13 +19,14 @@ from massive_sft.changes import remember
 from massive_sft.check import check
 from massive_sft.cli import app
 from massive_sft.cost.estimate import estimate
-from massive_sft.errors import InvalidInput
+from massive_sft.errors import InvalidInput, Problem
 from massive_sft.finish import finish_cell
 from massive_sft.inline import run_inline
 from massive_sft.ledger.lease import Lease, Watch, look
 from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.wants import lacks
 from massive_sft.plan import Plan, make_plan
 from massive_sft.sft.events import StepDone
 from massive_sft.stages.finishing import Finisher
@@ -387,6 +388,23 @@ def test_snapshot_that_another_sweep_keeps_for_good_is_not_removed(copy: Path, l
     retain(run_plan, KeepSnapshots(full="none", lora="none"), ledger)
     found = [epoch for epoch in (1, 2) if snapshot_folder(ledger, run_plan.trajectory.id, epoch).is_dir()]
     assert found == left
+
+
+def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_sweep(tmp_path)
+    plan = make_plan(load_sweep(path))
+    cell, sweeps = plan.runs[0].cells[0], Ledger(plan.root).sweeps
+    every, seen = [item.id for item in cell.lacking], []
+
+    def refuse(*_: object) -> None:
+        seen.extend(lacks(sweeps, cell.cell.id, answers) for answers in ([], every))
+        raise InvalidInput(Problem("here", "ends the run"))
+
+    monkeypatch.setattr("massive_sft.execute.require_runnable", refuse)
+    done = CliRunner().invoke(app, ["run", str(path), "--inline"])
+    assert isinstance(done.exception, InvalidInput)
+    assert seen == [True, False]
+    assert not list(sweeps.at("small").list("runs"))
 
 
 def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy: Path) -> None:

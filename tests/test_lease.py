@@ -156,6 +156,24 @@ def test_claim_sent_to_another_process_verifies_there(tmp_path):
     assert not claim.held()
 
 
+def test_claim_is_held_where_the_listing_does_not_show_it_yet(tmp_path, monkeypatch):
+    acquire(tmp_path).release()
+    lease = acquire(tmp_path)
+    for listed in ([], ["1"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(lease_module.os, "listdir", lambda folder, listed=listed: listed)
+            assert lease.held()
+    (tmp_path / "2").unlink()
+    assert not lease.held()
+    lease.release()
+
+
+def test_lease_listed_and_not_to_be_read_yet_is_not_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: ["1"])
+    assert acquire(tmp_path) is None
+    assert look(tmp_path).number == 1
+
+
 def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
     code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

@@ -106,7 +106,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             waste.append(item)
         else:
             kept.append(f"{item.path}: somebody works on {busy}")
-    waste += _temporary(path for name in ("cache", "sweeps") for path in (ledger.root / name).rglob(".*"))
+    waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
         busy = next((home for home in ledger.homes() if not _free(ledger, home, watch)), None)
