@@ -148,14 +148,15 @@ class Ledger:
         self._write_once(f"trajectories/{_checked(trajectory)}/spec.json", content)
 
     def _write_once(self, key: str, content: Mapping[str, Any]) -> None:
+        path = self.storage.local(key)
         try:
-            if _content(self.storage.get(key).data, key) != json.loads(canonical(content)):
-                raise LedgerError(f"{self.root}/{key}: other content lies under this id; one id must mean one thing")
+            if _content(self.storage.get(key).data, str(path)) != json.loads(canonical(content)):
+                raise LedgerError(f"{path}: other content lies under this id; one id must mean one thing")
             return
         except FileNotFoundError:
             pass
         except Corrupt as error:
-            self.report(self.root / key, str(error))
+            self.report(path, str(error))
         self.storage.put(key, seal({"schema": SCHEMA, "content": content}))
 
     def read_cell(self, cell: str) -> dict[str, Any]:
