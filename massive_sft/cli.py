@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from gc import freeze
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -306,6 +307,8 @@ def main() -> None:
             raise
         err.print(told, style="red", highlight=False, soft_wrap=True)
         sys.exit(EXIT_INCOMPLETE)
+    finally:
+        freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
 
 
 def _counts(made: Plan) -> str:

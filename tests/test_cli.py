@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -240,3 +241,14 @@ def test_command_line_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"})
     assert "2 training runs of 4 epochs give 4 trained cells, which one by one would take 6 epochs" in done.stdout
+
+
+def test_end_leaves_the_last_garbage_collection_nothing_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds where torch and Ray are loaded, in which a finished command looks as if it hung."""
+    monkeypatch.setattr(sys, "argv", ["massive-sft", "--help"])
+    try:
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
