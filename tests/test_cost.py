@@ -39,6 +39,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
 from massive_sft.sft.packing import GRAIN, Limit, plan_step
 from massive_sft.sweep.schema import Model, Setting
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.spec import Layout
 from massive_sft.tiny import WEIGHTS
 
@@ -286,7 +287,7 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
 
 
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:
-    tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine"}]
+    tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine", "shots": 0}]
     cell = make_plan(sweep_in(tmp_path, evaluation={"tasks": tasks})).cells[0]
     zero, five, gsm8k, mine = cell.asked
     requests = Requests(tmp_path)
@@ -295,7 +296,7 @@ def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp
     assert known == [
         Load(57 * 10 * 120, 0, 0.0, 0, sure=False),
         Load(57 * 10 * (120 + 5 * 110), 0, 0.0, 0, sure=False),
-        Load(1319 * 100, 1319, 100, 200, sure=False),
+        Load(1319 * (100 + 5 * 160), 1319, 900, 200, sure=False),  # its own five shots
     ]
     size = {"bytes": 4000, "answers": 10, "prompt_bytes": 800, "answer_tokens": 640}
     manifest = {"label": "mine-0shot", "limit": None, "provenance": {"size": size}}
@@ -429,7 +430,7 @@ def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path)
 def test_unknown_model_and_benchmark_are_named(tmp_path: Path) -> None:
     unknown = cost_of(tmp_path, **TASKS, **H100).unknown
     assert unknown == {"the size of m1 is not known until it is on the disk": 3}
-    mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": [{"name": "mine"}]}).unknown
+    mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": [{"name": "mine", "shots": 0}]}).unknown
     assert mine == {"the size of mine@0 is not known until its requests are built (a run does)": 2}
 
 
@@ -574,7 +575,7 @@ def record_of(plan: Plan, cell: CellPlan, run: RunPlan | None, ledger: Ledger, *
         facts = {"run_seconds": whole, "wall_seconds": whole + 5.0, "peak_bytes": 10**9, "device": "cpu", "resumed": []}
         facts |= {"layout": run.layout.model_dump(mode="json")}
     asked = {item.id: 10.0 for item in cell.asked if item.task}
-    measures = {} if run is None else {name: {"value": 1.0} for name in plan.sweep.file.measures}
+    measures = {} if run is None else {name: {"schema": MEASURE_SEMANTICS[name]} for name in plan.sweep.file.measures}
     seconds = {name: took for name, took in SECONDS.items() if name not in MEASURES or name in measures}
     scores = {name: BenchmarkScores(benchmark=name, asked=name, shots=0, tasks={}) for name in asked}
     content = {
@@ -796,18 +797,23 @@ def sweep_file(folder: Path, **changes: object) -> str:
 
 def test_plan_of_a_budget_prints_what_it_takes_and_leaves_out(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, **H100, blocks=[block(model="all", mixture="each")])
-    done = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.2", "--json"])
+    done = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.6", "--json"])
     content = json.loads(done.stdout)
     assert len(content["runs"]) == content["budget"]["runs"] < 4
     assert len(content["budget"]["left_out"]) == 4 - content["budget"]["runs"]
-    assert content["cost"]["gpu_seconds"]["value"] / 3600 <= 0.2
-    told = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.2"]).stdout
+    assert content["cost"]["gpu_seconds"]["value"] / 3600 <= 0.6
+    told = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.6"]).stdout
     assert "GPU-hours" in told
     assert f"left out are {len(content['budget']['left_out'])} runs" in told
 
 
 def test_budget_that_is_no_number_or_pays_for_nothing_is_said(tmp_path: Path) -> None:
-    path = sweep_file(tmp_path, **H100)
+    sources = NAMED | {"datasets": base_file()["datasets"]}
+    pinned = {
+        part: {name: {**source, "revision": "0" * 40} for name, source in named.items()}
+        for part, named in sources.items()
+    }
+    path = sweep_file(tmp_path, **H100, **pinned)
     for verb in ("plan", "run"):
         done = CliRunner().invoke(app, [verb, path, "--budget-gpu-hours", "inf"])
         assert "--budget-gpu-hours: must be a finite number, got inf" in str(done.exception)
