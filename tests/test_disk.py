@@ -166,7 +166,7 @@ def test_damaged_head_of_the_ledger_is_refused_with_the_remedy(tmp_path: Path, c
     sweep = copied(tmp_path)
     (tmp_path / "ledger" / "ledger.json").write_text(content)
     printed = run(sweep, expected=1)
-    assert 'ledger.json: states no schema; with a ledger around it, replace it by {"schema": 1}' in printed
+    assert 'ledger.json: states no schema; with a ledger around it, replace it by {"schema": 2}' in printed
 
 
 def test_damaged_files_of_complete_cells_are_in_the_report_and_not_in_the_tracker(tmp_path: Path) -> None:
@@ -206,12 +206,12 @@ FULL_AT = {
     "tokens": r"cache/tokens/",
     "tracker": r"mlflow\.db",
     "answers": r"cells/{base}/responses/.*/many/.*00002",
-    "record": r"cells/{base}/\.record\.",
+    "record": r"cells/{base}/\.?record-",
     "losses": r"losses\.jsonl",
     "snapshot": r"\.epoch-1\.partial$",
     "training": r"training\.json",
     "layers": r"layers\.parquet",
-    "index": r"index\.jsonl",
+    "index": r"ledger/index/",
     "artifacts": r"mlflow-artifacts/.*record\.json",
 }
 
