@@ -17,7 +17,7 @@ from massive_sft.evaluate.build import prepare
 from massive_sft.evaluate.encoding import Encoder as ScoringEncoder
 from massive_sft.evaluate.ends import ends_of
 from massive_sft.evaluate.protocol import ScoreCache
-from massive_sft.evaluate.requests import Generation
+from massive_sft.evaluate.requests import Generation, read_requests
 from massive_sft.evaluate.run import evaluate
 from massive_sft.evaluate.scorer import PlainScorer
 from massive_sft.evaluate.wrapping import choose
@@ -155,7 +155,31 @@ def test_prompt_ends_where_the_prompt_of_training_did() -> None:
             assert sample.tokens[:first].tolist() == prompt
             written = tokenizer.decode(sample.tokens[first:-1])
             assert written.removeprefix(lead) == answer, (kind, template)
+            context, continuation = scoring.pair(whole, answer, joined=bool(whole[len(whole.rstrip()) :].strip(" ")))
+            assert [*context, *continuation] == sample.tokens[:-1].tolist(), (kind, template)
 
+
+def test_likelihood_after_a_template_that_ends_in_a_line_is_of_the_tokens_that_training_had(tmp_path: Path) -> None:
+    model, tokenizer = learnt("llama3", None, own("Q: {prompt}\nA:\n"))
+    write_rows(tmp_path / "q.jsonl", [{"q": q, "a": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)])
+    config = {
+        "task": "choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "q.jsonl"}},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "choices.yaml").write_text(yaml.safe_dump(config))
+    task = schema.Task(path=str(tmp_path / "choices.yaml"))
+    wrapping = choose(PROTOCOL, own("Q: {prompt}\nA:\n"), tokenizer)
+    (built,) = prepare((task,), PROTOCOL.fewshot, wrapping, tmp_path / "requests").benchmarks
+    requests = read_requests(built.requests, built.requests.leaves[0])
+    answers = PlainScorer(model, tokenizer, ends=()).score(requests)[0]
+    assert all(answer.greedy and answer.logprob > -0.1 for answer in answers)
 
 def test_end_tokens_are_those_of_the_generation_configuration_and_eos() -> None:
     tokenizer = real_tokenizer("llama3", "llama3_first")

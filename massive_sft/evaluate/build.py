@@ -223,7 +223,9 @@ def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
     if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
         # The template ends in the space that the task would put before its answer; training has it once.
         continuation = continuation[1:]
-    return Likelihood(**common(context=context, continuation=continuation))
+    border = context[len(context.rstrip()) :]
+    joined = wrapping.kind != "none" and bool(border.strip(" "))
+    return Likelihood(**common(context=context, continuation=continuation, joined=joined))
 
 
 def _generation(common: Callable[..., dict[str, Any]], instance: Instance, wrapping: Wrapping) -> Generation:

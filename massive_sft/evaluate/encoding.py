@@ -60,12 +60,15 @@ class Encoder:
         backend.no_padding()
         return backend
 
-    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    def pair(self, context: str, continuation: str, joined: bool = False) -> tuple[list[int], list[int]]:
         """Return the tokens of context and continuation; the context has at least one.
 
         White space at the context's end belongs to the continuation. Both are encoded as one text and split where
         the context, encoded alone, ends. Where they merge so that nothing is left of the continuation (lm-eval stops
         there), it is encoded alone, so that it cannot win by being empty.
+
+        Where a token joins the context's last text with the white space after it (``:`` and a newline), lm-eval feeds
+        that text alone; with ``joined`` the token is fed, as training has it.
         """
         if context == "":
             tokens = self._bare(continuation)
@@ -74,8 +77,10 @@ class Encoder:
             return [self.prefix], tokens
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        head = self.encode(stripped)
-        tail = self.encode(stripped + continuation)[len(head) :]
+        head, whole = self.encode(stripped), self.encode(stripped + continuation)
+        tail = whole[len(head) :]
+        if joined and tail:
+            head = whole[: len(head)]
         if not tail and continuation:
             tail = self._bare(continuation)
         return head or [self.prefix], tail

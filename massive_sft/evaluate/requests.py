@@ -48,11 +48,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Likelihood(Request):
-    """The log-probability of ``continuation`` after ``context``."""
+    """The log-probability of ``continuation`` after ``context``.
+
+    ``joined``: the context ends in a line's end of a template, which some tokenizers join to the text before it, as in
+    training; lm-eval's rule would feed that text without it.
+    """
 
     kind: ClassVar[str] = "loglikelihood"
     context: str
     continuation: str
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,11 @@ class RequestSet:
 
 
 def to_line(request: Request) -> str:
-    return json.dumps({"kind": request.kind, **asdict(request)}, ensure_ascii=False, sort_keys=True)
+    """Return a request as JSON; ``joined`` only where it is so: sets without such a request are as they were."""
+    entry = {"kind": request.kind, **asdict(request)}
+    if not entry.get("joined", True):
+        del entry["joined"]
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True)
 
 
 def from_line(line: str) -> Request:

@@ -105,7 +105,7 @@ class PlainScorer:
         if isinstance(request, Rolling):
             pairs = self._encoder.windows(request.text, self._max_length)
         elif isinstance(request, Likelihood):
-            pairs = [self._encoder.pair(request.context, request.continuation)]
+            pairs = [self._encoder.pair(request.context, request.continuation, request.joined)]
         else:
             raise Unsupported(f"the plain engine does not answer requests of kind {request.kind}")
         for _, continuation in pairs:
