@@ -103,7 +103,7 @@ def answer(asked: Asked, cell: CellPlan) -> BenchmarkScores:
     assert asked.task is not None
     name, value = str(asked.task.name), number_of(cell)
     made = {"bits_per_byte,none": score(1 + value, higher=False)} if name == "prose" else {"acc,none": score(value)}
-    return benchmark(name, made, asked.shots, asked.id)
+    return benchmark(name, made, asked.shots or 0, asked.id)
 
 
 def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Record:
