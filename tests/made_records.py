@@ -79,7 +79,7 @@ def sweep_file(folder: Path, **changes: Any) -> Path:
             {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"]}
             | {"schedule": "constant", "horizon": 2, "snapshots": [1, 2]}
         ],
-        "evaluation": {"tasks": [{"name": "quiz"}, {"name": "prose"}]},
+        "evaluation": {"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0}]},
         "measures": ["perplexity", "layer_change"],
         "storage": {"root": str(folder / "ledger")},
     } | changes
@@ -103,7 +103,7 @@ def answer(asked: Asked, cell: CellPlan) -> BenchmarkScores:
     assert asked.task is not None
     name, value = str(asked.task.name), number_of(cell)
     made = {"bits_per_byte,none": score(1 + value, higher=False)} if name == "prose" else {"acc,none": score(value)}
-    return benchmark(name, made, asked.shots or 0, asked.id)
+    return benchmark(name, made, asked.shots, asked.id)
 
 
 def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Record:

@@ -13,6 +13,7 @@ from tiny_training import make_samples, make_spec
 
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import Watch
+from massive_sft.ledger.storage import Folder
 from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.events import CheckpointWritten, Event, StepDone
 from massive_sft.sft.loop import TrainingSummary, train_trajectory
@@ -87,7 +88,7 @@ class Told:
 def begin(home: Path) -> Attempt:
     """Take a trajectory for another attempt."""
     home.mkdir(parents=True, exist_ok=True)
-    attempt = Attempt.begin(home, "test", Watch())
+    attempt = Attempt.begin(home.name, Folder(home), "test", Watch())
     assert attempt is not None
     return attempt
 

@@ -181,6 +181,7 @@ def test_likelihood_after_a_template_that_ends_in_a_line_is_of_the_tokens_that_t
     answers = PlainScorer(model, tokenizer, ends=()).score(requests)[0]
     assert all(answer.greedy and answer.logprob > -0.1 for answer in answers)
 
+
 def test_end_tokens_are_those_of_the_generation_configuration_and_eos() -> None:
     tokenizer = real_tokenizer("llama3", "llama3_first")
     config = learnt("llama3", "llama3_first", "chat")[0].generation_config

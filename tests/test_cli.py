@@ -74,7 +74,7 @@ def setting(**changes: Any) -> Callable[[Path], dict[str, Any]]:
 
 
 def newer_ledger(folder: Path) -> dict[str, Any]:
-    write_json(folder / "ledger" / "ledger.json", {"schema": 2})
+    write_json(folder / "ledger" / "ledger.json", {"schema": 3})
     return {}
 
 
@@ -108,7 +108,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
     "root with a line break": (lambda _: {"storage": {"root": "a\nb"}}, "storage.root: must be a path of printable characters"),
     "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
-    "ledger of a newer schema": (newer_ledger, "has schema 2"),
+    "ledger of a newer schema": (newer_ledger, "has schema 3"),
     "tracker that does not answer": (lambda _: {"tracking": {"mlflow": "http://user:hunter2@127.0.0.1:9"}}, "tracking.mlflow: is no tracking server that answers"),
     "tracker that is no database": (no_database, "tracking.mlflow: is no SQLite database"),
     "variable that is not set": (lambda _: {"storage": {"root": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE, which is not set"),

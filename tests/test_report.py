@@ -203,14 +203,16 @@ def test_unsound_files_are_findings(tmp_path: Path) -> None:
 
 def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> None:
     fill(plan_of(sweep_file(tmp_path)))
-    plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz"}]}))
+    plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]}))
     page = report(plan, Ledger.open(plan.root), tmp_path / "out")
     assert page.rows("scores")["columns"][0]["levels"] == ["quiz-0shot"]
 
 
 def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
     fill(plan_of(sweep_file(tmp_path)))
-    plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz"}, {"name": "prose", "limit": 7}]}))
+    plan = plan_of(
+        sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "limit": 7}]})
+    )
     (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
     assert row[1].startswith("18 complete cells have no prose@0 as the sweep asks for it now")
 
