@@ -59,8 +59,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         vocab_size=267, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2,
         bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
+    "bloom": lambda: BloomConfig(
+        vocab_size=267, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2, bos_token_id=0, eos_token_id=1
+    ),
 }  # fmt: skip
-ATTENTION = {"gemma2": "eager"}  # on a CPU; sdpa for the others
+ATTENTION = {"gemma2": "eager", "bloom": "eager"}  # on a CPU; sdpa for the others
 TOKENS = torch.arange(3, 33).unsqueeze(0)  # longer than the sliding windows
 
 
