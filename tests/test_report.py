@@ -211,7 +211,9 @@ def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> 
 def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
     fill(plan_of(sweep_file(tmp_path)))
     plan = plan_of(
-        sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0, "limit": 7}]})
+        sweep_file(
+            tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0, "limit": 7}]}
+        )
     )
     (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
     assert row[1].startswith("18 complete cells have no prose@0 as the sweep asks for it now")
