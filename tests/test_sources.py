@@ -394,7 +394,7 @@ def test_half_a_surrogate_pair_is_refused(tmp_path):
 
 
 def test_damaged_files_are_named(tmp_path):
-    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b"{}" * 1000)[:-9])
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b"{}" * 1000, mtime=0)[:-9])
     (tmp_path / "d.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "d.json").write_text('[{"question": 1},\n {"answer"]')
     (tmp_path / "o.json").write_text("3")
@@ -422,13 +422,13 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("d.jsonl", PRETTY, "is one JSON object over several lines, not JSON Lines: write it on one line"),
         ("d.json", PRETTY * 2, "holds JSON objects over several lines each, not JSON Lines"),
         ("d.json", json.dumps({"data": [ROW]}, indent=1), "not JSON Lines; the list is under data: write it alone"),
-        ("d.jsonl.gz", gzip.compress(PRETTY.encode()), "is one JSON object over several lines"),
+        ("d.jsonl.gz", gzip.compress(PRETTY.encode(), mtime=0), "is one JSON object over several lines"),
         ("d.jsonl", "question,answer\nq,a\n", "is no JSON: it begins with 'question,answer'"),
         ("d.csv", json.dumps(ROW), "holds JSON: name it .json or .jsonl"),
         ("d.jsonl", json.dumps(ROW).encode("utf-16"), "is UTF-16 or UTF-32: convert it to UTF-8"),
         ("d.csv", "question,answer\n".encode("utf-16-be"), "is UTF-16 or UTF-32, or no text"),
         ("d.json", "\n<!DOCTYPE html><html>", "is an HTML or XML page"),
-        ("d.jsonl", gzip.compress(b"{}"), "is a gzip file: name it so"),
+        ("d.jsonl", gzip.compress(b"{}", mtime=0), "is a gzip file: name it so"),
         ("d.jsonl.gz", json.dumps(ROW), "is no gzip file: name it without .gz"),
         ("d.jsonl", b"PAR1....", "is a Parquet file: name it .parquet"),
         ("d.csv", b"PK\x03\x04", "is a zip archive or stream: unpack it"),
