@@ -253,9 +253,12 @@ def inspect(
     from massive_sft.stages.training import build_recipe_samples
 
     made = make_plan(load_sweep(file, overlay or ()))
-    require_settled(made)
     recipe = views.pick_run(made, model, mixture, setting).trajectory.recipe
-    built, counts, tokenizer = build_recipe_samples(recipe)
+    try:
+        built, counts, tokenizer = build_recipe_samples(recipe)
+    except InvalidInput:
+        require_settled(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
+        raise
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))

@@ -169,6 +169,21 @@ def test_inspect_marks_the_trained_text(call: Callable[..., tuple[int, str, str]
     assert "</s>⟧" in out
 
 
+def test_inspect_needs_no_weights_and_says_all_that_is_missing_where_it_fails(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    path = small_sweep(tmp_path)
+    for weights in (tmp_path / "world" / "models").rglob("*.safetensors"):
+        weights.unlink()
+    code, out, _ = call("inspect", path, "-n", 1)
+    assert (code, "</s>⟧" in out) == (0, True)
+    for data in (tmp_path / "world" / "data").iterdir():
+        data.unlink()
+    code, _, text = call("inspect", path, "-n", 1)
+    assert code == 2
+    assert "has no weights" in text and "there is no such file" in text
+
+
 def test_inspect_of_an_unknown_model_names_the_known_ones(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import glob
 import inspect
 import logging
 import os
@@ -26,12 +27,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from massive_sft.errors import Problem
+from massive_sft.evaluate import local_files
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.fingerprint import fingerprint, hash_file
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
 CLOSEST = 5
+local_files.tell_by_change()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +201,8 @@ def _beside(folder: Path, data_files: Any) -> Any:
         return {split: _beside(folder, entry) for split, entry in data_files.items()}
     if isinstance(data_files, list):
         return [_beside(folder, entry) for entry in data_files]
-    return str(folder / data_files) if (folder / data_files).is_file() else data_files
+    located = folder / data_files
+    return str(located) if located.exists() or glob.glob(data_files, root_dir=folder) else data_files
 
 
 def _listed(data_files: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -42,6 +43,8 @@ TOKENIZER = (
     "additional_chat_templates/*.jinja",
 )
 CODE = ("*.py",)  # runs only under trust_remote_code
+# Keys of a task file that name its data: files, patterns of files, or folders of them.
+_DATA = ("data_files", "data_dir", "dataset_path")
 
 
 class Commits(BaseModel):
@@ -196,7 +199,9 @@ class Contents:
 
     def _with_hashes(self, value: Any, folder: Path) -> Any:
         if isinstance(value, Mapping):
-            return {key: self._with_hashes(item, folder) for key, item in value.items()}
+            read = {key: self._with_hashes(item, folder) for key, item in value.items()}
+            data = {key: found for key in _DATA if (found := self._many(value.get(key), folder))}
+            return read | ({"data": data} if data else {})
         if isinstance(value, list):
             return [self._with_hashes(item, folder) for item in value]
         if not isinstance(value, str) or "\n" in value or len(value) > 1024:
@@ -209,6 +214,26 @@ class Contents:
         except KeyError:
             return value
         return f"sha256:{self.hashes.of(path)}" if value and path.is_file() else value
+
+    def _many(self, named: Any, folder: Path) -> list[list[str]]:
+        """Return (name, hash) of the files below a folder of data, and of those that a pattern takes.
+
+        A relative name starts at the task file, or where nothing is there at the working folder, as lm-eval has it.
+        """
+        if isinstance(named, (Mapping, list)):
+            parts = named.values() if isinstance(named, Mapping) else named
+            return [found for part in parts for found in self._many(part, folder)]
+        if not isinstance(named, str) or not named or "\n" in named:
+            return []
+        for start in (folder, Path.cwd()):
+            place = start / named
+            if place.is_file():
+                return []  # hashed where it is named
+            found = place.rglob("*") if place.is_dir() else glob.iglob(named, root_dir=start, recursive=True)
+            if files := sorted(start / name for name in found if (start / name).is_file()):
+                within = {file: file.relative_to(place).as_posix() if place.is_dir() else file.name for file in files}
+                return [[name, self.hashes.of(file)] for file, name in within.items()]
+        return []
 
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""
