@@ -382,6 +382,14 @@ def test_csv_row_of_another_width_and_an_open_quote_are_named_by_line(tmp_path):
     assert f"{path}:5: is not valid CSV" in said
 
 
+def test_csv_that_names_a_column_twice_is_refused_but_columns_without_a_name_are_not(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("question,question,answer\nq,other,a\n")
+    assert problems(path) == f"{path}:1: must name each column once, got 'question'"
+    path.write_text("question,answer,,\nq,a,,\n")
+    assert turns(path) == [(("q", "a"),)]
+
+
 def test_text_that_is_no_utf8_is_named_by_line(tmp_path):
     for name in ("d.jsonl", "d.json", "d.csv"):
         (tmp_path / name).write_bytes(b'["question"]\n' * 2 + b'["\xff\xfe"]')

@@ -106,6 +106,11 @@ def none(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def link_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/gone")
+
+
 def shard_missing(folder: Path) -> None:
     sharded(folder)[1].unlink()
 
@@ -135,6 +140,7 @@ def adapter(folder: Path) -> None:
         (cut_in_the_header, "model.safetensors is no safetensors file, or cut short; download it again"),
         (empty, "model.safetensors is no safetensors file, or cut short"),
         (none, "has no weights: neither model.safetensors nor pytorch_model.bin"),
+        (link_to_nothing, "model.safetensors is a link to a file that is not there; download it again"),
         (shard_missing, "part-b.safetensors is missing, though the index beside it names it"),
         (broken_index, "is no index of weight files"),
         (cut_bin, "pytorch_model.bin is no file of PyTorch weights, or cut short"),

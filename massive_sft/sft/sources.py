@@ -201,6 +201,10 @@ def _read_csv(file: Path, numbered: bool, findings: Findings) -> Iterator[Record
                 findings.add("rows of another width", f"{name}:{reader.line_num}", rule, len(fields))
             elif header is None and not numbered:
                 header = fields
+                twice = sorted({column for column in fields if column and fields.count(column) > 1})
+                if twice:
+                    findings.add("columns of one name", f"{name}:1", "must name each column once", ", ".join(twice))
+                    return
             else:
                 yield Record(dict(zip(header, fields, strict=True)) if header else fields, name, reader.line_num)
     except csv.Error as error:

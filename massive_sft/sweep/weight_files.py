@@ -86,7 +86,7 @@ def _names(folder: Path) -> set[str]:
     explicit = _json(folder / "config.json").get("transformers_weights")
     for single in (explicit,) if isinstance(explicit, str) else SINGLE:
         index = single if single.endswith(".index.json") else f"{single}.index.json"
-        if single != index and (folder / single).is_file():
+        if single != index and ((folder / single).is_file() or (folder / single).is_symlink()):
             return {single}
         if (folder / index).is_file():
             named = _json(folder / index).get("weight_map")
@@ -111,6 +111,8 @@ def _problem(file: Path) -> Problem | None:
         with file.open("rb") as source:
             start = source.read(64)
     except FileNotFoundError:
+        if file.is_symlink():
+            return Problem(place, f"is a link to a file that is not there; {AGAIN}")
         return Problem(place, f"is missing, though the index beside it names it; {AGAIN}")
     except OSError as error:
         return Problem(place, f"cannot be read ({error.strerror})")
