@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import Watch
+from massive_sft.ledger.storage import Folder
 from massive_sft.samples import Samples
 from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.events import CheckpointWritten, Event, StepDone
@@ -101,7 +102,7 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
         ends.append(time.perf_counter())
 
     home.mkdir()
-    attempt = Attempt.begin(home, "benchmark", Watch())
+    attempt = Attempt.begin(home.name, Folder(home), "benchmark", Watch())
     assert attempt is not None
     with attempt:
         train_trajectory(
