@@ -34,12 +34,12 @@ from massive_sft import tiny
 from massive_sft.finish import finish_cell
 from massive_sft.inline import submit_inline
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, RunPlan, make_plan
+from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan
 from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.recorder import Recorder
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Order, make_recorder, todo, train_run
+from massive_sft.trial import Order, make_recorder, train_run
 
 
 def make_sweep(folder: Path, trajectories: int, evaluate: bool) -> Path:
@@ -84,9 +84,10 @@ def cold_trial(config: dict[str, Any], runs: dict[str, RunPlan], recorder: Recor
                 run_config=RunConfig(storage_path=folder),
             ).fit()
 
-    if train_run(run, recorder, submit, lambda happening: None, retrain=False):
-        for cell in todo(run):
-            finish_cell(cell, run, Finisher(recorder), lambda happening: None)
+    trained: list[CellPlan] = []
+    train_run(run, recorder, submit, lambda happening: None, trained.extend, retrain=False)
+    for cell in trained:
+        finish_cell(cell, run, Finisher(recorder), lambda happening: None)
     tune.report({"done": 1})
 
 

@@ -12,7 +12,7 @@ from massive_sft.trial import Listen, Recorded, Skipped, ids, sentence
 
 
 def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen: Listen) -> None:
-    """Take a cell of a finished training, or a base model's (``run`` is None), to its record.
+    """Take a cell whose training came to its epoch, or a base model's (``run`` is None), to its record.
 
     What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
     """
@@ -32,7 +32,7 @@ def finish_cell(cell: CellPlan, run: RunPlan | None, finisher: Finisher, listen:
 def _finish(cell: CellPlan, run: RunPlan | None, finisher: Finisher) -> Record | None:
     if run is None:
         return finisher.base(cell)
-    trained = find_trained(finisher.ledger, run)
+    trained = find_trained(finisher.ledger, run.trajectory.id, cell.cell.epoch)
     if trained is None:
-        raise RuntimeError("the training ended, but what it published cannot be read")
+        raise RuntimeError("the training came to its epoch, but what it published cannot be read")
     return finisher.trained(cell, run, trained)

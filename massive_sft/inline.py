@@ -7,12 +7,12 @@ from functools import partial
 
 from massive_sft.finish import finish_cell
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan
+from massive_sft.plan import CellPlan, Plan
 from massive_sft.sft.events import Event
 from massive_sft.stages.finishing import Finisher
 from massive_sft.stages.training import train
 from massive_sft.stop import never
-from massive_sft.trial import Listen, Order, make_recorder, retain, todo, train_run
+from massive_sft.trial import Listen, Order, make_recorder, retain, train_run
 
 
 def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable[[], bool] = never) -> None:
@@ -34,10 +34,12 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
     for run in plan.todo:
         if stop():
             return
-        if train_run(run, recorder, partial(submit_inline, stop=stop), listen, retrain):
-            for cell in todo(run):
-                if not stop():
-                    finish_cell(cell, run, finisher, listen)
+        trained: list[CellPlan] = []
+        train_run(run, recorder, partial(submit_inline, stop=stop), listen, trained.extend, retrain)
+        for cell in trained:
+            if not stop():
+                finish_cell(cell, run, finisher, listen)
+        if trained:
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 
 

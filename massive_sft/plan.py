@@ -6,7 +6,8 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -226,17 +227,17 @@ def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
     if not needs or Ledger(root).snapshot_dir(run.id, cell.cell.epoch).is_dir():
         return False
     if cell.status is Status.FAILED:  # its training stands when only its scores failed or were invalidated
-        return any(str(cell.cell.epoch) in epochs for epochs in trained_epochs(root, run))
+        return str(cell.cell.epoch) in trained_epochs(root, run)
     return cell.status in (Status.COMPLETE, Status.PARTIAL)
 
 
-def trained_epochs(root: Path, run: Trajectory) -> Iterator[set[str]]:
-    """Yield the epochs of each of a trajectory's finished trainings; none of what cannot be read."""
+def trained_epochs(root: Path, run: Trajectory) -> set[str]:
+    """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
+    found: set[str] = set()
     for folder in Ledger(root).training_dirs(run.id):
-        try:
-            yield set(read_json(folder / "training.json")["epochs"])
-        except (OSError, Corrupt, KeyError, TypeError):
-            yield set()
+        with suppress(OSError, Corrupt, KeyError, TypeError):
+            found |= set(read_json(folder / "training.json")["epochs"])
+    return found
 
 
 def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:

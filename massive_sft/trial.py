@@ -6,7 +6,7 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.ledger.wants import lacks
 from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.retention import is_kept
-from massive_sft.sft.events import Event
+from massive_sft.sft.events import Event, SnapshotPublished
 from massive_sft.stages.failures import leave_traceback
 from massive_sft.stages.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.stages.recorder import Recorder
@@ -81,6 +81,7 @@ class Skipped:
 
 Happening = Began | Progressed | Recorded | Skipped
 Listen = Callable[[Happening], None]
+Ready = Callable[[Sequence[CellPlan]], None]
 # Trains what is ordered, tells its events, and returns once it is published. Raises what the training raises.
 Submit = Callable[[Order, Callable[[Event], None]], None]
 
@@ -105,40 +106,84 @@ def ids(cells: Iterable[CellPlan]) -> tuple[str, ...]:
     return tuple(cell.cell.id for cell in cells)
 
 
-def train_run(run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, retrain: bool) -> bool:
-    """See to it that a run is trained, by the ledger's training or a new one; return whether its cells can be scored.
+def train_run(
+    run: RunPlan, recorder: Recorder, submit: Submit, listen: Listen, ready: Ready, retrain: bool = False
+) -> None:
+    """See to it that a run is trained, by the ledger's training or a new one; hand over what can be scored.
 
     Args:
-        retrain: train again where a finished training's snapshot is needed and was removed.
+        ready: given each cell to do once, as soon as it can be scored: its epoch is published, or was before.
+        retrain: train again where a published snapshot is needed and was removed.
     """
-    ledger = recorder.ledger
-    attempt = ledger.begin(run.trajectory.id, recorder.owner)
+    attempt = recorder.ledger.begin(run.trajectory.id, recorder.owner)
     if attempt is None:
         listen(Skipped(str(run.trajectory.cells[0].coordinates), ids(todo(run))))
-        return False
+        return
+    trial = _Trial(run, attempt, recorder.ledger, listen, ready, todo(run))
     with attempt:
         try:
-            run = replace(run, cells=tuple(cell.refreshed(ledger.read_record(cell.cell.id)) for cell in run.cells))
-            if not todo(run):
-                return True  # by somebody else, since the plan was made
-            trained = find_trained(ledger, run)
-            if trained is None or (retrain and _lacks_snapshots(run, ledger, trained)):
-                listen(Began(run.trajectory, attempt.number))
-                submit(Order(run, attempt, ledger.root), lambda event: listen(Progressed(run.trajectory, event)))
-            return True
+            trial.train(submit, retrain)
         except Interrupted:
             pass  # no outcome: the next run goes on from the checkpoint
         except LeaseLost as error:
-            listen(Skipped(str(error), ids(todo(run))))
+            listen(Skipped(str(error), ids(trial.left)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
             if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
-                listen(Skipped(sentence(error), ids(todo(run))))
-                return False
-            for cell in todo(run):
+                listen(Skipped(sentence(error), ids(trial.left)))
+                return
+            trial.hand([cell for cell in trial.left if trial.trained(cell)])
+            for cell in trial.left:
                 record = recorder.failed(cell, attempt.number, sentence(error))
                 listen(Recorded(cell.cell, record) if record else Skipped(str(cell.cell.coordinates), ids([cell])))
-        return False
+
+
+@dataclass
+class _Trial:
+    """One attempt at a run, and which of its cells to do are ``left``: not handed over yet."""
+
+    run: RunPlan
+    attempt: Attempt
+    ledger: Ledger
+    listen: Listen
+    ready: Ready
+    left: list[CellPlan]
+
+    def train(self, submit: Submit, retrain: bool) -> None:
+        """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
+        cells = tuple(cell.refreshed(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
+        run = replace(self.run, cells=cells)
+        if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
+            self.hand([cell for cell in self.left if self._is_whole(cell)])
+            self.listen(Began(run.trajectory, self.attempt.number))
+            submit(Order(run, self.attempt, self.ledger.root), self._heard)
+        self.hand(self.left)
+
+    def hand(self, cells: Sequence[CellPlan]) -> None:
+        """Hand over cells that are left."""
+        self.left = [cell for cell in self.left if cell not in cells]
+        if cells:
+            self.ready(cells)
+
+    def trained(self, cell: CellPlan) -> Trained | None:
+        """Return the training up to a cell's epoch, if it is published."""
+        return find_trained(self.ledger, self.run.trajectory.id, cell.cell.epoch)
+
+    def _heard(self, event: Event) -> None:
+        self.listen(Progressed(self.run.trajectory, event))
+        if isinstance(event, SnapshotPublished):
+            self.hand([cell for cell in self.left if cell.cell.epoch == event.epoch])
+
+    def _must_train(self, run: RunPlan, retrain: bool) -> bool:
+        is_trained = all(self.trained(cell) for cell in run.cells)
+        return not is_trained or (retrain and not all(self._is_whole(cell) for cell in todo(run)))
+
+    def _is_whole(self, cell: CellPlan) -> bool:
+        """Return whether a cell is trained, and its snapshot there unless it diverged."""
+        trained, epoch = self.trained(cell), cell.cell.epoch
+        if trained is None:
+            return False
+        return bool(trained.diverged(epoch)) or find_snapshot(self.ledger, self.run.trajectory.id, epoch) is not None
 
 
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
@@ -157,11 +202,6 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
 def _is_settled(record: Record, ledger: Ledger) -> bool:
     answered = record.status is Status.COMPLETE and not lacks(ledger.sweeps, record.cell, record.answers)
     return answered or record.status is Status.DIVERGED
-
-
-def _lacks_snapshots(run: RunPlan, ledger: Ledger, trained: Trained) -> bool:
-    epochs = [cell.cell.epoch for cell in todo(run)]
-    return any(find_snapshot(ledger, run.trajectory.id, e) is None and not trained.diverged(e) for e in epochs)
 
 
 def sentence(error: Exception) -> str:

@@ -12,8 +12,10 @@ import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -471,8 +473,31 @@ def test_publish_over_damaged_snapshot_sets_it_aside(ledger, name):
         fill(attempt, b"again")
         published = attempt.publish("snapshots/epoch-3")
         assert published.ours
-        assert [path.name[:8] for path in attempt.folder.iterdir() if path.name != "snapshots"] == ["corrupt-"]
+        assert [path.name[:6] for path in attempt.folder.iterdir() if path.name != "snapshots"] == ["aside-"]
     assert (published.folder / "weights").read_bytes() == b"again"
+
+
+class Late(Claim):
+    """Learns at its second look that it lost the lease, as by an old listing."""
+
+    looks: ClassVar[list[int]] = []
+
+    def verify(self):
+        self.looks.append(1)
+        if len(self.looks) == 2:
+            raise LeaseLost("another has it")
+
+
+def test_set_aside_by_one_that_lost_the_lease_leaves_what_is_published(ledger):
+    with ledger.begin(TRAJECTORY, "a") as attempt:
+        fill(attempt)
+        published = attempt.publish("snapshots/epoch-3")
+    with pytest.raises(LeaseLost):
+        attempt.set_aside("snapshots/epoch-3")
+    late = Late(attempt.claim.lease, attempt.claim.number, attempt.claim.token)
+    with pytest.raises(LeaseLost, match="another"):
+        replace(attempt, claim=late).set_aside("snapshots/epoch-3")
+    assert (published.folder / "weights").read_bytes() == b"x"
 
 
 def test_publish_released_or_empty_or_linked_is_refused(ledger):

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from massive_sft.ledger.lease import Lease, Seen, Watch, look
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
+from massive_sft.plan import CellPlan, Plan, make_plan
 from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
+from massive_sft.stop import Stop
 from massive_sft.sweep.load import load_sweep
 from massive_sft.trial import Began, Happening, Order, Progressed, Recorded, Skipped, make_recorder, train_run
 
@@ -74,6 +76,26 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
         assert record.scores == expected[name].scores
         assert record.measures == expected[name].measures
     assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
+
+
+def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_path: Path) -> None:
+    """The run is stopped by the record: were it to wait for the training, all would be complete."""
+    stop = Stop()
+
+    def listen(happening: Happening) -> None:
+        if isinstance(happening, Recorded):
+            stop.ask("the first epoch is scored")
+
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
+    blocks = [block | {"horizon": 5000, "snapshots": [1, 5000]}]
+    resources = [{"when": {"setting": "lora"}, "workers": 2, "zero": 2}]
+    path = small_sweep(tmp_path, blocks=blocks, measures=[], resources=resources)
+    plan = replace(make_plan(load_sweep(path)), base=())
+    run_on_ray(plan, listen, lambda _: None, stop=stop)
+    assert {name: record.status for name, record in records(tmp_path).items()} == {"lora-1": Status.COMPLETE}
+    (home,) = (tmp_path / "ledger" / "trajectories").iterdir()
+    assert [folder.name for folder in (home / "training").iterdir()] == ["epoch-1"]
+    assert (home / "resume" / "latest.json").exists()
 
 
 def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None, tmp_path: Path) -> None:
@@ -306,7 +328,9 @@ def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path:
         assert Lease.acquire(order.attempt.claim.lease, "elsewhere:1", Impatient()) is not None
         raise LaneFailed("LeaseLost: held now by elsewhere:1")
 
-    assert not train_run(run, recorder, fails, happened.append, retrain=False)
+    handed: list[CellPlan] = []
+    train_run(run, recorder, fails, happened.append, handed.extend)
+    assert not handed
     assert [type(event) for event in happened] == [Began, Skipped]
     assert happened[1] == Skipped("LaneFailed: LeaseLost: held now by elsewhere:1", tuple(c.cell.id for c in run.cells))
     assert not list(recorder.ledger.records())

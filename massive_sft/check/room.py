@@ -39,4 +39,4 @@ def room_problems(plan: Plan) -> Iterator[Problem]:
 
 def _is_trained(plan: Plan, run: RunPlan) -> bool:
     wanted = set(map(str, run.trajectory.snapshots))
-    return any(wanted <= epochs for epochs in trained_epochs(plan.root, run.trajectory))
+    return wanted <= trained_epochs(plan.root, run.trajectory)

@@ -245,8 +245,8 @@ _TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Statu
 
 
 def must_train(plan: Plan, run: RunPlan) -> bool:
-    """Return whether a run's training is still to do: no finished one has all its epochs. ``--retrain`` is apart."""
+    """Return whether a run's training is still to do: some epoch is not trained yet. ``--retrain`` is apart."""
     if all(cell.status in _TRAINED for cell in run.cells if not cell.is_done):
         return False
     wanted = {str(epoch) for epoch in run.trajectory.snapshots}
-    return not any(wanted <= epochs for epochs in trained_epochs(plan.root, run.trajectory))
+    return not wanted <= trained_epochs(plan.root, run.trajectory)

@@ -74,7 +74,9 @@ class _Learner:
             return
         self.table.cells[cell.cell.id] = entry.record
         self._scoring(cell, run, record, shape)
-        if run is not None and self.table.trainings.get(run.trajectory.id) != record.attempt:
+        # The record of the last snapshot tells of the whole training.
+        is_last = run is not None and cell.cell.epoch == run.trajectory.epochs
+        if run is not None and is_last and self.table.trainings.get(run.trajectory.id) != record.attempt:
             self._training(run, record, shape)
 
     def _scoring(self, cell: CellPlan, run: RunPlan | None, record: Record, shape: Shape) -> None:

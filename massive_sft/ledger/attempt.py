@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft import files
-from massive_sft.errors import Corrupt
+from massive_sft.errors import Corrupt, LeaseLost
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.storage import Storage
@@ -84,11 +84,15 @@ class Attempt:
         """The attempt's number, from 1."""
         return self.claim.number
 
-    def publish(self, relative: str) -> Published:
-        """Move a finished folder of this attempt to the same place under its trajectory, whole or not at all.
+    def publish(self, relative: str, source: Path | None = None) -> Published:
+        """Move a finished folder of this attempt to a place under its trajectory, whole or not at all.
 
         A manifest with the SHA-256 of every file is written into it first. Where an earlier attempt published a
         folder that still matches its manifest, that one is kept; one that does not is set aside in this attempt.
+
+        Args:
+            relative: the place, below the trajectory.
+            source: the folder; by default what lies at the same place below this attempt.
 
         Raises:
             LeaseLost: another attempt owns the trajectory; nothing was moved.
@@ -97,7 +101,7 @@ class Attempt:
         """
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise ValueError(f"must be a path below the attempt, got {relative!r}")
-        source, target = self.folder / relative, self.home / relative
+        source, target = source or self.folder / relative, self.home / relative
         hashes = seal_folder(source)
         self.claim.verify()
         ours = self.storage.upload(source, relative)
@@ -108,10 +112,24 @@ class Attempt:
                 break
             except Corrupt as error:
                 log.warning("%s; it is set aside and published anew", error)
-            files.move_folder(target, self.folder / f"corrupt-{secrets.token_hex(4)}")
+            self.set_aside(relative)
             ours = self.storage.upload(source, relative)
         place = f"trajectories/{self.trajectory}/{Path(relative).as_posix()}"
         return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, ours)
+
+    def set_aside(self, relative: str) -> None:
+        """Move what is published at a place below the trajectory into this attempt, where ``clean_up`` removes it.
+
+        Raises ``LeaseLost`` when another attempt owns the trajectory; then it may be that one's, and stays.
+        """
+        target, aside = self.home / relative, self.folder / f"aside-{secrets.token_hex(4)}"
+        self.claim.verify()
+        files.move_folder(target, aside)
+        try:
+            self.claim.verify()
+        except LeaseLost:
+            files.move_folder(aside, target)
+            raise
 
     def release(self) -> None:
         """Give the trajectory back. Harmless when the lease is lost or lives in another process."""

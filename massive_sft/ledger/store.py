@@ -104,9 +104,17 @@ class Ledger:
         return self.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
 
     def training_dirs(self, trajectory: str) -> list[Path]:
-        """Return the folders of a trajectory's finished trainings, by the number of their attempt."""
-        found = (self.trajectory_dir(trajectory) / "training").glob("attempt-*")
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        """Return the folders that say how a trajectory's trainings went, in the order in which they count.
+
+        First ``epoch-<n>``, published with that snapshot while its training went on, by epoch; then ``attempt-<n>``,
+        of finished trainings, by attempt.
+        """
+        home = self.trajectory_dir(trajectory) / "training"
+        return [
+            path
+            for kind in ("epoch", "attempt")
+            for path in sorted(home.glob(f"{kind}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        ]
 
     def sweep_dir(self, name: str) -> Path:
         """Return the folder of a sweep by its name; it need not exist."""

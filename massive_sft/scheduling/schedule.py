@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.errors import Interrupted, MassiveSFTError
-from massive_sft.plan import Plan, RunPlan
+from massive_sft.plan import CellPlan, Plan, RunPlan
 from massive_sft.scheduling.lanes import Lanes, ask, join, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
@@ -284,7 +284,10 @@ def _drive(
     recorder: Recorder,
     retrain: bool,
 ) -> None:
-    """One trial: have a run trained by a lane, hand its cells to the scorers. Holds no CPU and no GPU."""
+    """One trial: have a run trained by a lane, hand each cell to the scorers as soon as it can be scored.
+
+    Holds no CPU and no GPU.
+    """
     pool, queue, relay = actors
     run, shape = runs[config["trajectory"]], shapes[config["trajectory"]]
     ordered = False
@@ -299,17 +302,18 @@ def _drive(
         if isinstance(happening, Progressed) and isinstance(happening.event, StepDone):
             last.update(step=happening.event.step, loss=happening.event.loss)
 
+    def hand_over(cells: Sequence[CellPlan]) -> None:
+        ask(queue.put.remote([cell_bytes(cell, run) for cell in cells]))
+
     last: dict[str, Any] = {"step": 0}
-    trial, trained = run.trajectory.id, False
+    trial = run.trajectory.id
     try:
         if ray.get(pool.begin.remote(trial)):
-            trained = train_run(run, recorder, submit, tell, retrain)
-            if trained:
-                ray.get(queue.put.remote([cell_bytes(cell, run) for cell in todo(run)]))
+            train_run(run, recorder, submit, tell, hand_over, retrain)
     except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
         ask(relay.tell.remote(error_bytes(error)))
     finally:
         if not ordered:
             ray.get(pool.skip.remote(shape))
         ray.get(pool.end.remote(trial))
-    tune.report({**last, "trained": trained})
+    tune.report(last)

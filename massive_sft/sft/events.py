@@ -38,6 +38,13 @@ class SnapshotWritten:
 
 
 @dataclass(frozen=True)
+class SnapshotPublished:
+    """The snapshot of ``epoch`` is in the ledger with its outcome: its cell can be scored while training goes on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
 class CheckpointWritten:
     """Training can go on from here. ``seconds`` is what it cost, ``bytes`` what lies on the disk for it."""
 
@@ -74,4 +81,4 @@ class StartedOver:
     reason: str
 
 
-Event = StepDone | SnapshotWritten | CheckpointWritten | CheckpointFailed | Resumed | StartedOver
+Event = StepDone | SnapshotWritten | SnapshotPublished | CheckpointWritten | CheckpointFailed | Resumed | StartedOver

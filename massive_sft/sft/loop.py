@@ -12,7 +12,6 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from massive_sft import modeling
 from massive_sft.errors import Interrupted, MassiveSFTError
@@ -26,7 +25,7 @@ from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.keeper import Keeper
 from massive_sft.sft.loss import SummedLoss
 from massive_sft.sft.probe import Probe
-from massive_sft.sft.ranks import join_group, sum_over_ranks
+from massive_sft.sft.ranks import from_first_rank, join_group, sum_over_ranks
 from massive_sft.sft.resume import Start
 from massive_sft.sft.schedule import learning_rate
 from massive_sft.stop import never
@@ -40,10 +39,10 @@ REMEDIES = "or use gradient_checkpointing, offload or more GPUs with zero: 3"
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How a trajectory went; equal on every rank but for ``seconds``.
+    """How a trajectory went, to its end or so far; equal on every rank but for ``seconds``.
 
     Attributes:
-        diverged: by snapshot epoch, why the run had diverged by then; empty when it had not.
+        diverged: by snapshot epoch, why the run had diverged by then; empty when it had not. So far: those judged.
         steps: optimizer steps done.
         first_loss, last_loss: mean loss over the first and last 5 % of steps (at least 5), nats per token.
         tokens, trainable_tokens: seen in all, without padding.
@@ -79,6 +78,14 @@ class TrainingSummary:
         return "DIVERGED" if self.reason else "COMPLETE"
 
 
+# Told on rank 0 of a training so far, right after the snapshot of an epoch was written.
+Publish = Callable[[int, TrainingSummary], None]
+
+
+def keep_here(epoch: int, summary: TrainingSummary) -> None:
+    """A ``Publish`` for trainings whose snapshots stay in their directory."""
+
+
 class OutOfMemory(MassiveSFTError):
     """Not even the smallest possible micro-batch fits, or several workers ran out of memory together."""
 
@@ -98,11 +105,13 @@ class _Run:
     directory: Path
     report: Callable[[Event], None]
     stop: Callable[[], bool]
+    publish: Publish
+    numbers: tuple[int, int]
     keeper: Keeper | None
     step: int = 0
     tokens: int = 0
     trainable_tokens: int = 0
-    seconds: float = 0.0
+    since: float = 0.0
     snapshots: dict[int, Path] = field(default_factory=dict)
 
     @property
@@ -125,6 +134,7 @@ def train_trajectory(
     report: Callable[[Event], None],
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], bool] = never,
+    publish: Publish = keep_here,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.
 
@@ -138,6 +148,8 @@ def train_trajectory(
         report: called on rank 0 with every event.
         checkpoints: where to go on from and where to write on the way; without it a training begins at its start.
         stop: asked on rank 0 once a step; when true, training ends after that step with a checkpoint.
+        publish: called on rank 0 with each epoch whose snapshot was just written; the folder must stay as it is. What
+            it raises ends the training on all ranks.
 
     Returns:
         The summary; a run that diverges is a result, not an error.
@@ -154,7 +166,7 @@ def train_trajectory(
     loading.refuse(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
     try:
         with quiet():
-            return _train_one(spec, samples, directory, report, checkpoints, stop)
+            return _train_one(spec, samples, directory, report, checkpoints, stop, publish)
     finally:
         free_memory()  # here, where nothing holds the model any more
 
@@ -166,10 +178,12 @@ def _train_one(
     report: Callable[[Event], None],
     checkpoints: Checkpoints | None,
     stop: Callable[[], bool],
+    publish: Publish,
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
     model = loading.load_trained(spec, samples)
-    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    numbers = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
     loss = SummedLoss(model)
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = batches.steps_per_epoch(len(samples), spec.setting.batch)
@@ -182,13 +196,15 @@ def _train_one(
             limit = _agreed(probe, engine, limit)
         keeper = Keeper(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         run = _Run(
-            spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, keeper
+            spec, samples, engine, model, rank, limit, verdicts, per_epoch, directory, report, stop, publish, numbers,
+            keeper,
         )  # fmt: skip
         _train(run)
+        summary = _summary(run)
     finally:
         loss.release()
         engine.close()
-    return _summary(run, sum(n for n, _ in numbers), sum(n for n, trained in numbers if trained))
+    return summary
 
 
 def _agreed(probe: Probe, engine: Engine, limit: packing.Limit) -> packing.Limit:
@@ -199,16 +215,18 @@ def _agreed(probe: Probe, engine: Engine, limit: packing.Limit) -> packing.Limit
     return fits
 
 
-def _summary(run: _Run, parameters: int, trained: int) -> TrainingSummary:
+def _summary(run: _Run) -> TrainingSummary:
+    """Return how a run went so far."""
+    parameters, trained = run.numbers
     return TrainingSummary(
-        diverged=run.verdicts.diverged,
+        diverged=dict(run.verdicts.diverged),
         steps=run.step,
         first_loss=run.verdicts.last.start(),
         last_loss=run.verdicts.last.end(),
         tokens=run.tokens,
         trainable_tokens=run.trainable_tokens,
-        seconds=run.seconds,
-        snapshots=run.snapshots,
+        seconds=time.perf_counter() - run.since,
+        snapshots=dict(run.snapshots),
         parameters=parameters,
         trained_parameters=trained,
         micro_batch=_as_dict(run.limit),
@@ -226,10 +244,9 @@ def _train(run: _Run) -> None:
     start = run.keeper.begin() if run.keeper else None
     if start is not None:
         _go_on(run, start)
-    began, before = time.perf_counter(), sum(done.seconds for done in start.steps) if start else 0.0
+    run.since = time.perf_counter() - (sum(done.seconds for done in start.steps) if start else 0.0)
     with _losses_file(run, "a" if start else "w") as losses:
         _take_steps(run, losses)
-    run.seconds = before + time.perf_counter() - began
 
 
 def _go_on(run: _Run, start: Start) -> None:
@@ -350,4 +367,4 @@ def _snapshot(run: _Run, epoch: int) -> None:
         snapshot.write(folder, run.model, weights, facts)
         run.report(SnapshotWritten(epoch, folder))
     run.snapshots[epoch] = folder
-    dist.barrier()
+    from_first_rank(lambda: run.publish(epoch, _summary(run)))

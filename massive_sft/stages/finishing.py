@@ -64,7 +64,7 @@ class Finisher:
         return self._under_lease(plan, make)
 
     def trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
-        """Score and measure a cell of a finished training and write its record; None while somebody else does.
+        """Score and measure a cell that is trained and write its record; None while somebody else does.
 
         What needs a snapshot that was removed is missing, and the record says so.
         """

@@ -16,7 +16,6 @@ from massive_sft.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import RunPlan
 
 OUTCOME = "training.json"
 LOSSES = "losses.jsonl"
@@ -24,11 +23,11 @@ LOSSES = "losses.jsonl"
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training.
+    """A training that is finished, or has come to a snapshot.
 
     Attributes:
-        folder: ``training/attempt-<n>`` of the trajectory: the loss curve and the outcome.
-        outcome: what ``training.json`` holds: ``attempt``, ``counts``, ``layout``, facts of the ``run``, and by
+        folder: ``training/attempt-<n>`` or ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
+        outcome: what ``training.json`` holds: ``attempt``, ``counts``, ``layout``, facts of the ``run`` so far, and by
             snapshot epoch (as text) under ``epochs`` what training up to there took and gave.
         files: SHA-256 by path below the storage root.
     """
@@ -47,16 +46,16 @@ class Trained:
         return {**own, **self.outcome["run"], "layout": self.outcome["layout"]}
 
 
-def find_trained(ledger: Ledger, run: RunPlan) -> Trained | None:
-    """Return the finished training that covers a run's snapshots, if there is one; an unsound one does not count."""
-    for folder in ledger.training_dirs(run.trajectory.id):
+def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
+    """Return the training of a trajectory up to an epoch that counts, if there is one; an unsound one does not."""
+    for folder in ledger.training_dirs(trajectory):
         try:
             hashes = verify_folder(folder)
             outcome = read_json(folder / OUTCOME)
         except (Corrupt, FileNotFoundError) as error:
             ledger.report(folder, str(error))
             continue
-        if all(str(epoch) in outcome["epochs"] for epoch in run.trajectory.snapshots):
+        if str(epoch) in outcome["epochs"]:
             return Trained(
                 folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
             )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import fmean
 from typing import Any
 
 from massive_sft import modeling
 from massive_sft.errors import Corrupt, InvalidInput, Problem
-from massive_sft.files import write_json
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
@@ -25,9 +20,10 @@ from massive_sft.sft.checkpoint import Checkpoints
 from massive_sft.sft.data import Counts, build_samples
 from massive_sft.sft.engine import warm_up
 from massive_sft.sft.events import Event
-from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.sft.loop import train_trajectory
 from massive_sft.sft.ranks import from_first_rank, is_first_rank
-from massive_sft.stages.outcome import LOSSES, OUTCOME, has_spent_checkpoint, read_losses
+from massive_sft.stages.outcome import has_spent_checkpoint
+from massive_sft.stages.publishing import Publisher, outcome_place
 from massive_sft.stop import never
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
@@ -93,7 +89,7 @@ def train(
     report: Callable[[Event], None],
     stop: Callable[[], bool] = never,
 ) -> None:
-    """Train a run under an attempt, on from its last checkpoint, and publish its snapshots, then its outcome.
+    """Train a run under an attempt, on from its last checkpoint; publish each snapshot as it comes, then its outcome.
 
     In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes. It may be
     called again with an attempt whose process was killed.
@@ -119,15 +115,19 @@ def train(
     peak.begin(gpu)
     samples, counts = samples_of(run, ledger)
     checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
+
+    def cost() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        return {"wall_seconds": seconds, "peak_bytes": peak.peak_bytes(gpu), "device": peak.device_name(gpu)}
+
+    publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _on_the_planned_base(run.trajectory.recipe, attempt):
-        summary = train_trajectory(training_spec(run), samples, attempt.folder, report, checkpoints, stop)
+        summary = train_trajectory(
+            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.epoch
+        )
     if is_first_rank():
-        cost = {
-            "wall_seconds": time.perf_counter() - began,
-            "peak_bytes": peak.peak_bytes(gpu),
-            "device": peak.device_name(gpu),
-        }
-        _publish(run, ledger, attempt, summary, counts, cost)
+        publisher.outcome(summary)
+        _clean_up(attempt)
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _on_the_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
 
 def _is_published(attempt: Attempt) -> bool:
     """Return whether this attempt published its outcome before its process was killed; finish what comes after."""
-    folder = attempt.home / _outcome_place(attempt)
+    folder = attempt.home / outcome_place(attempt)
     try:
         verify_folder(folder)
     except Corrupt:
@@ -156,76 +156,8 @@ def _is_published(attempt: Attempt) -> bool:
     return True
 
 
-def _outcome_place(attempt: Attempt) -> str:
-    return f"training/attempt-{attempt.number}"
-
-
-def _publish(
-    run: RunPlan,
-    ledger: Ledger,
-    attempt: Attempt,
-    summary: TrainingSummary,
-    counts: Counts,
-    cost: Mapping[str, Any],
-) -> None:
-    ledger.write_spec(run.trajectory.id, {key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()})
-    for epoch in sorted(summary.snapshots):
-        attempt.publish(f"snapshots/epoch-{epoch}")
-    relative = _outcome_place(attempt)
-    folder = attempt.folder / relative
-    folder.mkdir(parents=True, exist_ok=True)
-    os.rename(attempt.folder / LOSSES, folder / LOSSES)
-    outcome = {
-        "schema": 1,
-        "attempt": attempt.number,
-        "counts": counts.model_dump(mode="json"),
-        "layout": run.layout.model_dump(mode="json"),
-        "run": {**_run_facts(summary), **cost},
-        "epochs": _epochs(read_losses(folder / LOSSES), summary),
-    }
-    write_json(folder / OUTCOME, outcome)
-    attempt.publish(relative)
-    _clean_up(attempt)
-
-
 def _clean_up(attempt: Attempt) -> None:
     """Remove what a finished training needs no more; a checkpoint beyond what was asked for stays."""
     if has_spent_checkpoint(attempt.home):
         attempt.remove_checkpoint()
     attempt.clean_up()
-
-
-def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
-    """Return what is true of the whole run rather than of a snapshot along it."""
-    return {
-        "parameters": summary.parameters,
-        "trained_parameters": summary.trained_parameters,
-        "micro_batch": summary.micro_batch,
-        "attention": summary.attention,
-        "run_steps": summary.steps,
-        "run_seconds": summary.seconds,
-        "resumed": [dict(entry) for entry in summary.resumed],
-    }
-
-
-def _epochs(losses: list[dict[str, Any]], summary: TrainingSummary) -> dict[str, dict[str, Any]]:
-    """Return, by snapshot epoch as text, what training up to there took and gave; ``diverged`` is empty or why."""
-    found = {}
-    for epoch, reason in summary.diverged.items():
-        steps = [step for step in losses if step["epoch"] <= epoch]
-        values = [float(step["loss"]) for step in steps]
-        window = max(5, math.ceil(0.05 * len(values)))
-        found[str(epoch)] = {
-            "diverged": reason,
-            "steps": len(steps),
-            "tokens": sum(step["tokens"] for step in steps),
-            "trainable_tokens": sum(step["trainable_tokens"] for step in steps),
-            "seconds": sum(step["seconds"] for step in steps),
-            "first_loss": _finite(fmean(values[:window])),
-            "last_loss": _finite(fmean(values[-window:])),
-        }
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

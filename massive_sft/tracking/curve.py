@@ -42,7 +42,7 @@ def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
     record was begun, for that was soon after the last of them.
     """
     epoch = int(record.coordinates.get("epoch") or 0)
-    path = _file(ledger, record.trajectory) if record.trajectory and epoch else None
+    path = _file(ledger, record.trajectory, epoch) if record.trajectory and epoch else None
     if path is None:
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -62,13 +62,15 @@ def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
     return Curve(fingerprint([[step["step"], *(step[key] for key in KEYS)] for step in steps]), finite, note)
 
 
-def _file(ledger: Ledger, trajectory: str) -> Path | None:
-    """Return the curve of the finished training that went on longest: each is a prefix of the longer ones.
+def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
+    """Return the curve that was published with an epoch's snapshot, else that of the finished training that went on
+    longest: each is a prefix of the longer ones.
 
     One that differs from its manifest is reported and does not count.
     """
-    found = (ledger.trajectory_dir(trajectory) / "training").glob("attempt-*/losses.jsonl")
-    for path in sorted(found, key=lambda path: path.stat().st_size, reverse=True):
+    home = ledger.trajectory_dir(trajectory) / "training"
+    longest = sorted(home.glob("attempt-*/losses.jsonl"), key=lambda path: path.stat().st_size, reverse=True)
+    for path in [*home.glob(f"epoch-{epoch}/losses.jsonl"), *longest]:
         try:
             verify_folder(path.parent)
         except Corrupt as error:

@@ -1,0 +1,213 @@
+"""Snapshots are published and can be scored once their epoch ends, whatever becomes of the training afterwards."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Fault, command, kill
+from disturbed import identities
+from small_sweep import small_sweep
+
+from massive_sft.fingerprint import hash_file
+from massive_sft.finish import finish_cell
+from massive_sft.inline import run_inline, submit_inline
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.plan import Plan, make_plan
+from massive_sft.sft.events import Resumed, StepDone
+from massive_sft.stages.finishing import Finisher
+from massive_sft.sweep.load import load_sweep
+from massive_sft.trial import Began, Happening, Progressed, Recorded, make_recorder, train_run
+from massive_sft.where import narrow, parse
+
+pytestmark = pytest.mark.timeout(240)
+
+STEPS = 3  # an epoch
+TIMES = {"seconds", "run_seconds", "wall_seconds", "peak_bytes", "resumed"}  # of a training, which a fault may change
+FIRST = "ledger/trajectories/*/[st]*/epoch-1/*"  # the files of the first epoch: its snapshot, its outcome
+
+
+def sweep_at(folder: Path, **changes: Any) -> Path:
+    """Write a sweep of one LoRA training with snapshots of three epochs."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
+    changes = {"measures": [], "storage": {"root": str(folder / "ledger")}} | changes
+    return small_sweep(folder, blocks=[block | {"horizon": 3, "snapshots": [1, 2, 3]}], **changes)
+
+
+def planned(path: Path) -> Plan:
+    return make_plan(load_sweep(path))
+
+
+def records(folder: Path) -> dict[int, Record]:
+    """Return the records of a folder's ledger by epoch."""
+    ledger = Ledger.open(folder / "ledger", create=False)
+    found = {int(str(record.coordinates["epoch"])): record for record in ledger.records()}
+    assert not ledger.corrupt
+    return found
+
+
+def results(folder: Path) -> dict[Any, Any]:
+    """Return what does not depend on how often a training was disturbed."""
+    facts: dict[Any, Any] = {
+        path.parent.name: hash_file(path) for path in folder.glob("ledger/**/epoch-*/*.safetensors")
+    }
+    for epoch, record in records(folder).items():
+        training = {key: value for key, value in record.training.items() if key not in TIMES}
+        facts[epoch] = (record.status, record.scores, record.counts, training, record.missing)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sweep after a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_inline(planned(sweep_at(folder)), lambda happening: None)
+    return folder
+
+
+def test_each_epoch_has_its_snapshot_and_its_outcome_and_the_last_one_that_of_the_whole(whole: Path) -> None:
+    (home,) = (whole / "ledger" / "trajectories").iterdir()
+    assert sorted(path.name for path in (home / "snapshots").iterdir()) == ["epoch-1", "epoch-2", "epoch-3"]
+    assert sorted(path.name for path in (home / "training").iterdir()) == ["attempt-1", "epoch-1", "epoch-2"]
+    for epoch, record in records(whole).items():
+        if epoch:
+            assert record.status is Status.COMPLETE
+            assert record.training["run_steps"] == record.training["steps"] == epoch * STEPS
+            own = "attempt-1" if epoch == 3 else f"epoch-{epoch}"
+            assert {name.split("/")[3] for name in record.files if "/training/" in name} == {own}
+    assert not list(home.glob("attempts/*/*"))
+
+
+def test_epoch_is_scored_while_its_training_goes_on(whole: Path, tmp_path: Path) -> None:
+    plan = planned(sweep_at(tmp_path))
+    run, recorder, happened = plan.todo[0], make_recorder(plan), list[Happening]()
+    finisher = Finisher(recorder)
+    train_run(
+        run, recorder, submit_inline, happened.append,
+        lambda cells: [finish_cell(cell, run, finisher, happened.append) for cell in cells] and None,
+    )  # fmt: skip
+    order = [told(event) for event in happened]
+    assert [item for item in order if item in ("epoch 1", "epoch 2", "epoch 3", 1, 4, 7, 9)] == [
+        1, "epoch 1", 4, "epoch 2", 7, 9, "epoch 3"
+    ]  # fmt: skip
+    assert results(tmp_path) == {key: value for key, value in results(whole).items() if key != 0}
+
+
+def told(happening: Happening) -> object:
+    """Return the step that was taken or the epoch that was recorded."""
+    if isinstance(happening, Recorded):
+        return f"epoch {happening.cell.epoch}"
+    is_step = isinstance(happening, Progressed) and isinstance(happening.event, StepDone)
+    return happening.event.step if is_step else None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("every", ["auto", 0])
+def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_path: Path, every: object) -> None:
+    """With checkpoints after every step, and with none, where it begins anew."""
+    path = sweep_at(tmp_path, storage={"root": str(tmp_path / "ledger"), "resume_every": every})
+
+    def killed(at: str) -> dict[Path, tuple[int, int]]:
+        code, printed = command("run", path, "--inline", out=tmp_path / "out", fault=Fault(at, kill))
+        assert code == -signal.SIGKILL, printed
+        return identities(tmp_path, FIRST)
+
+    begun = killed(r"/training/epoch-1$")
+    assert begun and not any("training" in place.parts for place in begun), "between a snapshot and its outcome"
+    kept = killed(r"snapshots/\.epoch-2\.partial")
+    assert kept.items() > begun.items(), "an equal snapshot stays"
+    assert not {1, 2, 3} & records(tmp_path).keys()
+    happened: list[Happening] = []
+    run_inline(narrow(planned(path), parse("epoch=1")), happened.append)
+    assert not any(isinstance(event, Began) for event in happened), "it can be scored without a training"
+    assert records(tmp_path)[1].attempt == 2
+    killed(r"/training/attempt-\d$")
+    happened.clear()
+    run_inline(planned(path), happened.append)
+    resumed = [
+        event.event.step for event in happened if isinstance(event, Progressed) and isinstance(event.event, Resumed)
+    ]
+    assert resumed == ([] if every == "auto" else [8])
+    assert identities(tmp_path, FIRST) == kept
+    assert results(tmp_path) == results(whole)
+
+
+def listening(at: int, strike: Callable[[], None], happened: list[Happening]) -> Callable[[Happening], None]:
+    """Return a listener that strikes once a step was taken."""
+
+    def listen(happening: Happening) -> None:
+        happened.append(happening)
+        if told(happening) == at:
+            strike()
+
+    return listen
+
+
+def test_training_that_fails_leaves_the_epochs_before_scored(whole: Path, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("in the second epoch")
+
+    path = sweep_at(tmp_path)
+    run_inline(planned(path), listening(STEPS + 2, fail, []))
+    assert {epoch: record.status for epoch, record in records(tmp_path).items()} == {
+        0: Status.COMPLETE, 1: Status.COMPLETE, 2: Status.FAILED, 3: Status.FAILED
+    }  # fmt: skip
+    run_inline(planned(path), lambda happening: None)
+    assert results(tmp_path) == results(whole)
+
+
+def test_base_replaced_in_the_second_epoch_leaves_what_the_first_read_from_the_planned_one(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = sweep_at(tmp_path)
+    plan = planned(path)
+    weights = Path(plan.base[0].cell.model.path or "") / "model.safetensors"
+    planned_ones = weights.read_bytes()
+
+    def write(data: bytes) -> None:
+        weights.with_name("other.tmp").write_bytes(data)
+        weights.with_name("other.tmp").replace(weights)
+
+    happened: list[Happening] = []
+    run_inline(plan, listening(STEPS + 2, lambda: write(planned_ones + b" "), happened))
+    assert {epoch: record.status for epoch, record in records(tmp_path).items() if epoch} == dict.fromkeys(
+        (1, 2, 3), Status.FAILED
+    )
+    (home,) = (tmp_path / "ledger" / "trajectories").iterdir()
+    counting = [path for name in ("snapshots", "training", "resume") for path in home.glob(f"{name}/*")]
+    assert {path.relative_to(home).as_posix() for path in counting} == {"snapshots/epoch-1", "training/epoch-1"}
+    write(planned_ones)
+    kept = identities(tmp_path, FIRST)
+    run_inline(planned(path), lambda happening: None)
+    assert identities(tmp_path, FIRST) == kept
+    assert results(tmp_path) == results(whole)
+
+
+def of_another_layout(path: Path) -> Path:
+    """Have a sweep's training add in another order, which gives other last bits."""
+    return sweep_at(path.parent, resources=[{"when": {"model": "all"}, "micro_batch": 1}])
+
+
+def test_training_begun_anew_on_another_layout_leaves_the_pair_of_an_epoch_together(tmp_path: Path) -> None:
+    path = sweep_at(tmp_path)
+    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"snapshots/\.epoch-2\.partial", kill))
+    kept = identities(tmp_path, FIRST)
+    run_inline(planned(of_another_layout(path)), lambda happening: None)
+    assert identities(tmp_path, FIRST) == kept
+    by_epoch = {epoch: record for epoch, record in records(tmp_path).items() if epoch}
+    assert {epoch: record.attempt for epoch, record in by_epoch.items()} == {1: 1, 2: 2, 3: 2}
+    layouts = {epoch: record.training["layout"]["micro_batch"] for epoch, record in by_epoch.items()}
+    assert layouts == {1: "auto", 2: 1, 3: 1}
+
+
+def test_snapshot_left_without_its_outcome_gives_way_to_one_that_differs(tmp_path: Path) -> None:
+    path = sweep_at(tmp_path)
+    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"/training/epoch-1$", kill))
+    (left,) = tmp_path.glob("ledger/trajectories/*/snapshots/epoch-1/adapter_model.safetensors")
+    before = hash_file(left)
+    run_inline(planned(of_another_layout(path)), lambda happening: None)
+    assert hash_file(left) != before
+    assert {record.attempt for epoch, record in records(tmp_path).items() if epoch} == {2}
