@@ -190,6 +190,7 @@ def test_shards_hold_whole_documents_in_order(tmp_path: Path) -> None:
     [
         ("tiny_gen", {"generation_kwargs": {"do_sample": True, "temperature": 0.8, "until": []}}, 0, "samples its"),
         ("tiny_gen", {"generation_kwargs": {"do_sample": True, "until": []}}, 0, "samples its answers"),
+        ("tiny_gen", {"generation_kwargs": {"max_gen_toks": 0, "until": []}}, 0, "answers of up to 0 tokens"),
         ("tiny_gen", {"generation_kwargs": {"num_beams": 4, "until": []}}, 0, "num_beams"),
         ("tiny_gen", {"unsafe_code": True}, 0, "allow_code_execution"),
         ("tiny_mc", {"num_fewshot": 0}, 2, "takes no few-shot examples"),

@@ -242,7 +242,8 @@ def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict
     ``template_stops`` (see ``Wrapping.stops``) are added to the task's. EOS always stops, and is no text.
 
     Raises:
-        TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore.
+        TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore, and for
+            answers without a token.
     """
     sampled = arguments.get("do_sample") is not False and float(arguments.get("temperature") or 0.0) > 0.0
     if sampled or (arguments.get("do_sample") and arguments.get("temperature") is None):
@@ -254,7 +255,7 @@ def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict
     stops = [until] if isinstance(until, str) else list(until)
     stops += template_stops
     lengths = [arguments[key] for key in _MAX_TOKENS if arguments.get(key) is not None]
-    return {
-        "until": tuple(dict.fromkeys(stop for stop in stops if stop)),
-        "max_tokens": int(lengths[0]) if lengths else DEFAULT_MAX_TOKENS,
-    }
+    most = int(lengths[0]) if lengths else DEFAULT_MAX_TOKENS
+    if most < 1:
+        raise TaskUnavailable(f"the task asks for answers of up to {most} tokens (max_gen_toks); 1 is the least")
+    return {"until": tuple(dict.fromkeys(stop for stop in stops if stop)), "max_tokens": most}
