@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from evaluation_world import own_datasets_cache, write_group, write_tasks
+from lm_eval.tasks import TaskManager
 
 from massive_sft.evaluate import build, wrapping
 from massive_sft.evaluate import requests as sets
@@ -93,3 +94,31 @@ def test_benchmark_that_lm_eval_ships_is_read_off_its_files(
     task = schema.Task(name=name)
     assert asked(task) == shots
     assert facts_by_task([task])[task].generates == generates
+
+
+# A group's number, and what lies in it, with what lm-eval makes of the leaf ``tiny_mc``, whose own number is 4.
+GROUPS = {
+    "group over task": {"num_fewshot": 3, "task": ["tiny_mc"]},
+    "no number": {"task": ["tiny_mc"]},
+    "group over group": {"num_fewshot": 2, "task": [{"group": "inner", "num_fewshot": 3, "task": ["tiny_mc"]}]},
+    "inner alone": {"task": [{"group": "inner", "num_fewshot": 3, "task": ["tiny_mc"]}]},
+    "entry over group": {"num_fewshot": 3, "task": [{"task": "tiny_mc", "num_fewshot": 1}]},
+    "file over group": {"num_fewshot": 2, "task": ["below"]},
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_number_of_a_group_counts_as_lm_eval_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)  # where lm-eval looks for the tasks' data
+    changed(write_tasks(tmp_path)["tiny_mc"], num_fewshot=4)
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump({"group": "below", "num_fewshot": 3, "task": ["tiny_mc"]}))
+    path = tmp_path / "outer.yaml"
+    path.write_text(yaml.safe_dump({"group": "outer", **GROUPS[name]}))
+    leaves = TaskManager(include_path=str(tmp_path)).load(["outer"])["tasks"]
+    assert asked(schema.Task(path=str(path))) == tuple({leaf.get_config("num_fewshot") for leaf in leaves.values()})
+
+
+def test_negative_number_of_a_task_file_is_refused(tmp_path: Path) -> None:
+    path = changed(write_tasks(tmp_path)["tiny_mc"], num_fewshot=-1)
+    prepared = build.prepare((schema.Task(path=str(path)),), schema.Fewshot(), wrapping.NONE, tmp_path / "requests")
+    assert list(prepared.missing.values()) == ["tiny_mc has num_fewshot: -1; it must be 0 or more"]

@@ -171,6 +171,8 @@ def _requests_of(
     loaded: Loaded, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
 ) -> list[Request]:
     task = loaded.tasks[name]
+    if shots < 0:
+        raise TaskUnavailable(f"{name} has num_fewshot: {shots}; it must be 0 or more")
     if shots > 0 and (loaded.pinned[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
         raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
     _set_shots(task, loaded.pinned[name], shots, fewshot)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from massive_sft.suites.task_files import GENERATES, Facts, Node, TaskFiles, facts_of, members_in, task_facts
+from massive_sft.suites.task_files import GENERATES, Facts, Node, TaskFiles, facts_of, members_of, task_facts
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
@@ -51,7 +51,7 @@ def _of_file(path: Path) -> Iterator[Node]:
     name = path.stem
     if "group" in content:
         files = TaskFiles(path.parent)
-        for member, shots in members_in(content.get("task")):
+        for member, shots in members_of(content):
             yield from files.below(member, set(), shots)
         return
     shots = content.get("num_fewshot")

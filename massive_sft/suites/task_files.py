@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -164,7 +164,7 @@ class TaskFiles:
         self._read |= {*self._chain(file), *([str(module)] if module else [])}
         if dict(_DECLARED.findall(self._text(file))).get("group"):
             yield Node(name, version)
-            for member, own in self._members(file):
+            for member, own in self._members(file, shots):
                 yield from self.below(member, above, own)
             return
         named = self._first(file, lambda text: _matched(_SHOTS, text))
@@ -172,12 +172,12 @@ class TaskFiles:
         output = self._first(file, lambda text: _matched(_OUTPUT, text)) or GENERATES
         yield Node(name, version, True, known if shots is None else shots, output == GENERATES)
 
-    def _members(self, file: str) -> Iterator[tuple[str, int | None]]:
+    def _members(self, file: str, shots: int | None) -> Iterator[tuple[str, int | None]]:
         try:
             content = read_tagged(Path(file))
         except (OSError, YAMLError, ValueError):
             return
-        yield from members_in(content.get("task") if isinstance(content, dict) else None)
+        yield from members_of(content if isinstance(content, dict) else {}, shots)
 
     def _chain(self, file: str) -> Iterator[str]:
         """Yield a file and those it includes, the nearest first."""
@@ -230,18 +230,27 @@ def _matched(pattern: re.Pattern[str], text: str) -> str | None:
     return found[1] if found else None
 
 
-def members_in(members: Any, shots: int | None = None) -> Iterator[tuple[str, int | None]]:
-    """Yield the tasks, groups and tags that a group's ``task`` names, however deep, with a number of shots of its."""
-    if isinstance(members, str):
-        yield members, shots
-    elif isinstance(members, dict):
-        own = members.get("num_fewshot")
-        shots = own if isinstance(own, int) else shots
-        yield from members_in(members.get("task") if isinstance(members.get("task"), list) else members.get("group"))
-        yield from members_in(members.get("task") if isinstance(members.get("task"), str) else None, shots)
-    elif isinstance(members, list):
-        for member in members:
-            yield from members_in(member, shots)
+def members_of(group: Mapping[str, Any], shots: int | None = None) -> Iterator[tuple[str, int | None]]:
+    """Yield the tasks, groups and tags that a group names, however deep, with the number of shots that it gives them.
+
+    As lm-eval has it (0.4.13): of groups within groups the outermost with a number counts; a task's entry has its own.
+
+    Args:
+        shots: as a group above has it.
+    """
+    number = group.get("num_fewshot")
+    shots = number if shots is None and isinstance(number, int) else shots
+    listed = group.get("task")
+    for member in listed if isinstance(listed, list) else [listed]:
+        if isinstance(member, str):
+            yield member, shots
+        elif isinstance(member, dict) and isinstance(member.get("task"), str):
+            own = member.get("num_fewshot")
+            yield member["task"], own if isinstance(own, int) else shots
+        elif isinstance(member, dict) and "task" in member:
+            yield from members_of(member, shots)
+        elif isinstance(member, dict) and isinstance(member.get("group"), str):
+            yield from members_of({**member, "task": member["group"]}, shots)
 
 
 def _state(file: Path) -> list[int]:
