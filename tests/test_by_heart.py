@@ -95,6 +95,7 @@ BORDERS = [
     ("llama3", own("Q: {prompt}\nA:\n ")),
     ("gpt2", own("Q: {prompt}\n\nA\n\n")),  # one token alone, two before a word
     ("gpt2", own("Q: {prompt} A\t")),
+    ("gpt2", own("- {prompt}\n")),  # a header that an answer begins with, too
 ]
 
 

@@ -62,7 +62,7 @@ def test_training_template_wraps_the_context_and_keeps_one_space_before_the_answ
         assert after.context == f"###Question: {before.context}\n###Answer: "
         assert " " + after.continuation == before.continuation
     generation = read(ask(paths["tiny_gen"], 0, PAPER))[0]
-    assert generation.until == ("\n", "e", "###Question:")
+    assert generation.until == ("\n", "e", "\n###Question:")
     assert read(ask(paths["tiny_bpb"], 0, PAPER)) == read(ask(paths["tiny_bpb"]))
 
 

@@ -23,7 +23,8 @@ class Wrapping:
     into the context, ``None`` for ``none``; equal kind, text and tokens render equally.
     ``lead`` is what a chat template writes between its generation prompt and an answer (Qwen3: an empty think block):
     a model tuned on it writes it first, and it is no part of the answer. ``stops`` are what it writes when the answer
-    is finished: what a chat template closes it with, or the header that opens a training template's next prompt.
+    is finished: what a chat template closes it with, or the header that opens a training template's next prompt, at
+    the beginning of a line (a header such as ``#`` may well stand inside an answer).
     """
 
     kind: str
@@ -52,7 +53,7 @@ def training(text: str) -> Wrapping:
         return text.replace(FIELD, "".join(message["content"] for message in prompt)) + prefix
 
     header = text.split(FIELD)[0].strip()
-    return Wrapping("training", text, stops=(header,) if header else (), render=render)
+    return Wrapping("training", text, stops=(f"\n{header}",) if header else (), render=render)
 
 
 def chat(tokenizer: Any) -> Wrapping:
