@@ -161,7 +161,7 @@ def main() -> None:
             plain_layer_change(run, found[0], record.measures["layer_change"])
             plain_perplexity(run, record.measures["perplexity"])
     chosen = [] if arguments.where is None else ["--where", arguments.where]
-    subprocess.run([BIN / "massive-sft", "run", arguments.sweep, "--overlay", OVERLAY, *chosen], check=True)
+    subprocess.run([BIN / "massive-sft", "run", arguments.sweep, "--overlay", OVERLAY, "--inline", *chosen], check=True)
     plan = make_plan(load_sweep(arguments.sweep, [OVERLAY]))
     protocol = plan.sweep.file.evaluation.protocol
     asked = {item.id for item in plan.cells[0].asked if item.task}
