@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -74,6 +75,10 @@ def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path
     assert len(statuses(tmp_path)) == 5
 
 
+# Where workers find this folder's modules, beside what they find already.
+HERE = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+
+
 def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes and scorers each hold the only GPU of the cluster: a GPU that Ray counts and torch does not have.
 
@@ -85,7 +90,11 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     monkeypatch.setattr(schedule, "choose_mode", lambda plan, resources: mode)
     monkeypatch.setattr(schedule, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
     monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    workers = {"env_vars": {"PYTHONPATH": HERE}, "worker_process_setup_hook": "counted_gpu.install"}
+    ray.init(
+        "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,
+        runtime_env=workers,
+    )  # fmt: skip
     try:
         plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
         schedule.run_on_ray(plan, lambda _: None, lambda _: None)
