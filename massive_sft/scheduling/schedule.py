@@ -202,6 +202,8 @@ class _Round:
     def _waiting(self, pool: State, queue: State) -> str:
         """Say who waits for what, and who holds it."""
         waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
+        late = [(shape, count) for shape, count in pool["expected"].items() if count > 0]
+        waits += [f"{count} trainings for {shape} are still to begin" for shape, count in late]
         waits += [f"{queue['waiting']} cells wait for a scorer"] if queue["waiting"] else []
         holds = [f"lane {lane} trains {order}" for lane, order in pool["held"].items()]
         holds += [f"lane {lane} is up" for lane in self.lanes.holders() if lane not in pool["held"]]
