@@ -26,10 +26,12 @@ from massive_sft.files import refusal
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan, require_settled, storage_root
+from massive_sft.progress import RunProgress, outliving
 from massive_sft.scheduling import submit
 from massive_sft.stop import Stop
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.load import load_sweep
+from massive_sft.trial import Listen
 from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json, writing
 from massive_sft.verbs.options import Sweep as SweepOption
@@ -189,11 +191,15 @@ def _pinned(whole: Plan) -> Plan:
 
 def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
-    from massive_sft.execute import execute
+    from massive_sft.execute import checked, execute
 
     stop = Stop()
     wanted = {cell.cell.id for cell in made.cells}
-    done = execute(made, whole, out, err, inline, retrain, stop)
+    status = err.status("checking")
+    with outliving(), status, checked(made, whole, lambda what: status.update(Text(f"checking {what}"))) as registered:
+        status.stop()
+        with RunProgress(made, out) as progress:
+            done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
@@ -209,6 +215,24 @@ def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on")
     raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
+
+
+def _runner(inline: bool, retrain: bool, stop: Stop, say: Callable[[str], None]) -> Callable[[Plan, Listen], None]:
+    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
+
+    def run_here(plan: Plan, listen: Listen) -> None:
+        from massive_sft.inline import run_inline
+
+        run_inline(plan, listen, retrain, stop)
+
+    def run_there(plan: Plan, listen: Listen) -> None:
+        from massive_sft.scheduling.cluster import connected
+        from massive_sft.scheduling.schedule import run_on_ray
+
+        with connected():
+            run_on_ray(plan, listen, say, retrain, stop)
+
+    return run_here if inline else run_there
 
 
 @app.command()

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Widths and numbers of targets are rounded up to this: a new shape can mean a new kernel (bf16 on a CPU spent half its
+# time on that), and tensor cores want multiples of 8.
+_MULTIPLE = 16
+
+
+def padded_width(tokens: int) -> int:
+    """Return the width that so many tokens, or targets, take in a micro-batch."""
+    return -(-tokens // _MULTIPLE) * _MULTIPLE
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 from massive_sft.errors import Interrupted
-from massive_sft.ledger.runs import Run
 
 LOOK = 1.0  # seconds between looks for a wish that somebody left
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
@@ -43,17 +42,21 @@ class Stop:
             raise Interrupted(self.reason)
 
     @contextmanager
-    def heeding(self, run: Run, say: Callable[[str], None]) -> Iterator[None]:
-        """Heed signals and ``run``'s wishes while the block runs; must be entered on the main thread.
+    def heeding(self, asked_to_end: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+        """Heed signals and wishes from elsewhere while the block runs; must be entered on the main thread.
 
         The first signal asks, a second Ctrl-C ends this process at once. What it then leaves behind is what a crash
         leaves. Where SIGHUP is ignored (``nohup``) it stays so.
+
+        Args:
+            asked_to_end: whether somebody elsewhere left the wish that the run ends; asked about once a second.
+            say: told once, why it ends.
         """
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, self._on_signal) for number in heeded}
         over = threading.Event()
-        looking = threading.Thread(target=self._look, args=(run, say, over), name="stop", daemon=True)
+        looking = threading.Thread(target=self._look, args=(asked_to_end, say, over), name="stop", daemon=True)
         looking.start()
         try:
             yield
@@ -75,10 +78,10 @@ class Stop:
             os._exit(Interrupted.exit_code)
         self.ask(SIGNALS[signal.Signals(number)])
 
-    def _look(self, run: Run, say: Callable[[str], None], over: threading.Event) -> None:
+    def _look(self, asked_to_end: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
         """Look for wishes, and speak: the handler may not, for it may have interrupted somebody who prints."""
         while not over.is_set():
-            if run.asked_to_end():
+            if asked_to_end():
                 self.ask("massive-sft cancel")
             if self():
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")

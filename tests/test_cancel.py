@@ -226,7 +226,7 @@ def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_l
 def test_run_under_nohup_heeds_no_closed_terminal(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with registered(Folder(tmp_path), "small", "here:1") as run, Stop().heeding(run, print):
+        with registered(Folder(tmp_path), "small", "here:1") as run, Stop().heeding(run.asked_to_end, print):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     finally:

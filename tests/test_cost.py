@@ -37,7 +37,8 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
-from massive_sft.sft.packing import GRAIN, Limit, plan_step
+from massive_sft.samples import padded_width
+from massive_sft.sft.packing import Limit, plan_step
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.spec import Layout
@@ -317,15 +318,11 @@ def test_computed_tokens_are_those_of_the_micro_batches(layout: Layout) -> None:
         batch = np.arange(start, start + 32)
         cuts = [cut for rank in plan_step(batch, lengths, layout.workers, limit, layout.packing) for cut in rank]
         for cut in cuts:
-            real += int(lengths[cut].sum()) if layout.packing else len(cut) * rounded(int(lengths[cut].max()))
-    widths = Counter(rounded(int(length)) for length in lengths)
+            real += int(lengths[cut].sum()) if layout.packing else len(cut) * padded_width(int(lengths[cut].max()))
+    widths = Counter(padded_width(int(length)) for length in lengths)
     tokens = int(lengths.sum())
     amount = Amount(640, tokens, tokens, 119, None, True, tuple(widths.items()))
     assert computed_tokens(amount, FULL, layout) == pytest.approx(real, rel=0.1)
-
-
-def rounded(length: int) -> int:
-    return -(-length // GRAIN) * GRAIN
 
 
 def test_padding_is_guessed_where_lengths_were_not_counted() -> None:

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "massive_sft"
 LAYERS = [
     ["__init__", "errors"],
     ["fingerprint", "files"],
-    ["ledger"],
     ["sweep"],
+    ["ledger"],
     ["suites", "tracking", "hub", "stop"],
     ["asked", "resources"],
     ["plan"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from tiny_training import CONFIGS, VOCABULARY, make_samples
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from massive_sft.samples import Samples
+from massive_sft.samples import Samples, padded_width
 from massive_sft.sft.loss import SummedLoss, packs_cleanly
-from massive_sft.sft.packing import GRAIN, NO_TARGET, Limit, collate, fitting_tokens, plan_step
+from massive_sft.sft.packing import NO_TARGET, Limit, collate, fitting_tokens, plan_step
 
 LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
 
@@ -131,7 +130,7 @@ def test_loss_lm_head_sees_only_positions_before_a_target() -> None:
     loss = SummedLoss(model)
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     loss(collate(samples, np.arange(4), False))
-    assert seen == [(1, GRAIN * math.ceil(samples.trainable.sum() / GRAIN), VOCABULARY)]
+    assert seen == [(1, padded_width(int(samples.trainable.sum())), VOCABULARY)]
 
 
 def test_loss_released_model_gives_all_logits_again() -> None:

@@ -14,7 +14,7 @@ from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan
 from massive_sft.sft.engine import layout_problems
-from massive_sft.study.imported import TABLE
+from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
 
 Say = Callable[[str], None]

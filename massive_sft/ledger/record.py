@@ -16,6 +16,7 @@ from typing_extensions import TypeAliasType
 
 from massive_sft.errors import Corrupt, Unsupported
 from massive_sft.fingerprint import canonical
+from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
 
@@ -88,11 +89,6 @@ class BenchmarkScores(BaseModel):
     shots: int | None
     tasks: dict[str, dict[str, Score]]
     groups: dict[str, dict[str, Score]] = {}
-
-
-def measure_id(name: str, semantics: int) -> str:
-    """Return what a measure is asked by: its name, with the number of its semantics once that is no longer 1."""
-    return name if semantics == 1 else f"{name}/{semantics}"
 
 
 class Record(BaseModel):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from pydantic import ValidationError
 from massive_sft.errors import Corrupt
 from massive_sft.files import write_bytes
 from massive_sft.ledger.record import seal, unseal
-from massive_sft.samples import Samples
+from massive_sft.samples import Samples, padded_width
 from massive_sft.sft.data import Counts
-from massive_sft.sft.packing import GRAIN
 
 SCHEMA = 1
 _ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")
@@ -61,8 +61,8 @@ def load_or_build(cache_dir: Path, key: str, build: Callable[[], tuple[Samples, 
 
 def _widths(samples: Samples) -> list[list[int]]:
     """Return (tokens, rounded up as micro-batches are; samples) of all samples, for estimates."""
-    widths, counts = np.unique(-(-samples.lengths // GRAIN) * GRAIN, return_counts=True)
-    return [[int(width), int(count)] for width, count in zip(widths, counts, strict=True)]
+    counts = Counter(padded_width(int(length)) for length in samples.lengths)
+    return [[width, count] for width, count in sorted(counts.items())]
 
 
 def _arrays_path(cache_dir: Path, key: str) -> Path:

@@ -13,11 +13,8 @@ import numpy as np
 import torch
 
 from massive_sft.cost.memory import activation_bytes, logit_bytes
-from massive_sft.samples import Samples
+from massive_sft.samples import Samples, padded_width
 
-# Widths and numbers of targets are rounded up to this: a new shape can mean a new kernel (bf16 on a CPU spent half its
-# time on that), and tensor cores want multiples of 8.
-GRAIN = 16
 # The target of a position that only fills up; cross-entropy ignores it.
 NO_TARGET = -100
 
@@ -115,7 +112,7 @@ def _cut_padded(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np
     while start < len(share):
         size = limit.samples
         if size is None:
-            size = max(1, (limit.tokens or 1) // _round_up(int(lengths[share[start]])))
+            size = max(1, (limit.tokens or 1) // padded_width(int(lengths[share[start]])))
         cuts.append(share[start : start + size])
         start += size
     return cuts
@@ -154,20 +151,20 @@ def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
     lengths = np.array([len(part[0]) for part in parts])
     positions = None
     if packing:
-        width = _round_up(len(tokens))
+        width = padded_width(len(tokens))
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         # The padding counts from 0 again: it is one more sample that nothing else sees.
         row = np.concatenate([np.arange(len(tokens)) - starts, np.arange(width - len(tokens))])
         positions = torch.from_numpy(row[None])
         inside = (np.arange(width) < len(tokens))[None]
     else:
-        inside = np.arange(_round_up(int(lengths.max()))) < lengths[:, None]
+        inside = np.arange(padded_width(int(lengths.max()))) < lengths[:, None]
     grid = np.zeros(inside.shape, dtype=np.int64)
     grid[inside] = tokens
     wanted = np.zeros(inside.shape, dtype=bool)
     wanted[inside] = trainable
     where = np.flatnonzero(wanted)
-    spare = _round_up(len(where)) - len(where)
+    spare = padded_width(len(where)) - len(where)
     # A sample's first token is never a target, so the position before a target lies in the same sample.
     return MicroBatch(
         torch.from_numpy(grid),
@@ -177,7 +174,3 @@ def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
         counted=True,
         tokens=len(tokens),
     )
-
-
-def _round_up(count: int) -> int:
-    return -(-count // GRAIN) * GRAIN

@@ -6,8 +6,6 @@ does not touch keeps its id.
 
 from __future__ import annotations
 
-from massive_sft.ledger.record import measure_id
-
 TRAIN_SEMANTICS = 2
 """Of training; in every trained cell's id. 2: white space between prompt and answer is trained where it is a token."""
 
@@ -47,3 +45,8 @@ def scoring(generates: bool) -> dict[str, int]:
 def measure(name: str) -> str:
     """Return what is asked of a cell for a measure: its name, with its semantics once they are no longer 1."""
     return measure_id(name, MEASURE_SEMANTICS[name])
+
+
+def measure_id(name: str, semantics: int) -> str:
+    """Return what a measure is asked by: its name, with the number of its semantics once that is no longer 1."""
+    return name if semantics == 1 else f"{name}/{semantics}"
