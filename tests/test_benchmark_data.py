@@ -25,6 +25,9 @@ def named(folder: Path, how: str) -> dict[str, Any]:
         "file": {"dataset_kwargs": {"data_files": {"test": "data/text.jsonl"}}},
         "pattern": {"dataset_kwargs": {"data_files": {"test": "data/te*.jsonl"}}},
         "absolute pattern": {"dataset_kwargs": {"data_files": {"test": [f"{data}/te*.jsonl"]}}},
+        "URL": {"dataset_kwargs": {"data_files": {"test": f"file://{data}/text.jsonl"}}},
+        "URL of a pattern": {"dataset_kwargs": {"data_files": [f"file://{data}/te*.jsonl"]}},
+        "working folder": {"dataset_kwargs": {"data_files": {"test": "text.jsonl"}}},
         "data_dir": {"dataset_kwargs": {"data_dir": data}},
         "dataset_path": {"dataset_path": data},
     }[how]
@@ -48,13 +51,20 @@ def texts(task: Path, folder: Path) -> list[str]:
     return [request.text for request in sets.read_requests(found, found.leaves[0])]
 
 
-@pytest.mark.parametrize("how", ["file", "pattern", "absolute pattern", "data_dir", "dataset_path"])
-def test_data_that_was_edited_at_the_same_time_moves_the_id_and_is_read(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    "how",
+    ["file", "pattern", "absolute pattern", "URL", "URL of a pattern", "working folder", "data_dir", "dataset_path"],
+)
+def test_data_that_was_edited_at_the_same_time_moves_the_id_and_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
     task = write_tasks(tmp_path)["tiny_bpb"]
     for other in ("mc", "shots"):
         (tmp_path / "data" / f"{other}.jsonl").unlink()
     config = yaml.safe_load(task.read_text())
-    config["test_split"] = "train" if how in ("data_dir", "dataset_path") else "test"
+    config["test_split"] = "train" if how in ("URL of a pattern", "data_dir", "dataset_path") else "test"
     del config["dataset_kwargs"]
     task.write_text(yaml.safe_dump(config | named(tmp_path, how)))
     before, id_before = texts(task, tmp_path), Contents(tmp_path).task(task, "place")
@@ -62,3 +72,60 @@ def test_data_that_was_edited_at_the_same_time_moves_the_id_and_is_read(tmp_path
     after = texts(task, tmp_path)
     assert Contents(tmp_path).task(task, "place") != id_before
     assert after[:-1] == before[:-1] and after[-1] != before[-1]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "beside.jsonl",
+        ["beside.jsonl"],
+        {"test": ["there/here.jsonl", "beside.jsonl"]},
+        "{folder}/beside.jsonl",
+        "~/beside.jsonl",
+        "${{DATA}}/beside.jsonl",
+        "file://{folder}/beside.jsonl",
+        "file:{folder}/beside.jsonl",
+        "local://{folder}/bes*.jsonl",
+        {"test": "file://${{DATA}}/bes*.jsonl"},
+        "here.jsonl",
+        "h*.jsonl",
+        ["file://here.jsonl"],
+        "zip://q.jsonl::{folder}/beside.jsonl",
+        {"test": "zip://q.jsonl::file://here.jsonl"},
+    ],
+    ids=str,
+)
+def test_local_file_is_content_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: Any
+) -> None:
+    """``here.jsonl`` is in the working folder, ``beside.jsonl`` beside the task file."""
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path))
+    task = tmp_path / "task.yaml"
+    task.write_text(yaml.safe_dump({"dataset_kwargs": {"data_files": named}}).format(folder=tmp_path))
+    ids = set()
+    for text in ("one", "two"):
+        (tmp_path / "beside.jsonl").write_text(text)
+        (there / "here.jsonl").write_text(text)
+        ids.add(Contents(tmp_path).task(task, "place"))
+    assert len(ids) == 2
+
+
+def test_member_of_an_archive_is_content_too(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_text("an archive")
+    ids = set()
+    for member in ("one", "two"):
+        task = tmp_path / f"{member}.yaml"
+        task.write_text(yaml.safe_dump({"data_files": f"zip://{member}.jsonl::{tmp_path}/a.zip"}))
+        ids.add(Contents(tmp_path).task(task, "place"))
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_text_that_is_too_long_for_a_file_name_is_a_text(tmp_path: Path, length: int) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(yaml.safe_dump({"task": "long", "description": "a" * length}, width=10000))
+    assert Contents(tmp_path).task(task, "place").startswith("task:")

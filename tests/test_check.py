@@ -79,6 +79,32 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"exakt_match \(did you mean exact_match\?\)",
     ),
+    "perplexity": (
+        {"metric_list": [{"metric": "perplexity", "aggregation": "mean", "higher_is_better": False}]},
+        {},
+        r"b_perplexity\.yaml: b_perplexity: metric perplexity cannot be computed from output_type generate_until; "
+        "valid: bleu, chrf, .*, exact_match, .*, or a function",
+    ),
+    "dropped": (
+        {
+            "output_type": "loglikelihood",
+            "metric_list": [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+            ],
+        },
+        {},
+        "metric acc_norm cannot be computed from output_type loglikelihood; valid: acc, perplexity$",
+    ),
+    "combined": (
+        {"metric_list": [{"metric": "bleu", "aggregation": "mean", "higher_is_better": True}]},
+        {},
+        "metric bleu cannot be combined by mean",
+    ),
+    "aggregation": (
+        {"metric_list": [{"metric": "exact_match", "aggregation": "average", "higher_is_better": True}]},
+        {},
+        "metric exact_match has an aggregation that lm-eval does not know; valid: .*mean",
+    ),
     "kind": ({"output_type": "generate_untill"}, {}, "generate_untill"),
     "samples": (
         {"generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 0.7}},

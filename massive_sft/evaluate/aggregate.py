@@ -17,7 +17,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from massive_sft.evaluate import intervals
+from massive_sft.evaluate import intervals, metrics
 from massive_sft.evaluate.build import Benchmark, doc_hash
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.evaluate.intervals import Interval
@@ -97,7 +97,12 @@ def rehearse(benchmark: Benchmark, allow_code_execution: bool = False) -> None:
             for request in first
         ]
         with seeded(), foreign(f"{leaf.name} cannot be scored"):
-            _values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
+            values = _values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
+        for (metric, _), by_doc in values.items():
+            combine = loaded.tasks[leaf.name].aggregation().get(metric, lm_metrics.mean)
+            if not metrics.is_own(combine):  # which may ask for more than one document
+                with foreign(f"{leaf.name}: metric {metric} cannot be combined by {combine.__name__}"):
+                    combine(list(by_doc.values()))
 
 
 def _values(

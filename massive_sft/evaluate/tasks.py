@@ -1,6 +1,6 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``build``, ``aggregate`` and ``lm`` know lm-eval.
+Only this module, ``build``, ``aggregate``, ``metrics`` and ``lm`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.group import Group
-from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from massive_sft.errors import Problem
-from massive_sft.evaluate import local_files
+from massive_sft.evaluate import local_files, metrics
 from massive_sft.evaluate.foreign import TaskUnavailable, foreign
 from massive_sft.fingerprint import fingerprint, hash_file
 from massive_sft.suites.declared import title
@@ -146,23 +145,9 @@ def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loade
             raise TaskUnavailable(f"{leaf} needs images or sound")
         if getattr(built, "UNSAFE_CODE", False) and not allow_code_execution:
             raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
-        unknown = _unknown_metrics(built)
-        if unknown:
-            raise TaskUnavailable(f"{leaf} names metrics that lm-eval does not know: {', '.join(unknown)}")
+        if wrong := list(metrics.reasons(built)):
+            raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
     return Loaded(leaves, loaded.get("groups", {}), {leaf: _pinned(built) for leaf, built in leaves.items()})
-
-
-def _unknown_metrics(task: Task) -> list[str]:
-    """Return the metrics that lm-eval found no code for; it says so in its log and fails with the first answer."""
-    if task.get_config("process_results") is not None:
-        return []  # which computes them itself
-    found: dict[str, Any] = getattr(task, "_metric_fn_list", {})
-    return [f"{name}{_close(name)}" for name, function in found.items() if function is None]
-
-
-def _close(metric: str) -> str:
-    known = difflib.get_close_matches(metric, list(metric_registry), n=1)
-    return f" (did you mean {known[0]}?)" if known else ""
 
 
 def _pinned(task: Task) -> Pinned:

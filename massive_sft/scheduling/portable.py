@@ -10,8 +10,9 @@ from typing import Any
 from massive_sft.errors import Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.scheduling.package import Tree
-from massive_sft.sweep.content import CODE, TOKENIZER, WEIGHTS, expand
+from massive_sft.sweep.content import CODE, TOKENIZER, WEIGHTS
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.paths import expand
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
 ON_CLUSTER = "${"  # how a path begins that is expanded on the cluster, where it is used

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
-from ruamel.yaml.error import YAMLError
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.identity import hashed
+from massive_sft.sweep.paths import expand
 from massive_sft.sweep.schema import Dataset, Model
-from massive_sft.sweep.yaml_file import read_tagged
+from massive_sft.sweep.task_content import TaskContent
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
@@ -43,8 +42,6 @@ TOKENIZER = (
     "additional_chat_templates/*.jinja",
 )
 CODE = ("*.py",)  # runs only under trust_remote_code
-# Keys of a task file that name its data: files, patterns of files, or folders of them.
-_DATA = ("data_files", "data_dir", "dataset_path")
 
 
 class Commits(BaseModel):
@@ -58,23 +55,6 @@ class Lock(BaseModel):
     """A sweep's ``lock.json``."""
 
     commits: Commits
-
-
-def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Replace ``${NAME}`` and ``${NAME:-default}`` by the environment's values.
-
-    Raises:
-        KeyError: with the name of a variable that is not set and has no default.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name, default = match[1], match[2]
-        found = environment.get(name) or default
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
 
 
 def locate(text: str, folder: Path, place: str) -> Path:
@@ -167,73 +147,11 @@ class Contents:
         }
 
     def task(self, path: Path, place: str) -> str:
-        """Return the content id of a benchmark's task file: its YAML, with the files it names as their hashes.
-
-        Those are its data and functions, what it includes, and of a group the tasks beside it; so the id moves with
-        them, and not with the folder they lie in. A file that does not parse is known by its bytes: ``check`` says what
-        is wrong with it.
-        """
+        """Return the content id of a benchmark's task file, with what it names (``task_content``)."""
         if not path.is_file():
             self.missing[place] = Problem(place, "there is no such file", str(path))
             return f"missing:{path}"
-        return self._task_file(path, frozenset())
-
-    def _task_file(self, path: Path, above: frozenset[Path]) -> str:
-        try:
-            read = read_tagged(path)
-            content = self._with_hashes(read, path.parent)
-            if not isinstance(read, dict) or path in above:
-                return "task:" + fingerprint(content)
-            within = above | {path}
-            included = read.get("include") or []
-            files = [path.parent / str(name) for name in (included if isinstance(included, list) else [included])]
-            if files:
-                content["include"] = [self._task_file(file, within) if file.is_file() else str(file) for file in files]
-            if members := _texts_in(read.get("task")) if "group" in read else set():
-                siblings = (file for file in sorted(path.parent.rglob("*.yaml")) if file not in within)
-                named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}
-                content["members"] = {name: self._task_file(file, within) for name, file in named.items()}
-            return "task:" + fingerprint(content)
-        except (YAMLError, TypeError, ValueError, RecursionError):
-            return f"sha256:{self.hashes.of(path)}"
-
-    def _with_hashes(self, value: Any, folder: Path) -> Any:
-        if isinstance(value, Mapping):
-            read = {key: self._with_hashes(item, folder) for key, item in value.items()}
-            data = {key: found for key in _DATA if (found := self._many(value.get(key), folder))}
-            return read | ({"data": data} if data else {})
-        if isinstance(value, list):
-            return [self._with_hashes(item, folder) for item in value]
-        if not isinstance(value, str) or "\n" in value or len(value) > 1024:
-            return value
-        if named := re.match(r"!function (\S+)\.\w+", value):
-            module = folder / f"{named[1].replace('.', '/')}.py"
-            return [value, self.hashes.of(module)] if module.is_file() else value
-        try:
-            path = folder / expand(value)  # a loader of the task's own may take ${NAME} for what it reads
-        except KeyError:
-            return value
-        return f"sha256:{self.hashes.of(path)}" if value and path.is_file() else value
-
-    def _many(self, named: Any, folder: Path) -> list[list[str]]:
-        """Return (name, hash) of the files below a folder of data, and of those that a pattern takes.
-
-        A relative name starts at the task file, or where nothing is there at the working folder, as lm-eval has it.
-        """
-        if isinstance(named, (Mapping, list)):
-            parts = named.values() if isinstance(named, Mapping) else named
-            return [found for part in parts for found in self._many(part, folder)]
-        if not isinstance(named, str) or not named or "\n" in named:
-            return []
-        for start in (folder, Path.cwd()):
-            place = start / named
-            if place.is_file():
-                return []  # hashed where it is named
-            found = place.rglob("*") if place.is_dir() else glob.iglob(named, root_dir=start, recursive=True)
-            if files := sorted(start / name for name in found if (start / name).is_file()):
-                within = {file: file.relative_to(place).as_posix() if place.is_dir() else file.name for file in files}
-                return [[name, self.hashes.of(file)] for file, name in within.items()]
-        return []
+        return TaskContent(self.hashes).of(path)
 
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""
@@ -335,19 +253,3 @@ def _at(place: str, problems: list[Problem]) -> Problem:
 def _extension(file: Path) -> str:
     match = re.search(r"\.[^.]+(\.gz)?$", file.name.lower())
     return match[0] if match else ""
-
-
-def _texts_in(value: Any) -> set[str]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    parts = value if isinstance(value, list) else []
-    return {value} if isinstance(value, str) else {text for part in parts for text in _texts_in(part)}
-
-
-def _names(task_file: Path) -> set[str]:
-    """Return what a group may call a task file: its task, group or tags."""
-    try:
-        read = read_tagged(task_file)
-    except (OSError, YAMLError, TypeError, ValueError, RecursionError):
-        return set()
-    return _texts_in([read.get(key) for key in ("task", "group", "tag")]) if isinstance(read, dict) else set()

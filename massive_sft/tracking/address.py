@@ -10,7 +10,7 @@ from pathlib import Path
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.fingerprint import digest
 from massive_sft.ledger.provenance import redact
-from massive_sft.sweep.content import expand
+from massive_sft.sweep.paths import expand
 
 PLACE = "tracking.mlflow"
 SQLITE = "sqlite:///"

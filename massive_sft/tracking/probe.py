@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.sweep.content import expand
+from massive_sft.sweep.paths import expand
 from massive_sft.tracking.address import database, resolve, sqlite_address
 
 T = TypeVar("T")

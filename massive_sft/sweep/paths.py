@@ -1,0 +1,47 @@
+"""Paths as users write them: with ``${NAME}``, from home, relative, or as a URL of a file of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}`` by the environment's values.
+
+    Raises:
+        KeyError: with the name of a variable that is not set and has no default.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match[1], match[2]
+        found = environment.get(name) or default
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
+
+
+def local_places(text: str, folder: Path) -> list[tuple[Path, str]]:
+    """Return where the readers of a task file's data may look for what it names: (start, path or pattern), in order.
+
+    That is beside the task file, then in the working folder; there alone for the path within a URL of ``fsspec``:
+    ``file:///a/q.jsonl``, or what a chain ends in, such as ``zip://q.jsonl::a.zip``. What is no path has none.
+
+    Args:
+        text: a value of a task file, perhaps no path at all.
+        folder: the task file's.
+    """
+    if not text or "\n" in text or "\0" in text or len(text) > 1024:
+        return []
+    try:
+        expanded = expand(text)
+        bare = re.sub(r"^(file|local):(//)?", "", expanded.rpartition("::")[2])
+        named = str(Path(bare).expanduser())
+    except (KeyError, RuntimeError):  # a variable or a home that is not known here
+        return []
+    starts = [folder, Path.cwd()] if bare == expanded else [Path.cwd()]
+    return [(start, named) for start in dict.fromkeys(starts)]
