@@ -62,8 +62,13 @@ class Repository:
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a name in a repository matches a pattern; a ``*`` stays within one folder."""
-    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    """Return whether a name in a repository matches a pattern; a ``*`` stays within one folder, ``**/`` is any."""
+    for pattern in patterns:
+        anywhere = pattern.removeprefix("**/")
+        own = name.rpartition("/")[2] if anywhere != pattern else name
+        if own.count("/") == anywhere.count("/") and fnmatch.fnmatchcase(own, anywhere):
+            return True
+    return False
 
 
 @dataclass(frozen=True)

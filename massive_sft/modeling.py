@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
 from massive_sft import hub
@@ -70,14 +72,22 @@ def place_of(model: Model) -> str:
 
 def _refusal(model: Model, what: str, error: Exception) -> InvalidInput:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not model.trust_remote_code and "trust_remote_code" in str(error):
+        rule = f"needs code of its own to load its {what}: read it, and allow it with trust_remote_code: true"
+        return InvalidInput(Problem(place_of(model), rule))
     return InvalidInput(Problem(place_of(model), f"is no model that transformers can load: {what}: {first_line}"))
 
 
 def load_config(model: Model) -> Any:
-    """Load a model's configuration. Raises InvalidInput when there is none."""
+    """Load a model's configuration.
+
+    Raises:
+        InvalidInput: there is none, or it runs code of another repository.
+    """
     if model.path is not None and not (Path(model.path) / "config.json").is_file():
         raise InvalidInput(Problem(model.path, "is no model folder: it has no config.json"))
     try:
+        _refuse_foreign_code(model, source(model))
         return AutoConfig.from_pretrained(**source(model))
     except (OSError, ValueError, KeyError) as error:
         raise _refusal(model, "configuration", error) from error
@@ -86,8 +96,7 @@ def load_config(model: Model) -> Any:
 def unsupported(model: Model, config: Any) -> list[Problem]:
     """Return why a base model cannot be trained here.
 
-    Refused are encoder-decoders, models of more than text, mixtures of experts, quantised weights, and code of another
-    repository than the model's, which no id of its content covers.
+    Refused are encoder-decoders, models of more than text, mixtures of experts and quantised weights.
     """
     place = place_of(model)
     problems = []
@@ -114,16 +123,39 @@ def unsupported(model: Model, config: Any) -> list[Problem]:
         )
     if getattr(config, "quantization_config", None):
         problems.append(Problem(place, "has quantised weights, which cannot be tuned; use the unquantised base"))
-    foreign = sorted({code for code in _code_of(config) if "--" in code}) if model.trust_remote_code else []
-    if foreign:
-        rule = "runs code of another repository, which may change; copy it into the model's folder and name it there"
-        problems.append(Problem(place, f"{rule} (auto_map)", ", ".join(foreign)))
     return problems
 
 
-def _code_of(config: Any) -> Iterator[str]:
-    """Yield what a configuration's ``auto_map`` names: ``file.Class``, or ``owner/name--file.Class``."""
-    for value in (getattr(config, "auto_map", None) or {}).values():
+def _refuse_foreign_code(model: Model, arguments: Mapping[str, Any]) -> None:
+    """Refuse code of another repository than the model's or tokenizer's, which no id of its content covers.
+
+    Without ``trust_remote_code`` transformers runs none, and refuses what needs some.
+
+    Args:
+        arguments: of ``from_pretrained``.
+
+    Raises:
+        InvalidInput: likewise.
+    """
+    if not model.trust_remote_code:
+        return
+    where = {name: value for name, value in arguments.items() if name != "trust_remote_code"}
+    try:
+        configuration, _ = PretrainedConfig.get_config_dict(**where)
+    except OSError:  # a tokenizer's folder need not have one
+        configuration = {}
+    maps = [configuration.get("auto_map"), get_tokenizer_config(**where).get("auto_map")]
+    foreign = sorted({code for one in maps for code in _code_of(one) if "--" in code})
+    if foreign:
+        rule = "runs code of another repository, which may change; copy it into the model's folder and name it there"
+        place = str(arguments["pretrained_model_name_or_path"])
+        raise InvalidInput(Problem(place, f"{rule} (auto_map)", ", ".join(foreign)))
+
+
+def _code_of(auto_map: Any) -> Iterator[str]:
+    """Yield what an ``auto_map`` names, or an older tokenizer's list: ``file.Class``, ``owner/name--file.Class``."""
+    values = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
+    for value in values:
         yield from (str(code) for code in (value if isinstance(value, list | tuple) else [value]) if code)
 
 
@@ -224,7 +256,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     """Load a model's fast tokenizer.
 
     Raises:
-        InvalidInput: when there is none, or it has no character offsets (a slow tokenizer), or it has no EOS.
+        InvalidInput: when there is none, or it has no character offsets (a slow tokenizer), or it has no EOS, or it
+            runs code of another repository.
     """
     arguments = source(model)
     if model.tokenizer is not None:
@@ -233,6 +266,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     # Batches are short and many; the tokenizer's own threads would fight with the workers' for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        _refuse_foreign_code(model, arguments)
         tokenizer: Any = AutoTokenizer.from_pretrained(**arguments, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise _refusal(model, "tokenizer", error) from error

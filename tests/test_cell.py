@@ -350,7 +350,14 @@ def test_local_model_is_its_weights_its_tokenizer_and_the_code_that_may_run(tmp_
         (tmp_path / name).write_text("notes")
     (tmp_path / "modeling.py").write_text("1")
     assert identity() == first
-    assert identity(trust_remote_code=True) not in (first, trusting)
+    seen = {first, identity(trust_remote_code=True)}
+    for place in ("custom_generate", "code"):
+        (tmp_path / place).mkdir()
+        (tmp_path / "modeling.py").rename(tmp_path / place / "modeling.py")  # executed otherwise, and by another name
+        seen.add(identity(trust_remote_code=True))
+        (tmp_path / place / "modeling.py").rename(tmp_path / "modeling.py")
+    assert len(seen) == 4
+    assert identity() == first
     (tmp_path / "tokenizer.json").write_text("{ }")
     assert identity() != first
 

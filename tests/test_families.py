@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,50 @@ def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
             modeling.meta_model(save(config, tmp_path / type(config).__name__))
 
 
-def test_code_of_another_repository_is_refused(tmp_path: Path) -> None:
+CODE = """
+from transformers import PreTrainedTokenizerFast
+
+class Own(PreTrainedTokenizerFast):
+    trusted = True
+"""
+
+
+def tokenizer_of(model: Model, auto_map: Any) -> None:
+    """Write a tokenizer into a model's folder whose class is code, ``own.Own``."""
+    folder = Path(str(model.path))
+    world.tokenizer().save_pretrained(folder)
+    read = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(read | {"auto_map": auto_map}))
+    (folder / "own.py").write_text(CODE)
+
+
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoTokenizer": [None, "other/repo--own.Own"]}, ["other/repo--own.Own", None]], ids=["map", "list"]
+)
+def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, auto_map: Any) -> None:
     config = FAMILIES["llama"]()
-    config.auto_map = {"AutoModelForCausalLM": "other/repo--modeling.Model"}
-    model = save(config, tmp_path)
-    assert modeling.unsupported(model, modeling.load_config(model)) == []
+    config.auto_map = {"AutoModelForCausalLM": "other/repo--modeling.Model", "AutoConfig": "other/repo--modeling.Conf"}
+    model = save(config, tmp_path / "model")
     trusting = model.model_copy(update={"trust_remote_code": True})
-    assert "code of another repository" in modeling.unsupported(trusting, config)[0].rule
+    with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--modeling\.Conf, other"):
+        modeling.load_config(trusting)
+    own = save(FAMILIES["llama"](), tmp_path / "own").model_copy(update={"trust_remote_code": True})
+    tokenizer_of(own, auto_map)
+    elsewhere = trusting.model_copy(update={"tokenizer": own.path})
+    for one in (own, elsewhere):
+        with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--own\.Own"):
+            modeling.load_tokenizer(one)
+
+
+def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
+    model = save(FAMILIES["llama"](), tmp_path)
+    tokenizer_of(model, {"AutoTokenizer": [None, "own.Own"]})
+    assert not hasattr(modeling.load_tokenizer(model), "trusted")
+    assert modeling.load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
+    own = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "own"}
+    (tmp_path / "config.json").write_text(json.dumps(own | {"auto_map": {"AutoConfig": "own.Own"}}))
+    with pytest.raises(InvalidInput, match=r"needs code of its own .* allow it with trust_remote_code: true"):
+        modeling.load_config(model)
 
 
 def test_positions_and_token_ids_that_a_model_has(tmp_path: Path) -> None:

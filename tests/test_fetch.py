@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft import modeling
+from massive_sft import hub, modeling
 from massive_sft.fingerprint import hash_file
 from massive_sft.hub import pinned_folder
 from massive_sft.ledger.lease import Lease
@@ -25,6 +25,7 @@ from massive_sft.pinning import pin
 from massive_sft.plan import make_plan
 from massive_sft.sft.sources import load_rows
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.schema import Model
 
 COMMIT, OTHER = "1" * 40, "2" * 40
 
@@ -266,3 +267,11 @@ def test_check_says_at_once_what_the_hub_does_not_give(
     told = done.stderr.splitlines()
     assert [line.split(": ")[1] for line in told] == ["models.llama.hub", "datasets.facts.hub"], done.stderr
     assert all(why in line for line in told)
+
+
+def test_code_of_a_trusted_model_is_needed_wherever_it_lies() -> None:
+    trusted = hub.repository_of(Model(hub="a/b", trust_remote_code=True), "models.m.hub")
+    plain = hub.repository_of(Model(hub="a/b"), "models.m.hub")
+    for name in ("modeling.py", "custom_generate/generate.py", "code/of/mine.py"):
+        assert trusted.wants(name) and not plain.wants(name)
+    assert not trusted.wants("onnx/model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -256,6 +257,30 @@ def test_declared_tasks_that_are_wrong_are_all_named_with_close_choices(tmp_path
     ]
     assert "gsm8k" in problems[0].choices
     assert len(problems[0].choices) <= 5
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"task": "a", "doc_to_txt": "{{q}}"}, "has the unknown key doc_to_txt (did you mean doc_to_text?)"),
+        ({"group": "g", "num_fewshots": 2, "task": ["a"]}, "has the unknown key num_fewshots"),
+        (
+            {"group": "g", "task": ["a", {"task": "b", "include": "base.yaml"}]},
+            "includes base.yaml within its entry b, which lm-eval does at the top of a file alone: give the task a "
+            "file of its own",
+        ),
+        (
+            {"group": "g", "task": [{"group": "h", "task": [{"task": "b", "metrics": []}]}]},
+            "has the unknown key metrics in its entry b",
+        ),
+    ],
+    ids=["task", "group", "include", "nested"],
+)
+def test_key_that_lm_eval_would_stumble_over_is_named(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    (problem,) = tasks.problems([schema.Task(path=str(path))])
+    assert problem.place == "evaluation.tasks[0].path" and problem.rule.startswith(reason)
 
 
 def test_suite_of_the_paper_names_tasks_that_lm_eval_knows() -> None:

@@ -270,6 +270,16 @@ def test_portions_keep_waiting_snapshots_below_the_limit(world: Path) -> None:
     assert [len(portion) for portion in mode.rounds(runs)] == [1, 1]
 
 
+def test_weights_that_nobody_reads_do_not_shorten_a_portion(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path, {"gpus": 1}, storage={"root": str(tmp_path / "ledger"), "max_waiting": "1GB"})
+    before = choose_mode(plan, {"CPU": 2.0, "GPU": 1.0}).at_once
+    assert before > 1
+    for weights in (tmp_path / "world").rglob("model.safetensors"):
+        with (weights.parent / "consolidated.safetensors").open("wb") as other:
+            other.truncate(10**10)  # sparse
+    assert choose_mode(plan, {"CPU": 2.0, "GPU": 1.0}).at_once == before
+
+
 def test_size_is_read_in_bytes() -> None:
     assert (size_in_bytes("2TB"), size_in_bytes("1.5 kB"), size_in_bytes("7B")) == (2e12, 1500, 7)
 

@@ -58,10 +58,14 @@ def yaml_file(path: Path, content: Any) -> Path:
     return path
 
 
+EMPTY_WEIGHTS = "\2\0\0\0\0\0\0\0{}"  # safetensors without a tensor
+
+
 def sweep_file(root: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
     """Write a portable sweep with the small files that it names; ``change`` edits it first."""
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json"):
         write(root / "models/base" / name, "{}")
+    write(root / "models/base/model.safetensors", EMPTY_WEIGHTS)
     write(root / "data/train.jsonl", '{"instruction": "a", "output": "b"}\n')
     write(root / "tasks/test.jsonl", "{}\n")
     task = {"task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "test.jsonl"}}}
@@ -202,10 +206,7 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
         "models.base.path": "is a path of this machine",
         "models.base.tokenizer": "is a path of this machine",
         "models.gone.path": "there is no such file or folder",
-        "models.empty.path": "has no file that matches *.safetensors, pytorch_model*.bin, config.json, tokenizer.json, "
-        "tokenizer.*.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, vocab.json, vocab.txt, "
-        "vocab.bpe, merges.txt, *.model, *.tiktoken, tekken.json, chat_template.json, chat_template.jinja, "
-        "additional_chat_templates/*.jinja, *.py",
+        "models.empty.path": f"{root}/data has no weights",
         "datasets.own.path": "is a path of this machine",
         "datasets.near.path": f"is outside the packaged folder {root}",
         "datasets.ignored.path": "is left out of the package",
@@ -217,9 +218,32 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
     assert found["models.base.path"].endswith("write ../models/base")
 
 
-def test_model_folder_with_ignored_weights_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / ".gitignore", "*.safetensors\n")
-    assert refusals(tmp_path).keys() == {"models.base.path"}
+@pytest.mark.parametrize("ignored", ["part-1.safetensors", "*.index.json", "generation_config.json"])
+def test_model_folder_with_an_ignored_file_that_is_read_is_refused(tmp_path: Path, ignored: str) -> None:
+    def change(_: dict[str, Any]) -> None:
+        (tmp_path / "models/base/model.safetensors").unlink()
+        shards = {"a": "part-1.safetensors", "b": "part-2.safetensors"}
+        for name in shards.values():
+            write(tmp_path / "models/base" / name, EMPTY_WEIGHTS)
+        write(tmp_path / "models/base/model.safetensors.index.json", json.dumps({"weight_map": shards}))
+        write(tmp_path / "models/base/generation_config.json", "{}")
+        write(tmp_path / "models/base/modeling.py")  # which nobody trusts
+
+    write(tmp_path / ".gitignore", "consolidated.*\n*.py\n")
+    write(tmp_path / "models/base/consolidated.safetensors")
+    assert refusals(tmp_path, change) == {}
+    write(tmp_path / ".gitignore", ignored)
+    assert "is left out of the package" in refusals(tmp_path, change)["models.base.path"]
+
+
+def test_file_url_in_a_task_is_a_path_of_this_machine(tmp_path: Path) -> None:
+    outside = write(tmp_path / "elsewhere/own.jsonl")
+    named = {"data_files": {"test": f"file://{outside}"}}
+    yaml_file(tmp_path / "tree/tasks/url.yaml", {"task": "u", "description": "a" * 300, "dataset_kwargs": named})
+    found = refusals(
+        tmp_path / "tree", lambda content: content["evaluation"].update(tasks=[{"path": "../tasks/url.yaml"}])
+    )
+    assert "names a path of this machine" in found["evaluation.tasks[0].path: url.yaml"]
 
 
 @pytest.mark.parametrize("root", ["runs", "/home/me/runs", "${RUNS:-../runs}", "runs/${USER}", "s3://bucket/runs"])

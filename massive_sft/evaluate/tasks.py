@@ -15,13 +15,15 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
+from lm_eval.config.group import GroupConfig
+from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -32,7 +34,7 @@ from massive_sft.fingerprint import fingerprint, hash_file
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
-CLOSEST = 5
+CLOSEST = 5  # names, or reasons, that are told
 local_files.tell_by_change()
 
 
@@ -80,6 +82,8 @@ def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> l
         elif task.name not in _known().task_index:
             names = difflib.get_close_matches(str(task.name), known_tasks(), n=CLOSEST, cutoff=0.5)
             found.append(Problem(f"{where}.name", "must be a task or group that lm-eval knows", task.name, names))
+        elif reason := _keys_problem(_known().task_index[str(task.name)].cfg or {}):
+            found.append(Problem(f"{where}.name", reason, task.name))
     return found
 
 
@@ -93,7 +97,37 @@ def _file_problem(path: Path) -> str | None:
         return str(error)
     if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
         return "must hold a task or a group"
-    return None
+    return _keys_problem(config)
+
+
+def _keys_problem(config: Mapping[str, Any]) -> str | None:
+    reasons = list(_key_reasons(config))
+    more = [f"and {len(reasons) - CLOSEST} more"] if len(reasons) > CLOSEST else []
+    return "; ".join(reasons[:CLOSEST] + more) or None
+
+
+_KEYS = {field.name for kind in (TaskConfig, GroupConfig) for field in dataclasses.fields(kind)} | {"task_list"}
+
+
+def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield what lm-eval would not know in a task file, and in the entries of a group's list of tasks."""
+    if "class" in config:
+        return  # which takes what it likes
+    for key in sorted(map(str, config.keys() - _KEYS)):
+        if above and key == "include":
+            yield (
+                f"includes {config[key]} within {above}, which lm-eval does at the top of a file alone: "
+                "give the task a file of its own, and name it in the group"
+            )
+        else:
+            close = difflib.get_close_matches(key, sorted(_KEYS), n=1)
+            yield f"has the unknown key {key}{f' in {above}' if above else ''}" + (
+                f" (did you mean {close[0]}?)" if close else ""
+            )
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, Mapping):
+            yield from _key_reasons(member, f"its entry {member.get('task') or member.get('group')}")
 
 
 @contextlib.contextmanager

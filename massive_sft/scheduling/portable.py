@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Problem
+from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.scheduling.package import Tree
-from massive_sft.sweep.content import CODE, TOKENIZER, WEIGHTS
+from massive_sft.sweep import weight_files
+from massive_sft.sweep.content import CODE, TOKENIZER
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.paths import expand
+from massive_sft.sweep.paths import expand, local_places
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
+CONFIGURATION = ("config.json", "generation_config.json")  # of a model, beside its weights
 ON_CLUSTER = "${"  # how a path begins that is expanded on the cluster, where it is used
 DECLARE = "write a path of the cluster as ${NAME} or ${NAME:-/its/path}"
 SQLITE = "sqlite:///"
@@ -40,9 +42,9 @@ class _Paths:
             yield from self._packaged(path.resolve(), str(path))
         file = self.sweep.file
         for name, model in file.models.items():
-            patterns = {"path": (*WEIGHTS, *TOKENIZER, *CODE), "tokenizer": (*TOKENIZER, *CODE)}
-            for key, wanted in patterns.items():
-                yield from self._input(getattr(model, key), f"models.{name}.{key}", wanted)
+            read = (*TOKENIZER, *(CODE if model.trust_remote_code else ()))
+            yield from self._input(model.path, f"models.{name}.path", (*CONFIGURATION, *read), weight_files.with_index)
+            yield from self._input(model.tokenizer, f"models.{name}.tokenizer", read)
         for name, dataset in file.datasets.items():
             for below in dataset.files or ("",) if dataset.path is not None else ():
                 yield from self._input(str(Path(str(dataset.path)) / below), f"datasets.{name}.path")
@@ -54,8 +56,14 @@ class _Paths:
     def _place(self, where: str) -> str:
         return f"{self.sweep.path}: {where}"
 
-    def _input(self, text: str | None, where: str, wanted: tuple[str, ...] = ()) -> Iterator[Problem]:
-        """Check a path that is read: a file, or a folder's files that match ``wanted``."""
+    def _input(
+        self,
+        text: str | None,
+        where: str,
+        wanted: tuple[str, ...] = (),
+        weights: Callable[[Path], list[Path]] | None = None,
+    ) -> Iterator[Problem]:
+        """Check a path that is read: a file, or a folder's files that match ``wanted``, and its ``weights``."""
         if text is None or text.startswith(ON_CLUSTER):
             return
         place = self._place(where)
@@ -70,7 +78,12 @@ class _Paths:
             if not path.is_relative_to(self.tree.root):
                 yield self._outside(place, text)
         elif path.is_dir() and wanted:
-            files = {file: None for pattern in wanted for file in sorted(path.glob(pattern)) if file.is_file()}
+            try:
+                files = dict.fromkeys(weights(path) if weights else ())
+            except InvalidInput as error:
+                yield Problem(place, f"{error.problems[0].place} {error.problems[0].rule}", text)
+                return
+            files |= {file: None for pattern in wanted for file in sorted(path.glob(pattern)) if file.is_file()}
             if not files:
                 yield Problem(place, f"has no file that matches {', '.join(wanted)}", text)
             for file in files:
@@ -115,10 +128,11 @@ class _Paths:
         for text in texts:
             if text.startswith("!function "):
                 text = text.split()[1].rpartition(".")[0] + ".py"
-            named = Path(os.path.abspath(task.parent / text))
-            if not named.is_file():
+            start, name = next(iter(local_places(text, task.parent)), (task.parent, ""))
+            named = Path(os.path.abspath(start / name))
+            if ON_CLUSTER in text or not os.path.isfile(named):  # which takes a name of any length
                 continue
-            if os.path.isabs(text):
+            if os.path.isabs(name):
                 yield Problem(place, "names a path of this machine: write it relative to the file", text)
                 continue
             yield from self._packaged(named, place)

@@ -41,7 +41,8 @@ TOKENIZER = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-CODE = ("*.py",)  # runs only under trust_remote_code
+# Runs only under trust_remote_code: what an ``auto_map`` names and imports, and ``custom_generate/generate.py``.
+CODE = ("**/*.py",)
 
 
 class Commits(BaseModel):
@@ -206,7 +207,7 @@ class Contents:
             files |= {file: None for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
             if not files:
                 raise InvalidInput(Problem(place, f"has no file that matches {', '.join(patterns)}", str(path)))
-            return "files:" + fingerprint([[file.name, self.hashes.of(file)] for file in files])
+            return "files:" + fingerprint([[_name_within(file, path), self.hashes.of(file)] for file in files])
         except InvalidInput as error:
             self._lacks(place, _at(place, error.problems))
         except OSError as error:
@@ -248,6 +249,11 @@ def _at(place: str, problems: list[Problem]) -> Problem:
     if first.place == place:
         return first
     return Problem(place, "; ".join(f"{problem.place} {problem.rule}" for problem in problems), first.value)
+
+
+def _name_within(file: Path, folder: Path) -> str:
+    """Return by what name a file of a model counts; code is imported by where it lies."""
+    return file.relative_to(folder).as_posix() if file.suffix == ".py" else file.name
 
 
 def _extension(file: Path) -> str:

@@ -36,11 +36,17 @@ def find(folder: Path) -> list[Path]:
     """
     if (folder / ADAPTER).is_file():
         raise InvalidInput(Problem(str(folder), NO_BASE))
-    files = [folder / name for name in sorted(_names(folder))]
+    files = [folder / name for name in sorted(_named(folder)[1])]
     problems = [problem for file in files if (problem := _problem(file)) is not None]
     if problems:
         raise InvalidInput(problems)
     return files
+
+
+def with_index(folder: Path) -> list[Path]:
+    """Return the files that ``find`` does, and the index that names them where there is one. Raises as ``find``."""
+    index, _ = _named(folder)
+    return find(folder) + ([index] if index else [])
 
 
 def chosen(names: Iterable[str]) -> set[str]:
@@ -81,18 +87,18 @@ def header(file: Path) -> dict[str, Any]:
     return dict(tensors)
 
 
-def _names(folder: Path) -> set[str]:
-    """Return the names of the files that weights are loaded from, whether they are there or not."""
+def _named(folder: Path) -> tuple[Path | None, set[str]]:
+    """Return the index, and the names of the files that weights are loaded from, whether they are there or not."""
     explicit = _json(folder / "config.json").get("transformers_weights")
     for single in (explicit,) if isinstance(explicit, str) else SINGLE:
-        index = single if single.endswith(".index.json") else f"{single}.index.json"
-        if single != index and ((folder / single).is_file() or (folder / single).is_symlink()):
-            return {single}
-        if (folder / index).is_file():
-            named = _json(folder / index).get("weight_map")
+        index = folder / (single if single.endswith(".index.json") else f"{single}.index.json")
+        if single != index.name and ((folder / single).is_file() or (folder / single).is_symlink()):
+            return None, {single}
+        if index.is_file():
+            named = _json(index).get("weight_map")
             if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()) or not named:
-                raise InvalidInput(Problem(str(folder / index), f"is no index of weight files; {AGAIN}"))
-            return set(named.values())
+                raise InvalidInput(Problem(str(index), f"is no index of weight files; {AGAIN}"))
+            return index, set(named.values())
     raise InvalidInput(Problem(str(folder), NONE))
 
 
