@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import evaluation_world as world
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_training import make_samples, make_spec, train
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -29,6 +31,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from massive_sft import layers, modeling
 from massive_sft.errors import InvalidInput
@@ -36,8 +39,8 @@ from massive_sft.evaluate.perplexity import perplexity
 from massive_sft.evaluate.requests import Generation, Likelihood
 from massive_sft.evaluate.scorer import PlainScorer
 from massive_sft.evaluate.weights import load_scored
-from massive_sft.sft.lora import target_problems
-from massive_sft.sweep.schema import Lora, Model
+from massive_sft.sft.lora import add_adapter, target_problems
+from massive_sft.sweep.schema import Lora, Model, Setting
 
 SIZES: dict[str, Any] = {
     "vocab_size": 267, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -145,6 +148,56 @@ def test_lora_targets_are_what_peft_takes(tmp_path: Path) -> None:
     assert len(found) == 4
     assert "got 'c_atn' (did you mean 'c_attn'?); valid: c_attn, c_fc, c_proj" in found[0]
     assert targets(tmp_path / "c", "layers.0.self_attn.q_proj", "down_proj", family="llama") == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_what_is_adapted_is_what_the_targets_name(family: str) -> None:
+    """A name, the end of one, all of one module or of the whole model; more than 20 are shortened by peft."""
+    config = FAMILIES[family]()
+    config.num_hidden_layers = 6
+    made: Any = AutoModelForCausalLM.from_config(config)
+    head = made.get_output_embeddings()
+    linear = [name for name, one in made.named_modules() if isinstance(one, nn.Linear | Conv1D) and one is not head]
+    full, last = linear[0], linear[0].rpartition(".")[2]
+    ends = [".".join(full.split(".")[start:]) for start in range(full.count("."))]
+    named = [["all-linear"], [last], [last, linear[-1]], linear[:-1], *([end] for end in ends)]
+    for names in named:
+        meant = [name for name in linear if any(f".{name}".endswith(f".{one}") for one in names)]
+        chosen = "all-linear" if names == ["all-linear"] else tuple(names)
+        setting = Setting(method="lora", lr=1e-3, batch=1, lora=Lora(targets=chosen))
+        assert target_problems(made, setting.lora) == []
+        adapted = add_adapter(copy.deepcopy(made), setting)
+        trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+        wrapped = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in trained}
+        assert sorted(wrapped) == sorted(meant or linear)
+
+
+def test_targets_that_are_no_linear_modules_are_refused_with_close_names(tmp_path: Path) -> None:
+    for name in ("embed_tokens", "norm", "layers.0", ".*q_proj", ".q_proj", "q_pro", "all-linears"):
+        (problem,) = targets(tmp_path / "m", "k_proj", name, family="llama")
+        assert "must name linear modules" in problem and "valid: down_proj, " in problem
+    (problem,) = targets(tmp_path / "m", "layers.1.self_attn.qproj", family="llama")
+    assert "did you mean 'layers.1.self_attn.q_proj'" in problem
+
+
+def test_adapter_of_a_tied_output_layer_merges_without_moving_the_embeddings(tmp_path: Path) -> None:
+    """As an earlier version trained it."""
+    base = world.llama(tie_word_embeddings=True)
+    base.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"]))
+    for name, weight in adapted.named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = Model(path=str(tmp_path / "base"))
+    unmerged, merged = (load_scored(model, tmp_path / "adapter", "fp32", how) for how in ("unmerged", "merged"))
+    expected = unmerged(input_ids=TOKENS).logits
+    merged.save_pretrained(tmp_path / "merged")
+    for one in (merged, load_scored(model, tmp_path / "merged", "fp32")):
+        assert torch.allclose(one(input_ids=TOKENS).logits, expected, atol=1e-4)
+        assert torch.equal(
+            one.get_input_embeddings().weight, modeling.load_model(model, "fp32").model.embed_tokens.weight
+        )
 
 
 def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from massive_sft import modeling
 from massive_sft.errors import InvalidInput, Problem
@@ -41,6 +43,7 @@ def load_scored(
             modeling.load_model(model, dtype), str(snapshot), autocast_adapter_dtype=False
         )
         if adapters == "merged":
+            _untie(loaded)
             loaded = loaded.merge_and_unload()
     elif (snapshot / "config.json").is_file():
         whole = Model(path=str(snapshot), trust_remote_code=model.trust_remote_code)
@@ -48,3 +51,18 @@ def load_scored(
     else:
         raise InvalidInput(Problem(str(snapshot), "is no snapshot: it has neither config.json nor adapter_config.json"))
     return loaded.requires_grad_(False).eval().to(device)
+
+
+def _untie(adapted: PeftModel) -> None:
+    """Give each adapted weight that another module shares a copy of its own.
+
+    An output layer's may be tied to the embeddings, which would move with it when the adapter is merged. No such target
+    is trained any more; adapters of earlier versions may have it.
+    """
+    config = adapted.get_base_model().config
+    holders = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
+    for module in adapted.modules():
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else None
+        if base is not None and holders[id(base.weight)] > 1:
+            base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False

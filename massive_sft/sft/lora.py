@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -51,15 +53,23 @@ def target_problems(model: PreTrainedModel, lora: Lora) -> list[Problem]:
     holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     shared = {name for name, module in linear.items() if holders[id(module.weight)] > 1}
-    names = sorted({name.rsplit(".", 1)[-1] for name in linear.keys() - shared})
     problems = []
     for target in lora.targets:
         found = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not found or any(name not in linear for name in found):
-            problems.append(Problem("lora.targets", "must name linear modules of the model", target, names))
+            rule = "must name linear modules of the model"
         elif shared & set(found):
             rule = (
                 "must not name an output layer that is tied to the embeddings, which merging would move, of the model"
             )
-            problems.append(Problem("lora.targets", rule, target, names))
+        else:
+            continue
+        problems.append(Problem("lora.targets", rule, target, _choices(linear.keys() - shared, target)))
     return problems
+
+
+def _choices(names: Iterable[str], target: str) -> list[str]:
+    """Return what a target could be: modules' own names, and of longer ones those that are close to it."""
+    parts = target.count(".") + 1
+    own, long = ({".".join(name.split(".")[-n:]) for name in names} for n in (1, parts))
+    return sorted(own | set(difflib.get_close_matches(target, long)))
