@@ -198,6 +198,18 @@ def test_version_of_a_named_task_is_part_of_what_is_asked(tmp_path: Path, monkey
     assert (first["few"]["few"], first["few"]["few_a"], first["none"]) == ("1", "3.0", {})
     assert first["few"].keys() == {"few", "few_a", "plain"}
     assert {name: facts.versions for name, facts in task_facts(names, memory).items()} == first
+    ((installation, known),) = json.loads(memory.read_text()).items()
+    of_another_version = installation.rpartition(" ")[0]
+    for key, change in (
+        *((installation, {field: None}) for field in known["few"]),
+        (installation, {"shots": ["0"]}),
+        (installation, {"tags": []}),
+        (of_another_version, {"versions": {"few": "0"}}),
+    ):
+        memory.write_text(json.dumps({key: known | {"few": known["few"] | change}}))
+        assert task_facts(names, memory)["few"].versions == first["few"], change
+    memory.write_text(json.dumps({installation: known | {"few": {"few": "1", "files": {}}}}))
+    assert task_facts(names, memory)["few"].versions == first["few"]
     (tasks / "few" / "_base").write_text("metadata:\n  version: 4.0\n")
     (tasks / "few" / "code.py").write_text("class Own: VERSION = 22\n")
     second = {name: facts.versions for name, facts in task_facts(names, memory).items()}

@@ -59,7 +59,7 @@ def _untie(adapted: PeftModel) -> None:
     An output layer's may be tied to the embeddings, which would move with it when the adapter is merged. No such target
     is trained any more; adapters of earlier versions may have it.
     """
-    config = adapted.get_base_model().config
+    config: Any = adapted.get_base_model().config
     holders = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
     for module in adapted.modules():
         base = module.get_base_layer() if isinstance(module, LoraLayer) else None

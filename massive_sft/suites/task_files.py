@@ -70,7 +70,8 @@ def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Fa
         return {name: Facts() for name in wanted}
     folder = Path(spec.origin).parent / "tasks"
     memory = memory or _default_memory()
-    key = f"{metadata.version('lm_eval')} {folder}"
+    # What an entry means, this module's text says: those of another are none.
+    key = f"{metadata.version('lm_eval')} {folder} {hash_file(Path(__file__))}"
     known = _remembered(memory, key)
     found, tasks = {}, None
     for name in wanted:
@@ -269,11 +270,22 @@ def _remembered(memory: Path | None, key: str) -> dict[str, Any]:
     """Return what is remembered of one installation; nothing where it cannot be read."""
     try:
         read = json.loads(memory.read_bytes())[key] if memory else {}
-        return {
-            name: entry for name, entry in read.items() if entry.keys() == {"versions", "shots", "generates", "files"}
-        }
+        return {name: entry for name, entry in read.items() if _is_sound(entry)}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
+
+
+def _is_sound(entry: Any) -> bool:
+    """Return whether an entry has the shape of one: somebody may have written or cut the file."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"versions", "shots", "generates", "files"}
+        and isinstance(entry["versions"], dict)
+        and isinstance(entry["shots"], list)
+        and all(isinstance(number, int) for number in entry["shots"])
+        and isinstance(entry["generates"], bool)
+        and isinstance(entry["files"], dict)
+    )
 
 
 def _default_memory() -> Path | None:
