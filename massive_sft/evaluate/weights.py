@@ -62,7 +62,7 @@ def _untie(adapted: PeftModel) -> None:
     config: Any = adapted.get_base_model().config
     holders = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
     for module in adapted.modules():
-        base = module.get_base_layer() if isinstance(module, LoraLayer) else None
+        base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else None
         if base is not None and holders[id(base.weight)] > 1:
             base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
