@@ -121,10 +121,14 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     from massive_sft.check import check as find_problems
 
     made = make_plan(load_sweep(file, overlay or ()))
+    cautions: list[Problem] = []
     with err.status("checking") as status:
-        problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")))
+        problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")), cautions.append)
     if as_json:
-        print_json([{"place": p.place, "rule": p.rule, "text": str(p)} for p in problems])
+        found = [("error", problem) for problem in problems] + [("warning", caution) for caution in cautions]
+        print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in found])
+    for caution in cautions if not as_json else ():
+        _warn(caution)
     if problems:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
@@ -196,7 +200,11 @@ def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     stop = Stop()
     wanted = {cell.cell.id for cell in made.cells}
     status = err.status("checking")
-    with outliving(), status, checked(made, whole, lambda what: status.update(Text(f"checking {what}"))) as registered:
+
+    def tell(what: str) -> None:
+        status.update(Text(f"checking {what}"))
+
+    with outliving(), status, checked(made, whole, tell, _warn) as registered:
         status.stop()
         with RunProgress(made, out) as progress:
             done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
@@ -273,6 +281,7 @@ def inspect(
     samples: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 3,
 ) -> None:
     """Training samples as the model gets them, the trained tokens marked."""
+    from massive_sft.sft import cautions
     from massive_sft.sft.preview import render
     from massive_sft.stages.training import build_recipe_samples
 
@@ -284,6 +293,9 @@ def inspect(
         require_settled(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
         raise
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
+    place = f"{file}: settings.{recipe.setting_name}"
+    for caution in cautions.joined(recipe.setting, counts.parts, place, recipe.model_name):
+        _warn(caution)
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))
 
@@ -336,6 +348,10 @@ def main() -> None:
         sys.exit(EXIT_INCOMPLETE)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
+
+
+def _warn(caution: Problem) -> None:
+    out.print(Text(f"warning: {caution}", style="yellow"), soft_wrap=True)
 
 
 def _counts(made: Plan) -> str:

@@ -10,7 +10,7 @@ from massive_sft.changes import remember
 from massive_sft.check import require_runnable
 from massive_sft.companions import finish_together, wants
 from massive_sft.cost.learn import learn
-from massive_sft.errors import InvalidInput
+from massive_sft.errors import InvalidInput, Problem
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.runs import Run, registered
 from massive_sft.ledger.store import Ledger
@@ -40,19 +40,20 @@ Runner = Callable[[Plan, Listen], None]
 
 
 @contextmanager
-def checked(plan: Plan, whole: Plan, tell: Callable[[str], None]) -> Iterator[Run]:
+def checked(plan: Plan, whole: Plan, tell: Callable[[str], None], warn: Callable[[Problem], None]) -> Iterator[Run]:
     """Register a run and check what it needs; yield its registration, which stands while the block runs.
 
     Args:
         plan: the part of the sweep that is wanted.
         whole: the plan of all of it.
         tell: told what is being checked.
+        warn: told what the user should know of what was found.
 
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
     """
     with _announced(plan) as run:
-        require_runnable(plan, tell)
+        require_runnable(plan, tell, warn)
         remember(whole, Ledger.open(plan.root))
         yield run
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from massive_sft.check.benchmarks import benchmark_problems
-from massive_sft.check.data import data_problems
+from massive_sft.check.data import clock_cautions, data_problems
 from massive_sft.check.models import Models, unreachable
 from massive_sft.check.room import room_problems
 from massive_sft.errors import InvalidInput, Problem
@@ -18,9 +18,10 @@ from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
 
 Say = Callable[[str], None]
+Warn = Callable[[Problem], None]
 
 
-def check(plan: Plan, say: Say = lambda _: None) -> list[Problem]:
+def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) -> list[Problem]:
     """Try a plan's storage, tracker, layouts, models, tokenizers, benchmarks and data.
 
     What is left to do is tried as a run does it: requests of benchmarks are built and a made-up answer is scored, data
@@ -30,6 +31,7 @@ def check(plan: Plan, say: Say = lambda _: None) -> list[Problem]:
     Args:
         plan: of the sweep.
         say: told what is being checked, for a progress display.
+        warn: told what stops no run, but the user should know.
 
     Returns:
         Every problem found, each once; empty when a run can start.
@@ -41,16 +43,16 @@ def check(plan: Plan, say: Say = lambda _: None) -> list[Problem]:
     except InvalidInput as error:
         problems += error.problems
         with tempfile.TemporaryDirectory() as folder:
-            problems += _all_but_storage(plan, Ledger.open(Path(folder)), say)
+            problems += _all_but_storage(plan, Ledger.open(Path(folder)), say, warn)
     else:
         problems += [*_name_problems(plan, ledger), *room_problems(plan)]
-        problems += _all_but_storage(plan, ledger, say)
+        problems += _all_but_storage(plan, ledger, say, warn)
     return list({str(problem): problem for problem in problems}.values())
 
 
-def require_runnable(plan: Plan, say: Say = lambda _: None) -> None:
+def require_runnable(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) -> None:
     """Raise InvalidInput with every problem that ``check`` finds."""
-    problems = check(plan, say)
+    problems = check(plan, say, warn)
     if problems:
         raise InvalidInput(problems)
 
@@ -63,7 +65,7 @@ def _name_problems(plan: Plan, ledger: Ledger) -> list[Problem]:
     return [Problem(f"{plan.sweep.path}: name", rule, name)]
 
 
-def _all_but_storage(plan: Plan, ledger: Ledger, say: Say) -> list[Problem]:
+def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[Problem]:
     file, path = plan.sweep.file, plan.sweep.path
     problems: list[Problem] = []
     say("tracker")
@@ -80,6 +82,8 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say) -> list[Problem]:
     problems += (problem for found in lost.values() for problem in found)
     models = Models(plan, lost)
     problems += models.problems(say)
-    problems += data_problems(plan, ledger, models, lost, say)
+    for caution in clock_cautions(plan, models):
+        warn(caution)
+    problems += data_problems(plan, ledger, models, lost, say, warn)
     problems += benchmark_problems(plan, ledger, models, say)
     return problems

@@ -10,20 +10,30 @@ from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, RunPlan, token_key
 from massive_sft.samples import Samples
+from massive_sft.sft import cautions
+from massive_sft.sft.data import PartCounts
 from massive_sft.stages.training import samples_of
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.template import CHAT
 
 
 def data_problems(
-    plan: Plan, ledger: Ledger, models: Models, lost: Container[str], say: Callable[[str], None]
+    plan: Plan,
+    ledger: Ledger,
+    models: Models,
+    lost: Container[str],
+    say: Callable[[str], None],
+    warn: Callable[[Problem], None],
 ) -> Iterator[Problem]:
     """Build every distinct training set of usable models once, into the ledger's token cache.
 
     Args:
         lost: places (``datasets.NAME``) that the hub does not give.
+        warn: told what stands, but may not be what was meant.
     """
     distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.runs}
     missing = [problem.place for problem in plan.missing]
+    joined: dict[tuple[str, str], tuple[Recipe, dict[str, PartCounts]]] = {}  # by template and model
     for run in distinct.values():
         recipe = run.trajectory.recipe
         model = models.usable.get(recipe.model)
@@ -33,7 +43,7 @@ def data_problems(
             continue
         say(f"data {recipe.mixture.name} for {recipe.model_name}")
         try:
-            samples, _ = samples_of(run, ledger)
+            samples, counts = samples_of(run, ledger)
         except InvalidInput as error:
             yield from (
                 Problem(f"{plan.sweep.path}: {item.place}", item.rule, item.value, item.choices)
@@ -43,6 +53,22 @@ def data_problems(
             yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(error))
         else:
             yield from _unfit(plan, recipe, samples, model)
+            _, parts = joined.setdefault((str(recipe.setting.template), recipe.model_name), (recipe, {}))
+            for part in counts.parts:
+                parts[part.name] = max(part, parts.get(part.name, part), key=lambda one: one.joined)
+    for recipe, parts in joined.values():
+        place = f"{plan.sweep.path}: settings.{recipe.setting_name}"
+        for caution in cautions.joined(recipe.setting, parts.values(), place, recipe.model_name):
+            warn(caution)
+
+
+def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
+    """Tell of each usable model whose chat template, in training or scoring, reads the clock."""
+    recipes = [cell.cell.recipe for cell in plan.cells if cell.cell.recipe is not None]
+    trained = {recipe.model for recipe in recipes if recipe.setting.template == CHAT}
+    for model, usable in models.usable.items():
+        if model in trained or plan.sweep.file.evaluation.protocol.template == CHAT:
+            yield from cautions.clock(usable.tokenizer, f"{plan.sweep.path}: models.{usable.name}")
 
 
 def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: Usable) -> Iterator[Problem]:

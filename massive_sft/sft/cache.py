@@ -23,7 +23,7 @@ from massive_sft.ledger.record import seal, unseal
 from massive_sft.samples import Samples, padded_width
 from massive_sft.sft.data import Counts
 
-SCHEMA = 1
+SCHEMA = 2  # 2: the counts tell of answers that a token joins to their prompts
 _ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")
 _log = logging.getLogger(__name__)
 

@@ -40,6 +40,9 @@ class PartCounts(Strict):
         text_bytes, trainable_text_bytes: UTF-8 bytes that these tokens cover (special tokens count nothing).
         empty_prompts, empty_completions: drawn samples with a turn whose prompt or completion is blank.
         longest: tokens of the longest drawn sample before truncation.
+        joined: of the samples, those in which a token holds the end of a prompt and the beginning of its answer, which
+            no generation prompt can hold.
+        first_joined: the row of the first of them and the token's text; None without one.
     """
 
     name: str
@@ -58,6 +61,8 @@ class PartCounts(Strict):
     empty_prompts: int
     empty_completions: int
     longest: int
+    joined: int
+    first_joined: tuple[int, str] | None = None
 
 
 class Counts(Strict):
@@ -108,6 +113,7 @@ class _Part:
         self.empty_completions = sum(not all(completion.strip() for _, completion in row.turns) for row in rows)
         self.samples: list[Encoded] = []
         self.rows: list[int] = []
+        self.joined: list[tuple[int, str]] = []
         self.dropped = self.truncated = self.longest = 0
 
     @property
@@ -129,6 +135,8 @@ class _Part:
             empty_prompts=self.empty_prompts,
             empty_completions=self.empty_completions,
             longest=self.longest,
+            joined=len(self.joined),
+            first_joined=self.joined[0] if self.joined else None,
         )
 
 
@@ -173,6 +181,8 @@ def _add(built: _Part, row: Row, sample: Encoded, setting: Setting, findings: Fi
     built.truncated += len(short) < len(sample)
     built.samples.append(short)
     built.rows.append(row.index)
+    if short.joined is not None:
+        built.joined.append((row.index, short.joined))
 
 
 def _joined(parts: Sequence[_Part]) -> Samples:
@@ -193,7 +203,8 @@ def _joined(parts: Sequence[_Part]) -> Samples:
 
 def _total(name: str, parts: Sequence[_Part]) -> PartCounts:
     counts = [part.counts.model_dump() for part in parts]
-    total = {key: sum(count[key] for count in counts) for key in PartCounts.model_fields if key != "name"}
+    summed = PartCounts.model_fields.keys() - {"name", "first_joined"}
+    total = {key: sum(count[key] for count in counts) for key in summed}
     texts = [text for part in parts for text in part.texts]
     total["duplicates"] = len(texts) - len(set(texts))
     total["longest"] = max(count["longest"] for count in counts)

@@ -58,7 +58,7 @@ def render_sample(
 
 def render_counts(counts: Counts) -> Table:
     """Return the counts as a table: one row a part, and the total when there are several parts."""
-    columns = [name for name in PartCounts.model_fields if name != "name"]
+    columns = [name for name in PartCounts.model_fields if name not in ("name", "first_joined")]
     table = Table(Column("count", no_wrap=True), title=counts.total.name)
     shown = [*counts.parts, counts.total] if len(counts.parts) > 1 else list(counts.parts)
     for number, part in enumerate(shown):

@@ -76,7 +76,8 @@ def _chat(row: Row, chat: Chat) -> Rendered:
     """The tokenizer's chat template, rendered once: the answers are found in the whole conversation's text.
 
     An answer begins behind the generation prompt and ends with the token that the template closes answers with. What
-    the template puts between the two, such as an empty think block, is trained: no generation prompt has it.
+    the template puts between the two, such as an empty think block, is trained: no generation prompt has it. A
+    template that ends the last answer only leaves nothing to learn where earlier ones end, so they may not be trained.
     """
     messages: list[Message] = [] if row.system is None else [{"role": "system", "content": row.system}]
     for prompt, completion in row.turns:
@@ -95,12 +96,24 @@ def _chat(row: Row, chat: Chat) -> Rendered:
     if places is None:
         raise RenderError(f"has a chat template that changes the completion; {out}")
     spans = []
+    ended = []
     for prompt, (begin, end) in zip(asked, places, strict=True):
         start = len(prompt) if text.startswith(prompt) else begin
+        ended.append(chat.end_of_turn is not None and text.startswith(chat.closing, end))
         end += len(chat.closing) if text.startswith(chat.closing, end) else 0
         spans.append((start, start, end))  # white space after a header stands in every prompt: no border
-    closed = chat.end_of_turn is not None and text.endswith(chat.closing, 0, spans[-1][2])
-    return Rendered(text[: spans[-1][2]], tuple(spans), closed)
+    if not all(done or turn in row.untrained for turn, done in enumerate(ended[:-1])):
+        raise RenderError(_never_ends(chat))
+    return Rendered(text[: spans[-1][2]], tuple(spans), ended[-1])
+
+
+def _never_ends(chat: Chat) -> str:
+    last = f"ends the last with {chat.closing!r} alone" if chat.end_of_turn else "has no token for it"
+    return (
+        f"trains answers whose end its chat template (settings: template) does not write: it {last}, so a model would "
+        "not learn to stop; use turns: first, or weight 0 for earlier answers, or a template of your own "
+        "(template: {prompt: ...}), which ends each with EOS"
+    )
 
 
 def _around_answers(messages: Sequence[Message], chat: Chat) -> list[str]:

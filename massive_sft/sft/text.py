@@ -9,6 +9,10 @@ Rules:
       such as `` Paris`` after ``Answer: ``, is trained. So is a token of nothing but the white space at the border,
       such as the space before ``42`` where digits stand alone: no prompt that ends in ``Answer:`` tells which it will
       be, so the model has to. A sample's first token never is.
+    - A chat's answer begins with a token of its own, for the generation prompt ends in a whole one: where the tokenizer
+      joins the answer's first line end or spaces to the header's, the text is encoded in two pieces.
+    - Elsewhere a token may join a prompt's last text and its answer's first (``?a`` of ``plain``). It is trained, though
+      no generation prompt can hold it, and told (``sft.cautions``).
     - An answer that its row says not to train, EOS included, is not, whatever ``loss_on`` says.
     - A special token's text inside data is an error: encoded, it would be the token and not the text.
 """
@@ -19,7 +23,8 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +50,7 @@ class Encoded:
         text_bytes: int32, same shape; UTF-8 bytes of the text that each token covers, 0 for special tokens.
         head: how many tokens stand before the text (BOS).
         answer: index of the last completion's first token.
+        joined: the text of the first token that holds a prompt's end and its answer's beginning; None without one.
     """
 
     tokens: np.ndarray
@@ -52,6 +58,7 @@ class Encoded:
     text_bytes: np.ndarray
     head: int
     answer: int
+    joined: str | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -103,6 +110,8 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._head = np.array(self._found_head(tokenizer), dtype=np.int32)
+        # A tokenizer that puts a space before every text would put one between two pieces of a text, too.
+        self._cuts = setting.template == CHAT and self._plain("\na").ids == self._plain("\n").ids + self._plain("a").ids
         if setting.template == CHAT:
             self._require_prompt_tokens()
 
@@ -113,7 +122,7 @@ class Encoder:
         except RenderError:  # each row says so
             return
         prompt = text[: spans[0][1]]
-        alone, whole = (self._backend.encode(part, add_special_tokens=False).ids for part in (prompt, text))
+        alone, whole = (self._plain(part).ids for part in (prompt, text))
         if whole[: len(alone)] != alone:
             rule = (
                 "chat does not fit this tokenizer: it splits the end of the generation prompt another way once an "
@@ -121,9 +130,13 @@ class Encoder:
             )
             raise InvalidInput(Problem("settings: template", rule, prompt[-20:]))
 
+    def _plain(self, text: str) -> Any:
+        """Return the encoding of a text with nothing put around it."""
+        return self._backend.encode(text, add_special_tokens=False)
+
     def _found_head(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         """Return the tokens that the tokenizer puts before a text by itself."""
-        bare = self._backend.encode("a", add_special_tokens=False).ids
+        bare = self._plain("a").ids
         dressed = tokenizer("a")["input_ids"]
         starts = (start for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare)
         return list(dressed[: next(starts, 0)])
@@ -135,19 +148,25 @@ class Encoder:
             if self._holds_special(row, place, findings):
                 continue
             try:
-                rendered.append((self._render(row), row.untrained))
+                rendered.append((self._render(row), row))
             except RenderError as error:
                 findings.add("rows that the chat template cannot render", f"{place}: {row.place}", str(error))
-        encodings = self._backend.encode_batch([item.text for item, _ in rendered], add_special_tokens=False)
-        return [
-            self._sample(
-                item,
-                untrained,
-                np.array(encoding.ids, dtype=np.int32),
-                np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2),
-            )
-            for (item, untrained), encoding in zip(rendered, encodings, strict=True)
-        ]
+        encodings = self._backend.encode_batch([item.text for item, *_ in rendered], add_special_tokens=False)
+        samples = []
+        for (item, row), encoding in zip(rendered, encodings, strict=True):
+            ids, offsets = _arrays(encoding)
+            joined = _joined(item, row.untrained, offsets)
+            if joined and self._cuts:
+                ids, offsets = self._in_pieces(item.text, [start for start, _ in joined])
+                joined = []
+            samples.append(self._sample(item, row.untrained, ids, offsets, joined[0][1] if joined else None))
+        return samples
+
+    def _in_pieces(self, text: str, cuts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode a text cut at these characters, so that no token reaches over one; as ``_arrays``."""
+        pieces = [(begin, *_arrays(self._plain(text[begin:end]))) for begin, end in pairwise([0, *cuts, len(text)])]
+        ids, offsets = [ids for _, ids, _ in pieces], [begin + offsets for begin, _, offsets in pieces]
+        return np.concatenate(ids), np.concatenate(offsets)
 
     def _holds_special(self, row: Row, place: str, findings: Findings) -> bool:
         texts = [text for turn in row.turns for text in turn]
@@ -157,7 +176,9 @@ class Encoder:
             findings.add("special tokens in data", f"{place}: {row.place}", rule, token)
         return bool(found)
 
-    def _sample(self, rendered: Rendered, untrained: tuple[int, ...], ids: np.ndarray, offsets: np.ndarray) -> Encoded:
+    def _sample(
+        self, rendered: Rendered, untrained: tuple[int, ...], ids: np.ndarray, offsets: np.ndarray, joined: str | None
+    ) -> Encoded:
         """Mask one encoded text. ids: int32 (n,); offsets: int32 (n, 2), characters that each token covers."""
         starts, ends = offsets[:, 0], offsets[:, 1]
         trainable = np.full(len(ids), self._all)
@@ -179,7 +200,23 @@ class Encoder:
         padded = np.concatenate([np.zeros(len(head)), text_bytes, np.zeros(len(tail))]).astype(np.int32)
         # A BOS that the template wrote itself is kept by truncation like one that was added.
         kept = len(self._head) or int(len(ids) > 0 and ids[0] == self._bos)
-        return Encoded(tokens, mask, padded, kept, len(head) + first)
+        return Encoded(tokens, mask, padded, kept, len(head) + first, joined)
+
+
+def _arrays(encoding: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return an encoding's ids, int32 (n,), and the characters that each covers, int32 (n, 2)."""
+    return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+
+
+def _joined(rendered: Rendered, untrained: tuple[int, ...], offsets: np.ndarray) -> list[tuple[int, str]]:
+    """Return (start of the answer, text of the token) where a token holds what comes before and after a border."""
+    found = []
+    for turn, (border, start, _) in enumerate(rendered.spans):
+        over = (offsets[:, 0] < border) & (offsets[:, 1] > start)
+        if over.any() and turn not in untrained:
+            begin, end = offsets[over.argmax()]
+            found.append((start, rendered.text[begin:end]))
+    return found
 
 
 def _bytes_until(text: str) -> np.ndarray:

@@ -9,8 +9,10 @@ from __future__ import annotations
 TRAIN_SEMANTICS = 2
 """Of training; in every trained cell's id. 2: white space between prompt and answer is trained where it is a token."""
 
-CHAT_SEMANTICS = 1
-"""Of the text that a chat template makes of a row; in the ids of cells trained with ``template: chat``."""
+CHAT_SEMANTICS = 2
+"""Of the text that a chat template makes of a row; in the ids of cells trained with ``template: chat``.
+
+2: an answer that begins with white space begins with a token of its own, so that the prompt is that of scoring."""
 
 SCORE_SEMANTICS = 1
 """Of scoring; in what is asked of a cell and in the protocol's id."""
