@@ -16,6 +16,7 @@ import yaml
 from evaluation_world import gemma2
 from safetensors.torch import load_file
 from small_sweep import small_sweep
+from transformers import AutoTokenizer
 
 from massive_sft.check import check
 from massive_sft.check.room import room_problems
@@ -282,6 +283,27 @@ def test_missing_data_of_one_mixture_hides_nothing_of_another(home: Path) -> Non
     assert any("datasets.gone.path" in text for text in problems)
     assert any("datasets.short" in text for text in problems), problems
     assert not any("changed since" in text for text in problems)
+
+
+def test_benchmark_with_a_token_that_the_model_lacks_is_refused_and_every_other_is_not(home: Path) -> None:
+    folder = copied(home, "small-vocabulary")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["qzx"])
+    tokenizer.save_pretrained(folder)
+    asked = {"question": ("a qzx?", "b"), "answer": ("a?", "qzx"), "sound": ("a?", "b")}
+    entries = []
+    for name, (question, answer) in asked.items():
+        (home / f"{name}.jsonl").write_text(json.dumps({"q": question, "a": answer}) + "\n")
+        files = {"dataset_kwargs": {"data_files": {"test": str(home / f"{name}.jsonl")}}}
+        choices = {"output_type": "multiple_choice", "doc_to_choice": "{{[a, 'c']}}", "doc_to_target": 0}
+        choices["metric_list"] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+        entries.append({"path": write_task(home, f"v_{name}", files | choices)})
+    generated = {"dataset_kwargs": {"data_files": {"test": str(home / "question.jsonl")}}}
+    entries.append({"path": write_task(home, "v_generated", generated)})
+    problems = found(home, models={"m": {"path": str(folder)}}, evaluation=evaluation(*entries))
+    for number, text in zip((0, 1, 3), problems, strict=True):
+        rule = "cannot be scored for m: the model must know every token id of its tokenizer, below 259, got 259"
+        assert f"evaluation.tasks[{number}]: v_" in text and rule in text
 
 
 Usage = namedtuple("Usage", "total used free")

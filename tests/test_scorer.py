@@ -182,6 +182,22 @@ def test_continuation_longer_than_the_model_is_refused() -> None:
         PlainScorer(world.llama(), world.tokenizer()).score(likelihoods([("a", "b" * 300)]))
 
 
+def test_text_with_a_token_that_the_model_lacks_is_refused_in_a_sentence() -> None:
+    larger = world.tokenizer()
+    larger.add_tokens(["qzx"])
+    scorer = PlainScorer(world.llama(), larger)
+    common = {"index": 0, "doc": 0, "choice": 0, "doc_hash": "", "repeats": 1}
+    for request in (
+        Likelihood(**common, context="a qzx", continuation="b"),
+        Likelihood(**common, context="", continuation="qzx"),
+        Rolling(**common, text="a qzx"),
+        Generation(**common, context="a qzx", until=(), max_tokens=1),
+    ):
+        with pytest.raises(Unsupported, match="must know every token id of its tokenizer, below 267, got 267"):
+            scorer.score([request])
+    assert len(scorer.score([Likelihood(**common, context="a", continuation="b")])[0]) == 1
+
+
 def test_answer_as_long_as_the_model_is_refused() -> None:
     with pytest.raises(Unsupported, match="leaves no room"):
         PlainScorer(world.llama(), world.tokenizer()).score([Generation(0, 0, 0, "", 1, "a", (), 256)])

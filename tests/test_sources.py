@@ -420,6 +420,14 @@ ROW = {"question": "q", "answer": "a"}
 PRETTY = json.dumps(ROW, indent=1)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
+LAYOUTS = [
+    ({"0": ROW, "1": ROW}, "it has a row under each key (0, 1): write its values alone, as a list, into a .json file"),
+    ({f"id{n}": ROW for n in range(9)}, "it has a row under each key (id0, id1, id2, …): write its values alone"),
+    ({"question": ["q", "r"], "answer": ["a", None]}, "it has its columns one by one (question, answer): write one"),
+    ({"question": {"0": "q", "1": "r"}, "answer": {"0": "a", "1": "b"}}, "it has its columns one by one (question"),
+    ({"version": "1", "data": [ROW]}, "the list is under data: write it alone into a .json file"),
+]
+
 
 @pytest.mark.parametrize(
     ("name", "content", "rule"),
@@ -440,6 +448,20 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("d.jsonl.gz", json.dumps(ROW), "is no gzip file: name it without .gz"),
         ("d.jsonl", b"PAR1....", "is a Parquet file: name it .parquet"),
         ("d.csv", b"PK\x03\x04", "is a zip archive or stream: unpack it"),
+        ("d.csv", 'question;answer\n"q;, r";a\n"s\nt";b, c\n', "has its fields separated by semicolons, not commas: write"),
+        ("d.csv", "question\tanswer\nq, r\ta\n", "has its fields separated by tabs, not commas: write it with commas, e.g."),
+        ("d.csv.gz", gzip.compress(b"question;answer\nq;a\n" * 9999, mtime=0), "has its fields separated by semicolons"),
+        *(
+            (name, text, rule)
+            for value, rule in LAYOUTS
+            for name, text in (
+                ("d.json", json.dumps(value)),
+                ("d.json", json.dumps(value, indent=1)),
+                ("d.json", json.dumps([value])),
+                ("d.jsonl", json.dumps(value)),
+            )
+            if rule.startswith("it has its columns") or not text.startswith("[")
+        ),
     ],
 )
 def test_file_of_another_shape_is_told_in_one_sentence(tmp_path, name, content, rule):
@@ -450,9 +472,28 @@ def test_file_of_another_shape_is_told_in_one_sentence(tmp_path, name, content, 
     assert "\n" not in said
 
 
+def test_messages_in_columns_are_told_as_such_and_one_row_of_messages_is_a_row(tmp_path):
+    talks = [["q", "a"], ["r", "b"]]
+    path = lines(tmp_path / "d.jsonl", [{"messages": talks, "id": [1, 2]}])
+    assert "holds one JSON object; it has its columns one by one (messages, id)" in problems(path, format="messages")
+    path = lines(tmp_path / "d.jsonl", [{"messages": ["q", "a", "r"], "id": [1, 2, 3]}])
+    assert "d.jsonl:1: must be an optional system message" in problems(path, format="messages")
+
+
+def test_every_file_that_is_one_object_is_told(tmp_path):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps({"question": ["q", "r"], "answer": ["a", "b"]}))
+    said = problems(tmp_path, files=["a.json", "b.json"]).splitlines()
+    assert [line.count("it has its columns one by one") for line in said] == [1, 1]
+
+
 def test_rows_that_look_like_another_shape_are_read(tmp_path):
-    (tmp_path / "wrapped.json").write_text(json.dumps({"data": [ROW]}))  # one row, as far as its shape says
-    assert "no row has this column, got 'question'; valid: data" in problems(tmp_path / "wrapped.json")
+    path = lines(tmp_path / "nested.jsonl", [{"question": {"text": "q"}, "answer": {"text": "a"}}])
+    assert turns(path, columns={"prompt": "question.text", "completion": "answer.text"}) == [(("q", "a"),)]
+    path = lines(tmp_path / "lists.jsonl", [{"question": ["q", "r"], "answer": ["a", "b"]}])
+    assert turns(path, columns={"prompt": "question[0]", "completion": "answer[1]"}) == [(("q", "b"),)]
+    (tmp_path / "d.csv").write_text("question,answer\na;b,c;d\ne;f\tg,h|i;j\n")
+    assert turns(tmp_path / "d.csv") == [(("a;b", "c;d"),), (("e;f\tg", "h|i;j"),)]
     (tmp_path / "list.jsonl").write_text('["q", "a"]\n["r", "b"]\n')
     assert len(load(tmp_path / "list.jsonl", columns={"prompt": 0, "completion": 1}).rows) == 2
     path = lines(tmp_path / "one.jsonl", [talk(("user", "a"), ("assistant", "b"))])

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 from massive_sft.asked import Asked
 from massive_sft.check.models import Models, Usable
-from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
+from massive_sft.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
 from massive_sft.evaluate.aggregate import rehearse
 from massive_sft.evaluate.build import Benchmark
-from massive_sft.evaluate.encoding import max_length_of
+from massive_sft.evaluate.encoding import max_length_of, require_known_tokens
 from massive_sft.evaluate.foreign import TaskUnavailable
+from massive_sft.evaluate.requests import read_requests
 from massive_sft.evaluate.tasks import problems as task_problems
 from massive_sft.evaluate.wrapping import Wrapping, choose
 from massive_sft.ledger.store import Ledger
@@ -51,6 +52,7 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
         benchmark = built[key]
         if benchmark is not None and model is not None:
             yield from _too_long(place, benchmark, model)
+            yield from _unknown_tokens(place, benchmark, model)
 
 
 def _wanted(plan: Plan, models: Models) -> Iterator[tuple[Usable | None, Asked]]:
@@ -88,3 +90,12 @@ def _too_long(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Probl
     if longest >= most:
         rule = f"{benchmark.requests.label} asks for answers of up to {longest} tokens, which leave no room for a "
         yield Problem(place, f"{rule}question in the {most} of {model.name}; lower max_gen_toks in its task file")
+
+
+def _unknown_tokens(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Problem]:
+    """Yield what scoring would refuse of a benchmark for one model: tokens that it has no embedding for."""
+    requests = (request for leaf in benchmark.requests.leaves for request in read_requests(benchmark.requests, leaf))
+    try:
+        require_known_tokens(requests, model.tokenizer, model.rows)
+    except Unsupported as error:
+        yield Problem(place, f"{benchmark.requests.label} cannot be scored for {model.name}: {error}")

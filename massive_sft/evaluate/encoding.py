@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from massive_sft.errors import Unsupported
+from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
 
 DEFAULT_MAX_LENGTH = 2048
 _LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -17,12 +20,19 @@ class Encoder:
 
     A text gets a BOS when the tokenizer adds one by itself and the text does not start with it already; an EOS never.
 
+    Args:
+        tokenizer: a fast tokenizer.
+        rows: of the model's input embeddings; a text with a token beyond them is refused. None: any token is taken.
+
     Attributes:
         prefix: the token that stands before an empty context: BOS, or EOS where there is no BOS.
+
+    Each method raises Unsupported for a text with a token that the model does not know.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, rows: int | None = None):
         self._tokenizer = tokenizer
+        self._rows = rows if rows is not None and _largest_id(tokenizer) >= rows else None
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.prefix: int = bos if bos is not None else eos
         self._prefix_text = tokenizer.decode([self.prefix])
@@ -35,7 +45,11 @@ class Encoder:
         return [self.prefix, *tokens] if self._adds_bos and not starts_with_bos else tokens
 
     def _bare(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+        largest = max(tokens, default=0)
+        if self._rows is not None and largest >= self._rows:
+            raise Unsupported(f"the model must know every token id of its tokenizer, below {self._rows}, got {largest}")
+        return tokens
 
     def prompt(self, context: str, lead: str) -> tuple[list[int], str]:
         """Return the tokens of a generation prompt, and the white space that is left to the answer.
@@ -100,6 +114,31 @@ class Encoder:
             found.append((tokens[max(0, end - max_length - 1) : done], tokens[done:end]))
             done = end
         return found
+
+
+@functools.lru_cache(maxsize=16)
+def _largest_id(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values())
+
+
+def require_known_tokens(requests: Iterable[Request], tokenizer: Any, rows: int) -> None:
+    """Raise Unsupported, as scoring does, where requests hold a token that a model has no embedding for.
+
+    Nothing is encoded where the model knows all that its tokenizer can make.
+
+    Args:
+        rows: of the model's input embeddings.
+    """
+    if _largest_id(tokenizer) < rows:
+        return
+    encoder = Encoder(tokenizer, rows)
+    for request in requests:
+        if isinstance(request, Generation):
+            encoder.prompt(request.context, request.lead)
+        elif isinstance(request, Rolling):
+            encoder.encode(request.text)
+        elif isinstance(request, Likelihood):
+            encoder.pair(request.context, request.continuation, request.joined)
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:

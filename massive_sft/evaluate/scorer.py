@@ -68,7 +68,7 @@ class PlainScorer:
     ):
         self._model = model
         self._tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._token_budget = token_budget or batching.default_budget(model.device)
         self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
@@ -77,7 +77,8 @@ class PlainScorer:
         """See ``Scorer.score``.
 
         Raises:
-            Unsupported: a continuation or an answer is longer than the model's context.
+            Unsupported: a continuation or an answer is longer than the model's context, or a text has a token that the
+                model has no embedding for.
         """
         responses: dict[int, Response] = {}
         likelihoods = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
 from pathlib import Path
 from typing import Any
 
-HEAD = 4096  # bytes that are looked at first
+HEAD = 1 << 16  # bytes that are looked at first
 _LFS = b"version https://git-lfs.github.com/spec/"
 _GZIP = b"\x1f\x8b"
 _UNPACK = "is a {} archive or stream: unpack it"
@@ -24,7 +25,9 @@ _MAGIC = {
     b"\xfe\xff": "is UTF-16: convert it to UTF-8",
 }
 _PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SHOWN = 40  # characters of a line that are printed
+_KEYS = 3  # keys of an object that are printed
 
 
 def misnamed(file: Path, kind: str) -> str | None:
@@ -54,8 +57,32 @@ def misnamed(file: Path, kind: str) -> str | None:
     if start.lower().startswith(_PAGES):
         return "is an HTML or XML page, such as a login or an error page: fetch the data again"
     if kind == ".csv":
-        return "holds JSON: name it .json or .jsonl" if start.startswith((b'{"', b'[{"')) else None
+        holds_json = start.startswith((b'{"', b'[{"'))
+        return "holds JSON: name it .json or .jsonl" if holds_json else _other_separator(head)
     return _other_json(file, kind, start) if start else None
+
+
+def _other_separator(head: bytes) -> str | None:
+    """Return what separates the fields of a CSV file where commas make no columns of it."""
+    lines = head.decode("utf-8-sig", errors="ignore").splitlines(keepends=True)
+    if len(head) >= HEAD:
+        del lines[-1:]  # cut short
+    if len(_widths(lines, ",") - {1}) == len(_widths(lines, ",")) == 1:
+        return None
+    for separator, name in _SEPARATORS.items():
+        found = _widths(lines, separator)
+        if len(found) == 1 and found != {1}:
+            remedy = f"write it with commas, e.g. pandas.read_csv(FILE, sep={separator!r}).to_csv(FILE, index=False)"
+            return f"has its fields separated by {name}, not commas: {remedy}"
+    return None
+
+
+def _widths(lines: list[str], separator: str) -> set[int]:
+    """Return the numbers of fields that the records of a text have; none where they cannot be read."""
+    try:
+        return {len(fields) for fields in csv.reader(lines, delimiter=separator) if fields}
+    except csv.Error:
+        return set()
 
 
 def _other_json(file: Path, kind: str, start: bytes) -> str | None:
@@ -104,7 +131,37 @@ def _of_objects(value: Any) -> bool:
 
 
 def _inside(value: dict[str, Any]) -> str:
+    layout = columns_inside(value) or rows_inside(value)
+    return ": write it on one line" if layout is None else f"; {layout}"
+
+
+def columns_inside(value: Any) -> str | None:
+    """Return where an object has its columns, and what to do, when each is a list of cells or an object by row.
+
+    ``pandas.DataFrame.to_json`` writes an object by row, ``datasets.Dataset.to_dict`` gives lists.
+    """
+    if not isinstance(value, dict) or len(value) < 2:
+        return None
+    sizes = {len(held) for held in value.values() if isinstance(held, (list, dict))}
+    cells = all(isinstance(held, list) and not any(isinstance(cell, dict) for cell in held) for held in value.values())
+    numbered = all(isinstance(held, dict) and all(key.isdigit() for key in held) for held in value.values())
+    if len(sizes) != 1 or 0 in sizes or not (cells or numbered):
+        return None
+    remedy = "pandas.DataFrame(OBJECT).to_json(FILE, orient='records', lines=True) into a .jsonl file"
+    return f"it has its columns one by one ({_listed(value)}): write one object a row, e.g. by {remedy}"
+
+
+def rows_inside(value: Any) -> str | None:
+    """Return where an object that is no row itself has its rows, and what to do: under a key, or one under each."""
+    if not isinstance(value, dict):
+        return None
     keys = [key for key, held in value.items() if _of_objects(held)]
     if keys:
-        return f"; the list is under {' or '.join(keys)}: write it alone into a .json file"
-    return ": write it on one line"
+        return f"the list is under {' or '.join(keys)}: write it alone into a .json file"
+    if len(value) > 1 and all(isinstance(held, dict) for held in value.values()):
+        return f"it has a row under each key ({_listed(value)}): write its values alone, as a list, into a .json file"
+    return None
+
+
+def _listed(value: dict[str, Any]) -> str:
+    return ", ".join([*list(value)[:_KEYS], *(["…"] if len(value) > _KEYS else [])])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from massive_sft.sft.findings import Findings
 from massive_sft.sft.messages import MESSAGE_COLUMNS, MISSING, SYSTEM_COLUMN, Fault, lost_columns, read_conversation
+from massive_sft.sft.misnamed import columns_inside, rows_inside
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep.schema import Columns, Dataset
 from massive_sft.sweep.values import Column
@@ -136,8 +137,10 @@ class Converter:
         kept: list[Row] = []
         pending: list[tuple[Fault, str]] = []
         count = 0
+        alone: dict[str, Any] = {}  # by file, its only record so far
         for index, record in enumerate(records):
             count = index + 1
+            alone[record.file] = None if record.file in alone else record.value
             if not isinstance(record.value, (dict, list)):
                 place = _place(record.file, record.line, index)
                 self._findings.add("rows that are no objects", place, "must be an object", record.value)
@@ -152,7 +155,12 @@ class Converter:
             if not mapped.faults:
                 turns: Any = tuple(mapped.turns)
                 kept.append(Row(index, turns, mapped.system, record.file, record.line, mapped.untrained))
-        missing = self._note_missing_columns(count)
+        missing = self._missing_columns() if count else []
+        if not kept and self._note_layouts(alone, bool(missing)):
+            return [], count
+        for key, column in missing:
+            place = f"{self._place}.{key}"
+            self._findings.add("missing column", place, "no row has this column", column, tuple(self._columns))
         for fault, place in pending:
             # A column that no row has was named once; repeating it for every row would say nothing.
             if not (missing and fault.kind.startswith("no ")):
@@ -164,10 +172,19 @@ class Converter:
     def _beyond_limit(self) -> bool:
         return self._dataset.limit is not None and self._passed >= self._dataset.limit
 
-    def _note_missing_columns(self, count: int) -> bool:
-        if not count:
-            return False
-        names = tuple(self._columns)
+    def _note_layouts(self, alone: Mapping[str, Any], missing: bool) -> bool:
+        """Note files that are one object with all rows inside it, which is known once it cannot be read as a row."""
+        before = bool(self._findings)
+        for file, value in alone.items():
+            # A row's own messages are a list, too; a column of them is a list of lists.
+            is_row = not missing and any(_is_messages(lookup(value, column)) for column in self._message_columns)
+            layout = None if is_row else columns_inside(value) or (rows_inside(value) if missing else None)
+            if layout is not None:
+                self._findings.add("files of another shape", file, f"holds one JSON object; {layout}")
+        return bool(self._findings) != before
+
+    def _missing_columns(self) -> list[tuple[str, str]]:
+        """Return (key of the sweep file, column) of what the mapping and the filter name and no row has."""
         missing: list[tuple[str, str]] = []
         if self._message_columns and not self._seen.intersection(self._message_columns):
             missing.append(("columns.messages", " or ".join(map(str, self._message_columns))))
@@ -178,9 +195,7 @@ class Converter:
             derived = condition.column in ("prompt", "completion")
             if not derived and condition.column not in self._seen:
                 missing.append(("filter", str(condition.column)))
-        for key, column in missing:
-            self._findings.add("missing column", f"{self._place}.{key}", "no row has this column", column, names)
-        return bool(missing)
+        return missing
 
     def _passes(self, record: Any, mapped: Mapped) -> bool:
         # Every condition is looked at, also after one has failed: a column counts as missing when no look found it.
@@ -282,6 +297,10 @@ class Converter:
             mapped.faults.append(Fault("two system messages", rule, beside))
             return
         mapped.system = self._text(beside, f"column {SYSTEM_COLUMN}", mapped.faults)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(message, list) for message in value)
 
 
 def _names(value: Any) -> list[str]:
