@@ -13,13 +13,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from evaluation_world import gemma2
+from evaluation_world import gemma2, llama
+from real_tokenizers import real_tokenizer
 from safetensors.torch import load_file
 from small_sweep import small_sweep
+from small_tokenizers import CHAT
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 from massive_sft.check import check
 from massive_sft.check.room import room_problems
+from massive_sft.cli import app
+from massive_sft.errors import Problem
 from massive_sft.evaluate import build
 from massive_sft.ledger.store import Ledger
 from massive_sft.plan import Plan, make_plan
@@ -124,6 +129,13 @@ def planned(folder: Path, **changes: Any) -> Plan:
 
 def found(folder: Path, **changes: Any) -> list[str]:
     return [str(problem) for problem in check(planned(folder, **changes))]
+
+
+def warned(plan: Plan) -> list[str]:
+    """Return what check warns of in a plan that it finds ready."""
+    cautions: list[Problem] = []
+    assert check(plan, warn=cautions.append) == []
+    return list(map(str, cautions))
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +295,71 @@ def test_missing_data_of_one_mixture_hides_nothing_of_another(home: Path) -> Non
     assert any("datasets.gone.path" in text for text in problems)
     assert any("datasets.short" in text for text in problems), problems
     assert not any("changed since" in text for text in problems)
+
+
+def test_token_over_the_border_is_a_warning_with_its_template_model_sample_and_count(home: Path) -> None:
+    folder = home / "merging"
+    real_tokenizer("smollm2").save_pretrained(folder)
+    llama(vocab_size=400).save_pretrained(folder)
+    pairs = [("the Pa", "ris"), ("the", "a"), ("the Par", "is"), ("the Pa", "is")]
+    (home / "joined.jsonl").write_text("".join(f'{{"question": "{q}", "answer": "{a}"}}\n' for q, a in pairs * 8))
+    datasets = {"d": {"path": str(home / "joined.jsonl"), "format": "gsm8k"}}
+    defaults = {"max_length": 128, "precision": "fp32", "batch": 4, "template": "plain"}
+    changes = {"models": {"m": {"path": str(folder)}}, "datasets": datasets, "mixtures": {"one": {"each": "d"}}}
+    settings = {"defaults": defaults, "full": {"method": "full", "lr": 1e-3}, "paper": {"method": "full", "lr": 1e-3}}
+    settings["paper"]["template"] = "paper"
+    settings["lora"] = {"method": "lora", "lr": 1e-3, "lora": {"rank": 4}}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": list(settings)[1:], "schedule": "constant"}
+    plan = planned(home, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}], **changes)
+    place = r"sweep\.yaml: settings\.(full|lora)\.template: lets the tokenizer of m make one token of a prompt's end"
+    rule = r"in 16 of 32 samples of d \(row \d+: ' Paris'\); let the template end in a space or a new line, got 'plain'"
+    for text in (warned(plan), warned(plan)):  # as it is built, and from the cache
+        assert len(text) == 1 and re.search(place, text[0]) and re.search(rule, text[0])
+    listed = json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout)
+    assert [(entry["level"], entry["text"]) for entry in listed] == [("warning", text[0])]
+    shown = CliRunner().invoke(app, ["inspect", str(home / "sweep.yaml"), "--setting", "full"]).output
+    assert "warning: " in shown and "16 of 32 samples of d" in shown
+    assert (
+        "warning: " not in CliRunner().invoke(app, ["inspect", str(home / "sweep.yaml"), "--setting", "paper"]).output
+    )
+
+
+def chatting(home: Path, name: str, template: str, form: str = "chat") -> dict[str, Any]:
+    """Return changes of the sweep: one model with a chat template, one full tuning with ``form``."""
+    folder = copied(home, name)
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    full = {"method": "full", "lr": 1e-3, "max_length": 256, "precision": "fp32", "batch": 32, "template": form}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    return {
+        "models": {"m": {"path": str(folder)}},
+        "settings": {"full": full},
+        "blocks": [block | {"horizon": 1, "snapshots": [1]}],
+    }
+
+
+@pytest.mark.parametrize(("form", "scored"), [("chat", "training"), ("paper", "chat"), ("paper", "training")])
+def test_clock_of_a_chat_template_is_a_warning_once_where_the_template_is_used(
+    home: Path, form: str, scored: str
+) -> None:
+    changes = chatting(home, "clock", "{{ strftime_now('%Y') }}" + CHAT, form)
+    task = {"path": str(home / "world" / "tasks" / "facts_gen.yaml"), "limit": 2}
+    said = warned(planned(home, evaluation=evaluation(task, template=scored), **changes))
+    rule = (
+        "has a chat template that reads the clock; in training and scoring it is told 26 July 2024, 00:00 on every day"
+    )
+    assert said == ([f"{home / 'sweep.yaml'}: models.m: {rule}"] if "chat" in (form, scored) else [])
+
+
+def test_conversation_whose_earlier_answers_have_no_end_is_refused_unless_its_first_turn_is_taken(home: Path) -> None:
+    last = "{% if loop.last and m['role'] == 'assistant' %}</s>{% endif %}"
+    changes = chatting(home, "endless", CHAT.replace("</s>", last))
+    talk = [{"role": role, "content": role[:1]} for role in ("user", "assistant") * 2]
+    (home / "talks.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    changes["mixtures"] = {"one": {"each": "d"}}
+    dataset = {"path": str(home / "talks.jsonl"), "format": "messages"}
+    (problem,) = found(home, datasets={"d": dataset}, **changes)
+    assert "talks.jsonl:1: trains answers whose end its chat template (settings: template) does not write" in problem
+    assert found(home, datasets={"d": dataset | {"turns": "first"}}, **changes) == []
 
 
 def test_benchmark_with_a_token_that_the_model_lacks_is_refused_and_every_other_is_not(home: Path) -> None:

@@ -17,6 +17,8 @@ from massive_sft.sweep.schema import Setting
 ANSWERS = ("Paris", "42", "apple 7 é 😀", "日本", "a city.\n\nThe name is Paris")
 TEMPLATES = {"chatml", "llama3_first", "llama31", "qwen3", "gemma", "mistral", "clock"}
 KINDS = sorted(NAMED)
+SPACED = ("\nParis", "\n\nParis", "  Paris", " \n Paris", "\t42", "\n")
+"""Answers whose beginning byte-level tokenizers join to the line end of a header."""
 SPLIT = {(kind, chat) for kind in ("gpt2", "smollm2") for chat in ("llama3_first", "llama31")}
 """These split the two newlines that end the prompt of Llama-3's templates once a letter follows."""
 PAIRS = [(kind, chat) for kind in KINDS for chat in sorted(TEMPLATES) if (kind, chat) not in SPLIT]
@@ -77,6 +79,25 @@ def test_chat_template_trains_the_answer_and_its_end_after_the_prompt_that_scori
     tokens = Scoring(tokenizer).encode(prompt)
     assert sample.tokens[: len(tokens)].tolist() == tokens
     assert not sample.trainable[: len(tokens)].any() and sample.trainable[len(tokens) :].all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama2"])
+@pytest.mark.parametrize("answer", SPACED)
+def test_answer_that_begins_with_white_space_begins_behind_the_prompt_that_scoring_makes(kind, answer):
+    tokenizer = real_tokenizer(kind, "chatml")
+    sample = encode(tokenizer, "chat", ("What?", answer), ("And?", answer))
+    prompt = wrapping.chat(tokenizer).render([{"role": "user", "content": "What?"}])
+    tokens = Scoring(tokenizer).encode(prompt)
+    assert sample.tokens[: len(tokens)].tolist() == tokens
+    assert not sample.trainable[: len(tokens)].any() and sample.trainable[len(tokens)]
+    assert trained(tokenizer, sample) == [answer + "<|im_end|>"] * 2
+    assert sample.joined is None and sample.text_bytes[sample.trainable].sum() == 2 * len(answer)
+
+
+def test_answer_joined_to_a_header_is_noted_where_pieces_of_a_text_get_a_space_before_them():
+    tokenizer = real_tokenizer("llama2", "chatml")
+    assert encode(tokenizer, "chat", ("What?", "\nParis")).joined == "\n\n"
+    assert encode(tokenizer, "chat", ("What?", "Paris")).joined is None
 
 
 @pytest.mark.parametrize(("kind", "chat"), PAIRS)

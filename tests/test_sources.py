@@ -448,9 +448,21 @@ LAYOUTS = [
         ("d.jsonl.gz", json.dumps(ROW), "is no gzip file: name it without .gz"),
         ("d.jsonl", b"PAR1....", "is a Parquet file: name it .parquet"),
         ("d.csv", b"PK\x03\x04", "is a zip archive or stream: unpack it"),
-        ("d.csv", 'question;answer\n"q;, r";a\n"s\nt";b, c\n', "has its fields separated by semicolons, not commas: write"),
-        ("d.csv", "question\tanswer\nq, r\ta\n", "has its fields separated by tabs, not commas: write it with commas, e.g."),
-        ("d.csv.gz", gzip.compress(b"question;answer\nq;a\n" * 9999, mtime=0), "has its fields separated by semicolons"),
+        (
+            "d.csv",
+            'question;answer\n"q;, r";a\n"s\nt";b, c\n',
+            "has its fields separated by semicolons, not commas: write",
+        ),
+        (
+            "d.csv",
+            "question\tanswer\nq, r\ta\n",
+            "has its fields separated by tabs, not commas: write it with commas, e.g.",
+        ),
+        (
+            "d.csv.gz",
+            gzip.compress(b"question;answer\nq;a\n" * 9999, mtime=0),
+            "has its fields separated by semicolons",
+        ),
         *(
             (name, text, rule)
             for value, rule in LAYOUTS

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from real_tokenizers import real_tokenizer
 from small_tokenizers import CHAT, SPECIAL, small_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -256,6 +257,53 @@ def test_chat_template_without_an_end_token_gets_eos():
     tokenizer = chat_tokenizer("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
     whole, trained = texts(tokenizer, encode(tokenizer, ("a", "b"), template="chat"))
     assert whole == "<s>user: a\nassistant: b\n</s>" and trained[0].endswith("b\n</s>")
+
+
+HEADED = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}"
+HEADED += "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+LAST = "{% if loop.last and m['role'] == 'assistant' %}</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "rule"),
+    [
+        (HEADED.replace("END", LAST + "{% endif %}"), "it ends the last with '</s>' alone"),
+        (HEADED.replace("END", LAST + "{% else %}<pad>{% endif %}"), "it ends the last with '</s>' alone"),
+        (
+            HEADED.replace("END", "") + "{{ '' if add_generation_prompt else eos_token }}",
+            "it ends the last with '\\n</s>'",
+        ),
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", "it has no token for it"),
+    ],
+)
+def test_chat_template_that_ends_the_last_answer_only_is_refused_where_earlier_ones_are_trained(template, rule):
+    tokenizer = chat_tokenizer(template)
+    with pytest.raises(InvalidInput) as caught:
+        encode(tokenizer, ("a", "b"), ("a", "b"), template="chat")
+    said = str(caught.value)
+    assert said.startswith(
+        "d: d.jsonl:1: trains answers whose end its chat template (settings: template) does not write"
+    )
+    assert rule in said and "use turns: first, or weight 0 for earlier answers, or a template of your own" in said
+    assert texts(tokenizer, encode(tokenizer, ("a", "b"), template="chat"))[1][0].endswith("</s>")
+    only_the_last = Row(0, (("a", "b"), ("a", "b")), None, "d.jsonl", 1, (0,))
+    (sample,) = Encoder(tokenizer, setting(template="chat")).encode([only_the_last], "d", Findings())
+    assert sample.trainable[-1] and sample.tokens[-1] == EOS
+
+
+def test_token_over_the_border_of_a_text_template_is_noted_unless_it_is_white_space_or_not_trained():
+    tokenizer = real_tokenizer("smollm2")
+    for form, answer, joined in (
+        (TemplateText(prompt="{prompt}\nanswer"), "s", None),
+        (TemplateText(prompt="Q: {prompt}\n##"), "# a", "###"),
+        (TemplateText(prompt="Q: {prompt}\n## "), "# a", None),
+        ("plain", "ris", " Paris"),
+        ("paper", "ris", None),
+    ):
+        assert encode(tokenizer, ("the Pa", answer), template=form).joined == joined, form
+    rows = [Row(0, (("Pa", "ris"), ("a", "b")), None, "d.jsonl", 1, untrained) for untrained in ((), (0,))]
+    samples = Encoder(tokenizer, setting(template="plain")).encode(rows, "d", Findings())
+    assert [sample.joined for sample in samples] == ["Paris", None]
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str
         model: whose tokenizer it is, as the file names it.
     """
     form = setting.template
-    found = [
-        f"{part.joined:,} of {part.samples:,} samples of {part.name} (row {part.first_joined[0]}: {part.first_joined[1]!r})"
-        for part in parts
-        if part.first_joined is not None
-    ]
+    found = []
+    for part in parts:
+        if part.first_joined is not None:
+            row, token = part.first_joined
+            found.append(f"{part.joined:,} of {part.samples:,} samples of {part.name} (row {row}: {token!r})")
     if found:
         remedy = "take white space off the answers" if form == CHAT else "let the template end in a space or a new line"
         rule = f"lets the tokenizer of {model} make one token of a prompt's end and its answer's beginning, which no "
@@ -45,5 +45,7 @@ def clock(tokenizer: PreTrainedTokenizerFast, place: str) -> Iterator[Problem]:
     except (InvalidInput, RenderError):  # told where it is used
         return
     if reads:
-        rule = f"has a chat template that reads the clock; it is told {FROZEN:%d %B %Y, %H:%M} on every day, in training "
+        rule = (
+            f"has a chat template that reads the clock; it is told {FROZEN:%d %B %Y, %H:%M} on every day, in training "
+        )
         yield Problem(place, f"{rule}and scoring")

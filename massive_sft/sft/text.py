@@ -11,8 +11,8 @@ Rules:
       be, so the model has to. A sample's first token never is.
     - A chat's answer begins with a token of its own, for the generation prompt ends in a whole one: where the tokenizer
       joins the answer's first line end or spaces to the header's, the text is encoded in two pieces.
-    - Elsewhere a token may join a prompt's last text and its answer's first (``?a`` of ``plain``). It is trained, though
-      no generation prompt can hold it, and told (``sft.cautions``).
+    - Elsewhere a token may join a prompt's last text and its answer's first (``?a`` of ``plain``). It is trained, and
+      told, for no generation prompt can hold it (``sft.cautions``).
     - An answer that its row says not to train, EOS included, is not, whatever ``loss_on`` says.
     - A special token's text inside data is an error: encoded, it would be the token and not the text.
 """
