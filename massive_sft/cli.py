@@ -32,7 +32,7 @@ from massive_sft.stop import Stop
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.load import load_sweep
 from massive_sft.trial import Listen
-from massive_sft.verbs import cancel, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
+from massive_sft.verbs import cancel, check, diff, doctor, export, fetch, gc, import_table, invalidate, logs, publish
 from massive_sft.verbs.options import CellId, File, Json, Overlays, Where, console, print_json, writing
 from massive_sft.verbs.options import Sweep as SweepOption
 from massive_sft.verbs.pick import find_record
@@ -115,27 +115,7 @@ def plan(
         out.print(views.plan_view(made), views.budget_view(portion), views.changes_view(changes(whole)))
 
 
-@app.command()
-def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
-    """Try everything a run needs (files, models, tokenizers, data, benchmarks, storage, tracker); train nothing."""
-    from massive_sft.check import check as find_problems
-
-    made = make_plan(load_sweep(file, overlay or ()))
-    cautions: list[Problem] = []
-    with err.status("checking") as status:
-        problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")), cautions.append)
-    if as_json:
-        found = [("error", problem) for problem in problems] + [("warning", caution) for caution in cautions]
-        print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in found])
-    for caution in cautions if not as_json else ():
-        _warn(caution)
-    if problems:
-        raise InvalidInput([] if as_json else problems)
-    if not as_json:
-        out.print(views.warnings_view(made))
-        amount = f"{len(made.todo)} training runs and {len(made.cells)} cells"
-        out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
-
+app.command()(check.check)
 
 Inline = Annotated[
     bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
@@ -204,7 +184,7 @@ def _execute(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     def tell(what: str) -> None:
         status.update(Text(f"checking {what}"))
 
-    with outliving(), status, checked(made, whole, tell, _warn) as registered:
+    with outliving(), status, checked(made, whole, tell, check.warn) as registered:
         status.stop()
         with RunProgress(made, out) as progress:
             done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
@@ -295,7 +275,7 @@ def inspect(
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
     place = f"{file}: settings.{recipe.setting_name}"
     for caution in cautions.joined(recipe.setting, counts.parts, place, recipe.model_name):
-        _warn(caution)
+        check.warn(caution)
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))
 
@@ -348,10 +328,6 @@ def main() -> None:
         sys.exit(EXIT_INCOMPLETE)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
-
-
-def _warn(caution: Problem) -> None:
-    out.print(Text(f"warning: {caution}", style="yellow"), soft_wrap=True)
 
 
 def _counts(made: Plan) -> str:

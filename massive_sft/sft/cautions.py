@@ -45,7 +45,5 @@ def clock(tokenizer: PreTrainedTokenizerFast, place: str) -> Iterator[Problem]:
     except (InvalidInput, RenderError):  # told where it is used
         return
     if reads:
-        rule = (
-            f"has a chat template that reads the clock; it is told {FROZEN:%d %B %Y, %H:%M} on every day, in training "
-        )
-        yield Problem(place, f"{rule}and scoring")
+        rule = "has a chat template that reads the clock; in training and scoring it is told "
+        yield Problem(place, f"{rule}{FROZEN:%d %B %Y, %H:%M} on every day")
