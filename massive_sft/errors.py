@@ -82,6 +82,13 @@ class LeaseLost(MassiveSFTError):
     """Another owner took the lease; what this attempt wrote must not be published."""
 
 
+class TrainAgain(MassiveSFTError):
+    """One of several workers ran out of memory, where the others wait for it: train again with new workers.
+
+    The attempt's folder names the smaller micro-batch.
+    """
+
+
 class Interrupted(MassiveSFTError):
     """Work ended because it was asked to, at a point from which the same command goes on."""
 

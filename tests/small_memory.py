@@ -11,10 +11,13 @@ from massive_sft import modeling
 
 
 class SmallMemory:
-    """Makes passes fail as a GPU's allocator does: once for every micro-batch of more than ``rows`` or ``tokens``."""
+    """Makes passes fail as a GPU's allocator does: once for every micro-batch of more than ``rows`` or ``tokens``.
 
-    def __init__(self, rows: float = math.inf, tokens: float = math.inf, backward: bool = False):
-        self.rows, self.tokens, self.backward, self.raised = rows, tokens, backward, 0
+    The first ``passes`` of each model succeed, as where memory gets scarce later.
+    """
+
+    def __init__(self, rows: float = math.inf, tokens: float = math.inf, backward: bool = False, passes: int = 0):
+        self.rows, self.tokens, self.backward, self.passes, self.raised = rows, tokens, backward, passes, 0
 
     def attach(self, model: Any) -> None:
         """Give a model room for so much."""
@@ -24,7 +27,8 @@ class SmallMemory:
 
     def _refuse(self, module: Any, tensors: Any, *_: Any) -> None:
         rows, width = tensors[0].shape[:2]
-        if rows > self.rows or rows * width > self.tokens:
+        self.passes -= 1
+        if self.passes < 0 and (rows > self.rows or rows * width > self.tokens):
             self.raised += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -157,6 +157,9 @@ def test_resume_on_one_worker_is_bit_identical(base: Path, tmp_path: Path, case:
 KILLED = Case(3, "fp32", "lora", 2, 5)
 
 
+SHORT = Case(0, "fp32", "full", 2, 6)
+
+
 WIDENED = [Case(2, "bf16", "full", 1, 3), Case(3, "fp32", "lora", 1, 6), Case(0, "fp32", "full", 1, 4)]
 
 
@@ -172,6 +175,8 @@ def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             hand_over(held.enter_context(begin(folder / case.name)), folder / case.name)
             again.append(order("go on", replace(case, workers=2), base, folder / case.name))
         hand_over(held.enter_context(begin(folder / "killed")), folder / "killed")
+        hand_over(held.enter_context(begin(folder / "short")), folder / "short")
+        orders.append(order("short", SHORT, base, folder / "short"))
         done = torchrun([*orders, order("kill", KILLED, base, folder / "killed")], folder)
         assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
         done = torchrun([order("go on", KILLED, base, folder / "killed"), *again], folder)
@@ -200,6 +205,17 @@ def test_two_workers_killed_in_a_step_go_on_in_the_same_attempt_bit_identically(
     (entry,) = json.loads((two_workers / "killed" / "rank-1.json").read_text())
     assert (entry["attempt"], entry["source"], entry["step"]) == (1, 1, 4)
     assert (entry["repeated"], entry["exact"]) == (1, True)
+
+
+def test_two_workers_short_of_memory_go_on_from_the_checkpoint_with_half_the_micro_batch(two_workers: Path) -> None:
+    folder = two_workers / "short"
+    assert losses(folder / "attempts" / "1") == pytest.approx(
+        losses(two_workers / SHORT.name / "undisturbed"), abs=1e-5
+    )
+    for rank in (0, 1):
+        (entry,) = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert (entry["attempt"], entry["source"], entry["step"]) == (1, 1, SHORT.step)
+        assert json.loads((folder / f"micro-batch-{rank}.json").read_text()) == {"samples": 1}
 
 
 @pytest.fixture(scope="module")

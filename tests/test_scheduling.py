@@ -302,6 +302,17 @@ def test_order_of_a_restarted_lane_is_given_again_and_fails_at_last() -> None:
     assert (message.kind, "died 3 times" in message.content) == ("failed", True)
 
 
+def test_order_that_is_tried_in_another_way_has_its_tries_anew() -> None:
+    async def scenario() -> list[bytes | None]:
+        pool = Pool(Counter({ONE: 1}))
+        await pool.submit(ONE, "order", b"data")
+        given = [await pool.next("lane", ONE) for _ in range(3)]
+        await pool.again("lane")
+        return given + [await pool.next("lane", ONE) for _ in range(4)]
+
+    assert asyncio.run(scenario()) == [b"data"] * 6 + [None]
+
+
 def test_order_fails_with_what_its_workers_ended_with() -> None:
     async def scenario() -> list[Message]:
         pool = Pool(Counter({ONE: 1}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from resuming import SAMPLES, Told, begin, go, kill_at
+from small_memory import SmallMemory
 from tiny_training import make_samples
 
-from massive_sft.errors import Interrupted
+from massive_sft.errors import Interrupted, TrainAgain
 from massive_sft.sft.events import StepDone
 from massive_sft.sft.loop import TrainingSummary, train_trajectory
 from massive_sft.sft.ranks import from_first_rank
@@ -33,6 +35,15 @@ def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
     attempt.release()
 
 
+def run_short(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Run out of memory in the step after ``step`` on both ranks, in an attempt whose lease the test holds; go on."""
+    attempt = pickle.loads((folder / "attempt.pickle").read_bytes())
+    with SmallMemory(rows=1, passes=step), contextlib.suppress(TrainAgain):
+        go(spec, attempt, Told())
+        raise AssertionError("there was memory")
+    keep(folder, go(spec, attempt, Told()))
+
+
 def be_killed(spec: TrainingSpec, folder: Path, step: int) -> None:
     """Have rank 0 killed after a step, in an attempt whose lease the test holds."""
     go(spec, pickle.loads((folder / "attempt.pickle").read_bytes()), kill_at(step, StepDone))
@@ -46,9 +57,10 @@ def go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
 def keep(folder: Path, summary: TrainingSummary) -> None:
     """Keep how a training went on this rank."""
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps([dict(entry) for entry in summary.resumed]))
+    (folder / f"micro-batch-{dist.get_rank()}.json").write_text(json.dumps(dict(summary.micro_batch)))
 
 
-SERVE = {"stop": stop_and_go_on, "kill": be_killed, "go on": go_on}
+SERVE = {"stop": stop_and_go_on, "short": run_short, "kill": be_killed, "go on": go_on}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

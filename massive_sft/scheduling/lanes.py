@@ -27,7 +27,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from massive_sft.errors import Interrupted, MassiveSFTError
+from massive_sft.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.scheduling.pools import STARTS, Message, Shape
 from massive_sft.sft.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.sweep.spec import Layout
@@ -80,7 +80,7 @@ def lane_loop(config: dict[str, Any]) -> None:
 
     Rank 0 asks the pool and broadcasts, so that all ranks train the same. A single worker survives a failing order;
     of several, those still in a collective would wait forever, so the group is restarted. There an error that is none
-    of ours may be the loss of another worker, so the order is tried again.
+    of ours may be the loss of another worker, so the order is tried again. So it is where one ran out of memory.
     """
     import torch.distributed as dist
 
@@ -103,6 +103,9 @@ def lane_loop(config: dict[str, Any]) -> None:
         order: Order = pickle.loads(box[0])
         try:
             outcome = serve(order)
+        except TrainAgain:
+            ray.get(pool.again.remote(lane))
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if shape.workers == 1 or isinstance(error, MassiveSFTError):

@@ -202,6 +202,12 @@ class LanePool(_Pool):
             self.held[lane].reason = reason
         await self._notify()
 
+    async def again(self, lane: str) -> None:
+        """Say that what a lane holds is to be tried once more, in another way than before: its tries begin anew."""
+        if lane in self.held:
+            self.held[lane].tries = 0
+        await self._notify()
+
     async def messages(self, order: str) -> list[Message]:
         """Return an order's messages since the last call, as soon as there are some."""
         async with self.changed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from massive_sft import modeling
+from massive_sft import files, modeling
 from massive_sft.cost.memory import CPU_TOKENS, GPU_TOKENS
 from massive_sft.errors import InvalidInput, Problem, Unsupported
 from massive_sft.samples import Samples
@@ -14,6 +16,8 @@ from massive_sft.sft import lora, packing
 from massive_sft.sft.engine import Engine
 from massive_sft.sft.loss import packs_cleanly
 from massive_sft.sweep.spec import TrainingSpec
+
+MICRO_BATCH = "micro_batch.json"
 
 
 def refuse(problems: list[Problem]) -> None:
@@ -75,3 +79,16 @@ def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any
             spec.layout.gradient_checkpointing,
         )
     return packing.Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))
+
+
+def note_limit(directory: Path, limit: packing.Limit) -> None:
+    """Leave a micro-batch in an attempt's folder for workers that train again there."""
+    files.write_json(directory / MICRO_BATCH, asdict(limit))
+
+
+def noted_limit(directory: Path) -> packing.Limit | None:
+    """Return what ``note_limit`` left; None where there is none."""
+    try:
+        return packing.Limit(**files.read_json(directory / MICRO_BATCH))
+    except FileNotFoundError:
+        return None

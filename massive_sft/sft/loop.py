@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from massive_sft import modeling
-from massive_sft.errors import Interrupted, MassiveSFTError
+from massive_sft.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.out_of_memory import out_of_memory
 from massive_sft.samples import Samples
 from massive_sft.sft import batches, loading, packing, snapshot
@@ -87,7 +87,7 @@ def keep_here(epoch: int, summary: TrainingSummary) -> None:
 
 
 class OutOfMemory(MassiveSFTError):
-    """Not even the smallest possible micro-batch fits, or several workers ran out of memory together."""
+    """Not even the smallest possible micro-batch fits."""
 
 
 @dataclass
@@ -161,6 +161,8 @@ def train_trajectory(
         LossJump: when the losses after a resume do not go on where they were.
         LeaseLost: when another attempt owns the trajectory.
         OutOfMemory: when the smallest micro-batch does not fit.
+        TrainAgain: on a rank that ran out of memory among several. The others wait for it, so the processes must end;
+            called in others with the same ``directory``, it goes on with half the micro-batch.
         Corrupt, OSError: when a snapshot cannot be written.
     """
     loading.refuse(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
@@ -244,6 +246,7 @@ def _train(run: _Run) -> None:
     start = run.keeper.begin() if run.keeper else None
     if start is not None:
         _go_on(run, start)
+    run.limit = from_first_rank(lambda: loading.noted_limit(run.directory)) or run.limit
     run.since = time.perf_counter() - (sum(done.seconds for done in start.steps) if start else 0.0)
     with _losses_file(run, "a" if start else "w") as losses:
         _take_steps(run, losses)
@@ -337,16 +340,15 @@ def _accumulate(run: _Run, batch: np.ndarray, targets: int) -> torch.Tensor:
             if not out_of_memory(error):
                 raise
             smaller = run.limit.halved(int(run.samples.lengths.max()))
-            if smaller is None or run.engine.ranks > 1:
-                raise OutOfMemory(_no_memory(run)) from error
+            told = f"out of memory at step {run.step + 1} with a micro-batch of {_as_dict(run.limit)}"
+            if smaller is None:
+                raise OutOfMemory(f"{told}; {ONE_SAMPLE}, {REMEDIES}") from error
+            if run.engine.ranks > 1:
+                loading.note_limit(run.directory, smaller)
+                raise TrainAgain(told) from error
         # Outside the handler, so that the broken pass's tensors are no longer held by its traceback.
         run.limit = smaller
         run.engine.discard_gradients()
-
-
-def _no_memory(run: _Run) -> str:
-    remedy = "use a smaller micro_batch" if run.engine.ranks > 1 else ONE_SAMPLE
-    return f"out of memory at step {run.step + 1} with a micro-batch of {_as_dict(run.limit)}; {remedy}, {REMEDIES}"
 
 
 def _snapshot_folder(run: _Run, epoch: int) -> Path:

@@ -105,7 +105,7 @@ def train(
         Interrupted: it was stopped; called again, under any attempt, it goes on.
         LeaseLost: another attempt owns the trajectory; what it publishes counts.
         InvalidInput: the base model or the data are no longer those that were planned; and as ``train_trajectory``.
-        Unsupported, LossJump, OutOfMemory, OSError: as ``train_trajectory``.
+        Unsupported, LossJump, OutOfMemory, TrainAgain, OSError: as ``train_trajectory``.
     """
     if from_first_rank(lambda: _is_published(attempt)):
         return
