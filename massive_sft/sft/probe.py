@@ -1,7 +1,8 @@
 """Whether a micro-batch fits, tried before the first step of several ranks.
 
 One rank alone halves a micro-batch when it runs out of memory. One of several would leave the others waiting in a
-collective operation, so each tries the largest one by itself first, and they agree.
+collective operation, so each tries the largest one by itself first, and they agree. Where that was not enough, new
+workers must go on (``errors.TrainAgain``).
 """
 
 from __future__ import annotations
