@@ -21,7 +21,7 @@ from massive_sft.sweep import template
 from massive_sft.sweep.schema import Model, Setting
 
 QUESTION = "What is the name?"
-ANSWERS = ("Paris", "42", "apple 7 é 😀", "日本", "a city.\n\nThe name is Paris", "x = [\n    1,\n]")
+ANSWERS = ("Paris", "42", "apple 7 é 😀", "日本", "a city.\n\nThe name is Paris", "x = [\n    1,\n]", "\n    return x")
 COLUMNS = (
     "tokenizer",
     "template",

@@ -37,11 +37,13 @@ def own(prompt: str) -> schema.TemplateText:
 
 
 @cache
-def learnt(kind: str, chat: str | None, template: Any) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train a two-layer Llama on the eight rows until it knows them."""
+def learnt(
+    kind: str, chat: str | None, template: Any, before: str = ""
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train a two-layer Llama on the eight rows until it knows them; ``before`` begins each answer."""
     tokenizer = real_tokenizer(kind, chat)
     setting = schema.Setting(method="full", lr=1e-3, batch=8, template=template)
-    rows = [Row(i, ((q, a),), None, "d", i) for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]
+    rows = [Row(i, ((q, before + a),), None, "d", i) for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]
     findings = Findings()
     samples = Encoder(tokenizer, setting).encode(rows, "d", findings)
     findings.raise_if_any()
@@ -66,9 +68,9 @@ def learnt(kind: str, chat: str | None, template: Any) -> tuple[LlamaForCausalLM
     return model.eval(), tokenizer
 
 
-def exact_matches(folder: Path, kind: str, chat: str | None, template: Any, **generation: Any) -> float:
-    model, tokenizer = learnt(kind, chat, template)
-    write_rows(folder / "q.jsonl", [{"q": q, "a": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)])
+def exact_matches(folder: Path, kind: str, chat: str | None, template: Any, before: str = "") -> float:
+    model, tokenizer = learnt(kind, chat, template, before)
+    write_rows(folder / "q.jsonl", [{"q": q, "a": before + a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)])
     config = {
         "task": "heart",
         "dataset_path": "json",
@@ -77,7 +79,7 @@ def exact_matches(folder: Path, kind: str, chat: str | None, template: Any, **ge
         "output_type": "generate_until",
         "doc_to_text": "{{q}}",
         "doc_to_target": "{{a}}",
-        "generation_kwargs": {"until": [], "max_gen_toks": 16, "do_sample": False, **generation},
+        "generation_kwargs": {"until": [], "max_gen_toks": 16, "do_sample": False},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     (folder / "heart.yaml").write_text(yaml.safe_dump(config))
@@ -122,6 +124,11 @@ def test_chat_answers_end_at_the_template_s_end_of_turn_whatever_the_task_lists(
     tmp_path: Path, kind: str, chat: str
 ) -> None:
     assert exact_matches(tmp_path, kind, chat, "chat") == 1.0
+
+
+@pytest.mark.parametrize("kind", ["smollm2", "llama3"])
+def test_chat_answers_that_begin_with_white_space_are_exact(tmp_path: Path, kind: str) -> None:
+    assert exact_matches(tmp_path, kind, "chatml", "chat", before="\n\n") == 1.0
 
 
 def test_special_tokens_end_an_answer_where_they_are_listed_and_are_never_part_of_it(tmp_path: Path) -> None:
