@@ -422,6 +422,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 LAYOUTS = [
     ({"0": ROW, "1": ROW}, "it has a row under each key (0, 1): write its values alone, as a list, into a .json file"),
+    ({"0": ROW}, "it has a row under each key (0): write its values alone, as a list, into a .json file"),
     ({f"id{n}": ROW for n in range(9)}, "it has a row under each key (id0, id1, id2, …): write its values alone"),
     ({"question": ["q", "r"], "answer": ["a", None]}, "it has its columns one by one (question, answer): write one"),
     ({"question": {"0": "q", "1": "r"}, "answer": {"0": "a", "1": "b"}}, "it has its columns one by one (question"),

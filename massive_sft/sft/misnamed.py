@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from pathlib import Path
@@ -64,25 +65,25 @@ def misnamed(file: Path, kind: str) -> str | None:
 
 def _other_separator(head: bytes) -> str | None:
     """Return what separates the fields of a CSV file where commas make no columns of it."""
-    lines = head.decode("utf-8-sig", errors="ignore").splitlines(keepends=True)
-    if len(head) >= HEAD:
-        del lines[-1:]  # cut short
-    if len(_widths(lines, ",") - {1}) == len(_widths(lines, ",")) == 1:
+    if _columns(head, ",") > 1:
         return None
     for separator, name in _SEPARATORS.items():
-        found = _widths(lines, separator)
-        if len(found) == 1 and found != {1}:
+        if _columns(head, separator) > 1:
             remedy = f"write it with commas, e.g. pandas.read_csv(FILE, sep={separator!r}).to_csv(FILE, index=False)"
             return f"has its fields separated by {name}, not commas: {remedy}"
     return None
 
 
-def _widths(lines: list[str], separator: str) -> set[int]:
-    """Return the numbers of fields that the records of a text have; none where they cannot be read."""
+def _columns(head: bytes, separator: str) -> int:
+    """Return how many fields all records of a file's beginning have; 0 where they differ or cannot be read."""
+    text = head.decode("utf-8-sig", errors="ignore")
     try:
-        return {len(fields) for fields in csv.reader(lines, delimiter=separator) if fields}
+        widths = [len(fields) for fields in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if fields]
     except csv.Error:
-        return set()
+        return 0
+    if len(head) >= HEAD:
+        del widths[-1:]  # cut short
+    return widths[0] if len(set(widths)) == 1 else 0
 
 
 def _other_json(file: Path, kind: str, start: bytes) -> str | None:
@@ -158,7 +159,8 @@ def rows_inside(value: Any) -> str | None:
     keys = [key for key, held in value.items() if _of_objects(held)]
     if keys:
         return f"the list is under {' or '.join(keys)}: write it alone into a .json file"
-    if len(value) > 1 and all(isinstance(held, dict) for held in value.values()):
+    numbered = all(key.isdigit() for key in value)
+    if value and (len(value) > 1 or numbered) and all(isinstance(held, dict) for held in value.values()):
         return f"it has a row under each key ({_listed(value)}): write its values alone, as a list, into a .json file"
     return None
 
