@@ -29,7 +29,8 @@ LAYERS = [
     ["check", "pinning", "inline", "scheduling", "report", "companions"],
     ["show"],
     ["progress", "where"],
-    ["execute", "verbs"],
+    ["execute"],
+    ["verbs"],
     ["cli"],
     ["__main__"],
 ]

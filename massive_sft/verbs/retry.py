@@ -10,11 +10,26 @@ from rich.text import Text
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan
+from massive_sft.plan import Plan, make_plan
 from massive_sft.show import STYLES
-from massive_sft.where import Condition, Where, narrow
+from massive_sft.sweep.load import load_sweep
+from massive_sft.verbs.options import File, Overlays, console
+from massive_sft.verbs.options import Where as WhereOption
+from massive_sft.verbs.run import Inline, Retrain, execute_plan, pinned
+from massive_sft.where import Condition, Where, narrow, parse
 
 RETRIED = (Status.FAILED, Status.PARTIAL)
+
+
+def retry(
+    file: File, overlay: Overlays = None, where: WhereOption = None, inline: Inline = False, retrain: Retrain = False
+) -> None:
+    """Take up only what failed or is incomplete."""
+    made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse(where)
+    narrowed = take_up(made, meant)
+    console().print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
+    if narrowed.cells:
+        execute_plan(narrowed, made, inline, retrain)
 
 
 def take_up(plan: Plan, where: Where) -> Plan:
