@@ -20,7 +20,7 @@ from massive_sft.samples import Samples
 from massive_sft.sft import batches, loading, packing, snapshot
 from massive_sft.sft.checkpoint import LOSSES, Checkpoints
 from massive_sft.sft.divergence import Verdicts
-from massive_sft.sft.engine import Engine, free_memory, layout_problems, quiet
+from massive_sft.sft.engine import Engine, free_memory, layout_problems, quiet, warm_up
 from massive_sft.sft.events import Event, SnapshotWritten, StepDone
 from massive_sft.sft.keeper import Keeper
 from massive_sft.sft.loss import SummedLoss
@@ -166,6 +166,7 @@ def train_trajectory(
         Corrupt, OSError: when a snapshot cannot be written.
     """
     loading.refuse(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
+    warm_up(spec.layout)
     try:
         with quiet():
             return _train_one(spec, samples, directory, report, checkpoints, stop, publish)
