@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from massive_sft.data.samples import Samples
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import Watch
 from massive_sft.ledger.storage import Folder
-from massive_sft.samples import Samples
-from massive_sft.sft.checkpoint import Checkpoints
-from massive_sft.sft.events import CheckpointWritten, Event, StepDone
-from massive_sft.sft.loop import train_trajectory
-from massive_sft.sft.resume import SECONDS, SHARE
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.checkpoints.policy import SECONDS, SHARE
+from massive_sft.training.events import CheckpointWritten, Event, StepDone
+from massive_sft.training.loop import train_trajectory
 
 VOCABULARY, LENGTH, BATCH = 4096, 64, 4
 LAYOUTS: list[tuple[int, str, str]] = [

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from massive_sft import tiny
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan
+from massive_sft.planning.plan import make_plan
 from massive_sft.sweep.load import load_sweep
 
 MEASURED = "data=facts"
@@ -40,7 +40,7 @@ def make_sweep(folder: Path, samples: int, limit: int) -> Path:
     return path
 
 
-BY_CLOCK = "from massive_sft.cli import main; main()"
+BY_CLOCK = "from massive_sft.cli.app import main; main()"
 BY_CPU = f"import time; time.perf_counter = time.process_time; {BY_CLOCK}"
 
 

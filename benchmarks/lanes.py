@@ -31,15 +31,15 @@ from ray.train.torch import TorchTrainer
 from ruamel.yaml import YAML
 
 from massive_sft import tiny
-from massive_sft.finish import finish_cell
-from massive_sft.inline import submit_inline
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan
+from massive_sft.running.finish import finish_cell
+from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.inline import submit_inline
+from massive_sft.running.recorder import RecordWriter
+from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling.schedule import run_on_ray
-from massive_sft.stages.finishing import Finisher
-from massive_sft.stages.recorder import Recorder
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Order, make_recorder, train_run
 
 
 def make_sweep(folder: Path, trajectories: int, evaluate: bool) -> Path:
@@ -71,7 +71,7 @@ def cold_worker(config: dict[str, Any]) -> None:
     submit_inline(config["order"], lambda event: None)
 
 
-def cold_trial(config: dict[str, Any], runs: dict[str, RunPlan], recorder: Recorder) -> None:
+def cold_trial(config: dict[str, Any], runs: dict[str, RunPlan], recorder: RecordWriter) -> None:
     """One Tune trial: a Train group for its trajectory, then its scores and record in the trial."""
     run = runs[config["trajectory"]]
 
@@ -85,16 +85,16 @@ def cold_trial(config: dict[str, Any], runs: dict[str, RunPlan], recorder: Recor
             ).fit()
 
     trained: list[CellPlan] = []
-    train_run(run, recorder, submit, lambda happening: None, trained.extend, retrain=False)
+    train_run(run, recorder, submit, lambda event: None, trained.extend, retrain=False)
     for cell in trained:
-        finish_cell(cell, run, Finisher(recorder), lambda happening: None)
+        finish_cell(cell, run, CellEvaluator(recorder), lambda event: None)
     tune.report({"done": 1})
 
 
 def run_cold(plan: Plan) -> None:
     """Run a plan with one Train group a trajectory."""
     driver = tune.with_parameters(
-        cold_trial, runs={run.trajectory.id: run for run in plan.todo}, recorder=make_recorder(plan)
+        cold_trial, runs={run.trajectory.id: run for run in plan.todo}, recorder=make_record_writer(plan)
     )
     with tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
@@ -113,7 +113,7 @@ def measure(name: str, trajectories: int, evaluate: bool) -> tuple[float, float]
         began = time.perf_counter()
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         if name == "lanes":
-            run_on_ray(plan, lambda happening: None, lambda text: None)
+            run_on_ray(plan, lambda event: None, lambda text: None)
         else:
             run_cold(plan)
         ray.shutdown()

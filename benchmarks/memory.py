@@ -34,10 +34,10 @@ def serve(zero: int, method: str, trajectories: int) -> list[float]:
     import numpy as np
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from massive_sft.samples import Samples
-    from massive_sft.sft.loop import train_trajectory
+    from massive_sft.data.samples import Samples
     from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
     from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+    from massive_sft.training.loop import train_trajectory
 
     vocabulary, length, count = 2000, 64, 16
     tokens = np.random.default_rng(0).integers(1, vocabulary, count * length).astype(np.int32)

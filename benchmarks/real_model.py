@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from massive_sft import where
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan
-from massive_sft.stages.outcome import find_snapshot
-from massive_sft.stages.training import build_recipe_samples
+from massive_sft.planning import selection
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan
+from massive_sft.running.outcome import find_snapshot
+from massive_sft.running.training import build_recipe_samples
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Task
 
@@ -40,7 +40,7 @@ PROMPT, EOS = "###Question: {}\n###Answer: ", "<|im_end|>"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def cells_of(plan: Plan, condition: where.Where) -> list[tuple[CellPlan, RunPlan | None]]:
+def cells_of(plan: Plan, condition: selection.Where) -> list[tuple[CellPlan, RunPlan | None]]:
     """Return the plan's cells that meet the condition; a base row has no run."""
     trained = [(cell, run) for run in plan.runs for cell in run.cells if condition(cell)]
     return [*((cell, None) for cell in plan.base if condition(cell)), *trained]
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=Path("sweeps/real_model.yaml"))
     parser.add_argument("--where", default=None, help="which cells, as the command line writes it")
     arguments = parser.parse_args()
-    condition = where.parse(arguments.where)
+    condition = selection.parse(arguments.where)
     plan = make_plan(load_sweep(arguments.sweep))
     ledger = Ledger.open(plan.root, create=False)
     for cell, run in cells_of(plan, condition):
@@ -164,7 +164,7 @@ def main() -> None:
     subprocess.run([BIN / "massive-sft", "run", arguments.sweep, "--overlay", OVERLAY, "--inline", *chosen], check=True)
     plan = make_plan(load_sweep(arguments.sweep, [OVERLAY]))
     protocol = plan.sweep.file.evaluation.protocol
-    asked = {item.id for item in plan.cells[0].asked if item.task}
+    asked = {item.id for item in plan.cells[0].requirements if item.task}
     assert protocol.template == "none" and asked
     for cell, run in cells_of(plan, condition):
         print(cell.cell.coordinates)
@@ -172,7 +172,7 @@ def main() -> None:
         assert record is not None
         with tempfile.TemporaryDirectory() as name:
             model = exported(cell, run, arguments.sweep, Path(name) / "model")
-            for item in cell.asked:
+            for item in cell.requirements:
                 for protocol_id, scores in record.scores.items():
                     if item.task is not None and scores.asked == item.id:
                         theirs = lm_eval_answers(model, item.task, scores.shots, Path(name) / "out" / scores.benchmark)

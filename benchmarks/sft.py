@@ -30,11 +30,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from massive_sft.samples import Samples
-from massive_sft.sft.events import Event, StepDone
-from massive_sft.sft.loop import train_trajectory
+from massive_sft.data.samples import Samples
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Mixture, Part, TrainingSpec
+from massive_sft.training.events import Event, StepDone
+from massive_sft.training.loop import train_trajectory
 
 Result = tuple[float, float]
 

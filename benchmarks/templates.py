@@ -10,13 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import InvalidInput
-from massive_sft.evaluate import wrapping
-from massive_sft.evaluate.encoding import Encoder as Scoring
-from massive_sft.modeling import load_tokenizer
-from massive_sft.sft.findings import Findings
-from massive_sft.sft.rows import Row
-from massive_sft.sft.text import Encoded, Encoder
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.encoding import Encoded, Encoder
+from massive_sft.data.findings import Findings
+from massive_sft.data.rows import Row
+from massive_sft.evaluation import wrapping
+from massive_sft.evaluation.encoding import Encoder as Scoring
+from massive_sft.models.pretrained import load_tokenizer
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import Model, Setting
 

@@ -1,5 +1,5 @@
 """``python -m massive_sft``."""
 
-from massive_sft.cli import main
+from massive_sft.cli.app import main
 
 main()

@@ -19,7 +19,12 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-MODULES = ["massive_sft.cli", "massive_sft.execute", "massive_sft.inline", "mlflow.store.tracking.sqlalchemy_store"]
+MODULES = [
+    "massive_sft.cli.app",
+    "massive_sft.running.execute",
+    "massive_sft.running.inline",
+    "mlflow.store.tracking.sqlalchemy_store",
+]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(MODULES)
 
@@ -28,7 +33,7 @@ _PLACE = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1}
 
 
 @dataclass(frozen=True)
-class Fault:
+class BadRecord:
     """What strikes a process right before it makes, writes or renames something to a path that fits a pattern.
 
     Attributes:
@@ -70,7 +75,7 @@ class Fill:
                     continue
 
 
-def install(fault: Fault) -> None:
+def install(fault: BadRecord) -> None:
     """Let a fault strike this process once."""
     fits, left = re.compile(fault.pattern).search, [fault.skip + 1]
 
@@ -89,7 +94,7 @@ def install(fault: Fault) -> None:
     sys.addaudithook(audit)
 
 
-def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = None) -> None:
+def run_command(arguments: tuple[str, ...], out: Path, fault: BadRecord | None = None) -> None:
     """Run the command line in this process, which it ends; what it prints goes to ``out``."""
     with out.open("wb") as file:
         os.dup2(file.fileno(), 1)
@@ -99,12 +104,12 @@ def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = Non
     if fault is not None:
         install(fault)
     sys.argv = ["massive-sft", *arguments]
-    from massive_sft.cli import main
+    from massive_sft.cli.app import main
 
     main()
 
 
-def start(*arguments: object, out: Path, fault: Fault | None = None) -> BaseProcess:
+def start(*arguments: object, out: Path, fault: BadRecord | None = None) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
     out.touch()
     process = _CONTEXT.Process(target=run_command, args=(tuple(map(str, arguments)), out, fault))
@@ -122,7 +127,7 @@ def end(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def command(*arguments: object, out: Path, fault: Fault | None = None, seconds: float = 120) -> tuple[int, str]:
+def command(*arguments: object, out: Path, fault: BadRecord | None = None, seconds: float = 120) -> tuple[int, str]:
     """Run ``massive-sft``; return its exit code and what it printed."""
     code = end(start(*arguments, out=out, fault=fault), seconds)
     return code, out.read_text()
@@ -180,7 +185,7 @@ def _out(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.out")
 
 
-def _fork(arguments: tuple[str, ...], out: Path, fault: Fault | None) -> int:
+def _fork(arguments: tuple[str, ...], out: Path, fault: BadRecord | None) -> int:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -209,7 +214,7 @@ def _serve(folder: Path, size: str) -> None:
             subprocess.run(["mount", "-o", f"remount,{words[0]}", folder], check=True)
         elif what == "run":
             *arguments, pattern = words
-            fault = Fault(pattern, Fill(folder / "ballast")) if pattern else None
+            fault = BadRecord(pattern, Fill(folder / "ballast")) if pattern else None
             answer = str(_fork(tuple(arguments), _out(folder), fault))
             if fault is not None:
                 (folder / "ballast").unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-ASKED = {"massive_sft.modeling": "device_of", "massive_sft.sft.peak": "device_name"}
+ASKED = {"massive_sft.models.pretrained": "device_of", "massive_sft.models.peak_memory": "device_name"}
 
 
 class Finder:

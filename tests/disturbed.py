@@ -16,7 +16,7 @@ from mlflow.entities import ViewType
 from ruamel.yaml import YAML
 from small_sweep import small_sweep
 
-from massive_sft.fingerprint import hash_file
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 

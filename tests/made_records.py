@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from massive_sft.asked import Asked
-from massive_sft.fingerprint import hash_file
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, make_plan
+from massive_sft.planning.plan import CellPlan, Plan, make_plan
+from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.load import load_sweep
 
 COMMIT = "a" * 40
@@ -98,7 +98,7 @@ def number_of(cell: CellPlan) -> float:
     return int(cell.cell.id[:6], 16) / 16**6
 
 
-def answer(asked: Asked, cell: CellPlan) -> BenchmarkScores:
+def answer(asked: Requirement, cell: CellPlan) -> BenchmarkScores:
     """Bits per byte for ``prose``, else an accuracy."""
     assert asked.task is not None
     name, value = str(asked.task.name), number_of(cell)
@@ -110,7 +110,8 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
     """A complete record of a planned cell."""
     value = number_of(cell)
     scores = {
-        f"{index:016x}": answer(asked, cell) for index, asked in enumerate(item for item in cell.asked if item.task)
+        f"{index:016x}": answer(asked, cell)
+        for index, asked in enumerate(item for item in cell.requirements if item.task)
     }
     over = {"perplexity_micro": 2 + value, "perplexity_micro_interval": [1.9 + value, 2.1 + value], "tokens": 500}
     over |= {"perplexity_text_micro": 1.5 + value, "bits_per_byte_micro": 0.5 + value}

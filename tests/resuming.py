@@ -11,14 +11,14 @@ from typing import Any
 
 from tiny_training import make_samples, make_spec
 
+from massive_sft.core.stop import never
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import Watch
 from massive_sft.ledger.storage import Folder
-from massive_sft.sft.checkpoint import Checkpoints
-from massive_sft.sft.events import CheckpointWritten, Event, StepDone
-from massive_sft.sft.loop import TrainingSummary, train_trajectory
-from massive_sft.stop import never
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.events import CheckpointWritten, Event, StepDone
+from massive_sft.training.loop import TrainingSummary, train_trajectory
 
 # Three steps an epoch, snapshots after steps 3 and 9: a checkpoint may lie at the first step, in an epoch, right after
 # a snapshot, and at the end of an epoch without one.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from massive_sft import modeling
+from massive_sft.models import pretrained
 
 
 class SmallMemory:
@@ -34,15 +34,15 @@ class SmallMemory:
 
     def __enter__(self) -> SmallMemory:
         """Within it every model that is loaded has room for so much."""
-        self._load = modeling.load_model
+        self._load = pretrained.load_model
 
         def loaded(*arguments: Any) -> Any:
             model = self._load(*arguments)
             self.attach(model)
             return model
 
-        modeling.load_model = loaded  # type: ignore[assignment]
+        pretrained.load_model = loaded  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
-        modeling.load_model = self._load
+        pretrained.load_model = self._load

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from massive_sft.sft.batches import batch_of, epoch_order, steps_per_epoch
-from massive_sft.sft.schedule import learning_rate
 from massive_sft.sweep.schema import Schedule
+from massive_sft.training.batches import batch_of, epoch_order, steps_per_epoch
+from massive_sft.training.schedule import learning_rate
 
 
 def test_epoch_order_any_seed_is_a_permutation() -> None:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from evaluation_world import own_datasets_cache, write_tasks
 
-from massive_sft.evaluate import build, wrapping
-from massive_sft.evaluate import requests as sets
+from massive_sft.evaluation import build, wrapping
+from massive_sft.evaluation import requests as sets
 from massive_sft.sweep import schema
 from massive_sft.sweep.content import Contents
 

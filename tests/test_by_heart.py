@@ -13,17 +13,17 @@ from evaluation_world import own_datasets_cache, write_rows
 from real_tokenizers import real_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from massive_sft.evaluate.build import prepare
-from massive_sft.evaluate.encoding import Encoder as ScoringEncoder
-from massive_sft.evaluate.ends import ends_of
-from massive_sft.evaluate.protocol import ScoreCache
-from massive_sft.evaluate.requests import Generation, read_requests
-from massive_sft.evaluate.run import evaluate
-from massive_sft.evaluate.scorer import PlainScorer
-from massive_sft.evaluate.wrapping import choose
-from massive_sft.sft.findings import Findings
-from massive_sft.sft.rows import Row
-from massive_sft.sft.text import Encoder
+from massive_sft.data.encoding import Encoder
+from massive_sft.data.findings import Findings
+from massive_sft.data.rows import Row
+from massive_sft.evaluation.build import prepare
+from massive_sft.evaluation.encoding import Encoder as ScoringEncoder
+from massive_sft.evaluation.ends import ends_of
+from massive_sft.evaluation.protocol import ScoreCache
+from massive_sft.evaluation.requests import Generation, read_requests
+from massive_sft.evaluation.run import evaluate
+from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.wrapping import choose
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]

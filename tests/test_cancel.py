@@ -20,16 +20,16 @@ from processes import Process, adopt_orphans, descendants
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
-from massive_sft.cli import app
-from massive_sft.inline import run_inline
+from massive_sft.cli.app import app
+from massive_sft.core.stop import Stop
 from massive_sft.ledger.lease import look
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.runs import live_runs, registered
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.inline import run_inline
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
-from massive_sft.stop import Stop
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(300)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from massive_sft.errors import InvalidInput
-from massive_sft.fingerprint import fingerprint
+from massive_sft.core.errors import InvalidInput
+from massive_sft.core.fingerprint import fingerprint
 from massive_sft.sweep import running, schema
 from massive_sft.sweep.cell import Cell, Cells, make_cells
 from massive_sft.sweep.content import Commits, Contents

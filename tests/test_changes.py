@@ -11,11 +11,11 @@ import pytest
 from made_records import fill
 from small_sweep import small_sweep
 
-from massive_sft.changes import changes, remember
-from massive_sft.cli import main
+from massive_sft.cli.app import main
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan
+from massive_sft.planning.changes import changes, remember
+from massive_sft.planning.plan import make_plan
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS, TRAIN_SEMANTICS
 
@@ -104,7 +104,7 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
                 parents=True
             )
     monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 7)
-    monkeypatch.setattr("massive_sft.changes.SCORE_SEMANTICS", 7)
+    monkeypatch.setattr("massive_sft.planning.changes.SCORE_SEMANTICS", 7)
     monkeypatch.setitem(MEASURE_SEMANTICS, "token_length", 3)
     lines = changes(make_plan(load_sweep(path)))
     assert lines[0].startswith("scoring of this massive-sft gives other results (semantics ") and "-> 7)" in lines[0]

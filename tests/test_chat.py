@@ -4,8 +4,8 @@ import pytest
 from real_tokenizers import CHATS, real_tokenizer
 from small_tokenizers import CHAT, small_tokenizer
 
-from massive_sft.chat import Chat, RenderError, end_of_turn
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.chat import Chat, RenderError, end_of_turn
 
 TURNS = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 ASKED = [{"role": "user", "content": "a"}]

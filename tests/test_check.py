@@ -21,13 +21,13 @@ from small_tokenizers import CHAT
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from massive_sft.check import check
-from massive_sft.check.room import room_problems
-from massive_sft.cli import app
-from massive_sft.errors import Problem
-from massive_sft.evaluate import build
+from massive_sft.cli.app import app
+from massive_sft.core.errors import Problem
+from massive_sft.evaluation import build
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.check import check
+from massive_sft.running.check.room import room_problems
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(120)

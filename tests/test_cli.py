@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft.cli import main
-from massive_sft.files import write_json
+from massive_sft.cli.app import main
+from massive_sft.core.files import write_json
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -238,7 +238,7 @@ def test_interrupt_while_checking_ends_with_a_sentence(
         raise KeyboardInterrupt
 
     path = small_sweep(tmp_path)
-    monkeypatch.setattr("massive_sft.verbs.check.make_plan", interrupted)
+    monkeypatch.setattr("massive_sft.cli.check.make_plan", interrupted)
     code, _, text = call("check", path)
     assert (code, "interrupted; run the same command to go on" in text) == (130, True)
 

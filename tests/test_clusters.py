@@ -16,7 +16,7 @@ from small_sweep import small_sweep
 
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan
+from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import lanes, schedule
 from massive_sft.scheduling.modes import choose_mode
 from massive_sft.scheduling.pools import Shape
@@ -29,7 +29,7 @@ import json, os, sys
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from massive_sft.plan import make_plan
+from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import schedule
 from massive_sft.sweep.load import load_sweep
 
@@ -108,8 +108,8 @@ POISONED = """
 import sys
 import ray
 from pathlib import Path
-from massive_sft.errors import MassiveSFTError
-from massive_sft.plan import make_plan
+from massive_sft.core.errors import MassiveSFTError
+from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import schedule
 from massive_sft.sweep.load import load_sweep
 

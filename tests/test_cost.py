@@ -18,7 +18,9 @@ from test_cell import base_file, block
 from test_plan import sweep_in
 from typer.testing import CliRunner
 
-from massive_sft.cli import app
+from massive_sft.cli.app import app
+from massive_sft.core.errors import InvalidInput
+from massive_sft.core.files import write_bytes, write_json
 from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
@@ -30,19 +32,17 @@ from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.shapes import known_models, shape_of
 from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.cost.work import scoring_seconds, training_seconds
-from massive_sft.errors import InvalidInput
-from massive_sft.files import write_bytes, write_json
+from massive_sft.data.samples import padded_width
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
-from massive_sft.samples import padded_width
-from massive_sft.sft.packing import Limit, plan_step
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.spec import Layout
 from massive_sft.tiny import WEIGHTS
+from massive_sft.training.packing import Limit, plan_step
 
 FULL, LORA = Setting(method="full", lr=1e-5, batch=32), Setting(method="lora", lr=1e-4, batch=32)
 LLAMA = known_models()["meta-llama/Meta-Llama-3-8B"]
@@ -290,7 +290,7 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:
     tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine", "shots": 0}]
     cell = make_plan(sweep_in(tmp_path, evaluation={"tasks": tasks})).cells[0]
-    zero, five, gsm8k, mine = cell.asked
+    zero, five, gsm8k, mine = cell.requirements
     requests = Requests(tmp_path)
     assert requests.load(mine, 4.0) is None
     known = [requests.load(item, 4.0) for item in (zero, five, gsm8k)]
@@ -571,7 +571,7 @@ def record_of(plan: Plan, cell: CellPlan, run: RunPlan | None, ledger: Ledger, *
         whole = sum(line["seconds"] for line in lines) + 2.0 * len(run.trajectory.snapshots)
         facts = {"run_seconds": whole, "wall_seconds": whole + 5.0, "peak_bytes": 10**9, "device": "cpu", "resumed": []}
         facts |= {"layout": run.layout.model_dump(mode="json")}
-    asked = {item.id: 10.0 for item in cell.asked if item.task}
+    asked = {item.id: 10.0 for item in cell.requirements if item.task}
     measures = {} if run is None else {name: {"schema": MEASURE_SEMANTICS[name]} for name in plan.sweep.file.measures}
     seconds = {name: took for name, took in SECONDS.items() if name not in MEASURES or name in measures}
     scores = {name: BenchmarkScores(benchmark=name, asked=name, shots=0, tasks={}) for name in asked}
@@ -693,7 +693,7 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
     gone = replace(
         plan.runs[0],
         needs_retraining=True,
-        cells=tuple(replace(cell, lacking=cell.asked) for cell in plan.runs[0].cells),
+        cells=tuple(replace(cell, unmet=cell.requirements) for cell in plan.runs[0].cells),
     )
     cost, before = estimate(replace(plan, runs=(gone, plan.runs[1]))), estimate(plan)
     assert (cost.retrainings, cost.training) == (1, before.training)

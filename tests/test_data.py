@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from small_tokenizers import small_tokenizer
 
-from massive_sft.errors import InvalidInput
-from massive_sft.sft.cache import load_or_build
-from massive_sft.sft.data import build_samples
-from massive_sft.sft.preview import render, render_sample
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.cache import load_or_build
+from massive_sft.data.mixture import build_samples
+from massive_sft.data.preview import render, render_sample
 from massive_sft.sweep import spec
 from massive_sft.sweep.schema import Dataset, Setting, TemplateText
 

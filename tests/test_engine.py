@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
 
-from massive_sft import modeling
+from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.memory import bucket_bytes, bytes_of
-from massive_sft.errors import InvalidInput
-from massive_sft.sft import loop
-from massive_sft.sft.engine import Engine, free_memory, layout_problems
-from massive_sft.sft.loading import load_trained
-from massive_sft.sft.loss import SummedLoss
-from massive_sft.sft.packing import collate
-from massive_sft.sft.ranks import join_group
+from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
+from massive_sft.training import loop
+from massive_sft.training.engine import Engine, free_memory, layout_problems
+from massive_sft.training.loading import load_trained
+from massive_sft.training.loss import SummedLoss
+from massive_sft.training.packing import collate
+from massive_sft.training.ranks import join_group
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -195,7 +195,7 @@ def test_bf16_loss_equals_that_of_the_model_as_transformers_loads_it(base: Path,
     spec = make_spec(base, layout={"zero": 1, "micro_batch": 1}, batch=1, precision="bf16")
     samples = make_samples(1, longest=60)
     _, steps = train(spec, samples, tmp_path)
-    model = modeling.load_model(spec.model, "bf16")
+    model = pretrained.load_model(spec.model, "bf16")
     ids = torch.from_numpy(samples.tokens).long()
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(
@@ -306,14 +306,14 @@ def test_finished_training_leaves_no_model_behind(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int, method: str
 ) -> None:
     """A lane trains one trajectory after another in one process: what stays of each would add up."""
-    load, models = modeling.load_model, []
+    load, models = pretrained.load_model, []
 
     def loaded(*arguments: Any) -> Any:
         model = load(*arguments)
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(modeling, "load_model", loaded)
+    monkeypatch.setattr(pretrained, "load_model", loaded)
     # Stage 3 knows the order of its modules, and keeps things by it, only after some steps.
     train(make_spec(base, (2,), layout={"zero": zero}, method=method), make_samples(), tmp_path)
     assert [model() for model in models] == [None]

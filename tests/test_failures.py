@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft.errors import InvalidInput, LeaseLost, Problem, Unsupported, in_words
-from massive_sft.inline import run_inline
+from massive_sft.core.errors import InvalidInput, LeaseLost, Problem, Unsupported, in_words
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan, perplexity_key
-from massive_sft.stages.failures import contained
+from massive_sft.planning.plan import make_plan, perplexity_key
+from massive_sft.running.failures import contained
+from massive_sft.running.inline import run_inline
 from massive_sft.sweep.load import load_sweep
 
 TASK = """task: own

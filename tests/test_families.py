@@ -33,14 +33,15 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from massive_sft import layers, modeling
-from massive_sft.errors import InvalidInput
-from massive_sft.evaluate.perplexity import perplexity
-from massive_sft.evaluate.requests import Generation, Likelihood
-from massive_sft.evaluate.scorer import PlainScorer
-from massive_sft.evaluate.weights import load_scored
-from massive_sft.sft.lora import add_adapter, target_problems
+from massive_sft.core.errors import InvalidInput
+from massive_sft.evaluation.requests import Generation, Likelihood
+from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.measures import layer_change
+from massive_sft.measures.perplexity import perplexity
+from massive_sft.models import pretrained
+from massive_sft.models.trained import load_scored
 from massive_sft.sweep.schema import Lora, Model, Setting
+from massive_sft.training.lora import add_adapter, target_problems
 
 SIZES: dict[str, Any] = {
     "vocab_size": 267, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -107,7 +108,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
     assert answers[0].logprob < 0 and answers[1].tokens
     assert perplexity(start, samples, np.zeros(267, dtype=bool)).summary()["all"]["perplexity_micro"] > 1
 
-    rows = layers.layer_change(model, snapshot).to_pylist()
+    rows = layer_change.layer_change(model, snapshot).to_pylist()
     weights = {id(weight): weight.numel() for weight in start.parameters()}
     assert sum(row["numel"] for row in rows) == sum(weights.values())
     moved = {row["tensor"] for row in rows if row["delta_norm"]}
@@ -116,7 +117,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
 
 def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Path, tmp_path: Path) -> None:
     """An adapter on a tied one would move the embeddings when it is merged."""
-    made: Any = modeling.meta_model(Model(path=str(base)))
+    made: Any = pretrained.meta_model(Model(path=str(base)))
     (head,) = [name for name, module in made.named_modules() if module is made.get_output_embeddings()]
     lora = {"rank": 2, "alpha": 8, "targets": [head]}
     problems = target_problems(made, Lora(**lora))
@@ -128,7 +129,7 @@ def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Pat
     snapshot = train(spec, make_samples(4), tmp_path)[0].snapshots[1]
     unmerged, merged = (load_scored(spec.model, snapshot, "fp32", how) for how in ("unmerged", "merged"))
     assert torch.allclose(merged(input_ids=TOKENS).logits, unmerged(input_ids=TOKENS).logits, atol=2e-4)
-    rows = layers.layer_change(spec.model, snapshot).to_pylist()
+    rows = layer_change.layer_change(spec.model, snapshot).to_pylist()
     assert [row["tensor"] for row in rows if row["delta_norm"]] == [f"{head}.weight"]
 
 
@@ -138,7 +139,7 @@ def save(config: Any, folder: Path) -> Model:
 
 
 def targets(folder: Path, *names: str, family: str = "gpt2") -> list[str]:
-    made = modeling.meta_model(save(FAMILIES[family](), folder))
+    made = pretrained.meta_model(save(FAMILIES[family](), folder))
     return [str(problem) for problem in target_problems(made, Lora(targets=names))]
 
 
@@ -196,7 +197,7 @@ def test_adapter_of_a_tied_output_layer_merges_without_moving_the_embeddings(tmp
     for one in (merged, load_scored(model, tmp_path / "merged", "fp32")):
         assert torch.allclose(one(input_ids=TOKENS).logits, expected, atol=1e-4)
         assert torch.equal(
-            one.get_input_embeddings().weight, modeling.load_model(model, "fp32").model.embed_tokens.weight
+            one.get_input_embeddings().weight, pretrained.load_model(model, "fp32").model.embed_tokens.weight
         )
 
 
@@ -208,13 +209,13 @@ def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> 
         (capped, "flash_attention_2", "the package flash-attn is not installed"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            modeling.meta_model(model, attention)
-    assert modeling.attention_of(modeling.meta_model(bloom)) == "eager"
-    assert modeling.attention_of(modeling.meta_model(capped)) == "eager"
-    assert modeling.attention_of(modeling.meta_model(capped, gpu=True)) == "flex_attention"
-    assert modeling.attention_of(modeling.meta_model(capped, "eager", gpu=True)) == "eager"
+            pretrained.meta_model(model, attention)
+    assert pretrained.attention_of(pretrained.meta_model(bloom)) == "eager"
+    assert pretrained.attention_of(pretrained.meta_model(capped)) == "eager"
+    assert pretrained.attention_of(pretrained.meta_model(capped, gpu=True)) == "flex_attention"
+    assert pretrained.attention_of(pretrained.meta_model(capped, "eager", gpu=True)) == "eager"
     uncapped = save(Gemma2Config(**GROUPED, head_dim=16, attn_logit_softcapping=None), tmp_path / "uncapped")
-    assert modeling.attention_of(modeling.meta_model(uncapped)) in ("sdpa", "eager")
+    assert pretrained.attention_of(pretrained.meta_model(uncapped)) in ("sdpa", "eager")
 
 
 def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
         (MixtralConfig(**GROUPED), "is a mixture of experts (num_local_experts)"),
     ):
         with pytest.raises(InvalidInput, match=said.split(" (")[0]):
-            modeling.meta_model(save(config, tmp_path / type(config).__name__))
+            pretrained.meta_model(save(config, tmp_path / type(config).__name__))
 
 
 CODE = """
@@ -248,41 +249,44 @@ def tokenizer_of(model: Model, auto_map: Any) -> None:
 )
 def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, auto_map: Any) -> None:
     config = FAMILIES["llama"]()
-    config.auto_map = {"AutoModelForCausalLM": "other/repo--modeling.Model", "AutoConfig": "other/repo--modeling.Conf"}
+    config.auto_map = {
+        "AutoModelForCausalLM": "other/repo--pretrained.Model",
+        "AutoConfig": "other/repo--pretrained.Conf",
+    }
     model = save(config, tmp_path / "model")
     trusting = model.model_copy(update={"trust_remote_code": True})
     with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--modeling\.Conf, other"):
-        modeling.load_config(trusting)
+        pretrained.load_config(trusting)
     own = save(FAMILIES["llama"](), tmp_path / "own").model_copy(update={"trust_remote_code": True})
     tokenizer_of(own, auto_map)
     elsewhere = trusting.model_copy(update={"tokenizer": own.path})
     for one in (own, elsewhere):
         with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--own\.Own"):
-            modeling.load_tokenizer(one)
+            pretrained.load_tokenizer(one)
 
 
 def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     model = save(FAMILIES["llama"](), tmp_path)
     tokenizer_of(model, {"AutoTokenizer": [None, "own.Own"]})
-    assert not hasattr(modeling.load_tokenizer(model), "trusted")
-    assert modeling.load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
+    assert not hasattr(pretrained.load_tokenizer(model), "trusted")
+    assert pretrained.load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
     own = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "own"}
     (tmp_path / "config.json").write_text(json.dumps(own | {"auto_map": {"AutoConfig": "own.Own"}}))
     with pytest.raises(InvalidInput, match=r"needs code of its own .* allow it with trust_remote_code: true"):
-        modeling.load_config(model)
+        pretrained.load_config(model)
 
 
 def test_positions_and_token_ids_that_a_model_has(tmp_path: Path) -> None:
-    assert modeling.positions_of(FAMILIES["gpt2"]()) == 64
-    assert modeling.positions_of(Gemma3Config(text_config=FAMILIES["gemma3"]())) == 64
-    assert modeling.positions_of(BloomConfig()) is None
+    assert pretrained.positions_of(FAMILIES["gpt2"]()) == 64
+    assert pretrained.positions_of(Gemma3Config(text_config=FAMILIES["gemma3"]())) == 64
+    assert pretrained.positions_of(BloomConfig()) is None
     model = Model(path="m")
-    assert modeling.token_problems(model, 259, 258) == []
-    assert "below 259" in modeling.token_problems(model, 259, 259)[0].rule
+    assert pretrained.token_problems(model, 259, 258) == []
+    assert "below 259" in pretrained.token_problems(model, 259, 259)[0].rule
 
 
 def test_device_is_what_resources_give() -> None:
-    assert modeling.device_of(gpu=False) == "cpu"
+    assert pretrained.device_of(gpu=False) == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInput, match="no GPU that torch can use"):
-            modeling.device_of(gpu=True)
+            pretrained.device_of(gpu=True)

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft import hub, modeling
-from massive_sft.fingerprint import hash_file
-from massive_sft.hub import pinned_folder
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.data.sources import load_rows
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.storage import Folder
-from massive_sft.pinning import pin
-from massive_sft.plan import make_plan
-from massive_sft.sft.sources import load_rows
+from massive_sft.models import hub, pretrained
+from massive_sft.models.hub import pinned_folder
+from massive_sft.planning.plan import make_plan
+from massive_sft.running.pinning import pin
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Model
 
@@ -78,8 +78,8 @@ def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(sweep: Path,
 def test_what_moves_is_pinned_once_and_stays_with_it(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("massive_sft.hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr("massive_sft.hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("massive_sft.models.hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr("massive_sft.models.hub.constants.HF_HUB_OFFLINE", True)
     provisional, told = make_plan(load_sweep(sweep)), []
     assert len(provisional.unpinned) == 2
     pinned = pin(provisional, told.append)
@@ -117,12 +117,12 @@ def test_pinned_model_and_data_are_read_from_the_cache_without_asking_anybody(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even whether something newer is there: nobody would answer at this address."""
-    monkeypatch.setattr("massive_sft.hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr("massive_sft.models.hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     file = load_sweep(sweep).file
     model = file.models["llama"].model_copy(update={"revision": COMMIT})
     data = file.datasets["facts"].model_copy(update={"revision": OTHER})
-    assert modeling.source(model)["pretrained_model_name_or_path"] == str(pinned_folder(model))
-    assert {path.parent for path in modeling.weight_paths(model)} == {pinned_folder(model)}
+    assert pretrained.source(model)["pretrained_model_name_or_path"] == str(pinned_folder(model))
+    assert {path.parent for path in pretrained.weight_paths(model)} == {pinned_folder(model)}
     assert len(load_rows(data, "datasets.facts").rows) == 1440
     assert pinned_folder(file.models["llama"]) is None, "a branch may move"
 

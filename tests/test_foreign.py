@@ -10,12 +10,12 @@ import pytest
 import yaml
 from evaluation_world import own_datasets_cache, write_tasks
 
-from massive_sft.evaluate import wrapping
-from massive_sft.evaluate.build import prepare
-from massive_sft.evaluate.foreign import foreign
-from massive_sft.evaluate.protocol import ScoreCache
-from massive_sft.evaluate.run import Evaluated, evaluate
-from massive_sft.evaluate.scorer import PlainScorer
+from massive_sft.evaluation import wrapping
+from massive_sft.evaluation.build import prepare
+from massive_sft.evaluation.foreign import foreign
+from massive_sft.evaluation.protocol import ScoreCache
+from massive_sft.evaluation.run import Evaluated, evaluate
+from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]

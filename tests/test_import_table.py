@@ -17,22 +17,22 @@ from made_records import plan_of, sweep_file
 from mlflow import MlflowClient
 from small_sweep import small_sweep
 
-from massive_sft.changes import remember
-from massive_sft.check import check
-from massive_sft.cli import main
-from massive_sft.errors import InvalidInput, LedgerError
+from massive_sft.cli.app import main
+from massive_sft.cli.import_table import fill
+from massive_sft.core.errors import InvalidInput, LedgerError
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import make_plan
+from massive_sft.planning.changes import remember
+from massive_sft.planning.plan import make_plan
 from massive_sft.report.imported import gather
 from massive_sft.report.write import write_report
+from massive_sft.running.check import check
 from massive_sft.study import frames
 from massive_sft.study.beside import beside
 from massive_sft.study.imported import TABLE, ImportedLedger, open_imported
 from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
 from massive_sft.sweep.load import load_sweep
-from massive_sft.verbs.import_table import fill
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -142,8 +142,8 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
 def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "
-    code += "from massive_sft.verbs.import_table import fill; "
-    code += "commands.install(commands.Fault('/record-', commands.kill, skip=2)); "
+    code += "from massive_sft.cli.import_table import fill; "
+    code += "commands.install(commands.BadRecord('/record-', commands.kill, skip=2)); "
     code += "fill(Path(sys.argv[1]), 'paper', read_table(Path(sys.argv[2]), known_columns()), '')"
     killed = subprocess.run([sys.executable, "-c", code, root, odd], cwd=Path(__file__).parent, check=False)
     assert killed.returncode == -9

@@ -15,27 +15,35 @@ from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
-from massive_sft.changes import remember
-from massive_sft.check import check
-from massive_sft.cli import app
+from massive_sft.cli.app import app
+from massive_sft.cli.invalidate import find, set_aside
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import estimate
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.finish import finish_cell
-from massive_sft.inline import run_inline
+from massive_sft.ledger.last_plan import snapshot_keepers
 from massive_sft.ledger.lease import Lease, Watch, look
-from massive_sft.ledger.meaning import keepers
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.requirements import lacks
 from massive_sft.ledger.store import Ledger
-from massive_sft.ledger.wants import lacks
-from massive_sft.plan import Plan, make_plan
-from massive_sft.sft.events import StepDone
-from massive_sft.stages.finishing import Finisher
-from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
-from massive_sft.stages.training import samples_of
+from massive_sft.planning.changes import remember
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.check import check
+from massive_sft.running.finish import finish_cell
+from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.inline import run_inline
+from massive_sft.running.outcome import remove_snapshot, snapshot_folder
+from massive_sft.running.training import samples_of
+from massive_sft.running.trial import (
+    CellRecorded,
+    CellSkipped,
+    RunEvent,
+    TrainingProgressed,
+    TrainingStarted,
+    make_record_writer,
+    retain,
+)
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.running import KeepSnapshots
-from massive_sft.trial import Began, Happening, Progressed, Recorded, Skipped, make_recorder, retain
-from massive_sft.verbs.invalidate import find, set_aside
+from massive_sft.training.events import StepDone
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -44,11 +52,11 @@ pytestmark = pytest.mark.timeout(240)
 class Result:
     """What a run told."""
 
-    happened: list[Happening] = field(default_factory=list)
+    happened: list[RunEvent] = field(default_factory=list)
 
     @property
     def records(self) -> list[Record]:
-        return [event.record for event in self.happened if isinstance(event, Recorded)]
+        return [event.record for event in self.happened if isinstance(event, CellRecorded)]
 
 
 def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[str]]:
@@ -122,7 +130,7 @@ def test_rerun_has_nothing_to_do(finished: Path) -> None:
 
 
 def test_every_file_a_record_rests_on_has_its_checksum(finished: Path) -> None:
-    from massive_sft.fingerprint import hash_file
+    from massive_sft.core.fingerprint import hash_file
 
     for record in records(finished / "sweep.yaml").values():
         for name, checksum in record.files.items():
@@ -238,14 +246,14 @@ def test_stale_plan_overwrites_nothing(tmp_path: Path) -> None:
     before = records(path)
     result = Result()
     run_inline(stale, result.happened.append)
-    assert not any(isinstance(event, Began) for event in result.happened)
+    assert not any(isinstance(event, TrainingStarted) for event in result.happened)
     assert records(path) == before
 
 
 def test_failure_never_replaces_what_is_done(finished: Path) -> None:
     plan = make_plan(load_sweep(finished / "sweep.yaml"))
     stale = replace(plan.runs[0].cells[0], status=Status.WAITING)
-    record = make_recorder(plan).failed(stale, 1, "too late")
+    record = make_record_writer(plan).failed(stale, 1, "too late")
     assert record is not None and record.status is Status.COMPLETE
 
 
@@ -334,16 +342,16 @@ def test_base_replaced_while_it_is_scored_and_trained_on_leaves_nothing_and_put_
             other_weights(path)
         return False
 
-    def listen(event: Happening) -> None:
+    def listen(event: RunEvent) -> None:
         result.happened.append(event)
-        if isinstance(event, Began):
+        if isinstance(event, TrainingStarted):
             shutil.copy2(tmp_path / "kept.safetensors", weights)
-        elif isinstance(event, Progressed) and isinstance(event.event, StepDone) and event.event.step == 2:
+        elif isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone) and event.event.step == 2:
             other_weights(path)
 
     run_inline(plan, listen, stop=ask)
     assert [record.status for record in result.records] == [Status.FAILED] * 3
-    assert any(isinstance(event, Progressed) for event in result.happened), "it had begun to train"
+    assert any(isinstance(event, TrainingProgressed) for event in result.happened), "it had begun to train"
     assert counting(plan.root) == []
     shutil.copy2(tmp_path / "kept.safetensors", weights)
     run(path)
@@ -394,13 +402,13 @@ def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: py
     path = small_sweep(tmp_path)
     plan = make_plan(load_sweep(path))
     cell, sweeps = plan.runs[0].cells[0], Ledger(plan.root).sweeps
-    every, seen = [item.id for item in cell.lacking], []
+    every, seen = [item.id for item in cell.unmet], []
 
     def refuse(*_: object) -> None:
         seen.extend(lacks(sweeps, cell.cell.id, answers) for answers in ([], every))
         raise InvalidInput(Problem("here", "ends the run"))
 
-    monkeypatch.setattr("massive_sft.execute.require_runnable", refuse)
+    monkeypatch.setattr("massive_sft.running.execute.require_runnable", refuse)
     done = CliRunner().invoke(app, ["run", str(path), "--inline"])
     assert isinstance(done.exception, InvalidInput)
     assert seen == [True, False]
@@ -414,7 +422,7 @@ def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])
         assert "nothing to do: 5 COMPLETE" in done.output
         cells = make_plan(load_sweep(path)).runs[0].cells
-        assert [keepers(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
+        assert [snapshot_keepers(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
 
 
 def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:
@@ -441,8 +449,10 @@ def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> Non
             taken.append(Lease.acquire(ledger.lease_on(home), "somebody else", watch))
         return False
 
-    finish_cell(plan.base[0], None, Finisher(make_recorder(plan), stand_still_meanwhile), result.happened.append)
-    assert [type(event) for event in result.happened] == [Skipped]
+    finish_cell(
+        plan.base[0], None, CellEvaluator(make_record_writer(plan), stand_still_meanwhile), result.happened.append
+    )
+    assert [type(event) for event in result.happened] == [CellSkipped]
     assert taken[0] is not None and taken[0].held()
     assert counting(plan.root) == []
     taken[0].release()

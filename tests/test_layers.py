@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_training import make_base, make_samples, make_spec, train
 from transformers import AutoModelForCausalLM
 
-from massive_sft import layers
-from massive_sft.errors import Corrupt, InvalidInput
+from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.measures import layer_change
 from massive_sft.sweep.schema import Model
 
 
@@ -49,7 +49,7 @@ def check(row: dict[str, Any], start: torch.Tensor, end: torch.Tensor) -> None:
 def test_layer_change_full_equals_dense_differences(tmp_path: Path, precision: str) -> None:
     base, snapshot = trained(tmp_path, precision=precision)
     start, end = state(base), state(snapshot)
-    table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=4).to_pylist()
+    table = layer_change.layer_change(Model(path=str(base)), snapshot, spectrum=4).to_pylist()
     assert {row["tensor"] for row in table} == set(end)
     for row in table:
         before = start[row["tensor"]].to(end[row["tensor"]].dtype)
@@ -67,10 +67,10 @@ def test_layer_change_adapter_equals_the_merged_difference(tmp_path: Path) -> No
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).double(), snapshot)
     end = merged.double().merge_and_unload().state_dict()
     start = state(base)
-    table = layers.layer_change(Model(path=str(base)), snapshot, spectrum=2).to_pylist()
+    table = layer_change.layer_change(Model(path=str(base)), snapshot, spectrum=2).to_pylist()
     adapted = [row for row in table if row["method"] == "lora"]
     assert len(adapted) == 2 * 7
-    assert {row["tensor"] for row in table} == set(layers.Tensors([base / "model.safetensors"]).names())
+    assert {row["tensor"] for row in table} == set(layer_change.Tensors([base / "model.safetensors"]).names())
     for row in (row for row in table if row["method"] == "frozen"):
         assert row["delta_norm"] == row["max_abs"] == 0
         assert row["base_norm"] == pytest.approx(float(start[row["tensor"]].double().norm()), rel=1e-6)
@@ -86,7 +86,7 @@ def test_layer_change_adapter_on_transposed_weights_equals_the_merged_difference
     base, snapshot = trained(tmp_path, family="gpt2", method="lora")
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), snapshot)
     end = merged.merge_and_unload().state_dict()
-    table = layers.layer_change(Model(path=str(base)), snapshot).to_pylist()
+    table = layer_change.layer_change(Model(path=str(base)), snapshot).to_pylist()
     for row in (row for row in table if row["method"] == "lora"):
         start = state(base)[row["tensor"]]
         assert row["cosine"] == pytest.approx(
@@ -97,7 +97,7 @@ def test_layer_change_adapter_on_transposed_weights_equals_the_merged_difference
 
 def test_layer_change_rounding_floor_is_what_casting_alone_does(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path, precision="bf16")
-    for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist():
+    for row in layer_change.layer_change(Model(path=str(base)), snapshot).to_pylist():
         start = state(base)[row["tensor"]]
         if start.dim() == 2:
             cast = float((start.bfloat16().float() - start).norm() / start.norm())
@@ -107,12 +107,14 @@ def test_layer_change_rounding_floor_is_what_casting_alone_does(tmp_path: Path) 
 
 def test_layer_change_fp32_has_no_rounding_floor(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path)
-    assert {row["rounding_floor"] for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist()} == {0.0}
+    assert {
+        row["rounding_floor"] for row in layer_change.layer_change(Model(path=str(base)), snapshot).to_pylist()
+    } == {0.0}
 
 
 def test_layer_change_untrained_snapshot_is_zero(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    for row in layers.layer_change(Model(path=str(base)), base, spectrum=1).to_pylist():
+    for row in layer_change.layer_change(Model(path=str(base)), base, spectrum=1).to_pylist():
         assert row["relative"] == 0 and row["cosine"] == pytest.approx(1)
         assert row["effective_rank"] in (0, None)
 
@@ -125,17 +127,17 @@ def test_layer_change_counts_the_weights_that_changed(tmp_path: Path) -> None:
     weights[moved] = weights[moved].clone()
     weights[moved][0, :3] += 0.5
     save_file(weights, tmp_path / "end" / "model.safetensors", {"format": "pt"})
-    table = layers.layer_change(Model(path=str(base)), tmp_path / "end")
+    table = layer_change.layer_change(Model(path=str(base)), tmp_path / "end")
     assert {row["tensor"]: row["changed"] for row in table.to_pylist() if row["changed"]} == {moved: 3}
-    assert sum(row["changed"] for row in layers.aggregate(table).to_pylist()) == 3
+    assert sum(row["changed"] for row in layer_change.aggregate(table).to_pylist()) == 3
     _, adapter = trained(tmp_path / "lora", method="lora")
-    for row in layers.layer_change(Model(path=str(base)), adapter).to_pylist():
+    for row in layer_change.layer_change(Model(path=str(base)), adapter).to_pylist():
         assert row["changed"] == (row["numel"] if row["method"] == "lora" else 0)
 
 
 def test_layer_change_tied_weights_have_one_row(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path, family="qwen2")
-    kinds = [row["kind"] for row in layers.layer_change(Model(path=str(base)), snapshot).to_pylist()]
+    kinds = [row["kind"] for row in layer_change.layer_change(Model(path=str(base)), snapshot).to_pylist()]
     assert kinds.count("embed") == 1 and "head" not in kinds
 
 
@@ -149,7 +151,7 @@ def test_layer_change_tied_weights_have_one_row(tmp_path: Path) -> None:
 )
 def test_layer_change_names_layers_and_kinds(tmp_path: Path, family: str, expected: set[str]) -> None:
     base = make_base(tmp_path / "base", family)
-    rows = layers.layer_change(Model(path=str(base)), base).to_pylist()
+    rows = layer_change.layer_change(Model(path=str(base)), base).to_pylist()
     assert {row["layer"] for row in rows} == {0, 1, None}
     assert {row["kind"] for row in rows if row["layer"] == 0} == expected
     assert {row["kind"] for row in rows if row["layer"] is None} >= {"embed", "norm"}
@@ -164,23 +166,23 @@ def test_layer_change_finds_weights_stored_without_the_models_prefix(tmp_path: P
         {name.removeprefix("transformer."): value.contiguous() for name, value in state(base).items()},
         bare / "model.safetensors",
     )
-    with_prefix = layers.layer_change(Model(path=str(base)), snapshot)
-    assert layers.layer_change(Model(path=str(bare)), snapshot).equals(with_prefix)
+    with_prefix = layer_change.layer_change(Model(path=str(base)), snapshot)
+    assert layer_change.layer_change(Model(path=str(bare)), snapshot).equals(with_prefix)
 
 
 def test_layer_change_of_another_model_is_refused(tmp_path: Path) -> None:
     base, other = make_base(tmp_path / "base"), make_base(tmp_path / "other", "neox")
     with pytest.raises(Corrupt):
-        layers.layer_change(Model(path=str(base)), other)
+        layer_change.layer_change(Model(path=str(base)), other)
 
 
 def test_layer_change_reads_the_files_that_transformers_reads(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path)
-    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    plain = layer_change.layer_change(Model(path=str(base)), snapshot)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state(base).items()}
     save_file(zeros, base / "stray.safetensors")
     save_file({f"other.{name}": tensor for name, tensor in zeros.items()}, base / "consolidated.safetensors")
-    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+    assert layer_change.layer_change(Model(path=str(base)), snapshot).equals(plain)
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["zip", "legacy"])
@@ -189,32 +191,32 @@ def test_layer_change_of_a_base_in_pytorch_format_is_that_of_safetensors(
     method: str, newer: bool, tmp_path: Path
 ) -> None:
     base, snapshot = trained(tmp_path, method=method)
-    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    plain = layer_change.layer_change(Model(path=str(base)), snapshot)
     torch.save(state(base), base / "pytorch_model.bin", _use_new_zipfile_serialization=newer)
     (base / "model.safetensors").unlink()
-    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+    assert layer_change.layer_change(Model(path=str(base)), snapshot).equals(plain)
 
 
 def test_adapter_has_one_row_for_a_tied_weight_that_the_base_stores_twice(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path, family="qwen2", method="lora")
-    plain = layers.layer_change(Model(path=str(base)), snapshot)
+    plain = layer_change.layer_change(Model(path=str(base)), snapshot)
     tensors = state(base)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
-    assert layers.layer_change(Model(path=str(base)), snapshot).equals(plain)
+    assert layer_change.layer_change(Model(path=str(base)), snapshot).equals(plain)
 
 
 def test_layer_change_base_without_weights_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match=r"model\.safetensors"):
-        layers.layer_change(Model(path=str(tmp_path / "empty")), base)
+        layer_change.layer_change(Model(path=str(tmp_path / "empty")), base)
 
 
 def test_aggregate_equals_one_long_tensor(tmp_path: Path) -> None:
     base, snapshot = trained(tmp_path, family="neox")
     start, end = state(base), state(snapshot)
-    table = layers.layer_change(Model(path=str(base)), snapshot)
-    rows = layers.aggregate(table).to_pylist()
+    table = layer_change.layer_change(Model(path=str(base)), snapshot)
+    rows = layer_change.aggregate(table).to_pylist()
     (row,) = [row for row in rows if (row["layer"], row["kind"]) == (1, "query_key_value")]
     names = [f"gpt_neox.layers.1.attention.query_key_value.{part}" for part in ("weight", "bias")]
     assert row["tensors"] == 2
@@ -224,6 +226,6 @@ def test_aggregate_equals_one_long_tensor(tmp_path: Path) -> None:
 
 def test_write_reads_back_equal(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    table = layers.layer_change(Model(path=str(base)), base, spectrum=2)
-    layers.write(tmp_path / "layers.parquet", table)
+    table = layer_change.layer_change(Model(path=str(base)), base, spectrum=2)
+    layer_change.write(tmp_path / "layers.parquet", table)
     assert pq.read_table(tmp_path / "layers.parquet").equals(table)

@@ -13,44 +13,47 @@ PACKAGE = Path(__file__).parent.parent / "massive_sft"
 
 # Lowest first. A module imports only from rows above its own, or from its own folder.
 LAYERS = [
-    ["__init__", "errors"],
-    ["fingerprint", "files"],
+    ["core"],
     ["sweep"],
     ["ledger"],
-    ["suites", "tracking", "hub", "stop"],
-    ["asked", "resources"],
-    ["plan"],
-    ["cost", "retention"],
-    ["changes", "samples", "modeling", "chat", "out_of_memory"],
-    ["sft", "evaluate", "layers", "tiny"],
-    ["stages", "study"],
-    ["trial"],
-    ["finish"],
-    ["check", "pinning", "inline", "scheduling", "report", "companions"],
-    ["show"],
-    ["progress", "where"],
-    ["execute"],
-    ["verbs"],
+    ["suites"],
+    ["planning"],
+    ["cost"],
+    ["models"],
+    ["data"],
+    ["tracking"],
+    ["training"],
+    ["evaluation"],
+    ["measures"],
+    ["study"],
+    ["report"],
+    ["running"],
+    ["scheduling"],
+    ["tiny"],
     ["cli"],
-    ["__main__"],
+    ["__init__", "__main__"],
 ]
 # Who may import a heavy dependency.
 OWNERS: dict[str, set[str]] = {
     "ray": {"scheduling"},
     "optuna": set(),
     "mlflow": {"tracking"},
-    "lm_eval": {"evaluate"},
-    "deepspeed": {"sft"},
-    "datasets": {"sft"},
-    "peft": {"sft", "evaluate", "tiny", "verbs"},
-    "transformers": {"modeling", "chat", "sft", "evaluate", "tiny", "verbs"},
-    "torch": {"modeling", "out_of_memory", "sft", "evaluate", "layers", "tiny", "scheduling", "verbs"},
+    "lm_eval": {"evaluation"},
+    "deepspeed": {"training"},
+    "datasets": {"data"},
+    "huggingface_hub": {"models"},
+    "peft": {"models", "training"},
+    "transformers": {"models", "data", "training", "evaluation"},
+    "torch": {"models", "training", "evaluation", "measures", "scheduling", "cli"},
     "ruamel": {"sweep"},
-    "pandas": {"study", "report", "verbs"},
-    "scipy": {"study", "verbs"},
-    "jinja2": {"chat", "report", "sft", "evaluate", "verbs"},
-    "typer": {"cli", "verbs", "scheduling"},
+    "pandas": {"study", "report"},
+    "scipy": {"study", "cli"},
+    "jinja2": {"data", "report", "cli"},
+    "typer": {"cli"},
+    "rich": {"cli", "data"},
 }
+# Within a package that owns one: the only module that touches it.
+ALONE = {"deepspeed": "training/engine.py", "datasets": "data/sources.py", "huggingface_hub": "models/hub.py"}
 
 
 def unit_of(path: Path) -> str:
@@ -96,8 +99,20 @@ def test_heavy_dependency_is_imported_only_by_its_owner(path: Path) -> None:
         assert owners is None or unit_of(path) in owners, f"{unit_of(path)} imports {name}"
 
 
+def test_root_holds_packages_alone() -> None:
+    loose = {path.name for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize(("dependency", "module"), ALONE.items())
+def test_dependency_is_touched_in_one_module_alone(dependency: str, module: str) -> None:
+    users = [path for path in MODULES if any(name.split(".")[0] == dependency for name in imports_of(path))]
+    assert [str(path.relative_to(PACKAGE)) for path in users] == [module]
+
+
 @pytest.mark.parametrize(
-    "module", ["sweep.load", "sweep.cell", "sweep.trajectory", "ledger.store", "plan", "trial", "cli"]
+    "module",
+    ["sweep.load", "sweep.cell", "sweep.trajectory", "ledger.store", "planning.plan", "running.trial", "cli.app"],
 )
 def test_planning_modules_import_no_heavy_dependency(module: str) -> None:
     heavy = ["torch", "ray", "lm_eval", "transformers", "deepspeed", "datasets", "mlflow", "pandas"]

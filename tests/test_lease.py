@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from massive_sft.errors import LeaseLost
+from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import lease as lease_module
 from massive_sft.ledger.lease import Lease, Watch
+from massive_sft.ledger.requirements import announce, lacks
 from massive_sft.ledger.runs import live_runs, registered
 from massive_sft.ledger.storage import Folder
-from massive_sft.ledger.wants import announce, lacks
 
 TAKE = "import os; from massive_sft.ledger.lease import *; from massive_sft.ledger.storage import *; "
 LONG = 1000.0  # seconds; the background thread never beats within a test

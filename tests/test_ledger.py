@@ -20,16 +20,16 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from massive_sft import fingerprint
-from massive_sft.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
+from massive_sft.core import fingerprint
+from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, Seen
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.requirements import announce
 from massive_sft.ledger.runs import registered
 from massive_sft.ledger.store import Ledger
-from massive_sft.ledger.wants import announce
-from massive_sft.stages.outcome import remove_snapshot, snapshot_folder
+from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 
 TRAJECTORY = "00000000000000aa"
 CELL = "00000000000000bb"

@@ -10,21 +10,21 @@ import re
 from pathlib import Path
 
 import pytest
+from from_text import corpus, pretrain
+from overlap import WINDOW, Windows, normalised
+from text_files import Source, texts_of
 
-from massive_sft.check import check
-from massive_sft.errors import InvalidInput
-from massive_sft.evaluate import build as requests
-from massive_sft.evaluate import wrapping
-from massive_sft.evaluate.foreign import TaskUnavailable
-from massive_sft.evaluate.requests import read_requests
-from massive_sft.modeling import load_tokenizer
-from massive_sft.plan import Plan, make_plan
+from massive_sft.core.errors import InvalidInput
+from massive_sft.evaluation import build as requests
+from massive_sft.evaluation import wrapping
+from massive_sft.evaluation.foreign import TaskUnavailable
+from massive_sft.evaluation.requests import read_requests
+from massive_sft.models.pretrained import load_tokenizer
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.check import check
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Fewshot, Model, Task
 from massive_sft.sweep.template import PAPER
-from massive_sft.tiny.from_text import corpus, pretrain
-from massive_sft.tiny.overlap import WINDOW, Windows, normalised
-from massive_sft.tiny.text_files import Source, texts_of
 
 SWEEP = Path(__file__).parent.parent / "sweeps" / "local_data.yaml"
 REAL = SWEEP.with_name("real_model.yaml")

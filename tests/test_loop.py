@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from tiny_training import VOCABULARY, make_base, make_samples, make_spec, train
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from massive_sft import modeling
-from massive_sft.errors import Corrupt, InvalidInput, Unsupported
-from massive_sft.samples import Samples
-from massive_sft.sft import snapshot
-from massive_sft.sft.divergence import LossCurve, Verdicts
-from massive_sft.sft.events import SnapshotWritten
-from massive_sft.sft.loop import train_trajectory
+from massive_sft.core.errors import Corrupt, InvalidInput, Unsupported
+from massive_sft.data.samples import Samples
+from massive_sft.models import pretrained
+from massive_sft.training import snapshot
+from massive_sft.training.divergence import LossCurve, Verdicts
+from massive_sft.training.events import SnapshotWritten
+from massive_sft.training.loop import train_trajectory
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_snapshot_full_loads_in_transformers_with_the_trained_weights(
     samples = make_samples(4)
     summary, steps = train(spec, samples, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(summary.snapshots[1], dtype="auto")
-    assert model.dtype == modeling.DTYPES[precision]
+    assert model.dtype == pretrained.DTYPES[precision]
     assert {value.dtype for value in tensors(tmp_path, 1).values()} == {model.dtype}
     assert mean_loss(model, samples) == pytest.approx(steps[1].loss, abs=1e-5 if precision == "fp32" else 2e-2)
     manifest = snapshot.verify(summary.snapshots[1])
@@ -179,7 +179,7 @@ def test_trajectory_with_weights_that_are_not_numbers_is_diverged(base: Path, tm
 def test_trajectory_with_an_infinite_gradient_is_diverged(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int, precision: str
 ) -> None:
-    load = modeling.load_model
+    load = pretrained.load_model
 
     def with_infinite_gradient(*arguments: Any) -> Any:
         model = load(*arguments)
@@ -188,7 +188,7 @@ def test_trajectory_with_an_infinite_gradient_is_diverged(
         )
         return model
 
-    monkeypatch.setattr(modeling, "load_model", with_infinite_gradient)
+    monkeypatch.setattr(pretrained, "load_model", with_infinite_gradient)
     spec = make_spec(base, layout={"zero": zero}, precision=precision)
     summary, steps = train(spec, make_samples(), tmp_path)
     assert summary.status == "DIVERGED" and "gradient norm" in summary.reason

@@ -11,7 +11,7 @@ from evaluation_world import own_datasets_cache, write_tasks
 from lm_eval.api.registry import get_metric_aggregation, metric_registry
 from lm_eval.api.task import ConfigurableTask
 
-from massive_sft.evaluate import metrics
+from massive_sft.evaluation import metrics
 
 __all__ = ["own_datasets_cache"]
 # One document's answer, or answers, as a model gives them.

@@ -28,8 +28,8 @@ from mlflow.entities import ViewType
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from processes import free_port
 
-from massive_sft.errors import InvalidInput
-from massive_sft.fingerprint import hash_file
+from massive_sft.core.errors import InvalidInput
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.record import Record, Status

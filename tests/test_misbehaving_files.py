@@ -17,15 +17,15 @@ import pytest
 from faulty_files import FaultyOs
 from test_ledger import CELL, make_record
 
-from massive_sft import files
-from massive_sft.errors import LeaseLost
+from massive_sft.core import files
+from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import storage
 from massive_sft.ledger.lease import Lease, look
 from massive_sft.ledger.record import Record, Revision, Status
 from massive_sft.ledger.store import Ledger
 
 SEEDS, STEPS, MACHINES = range(60), 60, 3
-TTL = 4000.0  # seconds; no thread beats within a test
+TTL_S = 4000.0  # seconds; no thread beats within a test
 
 
 class World:
@@ -88,10 +88,10 @@ class Machine:
             self.world.random.choice([self.write, self.write, self.beat, self.wait, self.release, self.die])()
 
     def wait(self) -> None:
-        self.world.clock += TTL * self.world.random.choice([0.1, 0.6, 1.0])
+        self.world.clock += TTL_S * self.world.random.choice([0.1, 0.6, 1.0])
 
     def take(self) -> None:
-        lease = self.ledger.lease_cell(CELL, self.name, TTL)
+        lease = self.ledger.lease_cell(CELL, self.name, TTL_S)
         if lease is not None:
             assert lease.claim.number not in self.world.taken, "two owners of one number"
             self.world.taken[lease.claim.number] = self.lease = lease

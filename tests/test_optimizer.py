@@ -11,11 +11,11 @@ import torch
 from tiny_training import CONFIGS, make_base, make_samples, make_spec, train
 from transformers import AutoModelForCausalLM, Trainer
 
-from massive_sft.sft import batches
-from massive_sft.sft.loading import load_trained
-from massive_sft.sft.optimizer import parameter_groups
 from massive_sft.sweep.schema import Optimizer
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training import batches
+from massive_sft.training.loading import load_trained
+from massive_sft.training.optimizer import parameter_groups
 
 DECAY = {"weight_decay": 0.5, "eps": 1e-4}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from massive_sft.evaluate import batching
-from massive_sft.out_of_memory import out_of_memory
+from massive_sft.evaluation import batching
+from massive_sft.models.out_of_memory import out_of_memory
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

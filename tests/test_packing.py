@@ -12,9 +12,9 @@ from tiny_training import CONFIGS, VOCABULARY, make_samples
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from massive_sft.samples import Samples, padded_width
-from massive_sft.sft.loss import SummedLoss, packs_cleanly
-from massive_sft.sft.packing import NO_TARGET, Limit, collate, fitting_tokens, plan_step
+from massive_sft.data.samples import Samples, padded_width
+from massive_sft.training.loss import SummedLoss, packs_cleanly
+from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_tokens, plan_step
 
 LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from massive_sft.plan import Plan, make_plan
-from massive_sft.show import RELEASED, cells_csv
+from massive_sft.cli.views import RELEASED, cells_csv
+from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"

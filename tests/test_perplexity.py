@@ -11,9 +11,9 @@ import pytest
 import torch
 from evaluation_world import gpt2, llama, tokenizer
 
-from massive_sft.evaluate.perplexity import Perplexity, load_summary, perplexity, token_length
-from massive_sft.samples import Samples
-from massive_sft.sft.text import special_tokens
+from massive_sft.data.encoding import special_tokens
+from massive_sft.data.samples import Samples
+from massive_sft.measures.perplexity import Perplexity, load_summary, perplexity, token_length
 
 
 def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples:

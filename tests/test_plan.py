@@ -13,11 +13,11 @@ import pytest
 from small_sweep import small_sweep
 from test_cell import base_file, block, changed
 
-from massive_sft.errors import Corrupt, InvalidInput
-from massive_sft.files import write_json
+from massive_sft.cli.views import plan_json
+from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.core.files import write_json
 from massive_sft.ledger.record import Status, seal
-from massive_sft.plan import make_plan, token_key
-from massive_sft.show import plan_json
+from massive_sft.planning.plan import make_plan, token_key
 from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep, load_sweep
@@ -95,7 +95,7 @@ def test_task_is_known_by_its_content_and_its_data(tmp_path: Path, monkeypatch: 
             'task: t\ndataset_kwargs: {data_files: {test: "' + data + '"}}\nx: !function f.g\n'
         )
         sweep = sweep_in(tmp_path, evaluation={"tasks": [{"path": str(place / "t.yaml")}]})
-        return make_plan(sweep).cells[0].asked[0].id
+        return make_plan(sweep).cells[0].requirements[0].id
 
     first = asked("a", "one")
     assert first.startswith("t@0 ")
@@ -122,7 +122,7 @@ def test_task_is_known_by_what_it_includes_and_a_group_by_its_members(tmp_path: 
         (tmp_path / name).write_text(text)
 
     def asked() -> str:
-        return make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "group.yaml"}]})).cells[0].asked[0].id
+        return make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "group.yaml"}]})).cells[0].requirements[0].id
 
     for name, moves in {"below/data.jsonl": True, "below/base.inc": True, "b.yaml": True, "other.yaml": False}.items():
         before = asked()
@@ -139,7 +139,7 @@ def test_task_file_of_a_strange_shape_is_known_by_its_bytes(tmp_path: Path, text
     for number in range(2):
         (tmp_path / "t.yaml").write_bytes(f"{text} # {number}".encode(errors="surrogateescape"))
         plan = make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "t.yaml"}]}))
-        ids.append(plan.cells[0].asked[0].id)
+        ids.append(plan.cells[0].requirements[0].id)
     assert all(one.startswith("t@0 ") for one in ids)
 
 
@@ -155,7 +155,7 @@ def test_device_and_pipe_are_no_data(tmp_path: Path) -> None:
 def asked_of(tmp_path: Path, setting: str, **changes: Any) -> set[str]:
     blocks = [block(setting=["full", "lora"])]
     plan = make_plan(sweep_in(tmp_path, blocks=blocks, **changes))
-    return {item.id for cell in plan.cells if cell.cell.coordinates.setting == setting for item in cell.asked}
+    return {item.id for cell in plan.cells if cell.cell.coordinates.setting == setting for item in cell.requirements}
 
 
 def test_merging_adapters_asks_nothing_of_cells_without_one(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_end_tokens_of_a_local_model_are_part_of_what_is_asked(tmp_path: Path) -
     for ends in (1, [1], [2, 1], [1, 2], None):
         config.write_text(json.dumps({"eos_token_id": ends}))
         plan = make_plan(load_sweep(path))
-        found.append({item.id for cell in plan.cells for item in cell.asked if item.task})
+        found.append({item.id for cell in plan.cells for item in cell.requirements if item.task})
     assert found[0] == found[1] != found[2] == found[3] != found[4] != found[0]
 
 
@@ -299,8 +299,8 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_cell import base_file, block
-from massive_sft.plan import make_plan
-from massive_sft.show import plan_view
+from massive_sft.planning.plan import make_plan
+from massive_sft.cli.views import plan_view
 from massive_sft.sweep.load import check_sweep
 file = base_file() | {{"storage": {{"root": {root!r}}}}}
 file["models"] = {{f"m{{i}}": {{"hub": f"org/m{{i}}"}} for i in range(10)}}
@@ -322,7 +322,7 @@ def test_new_scoring_semantics_ask_again_and_the_first_ones_are_not_hashed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = {"evaluation": {"tasks": [{"name": "gsm8k"}]}}
-    before = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.asked}
+    before = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.requirements}
     monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 2)
-    after = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.asked}
+    after = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.requirements}
     assert before and not before & after

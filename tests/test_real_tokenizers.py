@@ -5,12 +5,12 @@ from itertools import groupby
 import pytest
 from real_tokenizers import CHATS, NAMED, real_tokenizer
 
-from massive_sft.errors import InvalidInput
-from massive_sft.evaluate import wrapping
-from massive_sft.evaluate.encoding import Encoder as Scoring
-from massive_sft.sft.findings import Findings
-from massive_sft.sft.rows import Row
-from massive_sft.sft.text import Encoder
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.encoding import Encoder
+from massive_sft.data.findings import Findings
+from massive_sft.data.rows import Row
+from massive_sft.evaluation import wrapping
+from massive_sft.evaluation.encoding import Encoder as Scoring
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import Setting
 

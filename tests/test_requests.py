@@ -10,13 +10,13 @@ import pytest
 import yaml
 from evaluation_world import own_datasets_cache, tokenizer, write_group, write_rows, write_tasks
 
-from massive_sft.errors import Corrupt, InvalidInput
-from massive_sft.evaluate import build, tasks, wrapping
-from massive_sft.evaluate import requests as sets
-from massive_sft.evaluate.foreign import TaskUnavailable
-from massive_sft.evaluate.protocol import ScoreCache, protocol_id
-from massive_sft.evaluate.requests import Generation, Likelihood, Request, RequestSet, Rolling
-from massive_sft.evaluate.wrapping import Wrapping
+from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.evaluation import build, tasks, wrapping
+from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.foreign import TaskUnavailable
+from massive_sft.evaluation.protocol import ScoreCache, protocol_id
+from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.suites import all_tasks, known_suites, load_suite
 from massive_sft.sweep import schema
 

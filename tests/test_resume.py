@@ -34,20 +34,20 @@ from resuming import (
 from small_sweep import small_sweep
 from tiny_training import make_base, make_samples, make_spec, train
 
-from massive_sft import modeling
-from massive_sft.errors import Interrupted, LeaseLost, Unsupported
+from massive_sft.cli.gc import collect
+from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported
 from massive_sft.ledger.attempt import Attempt, uncounted
 from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
-from massive_sft.sft import resume
-from massive_sft.sft.checkpoint import Facts
-from massive_sft.sft.divergence import LossCurve
-from massive_sft.sft.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
-from massive_sft.sft.resume import Continuity, Interval, LossJump, Start
-from massive_sft.stages import training
+from massive_sft.models import pretrained
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running import training
 from massive_sft.sweep.load import load_sweep
-from massive_sft.verbs.gc import collect
+from massive_sft.training.checkpoints import policy
+from massive_sft.training.checkpoints.disk import Facts
+from massive_sft.training.checkpoints.policy import Continuity, Interval, LossJump, Start
+from massive_sft.training.divergence import LossCurve
+from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
@@ -234,13 +234,13 @@ KILLED_IN_A_SAVE = """
 import os, signal, sys
 from pathlib import Path
 from resuming import CASE, Told, begin, go
-from massive_sft.sft import checkpoint
-seal = checkpoint.seal_folder
+from massive_sft.training.checkpoints import disk
+seal = disk.seal_folder
 def killed(folder):
     if "-00000005-" in str(folder):
         os.kill(os.getpid(), signal.SIGKILL)
     return seal(folder)
-checkpoint.seal_folder = killed
+disk.seal_folder = killed
 go(CASE.spec(Path(sys.argv[1])), begin(Path(sys.argv[2])), Told())
 """
 
@@ -429,7 +429,7 @@ def test_repeated_loss_may_differ_by_2_percent_or_a_hundredth_of_a_nat(
 def test_checkpoint_of_an_engine_with_other_last_bits_goes_on_and_says_so(
     base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "ENGINE", resume.ENGINE + 1)
+    monkeypatch.setattr(policy, "ENGINE", policy.ENGINE + 1)
     told = Told()
     with begin(home) as attempt:
         go(CASE.spec(base), attempt, told)
@@ -569,7 +569,7 @@ def test_checkpoints_leave_one_at_a_time_and_keep_snapshots_without_copying_them
 def test_resumed_training_leaves_no_model_in_memory(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
 ) -> None:
-    load = modeling.load_model
+    load = pretrained.load_model
     loaded = []
 
     def remember(*arguments: Any) -> Any:
@@ -577,7 +577,7 @@ def test_resumed_training_leaves_no_model_in_memory(
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(modeling, "load_model", remember)
+    monkeypatch.setattr(pretrained, "load_model", remember)
     spec = make_spec(base, (1,), layout={"zero": zero})
     told = Told()
     with begin(tmp_path) as attempt, pytest.raises(Interrupted):

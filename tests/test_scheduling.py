@@ -19,20 +19,29 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
-from massive_sft.errors import Interrupted, InvalidInput
-from massive_sft.inline import run_inline
+from massive_sft.core.errors import Interrupted, InvalidInput
+from massive_sft.core.stop import Stop
 from massive_sft.ledger.lease import Lease, Seen, Watch, look
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, make_plan
+from massive_sft.planning.plan import CellPlan, Plan, make_plan
+from massive_sft.running.inline import run_inline
+from massive_sft.running.trial import (
+    CellRecorded,
+    CellSkipped,
+    Order,
+    RunEvent,
+    TrainingProgressed,
+    TrainingStarted,
+    make_record_writer,
+    train_run,
+)
 from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
-from massive_sft.stop import Stop
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Began, Happening, Order, Progressed, Recorded, Skipped, make_recorder, train_run
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -45,9 +54,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(path: Path, **keywords: Any) -> tuple[list[Happening], list[str]]:
+def run(path: Path, **keywords: Any) -> tuple[list[RunEvent], list[str]]:
     """Run a sweep file on Ray; return what happened and what was said."""
-    happened: list[Happening] = []
+    happened: list[RunEvent] = []
     said: list[str] = []
     run_on_ray(make_plan(load_sweep(path)), happened.append, said.append, **keywords)
     return happened, said
@@ -68,7 +77,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, tmp_path: Path) -> None:
     shutil.copytree(inline / "world", tmp_path / "world")
     happened, _ = run(small_sweep(tmp_path))
-    assert sum(isinstance(event, Recorded) for event in happened) == 5
+    assert sum(isinstance(event, CellRecorded) for event in happened) == 5
     expected, found = records(inline), records(tmp_path)
     assert found.keys() == expected.keys()
     for name, record in found.items():
@@ -82,8 +91,8 @@ def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_pat
     """The run is stopped by the record: were it to wait for the training, all would be complete."""
     stop = Stop()
 
-    def listen(happening: Happening) -> None:
-        if isinstance(happening, Recorded):
+    def listen(event: RunEvent) -> None:
+        if isinstance(event, CellRecorded):
             stop.ask("the first epoch is scored")
 
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
@@ -134,8 +143,8 @@ def test_alternating_run_trains_in_portions_and_scores_each(
 def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: None, tmp_path: Path) -> None:
     """What still trains when Ray is left would die without a checkpoint, and take this process with it."""
 
-    def full(happening: Happening) -> None:
-        if isinstance(happening, Progressed):
+    def full(event: RunEvent) -> None:
+        if isinstance(event, TrainingProgressed):
             raise OSError(errno.ENOSPC, "the disk of the log")
 
     settings = {
@@ -161,7 +170,7 @@ STUCK = """
 import os, sys
 import ray
 from pathlib import Path
-from massive_sft.plan import make_plan
+from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import schedule
 from massive_sft.sweep.load import load_sweep
 
@@ -170,10 +179,10 @@ class Holder:
     def ready(self):
         return True
 
-def listen(happening):
-    begun.append(happening)
+def listen(event):
+    begun.append(event)
     if len(begun) == 2:
-        schedule.SILENCE = 5.0  # both trainings are begun, however long Tune took to start them
+        schedule.SILENCE_S = 5.0  # both trainings are begun, however long Tune took to start them
 
 begun = []
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -348,7 +357,7 @@ class Impatient(Watch):
 def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path: Path) -> None:
     """A lane sends why it failed as text; a FAILED record of it would be the outcome for who waits for the other."""
     plan = make_plan(load_sweep(small_sweep(tmp_path)))
-    run, recorder, happened = plan.todo[0], make_recorder(plan), list[Happening]()
+    run, recorder, happened = plan.todo[0], make_record_writer(plan), list[RunEvent]()
 
     def fails(order: Order, report: object) -> None:
         assert Lease.acquire(order.attempt.claim.lease, "elsewhere:1", Impatient()) is not None
@@ -357,8 +366,10 @@ def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path:
     handed: list[CellPlan] = []
     train_run(run, recorder, fails, happened.append, handed.extend)
     assert not handed
-    assert [type(event) for event in happened] == [Began, Skipped]
-    assert happened[1] == Skipped("LaneFailed: LeaseLost: held now by elsewhere:1", tuple(c.cell.id for c in run.cells))
+    assert [type(event) for event in happened] == [TrainingStarted, CellSkipped]
+    assert happened[1] == CellSkipped(
+        "LaneFailed: LeaseLost: held now by elsewhere:1", tuple(c.cell.id for c in run.cells)
+    )
     assert not list(recorder.ledger.records())
 
 

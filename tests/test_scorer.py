@@ -12,14 +12,14 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from massive_sft.errors import InvalidInput, Unsupported
-from massive_sft.evaluate import batching
-from massive_sft.evaluate.encoding import Encoder
-from massive_sft.evaluate.generate import cut
-from massive_sft.evaluate.logits import chosen_logits
-from massive_sft.evaluate.requests import Generation, Likelihood, Request, Rolling
-from massive_sft.evaluate.scorer import PlainScorer
-from massive_sft.evaluate.weights import load_scored
+from massive_sft.core.errors import InvalidInput, Unsupported
+from massive_sft.evaluation import batching
+from massive_sft.evaluation.encoding import Encoder
+from massive_sft.evaluation.generate import cut
+from massive_sft.evaluation.logits import chosen_logits
+from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
+from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.models.trained import load_scored
 from massive_sft.sweep import schema
 
 CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "", "<s>the road", "x" * 300, "two cats \n", "   "]

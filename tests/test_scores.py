@@ -22,14 +22,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from massive_sft.evaluate import build, intervals, responses, wrapping
-from massive_sft.evaluate import requests as sets
-from massive_sft.evaluate.build import Prepared
-from massive_sft.evaluate.lm import ScorerLM
-from massive_sft.evaluate.protocol import ScoreCache, protocol_id
-from massive_sft.evaluate.run import Evaluated, evaluate
-from massive_sft.evaluate.scorer import PlainScorer
-from massive_sft.evaluate.wrapping import Wrapping
+from massive_sft.evaluation import build, intervals, responses, wrapping
+from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.build import Prepared
+from massive_sft.evaluation.lm import ScorerLM
+from massive_sft.evaluation.protocol import ScoreCache, protocol_id
+from massive_sft.evaluation.run import Evaluated, evaluate
+from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -284,6 +284,6 @@ def test_one_sample_has_no_interval() -> None:
 
 def test_scoring_imports_no_lm_eval() -> None:
     modules = ["scorer", "generate", "responses", "requests", "protocol", "perplexity", "weights", "wrapping"]
-    code = f"import sys\nfor m in {modules}: __import__('massive_sft.evaluate.' + m)\nprint('lm_eval' in sys.modules)"
+    code = f"import sys\nfor m in {modules}: __import__('massive_sft.evaluation.' + m)\nprint('lm_eval' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -10,8 +10,8 @@ import yaml
 from evaluation_world import own_datasets_cache, write_group, write_tasks
 from lm_eval.tasks import TaskManager
 
-from massive_sft.evaluate import build, wrapping
-from massive_sft.evaluate import requests as sets
+from massive_sft.evaluation import build, wrapping
+from massive_sft.evaluation import requests as sets
 from massive_sft.suites.declared import facts_by_task, shots_of
 from massive_sft.sweep import schema
 

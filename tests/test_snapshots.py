@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Fault, command, kill
+from commands import BadRecord, command, kill
 from disturbed import identities
 from small_sweep import small_sweep
 
-from massive_sft.fingerprint import hash_file
-from massive_sft.finish import finish_cell
-from massive_sft.inline import run_inline, submit_inline
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan, make_plan
-from massive_sft.sft.events import Resumed, StepDone
-from massive_sft.stages.finishing import Finisher
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.selection import narrow, parse
+from massive_sft.running.finish import finish_cell
+from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.inline import run_inline, submit_inline
+from massive_sft.running.trial import (
+    CellRecorded,
+    RunEvent,
+    TrainingProgressed,
+    TrainingStarted,
+    make_record_writer,
+    train_run,
+)
 from massive_sft.sweep.load import load_sweep
-from massive_sft.trial import Began, Happening, Progressed, Recorded, make_recorder, train_run
-from massive_sft.where import narrow, parse
+from massive_sft.training.events import Resumed, StepDone
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -65,7 +72,7 @@ def results(folder: Path) -> dict[Any, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the sweep after a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    run_inline(planned(sweep_at(folder)), lambda happening: None)
+    run_inline(planned(sweep_at(folder)), lambda event: None)
     return folder
 
 
@@ -84,8 +91,8 @@ def test_each_epoch_has_its_snapshot_and_its_outcome_and_the_last_one_that_of_th
 
 def test_epoch_is_scored_while_its_training_goes_on(whole: Path, tmp_path: Path) -> None:
     plan = planned(sweep_at(tmp_path))
-    run, recorder, happened = plan.todo[0], make_recorder(plan), list[Happening]()
-    finisher = Finisher(recorder)
+    run, recorder, happened = plan.todo[0], make_record_writer(plan), list[RunEvent]()
+    finisher = CellEvaluator(recorder)
     train_run(
         run, recorder, submit_inline, happened.append,
         lambda cells: [finish_cell(cell, run, finisher, happened.append) for cell in cells] and None,
@@ -97,12 +104,12 @@ def test_epoch_is_scored_while_its_training_goes_on(whole: Path, tmp_path: Path)
     assert results(tmp_path) == {key: value for key, value in results(whole).items() if key != 0}
 
 
-def told(happening: Happening) -> object:
+def told(event: RunEvent) -> object:
     """Return the step that was taken or the epoch that was recorded."""
-    if isinstance(happening, Recorded):
-        return f"epoch {happening.cell.epoch}"
-    is_step = isinstance(happening, Progressed) and isinstance(happening.event, StepDone)
-    return happening.event.step if is_step else None  # type: ignore[union-attr]
+    if isinstance(event, CellRecorded):
+        return f"epoch {event.cell.epoch}"
+    is_step = isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone)
+    return event.event.step if is_step else None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("every", ["auto", 0])
@@ -111,7 +118,7 @@ def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_pat
     path = sweep_at(tmp_path, storage={"root": str(tmp_path / "ledger"), "resume_every": every})
 
     def killed(at: str) -> dict[Path, tuple[int, int]]:
-        code, printed = command("run", path, "--inline", out=tmp_path / "out", fault=Fault(at, kill))
+        code, printed = command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(at, kill))
         assert code == -signal.SIGKILL, printed
         return identities(tmp_path, FIRST)
 
@@ -120,27 +127,29 @@ def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_pat
     kept = killed(r"snapshots/\.epoch-2\.partial")
     assert kept.items() > begun.items(), "an equal snapshot stays"
     assert not {1, 2, 3} & records(tmp_path).keys()
-    happened: list[Happening] = []
+    happened: list[RunEvent] = []
     run_inline(narrow(planned(path), parse("epoch=1")), happened.append)
-    assert not any(isinstance(event, Began) for event in happened), "it can be scored without a training"
+    assert not any(isinstance(event, TrainingStarted) for event in happened), "it can be scored without a training"
     assert records(tmp_path)[1].attempt == 2
     killed(r"/training/attempt-\d$")
     happened.clear()
     run_inline(planned(path), happened.append)
     resumed = [
-        event.event.step for event in happened if isinstance(event, Progressed) and isinstance(event.event, Resumed)
+        event.event.step
+        for event in happened
+        if isinstance(event, TrainingProgressed) and isinstance(event.event, Resumed)
     ]
     assert resumed == ([] if every == "auto" else [8])
     assert identities(tmp_path, FIRST) == kept
     assert results(tmp_path) == results(whole)
 
 
-def listening(at: int, strike: Callable[[], None], happened: list[Happening]) -> Callable[[Happening], None]:
+def listening(at: int, strike: Callable[[], None], happened: list[RunEvent]) -> Callable[[RunEvent], None]:
     """Return a listener that strikes once a step was taken."""
 
-    def listen(happening: Happening) -> None:
-        happened.append(happening)
-        if told(happening) == at:
+    def listen(event: RunEvent) -> None:
+        happened.append(event)
+        if told(event) == at:
             strike()
 
     return listen
@@ -155,7 +164,7 @@ def test_training_that_fails_leaves_the_epochs_before_scored(whole: Path, tmp_pa
     assert {epoch: record.status for epoch, record in records(tmp_path).items()} == {
         0: Status.COMPLETE, 1: Status.COMPLETE, 2: Status.FAILED, 3: Status.FAILED
     }  # fmt: skip
-    run_inline(planned(path), lambda happening: None)
+    run_inline(planned(path), lambda event: None)
     assert results(tmp_path) == results(whole)
 
 
@@ -171,7 +180,7 @@ def test_base_replaced_in_the_second_epoch_leaves_what_the_first_read_from_the_p
         weights.with_name("other.tmp").write_bytes(data)
         weights.with_name("other.tmp").replace(weights)
 
-    happened: list[Happening] = []
+    happened: list[RunEvent] = []
     run_inline(plan, listening(STEPS + 2, lambda: write(planned_ones + b" "), happened))
     assert {epoch: record.status for epoch, record in records(tmp_path).items() if epoch} == dict.fromkeys(
         (1, 2, 3), Status.FAILED
@@ -181,7 +190,7 @@ def test_base_replaced_in_the_second_epoch_leaves_what_the_first_read_from_the_p
     assert {path.relative_to(home).as_posix() for path in counting} == {"snapshots/epoch-1", "training/epoch-1"}
     write(planned_ones)
     kept = identities(tmp_path, FIRST)
-    run_inline(planned(path), lambda happening: None)
+    run_inline(planned(path), lambda event: None)
     assert identities(tmp_path, FIRST) == kept
     assert results(tmp_path) == results(whole)
 
@@ -193,9 +202,9 @@ def of_another_layout(path: Path) -> Path:
 
 def test_training_begun_anew_on_another_layout_leaves_the_pair_of_an_epoch_together(tmp_path: Path) -> None:
     path = sweep_at(tmp_path)
-    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"snapshots/\.epoch-2\.partial", kill))
+    command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(r"snapshots/\.epoch-2\.partial", kill))
     kept = identities(tmp_path, FIRST)
-    run_inline(planned(of_another_layout(path)), lambda happening: None)
+    run_inline(planned(of_another_layout(path)), lambda event: None)
     assert identities(tmp_path, FIRST) == kept
     by_epoch = {epoch: record for epoch, record in records(tmp_path).items() if epoch}
     assert {epoch: record.attempt for epoch, record in by_epoch.items()} == {1: 1, 2: 2, 3: 2}
@@ -205,9 +214,9 @@ def test_training_begun_anew_on_another_layout_leaves_the_pair_of_an_epoch_toget
 
 def test_snapshot_left_without_its_outcome_gives_way_to_one_that_differs(tmp_path: Path) -> None:
     path = sweep_at(tmp_path)
-    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"/training/epoch-1$", kill))
+    command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(r"/training/epoch-1$", kill))
     (left,) = tmp_path.glob("ledger/trajectories/*/snapshots/epoch-1/adapter_model.safetensors")
     before = hash_file(left)
-    run_inline(planned(of_another_layout(path)), lambda happening: None)
+    run_inline(planned(of_another_layout(path)), lambda event: None)
     assert hash_file(left) != before
     assert {record.attempt for epoch, record in records(tmp_path).items() if epoch} == {2}

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from massive_sft.errors import InvalidInput
-from massive_sft.sft.sources import load_rows
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.sources import load_rows
 from massive_sft.sweep.schema import Dataset
 
 PAIRS = [{"question": f"q{number}", "answer": f"a{number}"} for number in range(4)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faulty_files import FaultyOs
 
-from massive_sft import files
+from massive_sft.core import files
 from massive_sft.ledger import storage as storage_module
 from massive_sft.ledger.storage import Folder, Storage
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from massive_sft.errors import Unsupported
+from massive_sft.core.errors import Unsupported
 from massive_sft.ledger import head
+from massive_sft.ledger.last_plan import read_last_plan, snapshot_keepers
 from massive_sft.ledger.lease import look
 from massive_sft.ledger.manifest import verify_folder
-from massive_sft.ledger.meaning import keepers, read_meaning
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 
@@ -63,8 +63,8 @@ def test_stored_ledger_reads_the_same_before_and_after_it_is_written_to(root: Pa
         assert ledger.read_cell(cell)["train_semantics"] == 1
         ledger.write_cell(cell, ledger.read_cell(cell))  # the same content, though sealed by another version
         assert [verify_folder(folder).keys() for folder in ledger.training_dirs(trajectory)]
-    assert read_meaning(ledger.sweep("small")) is not None
-    assert keepers(ledger.sweeps, BASE) == []
+    assert read_last_plan(ledger.sweep("small")) is not None
+    assert snapshot_keepers(ledger.sweeps, BASE) == []
     leases = [look(ledger.lease_on(home)) for home in ledger.homes() if (home / "lease").is_dir()]
     assert [seen is not None and (seen.number, seen.released) for seen in leases] == [(1, True)] * 5
     assert not ledger.corrupt

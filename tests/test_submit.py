@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.scheduling import cluster, package

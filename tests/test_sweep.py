@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep.load import check_sweep, load_sweep
 from massive_sft.sweep.yaml_file import merge, read_yaml
 

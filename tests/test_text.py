@@ -9,11 +9,11 @@ from small_tokenizers import CHAT, SPECIAL, small_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from massive_sft.errors import InvalidInput
-from massive_sft.modeling import load_tokenizer
-from massive_sft.sft.findings import Findings
-from massive_sft.sft.rows import Row
-from massive_sft.sft.text import Encoder, truncate
+from massive_sft.core.errors import InvalidInput
+from massive_sft.data.encoding import Encoder, truncate
+from massive_sft.data.findings import Findings
+from massive_sft.data.rows import Row
+from massive_sft.models.pretrained import load_tokenizer
 from massive_sft.sweep.schema import Model, Setting, TemplateText
 
 BOS, EOS, PAD, TURN = range(len(SPECIAL))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from massive_sft import tiny
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
 from massive_sft.tiny.corpus import documents, template
 from massive_sft.tiny.domains import ATTRIBUTES, all_domains
 
@@ -98,7 +98,7 @@ def test_choices_differ_and_hold_the_answer():
 
 
 def test_pretraining_text_holds_no_invented_person_and_no_test():
-    from massive_sft.tiny.pretrain import DOCUMENTS, SEED
+    from pretrain import DOCUMENTS, SEED
 
     texts = set(documents(SEED, DOCUMENTS))
     words = {word.strip(".,?:") for text in texts for word in text.split() if not word.isupper()}
@@ -193,7 +193,7 @@ def test_tasks_load_offline_and_yield_documents(world, monkeypatch, tmp_path):
 
 
 def test_sweep_file_is_valid_and_reads_the_rows(world):
-    from massive_sft.sft.sources import load_rows
+    from massive_sft.data.sources import load_rows
     from massive_sft.sweep.load import load_sweep
 
     sweep = load_sweep(world.sweep).file

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
 from massive_sft.tracking import probe, tracking_problem
 from massive_sft.tracking.address import (
     artifact_location,

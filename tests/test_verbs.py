@@ -24,26 +24,26 @@ from small_sweep import small_sweep
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from massive_sft import modeling
-from massive_sft.changes import remember
-from massive_sft.errors import MassiveSFTError
-from massive_sft.evaluate.weights import load_scored
-from massive_sft.inline import run_inline
+from massive_sft.cli import diff, doctor, export, gc, logs, publish
+from massive_sft.cli.paired import compare
+from massive_sft.cli.probes import Level, packages, pinned_versions
+from massive_sft.cli.retry import count_diverged, retry_view, take_up
+from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.record import Status
+from massive_sft.ledger.requirements import announce
 from massive_sft.ledger.runs import registered
 from massive_sft.ledger.store import Ledger
-from massive_sft.ledger.wants import announce
-from massive_sft.plan import Plan, make_plan
-from massive_sft.stages.outcome import snapshot_folder
-from massive_sft.stages.recorder import now
+from massive_sft.models import pretrained
+from massive_sft.models.trained import load_scored
+from massive_sft.planning.changes import remember
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.selection import parse
+from massive_sft.running.inline import run_inline
+from massive_sft.running.outcome import snapshot_folder
+from massive_sft.running.recorder import now
+from massive_sft.running.trial import make_record_writer
 from massive_sft.sweep.load import load_sweep
 from massive_sft.tracking.tracker import runs_page
-from massive_sft.trial import make_recorder
-from massive_sft.verbs import diff, doctor, export, gc, logs, publish
-from massive_sft.verbs.paired import compare
-from massive_sft.verbs.probes import Level, packages, pinned_versions
-from massive_sft.verbs.retry import count_diverged, retry_view, take_up
-from massive_sft.where import parse
 
 NAME = "ll[/red]ama|*"
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -75,7 +75,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {NAME: {"path": str(folder / "world" / "models" / "tiny-llama")}}
     storage = {"root": str(folder / "ledger"), "keep_snapshots": {"full": "last", "lora": "all"}}
     path = small_sweep(folder, models=model, storage=storage, measures=["token_length"])
-    run_inline(make_plan(load_sweep(path)), lambda happening: None)
+    run_inline(make_plan(load_sweep(path)), lambda event: None)
     return path
 
 
@@ -149,7 +149,7 @@ def test_logs_of_a_running_cell_show_the_steps_written_so_far(sweep: Path, copie
 def test_logs_of_a_failed_cell_show_the_traceback_of_every_attempt(sweep: Path, copied: Callable[..., Path]) -> None:
     overlay = copied(settings={"defaults": {"seed": 1}})
     plan = plan_of(sweep, overlay)
-    recorder, run = make_recorder(plan), plan.runs[0]
+    recorder, run = make_record_writer(plan), plan.runs[0]
     for number in (1, 2):
         with recorder.ledger.begin(run.trajectory.id, "test") as attempt:
             (attempt.folder / "traceback.txt").write_text(f"Traceback [/bold] of attempt {number}")
@@ -276,7 +276,7 @@ def test_exported_models_load_and_answer_as_in_the_ledger(sweep: Path, full: str
         snapshot = snapshot_folder(ledger, run.trajectory.id, 2)
         assert torch.allclose(logits(loaded), logits(load_scored(base, snapshot, "fp32")), atol=1e-4)
         ids = AutoTokenizer.from_pretrained(folder)("What is 2 + 2?")["input_ids"]
-        assert ids == modeling.load_tokenizer(base)("What is 2 + 2?")["input_ids"]
+        assert ids == pretrained.load_tokenizer(base)("What is 2 + 2?")["input_ids"]
         assert not [path for path in folder.iterdir() if path.name in ("manifest.json", "snapshot.json")]
 
 
@@ -442,7 +442,7 @@ def test_retry_takes_up_what_failed_or_is_partial_and_leaves_diverged_out(
 ) -> None:
     overlay = copied(settings={"defaults": {"seed": 1}})
     plan = plan_of(sweep, overlay)
-    recorder, (full, lora) = make_recorder(plan), plan.runs
+    recorder, (full, lora) = make_record_writer(plan), plan.runs
     recorder.failed(full.cells[0], 1, "OSError: [/disk] is full\nmore")
     for cell, details in (
         (full.cells[1], {"status": Status.DIVERGED, "error": "loss is nan"}),

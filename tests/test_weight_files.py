@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_training import make_base
 
-from massive_sft import modeling
+from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.shapes import shape_of
-from massive_sft.errors import InvalidInput
+from massive_sft.models import pretrained
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.schema import Model
@@ -69,7 +69,7 @@ def test_shards_are_those_of_the_index(base: Path) -> None:
     (base / "model-00001-of-00002.safetensors").write_bytes(b"of another time")
     assert weight_files.find(base) == shards
     assert shape_of(Model(path=str(base))) == whole
-    modeling.load_model(Model(path=str(base)), "fp32")
+    pretrained.load_model(Model(path=str(base)), "fp32")
 
 
 def test_configuration_may_name_the_file(base: Path) -> None:
@@ -77,7 +77,7 @@ def test_configuration_may_name_the_file(base: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"transformers_weights": "mine.safetensors"}))
     assert weight_files.find(base) == [base / "mine.safetensors"]
-    modeling.load_model(Model(path=str(base)), "fp32")
+    pretrained.load_model(Model(path=str(base)), "fp32")
 
 
 def pointer(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_is_no_weights_is_named_with_the_remedy(damage: Callable[[Path], No
     shape = shape_of(Model(path=str(base)))
     assert shape is not None and shape.source == "config"
     with pytest.raises(InvalidInput):
-        modeling.load_model(Model(path=str(base)), "fp32")
+        pretrained.load_model(Model(path=str(base)), "fp32")
 
 
 def test_weights_that_are_lacking_are_not_made_up(base: Path) -> None:
@@ -164,7 +164,7 @@ def test_weights_that_are_lacking_are_not_made_up(base: Path) -> None:
     with pytest.raises(
         InvalidInput, match=r"would be random, got 'model\.layers\.1\.mlp\.up_proj\.weight, model\.norm"
     ):
-        modeling.load_model(Model(path=str(base)), "fp32")
+        pretrained.load_model(Model(path=str(base)), "fp32")
 
 
 @pytest.mark.parametrize(

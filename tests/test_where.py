@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft.errors import InvalidInput
-from massive_sft.plan import Plan, make_plan
+from massive_sft.core.errors import InvalidInput
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.selection import narrow, parse
 from massive_sft.sweep.load import load_sweep
-from massive_sft.where import narrow, parse
 
 AWKWARD = "a 'b' \"c\"|d"
 

@@ -17,11 +17,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from massive_sft.samples import Samples
-from massive_sft.sft.events import Event, StepDone
-from massive_sft.sft.loop import TrainingSummary, train_trajectory
+from massive_sft.data.samples import Samples
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.training.events import Event, StepDone
+from massive_sft.training.loop import TrainingSummary, train_trajectory
 
 VOCABULARY = 97
 _SIZES: dict[str, Any] = {

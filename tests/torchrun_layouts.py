@@ -16,9 +16,9 @@ import torch.distributed as dist
 from small_memory import SmallMemory
 from tiny_training import make_samples
 
-from massive_sft.sft.loop import OutOfMemory, train_trajectory
-from massive_sft.sft.ranks import join_group
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.loop import OutOfMemory, train_trajectory
+from massive_sft.training.ranks import join_group
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

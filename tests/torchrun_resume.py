@@ -14,23 +14,23 @@ from resuming import SAMPLES, Told, begin, go, kill_at
 from small_memory import SmallMemory
 from tiny_training import make_samples
 
-from massive_sft.errors import Interrupted, TrainAgain
-from massive_sft.sft.events import StepDone
-from massive_sft.sft.loop import TrainingSummary, train_trajectory
-from massive_sft.sft.ranks import from_first_rank
+from massive_sft.core.errors import Interrupted, TrainAgain
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.events import StepDone
+from massive_sft.training.loop import TrainingSummary, train_trajectory
+from massive_sft.training.ranks import broadcast_from_rank0
 
 
 def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
     """Train undisturbed, then stopped after a step and gone on with in another attempt."""
     train_trajectory(spec, make_samples(SAMPLES), folder / "undisturbed", lambda event: None)
     told = Told()
-    attempt = from_first_rank(lambda: begin(folder / "home"))
+    attempt = broadcast_from_rank0(lambda: begin(folder / "home"))
     try:
         go(spec, attempt, told, every=None, stop=lambda: len(told.of(StepDone)) == step - 1)
     except Interrupted:
         attempt.release()
-    attempt = from_first_rank(lambda: begin(folder / "home"))
+    attempt = broadcast_from_rank0(lambda: begin(folder / "home"))
     keep(folder, go(spec, attempt, Told(), every=None))
     attempt.release()
 

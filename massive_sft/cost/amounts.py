@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.asked import Asked
-from massive_sft.errors import Corrupt
-from massive_sft.files import read_json
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json
 from massive_sft.ledger.record import unseal
-from massive_sft.plan import token_key
+from massive_sft.planning.plan import token_key
+from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Dataset
 from massive_sft.sweep.spec import Part
 
 BYTES_PER_TOKEN = 4.0  # of English under a common tokenizer
 TRAINED_SHARE = 0.7  # of a sample's tokens, where only completions are trained and nothing is counted yet
-_HEAD = 1 << 16  # bytes of a local file that are looked at
+_HEAD_BYTES = 1 << 16  # bytes of a local file that are looked at
 _TEXT = 0.8  # of a JSON line that is text, the keys and quotes left out
 _JSON = (".jsonl", ".ndjson")
 
@@ -114,7 +114,7 @@ def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | Non
             if file.suffix not in _JSON:
                 return None, typical
             with file.open("rb") as opened:
-                head = opened.read(_HEAD)
+                head = opened.read(_HEAD_BYTES)
             whole = head.rfind(b"\n") + 1 or len(head)  # bytes of whole lines
             mean = whole / max(head.count(b"\n"), 1)
             rows += file.stat().st_size / mean
@@ -161,7 +161,7 @@ class Requests:
                 continue  # built before sizes were counted, or built again
         return found
 
-    def load(self, item: Asked, bytes_per_token: float) -> Load | None:
+    def load(self, item: Requirement, bytes_per_token: float) -> Load | None:
         """Return a benchmark's load, or None where nothing is known of it."""
         if item.task is None:
             return None

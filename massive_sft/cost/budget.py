@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import Estimator
 from massive_sft.cost.work import Figure
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 
 SEED = 0
 
@@ -127,7 +127,7 @@ class _Costs:
         self.uses_gpus = known.uses_gpus
 
     def base(self, cell: CellPlan) -> Figure:
-        return self.estimator.cell(cell, None, cell.asked).times(self.gpus / 3600)
+        return self.estimator.cell(cell, None, cell.requirements).times(self.gpus / 3600)
 
     def pair(self, pair: _Pair) -> Figure:
         total = Figure(0.0, True)
@@ -136,5 +136,5 @@ class _Costs:
             if seconds is not None:
                 total += seconds.times((run.layout.gpus if self.uses_gpus else 1) / 3600)
             for cell in run.cells:
-                total += self.estimator.cell(cell, run, cell.asked).times(self.gpus / 3600)
+                total += self.estimator.cell(cell, run, cell.requirements).times(self.gpus / 3600)
         return total

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from massive_sft.cost.known import Known
 from massive_sft.cost.memory import bytes_of, trained_weights
 from massive_sft.cost.shapes import Shape
-from massive_sft.plan import RunPlan
+from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Setting
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

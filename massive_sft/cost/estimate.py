@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from massive_sft.asked import Asked
 from massive_sft.cost.devices import Device
 from massive_sft.cost.disk import Disk, disk
 from massive_sft.cost.fit import Fit, fits
@@ -25,7 +24,8 @@ from massive_sft.cost.work import (
     training_seconds,
 )
 from massive_sft.ledger.record import Status
-from massive_sft.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
+from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
@@ -115,7 +115,7 @@ class Estimator:
             return NO_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
         return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
 
-    def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Asked]) -> Figure:
+    def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Figure:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
         known, recipe = self.known, run.trajectory.recipe if run else None
         wanted = [item for item in items if item.measure not in INSTANT]
@@ -142,7 +142,7 @@ class Estimator:
         return self._measured[shape.key, method]
 
     def _own(
-        self, wanted: Iterable[Asked], model: Model, rows: Mapping[str, Scoring], shape: Shape, device: Device
+        self, wanted: Iterable[Requirement], model: Model, rows: Mapping[str, Scoring], shape: Shape, device: Device
     ) -> tuple[Figure, Counter[str]]:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
         known, unknown = self.known, Counter[str]()
@@ -206,7 +206,7 @@ def estimate(plan: Plan) -> Cost:
         again += estimator.training(run) or UNKNOWN
     for of, cell in _cells(plan):
         before = estimator.unknown.total()
-        seconds = estimator.cell(cell, of, cell.lacking)
+        seconds = estimator.cell(cell, of, cell.unmet)
         if estimator.unknown.total() > before:
             seconds += UNKNOWN
         if of is not None and of.needs_retraining:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from massive_sft.cost.known import Known
 from massive_sft.cost.memory import Memory, Verdict, capacity, judge, remedy, scoring_memory, training_memory
-from massive_sft.plan import RunPlan
+from massive_sft.planning.plan import RunPlan
 
 NOTHING_IS_ENOUGH = "no setting of resources is enough: use a device with more memory, or a smaller model"
 

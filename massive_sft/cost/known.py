@@ -9,7 +9,7 @@ from massive_sft.cost.amounts import BYTES_PER_TOKEN, Amount, Requests, training
 from massive_sft.cost.devices import CPU, Device, gpu, machine
 from massive_sft.cost.measured import Scoring, Table, Training, read_table, scoring_key, training_key
 from massive_sft.cost.shapes import Shape, shape_of
-from massive_sft.plan import Plan, RunPlan
+from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 

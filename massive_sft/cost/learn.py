@@ -21,7 +21,7 @@ from massive_sft.cost.work import perplexity_operations, scoring_operations, tra
 from massive_sft.ledger.lease import Lease, this_process
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.sweep.spec import Layout
 
 LEASE = "cache/costs.lease"
@@ -85,7 +85,7 @@ class _Learner:
             return
         method = run.trajectory.recipe.setting.method if run else "none"
         rows = self.table.scoring.setdefault(scoring_key(shape.key, method, self.dtype, device_name(device)), {})
-        asked = {item.id: item for item in cell.asked}
+        asked = {item.id: item for item in cell.requirements}
         amount = self.known.amount(run.trajectory.recipe) if run else None
         text = self.known.bytes_per_token(cell.cell.model)
         for what, took in seconds.items():

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt
-from massive_sft.files import read_json, write_json
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json, write_json
 
 NAME = "cache/costs.json"
 SCHEMA = 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from massive_sft.errors import InvalidInput
+from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
 

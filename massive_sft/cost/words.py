@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from massive_sft.core.files import size_text
 from massive_sft.cost.budget import Portion
 from massive_sft.cost.disk import Disk
 from massive_sft.cost.estimate import Cost
 from massive_sft.cost.fit import Fit
 from massive_sft.cost.work import Figure
-from massive_sft.files import size_text
 
 LISTED = 10  # lines of what does not fit, or is left out, before "and so many more"
 

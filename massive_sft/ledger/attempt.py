@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from massive_sft import files
-from massive_sft.errors import Corrupt, LeaseLost
+from massive_sft.core import files
+from massive_sft.core.errors import Corrupt, LeaseLost
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.storage import Storage

@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 
-from massive_sft.errors import Corrupt, InvalidInput, Problem
+from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
 from massive_sft.ledger.storage import Storage
 

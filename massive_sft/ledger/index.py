@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 
-from massive_sft.errors import Corrupt
+from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record, Revision, Status, seal, unseal
 from massive_sft.ledger.storage import Storage
 
 ROTATE = 256  # entries, after which a writer begins another object: each write writes the whole of it
 MERGE = 64  # objects, from which on they are merged into one
-PAUSE = 1.0  # seconds between two writes; what a killed process had not written is read from the records
+PAUSE_S = 1.0  # seconds between two writes; what a killed process had not written is read from the records
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Index:
         self._read: dict[str, tuple[str, list[Entry]]] = {}
         self._own: list[Entry] = []
         self._name = ""
-        self._written = -PAUSE
+        self._written = -PAUSE_S
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Index], tuple[Storage]]:
@@ -91,7 +91,7 @@ class Index:
         """Add entries; they are written at once, or with the next ones. Raises OSError."""
         with self._lock:
             self._own += entries
-            if self._clock() - self._written >= PAUSE or len(self._own) >= ROTATE:
+            if self._clock() - self._written >= PAUSE_S or len(self._own) >= ROTATE:
                 self._write()
 
     def merge(self) -> None:

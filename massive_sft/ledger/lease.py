@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import LeaseLost
+from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger.storage import Storage
 
 TTL = 60.0

@@ -7,9 +7,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from massive_sft import files
-from massive_sft.errors import Corrupt, LedgerError
-from massive_sft.fingerprint import hash_file
+from massive_sft.core import files
+from massive_sft.core.errors import Corrupt, LedgerError
+from massive_sft.core.fingerprint import hash_file
 
 NAME = "manifest.json"
 

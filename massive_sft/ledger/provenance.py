@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from massive_sft.fingerprint import hash_file
+from massive_sft.core.fingerprint import hash_file
 
 HIDDEN = "***"
 LIBRARIES = (

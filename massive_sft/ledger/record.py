@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from typing_extensions import TypeAliasType
 
-from massive_sft.errors import Corrupt, Unsupported
-from massive_sft.fingerprint import canonical
+from massive_sft.core.errors import Corrupt, Unsupported
+from massive_sft.core.fingerprint import canonical
 from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
@@ -78,7 +78,7 @@ class BenchmarkScores(BaseModel):
     Attributes:
         benchmark: its name for people, with the number of shots.
         shots: examples before each question; None where its tasks differ.
-        asked: what of the sweep it answers (``plan.Asked.id``).
+        asked: what of the sweep it answers (``plan.Requirement.id``).
         tasks, groups: scores by name, then by ``metric,filter``.
     """
 

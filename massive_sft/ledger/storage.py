@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from massive_sft import files
+from massive_sft.core import files
 
 
 class Blob(NamedTuple):

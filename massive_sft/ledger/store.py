@@ -17,8 +17,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt, LeaseLost, LedgerError, Unsupported
-from massive_sft.fingerprint import ID_LENGTH, canonical, hash_file
+from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
+from massive_sft.core.fingerprint import ID_LENGTH, canonical, hash_file
 from massive_sft.ledger import head
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, Index, entry_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from massive_sft.files import write_bytes
+from massive_sft.core.files import write_bytes
 from massive_sft.ledger.record import Record, Status
 from massive_sft.report import overview, scores
 from massive_sft.report.material import labelled

@@ -12,10 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from massive_sft.errors import Corrupt
+from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import CellPlan, Plan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.study import correlate, frames, tables
 from massive_sft.study.findings import Finding, findings
 
@@ -103,7 +103,7 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
 
 
 def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
-    asked = dict.fromkeys(asked.id for item in plan.cells for asked in item.asked)
+    asked = dict.fromkeys(asked.id for item in plan.cells for asked in item.requirements)
     order = {name: index for index, name in enumerate(asked)}
     rows = tables.primary(scores)
     rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
@@ -115,7 +115,7 @@ def _as_asked(record: Record, item: CellPlan) -> Record:
 
     A cell may be shared with another sweep, which scored it on more, or calls it by another name.
     """
-    wanted = {asked.id for asked in item.asked}
+    wanted = {asked.id for asked in item.requirements}
     scores = {protocol: one for protocol, one in record.scores.items() if one.asked in wanted}
     return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
 
@@ -126,7 +126,7 @@ def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
     for item in plan.cells:
         record = records.get(item.cell.id)
         if record is not None and record.status is Status.COMPLETE:
-            lacking = [asked.name for asked in item.asked if asked.id not in record.answers]
+            lacking = [asked.name for asked in item.requirements if asked.id not in record.answers]
             if lacking:
                 cells.setdefault(", ".join(lacking), []).append(item.cell.id)
     tail = "; the next run adds it, and scores made in another way are not shown"

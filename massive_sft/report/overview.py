@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from massive_sft.ledger.record import Status
-from massive_sft.plan import Plan
+from massive_sft.planning.plan import Plan
 from massive_sft.report.material import Material
 from massive_sft.report.numbers import MISSING, count, duration, interval, is_missing, large, number
 from massive_sft.report.section import Facts, Listing, Section

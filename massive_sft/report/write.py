@@ -11,9 +11,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from massive_sft.files import write_bytes
+from massive_sft.core.files import write_bytes
 from massive_sft.ledger.store import Ledger
-from massive_sft.plan import Plan
+from massive_sft.planning.plan import Plan
 from massive_sft.report import beside, overview, relations, scores
 from massive_sft.report.material import Material, gather
 from massive_sft.report.section import Section

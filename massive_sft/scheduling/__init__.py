@@ -1,5 +1,5 @@
-"""A sweep on a Ray cluster: Tune drives one trial a trajectory, lanes train, scorers score.
+"""A sweep on a Ray cluster: Tune drives one trial a trajectory, lanes train, scorers score. Also its jobs.
 
-Nothing that holds a CPU or a GPU ever waits for a resource or for another holder: trials and queues hold none, lanes
-and scorers hold all.
+In: a plan and a cluster. Out: the same records and events as a run in one process.
+Never: decides what a cell needs, or holds a result that is not in the ledger.
 """

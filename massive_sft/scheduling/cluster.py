@@ -18,10 +18,10 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outl
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 
-TIMEOUT = 10.0  # seconds for the cluster's head to take a connection
+TIMEOUT_S = 10.0  # seconds for the cluster's head to take a connection
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def _require_answer(address: str, named: str) -> None:
     try:
         if not host:
             raise ValueError("no host:port")
-        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
         if os.environ.get("RAY_USE_TLS", "0") == "0":  # with certificates Ray's own greeting is needed
             _require_grpc(address)
     except (OSError, ValueError, OverflowError) as error:
@@ -126,6 +126,6 @@ def _require_grpc(address: str) -> None:
     """Raise OSError where something listens that does not speak as a cluster's head does."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(TIMEOUT)
+            grpc.channel_ready_future(channel).result(TIMEOUT_S)
         except grpc.FutureTimeoutError:
             raise OSError("something else listens there") from None

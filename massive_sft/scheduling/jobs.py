@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from massive_sft.errors import InvalidInput, MassiveSFTError, Problem
+from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.provenance import redact
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-TIMEOUT = 10.0  # seconds for a cluster's first answer
+TIMEOUT_S = 10.0  # seconds for a cluster's first answer
 UNSUCCESSFUL = frozenset({"FAILED", "STOPPED"})
 
 
@@ -135,7 +135,7 @@ def cluster_problem(address: str) -> Problem | None:
     """Return why no Ray dashboard can be used at ``address``, or None."""
     place, shown = "--address", redact(address)
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_S) as answer:
             is_ray = b"ray_version" in answer.read(10_000)
     except urllib.error.HTTPError as error:
         is_ray = error.code in (401, 403)

@@ -27,14 +27,14 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from massive_sft.errors import Interrupted, MassiveSFTError, TrainAgain
+from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
+from massive_sft.running.trial import Order, Submit
 from massive_sft.scheduling.pools import STARTS, Message, Shape
-from massive_sft.sft.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.sweep.spec import Layout
-from massive_sft.trial import Order, Submit
+from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 
 RESTARTS = 10  # of one lane's workers; then another lane takes up what it had
-POLL = 0.2  # seconds between looks at what could be started
+POLL_S = 0.2  # seconds between looks at what could be started
 
 
 class LaneFailed(MassiveSFTError):
@@ -122,7 +122,7 @@ def lane_loop(config: dict[str, Any]) -> None:
 def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
     """Return what trains an order, tells the pool of it as it goes, and returns how it ended."""
     from massive_sft.ledger.store import Ledger
-    from massive_sft.stages.training import train
+    from massive_sft.running.training import train
 
     stopped = pool.stopped.remote()
 
@@ -185,7 +185,7 @@ class Lanes:
                 return
             else:
                 self._start_lanes(_positive(state["queued"]), _positive(state["expected"]))
-            time.sleep(POLL)
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
         """Start no more lanes."""

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.disk import size_in_bytes
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.plan import Plan, RunPlan
+from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.spec import Layout
 
-UNKNOWN_WEIGHTS = 20 * 10**9  # bytes assumed of a base model that is not on the disk yet: 8B parameters in bf16
+UNKNOWN_WEIGHTS_BYTES = 20 * 10**9  # bytes assumed of a base model that is not on the disk yet: 8B parameters in bf16
 ADAPTER_SHARE = 0.01  # of the base's bytes
 
 
@@ -113,6 +113,6 @@ def _at_once(plan: Plan) -> int:
 
 def _snapshot_bytes(run: RunPlan) -> float:
     path = run.trajectory.recipe.model.path
-    weights = sum(file.stat().st_size for file in weight_files.find(Path(path))) if path else UNKNOWN_WEIGHTS
+    weights = sum(file.stat().st_size for file in weight_files.find(Path(path))) if path else UNKNOWN_WEIGHTS_BYTES
     share = 1.0 if run.trajectory.recipe.setting.method == "full" else ADAPTER_SHARE
     return max(1.0, share * weights * len(run.cells))

@@ -18,8 +18,8 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from pathspec import GitIgnoreSpec
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.files import size_text
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import size_text
 
 MOST_BYTES = 500_000_000  # Ray's own limit, on the zip file, is 512 MiB, and its head keeps every package in memory
 LISTED = 5  # largest entries that a refusal names

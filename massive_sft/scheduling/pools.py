@@ -354,9 +354,9 @@ class Relay(_Pool):
         self.told: list[bytes] = []
         self.closed = False
 
-    async def tell(self, happening: bytes) -> None:
+    async def tell(self, event: bytes) -> None:
         """Pass on what happened."""
-        self.told.append(happening)
+        self.told.append(event)
         await self._notify()
 
     async def close(self) -> None:

@@ -22,25 +22,35 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from massive_sft.errors import Interrupted, MassiveSFTError
-from massive_sft.plan import CellPlan, Plan, RunPlan
+from massive_sft.core.errors import Interrupted, MassiveSFTError
+from massive_sft.core.stop import Stop
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.running.recorder import RecordWriter
+from massive_sft.running.trial import (
+    CellRecorded,
+    Listen,
+    Order,
+    RunEvent,
+    TrainingProgressed,
+    make_record_writer,
+    retain,
+    todo,
+    train_run,
+)
 from massive_sft.scheduling.lanes import Lanes, ask, join, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
 from massive_sft.scheduling.scorers import cell_bytes, error_bytes, heard, score_stream
-from massive_sft.sft.events import Event, StepDone
-from massive_sft.stages.recorder import Recorder
-from massive_sft.stop import Stop
-from massive_sft.trial import Happening, Listen, Order, Progressed, Recorded, make_recorder, retain, todo, train_run
+from massive_sft.training.events import Event, StepDone
 
-SILENCE = 60.0  # seconds without progress after which the watchdog speaks
+SILENCE_S = 60.0  # seconds without progress after which the watchdog speaks
 PATIENCE = 3  # times it speaks before it ends the run
 # A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
 # and scorers survive, does not reach it.
 DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
-POLL = 0.5  # seconds between looks at how far everything is
-SETTLE = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
-LEAVE = 30.0  # the same, for the workers of lanes
+POLL_S = 0.5  # seconds between looks at how far everything is
+SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
+LEAVE_S = 30.0  # the same, for the workers of lanes
 
 State = Mapping[str, Any]  # of a pool
 
@@ -64,7 +74,7 @@ def run_on_ray(
         stop: the wish that it ends.
 
     Raises:
-        Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE``.
+        Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE_S``.
     """
     mode = choose_mode(plan, ray.cluster_resources())
     say(str(mode))
@@ -72,7 +82,7 @@ def run_on_ray(
     for runs in mode.rounds(plan.todo):
         if stop():
             return
-        _Round(plan, mode, runs, make_recorder(plan), listen, say, retrain, stop).run()
+        _Round(plan, mode, runs, make_record_writer(plan), listen, say, retrain, stop).run()
         plan = replace(plan, base=())  # the base models are scored in the first round
 
 
@@ -83,7 +93,7 @@ class _Round:
     plan: Plan
     mode: Mode
     runs: tuple[RunPlan, ...]
-    recorder: Recorder
+    recorder: RecordWriter
     listen: Listen
     say: Callable[[str], None]
     retrain: bool
@@ -143,15 +153,16 @@ class _Round:
         self.lanes.stop()
         self.ended.set()
         busy = [thread for name, thread in threads.items() if name != "hear"]
-        join(busy, SETTLE)
-        self.lanes.join(self.lanes.holders(), SETTLE)
+        join(busy, SETTLE_S)
+        self.lanes.join(self.lanes.holders(), SETTLE_S)
         with suppress(RayError):  # a cluster that is lost must not hide why the run ends
-            self.lanes.join(ray.get(self.pool.state.remote(), timeout=SETTLE)["groups"], LEAVE)  # not those that wait
-            ray.get(self.relay.close.remote(), timeout=SETTLE)
-            join([threads["hear"]], SETTLE)
+            up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["groups"]
+            self.lanes.join(up, LEAVE_S)  # not those that wait
+            ray.get(self.relay.close.remote(), timeout=SETTLE_S)
+            join([threads["hear"]], SETTLE_S)
             for actor in (self.pool, self.queue, self.relay):
                 ray.kill(actor)
-        join(busy, SETTLE)  # now that nothing answers them any more
+        join(busy, SETTLE_S)  # now that nothing answers them any more
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
@@ -188,13 +199,13 @@ class _Round:
             progress = sum(state["progress"] for state in states)
             if progress != seen:
                 moved, seen, spoken = time.monotonic(), progress, 0
-            elif time.monotonic() - moved > SILENCE * (spoken + 1):
+            elif time.monotonic() - moved > SILENCE_S * (spoken + 1):
                 spoken += 1
                 text = self._waiting(*states)
                 self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
                 if spoken >= PATIENCE and not states[0]["held"] and not states[1]["out"]:
                     raise Stuck(f"nothing moves and nobody works: {text}")
-            pause(POLL)
+            pause(POLL_S)
         if self.errors:
             self.lanes.stop()
             raise self.errors[0]
@@ -241,11 +252,11 @@ class _Round:
                 ),
             ).fit()
 
-    def _told(self, happening: Happening) -> None:
+    def _told(self, event: RunEvent) -> None:
         with self.lock:
-            self.listen(happening)
-            if isinstance(happening, Recorded) and happening.cell.id in self.by_cell:
-                run = self.by_cell[happening.cell.id]
+            self.listen(event)
+            if isinstance(event, CellRecorded) and event.cell.id in self.by_cell:
+                run = self.by_cell[event.cell.id]
                 self.left[run.trajectory.id] -= 1
                 if self.left[run.trajectory.id] == 0:
                     retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
@@ -283,7 +294,7 @@ def _drive(
     runs: dict[str, RunPlan],
     shapes: dict[str, Shape],
     actors: tuple[Any, Any, Any],
-    recorder: Recorder,
+    recorder: RecordWriter,
     retrain: bool,
 ) -> None:
     """One trial: have a run trained by a lane, hand each cell to the scorers as soon as it can be scored.
@@ -299,10 +310,10 @@ def _drive(
         ordered = True
         submit_to(pool, shape)(order, report)
 
-    def tell(happening: Happening) -> None:
-        ask(relay.tell.remote(pickle.dumps(happening)))
-        if isinstance(happening, Progressed) and isinstance(happening.event, StepDone):
-            last.update(step=happening.event.step, loss=happening.event.loss)
+    def tell(event: RunEvent) -> None:
+        ask(relay.tell.remote(pickle.dumps(event)))
+        if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
+            last.update(step=event.event.step, loss=event.event.loss)
 
     def hand_over(cells: Sequence[CellPlan]) -> None:
         ask(queue.put.remote([cell_bytes(cell, run) for cell in cells]))

@@ -18,12 +18,12 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
-from massive_sft.errors import MassiveSFTError
-from massive_sft.plan import CellPlan, RunPlan
+from massive_sft.core.errors import MassiveSFTError
+from massive_sft.planning.plan import CellPlan, RunPlan
+from massive_sft.running.recorder import RecordWriter
+from massive_sft.running.trial import RunEvent
 from massive_sft.scheduling.modes import Scorers
 from massive_sft.scheduling.pools import STARTS
-from massive_sft.stages.recorder import Recorder
-from massive_sft.trial import Happening
 
 Row = dict[str, Any]
 
@@ -49,9 +49,9 @@ def error_bytes(error: Exception) -> bytes:
     return pickle.dumps(error if plain else RuntimeError("".join(traceback.format_exception(error))))
 
 
-def heard(data: bytes) -> Happening:
+def heard(data: bytes) -> RunEvent:
     """Return what another process tells. Raises what it raised, if that is what it tells."""
-    told: Happening | Exception = pickle.loads(data)
+    told: RunEvent | Exception = pickle.loads(data)
     if isinstance(told, Exception):
         raise told
     return told
@@ -84,24 +84,24 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: Recorder, queue: Any, scorers: Scorers):
+    def __init__(self, recorder: RecordWriter, queue: Any, scorers: Scorers):
         if not ray.get(queue.enter.remote(scorers.count)):
             raise ScorersFailed("no more of them is started")
 
-        from massive_sft.stages.finishing import Finisher
+        from massive_sft.running.finishing import CellEvaluator
 
         self._queue = queue
         stopped = queue.stopped.remote()
-        self._finisher = Finisher(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0)
+        self._finisher = CellEvaluator(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0)
         ray.get(queue.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from massive_sft.finish import finish_cell
+        from massive_sft.running.finish import finish_cell
 
         done: list[tuple[str, bytes]] = []
         for row in batch.to_pylist():
             identity, (cell, run) = row["cell"], pickle.loads(row["data"])
-            happened: list[Happening] = []
+            happened: list[RunEvent] = []
             if ray.get(self._queue.begin.remote(identity)):
                 try:
                     finish_cell(cell, run, self._finisher, happened.append)
@@ -112,7 +112,7 @@ class ScoringActor:
         return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
-def score_stream(queue: Any, recorder: Recorder, scorers: Scorers, listen: Callable[[Happening], None]) -> None:
+def score_stream(queue: Any, recorder: RecordWriter, scorers: Scorers, listen: Callable[[RunEvent], None]) -> None:
     """Score the queue's cells until it is closed; each is acknowledged once its record is written.
 
     Raises:

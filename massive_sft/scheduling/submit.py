@@ -6,22 +6,12 @@ import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from massive_sft.errors import InvalidInput
-from massive_sft.scheduling.jobs import Job, cluster_problem, job_logs, job_status, list_jobs, resolve_address
-from massive_sft.scheduling.jobs import send_job as _send
-from massive_sft.scheduling.jobs import stop_job as _stop
+from massive_sft.core.errors import InvalidInput
+from massive_sft.scheduling.jobs import cluster_problem, resolve_address, send_job
 from massive_sft.scheduling.package import Tree, find_tree, write_package
 from massive_sft.scheduling.portable import client_only
-from massive_sft.sweep.load import Sweep, load_sweep
-
-Address = Annotated[
-    str | None,
-    typer.Option(help="The cluster's dashboard; else $RAY_ADDRESS if it is http, else http://127.0.0.1:8265."),
-]
+from massive_sft.sweep.load import Sweep
 
 
 def submit_sweep(
@@ -54,7 +44,7 @@ def submit_sweep(
     with tempfile.TemporaryDirectory(prefix="massive-sft-package-") as folder:
         archive = Path(folder) / "package.zip"
         write_package(tree, archive)
-        return _send(resolved, entrypoint(sweep, overlays, tree), archive, sweep.file.name)
+        return send_job(resolved, entrypoint(sweep, overlays, tree), archive, sweep.file.name)
 
 
 def entrypoint(sweep: Sweep, overlays: Sequence[Path], tree: Tree) -> str:
@@ -67,63 +57,3 @@ def entrypoint(sweep: Sweep, overlays: Sequence[Path], tree: Tree) -> str:
 
 def _inside(path: Path, tree: Tree) -> str:
     return path.resolve().relative_to(tree.root).as_posix()
-
-
-def submit(
-    file: Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)],
-    overlay: Annotated[
-        list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
-    ] = None,
-    address: Address = None,
-    working_dir: Annotated[
-        Path, typer.Option(help="The folder that the job takes along, without what .gitignore and .rayignore name.")
-    ] = Path(),
-) -> None:
-    """Run the sweep on a Ray cluster, by its Jobs API, and return at once. Submitting again is resuming."""
-    overlays = overlay or []
-    job = submit_sweep(load_sweep(file, overlays), overlays, address, working_dir, typer.echo)
-    where = f" --address {shlex.quote(address)}" if address else ""
-    typer.echo(f"submitted {job}; it goes on without this terminal")
-    for option, what in (
-        ("", "how far it is"),
-        (" --follow", "what it prints"),
-        (" --stop", "end it; submitting again goes on from there"),
-    ):
-        typer.echo(f"  massive-sft job {job}{where}{option:<9}    {what}")
-
-
-def job(
-    job_id: Annotated[str | None, typer.Argument(help="The id that submit printed; without it all jobs.")] = None,
-    logs: Annotated[bool, typer.Option("--logs", help="Print what it has printed.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Print what it prints, until it ends.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End it.")] = False,
-    address: Address = None,
-) -> None:
-    """How a submitted job is, or what it prints. Exits with 1 when it failed or was stopped."""
-    if job_id is None:
-        for item in list_jobs(address):
-            typer.echo(_line(item))
-        return
-    if stop:
-        typer.echo("stopping" if _stop(address, job_id) else "it had ended before")
-        return
-    if logs or follow:
-        try:
-            for text in job_logs(address, job_id, follow):
-                typer.echo(text, nl=False)
-        except KeyboardInterrupt:
-            typer.echo("left; the job goes on", err=True)
-            raise typer.Exit(130) from None
-    found = job_status(address, job_id)
-    # Beside its output the job's own words are enough; the status goes where they do not mix.
-    typer.echo(_line(found), err=logs or follow)
-    if found.message:
-        typer.echo(found.message, err=logs or follow)
-    if found.has_failed:
-        raise typer.Exit(1)
-
-
-def _line(item: Job) -> str:
-    started = item.started.strftime("%Y-%m-%d %H:%M:%S UTC") if item.started else "not started"
-    took = f", {(item.ended - item.started).total_seconds():.0f} s" if item.started and item.ended else ""
-    return f"{item.id}  {item.status:<9}  {item.sweep or item.entrypoint}  {started}{took}"

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from massive_sft.errors import Corrupt, InvalidInput, LedgerError, Problem
-from massive_sft.files import read_json
-from massive_sft.fingerprint import fingerprint
+from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
+from massive_sft.core.files import read_json
+from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Sha256, Status, Time
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.released import Column, Row, Table, task_of

@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.values import MOST
 

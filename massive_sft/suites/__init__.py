@@ -1,10 +1,14 @@
-"""Named suites of benchmarks, one YAML file each in this folder. Imports nothing heavy."""
+"""Which benchmarks there are: named suites, one YAML file each in this folder, and what task files say.
+
+In: names, paths of task files. Out: tasks, their shots, versions and output types, read without lm-eval.
+Never: loads a benchmark's data, or imports anything heavy.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.schema import Evaluation, Task
 from massive_sft.sweep.yaml_file import read_yaml
 

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from massive_sft.files import write_json
-from massive_sft.fingerprint import digest, hash_file
+from massive_sft.core.files import write_json
+from massive_sft.core.fingerprint import digest, hash_file
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
 _DECLARED = re.compile(r"^['\"]?(task|group)['\"]?:[ \t]*['\"]?([^\s'\"#\[{]+)", re.M)

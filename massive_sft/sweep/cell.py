@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.fingerprint import canonical, digest, join
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import canonical, digest, join
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.identity import schedule_content, setting_content

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.fingerprint import FileHashes, fingerprint
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.identity import hashed

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from massive_sft.errors import Problem
+from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Schedule
 from massive_sft.sweep.setting import FIELDS, Variant, field_value, field_values
 from massive_sft.sweep.spec import Mixture

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.exclude import Exclude, parse_exclude
 from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from massive_sft.errors import Problem
+from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Dataset, MixtureEntry, Mixtures
 from massive_sft.sweep.spec import Mixture, Part
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from massive_sft.errors import Problem
-from massive_sft.fingerprint import canonical
+from massive_sft.core.errors import Problem
+from massive_sft.core.fingerprint import canonical
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.yaml_errors import Location, problems_of
 

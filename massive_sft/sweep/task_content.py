@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from massive_sft.fingerprint import FileHashes, fingerprint
+from massive_sft.core.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep.paths import local_places
 from massive_sft.sweep.yaml_file import read_tagged
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from massive_sft.errors import Problem
+from massive_sft.core.errors import Problem
 
 
 def field_problem(place: str, text: str, field: str) -> Problem | None:

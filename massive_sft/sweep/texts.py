@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from massive_sft.errors import UNSET, Problem
+from massive_sft.core.errors import UNSET, Problem
 from massive_sft.sweep.values import LONGEST_NAME
 from massive_sft.sweep.yaml_errors import Location
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from massive_sft.fingerprint import digest, join
+from massive_sft.core.fingerprint import digest, join
 from massive_sft.sweep.cell import Cell, Recipe
 
 

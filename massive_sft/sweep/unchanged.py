@@ -10,8 +10,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.fingerprint import FileHashes, canonical
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import FileHashes, canonical
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.schema import Model

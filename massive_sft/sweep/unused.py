@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from massive_sft.errors import Problem
+from massive_sft.core.errors import Problem
 from massive_sft.sweep.running import Resource
 from massive_sft.sweep.schema import Block, Setting, SweepFile
 from massive_sft.sweep.setting import Variant, flat

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 ADAPTER = "adapter_config.json"

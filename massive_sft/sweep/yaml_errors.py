@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from massive_sft.errors import UNSET, Problem
+from massive_sft.core.errors import UNSET, Problem
 
 Location = tuple[str | int, ...]
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than": ("<", "lt"),

@@ -1,7 +1,7 @@
 """The offline world: base models, instruction data, benchmarks and a sweep over them, in one folder.
 
-Everything that the project does can be tried on it without a network or a GPU, in a couple of minutes. The models
-were pretrained by ``python -m massive_sft.tiny.pretrain`` and are shipped; data and tasks are made from the seed.
+In: a folder and a seed. Out: what every part of the project can be tried on without a network or a GPU, in minutes.
+Never: pretrains; the models are shipped, made by ``python examples/pretrain/pretrain.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.files import write_bytes
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import write_bytes
 from massive_sft.tiny.domains import Domain, Example, all_domains
 from massive_sft.tiny.sweep import sweep_text
 from massive_sft.tiny.tasks import write_jsonl, write_tasks

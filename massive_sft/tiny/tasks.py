@@ -1,6 +1,6 @@
 """lm-eval task files for the domains: multiple choice, generation with exact match, and bits per byte.
 
-Questions are bare: whoever scores wraps them in a template, so ``target_delimiter`` is empty. The data files are
+Requirements are bare: whoever scores wraps them in a template, so ``target_delimiter`` is empty. The data files are
 named by absolute path, because lm-eval reads relative ones from the current directory.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from massive_sft.files import write_bytes
+from massive_sft.core.files import write_bytes
 from massive_sft.tiny.corpus import story, template
 from massive_sft.tiny.domains import Domain
 

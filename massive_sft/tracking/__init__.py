@@ -1,6 +1,7 @@
-"""The tracker: MLflow as a mirror of the ledger. The ledger is the truth; whatever is here can be rebuilt from it.
+"""The MLflow mirror of the ledger: whatever is here can be rebuilt from it.
 
-Whoever asks for a problem or an address does not import mlflow before a store or a server has to be asked.
+In: records and loss curves of the ledger. Out: runs, metrics, artifacts in a tracking store; the spool of what waits.
+Never: holds up a training, or knows something that the ledger does not.
 """
 
 from massive_sft.tracking.probe import tracking_problem as tracking_problem

@@ -7,8 +7,8 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from massive_sft.errors import InvalidInput, Problem
-from massive_sft.fingerprint import digest
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.paths import expand
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt
-from massive_sft.files import read_compressed_lines
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_compressed_lines
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from massive_sft.fingerprint import digest, fingerprint
+from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import BenchmarkScores, Record, Status

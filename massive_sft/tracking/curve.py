@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.errors import Corrupt
-from massive_sft.fingerprint import fingerprint
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger

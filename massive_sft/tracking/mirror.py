@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from massive_sft.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
+from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.lease import Lease, Watch, this_process
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record

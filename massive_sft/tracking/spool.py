@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from massive_sft import files
-from massive_sft.errors import Corrupt
+from massive_sft.core import files
+from massive_sft.core.errors import Corrupt
 
 Item = str | Path
 """A cell by its id, or a file of the sweep by its path."""

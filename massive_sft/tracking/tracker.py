@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, artifact_location, database
 from massive_sft.tracking.client import TRACKER_ERRORS, client

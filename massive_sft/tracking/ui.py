@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.parse
 
-from massive_sft.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, client_address, database
 from massive_sft.tracking.store import bring_artifacts

@@ -11,7 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from chaos.sweep import NAME, STEPS
-from massive_sft.fingerprint import hash_file
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import CELL, RECORD, checksum

@@ -13,7 +13,7 @@ from typing import Any
 from processes import Process, started, titled
 
 from chaos.sweep import NAME, TASKS
-from massive_sft.files import read_json
+from massive_sft.core.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME, uncounted
 from massive_sft.ledger.lease import look
 from massive_sft.ledger.storage import Folder

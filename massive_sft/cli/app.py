@@ -1,0 +1,96 @@
+"""The command line: a few verbs and a sweep file. Knobs live in the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from gc import freeze
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from massive_sft.cli import (
+    cancel,
+    check,
+    diff,
+    doctor,
+    export,
+    fetch,
+    gc,
+    import_table,
+    inspect,
+    invalidate,
+    logs,
+    plan,
+    publish,
+    retry,
+    run,
+    show,
+    status,
+    submit,
+    tiny,
+)
+from massive_sft.cli.options import console
+from massive_sft.core.errors import Interrupted, InvalidInput, MassiveSFTError
+from massive_sft.core.files import refusal
+
+EXIT_FAILED = 1
+err = console(is_error=True)
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> object:
+        """Run a verb; Ctrl-C ends it with a sentence, whatever it was at."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("interrupted; run the same command to go on")
+            raise typer.Exit(Interrupted.exit_code) from None
+
+
+# Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
+# and `show` answer at once.
+VERBS: tuple[Callable[..., None], ...] = (
+    *(plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
+    *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
+    *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
+    *(import_table.import_table, import_table.export_table),
+)
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in sentences on stderr, never in a traceback."""
+    # Else every small local file that lm-eval reads prints a progress bar.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without ≈ shows a question mark
+            stream.reconfigure(errors="replace")
+    try:
+        app(standalone_mode=True)
+    except InvalidInput as error:
+        for problem in error.problems:
+            err.print(str(problem), style="red", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except MassiveSFTError as error:
+        err.print(str(error), style="red", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        told = refusal(error)
+        if told is None:
+            raise
+        err.print(told, style="red", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_FAILED)
+    finally:
+        freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The model card of an exported cell: what it is, what it was trained on, how it scored, how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from massive_sft.cli.pick import Found
+from massive_sft.core.fingerprint import flatten
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Score
+from massive_sft.sweep.schema import Model
+
+# Parts of a cell's content that the card shows elsewhere, or that only a program reads.
+_SHOWN_APART = ("base", "data", "epoch", "train_semantics")
+
+
+def card(found: Found, model: Model, merged: bool, weights: dict[str, str]) -> str:
+    """Return the README.md of an exported cell, as Markdown with YAML front matter.
+
+    Args:
+        found: a trained cell of the sweep.
+        model: its base.
+        merged: whether the adapter was added to the base.
+        weights: SHA-256 of the weight files by name.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("massive_sft.cli"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _table_cell
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    record = found.record
+    is_adapter = found.coordinates.method == "lora" and not merged
+    return environment.get_template("README.md.jinja").render(
+        found=found,
+        coordinates=found.coordinates,
+        model=model,
+        base=model.hub or str(model.path),
+        is_adapter=is_adapter,
+        merged=merged,
+        dtype="fp32" if merged else found.run.trajectory.recipe.setting.precision if found.run else "",
+        setting=_setting(found),
+        data=_data(found),
+        counts=dict(record.counts.get("total") or {}) if record else {},  # type: ignore[arg-type]
+        scores=_scores(found),
+        missing=dict(record.missing) if record else {},
+        training=dict(record.training) if record else {},
+        provenance=_provenance(found),
+        weights=weights,
+    )
+
+
+def _setting(found: Found) -> dict[str, Any]:
+    content = {key: value for key, value in found.content.items() if key not in _SHOWN_APART}
+    return flatten(content)
+
+
+def _data(found: Found) -> list[dict[str, Any]]:
+    """Return the datasets of the mixture: name, source and how many rows were drawn (None: all)."""
+    if found.run is None:
+        return []
+    parts = found.run.trajectory.recipe.mixture.parts
+    return [
+        {"name": part.name, "source": redact(str(part.dataset.hub or part.dataset.path)), "samples": part.count}
+        for part in parts
+    ]
+
+
+def _scores(found: Found) -> list[dict[str, str]]:
+    if found.record is None:
+        return []
+    return [
+        {
+            "benchmark": item.benchmark,
+            "task": task,
+            "metric": metric.removesuffix(",none"),
+            "value": "missing" if score.value is None else f"{score.value:.4g}",
+            "interval": _interval(score),
+            "n": "" if score.n is None else f"{score.n:,}",
+        }
+        for item in sorted(found.record.scores.values(), key=lambda item: item.benchmark)
+        for task, metrics in {**item.tasks, **item.groups}.items()
+        for metric, score in metrics.items()
+    ]
+
+
+def _interval(score: Score) -> str:
+    return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
+
+
+def _provenance(found: Found) -> dict[str, Any]:
+    if found.record is None:
+        return {}
+    kept = ("git", "python", "libraries", "sweep_file")
+    said = {key: found.record.provenance.get(key) for key in kept}
+    return {key: value for key, value in flatten(said).items() if value is not None}
+
+
+def _table_cell(value: Any) -> str:
+    """Return a value for a cell of a Markdown table: one line, nothing in it read as Markdown or HTML."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~!$&])", r"\\\1", text)

@@ -1,0 +1,252 @@
+"""``diff CELL CELL``: what differs between two cells in content, layout and provenance, and their scores side by side.
+
+Differences are the second cell's number less the first's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.paired import Paired, Samples, compare, read_samples
+from massive_sft.cli.pick import Found, find_cell
+from massive_sft.cli.views import STYLES
+from massive_sft.core.fingerprint import flatten
+from massive_sft.ledger.record import BenchmarkScores, Score
+
+# Of the provenance: different for any two records, and no reason for different results.
+_OWN = ("captured", "argv")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One metric of one task, of both cells.
+
+    Attributes:
+        same_protocol: whether both were scored the same way; else the difference means little.
+        overlap: whether the 95 % intervals overlap; None when one of them is not there.
+        paired: on the samples that both have; None without such values.
+    """
+
+    benchmark: str
+    task: str
+    metric: str
+    same_protocol: bool
+    first: Score | None
+    second: Score | None
+    paired: Paired | None
+
+    @property
+    def difference(self) -> float | None:
+        values = [score.value if score else None for score in (self.first, self.second)]
+        return None if values[0] is None or values[1] is None else values[1] - values[0]
+
+    @property
+    def overlap(self) -> bool | None:
+        intervals = [score.interval if score else None for score in (self.first, self.second)]
+        if intervals[0] is None or intervals[1] is None:
+            return None
+        return intervals[0][0] <= intervals[1][1] and intervals[1][0] <= intervals[0][1]
+
+
+Differences = dict[str, tuple[Any, Any]]
+
+
+def diff(first: CellId, second: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
+    """What differs between two cells, and their scores side by side; differences are second less first."""
+    plan, ledger = read_plan(sweep, overlay)
+    one, two = find_cell(plan, ledger, first), find_cell(plan, ledger, second)
+    if as_json:
+        print_json(diff_json(one, two))
+    else:
+        console().print(diff_view(one, two))
+
+
+def differing(first: Any, second: Any) -> Differences:
+    """Return the flattened keys whose values differ, in the first's order; ``_ABSENT`` where one has no such key."""
+    ones, twos = flatten(first), flatten(second)
+    keys = dict.fromkeys((*ones, *twos))
+    pairs = {key: (ones.get(key, _ABSENT), twos.get(key, _ABSENT)) for key in keys if key}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def sections(one: Found, two: Found) -> dict[str, Differences]:
+    """Return what differs, by section. Without a record on both sides only the content is compared."""
+    found = {"content": differing(one.content, two.content)}
+    if one.record is None or two.record is None:
+        return found
+    records = (one.record, two.record)
+    layouts = [_layout(record.training) for record in records]
+    origins = [{key: value for key, value in record.provenance.items() if key not in _OWN} for record in records]
+    measures = [_without_layers(record.measures) for record in records]
+    return found | {
+        "layout": differing(*layouts),
+        "provenance": differing(*origins),
+        "measures": differing(*measures),
+    }
+
+
+def _layout(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a run was laid out; nothing for a base model, which has none."""
+    layout, used = training.get("layout"), training.get("micro_batch")
+    return {**layout, "micro_batch used": used} if isinstance(layout, dict) else {}
+
+
+def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is listed layer by layer: always different, and in the report."""
+    return {
+        name: {key: item for key, item in value.items() if not key.endswith("_by_layer")}
+        if isinstance(value, dict)
+        else value
+        for name, value in measures.items()
+    }
+
+
+def pairs(one: Found, two: Found) -> list[Pair]:
+    """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique."""
+    scores = [dict(found.record.scores) if found.record else {} for found in (one, two)]
+    rows: list[Pair] = []
+    for protocol in [name for name in scores[0] if name in scores[1]]:
+        samples = (read_samples(one, protocol), read_samples(two, protocol))
+        rows += _rows(scores[0].pop(protocol), scores[1].pop(protocol), True, samples)
+    for benchmark in dict.fromkeys(item.benchmark for side in scores for item in side.values()):
+        left, right = ([item for item in side.values() if item.benchmark == benchmark] for side in scores)
+        if len(left) == len(right) == 1:
+            rows += _rows(left[0], right[0], False, (None, None))
+        else:
+            rows += [row for item in left for row in _rows(item, None, False, (None, None))]
+            rows += [row for item in right for row in _rows(None, item, False, (None, None))]
+    return sorted(rows, key=lambda row: row.benchmark)
+
+
+def _rows(
+    first: BenchmarkScores | None,
+    second: BenchmarkScores | None,
+    same_protocol: bool,
+    samples: tuple[Samples | None, Samples | None],
+) -> Iterator[Pair]:
+    tables = [{**item.tasks, **item.groups} if item else {} for item in (first, second)]
+    benchmark = next(item.benchmark for item in (first, second) if item)
+    for task in dict.fromkeys((*tables[0], *tables[1])):
+        metrics = [table.get(task, {}) for table in tables]
+        for metric in dict.fromkeys((*metrics[0], *metrics[1])):
+            scores = metrics[0].get(metric), metrics[1].get(metric)
+            yield Pair(benchmark, task, metric, same_protocol, *scores, _paired(task, metric, scores, samples))
+
+
+def _paired(
+    task: str, metric: str, scores: tuple[Score | None, Score | None], samples: tuple[Samples | None, Samples | None]
+) -> Paired | None:
+    name, _, chosen = metric.rpartition(",")
+    values = [side[task, name, chosen] for side in samples if side and (task, name, chosen) in side]
+    if len(values) < 2:
+        return None
+    for score, side in zip(scores, values, strict=True):
+        mean = math.fsum(side.values()) / len(side)
+        # A perplexity's samples are log-probabilities: their difference is not in the score's unit.
+        if score is None or score.value is None or not math.isclose(mean, score.value, rel_tol=1e-6, abs_tol=1e-9):
+            return None
+    return compare(*values)
+
+
+def diff_json(one: Found, two: Found) -> dict[str, Any]:
+    """Return what ``diff`` shows as JSON values; a side that lacks a key has no entry for it."""
+    return {
+        "schema": 1,
+        "cells": [{"cell": f.id, "status": str(f.status), **f.coordinates._asdict()} for f in (one, two)],
+        "differs": {
+            name: {
+                key: {side: item for side, item in zip(("first", "second"), pair, strict=True) if item is not _ABSENT}
+                for key, pair in section.items()
+            }
+            for name, section in sections(one, two).items()
+        },
+        "scores": [
+            {
+                "benchmark": row.benchmark,
+                "task": row.task,
+                "metric": row.metric,
+                "same_protocol": row.same_protocol,
+                "first": row.first.model_dump(mode="json") if row.first else None,
+                "second": row.second.model_dump(mode="json") if row.second else None,
+                "difference": row.difference,
+                "intervals_overlap": row.overlap,
+                "paired": row.paired.to_json() if row.paired else None,
+            }
+            for row in pairs(one, two)
+        ],
+    }
+
+
+def diff_view(one: Found, two: Found) -> Group:
+    """Return what ``diff`` shows, for people."""
+    parts: list[Any] = [
+        Text.assemble((f.id, "bold"), "  ", str(f.coordinates), "  ", (str(f.status), STYLES[f.status]))
+        for f in (one, two)
+    ]
+    for name, section in sections(one, two).items():
+        parts += [Text(), _section_view(name, section)]
+    missing = [found.id for found in (one, two) if found.record is None]
+    rows = pairs(one, two)
+    if missing:
+        parts += [Text(), Text(f"no record yet: {', '.join(missing)}", style="yellow")]
+    if rows:
+        parts += [Text(), _scores_view(rows)]
+    if any(not row.same_protocol and row.difference is not None for row in rows):
+        parts.append(Text("* scored under different protocols: the difference is not of the models alone"))
+    return Group(*parts)
+
+
+def _section_view(name: str, section: Differences) -> Any:
+    if not section:
+        return Text.assemble((name, "bold"), ": no difference")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (name, "first", "second"):
+        table.add_column(column, overflow="fold")
+    for key, pair in section.items():
+        table.add_row(Text(key), *(Text("—" if item is _ABSENT else str(item)) for item in pair))
+    return table
+
+
+_COLUMNS = ("benchmark", "task", "metric", "first", "second", "difference", "intervals", "paired", "n", "McNemar p")
+
+
+def _scores_view(rows: list[Pair]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in _COLUMNS[:3] else "right", overflow="fold")
+    for row in rows:
+        paired, overlap = row.paired, {True: "overlap", False: "apart", None: "—"}[row.overlap]
+        test = paired.mcnemar if paired else None
+        cells = (
+            row.benchmark + ("" if row.same_protocol else " *"),
+            row.task,
+            row.metric.removesuffix(",none"),
+            *(_number(score.value if score else None) for score in (row.first, row.second)),
+            _number(row.difference, "+"),
+            overlap,
+            _mean(paired),
+            f"{paired.n:,}" + (f" ({paired.unpaired:,} unpaired)" if paired.unpaired else "") if paired else "—",
+            f"{test.p:.3g} ({test.only_first} : {test.only_second})" if test else "—",
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "—" if value is None else f"{value:{sign}.4g}"
+
+
+def _mean(paired: Paired | None) -> str:
+    if paired is None:
+        return "—"
+    interval = "" if paired.interval is None else f" [{paired.interval[0]:+.3g}, {paired.interval[1]:+.3g}]"
+    return f"{paired.mean:+.4g}{interval}"

@@ -1,0 +1,90 @@
+"""``doctor``: whether this machine can run sweeps, line by line; with a sweep file also its storage and tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli import probes
+from massive_sft.cli.options import Json, Overlays, console, print_json
+from massive_sft.cli.probes import Finding, Level
+from massive_sft.core.errors import InvalidInput
+from massive_sft.ledger.provenance import redact
+from massive_sft.planning.plan import storage_root
+from massive_sft.sweep.load import Sweep, load_sweep
+from massive_sft.tracking import tracking_problem
+from massive_sft.tracking.address import local_folder, resolve
+
+
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="A sweep file, to look at its storage and tracker too.")] = None,
+    overlay: Overlays = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine: versions, CPU, memory, disk, GPUs, compiler, limits, Ray, tracker, hub cache."""
+    sweep = None if file is None else load_sweep(file, overlay or ())
+    findings = list(examine(sweep))
+    if as_json:
+        print_json([{"level": str(one.level), "what": one.what, "text": one.text} for one in findings])
+    else:
+        console().print(doctor_view(findings))
+    if any(one.level is Level.BAD for one in findings):
+        raise typer.Exit(1)
+
+
+def examine(sweep: Sweep | None) -> Iterator[Finding]:
+    """Yield what was found, on this machine and of a sweep's storage and tracker."""
+    yield probes.python()
+    yield from probes.packages(probes.pinned_versions())
+    yield probes.processor()
+    yield probes.memory()
+    if sweep is None:
+        yield probes.disk(Path.cwd(), "disk")
+    else:
+        yield from _storage(sweep)
+    yield probes.gpus()
+    yield probes.compiler()
+    yield probes.open_files()
+    yield probes.shared_memory()
+    yield probes.importable("ray")
+    yield from probes.hub_cache(sweep is not None and _uses_hub(sweep))
+
+
+def _storage(sweep: Sweep) -> Iterator[Finding]:
+    try:
+        root = storage_root(sweep)
+    except InvalidInput as error:
+        yield from (Finding(Level.BAD, "storage", str(problem)) for problem in error.problems)
+        return
+    yield probes.disk(root, "storage")
+    uri = sweep.file.tracking.mlflow
+    problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow", root)
+    shared = local_folder(root) != root.resolve()
+    if shared:
+        yield Finding(Level.WARN, "file system", f"{root} is on a network file system: slower; no SQLite store there")
+    if problem is not None:
+        yield Finding(Level.BAD, "tracker", str(problem))
+    else:
+        yield Finding(Level.OK, "tracker", redact(resolve(uri, root)))
+
+
+def _uses_hub(sweep: Sweep) -> bool:
+    models, datasets = sweep.file.models.values(), sweep.file.datasets.values()
+    return any(one.hub for one in models) or any(one.hub for one in datasets)
+
+
+def doctor_view(findings: list[Finding]) -> Table:
+    """Return the findings for people: one line each, its level in colour and as a word."""
+    words = {Level.OK: "ok", Level.WARN: "warn", Level.BAD: "BAD"}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column()
+    table.add_column(overflow="fold")
+    for one in findings:
+        table.add_row(Text(words[one.level], style=str(one.level)), Text(one.what), Text(one.text))
+    return table

@@ -1,0 +1,150 @@
+"""``export CELL DIR``: a trained cell as a model folder that transformers, or peft, loads, with a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from massive_sft.cli.card import card
+from massive_sft.cli.options import CellId, Overlays, Sweep, console, read_plan, writing
+from massive_sft.cli.pick import Found, find_cell
+from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
+from massive_sft.core.files import read_json, size_text, write_json
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.record import Status
+from massive_sft.running.outcome import find_snapshot, snapshot_folder
+from massive_sft.sweep.schema import Model
+
+ADAPTER = "adapter_config.json"
+# The ledger's own statements about a snapshot, which are wrong or idle outside of it.
+_OWN = ("manifest.json", "snapshot.json")
+
+
+def export(
+    cell: CellId,
+    folder: Annotated[Path, typer.Argument(help="Where to put it; must not exist, or be empty.", show_default=False)],
+    sweep: Sweep,
+    overlay: Overlays = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to its base, in fp32.")] = False,
+) -> None:
+    """Write a cell's weights as a model folder with tokenizer and model card."""
+    found = find_cell(*read_plan(sweep, overlay), cell)
+    export_model(found, folder, merge)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    line = f"{found.coordinates} is in {folder} ({size_text(size)}); README.md says how to load it"
+    console().print(line, soft_wrap=True)
+
+
+def export_model(found: Found, folder: Path, merge: bool = False) -> None:
+    """Write a cell's model to ``folder``, whole or not at all.
+
+    A full snapshot is copied as it is, an adapter too, naming its base by hub id or absolute path; with ``merge``
+    the adapter is added to the base in fp32, in which a small change is not lost. The tokenizer is the base's.
+
+    Raises:
+        InvalidInput: it is a base model, its snapshot is not there (with how to get it back), ``folder`` is not
+            empty, or there is no adapter to merge. All problems at once.
+        Corrupt: the snapshot does not match its manifest, or the copy does not match the snapshot.
+    """
+    snapshot, hashes = _checked(found, folder, merge)
+    model = _model(found)
+    with writing("DIR", folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        if merge:
+            _merge(model, snapshot, partial)
+        else:
+            _copy(snapshot, hashes, partial)
+            if (partial / ADAPTER).is_file():
+                _name_base(partial / ADAPTER, model)
+        _save_tokenizer(model, partial)
+        weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
+        (partial / "README.md").write_text(card(found, model, merge, weights))
+        partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
+        for path in partial.iterdir():
+            path.chmod(0o644)
+        os.rename(partial, folder)  # takes the place of an empty folder
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _checked(found: Found, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
+    """Return the verified snapshot and its hashes. Raises as ``export_model``."""
+    problems = []
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problems.append(Problem("DIR", "must not exist, or be an empty folder", str(folder)))
+    if found.coordinates.method == "none":
+        problems.append(Problem("cell", "is a base model: nothing was trained, load it from where it is", found.id))
+        raise InvalidInput(problems)
+    if merge and found.coordinates.method != "lora":
+        problems.append(Problem("--merge", "needs an adapter, but all weights were trained: leave it out", found.id))
+    if found.plan is None:
+        problems.append(Problem("cell", "is not in this sweep file: name the one that has it, for its base", found.id))
+    if problems:
+        raise InvalidInput(problems)
+    snapshot = find_snapshot(found.ledger, str(found.trajectory), found.coordinates.epoch)
+    if snapshot is not None:
+        return snapshot
+    where = snapshot_folder(found.ledger, str(found.trajectory), found.coordinates.epoch)
+    if where in found.ledger.corrupt:
+        raise Corrupt(f"{found.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
+    raise InvalidInput(Problem("cell", _why_gone(found), found.id))
+
+
+def _why_gone(found: Found) -> str:
+    if found.record is None:
+        return "has no snapshot: it is not trained yet, `massive-sft run` does that"
+    if found.record.status is Status.FAILED:
+        return "has no snapshot: its training failed, `massive-sft logs` says why and `massive-sft retry` tries again"
+    if found.record.status is Status.DIVERGED:
+        return "has no snapshot: its training diverged"
+    return (
+        "has no snapshot any more: it was removed once it was scored (storage.keep_snapshots). To get it back, set "
+        f"keep_snapshots: {{{found.coordinates.method}: all}} and train it again, with another storage.root or, while "
+        "a score is missing, with `massive-sft run --retrain`"
+    )
+
+
+def _model(found: Found) -> Model:
+    if found.plan is None:
+        raise LedgerError(f"{found.id}: the sweep file does not hold it")
+    return found.plan.cell.model
+
+
+def _copy(snapshot: Path, hashes: dict[str, str], target: Path) -> None:
+    for name, expected in hashes.items():
+        if name in _OWN:
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(snapshot / name, target / name)
+        if hash_file(target / name) != expected:
+            raise Corrupt(f"{target / name}: the copy does not match {snapshot / name}")
+
+
+def _name_base(path: Path, model: Model) -> None:
+    named: dict[str, Any] = {"base_model_name_or_path": model.hub or model.path}
+    if model.hub is not None:
+        named["revision"] = model.revision
+    write_json(path, {**read_json(path), **named})
+
+
+def _merge(model: Model, snapshot: Path, target: Path) -> None:
+    from massive_sft.models import pretrained
+    from massive_sft.models.trained import load_scored
+
+    merged = load_scored(model, snapshot, "fp32", adapters="merged")
+    with pretrained.no_progress_bar():
+        merged.save_pretrained(target)
+
+
+def _save_tokenizer(model: Model, target: Path) -> None:
+    from massive_sft.models import pretrained
+
+    pretrained.load_tokenizer(model).save_pretrained(target)

@@ -1,0 +1,249 @@
+"""``gc``: what a ledger can do without. What somebody works on is never touched."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli.invalidate import ASIDE
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json, size_text
+from massive_sft.ledger.attempt import RESUME, uncounted
+from massive_sft.ledger.last_plan import snapshot_keepers
+from massive_sft.ledger.lease import Watch, look
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.requirements import lacks
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
+from massive_sft.planning.retention import is_kept
+from massive_sft.running.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
+
+STALE_S = 3600.0  # seconds after which a temporary file is nobody's: a write takes far less
+OWNER = "massive-sft gc"
+_TEMPORARY = re.compile(r"\..*\.(tmp|partial)|\.probe\..*")
+_REMOVED = re.compile(r"\..*\.removed\..*")
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A file or folder that can go.
+
+    Attributes:
+        kind: ``attempt`` (unpublished), ``resume`` (a checkpoint that no training goes on from), ``temporary``,
+            ``invalidated`` (set aside), ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
+        home: the cell's or trajectory's folder whose lease guards it; None for what no lease guards.
+        cell: of a snapshot, the one that it was kept for.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    home: Path | None = None
+    cell: CellPlan | None = None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What can go, and why something else cannot."""
+
+    waste: tuple[Waste, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for item in self.waste)
+
+
+def gc(
+    file: File,
+    overlay: Overlays = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    caches: Annotated[bool, typer.Option("--caches", help="Also cached data that no cell of this file uses.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what the ledger can do without: leftovers of attempts, invalidated results, snapshots beyond policy."""
+    plan, ledger = read_plan(file, overlay)
+    found = collect(plan, ledger, caches)
+    if not dry_run:
+        found = remove(found, ledger)
+    if as_json:
+        listed = [{"kind": one.kind, "path": str(one.path), "bytes": one.bytes} for one in found.waste]
+        print_json({"schema": 1, "removed": not dry_run, "bytes": found.bytes, "waste": listed, "kept": found.kept})
+    else:
+        console().print(gc_view(found, ledger, dry_run), soft_wrap=True)
+
+
+def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
+    """Find what can go: leftovers anywhere in the ledger, snapshots of the plan's runs, with ``caches`` its caches'."""
+    watch = Watch()
+    waste: list[Waste] = []
+    kept: list[str] = []
+    for home in ledger.homes():
+        mine = list(_leftovers(home))
+        if mine and not _free(ledger, home, watch):
+            kept.append(f"{home}: somebody works on it")
+        else:
+            waste += mine
+    for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
+        others = snapshot_keepers(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
+        if others:
+            kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_snapshots)")
+            continue
+        folders = [item.home, ledger.cell_dir(item.cell.cell.id)] if item.home and item.cell else []
+        busy = next((folder for folder in folders if not _free(ledger, folder, watch)), None)
+        if busy is None:
+            waste.append(item)
+        else:
+            kept.append(f"{item.path}: somebody works on {busy}")
+    waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
+    waste += _temporary(ledger.root.glob(".*"))
+    if caches:
+        busy = next((home for home in ledger.homes() if not _free(ledger, home, watch)), None)
+        waste += _unused(plan, ledger) if busy is None else ()
+        kept += [] if busy is None else [f"caches: somebody works on {busy}"]
+    return Collected(tuple(waste), tuple(kept))
+
+
+def remove(found: Collected, ledger: Ledger) -> Collected:
+    """Remove what was found, each under its lease; return what is gone, and what was kept because somebody came."""
+    gone: list[Waste] = []
+    kept = list(found.kept)
+    by_home: dict[Path | None, list[Waste]] = {}
+    for item in found.waste:
+        by_home.setdefault(item.home, []).append(item)
+    for home, items in by_home.items():
+        if home is None:
+            gone += (item for item in items if _remove(item, ledger))
+            continue
+        lease = ledger.lease_home(home, OWNER)
+        if lease is None:
+            kept.append(f"{home}: somebody works on it")
+            continue
+        with lease:
+            # Whoever came and went in between published some of it.
+            gone += (item for item in items if _remove(item, ledger))
+    return Collected(tuple(gone), tuple(kept))
+
+
+def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
+    """Yield a run's snapshots that the retention policy does not keep and whose cells lack nothing."""
+    policy = plan.sweep.file.storage.keep_snapshots
+    home = ledger.trajectory_dir(run.trajectory.id)
+    for cell in run.cells:
+        epoch = cell.cell.epoch
+        path = snapshot_folder(ledger, run.trajectory.id, epoch)
+        if not is_kept(run, epoch, policy) and path.is_dir() and _is_settled(cell, ledger):
+            yield Waste("snapshot", path, _size(path), home, cell)
+
+
+def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
+    """Whether a cell lacks nothing, neither of what this sweep asks nor of what the runs that go on do."""
+    record = ledger.read_record(cell.cell.id)
+    if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
+        return False
+    return cell.refreshed(record).is_done and not lacks(ledger.sweeps, record.cell, record.answers)
+
+
+def _remove(item: Waste, ledger: Ledger) -> bool:
+    """Remove one item; return False when it is gone already, or is needed after all."""
+    if not item.path.exists():
+        return False
+    if item.cell is not None and item.home is not None:
+        lease = ledger.lease_cell(item.cell.cell.id, OWNER)
+        if lease is None:
+            return False
+        with lease:
+            if not _is_settled(item.cell, ledger):
+                return False
+            remove_snapshot(ledger, item.home.name, item.cell.cell.epoch)
+        return True
+    if item.path.is_dir():
+        shutil.rmtree(item.path)
+    else:
+        item.path.unlink()
+    return True
+
+
+def _free(ledger: Ledger, home: Path, watch: Watch) -> bool:
+    """Whether nobody holds a lease here; an owner elsewhere that only seems gone still counts as there."""
+    lease = ledger.lease_on(home)
+    return watch.free(lease, look(lease))
+
+
+def _leftovers(home: Path) -> Iterator[Waste]:
+    """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, what was
+    invalidated, and old temporary files."""
+    attempts = [path for path in (home / "attempts").glob("*") if path.name.isdecimal()]
+    for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
+        yield Waste("attempt", path, _size(path), home)
+    resume = home / RESUME
+    for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else uncounted(home):
+        yield Waste("resume", path, _size(path), home)
+    for path in (home / "snapshots").glob(".*"):
+        if _REMOVED.fullmatch(path.name):
+            yield Waste("temporary", path, _size(path), home)
+    aside = home / ASIDE
+    if aside.is_dir():
+        yield Waste("invalidated", aside, _size(aside), home)
+    apart = [*attempts, resume, aside]
+    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in apart))
+    yield from _temporary(below, home)
+
+
+def _temporary(paths: Iterable[Path], home: Path | None = None) -> Iterator[Waste]:
+    for path in paths:
+        if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
+            yield Waste("temporary", path, _size(path), home)
+
+
+def _unused(plan: Plan, ledger: Ledger) -> Iterator[Waste]:
+    """Yield cached tokens and requests that no cell of the plan uses; other sweeps would build theirs again.
+
+    Requests are told apart by benchmark, shots and limit: lm-eval alone could tell more.
+    """
+    keys = {token_key(run.trajectory.recipe) for run in plan.runs}
+    for path in sorted(ledger.cache_dir("tokens").glob("[!.]*")):
+        if path.name.partition(".")[0] not in keys:
+            yield Waste("tokens", path, _size(path))
+    used = {
+        (item.label, item.shots, item.task.limit)
+        for cell in plan.cells
+        for item in cell.requirements
+        if item.task is not None
+    }
+    for path in sorted(ledger.cache_dir("requests").glob("[!.]*")):
+        try:
+            manifest = read_json(path / "manifest.json")
+        except (FileNotFoundError, NotADirectoryError, Corrupt):
+            manifest = {}
+        if tuple(manifest.get(key) for key in ("label", "shots", "limit")) not in used:
+            yield Waste("requests", path, _size(path))
+
+
+def _size(path: Path) -> int:
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+
+def gc_view(found: Collected, ledger: Ledger, dry_run: bool) -> Group:
+    """Return what goes or went, for people."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "what", "size"):
+        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    for item in found.waste:
+        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), size_text(item.bytes))
+    notes = [Text(f"kept, {line}", style="dim") for line in found.kept]
+    verb = "would go" if dry_run else "removed"
+    total = f"{len(found.waste)} items, {size_text(found.bytes)} {verb}" if found.waste else "nothing to remove"
+    return Group(*([table] if found.waste else []), *notes, Text(total))

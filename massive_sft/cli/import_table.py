@@ -1,0 +1,180 @@
+"""``import-table`` and ``export-table``: a released table becomes a ledger, and a ledger the table again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from massive_sft.cli.options import console, print_json, writing
+from massive_sft.cli.publish import mirror_imported
+from massive_sft.core.errors import InvalidInput, LedgerError, Problem
+from massive_sft.core.files import write_bytes, write_json
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.lease import Claim, Lease, this_process
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.study.imported import (
+    TABLE,
+    Imported,
+    ImportedLedger,
+    approximate,
+    cell_content,
+    coordinates_of,
+    describe,
+    open_imported,
+    record_of,
+    rows_of,
+    tables_of,
+)
+from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
+from massive_sft.sweep.values import LONGEST_NAME
+
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")  # as a sweep's
+LEASE = "import-lease"
+WRITERS = 8
+"""Records written at once: each waits for the disk, which flushes several together."""
+
+
+def import_table(
+    table: Annotated[Path, typer.Argument(help="A CSV file of the released table's form.", show_default=False)],
+    root: Annotated[Path, typer.Argument(help="The storage root of the ledger; made if missing.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What the study is called from now on.", show_default=False)],
+    scales: Annotated[
+        Path | None, typer.Option(help="A JSON file that declares further columns: metric, scale, shots.")
+    ] = None,
+    mlflow: Annotated[str, typer.Option(help="The tracker's address, as a sweep file has it.")] = "",
+    mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Show it in the tracker now.")] = True,
+) -> None:
+    """Make a released table a ledger: a record for each row, the report, and the tracker's runs.
+
+    Running it again does only what is missing.
+    """
+    from massive_sft.report.imported import gather, write_report
+
+    read = read_table(table, known_columns(scales))
+    found, written = fill(root, name, read, mlflow)
+    out, material = console(), gather(found)
+    counts = ", ".join(f"{count} {status}" for status, count in material.statuses)
+    out.print(f"{len(material.records)} rows of {read.file} in {found.ledger.root}, {written} of them new: {counts}")
+    out.print(f"beside cells of the same names they are {approximate('lora')}", soft_wrap=True)
+    for finding in material.findings:
+        out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
+    out.print(f"report: {write_report(material, found.folder / 'report')}", soft_wrap=True)
+    if mirror:
+        out.print(f"writing {len(material.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
+        mirror_imported(found)
+    out.print(f"report, mirror, ui, status and show take {found.folder / TABLE} for a sweep file", soft_wrap=True)
+
+
+def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
+    """Write what is missing of a table into the ledger under ``root``; return it, and how many records were written.
+
+    Raises:
+        InvalidInput: the name is taken by a sweep or by another table, or is none; the root cannot be written.
+        LedgerError: another process imports under this name.
+    """
+    if redact(mlflow) != mlflow:
+        raise InvalidInput(Problem("--mlflow", "holds a secret: put it into the environment and write ${NAME}"))
+    if not NAME.fullmatch(name):
+        rule = f"must be at most {LONGEST_NAME} letters, digits, dots, dashes and underscores"
+        raise InvalidInput(Problem("--name", rule, name))
+    ledger = Ledger.open(root)
+    path = ledger.sweep_dir(name) / TABLE
+    if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
+        raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
+    lease = Lease.acquire(ledger.sweep(name).at(LEASE), this_process())
+    if lease is None:
+        raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
+    with lease:
+        imported = _described(path, name, table, mlflow)
+        written = _write(ledger, imported, table.rows, lease.claim)
+    return open_imported(path), written
+
+
+def _described(path: Path, name: str, table: Table, mlflow: str) -> Imported:
+    """Return what was written of the table before, or write it."""
+    now = describe(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
+    if path.exists():
+        before = open_imported(path).table
+        now = now.model_copy(update={"when": before.when})
+        if _recorded(before) != _recorded(now):
+            rule = f"is the name of another table, {before.file} with SHA-256 {before.sha256[:12]}; choose another one"
+            if before.sha256 == now.sha256:
+                rule = "is the name of this table under another name of the file or other scales; choose another one"
+            raise InvalidInput(Problem("--name", rule, name))
+        if before == now:
+            return now
+    write_json(path, now.model_dump(mode="json", by_alias=True))
+    return now
+
+
+def _recorded(table: Imported) -> Imported:
+    """Return a table with only what its records rest on, for comparison."""
+    columns = {name: column.model_copy(update={"tasks": ()}) for name, column in table.columns.items()}
+    return table.model_copy(update={"mlflow": "", "columns": columns})
+
+
+def _write(ledger: Ledger, imported: Imported, rows: Sequence[Row], claim: Claim) -> int:
+    """Write the records that are missing, each whole after what its cell is; return their number."""
+    known = ledger.entries(set(imported.cells))
+
+    def write(number: int) -> None:
+        row, cell = rows[number], imported.cells[number]
+        ledger.write_cell(cell, cell_content(imported.name, row.coordinates))
+        ledger.write_record(record_of(imported, number, row), claim)
+
+    missing = [number for number, cell in enumerate(imported.cells) if cell not in known]
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for done in [writers.submit(write, number) for number in missing]:
+            done.result()
+    return len(missing)
+
+
+def export_table(
+    root: Annotated[Path, typer.Argument(help="The storage root of the ledger.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The name that the table was imported under.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The CSV file to write.", show_default=False)],
+) -> None:
+    """Write an imported table back from its records: the same columns, rows and values."""
+    ledger = Ledger.open(root, create=False)
+    paths = tables_of(ledger.root)
+    if name not in paths:
+        raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
+    found = open_imported(paths[name])
+    table = found.table
+    content = write_table(table.header, table.newline, rows_of(found))
+    with writing("OUT", out):
+        write_bytes(out, content)
+    same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
+    console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)
+
+
+def status(file: Path, where: str | None, as_json: bool) -> None:
+    """Say how far every row of an imported table is, as ``status`` says it of a sweep's cells."""
+    if where is not None:
+        raise InvalidInput(Problem("--where", "picks cells of a sweep; an imported table is shown whole", where))
+    found = open_imported(file)
+    records = {cell: record for cell, record in found.records().items() if record is not None}
+    if as_json:
+        print_json([_status_json(record) for record in records.values()])
+        return
+    out = console()
+    for cell, record in records.items():
+        lacks = f"  lacks {', '.join(record.missing)}" if record.missing else ""
+        out.print(f"{cell}  {coordinates_of(record)}  {record.status}{lacks}", soft_wrap=True)
+    counts = Counter(record.status for record in records.values())
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    out.print(f"{len(records)} of {len(found.table.cells)} rows of {found.table.file} are in the ledger: {told}")
+
+
+def _status_json(record: Record) -> dict[str, Any]:
+    about = {"cell": record.cell, "trajectory": record.trajectory, "status": str(record.status)}
+    return about | {"lacking": list(record.missing), **coordinates_of(record)._asdict()}

@@ -1,0 +1,43 @@
+"""``inspect``: training samples as the model gets them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from massive_sft.cli import views as views
+from massive_sft.cli.check import warn
+from massive_sft.cli.options import File, Overlays, console
+from massive_sft.core.errors import InvalidInput
+from massive_sft.planning.plan import make_plan, require_settled
+from massive_sft.sweep.load import load_sweep
+
+
+def inspect(
+    file: File,
+    overlay: Overlays = None,
+    model: Annotated[str | None, typer.Option(help="Of this model's tokenizer.")] = None,
+    mixture: Annotated[str | None, typer.Option(help="Of this mixture.")] = None,
+    setting: Annotated[str | None, typer.Option(help="Under this setting.")] = None,
+    samples: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 3,
+) -> None:
+    """Training samples as the model gets them, the trained tokens marked."""
+    from massive_sft.data import cautions
+    from massive_sft.data.preview import render
+    from massive_sft.running.training import build_recipe_samples
+
+    out, made = console(), make_plan(load_sweep(file, overlay or ()))
+    recipe = views.pick_run(made, model, mixture, setting).trajectory.recipe
+    try:
+        built, counts, tokenizer = build_recipe_samples(recipe)
+    except InvalidInput:
+        require_settled(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
+        raise
+    out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
+    place = f"{file}: settings.{recipe.setting_name}"
+    for caution in cautions.joined(recipe.setting, counts.parts, place, recipe.model_name):
+        warn(caution)
+    shown = min(samples, len(built))
+    out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))

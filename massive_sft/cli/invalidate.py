@@ -1,0 +1,195 @@
+"""``invalidate``: results that turned out to be wrong are set aside, so that the next run makes them again.
+
+What they rest on moves to ``invalidated/<n>/`` beside it, where ``gc`` finds it; only caches that are made again are
+removed. Each cell gets a new record that says who invalidated it and why. The mirror shows that record too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.ledger.provenance import capture, redact
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, RunPlan, perplexity_key
+from massive_sft.planning.selection import narrow, parse
+from massive_sft.running.outcome import snapshot_folder
+from massive_sft.running.recorder import now
+from massive_sft.sweep.cell import Coordinates
+
+OWNER = "massive-sft invalidate"
+INVALIDATED = "invalidated: "  # how such a record's error begins
+ASIDE = "invalidated"
+OF_CELL = ("responses", "scores", "layers.parquet")
+OF_TRAJECTORY = ("training", "snapshots", "resume", "attempts")
+
+
+@dataclass(frozen=True)
+class Invalidation:
+    """What is invalidated: records, and the trajectories whose training goes with them.
+
+    Attributes:
+        beside: those of the records that were not named: other cells of the same trainings, of any sweep.
+        perplexities: keys of the cached perplexities of their data.
+        retrainings: trainings that stay, but whose snapshots are needed to score again and were removed.
+    """
+
+    records: tuple[Record, ...]
+    trajectories: tuple[str, ...]
+    beside: frozenset[str]
+    perplexities: tuple[str, ...]
+    retrainings: int
+
+
+def invalidate(
+    file: File,
+    where: Annotated[
+        str, typer.Option("--where", help='These cells: "model=a and method=lora", by coordinates or id.')
+    ],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept in the cells' records.")],
+    overlay: Overlays = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Keep the trainings: only score and measure again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would be, change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Set wrong results aside, with the reason; the next run makes them again."""
+    if not reason.strip():
+        raise InvalidInput(Problem("--reason", "must say why", reason))
+    plan, ledger = read_plan(file, overlay)
+    found = find(narrow(plan, parse(where)), ledger, with_training=not scores)
+    if not dry_run and found.records:
+        set_aside(found, ledger, reason.strip())
+    if as_json:
+        cells = [{"cell": one.cell, "beside": one.cell in found.beside} for one in found.records]
+        told = {"trajectories": list(found.trajectories), "retrainings": found.retrainings}
+        print_json({"schema": 1, "done": not dry_run, "cells": cells, **told})
+    else:
+        console().print(_view(found, dry_run))
+
+
+def find(plan: Plan, ledger: Ledger, with_training: bool) -> Invalidation:
+    """Find what goes with a plan's cells: their records and, with the trainings, all other records of those.
+
+    A record that is invalidated already keeps its reason, unless its training goes now.
+    """
+    entries = ledger.entries()
+    named = {cell.cell.id for cell in plan.cells if cell.cell.id in entries}
+    wanted = [run.trajectory.id for run in plan.runs] if with_training else []
+    trajectories = [run for run in wanted if _present(ledger.trajectory_dir(run), OF_TRAJECTORY)]
+    beside = {entry.cell for entry in entries.values() if entry.trajectory in wanted} - named
+    records = [record for cell in sorted(named | beside) if (record := ledger.read_record(cell)) is not None]
+    left = [record for record in records if record.trajectory in trajectories or not _is_invalid(record)]
+    cells = {record.cell for record in left}
+    runs = [run for run in plan.runs if any(cell.cell.id in cells for cell in run.cells)]
+    return Invalidation(
+        tuple(left),
+        tuple(trajectories),
+        frozenset(beside & cells),
+        tuple({perplexity_key(run.trajectory.recipe): None for run in runs}),
+        0 if with_training else sum(_has_no_snapshot(run, ledger) for run in runs),
+    )
+
+
+def _is_invalid(record: Record) -> bool:
+    return record.status is Status.FAILED and (record.error or "").startswith(INVALIDATED)
+
+
+def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
+    return any(not snapshot_folder(ledger, run.trajectory.id, cell.cell.epoch).is_dir() for cell in run.cells)
+
+
+def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
+    """Move what the records and trainings rest on aside and write the new records, all under leases.
+
+    A process that dies here leaves trainings that are aside and records that still stand; the same command goes on.
+
+    Raises:
+        InvalidInput: when somebody works on any of it, or did since it was found; nothing was changed then.
+    """
+    homes = [ledger.trajectory_dir(run) for run in found.trajectories]
+    cells = [ledger.cell_dir(record.cell) for record in found.records]
+    with contextlib.ExitStack() as held:
+        leases = {home: ledger.lease_home(home, OWNER) for home in (*homes, *cells)}
+        for lease in leases.values():
+            if lease is not None:
+                held.enter_context(lease)
+        busy = [home for home, lease in leases.items() if lease is None]
+        if busy:
+            rule = "somebody works on it; cancel the run first (massive-sft cancel)"
+            raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
+        changed = [record.cell for record in found.records if ledger.read_record(record.cell) != record]
+        if changed:
+            rule = "got a new record meanwhile; look at it, then give the command again"
+            raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
+        for home in homes:
+            _move(home, OF_TRAJECTORY)
+        _forget(found, ledger)
+        provenance = capture()
+        for record, folder in zip(found.records, cells, strict=True):
+            _move(folder, OF_CELL)
+            lease = leases[folder]
+            ledger.write_record(_invalidated(record, reason, provenance), lease.claim if lease else None)
+
+
+def _invalidated(record: Record, reason: str, provenance: dict[str, object]) -> Record:
+    empty: dict[str, object] = {"scores": {}, "measures": {}, "counts": {}, "training": {}, "missing": {}, "files": {}}
+    told = {"status": Status.FAILED, "error": f"{INVALIDATED}{redact(reason)}", "provenance": provenance}
+    return record.model_copy(update={**empty, **told, "created": now(), "finished": now()})
+
+
+def _present(home: Path, names: Collection[str]) -> list[str]:
+    return [name for name in names if (home / name).exists()]
+
+
+def _move(home: Path, names: Collection[str]) -> None:
+    """Move what is there of ``names`` into the next free ``invalidated/<n>``."""
+    present = _present(home, names)
+    if not present:
+        return
+    taken = [int(path.name) for path in (home / ASIDE).glob("*") if path.name.isdecimal()]
+    target = home / ASIDE / str(max(taken, default=0) + 1)
+    target.mkdir(parents=True)
+    for name in present:
+        os.rename(home / name, target / name)
+
+
+def _forget(found: Invalidation, ledger: Ledger) -> None:
+    """Remove what is cached: perplexities, and scores of the protocols concerned, made again of the responses."""
+    for key in found.perplexities:
+        shutil.rmtree(ledger.cache_dir("perplexity") / key, ignore_errors=True)
+    protocols = {protocol for record in found.records for protocol in record.scores}
+    for folder in ledger.cache_dir("scores").glob("*"):
+        for protocol in protocols:
+            for path in folder.glob(f"{protocol}.*"):
+                path.unlink()
+
+
+def _view(found: Invalidation, dry_run: bool) -> Group:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cell", "what", "was"):
+        table.add_column(column, overflow="fold")
+    for record in found.records:
+        named = str(Coordinates(**record.coordinates))  # type: ignore[arg-type]
+        also = " (of the same training)" if record.cell in found.beside else ""
+        table.add_row(record.cell, Text(named + also), str(record.status))
+    verb = "would be" if dry_run else "are"
+    told = (
+        f"{len(found.records)} cells and {len(found.trajectories)} trainings {verb} invalidated; `run` makes them again"
+    )
+    if not found.records:
+        return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
+    again = f"{found.retrainings} trainings have no snapshots any more: only `run --retrain` makes their scores again"
+    return Group(table, Text(told), *([Text(again, style="yellow")] if found.retrainings else []))

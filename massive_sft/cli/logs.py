@@ -1,0 +1,208 @@
+"""``logs CELL``: the loss curve, the attempts, their tracebacks, and where the files are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.pick import Found, find_cell
+from massive_sft.cli.views import STYLES
+from massive_sft.ledger.lease import look
+from massive_sft.ledger.store import Ledger
+
+WIDTH = 60  # columns of the curve
+ROWS = 40  # epochs listed
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Try:
+    """One attempt at a trajectory.
+
+    Attributes:
+        state: ``published``, ``at work`` or ``ended``.
+        losses: its curve as far as it got; None when it took no step.
+        traceback: why it failed; empty when it left none.
+    """
+
+    number: int
+    state: str
+    folder: Path
+    losses: Path | None
+    traceback: str
+
+
+def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
+    """A cell's loss curve, its attempts with their tracebacks, and where its files are."""
+    found = find_cell(*read_plan(sweep, overlay), cell)
+    if as_json:
+        print_json(logs_json(found))
+    else:
+        console().print(logs_view(found), soft_wrap=True)
+
+
+def attempts(ledger: Ledger, trajectory: str) -> list[Try]:
+    """Return the attempts at a trajectory that left anything, the newest last."""
+    home = ledger.trajectory_dir(trajectory)
+    seen = look(ledger.lease_on(home))
+    live = seen.number if seen is not None and seen.looks_live() else 0
+    published = {int(path.name.rpartition("-")[2]): path for path in (home / "training").glob("attempt-*")}
+    own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}
+    found = []
+    for number in sorted(published | own):
+        state = "published" if number in published else "at work" if number == live else "ended"
+        folder = published.get(number) or own[number]
+        losses = folder / "losses.jsonl"
+        trace = own.get(number, folder) / "traceback.txt"
+        text = trace.read_text() if trace.is_file() else ""
+        found.append(Try(number, state, folder, losses if losses.is_file() else None, text))
+    return found
+
+
+def shown_curve(tries: Sequence[Try]) -> Try | None:
+    """Return the attempt whose curve counts: of those published the longest, else the newest that took a step."""
+    published = [one for one in tries if one.state == "published" and one.losses]
+    if published:
+        return max(published, key=lambda one: one.losses.stat().st_size if one.losses else 0)
+    return next((one for one in reversed(tries) if one.losses and one.losses.stat().st_size), None)
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """Return the steps of a curve that may still be written: a last line without its end is left out."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def by_epoch(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each epoch of a curve came to; losses in nats per trainable token, None where none is finite."""
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for step in steps:
+        groups[step["epoch"]].append(step)
+    rows = []
+    for epoch, members in sorted(groups.items()):
+        losses = [float(step["loss"]) for step in members]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        rows.append(
+            {
+                "epoch": epoch,
+                "steps": len(members),
+                "first": _finite(losses[0]),
+                "last": _finite(losses[-1]),
+                "mean": fmean(finite) if finite else None,
+                "min": min(finite, default=None),
+                "not_finite": len(losses) - len(finite),
+                "tokens": sum(step["tokens"] for step in members),
+                "seconds": sum(step["seconds"] for step in members),
+            }
+        )
+    return rows
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Return values as a line of bars, means of equal stretches; one that is not finite makes its stretch ``!``."""
+    count = min(width, len(values))
+    means = [fmean(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] if math.isfinite(mean) else "!" for mean in means)
+
+
+def logs_json(found: Found) -> dict[str, Any]:
+    """Return what ``logs`` shows as JSON values; the curve's steps are in the file it names."""
+    tries = attempts(found.ledger, found.trajectory) if found.trajectory else []
+    curve = shown_curve(tries)
+    return {
+        "schema": 1,
+        "cell": found.id,
+        "status": str(found.status),
+        "trajectory": found.trajectory,
+        "losses": str(curve.losses) if curve else None,
+        "epochs": by_epoch(read_curve(curve.losses)) if curve and curve.losses else [],
+        "attempts": [
+            {"number": one.number, "state": one.state, "folder": str(one.folder), "traceback": one.traceback or None}
+            for one in tries
+        ],
+        "error": found.record.error if found.record else None,
+        "traceback": _cell_traceback(found) or None,
+        "files": [str(path) for path in _files(found)],
+    }
+
+
+def logs_view(found: Found) -> Group:
+    """Return what ``logs`` shows, for people."""
+    head = Text.assemble(
+        (found.id, "bold"), "  ", str(found.coordinates), "  ", (str(found.status), STYLES[found.status])
+    )
+    parts: list[Any] = [head]
+    if found.record is not None and found.record.error:
+        parts.append(Text(found.record.error, style="red"))
+    tries = attempts(found.ledger, found.trajectory) if found.trajectory else []
+    curve = shown_curve(tries)
+    if curve is not None and curve.losses is not None:
+        parts += _curve_view(curve, read_curve(curve.losses), found.coordinates.epoch)
+    elif found.trajectory:
+        parts.append(Text("no optimizer step was taken yet", style="dim"))
+    for one in tries:
+        parts += [Text(), Text(f"attempt {one.number}: {one.state}, {one.folder}")]
+        parts += [Text(one.traceback.rstrip(), style="red")] if one.traceback else []
+    trace = _cell_traceback(found)
+    if trace:
+        parts += [Text(), Text("scoring or measuring failed:"), Text(trace.rstrip(), style="red")]
+    files = _files(found)
+    parts += [Text(), *(Text(f"files: {path}", style="dim") for path in files)] if files else []
+    return Group(*parts)
+
+
+def _curve_view(curve: Try, steps: list[dict[str, Any]], epoch: int) -> list[Any]:
+    if not steps:
+        return [Text("no optimizer step was taken yet", style="dim")]
+    losses = [float(step["loss"]) for step in steps]
+    line = f"loss (nats a token) {losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g} at step {steps[-1]['step']:,}"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    rows = by_epoch(steps)
+    columns = [name for name in rows[0] if name != "not_finite" or any(row["not_finite"] for row in rows)]
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows[-ROWS:]:
+        style = "bold" if row["epoch"] == epoch else ""
+        table.add_row(*(_plain(row[name]) for name in columns), style=style)
+    more = [Text(f"and {len(rows) - ROWS} epochs before them", style="dim")] if len(rows) > ROWS else []
+    return [Text(), Text(f"{line} (attempt {curve.number})"), table, *more]
+
+
+def _plain(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _cell_traceback(found: Found) -> str:
+    """Return why the cell's own work failed; an old traceback of a cell that went well since is not shown."""
+    path = found.ledger.cell_dir(found.id) / "traceback.txt"
+    return path.read_text() if path.is_file() and not _went_well(found) else ""
+
+
+def _went_well(found: Found) -> bool:
+    return found.record is not None and not found.record.error and not found.record.missing
+
+
+def _files(found: Found) -> list[Path]:
+    folders = [found.ledger.cell_dir(found.id)]
+    if found.trajectory:
+        folders.append(found.ledger.trajectory_dir(found.trajectory))
+    return [folder for folder in folders if folder.is_dir()]

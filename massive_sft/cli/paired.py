@@ -1,0 +1,93 @@
+"""Two cells on the same samples: the mean difference with its interval, and McNemar's exact test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from massive_sft.cli.pick import Found
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.fingerprint import hash_file
+
+Samples = dict[tuple[str, str, str], dict[int, float]]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Samples that one cell alone gets right, and the two-sided probability of a split so uneven (exact binomial)."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The second cell's value less the first's, sample by sample.
+
+    Attributes:
+        mean: of the differences.
+        interval: the 95 % one of the mean (Student's t); None for fewer than two samples, or differences all equal,
+            from which no spread can be estimated.
+        n: samples that both cells have.
+        unpaired: samples that one cell alone has, left out.
+        mcnemar: where every value is 0 or 1.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+    unpaired: int
+    mcnemar: McNemar | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
+    """Compare values by sample (lm-eval's document id); None when the cells share no sample."""
+    import numpy as np
+    from scipy import stats
+
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        return None
+    ones, twos = (np.array([values[doc] for doc in common], dtype=np.float64) for values in (first, second))
+    differences = twos - ones
+    mean, n = float(differences.mean()), len(common)
+    spread = float(differences.std(ddof=1)) if n > 1 else 0.0
+    interval = None
+    if spread > 0:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
+        interval = (mean - half, mean + half)
+    mcnemar = None
+    if np.isin(ones, (0.0, 1.0)).all() and np.isin(twos, (0.0, 1.0)).all():
+        only_first, only_second = int((differences < 0).sum()), int((differences > 0).sum())
+        changed = only_first + only_second
+        p = float(stats.binomtest(only_first, changed, 0.5).pvalue) if changed else 1.0
+        mcnemar = McNemar(only_first, only_second, p)
+    return Paired(mean, interval, n, len(first.keys() ^ second.keys()), mcnemar)
+
+
+def read_samples(found: Found, protocol: str) -> Samples | None:
+    """Return a cell's per-sample values by (task, metric, filter), then by document.
+
+    Values that are sums over bytes or words, or no numbers, are left out: their mean is not the score. None when the
+    ledger holds no such file. Raises ``Corrupt`` when the file is not the one that the record rests on.
+    """
+    import pyarrow.parquet as pq
+
+    path: Path = found.ledger.cell_dir(found.id) / "scores" / f"{protocol}.parquet"
+    if found.record is None or not path.is_file():
+        return None
+    stated = found.record.files.get(path.relative_to(found.ledger.root).as_posix())
+    if stated is not None and stated != hash_file(path):
+        raise Corrupt(f"{path}: is not the file that the record of {found.id} rests on")
+    samples: Samples = {}
+    for row in pq.read_table(path).to_pylist():
+        if row["value"] is not None and row["weight"] is None:
+            samples.setdefault((row["task"], row["metric"], row["filter"]), {})[row["doc"]] = row["value"]
+    return samples

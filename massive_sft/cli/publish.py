@@ -1,0 +1,106 @@
+"""``report``, ``ui`` and ``mirror``: what a sweep's ledger says, for people and in the tracker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from massive_sft.cli.options import File, Overlays, console, read_plan, writing
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_all, open_imported
+from massive_sft.tracking.queue import Pending
+
+PORT = 5000
+
+
+def report(
+    file: File,
+    overlay: Overlays = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write into; in the storage if not given.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="A storage root or table.json of imported tables, shown beside the own cells; repeatable."),
+    ] = None,
+) -> None:
+    """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
+    from massive_sft.report.write import write_report
+
+    if out is not None:
+        with writing("--out", out):
+            out.mkdir(parents=True, exist_ok=True)
+    if is_imported(file):
+        if beside:
+            raise InvalidInput(Problem("--beside", "goes with a sweep's cells, not with an imported table", str(file)))
+        _report_imported(file, out)
+        return
+    imported = [found for path in beside or () for found in open_all(path)]
+    plan, ledger = read_plan(file, overlay)
+    page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
+    console().print(f"report: {page}", soft_wrap=True)
+
+
+def ui(
+    file: File,
+    overlay: Overlays = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the pages, on this machine only.")] = PORT,
+) -> None:
+    """Show the sweep's MLflow pages: serve the local store until interrupted, or say where the server is."""
+    from massive_sft.tracking.address import database, resolve
+    from massive_sft.tracking.tracker import runs_page
+    from massive_sft.tracking.ui import serve_ui, ui_address
+
+    if is_imported(file):
+        found = open_imported(file)
+        name, uri = found.table.name, resolve(found.table.mlflow, found.ledger.root)
+    else:
+        plan, _ = read_plan(file, overlay)
+        name, uri = plan.sweep.file.name, resolve(plan.sweep.file.tracking.mlflow, plan.root)
+    page = ui_address(uri, port) + runs_page(uri, name)
+    if database(uri) is None:
+        console().print(f"open {page} in a browser", soft_wrap=True)
+        return
+    console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
+    status = serve_ui(uri, port)
+    if status:
+        raise typer.Exit(status)
+
+
+def mirror(file: File, overlay: Overlays = None) -> None:
+    """Bring the tracker to what the ledger says: catch up, or rebuild a store that was deleted."""
+    from massive_sft.tracking.mirror import mirror_all
+
+    if is_imported(file):
+        mirror_imported(open_imported(file))
+        return
+    plan, ledger = read_plan(file, overlay)
+    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow)
+    _tell(left, len(ledger.entries(names)))
+
+
+def mirror_imported(found: ImportedLedger) -> None:
+    """Bring the tracker to what the ledger says of an imported table, and say so. Raises typer.Exit when it cannot."""
+    from massive_sft.tracking.mirror import Mirror
+
+    mirror = Mirror.open(found.ledger, found.table.name, found.names(), found.table.mlflow)
+    for path in (found.folder / TABLE, found.folder / "report" / "report.html"):
+        if path.exists():
+            mirror.artifact(path)
+    _tell(mirror.close(), len(found.names()))
+
+
+def _tell(left: Pending, cells: int) -> None:
+    if left:
+        console().print(f"not everything could be written: {left}", soft_wrap=True)
+        raise typer.Exit(1)
+    console().print(f"the tracker shows what the ledger has: {cells} cells")
+
+
+def _report_imported(file: Path, out: Path | None) -> None:
+    from massive_sft.report.imported import gather, write_report
+
+    found = open_imported(file)
+    page = write_report(gather(found), out or found.folder / "report")
+    console().print(f"report: {page}", soft_wrap=True)

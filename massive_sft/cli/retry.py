@@ -1,0 +1,80 @@
+"""``retry``: which cells that failed, or have scores missing, are taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from massive_sft.cli.options import File, Overlays, console
+from massive_sft.cli.options import Where as WhereOption
+from massive_sft.cli.run import Inline, Retrain, execute_plan, pinned
+from massive_sft.cli.views import STYLES
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.selection import Condition, Where, narrow, parse
+from massive_sft.sweep.load import load_sweep
+
+RETRIED = (Status.FAILED, Status.PARTIAL)
+
+
+def retry(
+    file: File, overlay: Overlays = None, where: WhereOption = None, inline: Inline = False, retrain: Retrain = False
+) -> None:
+    """Take up only what failed or is incomplete."""
+    made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse(where)
+    narrowed = take_up(made, meant)
+    console().print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
+    if narrowed.cells:
+        execute_plan(narrowed, made, inline, retrain)
+
+
+def take_up(plan: Plan, where: Where) -> Plan:
+    """Return the plan with what ``retry`` takes up: the FAILED and PARTIAL cells that ``where`` holds for.
+
+    A cell that DIVERGED is a result and stays one: the same training would diverge again.
+
+    Raises:
+        InvalidInput: ``where`` names what no cell of the sweep has.
+    """
+    statuses = Condition("status", False, tuple(map(str, RETRIED)))
+    return narrow(plan, Where((*where.conditions, statuses)))
+
+
+def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
+    """Return what is taken up and why it is not complete.
+
+    Args:
+        narrowed: what ``take_up`` returned.
+        diverged: how many of the cells meant have diverged, which is said.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cell", "what", "status", "why"):
+        table.add_column(column, overflow="fold")
+    for item in narrowed.cells:
+        why = Text("\n".join(_reasons(ledger.read_record(item.cell.id))))
+        status = Text(str(item.status), style=STYLES[item.status])
+        table.add_row(item.cell.id, Text(str(item.cell.coordinates)), status, why)
+    notes: list[Text] = []
+    if not narrowed.cells:
+        notes.append(Text("nothing to retry: no such cell is FAILED or PARTIAL"))
+    if diverged:
+        cells = f"{diverged} cell is" if diverged == 1 else f"{diverged} cells are"
+        notes.append(Text(f"{cells} DIVERGED: a result, not taken up (change the setting to train differently)"))
+    return Group(*([table] if narrowed.cells else []), *notes)
+
+
+def count_diverged(plan: Plan, where: Where) -> int:
+    """Return how many of the cells that ``where`` holds for have diverged."""
+    return sum(cell.status is Status.DIVERGED for cell in narrow(plan, where).cells)
+
+
+def _reasons(record: Record | None) -> Sequence[str]:
+    if record is None:
+        return ()
+    if record.error:
+        return (record.error.splitlines()[0],)
+    return [f"{name}: {why}" for name, why in record.missing.items()]

@@ -1,0 +1,125 @@
+"""``run``: what is missing is trained, scored and measured. Rerunning is resuming."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from massive_sft.cli import views as views
+from massive_sft.cli.budget import BudgetHours, paid_for
+from massive_sft.cli.check import warn
+from massive_sft.cli.options import File, Overlays, Where, console
+from massive_sft.cli.progress import RunProgress, outliving
+from massive_sft.core.errors import Interrupted
+from massive_sft.core.stop import Stop
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.changes import changes, remember
+from massive_sft.planning.plan import Plan, make_plan, require_settled
+from massive_sft.planning.selection import narrow, parse
+from massive_sft.running.trial import Listen
+from massive_sft.sweep.load import load_sweep
+
+EXIT_INCOMPLETE = 1
+
+Inline = Annotated[
+    bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
+]
+Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")]
+
+
+def run(
+    file: File,
+    overlay: Overlays = None,
+    where: Where = None,
+    budget: BudgetHours = None,
+    inline: Inline = False,
+    retrain: Retrain = False,
+) -> None:
+    """Train, score and measure what is missing. Rerunning is resuming."""
+    out = console()
+    whole = pinned(make_plan(load_sweep(file, overlay or ())))
+    made = narrow(whole, parse(where))
+    portion = paid_for(made, budget)
+    made = portion.plan if portion else made
+    out.print(views.budget_view(portion))
+    out.print(views.changes_view(changes(whole)))
+    if all(cell.is_done for cell in made.cells):
+        if made.cells:
+            with suppress(OSError):  # of a root that cannot be written nothing can be removed either
+                remember(whole, Ledger.open(made.root, create=False))
+        none = "no such cell" if portion is None else "the budget pays for no cell"
+        out.print(f"nothing to do: {_counts(made) if made.cells else none}")
+        return
+    out.print(views.plan_view(made))
+    execute_plan(made, whole, inline, retrain)
+
+
+def pinned(whole: Plan) -> Plan:
+    """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none."""
+    require_settled(whole)
+    if not whole.unpinned:
+        return whole
+    from massive_sft.running.pinning import pin
+
+    with console(is_error=True).status("asking the hub"):
+        return pin(whole, lambda text: console().print(text, soft_wrap=True))
+
+
+def execute_plan(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
+    """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
+    from massive_sft.running.execute import checked, execute
+
+    out, err, stop = console(), console(is_error=True), Stop()
+    wanted = {cell.cell.id for cell in made.cells}
+    status = err.status("checking")
+
+    def tell(what: str) -> None:
+        status.update(Text(f"checking {what}"))
+
+    with outliving(), status, checked(made, whole, tell, warn) as registered:
+        status.stop()
+        with RunProgress(made, out) as progress:
+            done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
+    after = [cell for cell in done.cells if cell.cell.id in wanted]
+    counts = Counter(cell.status for cell in after)
+    told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
+    out.print(f"{told}; results in {made.root}", soft_wrap=True)
+    if len(after) < len(wanted):
+        lost = len(wanted) - len(after)
+        out.print(f"{lost} cells are others now, for files that the sweep names changed: run the same command again")
+    elif all(cell.is_done for cell in after):
+        return
+    gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in done.runs)
+    if gone:
+        out.print(f"{gone} trainings are needed again, for their snapshots were removed: run with --retrain")
+    if stop():
+        out.print(f"stopped by {stop.reason}; run the same command to go on")
+    raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
+
+
+def _runner(inline: bool, retrain: bool, stop: Stop, say: Callable[[str], None]) -> Callable[[Plan, Listen], None]:
+    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
+
+    def run_here(plan: Plan, listen: Listen) -> None:
+        from massive_sft.running.inline import run_inline
+
+        run_inline(plan, listen, retrain, stop)
+
+    def run_there(plan: Plan, listen: Listen) -> None:
+        from massive_sft.scheduling.cluster import connected
+        from massive_sft.scheduling.schedule import run_on_ray
+
+        with connected():
+            run_on_ray(plan, listen, say, retrain, stop)
+
+    return run_here if inline else run_there
+
+
+def _counts(made: Plan) -> str:
+    return ", ".join(f"{made.statuses[status]} {status}" for status in Status if made.statuses[status])

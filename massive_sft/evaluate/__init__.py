@@ -1,1 +1,0 @@
-"""Evaluation in three steps with files between: requests, responses, scores. Also perplexity."""

@@ -1,0 +1,263 @@
+"""Step 1: benchmarks become request sets, by lm-eval's own task code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import Task
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.foreign import TaskUnavailable, foreign
+from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluation.tasks import Loaded, Pinned, config_hash, content_of, load, seeded
+from massive_sft.evaluation.wrapping import Wrapping
+from massive_sft.suites.declared import facts_by_task, label, shots_of
+from massive_sft.sweep import schema
+
+DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
+_MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_IGNORED_WHEN_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_TOKENS}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A declared benchmark at one number of shots, with its requests."""
+
+    task: schema.Task
+    requests: RequestSet
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All benchmarks of an evaluation, and the reason for each one that is missing, by label."""
+
+    benchmarks: tuple[Benchmark, ...]
+    missing: dict[str, str]
+
+
+def prepare(
+    tasks: tuple[schema.Task, ...],
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool = False,
+) -> Prepared:
+    """Build the requests of every benchmark at every number of shots under ``root``.
+
+    What cannot be built is reported in ``missing``; the rest goes on.
+
+    Raises:
+        InvalidInput: two different benchmarks have one label.
+    """
+    benchmarks, missing = [], {}
+    for task, shots in expand(tasks):
+        try:
+            built = build(task, shots, fewshot, wrapping, root, allow_code_execution)
+        except TaskUnavailable as error:
+            missing[label(task, shots)] = str(error)
+        else:
+            benchmarks.append(Benchmark(task, built))
+    return Prepared(tuple(benchmarks), missing)
+
+
+def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int | None]]:
+    """Return each benchmark with each number of shots, equal ones once.
+
+    Raises:
+        InvalidInput: two different benchmarks have one label.
+    """
+    labelled: dict[str, tuple[schema.Task, int | None]] = {}
+    facts = facts_by_task(tasks)
+    problems = []
+    for task in tasks:
+        for shots in shots_of(task, facts[task]):
+            single = task.model_copy(update={"shots": None if shots is None else (shots,)})
+            name = label(task, shots)
+            if labelled.setdefault(name, (single, shots)) != (single, shots):
+                problems.append(Problem("evaluation.tasks", "two different benchmarks have one name", name))
+    if problems:
+        raise InvalidInput(problems)
+    return list(labelled.values())
+
+
+def build(
+    task: schema.Task,
+    shots: int | None,
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool = False,
+) -> RequestSet:
+    """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
+
+    Built once per process and content of the task file. ``shots``: None for each of its tasks' own.
+
+    Raises:
+        TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
+    """
+    return _build(task, content_of(task), shots, fewshot, wrapping, root, allow_code_execution)
+
+
+@functools.lru_cache(maxsize=256)
+def _build(
+    task: schema.Task,
+    _content: str,
+    shots: int | None,
+    fewshot: schema.Fewshot,
+    wrapping: Wrapping,
+    root: Path,
+    allow_code_execution: bool,
+) -> RequestSet:
+    loaded = load(task, allow_code_execution)
+    own = {name: (pinned.shots or 0) if shots is None else shots for name, pinned in loaded.pinned.items()}
+    shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
+    leaves, lists = [], {}
+    for name in sorted(loaded.tasks):
+        with seeded(), foreign(f"{name}: requests cannot be built"):
+            listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
+            config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
+        lines = [sets.to_line(request) for request in listed]
+        documents = len({request.doc for request in listed})
+        leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
+        lists[name] = listed
+    described = RequestSet(
+        folder=root,
+        label=label(task, shots),
+        shots=shots,
+        limit=task.limit,
+        sampler=fewshot.sampler if any(own.values()) else None,
+        sampler_seed=fewshot.seed if any(own.values()) and fewshot.sampler == "default" else None,
+        template_kind=wrapping.kind,
+        template_text=wrapping.text,
+        leaves=tuple(leaves),
+        provenance={
+            "lm_eval": metadata.version("lm_eval"),
+            "datasets": metadata.version("datasets"),
+            "size": _size([request for listed in lists.values() for request in listed]),
+        },
+        generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
+    )
+    return sets.write_set(root, described, lists)
+
+
+def _size(requests: list[Request]) -> dict[str, int]:
+    """Return how much a model reads and writes, for estimates; choices of one token share a row with their question."""
+    likelihoods = [item for item in requests if isinstance(item, Likelihood)]
+    rows = {(item.context, item.continuation if len(item.continuation.strip()) > 1 else "") for item in likelihoods}
+    answers = [item for item in requests if isinstance(item, Generation)]
+    rolling = sum(len(item.text.encode()) for item in requests if isinstance(item, Rolling))
+    return {
+        "bytes": rolling + sum(len((context + continuation).encode()) for context, continuation in rows),
+        "answers": len(answers),
+        "prompt_bytes": sum(len(item.context.encode()) for item in answers),
+        "answer_tokens": sum(item.max_tokens for item in answers),
+        "longest_answer": max((item.max_tokens for item in answers), default=0),
+    }
+
+
+def _requests_of(
+    loaded: Loaded, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
+) -> list[Request]:
+    task = loaded.tasks[name]
+    if shots < 0:
+        raise TaskUnavailable(f"{name} has num_fewshot: {shots}; it must be 0 or more")
+    if shots > 0 and (loaded.pinned[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
+        raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
+    _set_shots(task, loaded.pinned[name], shots, fewshot)
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=wrapping.kind != "none",
+            # A training template holds one prompt: the examples are part of it. A chat has turns.
+            fewshot_as_multiturn=wrapping.kind == "chat",
+            chat_template=wrapping.render,
+        )
+    return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
+
+
+def _set_shots(task: Task, pinned: Pinned, shots: int, fewshot: schema.Fewshot) -> None:
+    task.set_config("num_fewshot", shots)
+    if pinned.sampler is not None:
+        task.sampler, task.fewshot_cfg.split = pinned.sampler, pinned.split
+    if shots > 0 and fewshot.sampler == "first_n":
+        if pinned.sampler is None:
+            raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
+        if pinned.split is None and not (task.has_training_docs() or task.has_validation_docs()):
+            # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
+            # only when that split is named.
+            task.fewshot_cfg.split = task.config.test_split
+        task.sampler = FirstNSampler(list(task.fewshot_docs()))
+    task.set_fewshot_seed(seed=fewshot.seed)
+
+
+def doc_hash(doc: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a document's JSON."""
+    text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
+    common: Callable[..., dict[str, Any]] = functools.partial(
+        dict,
+        index=index,
+        doc=int(instance.doc_id),
+        choice=int(instance.idx),
+        doc_hash=doc_hash(instance.doc),
+        repeats=int(instance.repeats or 1),
+    )
+    if instance.request_type == "loglikelihood_rolling":
+        return Rolling(**common(text=instance.args[0]))
+    if instance.request_type == "generate_until":
+        return _generation(common, instance, wrapping)
+    context, continuation = instance.args[:2]
+    if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
+        # The template ends in the space that the task would put before its answer; training has it once.
+        continuation = continuation[1:]
+    border = context[len(context.rstrip()) :]
+    joined = wrapping.kind != "none" and bool(border.strip(" "))
+    return Likelihood(**common(context=context, continuation=continuation, joined=joined))
+
+
+def _generation(common: Callable[..., dict[str, Any]], instance: Instance, wrapping: Wrapping) -> Generation:
+    """As training wrote it: white space between a training template and its answer belongs to the answer."""
+    context, arguments = instance.args[:2]
+    prompt = context.rstrip() if wrapping.kind == "training" else context
+    lead = context[len(prompt) :] + wrapping.lead
+    return Generation(**common(context=prompt, lead=lead, **generation(arguments, wrapping.stops)))
+
+
+def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict[str, Any]:
+    """Return ``until`` and ``max_tokens`` of a task's generation arguments, which must mean greedy decoding.
+
+    ``template_stops`` (see ``Wrapping.stops``) are added to the task's. EOS always stops, and is no text.
+
+    Raises:
+        TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore, and for
+            answers without a token.
+    """
+    sampled = arguments.get("do_sample") is not False and float(arguments.get("temperature") or 0.0) > 0.0
+    if sampled or (arguments.get("do_sample") and arguments.get("temperature") is None):
+        raise TaskUnavailable("the task samples its answers (do_sample); only greedy decoding is scored")
+    unknown = sorted(set(arguments) - _IGNORED_WHEN_GREEDY)
+    if unknown:
+        raise TaskUnavailable(f"the task asks for generation arguments that are not supported: {', '.join(unknown)}")
+    until = arguments.get("until") or []
+    stops = [until] if isinstance(until, str) else list(until)
+    stops += template_stops
+    lengths = [arguments[key] for key in _MAX_TOKENS if arguments.get(key) is not None]
+    most = int(lengths[0]) if lengths else DEFAULT_MAX_TOKENS
+    if most < 1:
+        raise TaskUnavailable(f"the task asks for answers of up to {most} tokens (max_gen_toks); 1 is the least")
+    return {"until": tuple(dict.fromkeys(stop for stop in stops if stop)), "max_tokens": most}

@@ -1,0 +1,31 @@
+"""Benchmarks' own code: whatever it raises costs that benchmark its score, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from massive_sft.core.errors import MassiveSFTError, in_words
+
+
+class TaskUnavailable(MassiveSFTError):
+    """A benchmark cannot be built or scored here; the text says why. The other benchmarks go on."""
+
+
+@contextlib.contextmanager
+def foreign(doing: str) -> Iterator[None]:
+    """Call a benchmark's code, its data's readers or its metrics within this.
+
+    Args:
+        doing: what could not be done if it fails, e.g. ``mmlu cannot be loaded``.
+
+    Raises:
+        TaskUnavailable: for whatever was raised but for this package's own errors, with ``doing`` and the reason.
+    """
+    try:
+        yield
+    except MassiveSFTError:
+        raise
+    # A task may raise a class of its own, and a script in it may call sys.exit: no list of types holds them all.
+    except (Exception, SystemExit) as error:
+        raise TaskUnavailable(f"{doing}: {in_words(error)}") from error

@@ -1,0 +1,270 @@
+"""Requests: what a model is asked, as files that need no lm-eval to be read.
+
+A request set is one folder, named by its content: ``manifest.json`` and one ``<task>.jsonl.gz`` per leaf task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from massive_sft.core import files
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
+SCHEMA = 1
+# A shard closes at the first document boundary at or after this many requests; it is what a crash loses. A generated
+# answer costs about as much as ten likelihoods: a minute or so on a large GPU either way.
+SHARD_REQUESTS = 1024
+SHARD_GENERATIONS = 128
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every kind of request has.
+
+    Attributes:
+        index: position in the task's list, from 0.
+        doc: lm-eval's document id.
+        choice: which of the document's requests this is (lm-eval's ``idx``).
+        doc_hash: hash of the document, checked again before it is scored.
+        repeats: how often the task wants the response; greedy decoding computes it once.
+    """
+
+    kind: ClassVar[str]
+    index: int
+    doc: int
+    choice: int
+    doc_hash: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Likelihood(Request):
+    """The log-probability of ``continuation`` after ``context``.
+
+    ``joined``: the context ends in a line's end of a template, which some tokenizers join to the text before it, as in
+    training; lm-eval's rule would feed that text without it.
+    """
+
+    kind: ClassVar[str] = "loglikelihood"
+    context: str
+    continuation: str
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Rolling(Request):
+    """The log-probability of a whole ``text``, in windows of the model's length."""
+
+    kind: ClassVar[str] = "loglikelihood_rolling"
+    text: str
+
+
+@dataclass(frozen=True)
+class Generation(Request):
+    """Greedy text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings.
+
+    ``lead`` is what training has between the context and the answer, and encodes with the answer: white space at a
+    template's end, which tokenizers join to a word, or what a chat template writes there. The model writes it, and it
+    is no part of the answer.
+    """
+
+    kind: ClassVar[str] = "generate_until"
+    context: str
+    until: tuple[str, ...]
+    max_tokens: int
+    lead: str = ""
+
+
+KINDS: dict[str, type[Request]] = {kind.kind: kind for kind in (Likelihood, Rolling, Generation)}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf task of a request set.
+
+    Attributes:
+        name: lm-eval's task name.
+        version: the task's version, as text.
+        config: hash of the task's configuration without paths, and of the code it names.
+        count: requests.
+        documents: documents.
+        checksum: SHA-256 of the requests' canonical lines.
+    """
+
+    name: str
+    version: str
+    config: str
+    count: int
+    documents: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class RequestSet:
+    """The requests of one benchmark at one number of shots under one template.
+
+    Attributes:
+        folder: where the files are.
+        label: the benchmark's name for people, e.g. ``mmlu-5shot``.
+        shots: examples before each question; None where the tasks differ.
+        limit: as declared.
+        sampler, sampler_seed: as declared; ``None`` where they change nothing (no shots; first_n draws nothing).
+        template_kind: ``none``, ``training`` or ``chat``.
+        template_text: the training prompt template, or the tokenizer's chat template; ``None`` for ``none``.
+        leaves: the leaf tasks, by name.
+        provenance: lm-eval's version and the like; not part of identity.
+        generates: whether answers are generated; follows from the leaves' requests.
+    """
+
+    folder: Path
+    label: str
+    shots: int | None
+    limit: int | None
+    sampler: str | None
+    sampler_seed: int | None
+    template_kind: str
+    template_text: str | None
+    leaves: tuple[Leaf, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    generates: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return the content that names the set: no path, no label, no library version."""
+        return {
+            "leaves": [asdict(leaf) for leaf in self.leaves],
+            "shots": self.shots,
+            "limit": self.limit,
+            "sampler": self.sampler,
+            "sampler_seed": self.sampler_seed,
+            "template_kind": self.template_kind,
+            "template_text": self.template_text,
+        }
+
+    @property
+    def id(self) -> str:
+        """The set's id, also its folder's name."""
+        return fingerprint(self.identity())
+
+
+def to_line(request: Request) -> str:
+    """Return a request as JSON; ``joined`` only where it is so: sets without such a request are as they were."""
+    entry = {"kind": request.kind, **asdict(request)}
+    if not entry.get("joined", True):
+        del entry["joined"]
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True)
+
+
+def from_line(line: str) -> Request:
+    entry = json.loads(line)
+    kind = KINDS[entry.pop("kind")]
+    if "until" in entry:
+        entry["until"] = tuple(entry["until"])
+    return kind(**entry)
+
+
+def checksum(lines: Sequence[str]) -> str:
+    """Return the SHA-256 of lines joined by newlines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_set(root: Path, identity: RequestSet, requests: dict[str, list[Request]]) -> RequestSet:
+    """Write a request set under ``root/<id>``; the manifest last. A sound one that is there is left as it is.
+
+    Returns the set under the label that it was asked by: another benchmark with equal requests may have written it.
+    """
+    folder = root / identity.id
+    complete = RequestSet(**{**vars(identity), "folder": folder})
+    if _is_sound(folder):
+        return complete
+    for leaf in complete.leaves:
+        lines = "\n".join(map(to_line, requests[leaf.name]))
+        files.write_bytes(requests_path(folder, leaf.name), gzip.compress(lines.encode(), mtime=0))
+    manifest = {
+        "schema": SCHEMA,
+        "id": identity.id,
+        "label": identity.label,
+        **identity.identity(),
+        "provenance": identity.provenance,
+        "generates": identity.generates,
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    return complete
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        found = read_set(folder)
+        for leaf in found.leaves:
+            read_requests(found, leaf)
+    except FileNotFoundError:
+        return False
+    except Corrupt as error:
+        log.warning("%s; it is built again", error)
+        return False
+    return True
+
+
+_DESCRIBED = ["label", "shots", "limit", "sampler", "sampler_seed", "template_kind", "template_text", "provenance"]
+
+
+def read_set(folder: Path) -> RequestSet:
+    """Read a request set's manifest. Raises ``Corrupt`` when its content is not what its id says."""
+    path = folder / "manifest.json"
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise Corrupt(f"{path}: is no manifest of requests of schema {SCHEMA}")
+    try:
+        leaves = tuple(Leaf(**leaf) for leaf in manifest["leaves"])
+        described = {key: manifest[key] for key in _DESCRIBED}
+        # Sets of before it was told have ids of their own where they generate.
+        loaded = RequestSet(folder=folder, leaves=leaves, generates=manifest.get("generates", False), **described)
+        if loaded.id != manifest["id"]:
+            raise Corrupt(f"{path}: its content does not match its id")
+    except (KeyError, TypeError) as error:
+        raise Corrupt(f"{path}: is no manifest of requests ({error})") from error
+    return loaded
+
+
+def read_requests(requests: RequestSet, leaf: Leaf) -> list[Request]:
+    """Read one leaf task's requests. Raises FileNotFoundError, ``Corrupt`` when they do not match the manifest."""
+    path = requests_path(requests.folder, leaf.name)
+    lines = files.read_compressed_lines(path)
+    if checksum(lines) != leaf.checksum:
+        raise Corrupt(f"{path}: does not match its checksum")
+    return [from_line(line) for line in lines]
+
+
+def requests_path(folder: Path, leaf: str) -> Path:
+    return folder / f"{file_name(leaf)}.jsonl.gz"
+
+
+def file_name(task: str) -> str:
+    """Return a task's name as a file name (lm-eval puts ``::`` and ``/`` into some)."""
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in task)
+
+
+def shards(requests: Sequence[Request], size: int | None = None) -> Iterator[Sequence[Request]]:
+    """Yield slices of the list, in order, that never cut a document's requests apart.
+
+    A pure function of the list: the same shards on every machine, however many workers take them.
+
+    Args:
+        size: requests of a shard at least; by their kind when ``None``.
+    """
+    if size is None:
+        size = SHARD_GENERATIONS if any(isinstance(request, Generation) for request in requests) else SHARD_REQUESTS
+    start = 0
+    for end in range(1, len(requests) + 1):
+        at_boundary = end == len(requests) or requests[end].doc != requests[end - 1].doc
+        if at_boundary and (end - start >= size or end == len(requests)):
+            yield requests[start:end]
+            start = end

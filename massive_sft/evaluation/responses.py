@@ -1,0 +1,137 @@
+"""Responses on disk: one checksummed file per shard of a request set's leaf task."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from massive_sft.core import files
+from massive_sft.core.errors import Corrupt
+from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.requests import Leaf, Request, RequestSet
+
+log = logging.getLogger(__name__)
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The answer to a likelihood or rolling request: nats over ``tokens`` tokens, and whether all were the argmax."""
+
+    kind: ClassVar[str] = "scored"
+    index: int
+    logprob: float
+    greedy: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to a generation request: the text before the stop, the tokens made, and why it ended.
+
+    ``finish`` is ``stop``, ``eos`` or ``length``.
+    """
+
+    kind: ClassVar[str] = "generated"
+    index: int
+    text: str
+    tokens: int
+    finish: str
+
+
+Response = Scored | Generated
+_KINDS: dict[str, Callable[..., Response]] = {"scored": Scored, "generated": Generated}
+Answer = Callable[[Sequence[Request]], tuple[list[Response], dict[str, int]]]
+
+
+def shard_path(folder: Path, leaf: str, number: int) -> Path:
+    """Return where a shard's responses lie: ``<folder>/<leaf>/<number>.jsonl.gz``."""
+    return folder / sets.file_name(leaf) / f"{number:05d}.jsonl.gz"
+
+
+def write_shard(
+    path: Path, weights: str, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]
+) -> None:
+    """Write one shard atomically: a header with weights, checksums and what happened, then one line per response."""
+    lines = [json.dumps({"kind": r.kind, **asdict(r)}, ensure_ascii=False, sort_keys=True) for r in responses]
+    header = {
+        "schema": SCHEMA,
+        "weights": weights,
+        "requests": _checksum_of(requests),
+        "responses": sets.checksum(lines),
+        "count": len(lines),
+        "happened": happened,
+    }
+    text = "\n".join([json.dumps(header, sort_keys=True), *lines])
+    files.write_bytes(path, gzip.compress(text.encode(), mtime=0))
+
+
+def read_shard(path: Path, weights: str, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+    """Read one shard's responses, and what happened.
+
+    Raises:
+        FileNotFoundError: it has not been scored.
+        Corrupt: it cannot be read, fails its checksum, or holds other weights' answers or answers to other requests.
+    """
+    header_line, *lines = files.read_compressed_lines(path)
+    try:
+        header: dict[str, Any] = json.loads(header_line)
+    except ValueError as error:
+        raise Corrupt(f"{path}: cannot be read ({error})") from error
+    if header.get("schema") != SCHEMA or header.get("responses") != sets.checksum(lines):
+        raise Corrupt(f"{path}: does not match its checksum")
+    if header["weights"] != weights:
+        raise Corrupt(f"{path}: was answered by other weights")
+    if header["requests"] != _checksum_of(requests) or len(lines) != len(requests):
+        raise Corrupt(f"{path}: answers other requests")
+    entries = [json.loads(line) for line in lines]
+    return [_KINDS[entry.pop("kind")](**entry) for entry in entries], header["happened"]
+
+
+def _checksum_of(requests: Sequence[Request]) -> str:
+    digest = hashlib.sha256()
+    for request in requests:
+        digest.update(sets.to_line(request).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def respond(requests: RequestSet, folder: Path, weights: str, answer: Answer) -> dict[str, int]:
+    """Answer every shard that has no valid file under ``folder`` yet; return the sums of what happened.
+
+    ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered
+    again (``shards_replaced``); finished ones are left as they are.
+    """
+    totals = {"shards": 0, "shards_found": 0, "shards_replaced": 0}
+    for leaf in requests.leaves:
+        for number, shard in enumerate(sets.shards(sets.read_requests(requests, leaf))):
+            path = shard_path(folder, leaf.name, number)
+            totals["shards"] += 1
+            try:
+                _, happened = read_shard(path, weights, shard)
+                totals["shards_found"] += 1
+            except (FileNotFoundError, Corrupt) as error:
+                if isinstance(error, Corrupt):
+                    log.warning("%s; it is answered again", error)
+                    totals["shards_replaced"] += 1
+                responses, happened = answer(shard)
+                write_shard(path, weights, shard, responses, happened)
+            for name, count in happened.items():
+                totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def read_responses(
+    requests: RequestSet, leaf: Leaf, folder: Path, weights: str
+) -> tuple[list[Request], list[Response]]:
+    """Read a leaf's requests and their responses, in order. Raises like ``read_shard``."""
+    asked = sets.read_requests(requests, leaf)
+    answered: list[Response] = []
+    for number, shard in enumerate(sets.shards(asked)):
+        answered += read_shard(shard_path(folder, leaf.name, number), weights, shard)[0]
+    return asked, answered

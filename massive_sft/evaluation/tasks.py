@@ -1,0 +1,306 @@
+"""Benchmarks through lm-eval: which there are, what one is made of, loading it.
+
+Only this module, ``build``, ``aggregate``, ``metrics`` and ``lm`` know lm-eval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import glob
+import inspect
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.config.group import GroupConfig
+from lm_eval.config.task import TaskConfig
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from massive_sft.core.errors import Problem
+from massive_sft.core.fingerprint import fingerprint, hash_file
+from massive_sft.evaluation import local_files, metrics
+from massive_sft.evaluation.foreign import TaskUnavailable, foreign
+from massive_sft.suites.declared import title
+from massive_sft.sweep import schema
+
+CLOSEST = 5  # names, or reasons, that are told
+local_files.track_changes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """How a task comes: its number of shots (``None``: free), few-shot sampler and split. Building changes them."""
+
+    shots: int | None
+    sampler: Any
+    split: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A benchmark's leaf tasks and groups by name, and how each leaf came."""
+
+    tasks: dict[str, Task]
+    groups: dict[str, Group]
+    pinned: dict[str, Pinned]
+
+
+@functools.cache
+def _known() -> TaskManager:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager()
+
+
+def known_tasks() -> list[str]:
+    """Return the names of all tasks, groups and tags that lm-eval ships (indexing them takes about ten seconds)."""
+    return list(_known().all_tasks)
+
+
+def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> list[Problem]:
+    """Return what is wrong with declared benchmarks: unknown names, task files that are missing or do not parse.
+
+    Reads no data.
+    """
+    found = []
+    for number, task in enumerate(tasks):
+        where = f"{place}[{number}]"
+        if task.path is not None:
+            reason = _file_problem(Path(task.path))
+            if reason:
+                found.append(Problem(f"{where}.path", reason, task.path))
+        elif task.name not in _known().task_index:
+            names = difflib.get_close_matches(str(task.name), known_tasks(), n=CLOSEST, cutoff=0.5)
+            found.append(Problem(f"{where}.name", "must be a task or group that lm-eval knows", task.name, names))
+        elif reason := _keys_problem(_known().task_index[str(task.name)].cfg or {}):
+            found.append(Problem(f"{where}.name", reason, task.name))
+    return found
+
+
+def _file_problem(path: Path) -> str | None:
+    if not path.is_file():
+        return "must be a task file that exists"
+    try:
+        with foreign("must be a YAML task file"):
+            config = dict(load_yaml(path, resolve_func=False))
+    except TaskUnavailable as error:
+        return str(error)
+    if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
+        return "must hold a task or a group"
+    return _keys_problem(config)
+
+
+def _keys_problem(config: Mapping[str, Any]) -> str | None:
+    reasons = list(_key_reasons(config))
+    more = [f"and {len(reasons) - CLOSEST} more"] if len(reasons) > CLOSEST else []
+    return "; ".join(reasons[:CLOSEST] + more) or None
+
+
+_KEYS = {field.name for kind in (TaskConfig, GroupConfig) for field in dataclasses.fields(kind)} | {"task_list"}
+
+
+def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield what lm-eval would not know in a task file, and in the entries of a group's list of tasks."""
+    if "class" in config:
+        return  # which takes what it likes
+    for key in sorted(map(str, config.keys() - _KEYS)):
+        if above and key == "include":
+            yield (
+                f"includes {config[key]} within {above}, which lm-eval does at the top of a file alone: "
+                "give the task a file of its own, and name it in the group"
+            )
+        else:
+            close = difflib.get_close_matches(key, sorted(_KEYS), n=1)
+            yield f"has the unknown key {key}{f' in {above}' if above else ''}" + (
+                f" (did you mean {close[0]}?)" if close else ""
+            )
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, Mapping):
+            yield from _key_reasons(member, f"its entry {member.get('task') or member.get('group')}")
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Give the task's code lm-eval's default seeds, and put the process's generators back afterwards."""
+    python, array = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
+    """Load a benchmark with its data, once per process and content of its task file.
+
+    Raises:
+        TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
+            needs images or sound.
+    """
+    source = task.model_copy(update={"shots": None, "limit": None})
+    return _load(source, allow_code_execution, content_of(task))
+
+
+def content_of(task: schema.Task) -> str:
+    """Return the hash of a benchmark's task file, empty for one that lm-eval ships. Raises TaskUnavailable."""
+    try:
+        return hash_file(Path(task.path)) if task.path is not None else ""
+    except OSError as error:
+        raise TaskUnavailable(f"{task.path} cannot be read: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loaded:
+    name = title(task)
+    with foreign(f"{name} cannot be loaded"):
+        executes_code = _executes_code(task)
+        if executes_code and not allow_code_execution:
+            raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
+        if executes_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+        with seeded():
+            loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
+    leaves = loaded["tasks"]
+    for leaf, built in leaves.items():
+        if getattr(built, "MULTIMODAL", False):
+            raise TaskUnavailable(f"{leaf} needs images or sound")
+        if getattr(built, "UNSAFE_CODE", False) and not allow_code_execution:
+            raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
+        if wrong := list(metrics.reasons(built)):
+            raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
+    return Loaded(leaves, loaded.get("groups", {}), {leaf: _pinned(built) for leaf, built in leaves.items()})
+
+
+def _pinned(task: Task) -> Pinned:
+    fewshot = getattr(task, "fewshot_cfg", None)
+    return Pinned(task.get_config("num_fewshot"), getattr(task, "sampler", None), getattr(fewshot, "split", None))
+
+
+def _load_file(path: Path) -> Any:
+    """Load a task file, or a group file with its siblings.
+
+    A task's data files may be relative to the task file; those of a group's members are relative to the working
+    folder, as lm-eval reads them.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    config = load_yaml(path, resolve_func=True)
+    if "group" in config:
+        siblings = TaskManager(include_path=path.parent, include_defaults=False)
+        known = all(name in siblings.task_index for name in config.get("task") or [] if isinstance(name, str))
+        manager = siblings if known else TaskManager(include_path=path.parent)
+        return manager.load([config["group"]])
+    kwargs = config.get("dataset_kwargs") or {}
+    if "data_files" not in kwargs:
+        return TaskManager(include_defaults=False).load([config])
+    files = _beside(path.parent, kwargs["data_files"])
+    config["dataset_kwargs"] = {**kwargs, "data_files": files}
+    listed = list(dict.fromkeys(_listed(files)))
+    with foreign(f"{path.stem} cannot be loaded from {', '.join(listed)}"):
+        empty = [file for file in listed if Path(file).is_file() and not Path(file).read_bytes().strip()]
+        if empty:
+            raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")
+        return TaskManager(include_defaults=False).load([config])
+
+
+def _beside(folder: Path, data_files: Any) -> Any:
+    if isinstance(data_files, dict):
+        return {split: _beside(folder, entry) for split, entry in data_files.items()}
+    if isinstance(data_files, list):
+        return [_beside(folder, entry) for entry in data_files]
+    located = folder / data_files
+    return str(located) if located.exists() or glob.glob(data_files, root_dir=folder) else data_files
+
+
+def _listed(data_files: Any) -> Iterator[str]:
+    if isinstance(data_files, (dict, list)):
+        for entry in data_files.values() if isinstance(data_files, dict) else data_files:
+            yield from _listed(entry)
+    else:
+        yield str(data_files)
+
+
+def _executes_code(task: schema.Task) -> bool:
+    """Whether a benchmark runs what the model writes. Requirement before loading: loading such a task runs a probe."""
+    if task.path is not None:
+        return _marked_unsafe(load_yaml(Path(task.path), resolve_func=False))
+    return any(_marked_unsafe(config) for config in _configs(str(task.name)))
+
+
+def _marked_unsafe(config: dict[str, Any]) -> bool:
+    metrics = config.get("metric_list") or []
+    return bool(config.get("unsafe_code")) or any("code_eval" in str(metric.get("metric")) for metric in metrics)
+
+
+def _configs(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the unresolved configurations below a task, group or tag."""
+    entry = _known().task_index.get(name)
+    if entry is None:
+        return
+    if entry.tags and entry.cfg is None:
+        for tagged in sorted(entry.tags):
+            yield from _configs(tagged)
+        return
+    yield from _below(entry.cfg or {})
+
+
+def _below(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield config
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, dict):
+            yield member
+        named = member if isinstance(member, str) else member.get("group") or member.get("task")
+        if isinstance(named, str):
+            yield from _configs(named)
+        elif isinstance(named, list):
+            yield from _below({"task": named})
+
+
+# Where data lies and what people call a task; the documents themselves are hashed with the requests.
+_NO_IDENTITY = {"task_alias", "tag", "num_fewshot", "data_files", "data_dir", "cache_dir", "config_source"}
+
+
+def config_hash(task: Task) -> str:
+    """Return the hash of a task's configuration: paths left out, functions as the hash of the file they are in."""
+    fields = {key: value for key, value in vars(task.config).items() if value is not None}
+    if os.path.isabs(str(fields.get("dataset_path", ""))):
+        del fields["dataset_path"]
+    return fingerprint({"class": type(task).__qualname__, "config": _plain(fields)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if key not in _NO_IDENTITY}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(vars(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    return _function(value) if callable(value) else value
+
+
+def _function(value: Callable[..., Any]) -> dict[str, str]:
+    named = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        source = hash_file(Path(inspect.getsourcefile(named) or ""))
+    except (TypeError, OSError):
+        source = "built in"
+    return {"function": named.__qualname__, "source": source}

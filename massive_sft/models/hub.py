@@ -1,0 +1,245 @@
+"""The Hugging Face hub: which commit a revision is, whether it may be read, and its files in this node's cache.
+
+The cache's layout is the hub library's own (docs: "Understand caching"): ``models--org--name/refs/<revision>`` holds a
+commit, ``snapshots/<commit>/`` the files, links to blobs that are named by their SHA-256 where the hub knows it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.sweep import weight_files
+from massive_sft.sweep.content import CODE, TOKENIZER, WEIGHTS
+from massive_sft.sweep.schema import Dataset, Model
+
+Kind = Literal["model", "dataset"]
+# What the hub library raises: its HTTP library's own errors, whichever that is, are bases of its own.
+HUB_ERRORS: Any = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository of the hub at a revision, and which of its files are needed.
+
+    Attributes:
+        place: where the sweep file names it.
+        patterns: of file names; empty for all.
+        needed: groups of patterns; of each, some file must be there.
+    """
+
+    kind: Kind
+    id: str
+    revision: str
+    place: str
+    patterns: tuple[str, ...] = ()
+    needed: tuple[tuple[str, ...], ...] = ()
+
+    def wants(self, name: str) -> bool:
+        return not self.patterns or _matches(name, self.patterns)
+
+    def lacks(self, names: Iterable[str]) -> str:
+        """Return what is needed and not among ``names``, for people; empty when all is there."""
+        known = list(names)
+        return ", ".join(" or ".join(one) for one in self.needed if not any(_matches(name, one) for name in known))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a name in a repository matches a pattern; a ``*`` stays within one folder, ``**/`` is any."""
+    for pattern in patterns:
+        anywhere = pattern.removeprefix("**/")
+        own = name.rpartition("/")[2] if anywhere != pattern else name
+        if own.count("/") == anywhere.count("/") and fnmatch.fnmatchcase(own, anywhere):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A repository at a commit.
+
+    Attributes:
+        sizes: bytes by name of the files that are needed.
+        here: whether all of them are in this node's cache.
+    """
+
+    repository: Repository
+    commit: str
+    sizes: Mapping[str, int]
+    here: bool
+
+
+def repository_of(source: Model | Dataset, place: str) -> Repository:
+    """Return what a model or dataset with a ``hub`` id needs."""
+    if isinstance(source, Dataset):
+        patterns = (*source.files, "README.md") if source.files else ()
+        needed = tuple((name,) for name in source.files or ())
+        return Repository("dataset", str(source.hub), source.revision, place, patterns, needed)
+    code = CODE if source.trust_remote_code else ()
+    indexes = tuple(f"{name}.index.json" for name in weight_files.SINGLE)
+    patterns = (*WEIGHTS, *TOKENIZER, "generation_config.json", weight_files.ADAPTER, *indexes, *code)
+    return Repository("model", str(source.hub), source.revision, place, patterns, ((*weight_files.SINGLE, *indexes),))
+
+
+def kind_of(source: Model | Dataset) -> Kind:
+    """Return what the hub calls a model or dataset."""
+    return "dataset" if isinstance(source, Dataset) else "model"
+
+
+def is_offline() -> bool:
+    """Return whether ``HF_HUB_OFFLINE`` forbids the network."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cache_folder() -> Path:
+    """Return this node's cache of the hub."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def pinned_folder(source: Model | Dataset) -> Path | None:
+    """Return the folder in this node's cache of a model or dataset that is pinned to a commit; None where it has none.
+
+    What is read from there needs no network and cannot move.
+    """
+    if source.hub is None or not _COMMIT.fullmatch(source.revision):
+        return None
+    return cached(kind_of(source), source.hub, source.revision)
+
+
+def cached(kind: Kind, identity: str, revision: str) -> Path | None:
+    """Return the folder of a repository's snapshot in this node's cache; None where it has none."""
+    home = cache_folder() / f"{kind}s--{identity.replace('/', '--')}"
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
+        try:
+            commit = (home / "refs" / revision).read_text().strip()
+        except OSError:
+            return None
+    folder = home / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+
+
+def resolve(repository: Repository) -> Pinned:
+    """Find a repository's commit and whether it may be read: from the hub, or offline from the cache.
+
+    Raises:
+        InvalidInput: it does not exist, is gated, lacks a file that is needed, or nobody answers.
+    """
+    if is_offline():
+        folder = cached(repository.kind, repository.id, repository.revision)
+        if folder is None:
+            rule = (
+                "is not in this node's cache, and HF_HUB_OFFLINE forbids to ask; run `fetch` where there is a network"
+            )
+            raise InvalidInput(Problem(repository.place, rule, _name(repository)))
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        if lacking := repository.lacks(names):
+            rule = f"lacks {lacking} in this node's cache, and HF_HUB_OFFLINE forbids to ask"
+            raise InvalidInput(Problem(repository.place, rule, _name(repository)))
+        sizes = {name: (folder / name).stat().st_size for name in _read(repository, names)}
+        return Pinned(repository, folder.name, sizes, here=True)
+    try:
+        api = HfApi()
+        api.auth_check(repository.id, repo_type=repository.kind)
+        info: Any = api.repo_info(
+            repository.id, revision=repository.revision, repo_type=repository.kind, files_metadata=True
+        )
+    except HUB_ERRORS as error:
+        raise InvalidInput(Problem(repository.place, _reason(repository, error), _name(repository))) from error
+    files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+    if lacking := repository.lacks(files):
+        raise InvalidInput(Problem(repository.place, f"has no file that matches {lacking}", _name(repository)))
+    sizes = {name: files[name] for name in _read(repository, files)}
+    folder = cached(repository.kind, repository.id, str(info.sha))
+    return Pinned(
+        repository, str(info.sha), sizes, folder is not None and all((folder / name).exists() for name in sizes)
+    )
+
+
+def download(pinned: Pinned) -> Path:
+    """Bring a repository's files into this node's cache, those that are there already left alone; return their folder.
+
+    Raises:
+        InvalidInput: the hub or the disk refuses.
+    """
+    repository = pinned.repository
+    folder = cached(repository.kind, repository.id, pinned.commit)
+    if pinned.here and folder is not None:
+        return folder
+    try:
+        done = snapshot_download(
+            repository.id, repo_type=repository.kind, revision=pinned.commit, allow_patterns=sorted(pinned.sizes)
+        )
+    except HUB_ERRORS as error:
+        raise InvalidInput(Problem(repository.place, _reason(repository, error), _name(repository))) from error
+    return Path(str(done))
+
+
+def hashes(pinned: Pinned, folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of a repository's files by name; a blob that is named by it is not read again."""
+    found = {}
+    for name in sorted(pinned.sizes):
+        blob = (folder / name).resolve().name
+        found[name] = blob if _SHA256.fullmatch(blob) else hash_file(folder / name)
+    return found
+
+
+def _read(repository: Repository, names: Iterable[str]) -> list[str]:
+    """Return the names of the files that are needed: of a model's weights those that are loaded.
+
+    Raises:
+        InvalidInput: the model is an adapter.
+    """
+    wanted = [name for name in names if repository.wants(name)]
+    if repository.kind == "dataset":
+        return wanted
+    if weight_files.ADAPTER in wanted:
+        raise InvalidInput(Problem(repository.place, weight_files.NO_BASE, _name(repository)))
+    loaded = weight_files.chosen(wanted)
+    return [name for name in wanted if name in loaded or not name.endswith((".safetensors", ".bin", ".index.json"))]
+
+
+def _name(repository: Repository) -> str:
+    return f"{repository.id}@{repository.revision}"
+
+
+def _reason(repository: Repository, error: Exception) -> str:
+    page = f"{constants.ENDPOINT}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.id}"
+    if isinstance(error, GatedRepoError):
+        return f"is gated: accept its terms at {page} and name your token in HF_TOKEN (or `hf auth login`)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no such revision on {constants.ENDPOINT}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"is no {repository.kind} on {constants.ENDPOINT}, or a private one that HF_TOKEN does not open"
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"cannot be fetched: {first[:200]}"
+
+
+def resolve_all(repositories: Iterable[Repository]) -> list[Pinned]:
+    """Resolve every repository. Raises InvalidInput with the problems of all."""
+    pinned, problems = [], []
+    for repository in repositories:
+        try:
+            pinned.append(resolve(repository))
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    return pinned

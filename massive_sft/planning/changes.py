@@ -1,0 +1,136 @@
+"""What of a sweep changed since its last run, its file or what that names: said before anything is done under it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from massive_sft.core.fingerprint import flatten
+from massive_sft.ledger.last_plan import read_last_plan, write_last_plan
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan
+from massive_sft.planning.retention import kept_cells
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.semantics import (
+    CHAT_SEMANTICS,
+    GENERATION_SEMANTICS,
+    MEASURE_SEMANTICS,
+    SCORE_SEMANTICS,
+    TRAIN_SEMANTICS,
+)
+
+
+def remember(plan: Plan, ledger: Ledger) -> None:
+    """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells.
+
+    By it the other sweeps on the root know which snapshots it keeps.
+
+    Args:
+        plan: of the whole sweep.
+    """
+    cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
+    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
+
+
+def changes(plan: Plan) -> list[str]:
+    """Return what differs from the sweep's last run, a line each; empty when nothing does or it never ran.
+
+    Args:
+        plan: of the whole sweep.
+    """
+    last, now = read_last_plan(Ledger(plan.root).sweep(plan.sweep.file.name)), _content(plan.sweep)
+    if last is None:
+        return []
+    before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down
+    places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
+    lines = list(dict.fromkeys(_line(place, before, now) for place in places))
+    known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
+    if known != cells:
+        if not lines:
+            lines.append("what the file names: data, weights, the commits they are pinned to, or training semantics")
+        lines.append(
+            f"{len(cells - known)} cells are new, {len(cells & known)} stay, "
+            f"{len(known - cells)} are no longer asked for (what is done of them stays in the ledger)"
+        )
+    elif lines:
+        lines.append(f"all {len(cells)} cells are the same ones")
+    if again := _again(plan):
+        lines += (
+            [] if lines else ["what is asked: a benchmark's file, data or version, or the tokens that end an answer"]
+        )
+        lines.append(again)
+    return lines
+
+
+def _again(plan: Plan) -> str:
+    """Return what finished cells lack by now; empty when nothing."""
+    finished = [cell for cell in plan.cells if cell.status is Status.COMPLETE and cell.unmet]
+    scored = sum(any(item.task is not None for item in cell.unmet) for cell in finished)
+    measured = sum(any(item.measure is not None for item in cell.unmet) for cell in finished)
+    counts = ((scored, "scored"), (measured, "measured"))
+    parts = [f"{_cells(count)} {done} again" for count, done in counts if count]
+    if not parts:
+        return ""
+    gone = sum(run.needs_retraining for run in plan.runs)
+    retrained = f"{gone} trainings are needed for it, their snapshots were removed: run with --retrain"
+    return f"{' and '.join(parts)}; {retrained if gone else 'nothing is trained for it'}"
+
+
+def _cells(count: int) -> str:
+    return f"{count:,} finished cell{'s are' if count > 1 else ' is'}"
+
+
+def _content(sweep: Sweep) -> dict[str, Any]:
+    """Return a sweep's file, every default written out, by dotted place; an address in it may hold a password."""
+    flat = flatten(sweep.file.model_dump(mode="json", by_alias=True)) | _semantics()
+    return {place: redact(value) if isinstance(value, str) else value for place, value in flat.items()}
+
+
+def _semantics() -> dict[str, int]:
+    """Return the numbers of what is computed, by the name of a place that no sweep file has."""
+    numbers = {"training": TRAIN_SEMANTICS, "chat templates": CHAT_SEMANTICS, "scoring": SCORE_SEMANTICS}
+    numbers["generation"] = GENERATION_SEMANTICS
+    return {f"{_SEMANTICS}{name}": number for name, number in (numbers | MEASURE_SEMANTICS).items()}
+
+
+_SEMANTICS = "semantics of "
+_FIRST_SEMANTICS = dict.fromkeys(_semantics(), 1)
+
+
+def _said(place: str, content: Mapping[str, Any]) -> Any:
+    """Return what a file says at a place; None where it says nothing, or that there is none."""
+    value = content.get(place)
+    return None if value in ([], {}) else value
+
+
+def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return what to say of a place; the same line for all places of an entry that is new, or no longer there."""
+    if place.startswith(_SEMANTICS) and place in new:
+        name = place.removeprefix(_SEMANTICS)
+        return f"{name} of this massive-sft gives other results (semantics {old[place]} -> {new[place]})"
+    if place in old and place in new:
+        return f"{place}: {_text(new[place])}, was {_text(old[place])}"
+    here, there, change = (new, old, "new") if place in new else (old, new, "no longer there, was")
+    entry = _entry(place, there)
+    inside = (f"{known[len(entry) :].lstrip('.')} {_text(here[known])}" for known in here if _is_within(known, entry))
+    content = _text(here[entry]) if entry in here else ", ".join(text for text in inside if not text.endswith(" null"))
+    return f"{entry}: {change}{' ' if there is new else ', '}{content}"
+
+
+def _entry(place: str, other: Mapping[str, Any]) -> str:
+    """Return the shortest beginning of a place that is a whole entry of which ``other`` has nothing."""
+    ends = [match.start() for match in re.finditer(r"[.\[]", place)]
+    whole = (place[:end] for end in ends if not any(_is_within(known, place[:end]) for known in other))
+    return next(whole, place)
+
+
+def _is_within(place: str, entry: str) -> bool:
+    return place == entry or place.startswith((f"{entry}.", f"{entry}["))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,296 @@
+"""The plan: what a sweep asks for, what the ledger already holds, and what is left to do. Pure and instant."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.core.files import read_json
+from massive_sft.core.fingerprint import FileHashes, canonical, digest, join
+from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.record import Record, Status, unseal
+from massive_sft.ledger.store import Ledger, State
+from massive_sft.planning.requirements import Requirement, Requirements, unmet
+from massive_sft.sweep import semantics
+from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
+from massive_sft.sweep.content import Commits, Contents, Lock, locate
+from massive_sft.sweep.identity import template_content
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.resources import Rules, layout
+from massive_sft.sweep.schema import Task
+from massive_sft.sweep.spec import Layout
+from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
+from massive_sft.sweep.yaml_errors import dotted
+
+# Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
+SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories: control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators."""
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell: how far it is and what it still lacks."""
+
+    cell: Cell
+    status: Status
+    requirements: tuple[Requirement, ...]
+    unmet: tuple[Requirement, ...]
+
+    @property
+    def is_done(self) -> bool:
+        return self.status in SETTLED and not self.unmet
+
+    def refreshed(self, record: Record | None) -> CellPlan:
+        """Return the plan by the cell's newest record: somebody else may have worked on it since."""
+        if record is None:
+            return self
+        return replace(self, status=record.status, unmet=unmet(self.requirements, record.status, record.answers))
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One trajectory: its layout, and its size where that is known.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
+        tokens_per_epoch: from the token cache; None before the first run or check.
+        needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
+        resume_every: seconds between its resume checkpoints; None to choose by what one costs.
+        gpu: the kind of GPU that its resources name; None where they name none.
+    """
+
+    trajectory: Trajectory
+    layout: Layout
+    cells: tuple[CellPlan, ...]
+    steps_per_epoch: int | None
+    tokens_per_epoch: int | None
+    needs_retraining: bool
+    resume_every: float | None = None
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep means and what is left of it.
+
+    Attributes:
+        base: the base models' cells.
+        tasks: the benchmarks, the file's own first, with absolute paths.
+        warnings: what the user should know; nothing here stops a run.
+        missing: local files that are not there: ids are provisional and a run is refused.
+        unpinned: hub revisions that are no commit: ids are provisional.
+    """
+
+    sweep: Sweep
+    root: Path
+    runs: tuple[RunPlan, ...]
+    base: tuple[CellPlan, ...]
+    tasks: tuple[Task, ...]
+    warnings: tuple[Problem, ...]
+    missing: tuple[Problem, ...]
+    unpinned: tuple[Problem, ...]
+
+    @cached_property
+    def cells(self) -> tuple[CellPlan, ...]:
+        return (*(cell for run in self.runs for cell in run.cells), *self.base)
+
+    @cached_property
+    def statuses(self) -> Counter[Status]:
+        return Counter(cell.status for cell in self.cells)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        return sharing(run.trajectory for run in self.runs)
+
+    @property
+    def todo(self) -> tuple[RunPlan, ...]:
+        """Trajectories with something left to do."""
+        return tuple(run for run in self.runs if not all(cell.is_done for cell in run.cells))
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether ``resources`` give any training a GPU; models are scored where they are trained."""
+        return any(run.layout.gpus for run in self.runs)
+
+
+def storage_root(sweep: Sweep) -> Path:
+    """Return the absolute storage root.
+
+    Raises:
+        InvalidInput: when a ``${NAME}`` in it is not set, it is the address of an object store, or it has a character
+            that messages, shells and address files cannot carry.
+    """
+    place = f"{sweep.path}: storage.root"
+    root = locate(sweep.file.storage.root, sweep.folder, place)
+    if "://" in sweep.file.storage.root:
+        rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
+        raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))
+    if any(unicodedata.category(character) in UNPRINTABLE for character in str(root)):
+        rule = "must be a path of printable characters: no line breaks, control characters or bytes that are no text"
+        raise InvalidInput(Problem(place, rule, str(root)))
+    return root
+
+
+def read_lock(root: Path, name: str) -> Commits:
+    """Return the commits that a sweep's ``lock.json`` pins; none where there is no lock.
+
+    Raises:
+        Corrupt: when it is no lock.
+    """
+    path = Ledger(root).sweep_dir(name) / "lock.json"
+    try:
+        return Lock.model_validate(read_json(path)).commits
+    except (FileNotFoundError, NotADirectoryError):
+        return Commits()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Corrupt(f"{path}: is no lock file ({dotted(first['loc'])}: {first['msg']}); remove it") from error
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Plan a sweep against the ledger at its storage root (which need not exist yet); nothing is written there.
+
+    Raises:
+        InvalidInput: for contradictions that only show when names are replaced by contents.
+        Unsupported: when the ledger is of a newer schema.
+    """
+    root = storage_root(sweep)
+    contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
+    cells = make_cells(sweep, contents)
+    requirements = Requirements(sweep, contents)
+    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root)}
+    rules = Rules(sweep)
+    runs = [_run_plan(sweep, root, run, plans, rules) for run in make_trajectories(cells.cells)]
+    contents.hashes.save()
+    return Plan(
+        sweep=sweep,
+        root=root,
+        runs=tuple(runs),
+        base=tuple(plan for plan in plans.values() if plan.cell.recipe is None),
+        tasks=tuple(task for task, _ in requirements.tasks),
+        warnings=(
+            *cells.warnings,
+            *_long_warmups(sweep, runs),
+            *rules.warnings([run.trajectory.recipe for run in runs]),
+            *_not_built(sweep),
+        ),
+        missing=_placed(sweep, contents.missing.values()),
+        unpinned=_placed(sweep, contents.unpinned.values()),
+    )
+
+
+def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
+
+
+def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterable[CellPlan]:
+    ledger = Ledger.open(root, create=False) if (root / "ledger.json").exists() else None
+    trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
+    states = ledger.states(trajectories) if ledger else {}
+    for cell in cells.cells:
+        wanted, state = requirements.of(cell), states.get(cell.id, State(Status.WAITING))
+        yield CellPlan(cell, state.status, wanted, unmet(wanted, state.status, state.answers))
+
+
+def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: Rules) -> RunPlan:
+    cells = tuple(plans[cell.id] for cell in run.cells)
+    samples, tokens = _cached_counts(root, run.recipe)
+    if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
+        samples = run.recipe.mixture.size
+    every = sweep.file.storage.resume_every
+    rule = rules.of(run.recipe)
+    return RunPlan(
+        trajectory=run,
+        layout=layout(rule),
+        cells=cells,
+        steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
+        tokens_per_epoch=tokens,
+        needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
+        resume_every=None if every == "auto" else every,
+        gpu=rule.gpu if rule else None,
+    )
+
+
+def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
+    needs = any(item.task is not None or item.measure == "layer_change" for item in cell.unmet)
+    if not needs or Ledger(root).snapshot_dir(run.id, cell.cell.epoch).is_dir():
+        return False
+    if cell.status is Status.FAILED:  # its training stands when only its scores failed or were invalidated
+        return str(cell.cell.epoch) in trained_epochs(root, run)
+    return cell.status in (Status.COMPLETE, Status.PARTIAL)
+
+
+def trained_epochs(root: Path, run: Trajectory) -> set[str]:
+    """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
+    found: set[str] = set()
+    for folder in Ledger(root).training_dirs(run.id):
+        with suppress(OSError, Corrupt, KeyError, TypeError):
+            found |= set(read_json(folder / "training.json")["epochs"])
+    return found
+
+
+def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
+    """Warn of runs that end before their warm-up does."""
+    found: dict[str, Problem] = {}
+    for run in runs:
+        setting, name = run.trajectory.recipe.setting, run.trajectory.recipe.setting_name
+        steps = None if run.steps_per_epoch is None else run.steps_per_epoch * run.trajectory.epochs
+        if steps is not None and setting.warmup_steps >= steps:
+            place = f"{sweep.path}: settings.{name}.warmup_steps"
+            found.setdefault(
+                name, Problem(place, f"is not over when a run of {steps} steps ends", setting.warmup_steps)
+            )
+    return found.values()
+
+
+def _not_built(sweep: Sweep) -> Iterable[Problem]:
+    if sweep.file.evaluation.protocol.engine == "trie":
+        rule = "is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5"
+        yield Problem(f"{sweep.path}: evaluation.protocol.engine", rule, "trie")
+
+
+def token_key(recipe: Recipe) -> str:
+    """Return the key of a mixture's tokenised samples: its content, the tokenizer, and what shapes the text."""
+    setting = recipe.setting
+    text = {
+        "template": template_content(setting),
+        "loss_on": setting.loss_on,
+        "max_length": setting.max_length,
+        "truncation": setting.truncation,
+    }
+    tokenizer = json.loads(recipe.parts["base"])["tokenizer"]
+    parts = {key: recipe.parts[key] for key in ("data", "train_semantics")}
+    return digest(join({**parts, "text": canonical(text), "tokenizer": canonical(tokenizer)}))
+
+
+def perplexity_key(recipe: Recipe) -> str:
+    """Return the key of a mixture's perplexities under its base model."""
+    measure = semantics.measure("perplexity")
+    return digest(token_key(recipe) + recipe.parts["base"] + recipe.setting.precision + measure)
+
+
+def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
+    """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
+    try:
+        path = Ledger(root).cache_dir("tokens") / f"{token_key(recipe)}.json"
+        total = json.loads(unseal(path.read_bytes(), str(path)))["counts"]["total"]
+        return int(total["samples"]), int(total["tokens"])
+    except (OSError, Corrupt, KeyError, TypeError, ValueError):
+        return None, None
+
+
+def require_settled(plan: Plan) -> None:
+    """Refuse to run while local files are missing. Raises InvalidInput with all of them."""
+    if plan.missing:
+        raise InvalidInput(plan.missing)

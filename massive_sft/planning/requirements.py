@@ -1,0 +1,149 @@
+"""What a sweep asks of each cell: benchmarks under a protocol, and measures. Known by content, like cells."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import fingerprint
+from massive_sft.ledger.record import Status
+from massive_sft.suites import all_tasks
+from massive_sft.suites.declared import facts_by_task, label, shots_of, title
+from massive_sft.sweep import semantics
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.content import Contents, locate
+from massive_sft.sweep.identity import template_content
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.schema import Protocol, Setting, Task, TemplateText
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One number wanted of a cell.
+
+    Attributes:
+        id: what a record lists when it has it: readable, and different when the declaration differs.
+        task: the benchmark; None for a measure.
+        shots: of the benchmark; None for each of its tasks' own.
+        template: the training template that wraps the benchmark's prompts; None for a measure.
+        measure: the measure's name; None for a benchmark.
+    """
+
+    id: str
+    task: Task | None = None
+    shots: int | None = 0
+    template: str | TemplateText | None = None
+    measure: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The benchmark's name with the number of shots, or the measure's."""
+        return str(self.measure) if self.task is None else label(self.task, self.shots)
+
+    @property
+    def name(self) -> str:
+        """For people: ``mmlu@5`` or the measure's name."""
+        return self.measure or self.id.split()[0]
+
+
+def unmet(requirements: Iterable[Requirement], status: Status, answers: Collection[str]) -> tuple[Requirement, ...]:
+    """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""
+    if status in (Status.DIVERGED, Status.PRUNED):
+        return ()
+    return tuple(item for item in requirements if item.id not in answers)
+
+
+class Requirements:
+    """What the sweep wants of each cell, worked out once per template, way of scoring and end tokens."""
+
+    def __init__(self, sweep: Sweep, contents: Contents):
+        self.sweep, self.contents = sweep, contents
+        declared = all_tasks(sweep.file.evaluation)
+        located = [self._located(index, task) for index, task in enumerate(declared)]
+        self._facts = facts_by_task(located)
+        self.tasks = [(task, self._content(index, task)) for index, task in enumerate(located)]
+        self._refuse_equal_names()
+        variants = (variant.setting for variants in sweep.variants for variant in variants)
+        self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
+        self._known: dict[Any, tuple[Requirement, ...]] = {}
+        self._ends = cache(contents.end_tokens)
+
+    def of(self, cell: Cell) -> tuple[Requirement, ...]:
+        if cell.recipe is None:
+            # A base model is compared with every setting, so it is scored under each one's template.
+            groups = (self._under(template, cell) for template in self._settings)
+            return tuple({item.id: item for group in groups for item in group}.values())
+        measures = (Requirement(semantics.measure(name), measure=name) for name in self.sweep.file.measures)
+        return (*self._under(cell.recipe.setting.template, cell), *measures)
+
+    def _located(self, index: int, task: Task) -> Task:
+        """Return a task with its absolute path; one that cannot be had is noted as missing, and stays as it is."""
+        if task.path is None:
+            return task
+        place = f"evaluation.tasks[{index}].path"
+        try:
+            path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+        except InvalidInput as error:
+            self.contents.missing[place] = Problem(place, error.problems[0].rule, task.path)
+            return task
+        return task.model_copy(update={"path": str(path)})
+
+    def _content(self, index: int, task: Task) -> dict[str, Any]:
+        """Return what a located task is."""
+        if task.path is None:
+            versions = self._facts[task].versions
+            return {"name": task.name} | ({"versions": versions} if versions else {})
+        place = f"evaluation.tasks[{index}].path"
+        if place in self.contents.missing:
+            return {"file": f"missing:{task.path}"}
+        return {"file": self.contents.task(Path(task.path), place)}
+
+    def _refuse_equal_names(self) -> None:
+        """Scores are told apart by the benchmark's name and shots, in tables and figures too."""
+        contents: dict[str, set[str]] = {}
+        for task, content in self.tasks:
+            for shots in shots_of(task, self._facts[task]):
+                known = contents.setdefault(label(task, shots), set())
+                known.add(fingerprint({**content, "limit": task.limit}))
+        twice = [name for name, known in contents.items() if len(known) > 1]
+        if twice:
+            place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
+            raise InvalidInput(Problem(place, rule, name) for name in twice)
+
+    def _under(self, template: str | TemplateText, cell: Cell) -> tuple[Requirement, ...]:
+        protocol, ends = protocol_of(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
+        key = (template, protocol, ends)
+        if key not in self._known:
+            identity = protocol.model_dump(mode="json", exclude={"fewshot"})
+            if protocol.template == "training":
+                identity["text"] = fingerprint(template_content(self._settings[template]))
+            self._known[key] = tuple(self._asked(template, identity, {} if ends is None else {"ends": ends}))
+        return self._known[key]
+
+    def _asked(
+        self, template: str | TemplateText, identity: Mapping[str, Any], ends: Mapping[str, Any]
+    ) -> Iterator[Requirement]:
+        fewshot = self.sweep.file.evaluation.protocol.fewshot
+        sampler = fewshot.model_dump(include={"sampler"} if fewshot.sampler == "first_n" else None)
+        found: set[str] = set()
+        for task, content in self.tasks:
+            facts = self._facts[task]
+            about = {**content, **identity, **semantics.scoring(facts.generates), "limit": task.limit}
+            about |= ends if facts.generates else {}
+            for shots in shots_of(task, facts):
+                # Without examples nothing is drawn.
+                own = {"shots": shots} | ({} if shots == 0 else {"fewshot": sampler})
+                name = f"{title(task)}@{'own' if shots is None else shots} {fingerprint(about | own)}"
+                if name not in found:
+                    yield Requirement(name, task, shots, template)
+                found.add(name)
+
+
+def protocol_of(protocol: Protocol, cell: Cell) -> Protocol:
+    """Return how a cell is scored: merging adapters means nothing, and asks for nothing, where there is none."""
+    has_adapter = cell.recipe is not None and cell.recipe.setting.method == "lora"
+    return protocol if has_adapter else protocol.model_copy(update={"adapters": "unmerged"})

@@ -1,0 +1,89 @@
+"""The check: everything a run needs is tried before anything is trained, and every problem is reported at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan
+from massive_sft.running.check.benchmarks import benchmark_problems
+from massive_sft.running.check.data import clock_cautions, data_problems
+from massive_sft.running.check.models import Models, unreachable
+from massive_sft.running.check.room import room_problems
+from massive_sft.sweep.load import TABLE
+from massive_sft.tracking import tracking_problem
+from massive_sft.training.engine import layout_problems
+
+Say = Callable[[str], None]
+Warn = Callable[[Problem], None]
+
+
+def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) -> list[Problem]:
+    """Try a plan's storage, tracker, layouts, models, tokenizers, benchmarks and data.
+
+    What is left to do is tried as a run does it: requests of benchmarks are built and a made-up answer is scored, data
+    is tokenised, models are made without their weights. Requests and tokens go into the ledger's cache, and what was
+    built stays in this process, so that the run that follows builds none of it again.
+
+    Args:
+        plan: of the sweep.
+        say: told what is being checked, for a progress display.
+        warn: told what stops no run, but the user should know.
+
+    Returns:
+        Every problem found, each once; empty when a run can start.
+    """
+    say("storage")
+    problems: list[Problem] = list(plan.missing)
+    try:
+        ledger = Ledger.open(plan.root)
+    except InvalidInput as error:
+        problems += error.problems
+        with tempfile.TemporaryDirectory() as folder:
+            problems += _all_but_storage(plan, Ledger.open(Path(folder)), say, warn)
+    else:
+        problems += [*_name_problems(plan, ledger), *room_problems(plan)]
+        problems += _all_but_storage(plan, ledger, say, warn)
+    return list({str(problem): problem for problem in problems}.values())
+
+
+def require_runnable(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) -> None:
+    """Raise InvalidInput with every problem that ``check`` finds."""
+    problems = check(plan, say, warn)
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _name_problems(plan: Plan, ledger: Ledger) -> list[Problem]:
+    name = plan.sweep.file.name
+    if not (ledger.sweep_dir(name) / TABLE).exists():
+        return []
+    rule = "is the name of an imported table of this storage root; choose another one"
+    return [Problem(f"{plan.sweep.path}: name", rule, name)]
+
+
+def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[Problem]:
+    file, path = plan.sweep.file, plan.sweep.path
+    problems: list[Problem] = []
+    say("tracker")
+    found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root)
+    problems += [found] if found else []
+    say("layouts")
+    for run in plan.runs:
+        problems += layout_problems(run.trajectory.recipe.setting, run.layout, f"{path}: resources")
+    if file.evaluation.protocol.engine == "trie":
+        rule = "is not built yet; use plain, whose scores agree within 1e-5"
+        problems.append(Problem(f"{path}: evaluation.protocol.engine", rule, "trie"))
+    say("hub")
+    lost = unreachable(plan)
+    problems += (problem for found in lost.values() for problem in found)
+    models = Models(plan, lost)
+    problems += models.problems(say)
+    for caution in clock_cautions(plan, models):
+        warn(caution)
+    problems += data_problems(plan, ledger, models, lost, say, warn)
+    problems += benchmark_problems(plan, ledger, models, say)
+    return problems

@@ -1,0 +1,101 @@
+"""Benchmarks: their requests are built, and a made-up answer is scored, as a run does it for a model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
+from massive_sft.evaluation.aggregate import rehearse
+from massive_sft.evaluation.build import Benchmark
+from massive_sft.evaluation.encoding import max_length_of, require_known_tokens
+from massive_sft.evaluation.foreign import TaskUnavailable
+from massive_sft.evaluation.requests import read_requests
+from massive_sft.evaluation.tasks import problems as task_problems
+from massive_sft.evaluation.wrapping import Wrapping, choose
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan
+from massive_sft.planning.requirements import Requirement
+from massive_sft.running.check.models import Models, Usable
+from massive_sft.running.scoring import prepared
+from massive_sft.sweep import template
+
+
+def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable[[str], None]) -> Iterator[Problem]:
+    """Build what is left to score, once for each wrapping, and hold its lengths against each model's context."""
+    unknown = task_problems(plan.tasks, f"{plan.sweep.path}: evaluation.tasks")
+    yield from unknown
+    refused = {problem.place.partition(": ")[2].partition(".name")[0].partition(".path")[0] for problem in unknown}
+    built: dict[tuple[str, Wrapping], Benchmark | None] = {}
+    for model, item in _wanted(plan, models):
+        place = _place(plan, item)
+        if item.task is None or item.template is None or place.partition(": ")[2] in refused:
+            continue
+        protocol = plan.sweep.file.evaluation.protocol
+        if model is None and template.CHAT in (protocol.template, item.template):
+            continue  # the template is the model's, which has problems of its own
+        try:
+            wrapping = choose(protocol, item.template, model.tokenizer if model else None)
+        except InvalidInput as error:
+            at = "evaluation.protocol.template" if protocol.template == template.CHAT else "settings"
+            at = f"{plan.sweep.path}: {at}"
+            yield from (Problem(f"{at}: {found.place}", found.rule, found.value) for found in error.problems)
+            continue
+        key = (item.id, wrapping)
+        if key not in built:
+            say(f"benchmark {item.label}")
+            built[key] = None
+            try:
+                built[key] = _built(plan, ledger, item, wrapping)
+            except MassiveSFTError as error:
+                name, reason = item.label, str(error)
+                yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
+        benchmark = built[key]
+        if benchmark is not None and model is not None:
+            yield from _too_long(place, benchmark, model)
+            yield from _unknown_tokens(place, benchmark, model)
+
+
+def _wanted(plan: Plan, models: Models) -> Iterator[tuple[Usable | None, Requirement]]:
+    """Yield each benchmark that is left with each model once; None for a model that is not usable."""
+    found = {
+        (cell.cell.model, item.id): (models.usable.get(cell.cell.model), item)
+        for cell in plan.cells
+        for item in cell.unmet
+        if item.task is not None
+    }
+    yield from found.values()
+
+
+def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) -> Benchmark:
+    evaluation = plan.sweep.file.evaluation
+    done = prepared(item, evaluation, wrapping, ledger)
+    for reason in done.missing.values():
+        raise TaskUnavailable(reason)
+    (benchmark,) = done.benchmarks
+    rehearse(benchmark, evaluation.allow_code_execution)
+    return benchmark
+
+
+def _place(plan: Plan, item: Requirement) -> str:
+    """Return where the sweep file names a benchmark: its own entry, or the suites."""
+    own = plan.tasks.index(item.task) if item.task in plan.tasks else len(plan.tasks)
+    listed = own < len(plan.sweep.file.evaluation.tasks)
+    return f"{plan.sweep.path}: evaluation." + (f"tasks[{own}]" if listed else "suites")
+
+
+def _too_long(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Problem]:
+    """Yield what scoring would refuse of a benchmark for one model: answers that leave no room for a question."""
+    longest = int(benchmark.requests.provenance["size"]["longest_answer"])
+    most = max_length_of(model.config, model.tokenizer)
+    if longest >= most:
+        rule = f"{benchmark.requests.label} asks for answers of up to {longest} tokens, which leave no room for a "
+        yield Problem(place, f"{rule}question in the {most} of {model.name}; lower max_gen_toks in its task file")
+
+
+def _unknown_tokens(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Problem]:
+    """Yield what scoring would refuse of a benchmark for one model: tokens that it has no embedding for."""
+    requests = (request for leaf in benchmark.requests.leaves for request in read_requests(benchmark.requests, leaf))
+    try:
+        require_known_tokens(requests, model.tokenizer, model.rows)
+    except Unsupported as error:
+        yield Problem(place, f"{benchmark.requests.label} cannot be scored for {model.name}: {error}")

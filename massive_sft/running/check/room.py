@@ -1,0 +1,42 @@
+"""Whether the disk holds what the next training writes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from massive_sft.core.errors import Problem
+from massive_sft.core.files import size_text
+from massive_sft.cost.disk import checkpoint_bytes, snapshot_bytes
+from massive_sft.cost.known import Known
+from massive_sft.planning.plan import Plan, RunPlan, trained_epochs
+
+
+def room_problems(plan: Plan) -> Iterator[Problem]:
+    """Say of the largest training that is left whether one snapshot and one checkpoint of it fit on the disk.
+
+    That much every training needs at once, whatever is removed meanwhile; `plan` estimates what a whole sweep holds.
+    """
+    known = Known(plan)
+    largest: tuple[int, int, RunPlan] | None = None
+    for run in plan.todo:
+        setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)
+        if shape is None or shape.source == "name" or _is_trained(plan, run):
+            continue
+        sizes = (snapshot_bytes(shape, setting), checkpoint_bytes(shape, setting))
+        if largest is None or sum(sizes) > largest[0] + largest[1]:
+            largest = (*sizes, run)
+    if largest is None:
+        return
+    snapshot, checkpoint, run = largest
+    free = shutil.disk_usage(plan.root).free
+    if snapshot + checkpoint > free:
+        recipe = run.trajectory.recipe
+        rule = f"has {size_text(free)} free, but a snapshot of {recipe.model_name} {recipe.setting_name} takes about "
+        rule += f"{size_text(snapshot)} and a checkpoint {size_text(checkpoint)}; make room, or name a larger disk"
+        yield Problem(f"{plan.sweep.path}: storage.root", rule, str(plan.root))
+
+
+def _is_trained(plan: Plan, run: RunPlan) -> bool:
+    wanted = set(map(str, run.trajectory.snapshots))
+    return wanted <= trained_epochs(plan.root, run.trajectory)

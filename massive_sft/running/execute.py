@@ -1,0 +1,122 @@
+"""One run of a plan, from the last check to the report: what `massive-sft run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.stop import Stop
+from massive_sft.cost.learn import learn
+from massive_sft.ledger.lease import this_process
+from massive_sft.ledger.requirements import announce
+from massive_sft.ledger.runs import Run, registered
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.changes import remember
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.report.write import write_report
+from massive_sft.running.check import require_runnable
+from massive_sft.running.peers import run_with_peers, wants
+from massive_sft.running.trial import CellRecorded, Listen, RunEvent
+from massive_sft.tracking.mirror import Mirror
+
+FLUSH_S = 120.0  # seconds that the tracker may take to catch up at the end
+FLUSH_STOPPED_S = 10.0  # the same, when somebody waits for the end
+
+
+class Progress(Protocol):
+    """What a run is told to, one call at a time."""
+
+    def listen(self, event: RunEvent) -> None:
+        """Take note of what happened."""
+
+    def say(self, text: str) -> None:
+        """Take note of a sentence about the run itself."""
+
+
+# Does what a plan leaves to do, here or on a cluster, and tells what happens.
+Runner = Callable[[Plan, Listen], None]
+
+
+@contextmanager
+def checked(plan: Plan, whole: Plan, tell: Callable[[str], None], warn: Callable[[Problem], None]) -> Iterator[Run]:
+    """Register a run and check what it needs; yield its registration, which stands while the block runs.
+
+    Args:
+        plan: the part of the sweep that is wanted.
+        whole: the plan of all of it.
+        tell: told what is being checked.
+        warn: told what the user should know of what was found.
+
+    Raises:
+        InvalidInput: with every problem that stands in the way; nothing was trained.
+    """
+    with _announced(plan) as run:
+        require_runnable(plan, tell, warn)
+        remember(whole, Ledger.open(plan.root))
+        yield run
+
+
+def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop) -> Plan:
+    """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
+
+    Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a
+    second Ctrl-C at once. Must be called on the main thread, which is where signals arrive.
+
+    Args:
+        plan: of what is wanted.
+        run: its registration.
+        runner: does a plan: this one, then what of it other runs held and did not finish.
+        progress: told what happens.
+        stop: afterwards true when it ended early.
+
+    Raises:
+        Stuck: when nothing moves on the cluster.
+    """
+    file, ledger = plan.sweep.file, Ledger.open(plan.root)
+    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
+    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow)
+
+    def listen(event: RunEvent) -> None:
+        progress.listen(event)
+        if isinstance(event, CellRecorded):
+            mirror.put(event.record.cell)
+
+    try:
+        mirror.artifact(plan.sweep.path)
+        with stop.heeding(run.asked_to_end, progress.say):
+            progress.say(f"tracker: {mirror.uri}")
+            run_with_peers(plan, ledger, runner, listen, progress.say, stop)
+        after = make_plan(plan.sweep)
+        _learn(after, ledger, progress.say)
+        if not stop():
+            report = write_report(after, ledger, ledger.sweep_dir(file.name) / "report")
+            mirror.artifact(report)
+            progress.say(f"report: {report}")
+    finally:
+        left = mirror.close(timeout=FLUSH_STOPPED_S if stop() else FLUSH_S)
+        if left:
+            progress.say(f"the tracker lags behind: {left}; `massive-sft mirror` catches up")
+    return after
+
+
+@contextmanager
+def _announced(plan: Plan) -> Iterator[Run]:
+    """Register a run and say what it wants before the checks, which take their time, so that nobody removes it."""
+    try:
+        ledger = Ledger.open(plan.root)
+    except InvalidInput:
+        require_runnable(plan)  # says so with everything else
+        raise
+    with registered(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
+        announce(run, wants(plan))
+        yield run
+
+
+def _learn(plan: Plan, ledger: Ledger, say: Callable[[str], None]) -> None:
+    """Take note of what the run took; that only makes estimates better, so a disk that refuses does not end it."""
+    try:
+        learn(plan, ledger)
+    except OSError as error:
+        say(f"what it took cannot be noted for estimates: {error}")

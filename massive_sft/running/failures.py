@@ -1,0 +1,42 @@
+"""What one benchmark or measure raises stays its own: the reason is kept, the others go on."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from massive_sft.core.errors import Interrupted, LeaseLost, in_words
+from massive_sft.ledger.provenance import redact
+
+# Where nothing more can be written, the others would do their work for nothing.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextmanager
+def contained(missing: MutableMapping[str, str], name: str, folder: Path) -> Iterator[None]:
+    """Put the reason why a benchmark or measure failed into ``missing``, its traceback into ``folder``, and go on.
+
+    Raises:
+        Interrupted, LeaseLost: the work is to end, or another process does it.
+        OSError: the disk takes no more.
+    """
+    try:
+        yield
+    except (Interrupted, LeaseLost):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
+        leave_traceback(folder, error)
+        missing[name] = redact(in_words(error))
+
+
+def leave_traceback(folder: Path, error: Exception) -> None:
+    """Write an error's traceback, secrets hidden, into ``folder``; a disk that takes no more of it changes nothing."""
+    text = redact("".join(traceback.format_exception(error)))
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(text)

@@ -1,0 +1,149 @@
+"""The finishing stage: a cell's scores and measures become its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core.fingerprint import digest, fingerprint, hash_file
+from massive_sft.core.stop import never
+from massive_sft.ledger.lease import Claim
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.models.peak_memory import device_name
+from massive_sft.planning.plan import CellPlan, RunPlan
+from massive_sft.running.failures import contained
+from massive_sft.running.measuring import measure_data, measure_layers
+from massive_sft.running.outcome import Trained, find_snapshot, snapshot_folder
+from massive_sft.running.recorder import RecordWriter, now
+from massive_sft.running.scoring import score
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.unchanged import require_same_model
+
+GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
+DAMAGED = "its snapshot does not match its checksums; run with --retrain to train it again"
+
+
+Fields = dict[str, Any]  # of a record
+
+
+def _confirm(cell: Cell, claim: Claim) -> None:
+    """Refuse to go on with a cell that somebody took over (LeaseLost), or whose base model changed (InvalidInput)."""
+    claim.verify()
+    require_same_model(cell.model, cell.base)
+
+
+@dataclass(frozen=True)
+class CellEvaluator:
+    """Takes trained cells to their records: scores, measures, record, in this order.
+
+    Attributes:
+        stop: asked before each shard; once it is true Interrupted is raised, and what is scored stays.
+        gpu: whether models are scored on a GPU, as ``resources`` say of the runs.
+    """
+
+    recorder: RecordWriter
+    stop: Callable[[], bool] = never
+    gpu: bool = False
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.recorder.ledger
+
+    def base(self, plan: CellPlan) -> Record | None:
+        """Score a base model and write its record; None while somebody else works on it."""
+
+        def make(fresh: CellPlan, claim: Claim) -> Fields:
+            weights = digest(fresh.cell.base)
+            return {"attempt": claim.number, **self._scored(fresh, None, weights, self._details(fresh), claim)}
+
+        return self._under_lease(plan, make)
+
+    def trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
+        """Score and measure a cell that is trained and write its record; None while somebody else does.
+
+        What needs a snapshot that was removed is missing, and the record says so.
+        """
+
+        def make(fresh: CellPlan, claim: Claim) -> Fields:
+            reason = trained.diverged(fresh.cell.epoch)
+            diverged: Fields = {"status": Status.DIVERGED, "error": reason}
+            details = diverged if reason else self._finished(fresh, run, claim)
+            details["files"] = {**trained.files, **details.get("files", {})}
+            details["training"] = trained.summary(fresh.cell.epoch)
+            return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
+
+        return self._under_lease(plan, make)
+
+    def _under_lease(self, plan: CellPlan, make: Callable[[CellPlan, Claim], Fields]) -> Record | None:
+        """Write a cell's record of the fields that ``make`` returns, unless it is done meanwhile."""
+        created, began = now(), time.perf_counter()
+        lease = self.ledger.lease_cell(plan.cell.id, self.recorder.owner)
+        if lease is None:
+            return None
+        with lease:
+            newest = self.ledger.read_record(plan.cell.id)
+            fresh = plan.refreshed(newest)
+            if newest is not None and fresh.is_done:
+                return newest
+            self.ledger.write_cell(plan.cell.id, plan.cell.content)
+            fields = make(fresh, lease.claim)
+            if "cost" in fields:
+                seconds = fields["cost"]["seconds"]
+                seconds["other"] = time.perf_counter() - began - sum(seconds.values())
+            record = self.recorder.record(fresh, created, **fields)
+            _confirm(plan.cell, lease.claim)
+            self.ledger.write_record(record, lease.claim)
+        return record
+
+    def _details(self, plan: CellPlan) -> Fields:
+        """Return what a cell has already, and an empty account of what the rest takes."""
+        return self.recorder.earlier(plan) | {"cost": {"device": device_name(self.gpu), "seconds": {}}}
+
+    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
+        """Score what is lacking; add scores, their files and what is missing to ``details``."""
+        confirm = partial(_confirm, plan.cell, claim)
+        evaluation = self.recorder.evaluation
+        scored = score(plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, self.gpu)
+        details["scores"] |= scored.scores
+        details["cost"]["seconds"] |= scored.seconds
+        if scored.attention is not None:
+            details["cost"]["attention"] = scored.attention
+        details["missing"] = scored.missing
+        details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
+        for protocol in scored.scores:
+            for path in sorted((self.ledger.cell_dir(plan.cell.id) / "scores").glob(f"{protocol}.*")):
+                details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
+        return details
+
+    def _finished(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
+        details = self._details(plan) | {"missing": {}}
+        found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
+        if found is None:
+            why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
+            gone = {item.label: why for item in plan.unmet if item.task or item.measure == "layer_change"}
+            details["missing"] = gone
+        else:
+            snapshot, hashes = found
+            weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
+            details = self._scored(plan, snapshot, weights, details, claim)
+        for item in plan.unmet:
+            if item.measure is not None and (item.measure != "layer_change" or found is not None):
+                with contained(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
+                    self._measure(item.measure, plan, run, found[0] if found else None, details)
+        details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
+        return details
+
+    def _measure(self, name: str, plan: CellPlan, run: RunPlan, snapshot: Path | None, details: Fields) -> None:
+        """Add one measure of a cell to ``details``, with the files that it rests on and what it took."""
+        seconds, began = details["cost"]["seconds"], time.perf_counter()
+        if name == "layer_change" and snapshot is not None:
+            details["measures"][name], files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger)
+            details["files"] |= files
+            seconds[name] = time.perf_counter() - began
+        else:
+            details["measures"][name] = measure_data(name, run, self.ledger, seconds)

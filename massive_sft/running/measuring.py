@@ -1,0 +1,95 @@
+"""The measuring stage: perplexity and token length of a run's training data, and layer change of its snapshots."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.data.encoding import special_tokens
+from massive_sft.ledger.store import Ledger
+from massive_sft.measures import layer_change
+from massive_sft.measures.perplexity import load_summary, perplexity, token_length
+from massive_sft.models import pretrained
+from massive_sft.models.trained import load_scored
+from massive_sft.planning.plan import RunPlan, perplexity_key
+from massive_sft.running.training import samples_of
+from massive_sft.sweep.cell import Cell, Recipe
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS
+from massive_sft.sweep.unchanged import require_same_model
+
+LAYERS = "layers.parquet"
+
+
+def measure_data(
+    name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool = False
+) -> dict[str, Any]:
+    """Return a measure of a run's training data: ``perplexity`` under the base model, or ``token_length``.
+
+    Perplexities are kept in the ledger's cache by data and base weights: the runs of one mixture share them.
+
+    Args:
+        seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
+        gpu: whether the model is on a GPU.
+
+    Raises InvalidInput when the base model or the data are no longer those that were planned.
+    """
+    if name == "token_length":
+        return token_length(samples_of(run, ledger)[0])
+    recipe = run.trajectory.recipe
+    folder = ledger.cache_dir("perplexity") / perplexity_key(recipe)
+    known = load_summary(folder)
+    if known is not None:
+        return known
+    began = time.perf_counter()
+    samples, _ = samples_of(run, ledger)
+    require_same_model(recipe.model, recipe.parts["base"])
+    model = load_scored(recipe.model, None, recipe.setting.precision, device=pretrained.device_of(gpu))
+    result = perplexity(model, samples, special_tokens(pretrained.load_tokenizer(recipe.model)))
+    require_same_model(recipe.model, recipe.parts["base"])
+    result.save(folder)
+    seconds[name] = time.perf_counter() - began
+    return result.summary()
+
+
+def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compare a snapshot with the weights that training began from; write the table of tensors beside the cell.
+
+    Returns:
+        Relative change over all weights and by layer, what rounding alone makes of it, how many weights changed (of an
+        adapter: those that its product is not 0 for); and the SHA-256 of the table by path below the storage root.
+    """
+    table = layer_change.layer_change(recipe.model, snapshot)
+    require_same_model(recipe.model, recipe.parts["base"])
+    path = ledger.cell_dir(cell.id) / LAYERS
+    layer_change.write(path, table)
+    return _summary(table.to_pylist()), {path.relative_to(ledger.root).as_posix(): hash_file(path)}
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    by_layer: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["layer"] is not None:
+            by_layer.setdefault(row["layer"], []).append(row)
+    return {
+        "schema": MEASURE_SEMANTICS["layer_change"],
+        "relative": _relative(rows),
+        "rounding_floor": _norm(rows, lambda row: row["rounding_floor"] * row["base_norm"]),
+        "changed": sum(row["changed"] for row in rows),
+        "weights": sum(row["numel"] for row in rows),
+        "max_abs": max(row["max_abs"] for row in rows),
+        "relative_by_layer": {str(layer): _relative(members) for layer, members in sorted(by_layer.items())},
+    }
+
+
+def _relative(rows: list[dict[str, Any]]) -> float | None:
+    return _norm(rows, lambda row: row["delta_norm"])
+
+
+def _norm(rows: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float | None:
+    """Return a Frobenius norm over that of the start, of several weights as if they were one."""
+    start = math.hypot(*(row["base_norm"] for row in rows))
+    return math.hypot(*map(of, rows)) / start if start else None

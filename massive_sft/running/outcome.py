@@ -1,0 +1,119 @@
+"""What a training leaves in the ledger, and how it is found again. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json
+from massive_sft.ledger.attempt import LATEST, RESUME
+from massive_sft.ledger.manifest import verify_folder
+from massive_sft.ledger.store import Ledger
+
+OUTCOME = "training.json"
+LOSSES = "losses.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that is finished, or has come to a snapshot.
+
+    Attributes:
+        folder: ``training/attempt-<n>`` or ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
+        outcome: what ``training.json`` holds: ``attempt``, ``counts``, ``layout``, facts of the ``run`` so far, and by
+            snapshot epoch (as text) under ``epochs`` what training up to there took and gave.
+        files: SHA-256 by path below the storage root.
+    """
+
+    folder: Path
+    outcome: Mapping[str, Any]
+    files: Mapping[str, str]
+
+    def diverged(self, epoch: int) -> str:
+        """Return why the run had diverged by this epoch, judged on the losses up to it; empty when it had not."""
+        return str(self.outcome["epochs"][str(epoch)]["diverged"])
+
+    def summary(self, epoch: int) -> dict[str, Any]:
+        """Return what a record of this epoch says of its training."""
+        own = {key: value for key, value in self.outcome["epochs"][str(epoch)].items() if key != "diverged"}
+        return {**own, **self.outcome["run"], "layout": self.outcome["layout"]}
+
+
+def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
+    """Return the training of a trajectory up to an epoch that counts, if there is one; an unsound one does not."""
+    for folder in ledger.training_dirs(trajectory):
+        try:
+            hashes = verify_folder(folder)
+            outcome = read_json(folder / OUTCOME)
+        except (Corrupt, FileNotFoundError) as error:
+            ledger.report(folder, str(error))
+            continue
+        if str(epoch) in outcome["epochs"]:
+            return Trained(
+                folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
+            )
+    return None
+
+
+def has_spent_checkpoint(home: Path) -> bool:
+    """Return whether no training goes on from the checkpoint in a trajectory's folder, if there is one.
+
+    Its writer, or a later attempt, published the outcome of as many steps. A checkpoint beyond the published epochs is
+    what a request for more of them goes on from, and so is one of a later attempt.
+    """
+    try:
+        writer, step = read_json(home / RESUME / LATEST)["name"].split("-")[:2]
+    except FileNotFoundError:
+        return True
+    except (Corrupt, KeyError, TypeError, AttributeError, ValueError):
+        return False  # which the next training reports
+    for folder in (home / "training").glob("attempt-*"):
+        try:
+            epochs = read_json(folder / OUTCOME)["epochs"].values()
+        except (Corrupt, FileNotFoundError):
+            continue
+        if int(folder.name.rpartition("-")[2]) >= int(writer) and max(one["steps"] for one in epochs) >= int(step):
+            return True
+    return False
+
+
+def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
+    """Return where a snapshot is published."""
+    return ledger.snapshot_dir(trajectory, epoch)
+
+
+def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, dict[str, str]] | None:
+    """Return a published snapshot that matches its manifest, with its hashes by file; None when there is none."""
+    folder = snapshot_folder(ledger, trajectory, epoch)
+    if not folder.is_dir():
+        return None
+    try:
+        return folder, verify_folder(folder)
+    except Corrupt as error:
+        ledger.report(folder, str(error))
+        return None
+
+
+def read_losses(path: Path) -> list[dict[str, Any]]:
+    """Return the steps of a loss curve; a number that is not finite stands there as text (``nan``, ``inf``)."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
+    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from the disk.
+
+    Several processes may do it at once. What the disk does not let go of is left to ``gc``.
+    """
+    folder = snapshot_folder(ledger, trajectory, epoch)
+    if folder.is_dir():
+        with suppress(FileNotFoundError):  # somebody else was faster
+            folder.rename(folder.with_name(f".{folder.name}.removed.{secrets.token_hex(4)}"))
+    for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""Other runs on the same root: what they hold is waited for at the end, and taken over when they die.
+
+A run never waits while it holds anything: first it does what it can, then it looks after what it had to skip.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+from massive_sft.ledger.index import Entry
+from massive_sft.ledger.lease import Lease, Watch, look, this_process
+from massive_sft.ledger.record import Revision, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import CellPlan, Plan
+from massive_sft.planning.requirements import unmet
+from massive_sft.running.trial import CellRecorded, CellSkipped, Listen, RunEvent, retain
+
+POLL_S = 1.0  # seconds between looks at what others hold
+
+
+def wants(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Return what a plan asks of each cell that is not done, as ``ledger.wants`` takes it."""
+    return {cell.cell.id: tuple(item.id for item in cell.unmet) for cell in plan.cells if not cell.is_done}
+
+
+def run_with_peers(
+    plan: Plan,
+    ledger: Ledger,
+    do: Callable[[Plan, Listen], None],
+    listen: Listen,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Do a plan; then see to what of it another run held: wait until it is done, or do it once nobody holds it.
+
+    A failure of the other run counts as the outcome, as one of this run would.
+
+    Args:
+        do: does a plan, and tells what happens.
+        listen: told what happens, in this run and of these cells in the others.
+        say: told who is waited for.
+        stop: whether to end early.
+    """
+    others = _Peers(plan, ledger, listen, say)
+    do(plan, others.hear)
+    while others.held and not stop():
+        free = others.look()
+        if free:
+            do(_only(plan, free), others.hear)
+        else:
+            time.sleep(POLL_S)
+    for run in plan.runs:
+        if others.seen.intersection(cell.cell.id for cell in run.cells):
+            retain(run, plan.sweep.file.storage.keep_snapshots, ledger)
+
+
+@dataclass
+class _Peers:
+    """What other runs hold of a plan.
+
+    Attributes:
+        held: by cell, the revision of its newest record when it had to be skipped.
+        seen: all cells that were ever held.
+    """
+
+    plan: Plan
+    ledger: Ledger
+    listen: Listen
+    say: Callable[[str], None]
+    held: dict[str, Revision] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    _watch: Watch = field(default_factory=Watch)
+    _named: frozenset[str] = frozenset()
+
+    def hear(self, event: RunEvent) -> None:
+        """Take note of what is skipped; pass everything on."""
+        if isinstance(event, CellSkipped):
+            entries = self.ledger.entries(event.cells)
+            self.held |= {cell: entries[cell].revision if cell in entries else Revision() for cell in event.cells}
+            self.seen.update(event.cells)
+        self.listen(event)
+
+    def look(self) -> list[CellPlan]:
+        """Return, and hold no longer, the cells that nobody works on and that are not done; forget those that are."""
+        entries = self.ledger.entries(self.held)
+        free, holders = [], set()
+        for cell in [cell for cell in self.plan.cells if cell.cell.id in self.held]:
+            now = _now(cell, entries.get(cell.cell.id))
+            if now.is_done or self._failed(cell.cell.id, entries):
+                self._tell(cell)
+            elif names := set(self._holders(cell)):
+                holders |= names
+                continue
+            else:
+                free.append(now)
+            del self.held[cell.cell.id]
+        if holders and holders != self._named:
+            self._named = frozenset(holders)
+            self.say(f"waits for {len(self.held)} cells that {' and '.join(sorted(holders))} works on")
+        return free
+
+    def _failed(self, cell: str, entries: dict[str, Entry]) -> bool:
+        entry = entries.get(cell)
+        return entry is not None and entry.status is Status.FAILED and entry.revision > self.held[cell]
+
+    def _tell(self, cell: CellPlan) -> None:
+        record = self.ledger.read_record(cell.cell.id)
+        if record is not None:
+            self.listen(CellRecorded(cell.cell, record))
+
+    def _holders(self, cell: CellPlan) -> Iterator[str]:
+        """Yield who holds a cell or its training. A lease that its owner left standing is given back in its name."""
+        homes = [self.ledger.cell_dir(cell.cell.id)]
+        homes += [self.ledger.trajectory_dir(cell.cell.recipe.id)] if cell.cell.recipe else []
+        for lease in map(self.ledger.lease_on, homes):
+            seen = look(lease)
+            if seen is None or seen.released or seen.gone():
+                continue
+            taken = Lease.acquire(lease, this_process(), self._watch) if self._watch.free(lease, seen) else None
+            if taken is None:
+                yield str(seen.owner.get("name", "another run"))
+            else:
+                taken.release()
+
+
+def _now(cell: CellPlan, entry: Entry | None) -> CellPlan:
+    if entry is None:
+        return cell
+    return replace(cell, status=entry.status, unmet=unmet(cell.requirements, entry.status, entry.answers))
+
+
+def _only(plan: Plan, cells: Collection[CellPlan]) -> Plan:
+    """Return the plan with these cells alone, as they are now, and the runs that have one."""
+    by_id = {cell.cell.id: cell for cell in cells}
+
+    def of(known: tuple[CellPlan, ...]) -> tuple[CellPlan, ...]:
+        return tuple(by_id[cell.cell.id] for cell in known if cell.cell.id in by_id)
+
+    runs = (replace(run, cells=of(run.cells)) for run in plan.runs)
+    return replace(plan, runs=tuple(run for run in runs if run.cells), base=of(plan.base))

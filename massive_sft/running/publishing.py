@@ -1,0 +1,156 @@
+"""What of a training counts, and from when: each snapshot once its epoch ends, the outcome of the whole at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from massive_sft.core.files import write_json
+from massive_sft.data.mixture import Counts
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import RunPlan
+from massive_sft.running.outcome import LOSSES, OUTCOME, find_snapshot, find_trained, read_losses
+from massive_sft.sweep.unchanged import require_same_model
+from massive_sft.training import snapshot
+from massive_sft.training.checkpoints.disk import link_folder
+from massive_sft.training.events import Event, SnapshotPublished
+from massive_sft.training.loop import TrainingSummary
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Publishes a training on rank 0. Its snapshots stay in the attempt too, as hard links, for its checkpoints.
+
+    A snapshot and what its training up to there gave are a pair of one attempt: once both are published, a later
+    attempt keeps both. A snapshot without the other was left by a process that was killed between the two; nothing
+    rests on it yet, so one that differs gives way.
+
+    Attributes:
+        run: what is trained.
+        ledger: where it is published.
+        attempt: the right to.
+        counts: of its samples.
+        cost: returns what it took so far: ``wall_seconds``, ``peak_bytes``, ``device``.
+        report: told of each snapshot that can be scored.
+    """
+
+    run: RunPlan
+    ledger: Ledger
+    attempt: Attempt
+    counts: Counts
+    cost: Callable[[], Mapping[str, Any]]
+    report: Callable[[Event], None]
+    _published: set[int] = field(default_factory=set)
+
+    def epoch(self, epoch: int, summary: TrainingSummary) -> None:
+        """Publish an epoch's snapshot, then ``training/epoch-<n>``; the last one's comes with the outcome.
+
+        Raises:
+            InvalidInput: the base model is no longer the one that was planned; nothing was published.
+            LeaseLost: another attempt owns the trajectory; likewise.
+            OSError: the disk refuses.
+        """
+        if epoch == self.run.trajectory.epochs:
+            return
+        recipe = self.run.trajectory.recipe
+        require_same_model(recipe.model, recipe.parts["base"])
+        self._snapshot(epoch)
+        if find_trained(self.ledger, self.run.trajectory.id, epoch) is None:
+            self._outcome(f"training/epoch-{epoch}", summary, {epoch: summary.diverged[epoch]})
+        self.report(SnapshotPublished(epoch))
+
+    def outcome(self, summary: TrainingSummary) -> None:
+        """Publish the snapshots that are left, then ``training/attempt-<n>`` with all epochs.
+
+        Raises LeaseLost, OSError, as ``epoch``.
+        """
+        for epoch in sorted(summary.snapshots.keys() - self._published):
+            self._snapshot(epoch)
+        self._outcome(outcome_place(self.attempt), summary, summary.diverged)
+        (self.attempt.folder / LOSSES).unlink()  # it is published now
+
+    def _snapshot(self, epoch: int) -> None:
+        place = f"snapshots/epoch-{epoch}"
+        trajectory = self.run.trajectory
+        self.ledger.write_spec(trajectory.id, {key: json.loads(text) for key, text in trajectory.recipe.parts.items()})
+        own, there = self.attempt.folder / place, self.attempt.home / place
+        if find_trained(self.ledger, trajectory.id, epoch) is None:
+            if there.is_dir() and not _are_equal(own, there):
+                self.attempt.set_aside(place)
+        elif find_snapshot(self.ledger, trajectory.id, epoch) is not None:
+            self._published.add(epoch)
+            return
+        link_folder(own, self.attempt.folder / f"epoch-{epoch}")
+        self.attempt.publish(place, self.attempt.folder / f"epoch-{epoch}")
+        self._published.add(epoch)
+
+    def _outcome(self, place: str, summary: TrainingSummary, diverged: Mapping[int, str]) -> None:
+        folder = self.attempt.folder / "outcome"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(self.attempt.folder / LOSSES, folder / LOSSES)
+        outcome = {
+            "schema": 1,
+            "attempt": self.attempt.number,
+            "counts": self.counts.model_dump(mode="json"),
+            "layout": self.run.layout.model_dump(mode="json"),
+            "run": {**_run_facts(summary), **self.cost()},
+            "epochs": _epochs(read_losses(folder / LOSSES), diverged),
+        }
+        write_json(folder / OUTCOME, outcome)
+        self.attempt.publish(place, folder)
+
+
+def outcome_place(attempt: Attempt) -> str:
+    """Return where an attempt publishes the outcome of a finished training, below the trajectory."""
+    return f"training/attempt-{attempt.number}"
+
+
+def _are_equal(one: Path, other: Path) -> bool:
+    """Return whether two snapshots are of the same files, by the hashes that they state."""
+    try:
+        return (one / snapshot.NAME).read_bytes() == (other / snapshot.NAME).read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
+    """Return what is true of the run so far rather than of a snapshot along it."""
+    return {
+        "parameters": summary.parameters,
+        "trained_parameters": summary.trained_parameters,
+        "micro_batch": summary.micro_batch,
+        "attention": summary.attention,
+        "run_steps": summary.steps,
+        "run_seconds": summary.seconds,
+        "resumed": [dict(entry) for entry in summary.resumed],
+    }
+
+
+def _epochs(losses: list[dict[str, Any]], diverged: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+    """Return, by snapshot epoch as text, what training up to there took and gave; ``diverged`` is empty or why."""
+    found = {}
+    for epoch, reason in diverged.items():
+        steps = [step for step in losses if step["epoch"] <= epoch]
+        values = [float(step["loss"]) for step in steps]
+        window = max(5, math.ceil(0.05 * len(values)))
+        found[str(epoch)] = {
+            "diverged": reason,
+            "steps": len(steps),
+            "tokens": sum(step["tokens"] for step in steps),
+            "trainable_tokens": sum(step["trainable_tokens"] for step in steps),
+            "seconds": sum(step["seconds"] for step in steps),
+            "first_loss": _finite(fmean(values[:window])),
+            "last_loss": _finite(fmean(values[-window:])),
+        }
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,194 @@
+"""The scoring stage: benchmarks' scores for a base model or a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, in_words
+from massive_sft.evaluation.build import Prepared, prepare
+from massive_sft.evaluation.ends import end_tokens
+from massive_sft.evaluation.protocol import ScoreCache
+from massive_sft.evaluation.requests import Request
+from massive_sft.evaluation.responses import Response
+from massive_sft.evaluation.run import evaluate
+from massive_sft.evaluation.scorer import PlainScorer, Scorer
+from massive_sft.evaluation.wrapping import Wrapping, choose
+from massive_sft.ledger.record import BenchmarkScores
+from massive_sft.ledger.store import Ledger
+from massive_sft.models import pretrained
+from massive_sft.models.trained import load_scored
+from massive_sft.planning.requirements import Requirement, protocol_of
+from massive_sft.running.failures import contained
+from massive_sft.suites.declared import label
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.schema import Evaluation
+
+
+@dataclass(frozen=True)
+class _Guards:
+    """``stop`` says that the run should end; ``confirm`` raises when what is scored may not count."""
+
+    stop: Callable[[], bool]
+    confirm: Callable[[], None]
+
+
+class _Guarded(PlainScorer):
+    """Takes up no further shard once the run should end, and gives none away that may not count."""
+
+    def __init__(self, model: Any, tokenizer: Any, ends: Collection[int], guards: _Guards):
+        super().__init__(model, tokenizer, ends=ends)
+        self._guards = guards
+
+    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+        """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
+        if self._guards.stop():
+            raise Interrupted("the run ends")
+        answered = super().score(requests)
+        self._guards.confirm()  # the weights may be read from their files as late as this
+        return answered
+
+
+@dataclass
+class Scored:
+    """What scoring gave.
+
+    Attributes:
+        scores: by protocol id.
+        missing: why a benchmark is missing, by its label.
+        seconds: what answering took, by ``Asked.id``, and ``load``; nothing for scores that were there.
+        attention: the implementation that computed them; None where nothing was computed.
+    """
+
+    scores: dict[str, BenchmarkScores] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    attention: str | None = None
+
+
+class _Loaded:
+    """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
+
+    def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
+        self._gpu = gpu
+        self.attention: str | None = None
+        self._cell, self._snapshot, self._protocol, self._guards = cell, snapshot, evaluation.protocol, guards
+        self._made: dict[str, Any] = {}
+        self._failed: dict[str, str] = {}
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
+        return self._once("tokenizer", lambda: pretrained.load_tokenizer(self._cell.model))
+
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end an answer. Raises Unsupported where the tokenizer cannot be loaded."""
+        found: frozenset[int] = self._once("end tokens", lambda: end_tokens(self._cell.model, self.tokenizer()))
+        return found
+
+    def scorer(self) -> Scorer:
+        """Return the scorer. Raises Unsupported where it cannot be loaded, LeaseLost where it may not."""
+        scorer: Scorer = self._once("model", self._load)
+        return scorer
+
+    def _load(self) -> Scorer:
+        tokenizer, protocol = self.tokenizer(), self._protocol
+        self._guards.confirm()
+        device = pretrained.device_of(self._gpu)
+        model = load_scored(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
+        return _Guarded(model, tokenizer, self.ends(), self._guards)
+
+    def _once(self, what: str, load: Callable[[], Any]) -> Any:
+        if what not in self._made and what not in self._failed:
+            try:
+                self._made[what] = load()
+            except LeaseLost:
+                raise
+            except Exception as error:  # noqa: BLE001 - of transformers, of a model's own code, of the device
+                # Kept as text: the exception would hold the tensors that did not fit.
+                self._failed[what] = f"the {what} cannot be loaded: {in_words(error)}"
+        if what in self._failed:
+            raise Unsupported(self._failed[what])
+        return self._made[what]
+
+
+def score(
+    cell: Cell,
+    snapshot: Path | None,
+    weights: str,
+    asked: Sequence[Requirement],
+    evaluation: Evaluation,
+    ledger: Ledger,
+    stop: Callable[[], bool],
+    confirm: Callable[[], None],
+    gpu: bool = False,
+) -> Scored:
+    """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
+
+    A benchmark that fails, for whatever reason, is missing; the others are scored.
+
+    Args:
+        snapshot: its verified folder; None for the base model.
+        weights: the id of the weights' content, under which scores are shared.
+        stop: asked before each shard.
+        confirm: called before the model is loaded and before anything is written; raises when it may not count.
+        gpu: whether the model is on a GPU.
+
+    Raises:
+        Interrupted: ``stop`` said so.
+        LeaseLost: ``confirm`` said so.
+        OSError: the disk takes no more.
+    """
+    result = Scored()
+    evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
+    loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
+    for item in asked:
+        if item.task is None or item.template is None:
+            continue
+        name = item.label
+        with contained(result.missing, name, ledger.cell_dir(cell.id)):
+            wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
+            done = evaluate(
+                prepared(item, evaluation, wrapping, ledger),
+                evaluation.protocol,
+                weights,
+                loaded.scorer,
+                ledger.cell_dir(cell.id),
+                ScoreCache(ledger.cache_dir("scores")),
+                evaluation.allow_code_execution,
+                confirm,
+                loaded.ends(),
+            )
+            result.missing.update(done.missing)
+            if done.seconds:
+                result.seconds[item.id] = sum(done.seconds.values())
+            if done.load_seconds is not None:
+                result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
+            for table in done.scores.values():
+                result.scores[table["protocol"]] = _recorded(item, table)
+    result.attention = loaded.attention
+    return result
+
+
+def prepared(item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+    """Build one benchmark's requests in the ledger's cache, once in a process; ``item`` is no measure."""
+    shots = None if item.shots is None else (item.shots,)
+    return prepare(
+        () if item.task is None else (item.task.model_copy(update={"shots": shots}),),
+        evaluation.protocol.fewshot,
+        wrapping,
+        ledger.cache_dir("requests"),
+        evaluation.allow_code_execution,
+    )
+
+
+def _recorded(asked: Requirement, table: dict[str, Any]) -> BenchmarkScores:
+    """Return scores under the sweep's own name: another sweep may have cached them under another."""
+    return BenchmarkScores(
+        benchmark=asked.label if asked.task is None else label(asked.task, table["shots"]),
+        asked=asked.id,
+        shots=table["shots"],
+        tasks=table["tasks"],
+        groups=table["groups"],
+    )

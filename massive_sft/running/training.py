@@ -1,0 +1,166 @@
+"""The training stage: from a planned run to published snapshots and the outcome that says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.core.stop import never
+from massive_sft.data.cache import load_or_build
+from massive_sft.data.mixture import Counts, build_samples
+from massive_sft.data.samples import Samples
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.manifest import verify_folder
+from massive_sft.ledger.store import Ledger
+from massive_sft.models import peak_memory, pretrained
+from massive_sft.planning.plan import RunPlan, token_key
+from massive_sft.running.outcome import has_spent_checkpoint
+from massive_sft.running.publishing import Publisher, outcome_place
+from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.sweep.unchanged import require_same_data, require_same_model
+from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.engine import warm_up
+from massive_sft.training.events import Event
+from massive_sft.training.loop import train_trajectory
+from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
+
+
+def training_spec(run: RunPlan) -> TrainingSpec:
+    """Return what the training of a planned run needs to know."""
+    recipe = run.trajectory.recipe
+    return TrainingSpec(
+        trajectory=run.trajectory.id,
+        model=recipe.model,
+        mixture=recipe.mixture,
+        setting=recipe.setting,
+        schedule=recipe.schedule,
+        horizon=recipe.horizon,
+        snapshots=run.trajectory.snapshots,
+        layout=run.layout,
+    )
+
+
+def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
+    """Return a run's training samples and their counts, from the token cache or built into it.
+
+    Raises InvalidInput when data or tokenizer are no longer those that were planned, when the samples hold a token
+    that the model has no embedding of, and as ``data.build_samples``.
+    """
+    recipe = run.trajectory.recipe
+
+    def build() -> tuple[Samples, Counts]:
+        _require_same_sources(recipe)
+        samples, counts, _ = build_recipe_samples(recipe)
+        _require_same_sources(recipe)
+        return samples, counts
+
+    samples, counts = load_or_build(ledger.cache_dir("tokens"), token_key(recipe), build)
+    _require_vocabulary(recipe, int(samples.tokens.max()))
+    return samples, counts
+
+
+def _require_vocabulary(recipe: Recipe, largest: int) -> None:
+    vocabulary = getattr(pretrained.load_config(recipe.model).get_text_config(), "vocab_size", None)
+    if vocabulary is not None and largest >= vocabulary:
+        rule = f"has {vocabulary} tokens, but its tokenizer makes token {largest} of {recipe.mixture.name}"
+        raise InvalidInput(Problem(f"models.{recipe.model_name}", f"{rule}: they do not belong together"))
+
+
+def _require_same_sources(recipe: Recipe) -> None:
+    require_same_model(recipe.model, recipe.parts["base"])
+    require_same_data(recipe)
+
+
+def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
+    """Build a recipe's training samples without any cache; return them, their counts and the tokenizer."""
+    tokenizer = pretrained.load_tokenizer(recipe.model)
+    return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
+
+
+def train(
+    run: RunPlan,
+    ledger: Ledger,
+    attempt: Attempt,
+    report: Callable[[Event], None],
+    stop: Callable[[], bool] = never,
+) -> None:
+    """Train a run under an attempt, on from its last checkpoint; publish each snapshot as it comes, then its outcome.
+
+    In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes. It may be
+    called again with an attempt whose process was killed.
+
+    Args:
+        run: what is trained.
+        ledger: where it is published.
+        attempt: the right to.
+        report: called on rank 0 with every event.
+        stop: asked on rank 0 once a step; when true, training ends there with a checkpoint.
+
+    Raises:
+        Interrupted: it was stopped; called again, under any attempt, it goes on.
+        LeaseLost: another attempt owns the trajectory; what it publishes counts.
+        InvalidInput: the base model or the data are no longer those that were planned; and as ``train_trajectory``.
+        Unsupported, LossJump, OutOfMemory, TrainAgain, OSError: as ``train_trajectory``.
+    """
+    if broadcast_from_rank0(lambda: _is_published(attempt)):
+        return
+    warm_up(run.layout)
+    began = time.perf_counter()
+    gpu = run.layout.gpus > 0
+    peak_memory.begin(gpu)
+    samples, counts = samples_of(run, ledger)
+    checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
+
+    def cost() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        return {
+            "wall_seconds": seconds,
+            "peak_bytes": peak_memory.peak_bytes(gpu),
+            "device": peak_memory.device_name(gpu),
+        }
+
+    publisher = Publisher(run, ledger, attempt, counts, cost, report)
+    with _on_the_planned_base(run.trajectory.recipe, attempt):
+        summary = train_trajectory(
+            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.epoch
+        )
+    if is_rank0():
+        publisher.outcome(summary)
+        _clean_up(attempt)
+
+
+@contextmanager
+def _on_the_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
+    """Hold a training to the base model that was planned: before it begins, and before anything of it counts."""
+    broadcast_from_rank0(lambda: require_same_model(recipe.model, recipe.parts["base"]))
+    try:
+        yield
+    finally:
+        if is_rank0():
+            try:
+                require_same_model(recipe.model, recipe.parts["base"])
+            except InvalidInput:
+                attempt.remove_checkpoint()  # nothing may go on from other weights
+                raise
+
+
+def _is_published(attempt: Attempt) -> bool:
+    """Return whether this attempt published its outcome before its process was killed; finish what comes after."""
+    folder = attempt.home / outcome_place(attempt)
+    try:
+        verify_folder(folder)
+    except Corrupt:
+        return False
+    _clean_up(attempt)
+    return True
+
+
+def _clean_up(attempt: Attempt) -> None:
+    """Remove what a finished training needs no more; a checkpoint beyond what was asked for stays."""
+    if has_spent_checkpoint(attempt.home):
+        attempt.remove_checkpoint()
+    attempt.clean_up()

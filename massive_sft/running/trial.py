@@ -1,0 +1,211 @@
+"""A trial: one attempt at a trajectory, then its cells' scores. The same steps with and without Ray.
+
+The training itself is behind ``submit``, served in this process or by a lane on the cluster. What goes wrong becomes
+FAILED records; it never ends the other trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from massive_sft.core.errors import Interrupted, LeaseLost, in_words
+from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.last_plan import snapshot_keepers
+from massive_sft.ledger.lease import this_process
+from massive_sft.ledger.provenance import capture
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.requirements import lacks
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.planning.retention import is_kept
+from massive_sft.running.failures import leave_traceback
+from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
+from massive_sft.running.recorder import RecordWriter
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.running import KeepSnapshots
+from massive_sft.sweep.trajectory import Trajectory
+from massive_sft.training.events import Event, SnapshotPublished
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a lane is asked to do: train one run under an attempt. Can be sent to other processes."""
+
+    run: RunPlan
+    attempt: Attempt
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.run.trajectory.id
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """A trajectory's training begins, at this attempt."""
+
+    trajectory: Trajectory
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TrainingProgressed:
+    """A trajectory's training took a step or wrote a snapshot."""
+
+    trajectory: Trajectory
+    event: Event
+
+
+@dataclass(frozen=True)
+class CellRecorded:
+    """A cell has a new record."""
+
+    cell: Cell
+    record: Record
+
+
+@dataclass(frozen=True)
+class CellSkipped:
+    """Somebody else works on this.
+
+    Attributes:
+        what: for people.
+        cells: ids of the cells that this run leaves to them for now.
+    """
+
+    what: str
+    cells: tuple[str, ...]
+
+
+RunEvent = TrainingStarted | TrainingProgressed | CellRecorded | CellSkipped
+Listen = Callable[[RunEvent], None]
+Ready = Callable[[Sequence[CellPlan]], None]
+# Trains what is ordered, tells its events, and returns once it is published. Raises what the training raises.
+Submit = Callable[[Order, Callable[[Event], None]], None]
+
+
+def make_record_writer(plan: Plan) -> RecordWriter:
+    """Return what makes this run's records."""
+    return RecordWriter(
+        ledger=Ledger.open(plan.root),
+        evaluation=plan.sweep.file.evaluation,
+        provenance=capture(plan.sweep.path),
+        owner=this_process(),
+    )
+
+
+def todo(run: RunPlan) -> list[CellPlan]:
+    """Return the cells of a run that are not done."""
+    return [cell for cell in run.cells if not cell.is_done]
+
+
+def ids(cells: Iterable[CellPlan]) -> tuple[str, ...]:
+    """Return the cells' ids."""
+    return tuple(cell.cell.id for cell in cells)
+
+
+def train_run(
+    run: RunPlan, recorder: RecordWriter, submit: Submit, listen: Listen, ready: Ready, retrain: bool = False
+) -> None:
+    """See to it that a run is trained, by the ledger's training or a new one; hand over what can be scored.
+
+    Args:
+        ready: given each cell to do once, as soon as it can be scored: its epoch is published, or was before.
+        retrain: train again where a published snapshot is needed and was removed.
+    """
+    attempt = recorder.ledger.begin(run.trajectory.id, recorder.owner)
+    if attempt is None:
+        listen(CellSkipped(str(run.trajectory.cells[0].coordinates), ids(todo(run))))
+        return
+    trial = _Trial(run, attempt, recorder.ledger, listen, ready, todo(run))
+    with attempt:
+        try:
+            trial.train(submit, retrain)
+        except Interrupted:
+            pass  # no outcome: the next run goes on from the checkpoint
+        except LeaseLost as error:
+            listen(CellSkipped(str(error), ids(trial.left)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
+            leave_traceback(attempt.folder, error)
+            if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
+                listen(CellSkipped(sentence(error), ids(trial.left)))
+                return
+            trial.hand([cell for cell in trial.left if trial.trained(cell)])
+            for cell in trial.left:
+                record = recorder.failed(cell, attempt.number, sentence(error))
+                listen(
+                    CellRecorded(cell.cell, record) if record else CellSkipped(str(cell.cell.coordinates), ids([cell]))
+                )
+
+
+@dataclass
+class _Trial:
+    """One attempt at a run, and which of its cells to do are ``left``: not handed over yet."""
+
+    run: RunPlan
+    attempt: Attempt
+    ledger: Ledger
+    listen: Listen
+    ready: Ready
+    left: list[CellPlan]
+
+    def train(self, submit: Submit, retrain: bool) -> None:
+        """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
+        cells = tuple(cell.refreshed(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
+        run = replace(self.run, cells=cells)
+        if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
+            self.hand([cell for cell in self.left if self._is_whole(cell)])
+            self.listen(TrainingStarted(run.trajectory, self.attempt.number))
+            submit(Order(run, self.attempt, self.ledger.root), self._heard)
+        self.hand(self.left)
+
+    def hand(self, cells: Sequence[CellPlan]) -> None:
+        """Hand over cells that are left."""
+        self.left = [cell for cell in self.left if cell not in cells]
+        if cells:
+            self.ready(cells)
+
+    def trained(self, cell: CellPlan) -> Trained | None:
+        """Return the training up to a cell's epoch, if it is published."""
+        return find_trained(self.ledger, self.run.trajectory.id, cell.cell.epoch)
+
+    def _heard(self, event: Event) -> None:
+        self.listen(TrainingProgressed(self.run.trajectory, event))
+        if isinstance(event, SnapshotPublished):
+            self.hand([cell for cell in self.left if cell.cell.epoch == event.epoch])
+
+    def _must_train(self, run: RunPlan, retrain: bool) -> bool:
+        is_trained = all(self.trained(cell) for cell in run.cells)
+        return not is_trained or (retrain and not all(self._is_whole(cell) for cell in todo(run)))
+
+    def _is_whole(self, cell: CellPlan) -> bool:
+        """Return whether a cell is trained, and its snapshot there unless it diverged."""
+        trained, epoch = self.trained(cell), cell.cell.epoch
+        if trained is None:
+            return False
+        return bool(trained.diverged(epoch)) or find_snapshot(self.ledger, self.run.trajectory.id, epoch) is not None
+
+
+def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
+    """Remove the snapshots that the policy does not keep, of complete cells of which no live run wants more.
+
+    Those that another sweep's policy keeps, by its last run, stay.
+    """
+    for cell in run.cells:
+        if is_kept(run, cell.cell.epoch, policy) or snapshot_keepers(ledger.sweeps, cell.cell.id):
+            continue
+        record = ledger.read_record(cell.cell.id)
+        if record is not None and _is_settled(record, ledger):
+            remove_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
+
+
+def _is_settled(record: Record, ledger: Ledger) -> bool:
+    answered = record.status is Status.COMPLETE and not lacks(ledger.sweeps, record.cell, record.answers)
+    return answered or record.status is Status.DIVERGED
+
+
+def sentence(error: Exception) -> str:
+    """Return an error as a record keeps it."""
+    return f"{type(error).__name__}: {error}" if str(error).strip() else in_words(error)

@@ -1,1 +1,0 @@
-"""Supervised fine-tuning: data, training loop, checkpoints. Runs without Ray."""

@@ -1,0 +1,107 @@
+"""Which rule of ``resources`` each training run gets, and what of the rules comes to nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from massive_sft.core.errors import Problem
+from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.running import Resource
+from massive_sft.sweep.spec import Layout
+from massive_sft.sweep.unused import OF_EVALUATION
+
+
+class Rules:
+    """The rules of a sweep's ``resources``; the first that matches a training run wins."""
+
+    def __init__(self, sweep: Sweep):
+        self._rules: Sequence[_Rule] = [_Rule(sweep, rule) for rule in sweep.file.resources]
+        self._sweep = sweep
+
+    def of(self, recipe: Recipe) -> Resource | None:
+        """Return a training run's rule, if one matches."""
+        return next((rule.resource for rule in self._rules if rule.matches(recipe)), None)
+
+    def warnings(self, recipes: Sequence[Recipe]) -> Iterator[Problem]:
+        """Say which runs no rule matches, which rules no run reaches, and what of them only estimates know."""
+        place = f"{self._sweep.path}: resources"
+        chosen: dict[int, int] = {}
+        matched: dict[int, int] = {}
+        left = []
+        for recipe in recipes:
+            numbers = [number for number, rule in enumerate(self._rules) if rule.matches(recipe)]
+            left += [] if numbers else [recipe]
+            for number in numbers:
+                matched[number] = matched.get(number, 0) + 1
+            for number in numbers[:1]:
+                chosen[number] = chosen.get(number, 0) + 1
+        if left and self._rules:
+            first = f"{left[0].model_name} {left[0].mixture.name} {left[0].setting_name}"
+            rule = (
+                f"no rule matches {len(left)} of {len(recipes)} runs, e.g. {first}: one worker trains them on the CPU"
+            )
+            yield Problem(place, rule)
+        for number, one in enumerate(self._rules):
+            at = f"{place}[{number}]"
+            if one.resource.when.phase != "evaluate" and number not in chosen:
+                yield Problem(at, _unreached(matched.get(number, 0)))
+            said = [field for field in OF_EVALUATION if field in one.resource.model_fields_set]
+            if said:
+                rule = (
+                    "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
+                )
+                yield Problem(f"{at}.{said[0]}", rule)
+
+
+def described(layouts: Iterable[Layout]) -> str:
+    """Return how many runs train on what, for people: ``3 on 8 GPUs, 2 on the CPU by 1 worker``."""
+    counts = Counter((one.gpus, one.workers) for one in layouts)
+    return ", ".join(
+        f"{runs:,} on {_count(gpus, 'GPU') if gpus else 'the CPU by ' + _count(workers, 'worker')}"
+        for (gpus, workers), runs in counts.most_common()
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
+def _unreached(matches: int) -> str:
+    return f"is never reached: earlier rules take all {matches} runs that it matches" if matches else "matches no run"
+
+
+class _Rule:
+    def __init__(self, sweep: Sweep, resource: Resource):
+        when = resource.when
+        self.resource = resource
+        self._models = None if when.model is None else frozenset(sweep.models_of(when.model))
+        self._mixtures = None if when.mixture is None else {item.key for item in sweep.mixtures_of(when.mixture)}
+
+    def matches(self, recipe: Recipe) -> bool:
+        when = self.resource.when
+        return (
+            when.phase in (None, "train")
+            and (self._models is None or recipe.model_name in self._models)
+            and (self._mixtures is None or recipe.mixture.key in self._mixtures)
+            and (when.setting is None or recipe.setting_name in when.setting)
+            and when.method in (None, recipe.setting.method)
+        )
+
+
+def layout(rule: Resource | None) -> Layout:
+    """Return the layout of a training run under a rule, or under none."""
+    if rule is None:
+        # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
+        return Layout()
+    return Layout(
+        workers=rule.workers or max(rule.gpus, 1),
+        gpus=rule.gpus,
+        zero=rule.zero,
+        offload=rule.offload,
+        micro_batch=rule.micro_batch,
+        packing=rule.packing,
+        gradient_checkpointing=rule.gradient_checkpointing,
+        attention=rule.attention,
+    )

@@ -1,0 +1,168 @@
+"""Keeps one training resumable: goes on from its checkpoint, writes the next ones, watches that the losses go on."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from massive_sft.data.samples import Samples
+from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.checkpoints import disk, policy
+from massive_sft.training.checkpoints.disk import LOSSES, STATE, Checkpoints, Facts
+from massive_sft.training.checkpoints.policy import Continuity, Interval, Resumption, Start
+from massive_sft.training.divergence import LossCurve
+from massive_sft.training.engine import Engine, convert
+from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
+from massive_sft.training.packing import Limit
+from massive_sft.training.ranks import broadcast_from_rank0
+
+
+class CheckpointManager:
+    """The checkpoints of one training, on every rank; rank 0 writes what there is one of, and reports.
+
+    Args:
+        checkpoints: where they lie.
+        spec, samples: what is trained.
+        engine: before its first step.
+        rank: of this process.
+        directory: of this attempt, where losses and snapshots are.
+        report: told of what is read and written.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        spec: TrainingSpec,
+        samples: Samples,
+        engine: Engine,
+        rank: int,
+        directory: Path,
+        report: Callable[[Event], None],
+    ):
+        self._checkpoints = checkpoints
+        self._spec = spec
+        self._engine = engine
+        self._rank = rank
+        self._directory = directory
+        self._report = report if rank == 0 else lambda event: None
+        self._identity = policy.identity(spec, samples) if rank == 0 else ""
+        self._steps_per_epoch = -(-len(samples) // spec.setting.batch)
+        self._continuity: Continuity | None = None
+        self._past: tuple[Mapping[str, Any], ...] = ()
+        self._interval = Interval(checkpoints.every, time.perf_counter())
+
+    def begin(self) -> Start | None:
+        """Go on from the checkpoint: load weights, optimizer and random states, bring losses and snapshots here.
+
+        Returns None where a training begins at its start.
+
+        Raises:
+            Unsupported: the checkpoint cannot be loaded with this layout.
+            LeaseLost: another attempt owns the trajectory.
+        """
+        number = self._checkpoints.claim.number
+        found = broadcast_from_rank0(
+            lambda: policy.find(self._checkpoints, self._spec, self._steps_per_epoch, self._identity)
+        )
+        if isinstance(found, StartedOver):
+            self._past = (asdict(Resumption(number, None, 0, notes=(found.reason,))),)
+            self._report(found)
+        if not isinstance(found, Start):
+            return None
+        self._load(found)
+        broadcast_from_rank0(lambda: self._bring(found))
+        random_states = found.folder / STATE / f"rank-{self._rank}.pt"
+        if random_states.exists():  # not for a rank that the writer did not have
+            disk.read_random_states(random_states, self._engine.device)
+        self._past = found.facts.history
+        self._continuity = Continuity(found, number)
+        self._report(Resumed(found.facts.step, found.facts.attempt, found.notes))
+        self._interval.since = time.perf_counter()
+        return found
+
+    def _load(self, start: Start) -> None:
+        state = start.folder / STATE
+        if not start.convert:
+            self._engine.load(state)
+            return
+        converted = self._directory / "converted"
+        broadcast_from_rank0(lambda: convert(state, converted))
+        self._engine.load(converted, universal=True)
+        dist.barrier()
+        if self._rank == 0:
+            shutil.rmtree(converted)
+
+    def _bring(self, start: Start) -> None:
+        """Bring the losses and snapshots up to the checkpoint into this attempt; hard links, so the others' stay."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(start.folder / STATE / LOSSES, self._directory / LOSSES)
+        for epoch in start.facts.snapshots:
+            name = f"snapshots/epoch-{epoch}"
+            disk.link_folder(start.folder / name, self._directory / name)
+
+    def check(self, done: StepDone, curve: LossCurve) -> None:
+        """Judge whether the losses go on as they should; ``curve`` holds those before. Raises LossJump."""
+        if self._continuity is not None:
+            self._continuity.check(done, curve)
+
+    def due(self) -> bool:
+        """Return whether it is time for a checkpoint; asked on rank 0."""
+        return self._interval.due(time.perf_counter())
+
+    def write(self, step: int, limit: Limit, snapshots: Mapping[int, Path]) -> str:
+        """Write a checkpoint after ``step``. All ranks call it.
+
+        Returns why it could not be written; empty when it was. What counted before still does then. With several ranks
+        that is raised instead: those in a collective operation would wait for the one that failed.
+
+        Raises:
+            LeaseLost: another attempt owns the trajectory.
+        """
+        began = time.perf_counter()
+        reason = ""
+        try:
+            size = self._write(step, limit, snapshots)
+        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by either
+            if self._engine.ranks > 1:
+                raise
+            with suppress(OSError):  # half of one must not fill the disk until the next
+                disk.clear(self._checkpoints)
+            reason = f"{type(error).__name__}: {error}"
+            self._report(CheckpointFailed(step, reason))
+        else:
+            self._report(CheckpointWritten(step, time.perf_counter() - began, size))
+        self._interval.since = time.perf_counter()
+        self._interval.cost = self._interval.since - began
+        return reason
+
+    def _write(self, step: int, limit: Limit, snapshots: Mapping[int, Path]) -> int:
+        number, token = self._checkpoints.claim.number, secrets.token_hex(3)
+        name = broadcast_from_rank0(lambda: disk.begin(self._checkpoints, step, token))
+        state = self._checkpoints.folder / name / STATE
+        self._engine.save(state)
+        disk.write_random_states(state / f"rank-{self._rank}.pt", self._engine.device)
+        dist.barrier()
+        facts = Facts(
+            attempt=number,
+            step=step,
+            identity=self._identity,
+            layout=self._spec.layout.model_dump(mode="json"),
+            limit=asdict(limit),
+            environment=policy.environment(self._spec.layout),
+            history=self.history,
+        )
+        losses = self._directory / LOSSES
+        return broadcast_from_rank0(lambda: disk.commit(self._checkpoints, name, facts, losses, snapshots))
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """One entry for each time that this training went on or began again, as in ``Resumption``."""
+        return (*self._past, *((asdict(self._continuity.result),) if self._continuity else ()))

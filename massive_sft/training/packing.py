@@ -1,0 +1,176 @@
+"""The layout of one optimizer step: which rank sees which samples in which micro-batch, as tensors.
+
+A layout changes speed and memory only. Samples of a step are sorted by length, so padding is small; packed samples
+stand one after another in one row, and position ids that restart keep them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from massive_sft.cost.memory import activation_bytes, logit_bytes
+from massive_sft.data.samples import Samples, padded_width
+
+# The target of a position that only fills up; cross-entropy ignores it.
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that one micro-batch holds: a number of samples, or of tokens with padding. One of them is set."""
+
+    samples: int | None = None
+    tokens: int | None = None
+
+    def halved(self, longest: int) -> Limit | None:
+        """Return half this limit, or None when a micro-batch already holds a single sample.
+
+        Args:
+            longest: tokens of the longest sample; a micro-batch always holds at least one sample.
+        """
+        if self.samples is not None:
+            return replace(self, samples=(self.samples + 1) // 2) if self.samples > 1 else None
+        assert self.tokens is not None
+        return replace(self, tokens=max(longest, self.tokens // 2)) if self.tokens > longest else None
+
+
+def fitting_tokens(
+    free_bytes: int, layers: int, hidden: int, vocabulary: int, weight_bytes: int, checkpointing: bool
+) -> int:
+    """Estimate how many tokens of a micro-batch fit into memory; at least 1.
+
+    By the formulas of ``cost.memory``; a fifth of the memory is left for fragments.
+    """
+    per_token = activation_bytes(layers, hidden, weight_bytes, checkpointing) + logit_bytes(vocabulary, weight_bytes)
+    return max(1, int(0.8 * free_bytes) // per_token)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads.
+
+    Attributes:
+        input_ids: int64, shape (rows, width). Padding stands on the right.
+        position_ids: int64, same shape, restarting at each sample; None where the model counts columns itself.
+        keep: int64, shape (targets,); positions in the flattened input whose next token is a target.
+        targets: int64, shape (targets,); token ids, ``NO_TARGET`` where ``keep`` only fills up.
+        counted: False for the stand-in of a rank without samples: it takes part and adds nothing.
+        tokens: tokens without padding.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor | None
+    keep: torch.Tensor
+    targets: torch.Tensor
+    counted: bool
+    tokens: int
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the same on a device."""
+        if device.type == "cpu":
+            return self
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def plan_step(
+    batch: np.ndarray, lengths: np.ndarray, ranks: int, limit: Limit, packing: bool
+) -> list[list[np.ndarray]]:
+    """Deal a batch's samples to ranks and cut each share into micro-batches.
+
+    Args:
+        batch: sample indices of the optimizer step.
+        lengths: tokens of every sample of the training set.
+        ranks: number of data-parallel ranks.
+        limit: the most that a micro-batch holds.
+        packing: True when samples stand one after another in one row.
+
+    Returns:
+        Sample indices by rank and micro-batch. Every rank has equally many micro-batches, as collective operations
+        need; a rank with fewer samples ends with empty ones.
+    """
+    by_length = batch[np.argsort(-lengths[batch], kind="stable")]
+    cut = _cut_packed if packing else _cut_padded
+    plans = [cut(by_length[rank::ranks], lengths, limit) for rank in range(ranks)]
+    rounds = max(map(len, plans))
+    empty = np.empty(0, dtype=np.int64)
+    return [plan + [empty] * (rounds - len(plan)) for plan in plans]
+
+
+def _cut_padded(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np.ndarray]:
+    """Cut samples sorted from long to short; the first of a micro-batch gives its width."""
+    cuts = []
+    start = 0
+    while start < len(share):
+        size = limit.samples
+        if size is None:
+            size = max(1, (limit.tokens or 1) // padded_width(int(lengths[share[start]])))
+        cuts.append(share[start : start + size])
+        start += size
+    return cuts
+
+
+def _cut_packed(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np.ndarray]:
+    """Put each sample, from long to short, into the first row that has room (first-fit decreasing)."""
+    if limit.samples is not None:
+        return _cut_padded(share, lengths, limit)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in share:
+        length = int(lengths[index])
+        row = next((row for row, left in enumerate(room) if left >= length), None)
+        if row is None:
+            rows.append([])
+            room.append(max(limit.tokens or 0, length))
+            row = len(rows) - 1
+        rows[row].append(int(index))
+        room[row] -= length
+    return [np.array(row, dtype=np.int64) for row in rows]
+
+
+def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
+    """Return the tensors of one micro-batch; of a stand-in when there are no indices.
+
+    Rows are padded on the right and read without an attention mask: under causal attention no token sees the
+    padding after it. No position of the padding is a target.
+    """
+    if len(indices) == 0:
+        zero = torch.zeros(1, dtype=torch.int64)
+        return MicroBatch(torch.zeros((1, 2), dtype=torch.int64), None, zero, zero, counted=False, tokens=0)
+    parts = [samples[int(index)] for index in indices]
+    tokens = np.concatenate([part[0] for part in parts]).astype(np.int64)
+    trainable = np.concatenate([part[1] for part in parts])
+    lengths = np.array([len(part[0]) for part in parts])
+    positions = None
+    if packing:
+        width = padded_width(len(tokens))
+        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        # The padding counts from 0 again: it is one more sample that nothing else sees.
+        row = np.concatenate([np.arange(len(tokens)) - starts, np.arange(width - len(tokens))])
+        positions = torch.from_numpy(row[None])
+        inside = (np.arange(width) < len(tokens))[None]
+    else:
+        inside = np.arange(padded_width(int(lengths.max()))) < lengths[:, None]
+    grid = np.zeros(inside.shape, dtype=np.int64)
+    grid[inside] = tokens
+    wanted = np.zeros(inside.shape, dtype=bool)
+    wanted[inside] = trainable
+    where = np.flatnonzero(wanted)
+    spare = padded_width(len(where)) - len(where)
+    # A sample's first token is never a target, so the position before a target lies in the same sample.
+    return MicroBatch(
+        torch.from_numpy(grid),
+        positions,
+        torch.from_numpy(np.concatenate([where - 1, np.zeros(spare, dtype=np.int64)])),
+        torch.from_numpy(np.concatenate([grid.reshape(-1)[where], np.full(spare, NO_TARGET)])),
+        counted=True,
+        tokens=len(tokens),
+    )

@@ -1,0 +1,94 @@
+"""Whether a micro-batch fits, tried before the first step of several ranks.
+
+One rank alone halves a micro-batch when it runs out of memory. One of several would leave the others waiting in a
+collective operation, so each tries the largest one by itself first, and they agree. Where that was not enough, new
+workers must go on (``errors.TrainAgain``).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from massive_sft.cost.memory import GATHERED
+from massive_sft.data.samples import Samples
+from massive_sft.models.out_of_memory import out_of_memory
+from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training import packing
+from massive_sft.training.engine import Engine, free_memory
+
+
+class Probe:
+    """A copy of a module without its weights, which talks to no other rank: its activations are as large as real ones.
+
+    Args:
+        module: whose forward returns a summed loss, before an ``Engine`` takes it.
+        spec, samples: what it will be trained on.
+    """
+
+    def __init__(self, module: nn.Module, spec: TrainingSpec, samples: Samples):
+        without = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+        self._module = copy.deepcopy(module, dict(without))
+        self._spec = spec
+        self._samples = samples
+
+    def agree(self, engine: Engine, limit: packing.Limit) -> packing.Limit | None:
+        """Return the largest of ``limit``, its half and so on that fits on every rank; None when none does.
+
+        All ranks must call it once, with equal limits. Random states are as before afterwards.
+        """
+        smaller: packing.Limit | None = limit
+        with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
+            self._place(engine.device)
+            while smaller is not None and not self._fits(engine, smaller):
+                smaller = smaller.halved(int(self._samples.lengths.max()))
+        del self._module
+        free_memory()
+        (name,) = [field.name for field in fields(limit) if getattr(limit, field.name) is not None]
+        least = torch.tensor(getattr(smaller, name) if smaller else 0, device=engine.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return packing.Limit(**{name: int(least)}) if least else None
+
+    def _place(self, device: torch.device) -> None:
+        """Give all weights one piece of memory, whose values do not matter."""
+        parameters = list(self._module.parameters())
+        room = torch.zeros(max(p.numel() * p.element_size() for p in parameters), dtype=torch.uint8, device=device)
+        made: dict[int, nn.Parameter] = {}
+        for parameter in parameters:
+            view = room[: parameter.numel() * parameter.element_size()].view(parameter.dtype).view(parameter.shape)
+            made[id(parameter)] = nn.Parameter(view, parameter.requires_grad)
+        for module in self._module.modules():
+            for name, old in module._parameters.items():
+                module._parameters[name] = None if old is None else made[id(old)]
+        self._module.to(device)  # what is left: the buffers
+        for weight in made.values():
+            if weight.requires_grad:  # the engine takes gradients away as they come, too
+                weight.register_post_accumulate_grad_hook(_forget_gradient)
+
+    def _fits(self, engine: Engine, limit: packing.Limit) -> bool:
+        """Try one forward and backward pass over the longest micro-batch, beside what the first step adds."""
+        layout, lengths = self._spec.layout, self._samples.lengths
+        longest = np.argsort(-lengths, kind="stable")[: self._spec.setting.batch]
+        first = packing.plan_step(longest, lengths, engine.ranks, limit, layout.packing)[0][0]
+        batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
+        gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED)
+        coming = engine.coming_bytes() + (gathered if layout.zero == 3 else 0)
+        try:
+            beside = torch.empty(coming, dtype=torch.uint8, device=engine.device)
+            self._module(batch).backward()
+            del beside
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        return True
+
+
+def _forget_gradient(weight: Any) -> None:
+    weight.grad = None
