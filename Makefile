@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 10
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-long: setup
 	$(BIN)/pytest -m long

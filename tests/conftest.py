@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+import pytest
+
 _CACHE = tempfile.mkdtemp(prefix="massive-sft-tests-")
 # Before any test module imports a library that reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,3 +15,15 @@ os.environ["HF_HOME"] = _CACHE
 os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
+
+# The files that take longest, most of it waiting for clusters. They begin first: one that began last would keep one
+# process busy while the others have nothing left.
+LONGEST = (
+    *("test_scheduling", "test_cancel", "test_clusters", "test_resume", "test_engine", "test_mirror", "test_disk"),
+    *("test_submit", "test_inline", "test_phases", "test_concurrent", "test_fetch", "test_snapshots", "test_loop"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
