@@ -33,8 +33,7 @@ from ruamel.yaml import YAML
 from massive_sft import tiny
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan
-from massive_sft.running.finish import finish_cell
-from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.inline import submit_inline
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import Order, make_record_writer, train_run
@@ -87,7 +86,7 @@ def cold_trial(config: dict[str, Any], runs: dict[str, RunPlan], recorder: Recor
     trained: list[CellPlan] = []
     train_run(run, recorder, submit, lambda event: None, trained.extend, retrain=False)
     for cell in trained:
-        finish_cell(cell, run, CellEvaluator(recorder), lambda event: None)
+        evaluate_cell(cell, run, CellEvaluator(recorder), lambda event: None)
     tune.report({"done": 1})
 
 

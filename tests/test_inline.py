@@ -26,21 +26,13 @@ from massive_sft.ledger.requirements import lacks
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import remember
 from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
-from massive_sft.running.finish import finish_cell
-from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.training import samples_of
-from massive_sft.running.trial import (
-    CellRecorded,
-    CellSkipped,
-    RunEvent,
-    TrainingProgressed,
-    TrainingStarted,
-    make_record_writer,
-    retain,
-)
+from massive_sft.running.trial import make_record_writer, retain
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.running import KeepSnapshots
 from massive_sft.training.events import StepDone
@@ -449,7 +441,7 @@ def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> Non
             taken.append(Lease.acquire(ledger.lease_on(home), "somebody else", watch))
         return False
 
-    finish_cell(
+    evaluate_cell(
         plan.base[0], None, CellEvaluator(make_record_writer(plan), stand_still_meanwhile), result.happened.append
     )
     assert [type(event) for event in result.happened] == [CellSkipped]

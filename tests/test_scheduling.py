@@ -26,17 +26,9 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
+from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline
-from massive_sft.running.trial import (
-    CellRecorded,
-    CellSkipped,
-    Order,
-    RunEvent,
-    TrainingProgressed,
-    TrainingStarted,
-    make_record_writer,
-    train_run,
-)
+from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape

@@ -17,17 +17,10 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import narrow, parse
-from massive_sft.running.finish import finish_cell
-from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.cell import CellEvaluator, evaluate_cell
+from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline, submit_inline
-from massive_sft.running.trial import (
-    CellRecorded,
-    RunEvent,
-    TrainingProgressed,
-    TrainingStarted,
-    make_record_writer,
-    train_run,
-)
+from massive_sft.running.trial import make_record_writer, train_run
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
 
@@ -95,7 +88,7 @@ def test_epoch_is_scored_while_its_training_goes_on(whole: Path, tmp_path: Path)
     finisher = CellEvaluator(recorder)
     train_run(
         run, recorder, submit_inline, happened.append,
-        lambda cells: [finish_cell(cell, run, finisher, happened.append) for cell in cells] and None,
+        lambda cells: [evaluate_cell(cell, run, finisher, happened.append) for cell in cells] and None,
     )  # fmt: skip
     order = [told(event) for event in happened]
     assert [item for item in order if item in ("epoch 1", "epoch 2", "epoch 3", 1, 4, 7, 9)] == [

@@ -18,7 +18,7 @@ from rich.text import Text
 from massive_sft.cli.views import run_event_line
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import Plan
-from massive_sft.running.trial import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
+from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.training.events import StepDone
 
 WINDOW_S = 30.0  # seconds over which tokens per second are counted

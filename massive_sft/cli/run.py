@@ -22,7 +22,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import changes, remember
 from massive_sft.planning.plan import Plan, make_plan, require_settled
 from massive_sft.planning.selection import narrow, parse
-from massive_sft.running.trial import Listen
+from massive_sft.running.events import Listen
 from massive_sft.sweep.load import load_sweep
 
 EXIT_INCOMPLETE = 1

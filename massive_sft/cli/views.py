@@ -19,8 +19,8 @@ from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.planning.plan import Plan, RunPlan
-from massive_sft.running import trial
-from massive_sft.running.trial import RunEvent
+from massive_sft.running import events
+from massive_sft.running.events import RunEvent
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.resources import described
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
@@ -297,16 +297,16 @@ def _plain(value: Any) -> str:
 
 def run_event_line(event: RunEvent) -> Text:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
-    if isinstance(event, trial.TrainingStarted):
+    if isinstance(event, events.TrainingStarted):
         cell = event.trajectory.cells[-1]
         return Text(f"training {cell.coordinates} (attempt {event.attempt})")
-    if isinstance(event, trial.CellRecorded):
+    if isinstance(event, events.CellRecorded):
         record = event.record
         missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
         detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
         status = (str(record.status), STYLES[record.status])
         return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
-    if isinstance(event, trial.CellSkipped):
+    if isinstance(event, events.CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
     return Text(_event_line(event.event))
 

@@ -17,8 +17,8 @@ from massive_sft.planning.changes import remember
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
+from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.peers import run_with_peers, wants
-from massive_sft.running.trial import CellRecorded, Listen, RunEvent
 from massive_sft.tracking.mirror import Mirror
 
 FLUSH_S = 120.0  # seconds that the tracker may take to catch up at the end

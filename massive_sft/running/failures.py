@@ -40,3 +40,8 @@ def leave_traceback(folder: Path, error: Exception) -> None:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "traceback.txt").write_text(text)
+
+
+def sentence(error: Exception) -> str:
+    """Return an error as a record keeps it."""
+    return f"{type(error).__name__}: {error}" if str(error).strip() else in_words(error)

@@ -8,10 +8,10 @@ from functools import partial
 from massive_sft.core.stop import never
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
-from massive_sft.running.finish import finish_cell
-from massive_sft.running.finishing import CellEvaluator
+from massive_sft.running.cell import CellEvaluator, evaluate_cell
+from massive_sft.running.events import Listen
 from massive_sft.running.training import train
-from massive_sft.running.trial import Listen, Order, make_record_writer, retain, train_run
+from massive_sft.running.trial import Order, make_record_writer, retain, train_run
 from massive_sft.training.events import Event
 
 
@@ -30,7 +30,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
     finisher = CellEvaluator(recorder, stop, plan.uses_gpus)
     for cell in plan.base:
         if not (cell.is_done or stop()):
-            finish_cell(cell, None, finisher, listen)
+            evaluate_cell(cell, None, finisher, listen)
     for run in plan.todo:
         if stop():
             return
@@ -38,7 +38,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         train_run(run, recorder, partial(submit_inline, stop=stop), listen, trained.extend, retrain)
         for cell in trained:
             if not stop():
-                finish_cell(cell, run, finisher, listen)
+                evaluate_cell(cell, run, finisher, listen)
         if trained:
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 

@@ -15,7 +15,8 @@ from massive_sft.ledger.record import Revision, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import unmet
-from massive_sft.running.trial import CellRecorded, CellSkipped, Listen, RunEvent, retain
+from massive_sft.running.events import CellRecorded, CellSkipped, Listen, RunEvent
+from massive_sft.running.trial import retain
 
 POLL_S = 1.0  # seconds between looks at what others hold
 

@@ -6,11 +6,11 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from massive_sft.core.errors import Interrupted, LeaseLost, in_words
+from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import snapshot_keepers
 from massive_sft.ledger.lease import this_process
@@ -20,12 +20,11 @@ from massive_sft.ledger.requirements import lacks
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
-from massive_sft.running.failures import leave_traceback
+from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed, TrainingStarted, skipped
+from massive_sft.running.failures import leave_traceback, sentence
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.running import KeepSnapshots
-from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import Event, SnapshotPublished
 
 
@@ -42,45 +41,6 @@ class Order:
         return self.run.trajectory.id
 
 
-@dataclass(frozen=True)
-class TrainingStarted:
-    """A trajectory's training begins, at this attempt."""
-
-    trajectory: Trajectory
-    attempt: int
-
-
-@dataclass(frozen=True)
-class TrainingProgressed:
-    """A trajectory's training took a step or wrote a snapshot."""
-
-    trajectory: Trajectory
-    event: Event
-
-
-@dataclass(frozen=True)
-class CellRecorded:
-    """A cell has a new record."""
-
-    cell: Cell
-    record: Record
-
-
-@dataclass(frozen=True)
-class CellSkipped:
-    """Somebody else works on this.
-
-    Attributes:
-        what: for people.
-        cells: ids of the cells that this run leaves to them for now.
-    """
-
-    what: str
-    cells: tuple[str, ...]
-
-
-RunEvent = TrainingStarted | TrainingProgressed | CellRecorded | CellSkipped
-Listen = Callable[[RunEvent], None]
 Ready = Callable[[Sequence[CellPlan]], None]
 # Trains what is ordered, tells its events, and returns once it is published. Raises what the training raises.
 Submit = Callable[[Order, Callable[[Event], None]], None]
@@ -101,11 +61,6 @@ def todo(run: RunPlan) -> list[CellPlan]:
     return [cell for cell in run.cells if not cell.is_done]
 
 
-def ids(cells: Iterable[CellPlan]) -> tuple[str, ...]:
-    """Return the cells' ids."""
-    return tuple(cell.cell.id for cell in cells)
-
-
 def train_run(
     run: RunPlan, recorder: RecordWriter, submit: Submit, listen: Listen, ready: Ready, retrain: bool = False
 ) -> None:
@@ -117,7 +72,7 @@ def train_run(
     """
     attempt = recorder.ledger.begin(run.trajectory.id, recorder.owner)
     if attempt is None:
-        listen(CellSkipped(str(run.trajectory.cells[0].coordinates), ids(todo(run))))
+        listen(skipped(str(run.trajectory.cells[0].coordinates), todo(run)))
         return
     trial = _Trial(run, attempt, recorder.ledger, listen, ready, todo(run))
     with attempt:
@@ -126,18 +81,16 @@ def train_run(
         except Interrupted:
             pass  # no outcome: the next run goes on from the checkpoint
         except LeaseLost as error:
-            listen(CellSkipped(str(error), ids(trial.left)))
+            listen(skipped(str(error), trial.left))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
             if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
-                listen(CellSkipped(sentence(error), ids(trial.left)))
+                listen(skipped(sentence(error), trial.left))
                 return
             trial.hand([cell for cell in trial.left if trial.trained(cell)])
             for cell in trial.left:
                 record = recorder.failed(cell, attempt.number, sentence(error))
-                listen(
-                    CellRecorded(cell.cell, record) if record else CellSkipped(str(cell.cell.coordinates), ids([cell]))
-                )
+                listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 
 @dataclass
@@ -204,8 +157,3 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
 def _is_settled(record: Record, ledger: Ledger) -> bool:
     answered = record.status is Status.COMPLETE and not lacks(ledger.sweeps, record.cell, record.answers)
     return answered or record.status is Status.DIVERGED
-
-
-def sentence(error: Exception) -> str:
-    """Return an error as a record keeps it."""
-    return f"{type(error).__name__}: {error}" if str(error).strip() else in_words(error)

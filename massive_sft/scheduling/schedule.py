@@ -25,18 +25,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from massive_sft.core.errors import Interrupted, MassiveSFTError
 from massive_sft.core.stop import Stop
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.running.events import CellRecorded, Listen, RunEvent, TrainingProgressed
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import (
-    CellRecorded,
-    Listen,
-    Order,
-    RunEvent,
-    TrainingProgressed,
-    make_record_writer,
-    retain,
-    todo,
-    train_run,
-)
+from massive_sft.running.trial import Order, make_record_writer, retain, todo, train_run
 from massive_sft.scheduling.lanes import Lanes, ask, join, shape_of, submit_to
 from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape

@@ -20,8 +20,8 @@ from ray.exceptions import RayError
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.planning.plan import CellPlan, RunPlan
+from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import RunEvent
 from massive_sft.scheduling.modes import Scorers
 from massive_sft.scheduling.pools import STARTS
 
@@ -88,7 +88,7 @@ class ScoringActor:
         if not ray.get(queue.enter.remote(scorers.count)):
             raise ScorersFailed("no more of them is started")
 
-        from massive_sft.running.finishing import CellEvaluator
+        from massive_sft.running.cell import CellEvaluator
 
         self._queue = queue
         stopped = queue.stopped.remote()
@@ -96,7 +96,7 @@ class ScoringActor:
         ray.get(queue.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from massive_sft.running.finish import finish_cell
+        from massive_sft.running.cell import evaluate_cell
 
         done: list[tuple[str, bytes]] = []
         for row in batch.to_pylist():
@@ -104,7 +104,7 @@ class ScoringActor:
             happened: list[RunEvent] = []
             if ray.get(self._queue.begin.remote(identity)):
                 try:
-                    finish_cell(cell, run, self._finisher, happened.append)
+                    evaluate_cell(cell, run, self._finisher, happened.append)
                 except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
                     done.append((identity, error_bytes(error)))
             ray.get(self._queue.end.remote(identity))

@@ -1,4 +1,4 @@
-"""The finishing stage: a cell's scores and measures become its record."""
+"""One cell to its record, whatever happens; what inline runs and scorers both do: scores, measures, record."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import digest, fingerprint, hash_file
 from massive_sft.core.stop import never
 from massive_sft.ledger.lease import Claim
@@ -16,9 +17,10 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.peak_memory import device_name
 from massive_sft.planning.plan import CellPlan, RunPlan
-from massive_sft.running.failures import contained
+from massive_sft.running.events import CellRecorded, Listen, skipped
+from massive_sft.running.failures import contained, leave_traceback, sentence
 from massive_sft.running.measuring import measure_data, measure_layers
-from massive_sft.running.outcome import Trained, find_snapshot, snapshot_folder
+from massive_sft.running.outcome import Trained, find_snapshot, find_trained, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
 from massive_sft.running.scoring import score
 from massive_sft.sweep.cell import Cell
@@ -35,6 +37,33 @@ def _confirm(cell: Cell, claim: Claim) -> None:
     """Refuse to go on with a cell that somebody took over (LeaseLost), or whose base model changed (InvalidInput)."""
     claim.verify()
     require_same_model(cell.model, cell.base)
+
+
+def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator, listen: Listen) -> None:
+    """Take a cell whose training came to its epoch, or a base model's (``run`` is None), to its record.
+
+    What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
+    """
+    try:
+        record = _evaluated(cell, run, evaluator)
+    except Interrupted:
+        return
+    except LeaseLost as error:
+        listen(skipped(str(error), [cell]))
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
+        leave_traceback(evaluator.ledger.cell_dir(cell.cell.id), error)
+        record = evaluator.recorder.failed(cell, 1, sentence(error))
+    listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
+
+
+def _evaluated(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator) -> Record | None:
+    if run is None:
+        return evaluator.base(cell)
+    trained = find_trained(evaluator.ledger, run.trajectory.id, cell.cell.epoch)
+    if trained is None:
+        raise RuntimeError("the training came to its epoch, but what it published cannot be read")
+    return evaluator.trained(cell, run, trained)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""What a run tells while it goes on: trainings, and cells that have a record or are left to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from massive_sft.ledger.record import Record
+from massive_sft.planning.plan import CellPlan
+from massive_sft.sweep.cell import Cell
+from massive_sft.sweep.trajectory import Trajectory
+from massive_sft.training.events import Event
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """A trajectory's training begins, at this attempt."""
+
+    trajectory: Trajectory
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TrainingProgressed:
+    """A trajectory's training took a step or wrote a snapshot."""
+
+    trajectory: Trajectory
+    event: Event
+
+
+@dataclass(frozen=True)
+class CellRecorded:
+    """A cell has a new record."""
+
+    cell: Cell
+    record: Record
+
+
+@dataclass(frozen=True)
+class CellSkipped:
+    """Somebody else works on this.
+
+    Attributes:
+        what: for people.
+        cells: ids of the cells that this run leaves to them for now.
+    """
+
+    what: str
+    cells: tuple[str, ...]
+
+
+RunEvent = TrainingStarted | TrainingProgressed | CellRecorded | CellSkipped
+Listen = Callable[[RunEvent], None]
+
+
+def skipped(what: str, cells: Iterable[CellPlan]) -> CellSkipped:
+    """Return the event that these cells are left to somebody else."""
+    return CellSkipped(what, tuple(cell.cell.id for cell in cells))
