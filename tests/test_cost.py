@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from massive_sft.cli.app import app
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.files import write_bytes, write_json
+from massive_sft.core.sealed import seal
 from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
 from massive_sft.cost.budget import balanced_order, within_budget
 from massive_sft.cost.devices import gpu, machine
@@ -34,7 +35,7 @@ from massive_sft.cost.words import cost_json, cost_lines, portion_lines
 from massive_sft.cost.work import scoring_seconds, training_seconds
 from massive_sft.data.samples import padded_width
 from massive_sft.ledger.lease import Lease
-from massive_sft.ledger.record import BenchmarkScores, Record, Status, seal
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key

@@ -22,10 +22,11 @@ from pydantic import ValidationError
 
 from massive_sft.core import fingerprint
 from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, Seen
-from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.requirements import announce
 from massive_sft.ledger.runs import registered
 from massive_sft.ledger.store import Ledger

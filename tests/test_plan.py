@@ -16,7 +16,8 @@ from test_cell import base_file, block, changed
 from massive_sft.cli.views import plan_json
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
-from massive_sft.ledger.record import Status, seal
+from massive_sft.core.sealed import seal
+from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import make_plan, token_key
 from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe

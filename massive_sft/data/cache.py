@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import write_bytes
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.data.mixture import Counts
 from massive_sft.data.samples import Samples, padded_width
-from massive_sft.ledger.record import seal, unseal
 
 SCHEMA = 2  # 2: the counts tell of answers that a token joins to their prompts
 _ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")

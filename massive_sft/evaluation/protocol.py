@@ -13,8 +13,8 @@ from typing import Any
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import canonical, fingerprint
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.evaluation.requests import RequestSet
-from massive_sft.ledger.record import seal, unseal
 from massive_sft.sweep import schema, semantics
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 
 from massive_sft.core.errors import Corrupt
-from massive_sft.ledger.record import Record, Revision, Status, seal, unseal
+from massive_sft.core.sealed import seal, unseal
+from massive_sft.ledger.record import Record, Revision, Status
 from massive_sft.ledger.storage import Storage
 
 ROTATE = 256  # entries, after which a writer begins another object: each write writes the whole of it

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from typing_extensions import TypeAliasType
 
 from massive_sft.core.errors import Corrupt, Unsupported
-from massive_sft.core.fingerprint import canonical
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
@@ -156,28 +154,6 @@ class Record(BaseModel):
 
 # One envelope for everything that must be trusted later: valid JSON, and the checksum covers the very bytes between
 # a head of fixed length and a closing brace, so that verifying needs neither parsing nor serialising again.
-_HEAD = '{{"sha256":"{}","content":'
-_HEAD_LENGTH = len(_HEAD.format("0" * 64))
-_TAIL = b"}\n"
-
-
-def seal(content: Mapping[str, Any]) -> bytes:
-    """Return ``{"sha256": ..., "content": ...}`` with the SHA-256 of the canonical content, as one line of JSON.
-
-    Raises ValueError for NaN or an infinity, TypeError for a value without a stable text.
-    """
-    body = canonical(content).encode()
-    return _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL
-
-
-def unseal(data: bytes, place: str) -> bytes:
-    """Return the canonical JSON of the content of ``seal``. Raises ``Corrupt`` naming ``place`` on any change."""
-    body = data[_HEAD_LENGTH : -len(_TAIL)]
-    if data != _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL:
-        raise Corrupt(f"{place}: the content does not match its checksum")
-    return body
-
-
 def dump_record(record: Record) -> bytes:
     """Return the bytes of a record's file."""
     return seal(record.model_dump(mode="json", by_alias=True))

@@ -19,12 +19,13 @@ from typing import Any
 
 from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
 from massive_sft.core.fingerprint import ID_LENGTH, canonical, hash_file
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import head
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, Index, entry_of
 from massive_sft.ledger.lease import TTL, Claim, Lease, Watch, look
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record, seal, unseal
+from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.storage import Folder, Listed, Storage
 
 log = logging.getLogger(__name__)

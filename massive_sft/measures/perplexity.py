@@ -21,10 +21,10 @@ import torch
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
+from massive_sft.core.sealed import seal, unseal
 from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
-from massive_sft.ledger.record import seal, unseal
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import FileHashes, canonical, digest, join
+from massive_sft.core.sealed import unseal
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import Record, Status, unseal
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger, State
 from massive_sft.planning.requirements import Requirement, Requirements, unmet
 from massive_sft.sweep import semantics
