@@ -133,7 +133,7 @@ def warnings_view(plan: Plan) -> Group:
 
 
 def changes_view(lines: Sequence[str]) -> Group:
-    """Return what ``changes.changes`` found; an empty group when nothing changed."""
+    """Return what ``planning.changes.changes`` found; an empty group when nothing changed."""
     head = [Text("changed since the sweep's last run:", style="yellow")] if lines else []
     # What it comes to stands in the last line.
     shown = [*lines[: NOTES - 1], f"and {len(lines) - NOTES} more", lines[-1]] if len(lines) > NOTES else lines

@@ -151,7 +151,7 @@ class Requests:
 
     @functools.cached_property
     def _sizes(self) -> dict[tuple[str, int | None], Mapping[str, float]]:
-        """By label and limit, what ``evaluate.build`` counted of a request set."""
+        """By label and limit, what ``evaluation.build`` counted of a request set."""
         found = {}
         for path in sorted((self.root / "cache" / "requests").glob("*/manifest.json")):
             try:

@@ -1,6 +1,6 @@
 """Bytes that a training run holds on one GPU, or in one process on a CPU: addend by addend, and what to do about it.
 
-How the engine holds things follows ``sft.engine.config`` and DeepSpeed 0.19: stage 1 in bf16 is its BF16_Optimizer
+How the engine holds things follows ``training.engine.config`` and DeepSpeed 0.19: stage 1 in bf16 is its BF16_Optimizer
 (whole float32 gradients, a partitioned float32 master copy), every other stage its ZeRO optimizers (Rajbhandari et al.
 2020); the sizes of its buckets and of what stage 3 gathers are its defaults.
 """

@@ -14,7 +14,7 @@ GPU_MICRO_BATCH = 16384  # tokens taken for what is free decides, which only the
 
 
 def computed_tokens(amount: Amount, setting: Setting, layout: Layout) -> float:
-    """Return the tokens of an epoch with their padding, as ``sft.packing`` cuts a typical batch into micro-batches."""
+    """Return the tokens of an epoch with their padding, as ``training.packing`` cuts a typical batch."""
     if layout.packing:
         return amount.tokens
     if not amount.widths:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:
-    """Tell of parts in which a token holds the end of a prompt and the beginning of its answer (``sft.text``).
+    """Tell of parts in which a token holds the end of a prompt and the beginning of its answer (``data.encoding``).
 
     A generation prompt ends before such a token, so a model is asked what it was not trained on. It answers all the
     same, from what other samples taught it: nothing is refused.

@@ -12,7 +12,7 @@ Rules:
     - A chat's answer begins with a token of its own, for the generation prompt ends in a whole one: where the tokenizer
       joins the answer's first line end or spaces to the header's, the text is encoded in two pieces.
     - Elsewhere a token may join a prompt's last text and its answer's first (``?a`` of ``plain``). It is trained, and
-      told, for no generation prompt can hold it (``sft.cautions``).
+      told, for no generation prompt can hold it (``data.cautions``).
     - An answer that its row says not to train, EOS included, is not, whatever ``loss_on`` says.
     - A special token's text inside data is an error: encoded, it would be the token and not the text.
 """
@@ -88,7 +88,7 @@ class Encoder:
     """Encodes rows with a setting's template and loss mask.
 
     Args:
-        tokenizer: a fast tokenizer with an EOS token (``modeling.load_tokenizer`` sees to it).
+        tokenizer: a fast tokenizer with an EOS token (``models.pretrained.load_tokenizer`` sees to it).
         setting: its ``template`` and ``loss_on`` are used.
 
     Raises:

@@ -42,7 +42,7 @@ def renderer(form: str | TemplateText, tokenizer: PreTrainedTokenizerFast) -> Re
         tokenizer: gives the EOS text between turns, and the chat template.
 
     Raises:
-        InvalidInput: for ``chat`` when the tokenizer has no chat template that can be used (``chat.Chat``).
+        InvalidInput: for ``chat`` when the tokenizer has no chat template that can be used (``data.chat.Chat``).
     """
     if form == template.CHAT:
         chat = Chat(tokenizer, "settings: template")

@@ -55,7 +55,7 @@ class Encoder:
         """Return the tokens of a generation prompt, and the white space that is left to the answer.
 
         That is ``lead``, but for what the tokenizer joins to the text before it (Llama-3 has ``:`` and a newline as one
-        token): such a token is the prompt's in training too (``sft.text``). A prompt has at least one token.
+        token): such a token is the prompt's in training too (``data.encoding``). A prompt has at least one token.
         """
         tokens, whole = self.encode(context), self.encode(context + lead)
         if whole[: len(tokens)] == tokens:
@@ -67,7 +67,7 @@ class Encoder:
 
     @functools.cached_property
     def _backend(self) -> Any:
-        """A copy without the post-processor, which may take white space off the offsets (``sft.text``)."""
+        """A copy without the post-processor, which may take white space off the offsets (``data.encoding``)."""
         backend = copy.deepcopy(self._tokenizer.backend_tokenizer)
         backend.post_processor = None
         backend.no_truncation()

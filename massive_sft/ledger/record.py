@@ -76,7 +76,7 @@ class BenchmarkScores(BaseModel):
     Attributes:
         benchmark: its name for people, with the number of shots.
         shots: examples before each question; None where its tasks differ.
-        asked: what of the sweep it answers (``plan.Requirement.id``).
+        asked: what of the sweep it answers (``planning.requirements.Requirement.id``).
         tasks, groups: scores by name, then by ``metric,filter``.
     """
 

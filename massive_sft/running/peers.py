@@ -22,7 +22,7 @@ POLL_S = 1.0  # seconds between looks at what others hold
 
 
 def wants(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Return what a plan asks of each cell that is not done, as ``ledger.wants`` takes it."""
+    """Return what a plan asks of each cell that is not done, as ``ledger.requirements`` takes it."""
     return {cell.cell.id: tuple(item.id for item in cell.unmet) for cell in plan.cells if not cell.is_done}
 
 

@@ -61,7 +61,7 @@ def run_on_ray(
         plan: of the sweep, checked.
         listen: told what happens, from several threads, one at a time.
         say: told of lanes and waiting.
-        retrain: as for ``trial.train_run``.
+        retrain: as for ``running.trial.train_run``.
         stop: the wish that it ends.
 
     Raises:
