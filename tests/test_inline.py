@@ -51,12 +51,12 @@ class Result:
         return [event.record for event in self.happened if isinstance(event, CellRecorded)]
 
 
-def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[str]]:
-    """Run a sweep file; return the plan beforehand, what happened, and the names of that."""
+def run(path: Path, retrain: bool = False) -> tuple[Plan, Result, list[type]]:
+    """Run a sweep file; return the plan beforehand, what happened, and the classes of that."""
     result = Result()
     plan = make_plan(load_sweep(path))
     run_inline(plan, result.happened.append, retrain)
-    return plan, result, [type(event).__name__ for event in result.happened]
+    return plan, result, [type(event) for event in result.happened]
 
 
 def records(path: Path) -> dict[str, Record]:
@@ -142,7 +142,7 @@ def test_show_prints_a_record(finished: Path) -> None:
 def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None:
     path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
     _, result, happened = run(path)
-    assert "Began" not in happened
+    assert TrainingStarted not in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
     assert len(records(path)["lora-2"].scores) == 3
 
@@ -150,13 +150,13 @@ def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None
 def test_removed_snapshot_is_trained_again_only_when_asked(copy: Path) -> None:
     path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"))
     _, result, happened = run(path)
-    assert "Began" not in happened
+    assert TrainingStarted not in happened
     partial = [record for record in result.records if record.status is Status.PARTIAL]
     assert {record.coordinates["setting"] for record in partial} == {"full"}
     assert all("run with --retrain" in record.missing["arith_mc-0shot"] for record in partial)
     assert len(records(path)["full-2"].scores) == 2, "what was there is kept"
     _, result, happened = run(path, retrain=True)
-    assert "Began" in happened
+    assert TrainingStarted in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 2
     assert len(records(path)["full-2"].scores) == 3
 
@@ -215,7 +215,7 @@ def test_error_in_one_trajectory_leaves_the_others(copy: Path) -> None:
     assert found["none-0"].status is Status.COMPLETE
     assert found["lora-1"].status is Status.COMPLETE
     assert found["lora-2"].status is Status.PARTIAL
-    assert "Began" not in happened
+    assert TrainingStarted not in happened
     _, result, _ = run(path, retrain=True)
     assert [record.status for record in result.records] == [Status.COMPLETE]
 
@@ -226,7 +226,7 @@ def test_snapshot_added_between_is_trained_once_and_the_others_stay(tmp_path: Pa
     path = small_sweep(tmp_path, blocks=[block | {"snapshots": [1, 2, 3]}])
     _, result, happened = run(path)
     assert [(record.status, record.coordinates["epoch"]) for record in result.records] == [(Status.COMPLETE, 2)]
-    assert happened.count("Began") == 1
+    assert happened.count(TrainingStarted) == 1
     assert run(path)[2] == []
 
 
@@ -485,7 +485,7 @@ def test_invalidated_cell_is_trained_again_with_the_others_of_its_training(copy:
     assert {name for name, record in found.items() if record.status is Status.FAILED} == {"lora-1", "lora-2"}
     assert (found["lora-2"].error, found["lora-2"].scores) == ("invalidated: a wrong file", {})
     _, _, kinds = run(path)
-    assert kinds.count("Began") == 1
+    assert kinds.count(TrainingStarted) == 1
     after = records(path)
     assert {name: record.scores for name, record in after.items()} == {
         name: record.scores for name, record in before.items()
@@ -502,7 +502,7 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     old = {file.stat().st_ino for file in responses.rglob("*.gz")}
     assert "1 cells and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
     _, result, kinds = run(path)
-    assert "Began" not in kinds
+    assert TrainingStarted not in kinds
     assert [record.scores for record in result.records] == [before.scores]
     assert not old & {file.stat().st_ino for file in responses.rglob("*.gz")}, "answered again"
     assert cached.stat().st_ino != measured, "measured again"

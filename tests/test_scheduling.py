@@ -128,8 +128,9 @@ def test_alternating_run_trains_in_portions_and_scores_each(
     monkeypatch.setattr("massive_sft.scheduling.schedule.choose_mode", lambda plan, resources: mode)
     happened, _ = run(small_sweep(tmp_path, measures=[]))
     assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
-    kinds = [type(event).__name__ for event in happened if type(event).__name__ in ("Began", "Recorded")]
-    assert kinds.index("Recorded") < len(kinds) - 1 - kinds[::-1].index("Began"), "scored before the second portion"
+    kinds = [type(event) for event in happened]
+    last_started = len(kinds) - 1 - kinds[::-1].index(TrainingStarted)
+    assert kinds.index(CellRecorded) < last_started, "scored before the second portion"
 
 
 def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: None, tmp_path: Path) -> None:

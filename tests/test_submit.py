@@ -357,7 +357,7 @@ def test_run_on_the_last_cluster_of_this_machine_says_where_that_was(
 
 
 def test_run_at_a_port_where_something_else_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    monkeypatch.setattr(cluster, "TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         assert "something else listens there" in refusal(monkeypatch, RAY_ADDRESS=address)
