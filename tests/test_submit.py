@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
+from massive_sft.cli.submit import job, submit
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -36,7 +37,7 @@ from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.jobs import job_status, list_jobs, resolve_address
 from massive_sft.scheduling.package import find_tree, write_package
 from massive_sft.scheduling.portable import client_only
-from massive_sft.scheduling.submit import entrypoint, job, submit, submit_sweep
+from massive_sft.scheduling.submit import entrypoint, submit_sweep
 from massive_sft.sweep.load import load_sweep
 
 CANARY = "canary-7f3a9c"
