@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.lease import Watch
+from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
@@ -102,7 +102,7 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
         ends.append(time.perf_counter())
 
     home.mkdir()
-    attempt = Attempt.begin(home.name, Folder(home), "benchmark", Watch())
+    attempt = Attempt.begin(home.name, Folder(home), "benchmark", LeaseWatch())
     assert attempt is not None
     with attempt:
         train_trajectory(

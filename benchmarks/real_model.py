@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=Path("sweeps/real_model.yaml"))
     parser.add_argument("--where", default=None, help="which cells, as the command line writes it")
     arguments = parser.parse_args()
-    condition = selection.parse(arguments.where)
+    condition = selection.parse_where(arguments.where)
     plan = make_plan(load_sweep(arguments.sweep))
     ledger = Ledger.open(plan.root, create=False)
     for cell, run in cells_of(plan, condition):

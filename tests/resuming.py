@@ -13,7 +13,7 @@ from tiny_training import make_samples, make_spec
 
 from massive_sft.core.stop import never
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.lease import Watch
+from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.checkpoints.disk import Checkpoints
@@ -88,7 +88,7 @@ class Told:
 def begin(home: Path) -> Attempt:
     """Take a trajectory for another attempt."""
     home.mkdir(parents=True, exist_ok=True)
-    attempt = Attempt.begin(home.name, Folder(home), "test", Watch())
+    attempt = Attempt.begin(home.name, Folder(home), "test", LeaseWatch())
     assert attempt is not None
     return attempt
 

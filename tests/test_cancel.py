@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
 from massive_sft.core.stop import Stop
-from massive_sft.ledger.lease import look
+from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
-from massive_sft.ledger.runs import live_runs, registered
+from massive_sft.ledger.runs import find_live_runs, register_run
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
@@ -103,7 +103,7 @@ class Runner:
 def trains(path: Path) -> bool:
     """Whether somebody trains, has taken some steps and is not at the end."""
     for home in (plan_root(path) / "trajectories").glob("*"):
-        seen = look(Folder(home / "lease"))
+        seen = read_lease(Folder(home / "lease"))
         losses = home / "attempts" / str(seen.number if seen else 0) / "losses.jsonl"
         if seen is not None and not seen.released and losses.exists():
             return 3 <= len(losses.read_text().splitlines()) <= STEPS - 10
@@ -115,7 +115,7 @@ def scores(path: Path) -> bool:
     return any(
         not seen.released and any(folder.parent.glob("responses/*/*/*.gz")) and not any(folder.parent.glob("record-*"))
         for folder in (plan_root(path) / "cells").glob("*/lease")
-        if (seen := look(Folder(folder))) is not None
+        if (seen := read_lease(Folder(folder))) is not None
     )
 
 
@@ -130,10 +130,10 @@ def assert_true_statuses(path: Path) -> None:
     held = [
         file
         for file in plan_root(path).rglob("lease")
-        if (seen := look(Folder(file))) is not None and not seen.released
+        if (seen := read_lease(Folder(file))) is not None and not seen.released
     ]
     assert not held
-    assert not live_runs(Folder(plan_root(path) / "sweeps" / "small"))
+    assert not find_live_runs(Folder(plan_root(path) / "sweeps" / "small"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -226,7 +226,7 @@ def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_l
 def test_run_under_nohup_heeds_no_closed_terminal(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with registered(Folder(tmp_path), "small", "here:1") as run, Stop().heeding(run.asked_to_end, print):
+        with register_run(Folder(tmp_path), "small", "here:1") as run, Stop().handle_signals(run.end_requested, print):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     finally:
@@ -261,10 +261,10 @@ def test_nothing_to_cancel_is_said(sweep: Path) -> None:
 
 
 def test_run_that_does_not_end_in_time_is_said_and_stays_asked(sweep: Path, tmp_path: Path) -> None:
-    with registered(Folder(tmp_path / "ledger" / "sweeps"), "small", "elsewhere:7") as run:
+    with register_run(Folder(tmp_path / "ledger" / "sweeps"), "small", "elsewhere:7") as run:
         code, text = cancel(sweep, "--timeout", "0.1")
         assert (code, "elsewhere:7" in text, "has not ended within 0.1 s" in text) == (1, True, True)
-        assert run.asked_to_end()
+        assert run.end_requested()
     assert cancel(sweep)[1].startswith("nothing to cancel")
 
 
@@ -273,15 +273,15 @@ def test_killed_run_is_not_cancelled_and_does_not_stop_the_next_one(sweep: Path,
     folder = sweeps.local("small")
     code = (
         "import os, sys, pathlib; from massive_sft.ledger.runs import *; from massive_sft.ledger.storage import *\n"
-        "with registered(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1') as run:\n"
-        "    run.ask_to_end('me'); os._exit(9)"
+        "with register_run(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1') as run:\n"
+        "    run.request_end('me'); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(sweeps)]).returncode == 9
     assert len(list((folder / "runs").iterdir())) == 1
     assert cancel(sweep)[1].startswith("nothing to cancel")
-    with registered(sweeps, "small", "next:1") as run:
-        assert [each.name for each in live_runs(sweeps.at("small"))] == ["next:1"]
-        assert not run.asked_to_end()
+    with register_run(sweeps, "small", "next:1") as run:
+        assert [each.name for each in find_live_runs(sweeps.at("small"))] == ["next:1"]
+        assert not run.end_requested()
     assert not list((folder / "runs").iterdir())
 
 

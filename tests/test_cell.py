@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.fingerprint import fingerprint
-from massive_sft.sweep import running, schema
+from massive_sft.sweep import execution, schema
 from massive_sft.sweep.cell import Cell, Cells, make_cells
 from massive_sft.sweep.content import Commits, Contents
-from massive_sft.sweep.identity import HASHED, NEUTRAL, UNHASHED, hashed
+from massive_sft.sweep.identity import HASHED, NEUTRAL, UNHASHED, entry_content
 from massive_sft.sweep.load import check_sweep
 from massive_sft.sweep.trajectory import make_trajectories, sharing
 
@@ -457,19 +457,25 @@ def test_unpinned_revision_and_missing_file_are_told_apart(tmp_path: Path) -> No
 def test_every_schema_field_is_classified_once() -> None:
     pending = [schema.SweepFile]
     seen: set[type[BaseModel]] = set()
-    for kind in {**vars(running), **vars(schema)}.values():
-        if isinstance(kind, type) and issubclass(kind, schema.Strict | schema.Mixtures) and kind is not schema.Strict:
+    for kind in {**vars(execution), **vars(schema)}.values():
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, schema.StrictModel | schema.Mixtures)
+            and kind is not schema.StrictModel
+        ):
             pending.append(kind)
     for kind in set(pending) - {schema.SweepFile}:
         seen.add(kind)
         name, fields = kind.__name__, set(kind.model_fields)
-        hashed, unhashed = HASHED.get(name, frozenset()), UNHASHED.get(name, frozenset())
-        assert not hashed & unhashed, name
-        assert hashed | unhashed == fields, f"{name}: {sorted(fields ^ (hashed | unhashed))} is in neither list"
+        entry_content, unhashed = HASHED.get(name, frozenset()), UNHASHED.get(name, frozenset())
+        assert not entry_content & unhashed, name
+        assert entry_content | unhashed == fields, (
+            f"{name}: {sorted(fields ^ (entry_content | unhashed))} is in neither list"
+        )
     assert {kind.__name__ for kind in seen} == set(HASHED) | set(UNHASHED)
 
 
-class Deep(schema.Strict):
+class Deep(schema.StrictModel):
     """A class of the file, as it was and with fields that were added to it."""
 
     lr: float
@@ -477,11 +483,11 @@ class Deep(schema.Strict):
     unused: int = 1
 
     @property
-    def idle(self) -> frozenset[str]:
+    def unused_fields(self) -> frozenset[str]:
         return frozenset({"unused"}) if self.lr == 0 else frozenset()
 
 
-class Whole(schema.Strict):
+class Whole(schema.StrictModel):
     deep: Deep
 
 
@@ -489,9 +495,9 @@ def test_later_field_within_a_field_is_hashed_unless_it_is_neutral_or_idle(monke
     monkeypatch.setitem(HASHED, "Whole", frozenset({"deep"}))
     monkeypatch.setitem(HASHED, "Deep", frozenset({"lr", "later", "unused"}))
     monkeypatch.setitem(NEUTRAL, "Deep", {"later": "off", "unused": 0})
-    assert hashed(Whole(deep=Deep(lr=1.0, later="off", unused=0))) == {"deep": {"lr": 1.0}}
-    assert hashed(Whole(deep=Deep(lr=1.0))) == {"deep": {"lr": 1.0, "later": "on", "unused": 1}}
-    assert hashed(Whole(deep=Deep(lr=0.0))) == {"deep": {"lr": 0.0, "later": "on"}}
+    assert entry_content(Whole(deep=Deep(lr=1.0, later="off", unused=0))) == {"deep": {"lr": 1.0}}
+    assert entry_content(Whole(deep=Deep(lr=1.0))) == {"deep": {"lr": 1.0, "later": "on", "unused": 1}}
+    assert entry_content(Whole(deep=Deep(lr=0.0))) == {"deep": {"lr": 0.0, "later": "on"}}
 
 
 def test_neutral_values_are_of_hashed_fields() -> None:

@@ -14,7 +14,7 @@ from small_sweep import small_sweep
 from massive_sft.cli.app import main
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.changes import changes, remember
+from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import make_plan
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS, TRAIN_SEMANTICS
@@ -24,12 +24,12 @@ from massive_sft.sweep.semantics import MEASURE_SEMANTICS, TRAIN_SEMANTICS
 def folder(tmp_path: Path) -> Path:
     """Where a sweep has run: its plan is remembered."""
     path = small_sweep(tmp_path)
-    remember(make_plan(load_sweep(path)), Ledger.open(tmp_path / "ledger"))
+    save_last_plan(make_plan(load_sweep(path)), Ledger.open(tmp_path / "ledger"))
     return tmp_path
 
 
 def changed(folder: Path, **edits: Any) -> list[str]:
-    return changes(make_plan(load_sweep(small_sweep(folder, **edits))))
+    return find_changes(make_plan(load_sweep(small_sweep(folder, **edits))))
 
 
 def test_sweep_that_never_ran_or_was_not_edited_says_nothing(
@@ -63,19 +63,19 @@ def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder
     path = small_sweep(folder)
     data = folder / "world" / "data" / "facts.jsonl"
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
-    lines = changes(make_plan(load_sweep(path)))
+    lines = find_changes(make_plan(load_sweep(path)))
     assert [line.partition(":")[0] for line in lines] == [
         "what the file names",
         "4 cells are new, 1 stay, 4 are no longer asked for (what is done of them stays in the ledger)",
     ]
-    remember(make_plan(load_sweep(path)), Ledger.open(folder / "ledger"))
-    assert changes(make_plan(load_sweep(path))) == []
+    save_last_plan(make_plan(load_sweep(path)), Ledger.open(folder / "ledger"))
+    assert find_changes(make_plan(load_sweep(path))) == []
 
 
 def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
     edited = small_sweep(folder, measures=["perplexity"])
-    remember(make_plan(load_sweep(edited)), Ledger.open(folder / "ledger"))
-    assert changes(make_plan(load_sweep(edited))) == []
+    save_last_plan(make_plan(load_sweep(edited)), Ledger.open(folder / "ledger"))
+    assert find_changes(make_plan(load_sweep(edited))) == []
     for damaged in (
         "{",
         "[]",
@@ -83,7 +83,7 @@ def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:
         '{"schema": 1, "file": {}, "cells": 3, "kept": []}',
     ):
         (folder / "ledger" / "sweeps" / "small" / "plan.json").write_text(damaged)
-        assert changes(make_plan(load_sweep(edited))) == []
+        assert find_changes(make_plan(load_sweep(edited))) == []
 
 
 def with_token_length(record: Record) -> Record:
@@ -106,7 +106,7 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 7)
     monkeypatch.setattr("massive_sft.planning.changes.SCORE_SEMANTICS", 7)
     monkeypatch.setitem(MEASURE_SEMANTICS, "token_length", 3)
-    lines = changes(make_plan(load_sweep(path)))
+    lines = find_changes(make_plan(load_sweep(path)))
     assert lines[0].startswith("scoring of this massive-sft gives other results (semantics ") and "-> 7)" in lines[0]
     assert lines[1:] == [
         "token_length of this massive-sft gives other results (semantics 1 -> 3)",
@@ -115,7 +115,7 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     ]
     for snapshot in (folder / "ledger").glob("trajectories/*/snapshots/epoch-2"):
         snapshot.rmdir()
-    assert changes(make_plan(load_sweep(path)))[-1].endswith(
+    assert find_changes(make_plan(load_sweep(path)))[-1].endswith(
         "; 2 trainings are needed for it, their snapshots were removed: run with --retrain"
     )
 
@@ -136,7 +136,7 @@ def test_password_in_an_address_is_neither_kept_nor_told(folder: Path) -> None:
     edits = {"tracking": {"mlflow": "http://me:hunter2@localhost:1"}}
     lines = changed(folder, **edits)
     assert any("localhost" in line for line in lines)
-    remember(make_plan(load_sweep(small_sweep(folder, **edits))), Ledger.open(folder / "ledger"))
+    save_last_plan(make_plan(load_sweep(small_sweep(folder, **edits))), Ledger.open(folder / "ledger"))
     assert "hunter2" not in (folder / "ledger" / "sweeps" / "small" / "plan.json").read_text() + "".join(lines)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_sweep import small_sweep
 
-from massive_sft.core.errors import InvalidInput, LeaseLost, Problem, Unsupported, in_words
+from massive_sft.core.errors import InvalidInput, LeaseLost, Problem, Unsupported, describe_error
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan, perplexity_key
@@ -126,4 +126,4 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
     ],
 )
 def test_error_of_any_code_is_put_in_words(error: BaseException, words: str) -> None:
-    assert words in in_words(error)
+    assert words in describe_error(error)

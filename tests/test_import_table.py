@@ -23,7 +23,7 @@ from massive_sft.core.errors import InvalidInput, LedgerError
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.changes import remember
+from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import make_plan
 from massive_sft.report.imported import gather
 from massive_sft.report.write import write_report
@@ -125,7 +125,7 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
         imported(odd, root)
     assert len(imported(odd, root, "corrected").records()) == 5
     path = small_sweep(tmp_path, name="mine", storage={"root": str(root)})
-    remember(make_plan(load_sweep(path)), found.ledger)
+    save_last_plan(make_plan(load_sweep(path)), found.ledger)
     with pytest.raises(InvalidInput, match="is the name of a sweep"):
         imported(odd, root, "mine")
     path = small_sweep(tmp_path, name="corrected", storage={"root": str(root)})

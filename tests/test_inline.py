@@ -19,12 +19,12 @@ from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import estimate
-from massive_sft.ledger.last_plan import snapshot_keepers
-from massive_sft.ledger.lease import Lease, Watch, look
+from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
+from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.requirements import lacks
+from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.changes import remember
+from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
@@ -33,8 +33,8 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.training import samples_of
 from massive_sft.running.trial import make_record_writer, retain
+from massive_sft.sweep.execution import KeepSnapshots
 from massive_sft.sweep.load import load_sweep
-from massive_sft.sweep.running import KeepSnapshots
 from massive_sft.training.events import StepDone
 
 pytestmark = pytest.mark.timeout(240)
@@ -382,7 +382,7 @@ def test_snapshot_that_another_sweep_keeps_for_good_is_not_removed(copy: Path, l
     plan = make_plan(load_sweep(small_sweep(copy)))
     ledger, run_plan = Ledger.open(plan.root), plan.runs[1]
     shutil.rmtree(plan.root / "sweeps")
-    remember(other_plan(plan, lora="none" if lora == "damaged" else lora), ledger)
+    save_last_plan(other_plan(plan, lora="none" if lora == "damaged" else lora), ledger)
     if lora == "damaged":
         (ledger.sweep_dir("other") / "plan.json").write_text("{")
     retain(run_plan, KeepSnapshots(full="none", lora="none"), ledger)
@@ -397,7 +397,7 @@ def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: py
     every, seen = [item.id for item in cell.unmet], []
 
     def refuse(*_: object) -> None:
-        seen.extend(lacks(sweeps, cell.cell.id, answers) for answers in ([], every))
+        seen.extend(is_still_required(sweeps, cell.cell.id, answers) for answers in ([], every))
         raise InvalidInput(Problem("here", "ends the run"))
 
     monkeypatch.setattr("massive_sft.running.execute.require_runnable", refuse)
@@ -414,7 +414,7 @@ def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])
         assert "nothing to do: 5 COMPLETE" in done.output
         cells = make_plan(load_sweep(path)).runs[0].cells
-        assert [snapshot_keepers(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
+        assert [sweeps_keeping_snapshot(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
 
 
 def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:
@@ -436,9 +436,9 @@ def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> Non
     def stand_still_meanwhile() -> bool:
         if not taken:
             clock = iter([0.0, 1e6])
-            watch = Watch(lambda: next(clock))
-            watch.free(ledger.lease_on(home), look(ledger.lease_on(home)))
-            taken.append(Lease.acquire(ledger.lease_on(home), "somebody else", watch))
+            watch = LeaseWatch(lambda: next(clock))
+            watch.free(ledger.lease_of(home), read_lease(ledger.lease_of(home)))
+            taken.append(Lease.acquire(ledger.lease_of(home), "somebody else", watch))
         return False
 
     evaluate_cell(

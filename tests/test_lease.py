@@ -14,9 +14,9 @@ import pytest
 
 from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import lease as lease_module
-from massive_sft.ledger.lease import Lease, Watch
-from massive_sft.ledger.requirements import announce, lacks
-from massive_sft.ledger.runs import live_runs, registered
+from massive_sft.ledger.lease import Lease, LeaseWatch
+from massive_sft.ledger.run_requirements import is_still_required, publish_requirements
+from massive_sft.ledger.runs import find_live_runs, register_run
 from massive_sft.ledger.storage import Folder
 
 TAKE = "import os; from massive_sft.ledger.lease import *; from massive_sft.ledger.storage import *; "
@@ -38,7 +38,7 @@ def acquire(folder, owner="a", watch=None, ttl=LONG):
 
 
 def look(folder):
-    return lease_module.look(Folder(folder))
+    return lease_module.read_lease(Folder(folder))
 
 
 def test_lease_free_is_acquired_with_number_one(tmp_path):
@@ -71,7 +71,7 @@ def test_lease_release_twice_is_harmless(tmp_path):
 
 def test_lease_silent_for_its_ttl_is_taken_over(tmp_path):
     clock = Clock()
-    watch = Watch(clock)
+    watch = LeaseWatch(clock)
     first = acquire(tmp_path, ttl=50.0)
     assert acquire(tmp_path, "b", watch) is None
     clock.now = 49.9
@@ -87,7 +87,7 @@ def test_lease_silent_for_its_ttl_is_taken_over(tmp_path):
 
 def test_lease_beating_is_never_taken_over(tmp_path):
     clock = Clock()
-    watch = Watch(clock)
+    watch = LeaseWatch(clock)
     with acquire(tmp_path, ttl=50.0) as lease:
         for _ in range(20):
             assert acquire(tmp_path, "b", watch) is None
@@ -99,12 +99,12 @@ def test_lease_late_first_look_starts_the_watch_then(tmp_path):
     clock = Clock()
     clock.now = 1e9
     with acquire(tmp_path, ttl=1.0):
-        assert acquire(tmp_path, "b", Watch(clock)) is None
+        assert acquire(tmp_path, "b", LeaseWatch(clock)) is None
 
 
 def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
     clock = Clock()
-    watch = Watch(clock)
+    watch = LeaseWatch(clock)
     first = acquire(tmp_path, ttl=50.0)
     watch.free(Folder(tmp_path), look(tmp_path))
     clock.now = 50.0
@@ -130,7 +130,7 @@ def test_lease_background_thread_beats(tmp_path):
 def test_lease_torn_is_taken_over_after_the_takers_ttl(tmp_path, content):
     (tmp_path / "1").write_bytes(content)
     clock = Clock()
-    watch = Watch(clock, ttl=10.0)
+    watch = LeaseWatch(clock, ttl=10.0)
     assert acquire(tmp_path, "b", watch) is None
     clock.now = 10.0
     with acquire(tmp_path, "b", watch) as lease:
@@ -177,7 +177,7 @@ def test_lease_listed_and_not_to_be_read_yet_is_not_free(tmp_path, monkeypatch):
 def test_lease_of_killed_process_here_is_free_at_once(tmp_path):
     code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    assert not look(tmp_path).looks_live()
+    assert not look(tmp_path).seems_live()
     with acquire(tmp_path, "b") as lease:
         assert lease.claim.number == 2
 
@@ -186,7 +186,7 @@ def test_lease_of_killed_process_nobody_waited_for_is_free_at_once(tmp_path):
     code = f"{TAKE}Lease.acquire(Folder(Path({str(tmp_path)!r})), 'x'); os.kill(os.getpid(), 9)"
     with subprocess.Popen([sys.executable, "-c", code]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
-        assert not look(tmp_path).looks_live()
+        assert not look(tmp_path).seems_live()
         acquire(tmp_path, "b").release()
 
 
@@ -195,9 +195,9 @@ def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=False)
     path = tmp_path / "1"
     path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
-    assert look(tmp_path).looks_live()
+    assert look(tmp_path).seems_live()
     clock = Clock()
-    watch = Watch(clock)
+    watch = LeaseWatch(clock)
     assert acquire(tmp_path, "b", watch) is None
     clock.now = 60.0
     with acquire(tmp_path, "b", watch) as lease:
@@ -207,11 +207,11 @@ def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
 def test_lease_long_untouched_elsewhere_does_not_look_live_and_of_a_process_here_does(tmp_path):
     lease = acquire(tmp_path, ttl=60.0)
     os.utime(tmp_path / "1", (0, 0))
-    assert look(tmp_path).looks_live()
+    assert look(tmp_path).seems_live()
     path = tmp_path / "1"
     path.write_bytes(path.read_bytes().replace(b'"boot": "', b'"boot": "elsewhere-'))
     os.utime(path, (0, 0))
-    assert not look(tmp_path).looks_live()
+    assert not look(tmp_path).seems_live()
     lease.release()
 
 
@@ -245,16 +245,16 @@ def test_look_at_a_folder_that_is_being_removed_sees_nobody(tmp_path, monkeypatc
 def test_registration_of_a_run_that_stands_still_stays_and_of_one_that_was_killed_goes(tmp_path):
     code = (
         "import os, sys, pathlib; from massive_sft.ledger.runs import *; from massive_sft.ledger.storage import *\n"
-        "with registered(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1'): os._exit(9)"
+        "with register_run(Folder(pathlib.Path(sys.argv[1])), 'small', 'killed:1'): os._exit(9)"
     )
     sweeps, runs = Folder(tmp_path), tmp_path / "small" / "runs"
-    with registered(sweeps, "small", "stopped:1") as run:
+    with register_run(sweeps, "small", "stopped:1") as run:
         assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
         assert len(list(runs.iterdir())) == 2
         os.utime(run.place.local("1"), (0, 0))  # Ctrl-Z long ago, or a file server's clock
-        with registered(sweeps, "small", "next:1") as following:
+        with register_run(sweeps, "small", "next:1") as following:
             assert set(runs.iterdir()) == {run.place.local(), following.place.local()}
-            assert {each.name for each in live_runs(sweeps.at("small"))} == {"stopped:1", "next:1"}
+            assert {each.name for each in find_live_runs(sweeps.at("small"))} == {"stopped:1", "next:1"}
 
 
 def elsewhere(run, age):
@@ -267,34 +267,34 @@ def elsewhere(run, age):
 @pytest.mark.parametrize("clock", [0.0, 1e6, -1e6])
 def test_registration_of_a_run_elsewhere_expires_by_the_clock_of_the_storage_alone(tmp_path, monkeypatch, clock):
     sweeps = Folder(tmp_path)
-    with registered(sweeps, "small", "silent:1") as silent, registered(sweeps, "other", "beats:1") as beats:
+    with register_run(sweeps, "small", "silent:1") as silent, register_run(sweeps, "other", "beats:1") as beats:
         elsewhere(silent, 700.0)
         elsewhere(beats, 500.0)
         with monkeypatch.context() as patch:
             patch.setattr(lease_module.time, "time", lambda now=time.time: now() + clock)
-            with registered(sweeps, "third", "next:1") as run:
+            with register_run(sweeps, "third", "next:1") as run:
                 assert [place.exists() for place in (silent.place.local(), beats.place.local())] == [False, True]
                 assert run.place.local().exists()
 
 
 def test_wants_that_are_unknown_are_taken_for_all(tmp_path):
     sweeps = Folder(tmp_path)
-    assert not lacks(sweeps, "cell", ["a"])
-    with registered(sweeps, "small", "run:1") as run:
-        assert lacks(sweeps, "cell", ["a"])  # not said yet
-        announce(run, {"cell": ["a", "b"]})
-        assert lacks(sweeps, "cell", ["a"])
-        assert not lacks(sweeps, "cell", ["b", "c", "a"])
-        assert not lacks(sweeps, "another", [])
+    assert not is_still_required(sweeps, "cell", ["a"])
+    with register_run(sweeps, "small", "run:1") as run:
+        assert is_still_required(sweeps, "cell", ["a"])  # not said yet
+        publish_requirements(run, {"cell": ["a", "b"]})
+        assert is_still_required(sweeps, "cell", ["a"])
+        assert not is_still_required(sweeps, "cell", ["b", "c", "a"])
+        assert not is_still_required(sweeps, "another", [])
         for torn in (b"", b"{", b"[]", b"{}", b'{"cells": {"cell": 1}}', b'{"cells": []}'):
             run.place.put("wants.json", torn)
-            assert lacks(sweeps, "another", ["a"]), torn
-        announce(run, {})
-        assert not lacks(sweeps, "cell", [])
+            assert is_still_required(sweeps, "another", ["a"]), torn
+        publish_requirements(run, {})
+        assert not is_still_required(sweeps, "cell", [])
         elsewhere(run, 1e9)  # by this machine's clock it is long dead; by its own it may not be
-        announce(run, {"cell": ["a"]})
-        assert lacks(sweeps, "cell", [])
-    assert not lacks(sweeps, "cell", [])
+        publish_requirements(run, {"cell": ["a"]})
+        assert is_still_required(sweeps, "cell", [])
+    assert not is_still_required(sweeps, "cell", [])
 
 
 def race(folder: str, taker: int, folders: int, ready, wins):

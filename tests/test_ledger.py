@@ -25,10 +25,10 @@ from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerErro
 from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
-from massive_sft.ledger.lease import Claim, Seen
+from massive_sft.ledger.lease import Claim, LeaseState
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record
-from massive_sft.ledger.requirements import announce
-from massive_sft.ledger.runs import registered
+from massive_sft.ledger.run_requirements import publish_requirements
+from massive_sft.ledger.runs import register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 
@@ -370,7 +370,7 @@ def test_record_file_is_one_line_of_json_readable_by_all(ledger):
 
 def test_record_of_a_superseded_owner_sorts_below_and_is_refused_once_it_can_be_seen(ledger, monkeypatch):
     first = ledger.lease_cell(CELL, "first")
-    monkeypatch.setattr(Seen, "gone", lambda self: True)
+    monkeypatch.setattr(LeaseState, "gone", lambda self: True)
     second = ledger.lease_cell(CELL, "second")
     monkeypatch.setattr(Claim, "verify", lambda self: None)  # a listing that is a minute old
     late = ledger.write_record(make_record(status=Status.FAILED, error="late"), first.claim)
@@ -716,8 +716,8 @@ def test_root_of_a_group_is_written_by_two_users():
             ledger.write_cell(CELL, {"seed": 0})
             attempt = 1 + (ledger.read_record(CELL).attempt if ledger.read_record(CELL) else 0)
             ledger.write_record(make_record(attempt=attempt), lease.claim)
-        with registered(ledger.sweeps, "small", "me:1") as run:
-            announce(run, {})
+        with register_run(ledger.sweeps, "small", "me:1") as run:
+            publish_requirements(run, {})
         with ledger.begin(TRAJECTORY, "me") as attempt:
             fill(attempt)
             attempt.publish("snapshots/epoch-3")

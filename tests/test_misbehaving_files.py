@@ -20,7 +20,7 @@ from test_ledger import CELL, make_record
 from massive_sft.core import files
 from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import storage
-from massive_sft.ledger.lease import Lease, look
+from massive_sft.ledger.lease import Lease, read_lease
 from massive_sft.ledger.record import Record, Revision, Status
 from massive_sft.ledger.store import Ledger
 
@@ -141,7 +141,7 @@ def test_misbehaving_files_leave_one_owner_every_record_and_the_newest_owners_on
                 world.step()
         ledger = Ledger.open(root / str(seed), create=False)
         home = ledger.cell_dir(CELL)
-        seen = look(ledger.lease_on(home))
+        seen = read_lease(ledger.lease_of(home))
         held = [number for number, lease in world.taken.items() if lease.held()]
         assert held in ([], [max(world.taken, default=0)]), seed
         # Whoever was told that it has the lease has it, and nobody else: a lost answer leaves no owner that knows nothing.

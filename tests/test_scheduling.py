@@ -21,7 +21,7 @@ from small_sweep import small_sweep
 
 from massive_sft.core.errors import Interrupted, InvalidInput
 from massive_sft.core.stop import Stop
-from massive_sft.ledger.lease import Lease, Seen, Watch, look
+from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
@@ -153,7 +153,7 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("1 x 1 CPU")]
     (trajectory,) = (tmp_path / "ledger" / "trajectories").iterdir()
     assert (trajectory / "resume" / "latest.json").exists()
-    seen = look(Folder(trajectory / "lease"))
+    seen = read_lease(Folder(trajectory / "lease"))
     assert seen is not None
     assert seen.released
     assert not records(tmp_path)
@@ -340,10 +340,10 @@ def test_trial_whose_run_was_killed_records_no_failure(cluster: None) -> None:
         ask(pool.messages.remote("order"))
 
 
-class Impatient(Watch):
+class Impatient(LeaseWatch):
     """Sees every lease as one that stood still for long enough."""
 
-    def free(self, folder: Path, seen: Seen | None) -> bool:
+    def free(self, folder: Path, seen: LeaseState | None) -> bool:
         return True
 
 

@@ -16,7 +16,7 @@ from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import narrow, parse
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline, submit_inline
@@ -121,7 +121,7 @@ def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_pat
     assert kept.items() > begun.items(), "an equal snapshot stays"
     assert not {1, 2, 3} & records(tmp_path).keys()
     happened: list[RunEvent] = []
-    run_inline(narrow(planned(path), parse("epoch=1")), happened.append)
+    run_inline(select_cells(planned(path), parse_where("epoch=1")), happened.append)
     assert not any(isinstance(event, TrainingStarted) for event in happened), "it can be scored without a training"
     assert records(tmp_path)[1].attempt == 2
     killed(r"/training/attempt-\d$")

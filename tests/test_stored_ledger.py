@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.ledger import head
-from massive_sft.ledger.last_plan import read_last_plan, snapshot_keepers
-from massive_sft.ledger.lease import look
+from massive_sft.ledger import marker
+from massive_sft.ledger.last_plan import read_last_plan, sweeps_keeping_snapshot
+from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -64,8 +64,8 @@ def test_stored_ledger_reads_the_same_before_and_after_it_is_written_to(root: Pa
         ledger.write_cell(cell, ledger.read_cell(cell))  # the same content, though sealed by another version
         assert [verify_folder(folder).keys() for folder in ledger.training_dirs(trajectory)]
     assert read_last_plan(ledger.sweep("small")) is not None
-    assert snapshot_keepers(ledger.sweeps, BASE) == []
-    leases = [look(ledger.lease_on(home)) for home in ledger.homes() if (home / "lease").is_dir()]
+    assert sweeps_keeping_snapshot(ledger.sweeps, BASE) == []
+    leases = [read_lease(ledger.lease_of(home)) for home in ledger.lease_folders() if (home / "lease").is_dir()]
     assert [seen is not None and (seen.number, seen.released) for seen in leases] == [(1, True)] * 5
     assert not ledger.corrupt
 
@@ -92,11 +92,11 @@ def test_stored_ledger_becomes_one_of_this_schema_when_it_is_opened_for_writing(
     Ledger.open(root, create=False)
     assert json.loads((root / "ledger.json").read_text()) == {"schema": 1}
     Ledger.open(root)
-    assert json.loads((root / "ledger.json").read_text()) == {"schema": head.SCHEMA}
+    assert json.loads((root / "ledger.json").read_text()) == {"schema": marker.SCHEMA}
     assert "schema 1 is now 2; older versions of massive-sft refuse it" in caplog.text
     assert sorted(path for path in root.glob("cells/*/record-*")) == before
     assert not (root / "index.jsonl").exists()
-    monkeypatch.setattr(head, "SCHEMA", 1)
+    monkeypatch.setattr(marker, "SCHEMA", 1)
     for create in (False, True):
         with pytest.raises(Unsupported, match="schema 2, this version reads up to 1"):
             Ledger.open(root, create)

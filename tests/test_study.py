@@ -11,8 +11,8 @@ import pytest
 from made_records import LAYOUT, benchmark, record, score
 from scipy import stats
 
-from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.study import correlate, findings, frames, metrics, tables
 from massive_sft.tracking.content import describe
 
@@ -236,9 +236,9 @@ def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
     found = [finding for finding in all_findings([lost, kept]) if finding.kind == "rounding"]
     assert [finding.cells for finding in found] == [(lost.cell,)]
     assert "8.8e-10" in found[0].text and "0.0016" in found[0].text
-    (text,) = cautions(lost)
+    (text,) = find_warnings(lost)
     assert "12 of 3,000 weights changed" in text
-    assert cautions(kept) == cautions(pair("old", 0.5, measures={"layer_change": {"relative": 0.0}})) == []
+    assert find_warnings(kept) == find_warnings(pair("old", 0.5, measures={"layer_change": {"relative": 0.0}})) == []
     assert describe(lost, {}, None, "/ledger").tags["massive_sft.warning"] == text
 
 

@@ -30,14 +30,14 @@ from massive_sft.cli.probes import Level, packages, pinned_versions
 from massive_sft.cli.retry import count_diverged, retry_view, take_up
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.record import Status
-from massive_sft.ledger.requirements import announce
-from massive_sft.ledger.runs import registered
+from massive_sft.ledger.run_requirements import publish_requirements
+from massive_sft.ledger.runs import register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
 from massive_sft.models.trained import load_scored
-from massive_sft.planning.changes import remember
+from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import parse
+from massive_sft.planning.selection import parse_where
 from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import snapshot_folder
 from massive_sft.running.recorder import now
@@ -395,8 +395,8 @@ def test_gc_keeps_the_snapshots_that_a_run_of_another_sweep_wants(
 ) -> None:
     overlay, plan, _ = littered
     cell = plan.runs[1].cells[0].cell
-    with registered(Ledger(plan.root).sweeps, "other", "test") as run:
-        announce(run, {cell.id: ["another benchmark"]})
+    with register_run(Ledger(plan.root).sweeps, "other", "test") as run:
+        publish_requirements(run, {cell.id: ["another benchmark"]})
         shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
         removed = [item["path"] for item in shown["waste"] if item["kind"] == "snapshot"]
         assert removed and not any(path.endswith(f"epoch-{cell.epoch}") for path in removed)
@@ -415,10 +415,10 @@ def test_gc_keeps_the_snapshots_that_another_sweep_keeps_for_good_and_not_those_
         return sum(item["kind"] == "snapshot" for item in shown["waste"]), shown["kept"]
 
     as_it_ran = plan_of(sweep)
-    remember(as_it_ran, ledger)
+    save_last_plan(as_it_ran, ledger)
     assert collected() == (2, [])
     file = as_it_ran.sweep.file.model_copy(update={"name": "other"})
-    remember(replace(as_it_ran, sweep=replace(as_it_ran.sweep, file=file)), ledger)
+    save_last_plan(replace(as_it_ran, sweep=replace(as_it_ran.sweep, file=file)), ledger)
     count, kept = collected()
     assert (count, len(kept)) == (0, 2)
     assert all("sweep other keeps it (storage.keep_snapshots)" in line for line in kept)
@@ -450,15 +450,15 @@ def test_retry_takes_up_what_failed_or_is_partial_and_leaves_diverged_out(
     ):
         recorder.ledger.write_record(recorder.record(cell, now(), 1, **details))
     plan = plan_of(sweep, overlay)
-    narrowed = take_up(plan, parse(None))
+    narrowed = take_up(plan, parse_where(None))
     assert [(cell.status, cell.cell.epoch) for cell in narrowed.cells] == [(Status.FAILED, 1), (Status.PARTIAL, 2)]
     assert [run.trajectory.id for run in narrowed.runs] == [full.trajectory.id, lora.trajectory.id]
-    text = printed(retry_view(narrowed, recorder.ledger, count_diverged(plan, parse(None))))
+    text = printed(retry_view(narrowed, recorder.ledger, count_diverged(plan, parse_where(None))))
     for part in ("OSError: [/disk] is full", "facts_mc-0shot: no [/data]", NAME, "1 cell is DIVERGED: a result"):
         assert part in text
-    assert take_up(plan, parse("method=lora")).runs[0].cells[0].status is Status.PARTIAL
-    assert not take_up(plan, parse("epoch=0")).cells
-    assert "nothing to retry" in printed(retry_view(take_up(plan, parse("epoch=0")), recorder.ledger))
+    assert take_up(plan, parse_where("method=lora")).runs[0].cells[0].status is Status.PARTIAL
+    assert not take_up(plan, parse_where("epoch=0")).cells
+    assert "nothing to retry" in printed(retry_view(take_up(plan, parse_where("epoch=0")), recorder.ledger))
 
 
 # doctor, report, ui, mirror

@@ -180,4 +180,4 @@ def test_weights_that_are_lacking_are_not_made_up(base: Path) -> None:
     ],
 )
 def test_files_of_a_repository(names: set[str], loaded: set[str]) -> None:
-    assert weight_files.chosen(names) == loaded
+    assert weight_files.select(names) == loaded

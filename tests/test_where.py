@@ -9,7 +9,7 @@ from small_sweep import small_sweep
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import narrow, parse
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
 AWKWARD = "a 'b' \"c\"|d"
@@ -51,18 +51,18 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     ],
 )
 def test_where_keeps_the_cells_that_meet_every_condition(plan: Plan, text: str, cells: int, runs: int) -> None:
-    narrowed = narrow(plan, parse(text))
+    narrowed = select_cells(plan, parse_where(text))
     assert (len(narrowed.cells), len(narrowed.runs)) == (cells, runs)
 
 
 def test_where_takes_the_beginning_of_an_id(plan: Plan) -> None:
     cell = plan.runs[0].cells[1]
-    assert narrow(plan, parse(f"cell={cell.cell.id[:12]}")).cells == (cell,)
-    assert len(narrow(plan, parse(f"trajectory={plan.runs[1].trajectory.id}")).cells) == 2
+    assert select_cells(plan, parse_where(f"cell={cell.cell.id[:12]}")).cells == (cell,)
+    assert len(select_cells(plan, parse_where(f"trajectory={plan.runs[1].trajectory.id}")).cells) == 2
 
 
 def test_narrowed_run_keeps_its_whole_trajectory(plan: Plan) -> None:
-    run = narrow(plan, parse("epoch=1 and method=full")).runs[0]
+    run = select_cells(plan, parse_where("epoch=1 and method=full")).runs[0]
     assert [cell.cell.epoch for cell in run.cells] == [1]
     assert run.trajectory.snapshots == (1, 2)
 
@@ -86,14 +86,14 @@ def test_narrowed_run_keeps_its_whole_trajectory(plan: Plan) -> None:
 )  # fmt: skip
 def test_malformed_where_is_refused_with_the_place_and_the_rule(text: str, messages: list[str]) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        parse(text)
+        parse_where(text)
     for message in messages:
         assert message in str(refusal.value)
 
 
 def test_value_that_no_cell_has_is_refused_with_those_that_are_there(plan: Plan) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        narrow(plan, parse("model=lama and epoch!=7 and cell=0000000000000000"))
+        select_cells(plan, parse_where("model=lama and epoch!=7 and cell=0000000000000000"))
     assert "--where: model: no cell of the sweep has it, got 'lama' (did you mean 'llama'?); valid: llama" in str(
         refusal.value
     )
@@ -102,5 +102,5 @@ def test_value_that_no_cell_has_is_refused_with_those_that_are_there(plan: Plan)
 
 
 def test_names_that_look_like_syntax_are_reached_by_quotes_alone(tmp_path: Path) -> None:
-    assert parse("data='and'").conditions == parse("data=and").conditions
-    assert parse("variant=lr=1e-05,lora.rank=8").conditions[0].values == ("lr=1e-05,lora.rank=8",)
+    assert parse_where("data='and'").conditions == parse_where("data=and").conditions
+    assert parse_where("variant=lr=1e-05,lora.rank=8").conditions[0].values == ("lr=1e-05,lora.rank=8",)

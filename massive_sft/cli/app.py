@@ -35,7 +35,7 @@ from massive_sft.cli import (
 )
 from massive_sft.cli.options import console
 from massive_sft.core.errors import Interrupted, InvalidInput, MassiveSFTError
-from massive_sft.core.files import refusal
+from massive_sft.core.files import explain_os_error
 
 EXIT_FAILED = 1
 err = console(is_error=True)
@@ -83,7 +83,7 @@ def main() -> None:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        told = refusal(error)
+        told = explain_os_error(error)
         if told is None:
             raise
         err.print(told, style="red", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json
 from massive_sft.ledger.lease import this_process
-from massive_sft.ledger.runs import Run, live_runs
+from massive_sft.ledger.runs import Run, find_live_runs
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import storage_root
 from massive_sft.sweep.load import load_sweep
@@ -30,7 +30,7 @@ def cancel(
     Exits with 1 when one has not ended in time; it still may.
     """
     sweep = load_sweep(file, overlay or ())
-    asked = live_runs(Ledger(storage_root(sweep)).sweep(sweep.file.name))
+    asked = find_live_runs(Ledger(storage_root(sweep)).sweep(sweep.file.name))
     left = end(asked, timeout)
     if as_json:
         runs = [{"run": run.name, "since": run.since, "ended": run not in left} for run in asked]
@@ -45,7 +45,7 @@ def end(runs: Sequence[Run], timeout: float) -> list[Run]:
     """Ask runs to end and wait for it; return those that had not ended after so many seconds."""
     by = this_process()
     for run in runs:
-        run.ask_to_end(by)
+        run.request_end(by)
     deadline = time.monotonic() + timeout
     left = list(runs)
     while (left := [run for run in left if run.is_live()]) and time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from massive_sft.cli.card import card
 from massive_sft.cli.options import CellId, Overlays, Sweep, console, read_plan, writing
 from massive_sft.cli.pick import Found, find_cell
 from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
-from massive_sft.core.files import read_json, size_text, write_json
+from massive_sft.core.files import format_bytes, read_json, write_json
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Status
 from massive_sft.running.outcome import find_snapshot, snapshot_folder
@@ -36,7 +36,7 @@ def export(
     found = find_cell(*read_plan(sweep, overlay), cell)
     export_model(found, folder, merge)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    line = f"{found.coordinates} is in {folder} ({size_text(size)}); README.md says how to load it"
+    line = f"{found.coordinates} is in {folder} ({format_bytes(size)}); README.md says how to load it"
     console().print(line, soft_wrap=True)
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json
-from massive_sft.core.files import size_text, write_json
-from massive_sft.ledger.lease import Lease, Watch
+from massive_sft.core.files import format_bytes, write_json
+from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import storage_root
@@ -87,7 +87,7 @@ def lock(pinned: list[Pinned], known: dict[str, dict[str, str]]) -> dict[str, An
 
 def _only_one_here(cache: Path, err: Any) -> Lease:
     """Return the lease on this node's hub cache, once nobody else fetches into it."""
-    place, watch = Folder(cache / ".massive-sft-fetch"), Watch()
+    place, watch = Folder(cache / ".massive-sft-fetch"), LeaseWatch()
     with err.status("another fetch works on this node; waiting"):
         while (lease := Lease.acquire(place, OWNER, watch)) is None:
             time.sleep(POLL_S)
@@ -113,13 +113,13 @@ def _view(pinned: list[Pinned], dry_run: bool, pin_only: bool) -> Group:
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in pinned:
         one = item.repository
-        size = size_text(sum(item.sizes.values()))
+        size = format_bytes(sum(item.sizes.values()))
         table.add_row(one.kind, Text(one.id), one.revision, item.commit[:12], size, "yes" if item.here else "no")
     left = sum(size for item in pinned if not item.here for size in item.sizes.values())
     told = {
-        (True, False): f"all can be read; {size_text(left)} would be fetched",
+        (True, False): f"all can be read; {format_bytes(left)} would be fetched",
         (True, True): "all can be read",
         (False, True): "pinned; nothing was downloaded",
-        (False, False): f"pinned and here ({size_text(left)} fetched); runs need no network now",
+        (False, False): f"pinned and here ({format_bytes(left)} fetched); runs need no network now",
     }[dry_run, pin_only]
     return Group(table, Text(told))

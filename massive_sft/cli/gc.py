@@ -18,12 +18,12 @@ from rich.text import Text
 from massive_sft.cli.invalidate import ASIDE
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.files import read_json, size_text
-from massive_sft.ledger.attempt import RESUME, uncounted
-from massive_sft.ledger.last_plan import snapshot_keepers
-from massive_sft.ledger.lease import Watch, look
+from massive_sft.core.files import format_bytes, read_json
+from massive_sft.ledger.attempt import RESUME, find_stale_checkpoints
+from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
+from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.record import Status
-from massive_sft.ledger.requirements import lacks
+from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.planning.retention import is_kept
@@ -86,17 +86,17 @@ def gc(
 
 def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     """Find what can go: leftovers anywhere in the ledger, snapshots of the plan's runs, with ``caches`` its caches'."""
-    watch = Watch()
+    watch = LeaseWatch()
     waste: list[Waste] = []
     kept: list[str] = []
-    for home in ledger.homes():
+    for home in ledger.lease_folders():
         mine = list(_leftovers(home))
         if mine and not _free(ledger, home, watch):
             kept.append(f"{home}: somebody works on it")
         else:
             waste += mine
     for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
-        others = snapshot_keepers(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
+        others = sweeps_keeping_snapshot(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
         if others:
             kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_snapshots)")
             continue
@@ -109,7 +109,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
-        busy = next((home for home in ledger.homes() if not _free(ledger, home, watch)), None)
+        busy = next((home for home in ledger.lease_folders() if not _free(ledger, home, watch)), None)
         waste += _unused(plan, ledger) if busy is None else ()
         kept += [] if busy is None else [f"caches: somebody works on {busy}"]
     return Collected(tuple(waste), tuple(kept))
@@ -126,7 +126,7 @@ def remove(found: Collected, ledger: Ledger) -> Collected:
         if home is None:
             gone += (item for item in items if _remove(item, ledger))
             continue
-        lease = ledger.lease_home(home, OWNER)
+        lease = ledger.lease_folder(home, OWNER)
         if lease is None:
             kept.append(f"{home}: somebody works on it")
             continue
@@ -152,7 +152,7 @@ def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     record = ledger.read_record(cell.cell.id)
     if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
         return False
-    return cell.refreshed(record).is_done and not lacks(ledger.sweeps, record.cell, record.answers)
+    return cell.refreshed(record).is_done and not is_still_required(ledger.sweeps, record.cell, record.answers)
 
 
 def _remove(item: Waste, ledger: Ledger) -> bool:
@@ -175,10 +175,10 @@ def _remove(item: Waste, ledger: Ledger) -> bool:
     return True
 
 
-def _free(ledger: Ledger, home: Path, watch: Watch) -> bool:
+def _free(ledger: Ledger, home: Path, watch: LeaseWatch) -> bool:
     """Whether nobody holds a lease here; an owner elsewhere that only seems gone still counts as there."""
-    lease = ledger.lease_on(home)
-    return watch.free(lease, look(lease))
+    lease = ledger.lease_of(home)
+    return watch.free(lease, read_lease(lease))
 
 
 def _leftovers(home: Path) -> Iterator[Waste]:
@@ -188,7 +188,7 @@ def _leftovers(home: Path) -> Iterator[Waste]:
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
         yield Waste("attempt", path, _size(path), home)
     resume = home / RESUME
-    for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else uncounted(home):
+    for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else find_stale_checkpoints(home):
         yield Waste("resume", path, _size(path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
@@ -242,8 +242,8 @@ def gc_view(found: Collected, ledger: Ledger, dry_run: bool) -> Group:
     for column in ("kind", "what", "size"):
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in found.waste:
-        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), size_text(item.bytes))
+        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), format_bytes(item.bytes))
     notes = [Text(f"kept, {line}", style="dim") for line in found.kept]
     verb = "would go" if dry_run else "removed"
-    total = f"{len(found.waste)} items, {size_text(found.bytes)} {verb}" if found.waste else "nothing to remove"
+    total = f"{len(found.waste)} items, {format_bytes(found.bytes)} {verb}" if found.waste else "nothing to remove"
     return Group(*([table] if found.waste else []), *notes, Text(total))

@@ -35,9 +35,9 @@ from massive_sft.study.imported import (
     tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
-from massive_sft.sweep.values import LONGEST_NAME
+from massive_sft.sweep.field_types import MAX_NAME_BYTES
 
-NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")  # as a sweep's
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}}")  # as a sweep's
 LEASE = "import-lease"
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
@@ -84,7 +84,7 @@ def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedg
     if redact(mlflow) != mlflow:
         raise InvalidInput(Problem("--mlflow", "holds a secret: put it into the environment and write ${NAME}"))
     if not NAME.fullmatch(name):
-        rule = f"must be at most {LONGEST_NAME} letters, digits, dots, dashes and underscores"
+        rule = f"must be at most {MAX_NAME_BYTES} letters, digits, dots, dashes and underscores"
         raise InvalidInput(Problem("--name", rule, name))
     ledger = Ledger.open(root)
     path = ledger.sweep_dir(name) / TABLE

@@ -11,7 +11,7 @@ from massive_sft.cli import views as views
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, console
 from massive_sft.core.errors import InvalidInput
-from massive_sft.planning.plan import make_plan, require_settled
+from massive_sft.planning.plan import make_plan, require_local_files
 from massive_sft.sweep.load import load_sweep
 
 
@@ -33,7 +33,7 @@ def inspect(
     try:
         built, counts, tokenizer = build_recipe_samples(recipe)
     except InvalidInput:
-        require_settled(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
+        require_local_files(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
         raise
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
     place = f"{file}: settings.{recipe.setting_name}"

@@ -25,7 +25,7 @@ from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, perplexity_key
-from massive_sft.planning.selection import narrow, parse
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.outcome import snapshot_folder
 from massive_sft.running.recorder import now
 from massive_sft.sweep.cell import Coordinates
@@ -69,7 +69,7 @@ def invalidate(
     if not reason.strip():
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
-    found = find(narrow(plan, parse(where)), ledger, with_training=not scores)
+    found = find(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
     if not dry_run and found.records:
         set_aside(found, ledger, reason.strip())
     if as_json:
@@ -122,7 +122,7 @@ def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
     homes = [ledger.trajectory_dir(run) for run in found.trajectories]
     cells = [ledger.cell_dir(record.cell) for record in found.records]
     with contextlib.ExitStack() as held:
-        leases = {home: ledger.lease_home(home, OWNER) for home in (*homes, *cells)}
+        leases = {home: ledger.lease_folder(home, OWNER) for home in (*homes, *cells)}
         for lease in leases.values():
             if lease is not None:
                 held.enter_context(lease)

@@ -18,7 +18,7 @@ from rich.text import Text
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
 from massive_sft.cli.pick import Found, find_cell
 from massive_sft.cli.views import STYLES
-from massive_sft.ledger.lease import look
+from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.store import Ledger
 
 WIDTH = 60  # columns of the curve
@@ -55,8 +55,8 @@ def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = F
 def attempts(ledger: Ledger, trajectory: str) -> list[Try]:
     """Return the attempts at a trajectory that left anything, the newest last."""
     home = ledger.trajectory_dir(trajectory)
-    seen = look(ledger.lease_on(home))
-    live = seen.number if seen is not None and seen.looks_live() else 0
+    seen = read_lease(ledger.lease_of(home))
+    live = seen.number if seen is not None and seen.seems_live() else 0
     published = {int(path.name.rpartition("-")[2]): path for path in (home / "training").glob("attempt-*")}
     own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}
     found = []

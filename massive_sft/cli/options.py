@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.files import FULL
+from massive_sft.core.files import DISK_FULL
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
@@ -65,7 +65,7 @@ def writing(place: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         raise InvalidInput(Problem(place, f"cannot be written ({error.strerror})", str(path))) from error
 

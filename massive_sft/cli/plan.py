@@ -12,9 +12,9 @@ from massive_sft.cli.budget import BudgetHours, paid_for
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, writing
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.words import portion_json
-from massive_sft.planning.changes import changes
+from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import make_plan
-from massive_sft.planning.selection import narrow, parse
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
 
@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens, cost."""
     whole = make_plan(load_sweep(file, overlay or ()))
-    made = narrow(whole, parse(where))
+    made = select_cells(whole, parse_where(where))
     portion = None
     try:
         portion = paid_for(made, budget)
@@ -43,6 +43,6 @@ def plan(
             cells.write_text(views.cells_csv(made), encoding="utf-8")
     if as_json:
         paid = portion_json(portion) if portion else None
-        print_json({**views.plan_json(made), "budget": paid, "changes": changes(whole)})
+        print_json({**views.plan_json(made), "budget": paid, "changes": find_changes(whole)})
     else:
-        console().print(views.plan_view(made), views.budget_view(portion), views.changes_view(changes(whole)))
+        console().print(views.plan_view(made), views.budget_view(portion), views.changes_view(find_changes(whole)))

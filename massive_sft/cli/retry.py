@@ -15,7 +15,7 @@ from massive_sft.cli.views import STYLES
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import Condition, Where, narrow, parse
+from massive_sft.planning.selection import Condition, Where, parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
 RETRIED = (Status.FAILED, Status.PARTIAL)
@@ -25,7 +25,7 @@ def retry(
     file: File, overlay: Overlays = None, where: WhereOption = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse(where)
+    made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
     narrowed = take_up(made, meant)
     console().print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
     if narrowed.cells:
@@ -41,7 +41,7 @@ def take_up(plan: Plan, where: Where) -> Plan:
         InvalidInput: ``where`` names what no cell of the sweep has.
     """
     statuses = Condition("status", False, tuple(map(str, RETRIED)))
-    return narrow(plan, Where((*where.conditions, statuses)))
+    return select_cells(plan, Where((*where.conditions, statuses)))
 
 
 def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
@@ -69,7 +69,7 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
 
 def count_diverged(plan: Plan, where: Where) -> int:
     """Return how many of the cells that ``where`` holds for have diverged."""
-    return sum(cell.status is Status.DIVERGED for cell in narrow(plan, where).cells)
+    return sum(cell.status is Status.DIVERGED for cell in select_cells(plan, where).cells)
 
 
 def _reasons(record: Record | None) -> Sequence[str]:

@@ -19,9 +19,9 @@ from massive_sft.core.errors import Interrupted
 from massive_sft.core.stop import Stop
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.changes import changes, remember
-from massive_sft.planning.plan import Plan, make_plan, require_settled
-from massive_sft.planning.selection import narrow, parse
+from massive_sft.planning.changes import find_changes, save_last_plan
+from massive_sft.planning.plan import Plan, make_plan, require_local_files
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import Listen
 from massive_sft.sweep.load import load_sweep
 
@@ -44,15 +44,15 @@ def run(
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
     whole = pinned(make_plan(load_sweep(file, overlay or ())))
-    made = narrow(whole, parse(where))
+    made = select_cells(whole, parse_where(where))
     portion = paid_for(made, budget)
     made = portion.plan if portion else made
     out.print(views.budget_view(portion))
-    out.print(views.changes_view(changes(whole)))
+    out.print(views.changes_view(find_changes(whole)))
     if all(cell.is_done for cell in made.cells):
         if made.cells:
             with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-                remember(whole, Ledger.open(made.root, create=False))
+                save_last_plan(whole, Ledger.open(made.root, create=False))
         none = "no such cell" if portion is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(made) if made.cells else none}")
         return
@@ -62,7 +62,7 @@ def run(
 
 def pinned(whole: Plan) -> Plan:
     """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none."""
-    require_settled(whole)
+    require_local_files(whole)
     if not whole.unpinned:
         return whole
     from massive_sft.running.pinning import pin

@@ -16,13 +16,13 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.budget import Portion
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.words import cost_json, cost_lines, portion_lines
-from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
+from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running import events
 from massive_sft.running.events import RunEvent
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.resources import described
+from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.training.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver
 
@@ -108,7 +108,7 @@ def _totals(plan: Plan) -> list[Text]:
             f"{saved.split_by_horizon} runs differ only in the horizon of a decaying schedule: "
             "the shorter is no prefix of the longer, so they are not shared"
         )
-    lines.append(f"training runs: {described(run.layout for run in plan.runs)}")
+    lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
         lines.append(
@@ -133,7 +133,7 @@ def warnings_view(plan: Plan) -> Group:
 
 
 def changes_view(lines: Sequence[str]) -> Group:
-    """Return what ``planning.changes.changes`` found; an empty group when nothing changed."""
+    """Return what ``planning.changes.find_changes`` found; an empty group when nothing changed."""
     head = [Text("changed since the sweep's last run:", style="yellow")] if lines else []
     # What it comes to stands in the last line.
     shown = [*lines[: NOTES - 1], f"and {len(lines) - NOTES} more", lines[-1]] if len(lines) > NOTES else lines
@@ -233,7 +233,7 @@ def record_view(record: Record) -> Group:
         parts += [Text(), scores_table(record.scores.values())]
     for name, why in record.missing.items():
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
-    parts += [Text(f"warning: {text}", style="yellow") for text in cautions(record)]
+    parts += [Text(f"warning: {text}", style="yellow") for text in find_warnings(record)]
     for name, value in record.measures.items():
         parts += [Text(), Text(name, style="bold"), _tree(value)]
     if record.counts:

@@ -101,7 +101,7 @@ class Unsupported(MassiveSFTError):
     exit_code = 2
 
 
-def in_words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error of any code as one sentence, with what caused it; without a message, the place that raised it.
 
     An error of this package is a sentence already.
@@ -113,4 +113,4 @@ def in_words(error: BaseException) -> str:
     raised = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f", raised in {frame.name} of {frame.filename}:{frame.lineno}" for frame in raised)
     said = f"{kind}: {lines[0]}" if lines else f"{kind} without a message{place}"
-    return said if cause is None else f"{said} (because of {in_words(cause)})"
+    return said if cause is None else f"{said} (because of {describe_error(cause)})"

@@ -150,16 +150,16 @@ def read_compressed_lines(path: Path) -> list[str]:
         raise Corrupt(f"{path}: cannot be read ({error})") from error
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE}
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE}
 
 
-def refusal(error: OSError) -> str | None:
+def explain_os_error(error: OSError) -> str | None:
     """Return what to tell people when the disk refused; None when it is something else, which is a bug."""
     if error.errno not in _REFUSED:
         return None
     place = f"{error.filename}: " if error.filename else "the disk refuses: "
-    remedy = "; make room, then run the same command to go on" if error.errno in FULL else ""
+    remedy = "; make room, then run the same command to go on" if error.errno in DISK_FULL else ""
     return f"{place}{error.strerror}{remedy}"
 
 
@@ -187,7 +187,7 @@ def _again_if_stale(call: Callable[[], T]) -> T:
     return call()
 
 
-def size_text(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return a number of bytes for people: decimal units, three digits."""
     size, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):

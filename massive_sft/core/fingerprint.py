@@ -15,7 +15,7 @@ from typing import Any
 ID_LENGTH = 16
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """Return canonical JSON: sorted keys, no spaces, shortest round-trip floats.
 
     Raises:
@@ -53,10 +53,10 @@ def flatten(value: Any, place: str = "") -> dict[str, Any]:
     return {key: item for part in parts for key, item in part.items()}
 
 
-def join(parts: Mapping[str, str]) -> str:
+def join_canonical(parts: Mapping[str, str]) -> str:
     """Return the canonical JSON of a mapping whose values are canonical JSON already.
 
-    Equal to ``canonical`` of the whole, but a part shared by many wholes is serialised once.
+    Equal to ``canonical_json`` of the whole, but a part shared by many wholes is serialised once.
     """
     return "{" + ",".join(f"{json.dumps(key)}:{parts[key]}" for key in sorted(parts)) + "}"
 
@@ -69,7 +69,7 @@ def digest(text: str) -> str:
 
 def fingerprint(value: Any) -> str:
     """Return the id of a value: ``digest(canonical(value))``."""
-    return digest(canonical(value))
+    return digest(canonical_json(value))
 
 
 def hash_file(path: Path) -> str:
@@ -79,7 +79,7 @@ def hash_file(path: Path) -> str:
 
 
 SETTLED_NS = 2_000_000_000  # how old a change must be for a file's times to tell it from the next one
-MOST_STATES = 8  # remembered of one path: what nodes with disks of their own, or other mounts, have there
+MAX_STATES = 8  # remembered of one path: what nodes with disks of their own, or other mounts, have there
 
 
 class FileHashes:
@@ -115,7 +115,7 @@ class FileHashes:
         value = hash_file(path)
         # A file that changed while it was read, or so lately that its times may hide the next change, is read again.
         if _state(path.stat()) == _state(stat) and began - stat.st_ctime_ns > SETTLED_NS:
-            kept = list(states.items())[-(MOST_STATES - 1) :]
+            kept = list(states.items())[-(MAX_STATES - 1) :]
             self._known[str(path)] = {**dict(kept), _state(stat): value}
             self._fresh = True
         return value

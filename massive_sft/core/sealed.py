@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.fingerprint import canonical
+from massive_sft.core.fingerprint import canonical_json
 
 _HEAD = '{{"sha256":"{}","content":'
 _HEAD_LENGTH = len(_HEAD.format("0" * 64))
@@ -19,7 +19,7 @@ def seal(content: Mapping[str, Any]) -> bytes:
 
     Raises ValueError for NaN or an infinity, TypeError for a value without a stable text.
     """
-    body = canonical(content).encode()
+    body = canonical_json(content).encode()
     return _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL
 
 

@@ -15,7 +15,7 @@ from massive_sft.core.errors import Interrupted
 
 POLL_S = 1.0  # seconds between looks for a wish that somebody left
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
-AT_ONCE = "ended at once; run the same command to go on\n"
+KILL_MESSAGE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -42,21 +42,21 @@ class Stop:
             raise Interrupted(self.reason)
 
     @contextmanager
-    def heeding(self, asked_to_end: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+    def handle_signals(self, end_requested: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
         """Heed signals and wishes from elsewhere while the block runs; must be entered on the main thread.
 
         The first signal asks, a second Ctrl-C ends this process at once. What it then leaves behind is what a crash
         leaves. Where SIGHUP is ignored (``nohup``) it stays so.
 
         Args:
-            asked_to_end: whether somebody elsewhere left the wish that the run ends; asked about once a second.
+            end_requested: whether somebody elsewhere left the wish that the run ends; asked about once a second.
             say: told once, why it ends.
         """
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, self._on_signal) for number in heeded}
         over = threading.Event()
-        looking = threading.Thread(target=self._look, args=(asked_to_end, say, over), name="stop", daemon=True)
+        looking = threading.Thread(target=self._look, args=(end_requested, say, over), name="stop", daemon=True)
         looking.start()
         try:
             yield
@@ -71,17 +71,17 @@ class Stop:
         if self() and number == signal.SIGINT:
             # Nothing here may wait or need a lock.
             with suppress(OSError):  # nobody reads it any more
-                os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + AT_ONCE).encode())
+                os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + KILL_MESSAGE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             os._exit(Interrupted.exit_code)
         self.ask(SIGNALS[signal.Signals(number)])
 
-    def _look(self, asked_to_end: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
+    def _look(self, end_requested: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
         """Look for wishes, and speak: the handler may not, for it may have interrupted somebody who prints."""
         while not over.is_set():
-            if asked_to_end():
+            if end_requested():
                 self.ask("massive-sft cancel")
             if self():
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")

@@ -141,7 +141,7 @@ def _stored_weights(folder: Path) -> int | None:
         files = weight_files.find(folder)
         if any(file.suffix != ".safetensors" for file in files):
             return None
-        tensors = (tensor for file in files for tensor in weight_files.header(file).values())
+        tensors = (tensor for file in files for tensor in weight_files.read_header(file).values())
         return sum(math.prod(tensor["shape"]) for tensor in tensors) or None
     except (InvalidInput, OSError, ValueError, KeyError, TypeError):
         return None  # what is wrong with them is for the plan's contents to say

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from massive_sft.core.files import size_text
+from massive_sft.core.files import format_bytes
 from massive_sft.cost.budget import Portion
 from massive_sft.cost.disk import Disk
 from massive_sft.cost.estimate import Cost
@@ -64,8 +64,8 @@ def _disk_lines(found: Disk | None) -> list[str]:
     if found is None:
         return []
     parts = [(found.kept, "kept"), (found.waiting, "waiting to be scored"), (found.resume, "a resume checkpoint")]
-    told = ", ".join(f"{size_text(size)} {what}" for size, what in parts if size)
-    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{size_text(found.peak)} ({told})"]
+    told = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
+    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{format_bytes(found.peak)} ({told})"]
 
 
 def _fit_lines(fits: Sequence[Fit]) -> list[str]:
@@ -73,7 +73,7 @@ def _fit_lines(fits: Sequence[Fit]) -> list[str]:
     lines = []
     if fits and not judged:
         most = max(fits, key=lambda fit: fit.needed)
-        lines.append(f"  memory, the most: {most.what} on {most.where} needs ≈ {size_text(most.needed)} on each")
+        lines.append(f"  memory, the most: {most.what} on {most.where} needs ≈ {format_bytes(most.needed)} on each")
     if judged:
         tightest = max(judged, key=lambda fit: fit.needed / (fit.available or 1))
         lines.append(f"  memory, the tightest: {_fit(tightest)}")
@@ -90,7 +90,7 @@ def _judgement(fit: Fit) -> str:
 
 def _fit(fit: Fit) -> str:
     runs = f", {fit.runs} runs" if fit.runs > 1 else ""
-    needed = f"{'' if fit.measured else '≈ '}{size_text(fit.needed)} of {size_text(fit.available or 0)}"
+    needed = f"{'' if fit.measured else '≈ '}{format_bytes(fit.needed)} of {format_bytes(fit.available or 0)}"
     return f"{fit.what} on {fit.where}{runs} needs {needed}"
 
 

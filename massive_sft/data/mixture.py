@@ -15,7 +15,7 @@ from massive_sft.data.samples import Samples
 from massive_sft.data.sampling import draw
 from massive_sft.data.sources import load_rows
 from massive_sft.sweep import spec
-from massive_sft.sweep.schema import Setting, Strict
+from massive_sft.sweep.schema import Setting, StrictModel
 
 if TYPE_CHECKING:
     from massive_sft.models.pretrained import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BATCH = 512  # rows encoded in one call: enough to be fast, few enough to hold their offsets in memory
 
 
-class PartCounts(Strict):
+class PartCounts(StrictModel):
     """What became of one part, or of the whole mixture (``name`` is then the mixture's).
 
     Attributes:
@@ -65,7 +65,7 @@ class PartCounts(Strict):
     first_joined: tuple[int, str] | None = None
 
 
-class Counts(Strict):
+class Counts(StrictModel):
     """What is recorded about a mixture's data: each part in order, and the total."""
 
     parts: tuple[PartCounts, ...]

@@ -19,8 +19,8 @@ from massive_sft.data.messages import (
 )
 from massive_sft.data.misnamed import columns_inside, rows_inside
 from massive_sft.sweep import filter as filters
+from massive_sft.sweep.field_types import Column
 from massive_sft.sweep.schema import Columns, Dataset
-from massive_sft.sweep.values import Column
 
 
 class Record(NamedTuple):
@@ -104,7 +104,7 @@ def conditions(dataset: Dataset) -> list[Condition]:
     numbered = headerless(dataset.mapping)
     return [
         Condition(int(column) if numbered and column.isdigit() else column, values, keep)
-        for (column, keep), values in filters.conditions(dataset.filter).items()
+        for (column, keep), values in filters.parse(dataset.filter).items()
     ]
 
 
@@ -207,7 +207,7 @@ class Converter:
     def _passes(self, record: Any, mapped: Mapped) -> bool:
         # Every condition is looked at, also after one has failed: a column counts as missing when no look found it.
         held = [
-            (filters.plain(self._filtered(record, mapped, condition.column)) in condition.values) == condition.keep
+            (filters.comparable(self._filtered(record, mapped, condition.column)) in condition.values) == condition.keep
             for condition in self._conditions
         ]
         return all(held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from massive_sft.core.errors import MassiveSFTError, in_words
+from massive_sft.core.errors import MassiveSFTError, describe_error
 
 
 class TaskUnavailable(MassiveSFTError):
@@ -28,4 +28,4 @@ def foreign(doing: str) -> Iterator[None]:
         raise
     # A task may raise a class of its own, and a script in it may call sys.exit: no list of types holds them all.
     except (Exception, SystemExit) as error:
-        raise TaskUnavailable(f"{doing}: {in_words(error)}") from error
+        raise TaskUnavailable(f"{doing}: {describe_error(error)}") from error

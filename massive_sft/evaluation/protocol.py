@@ -12,7 +12,7 @@ from typing import Any
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.fingerprint import canonical, fingerprint
+from massive_sft.core.fingerprint import canonical_json, fingerprint
 from massive_sft.core.sealed import seal, unseal
 from massive_sft.evaluation.requests import RequestSet
 from massive_sft.sweep import schema, semantics
@@ -85,4 +85,4 @@ def write(folder: Path, protocol: str, table: dict[str, Any], samples: bytes) ->
     """Write a protocol's per-sample values, then its table, each atomically."""
     table_path, samples_path = paths(folder, protocol)
     files.write_bytes(samples_path, samples)
-    files.write_json(table_path, json.loads(canonical(table)))  # in the order that the cache gives it back
+    files.write_json(table_path, json.loads(canonical_json(table)))  # in the order that the cache gives it back

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.core.fingerprint import canonical
+from massive_sft.core.fingerprint import canonical_json
 from massive_sft.data.chat import Chat, RenderError
 from massive_sft.sweep import schema, template
 
@@ -66,7 +66,7 @@ def chat(tokenizer: Any) -> Wrapping:
         return found.render(messages[:-1], asks=True) + found.lead + messages[-1]["content"]
 
     lead, stops = _around(found)
-    return Wrapping("chat", found.source, canonical(dict(found.specials)), lead, stops, render)
+    return Wrapping("chat", found.source, canonical_json(dict(found.specials)), lead, stops, render)
 
 
 def _around(found: Chat) -> tuple[str, tuple[str, ...]]:

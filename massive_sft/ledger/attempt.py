@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, LeaseLost
-from massive_sft.ledger.lease import TTL, Claim, Lease, Watch
+from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.storage import Storage
 
@@ -53,7 +53,9 @@ class Attempt:
     lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def begin(cls, trajectory: str, storage: Storage, owner: str, watch: Watch, ttl: float = TTL) -> Attempt | None:
+    def begin(
+        cls, trajectory: str, storage: Storage, owner: str, watch: LeaseWatch, ttl: float = TTL_S
+    ) -> Attempt | None:
         """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
         while True:
             lease = Lease.acquire(storage.at("lease"), owner, watch, ttl)
@@ -164,7 +166,7 @@ class Attempt:
         self.release()
 
 
-def uncounted(home: Path) -> list[Path]:
+def find_stale_checkpoints(home: Path) -> list[Path]:
     """Return the folders below a trajectory's ``resume`` that do not count: their writer was killed or superseded."""
     folder = home / RESUME
     try:

@@ -38,7 +38,7 @@ def read_last_plan(sweep: Storage) -> dict[str, Any] | None:
     return content if sound and all(isinstance(content.get(key), kind) for key, kind in kinds.items()) else None
 
 
-def snapshot_keepers(sweeps: Storage, cell: str, apart_from: str | None = None) -> list[str]:
+def sweeps_keeping_snapshot(sweeps: Storage, cell: str, apart_from: str | None = None) -> list[str]:
     """Return the sweeps of a root that keep a cell's snapshot, by the policy of their last runs.
 
     One whose plan cannot be read keeps all: nobody knows what it promised.

@@ -27,7 +27,7 @@ from typing import Any
 from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger.storage import Storage
 
-TTL = 60.0
+TTL_S = 60.0
 """Seconds without a beat after which others may take over; an owner beats four times as often."""
 
 
@@ -37,7 +37,7 @@ def this_process() -> str:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LeaseState:
     """What a lease's highest object says.
 
     Attributes:
@@ -70,7 +70,7 @@ class Seen:
             return None
         return here == process
 
-    def looks_live(self, now: float | None = None) -> bool:
+    def seems_live(self, now: float | None = None) -> bool:
         """Whether somebody seems to hold it, at one glance: never for taking over.
 
         An owner elsewhere counts as live for ten ``ttl`` after its last write; one here for as long as its process is
@@ -83,7 +83,7 @@ class Seen:
             return False
         running = self._is_running()
         age = (time.time() if now is None else now) - self.modified
-        return age <= 10 * self.ttl(TTL) if running is None else running
+        return age <= 10 * self.ttl(TTL_S) if running is None else running
 
     def ttl(self, default: float) -> float:
         """Return the owner's seconds without a beat after which it counts as dead; ``default`` where it states none."""
@@ -91,7 +91,7 @@ class Seen:
         return float(stated) if isinstance(stated, int | float) else default
 
 
-def look(lease: Storage, least: int = 0) -> Seen | None:
+def read_lease(lease: Storage, least: int = 0) -> LeaseState | None:
     """Return what a lease says, or None when nobody ever held it.
 
     Args:
@@ -115,11 +115,11 @@ def look(lease: Storage, least: int = 0) -> Seen | None:
             owner = {}
         beat, _, state = tail.partition(b" ")
         counter = int(beat) if beat.isdigit() else -1
-        return Seen(number, owner, counter, state.strip() == b"released", blob.modified)
-    return Seen(number, {}, -1, False, time.time()) if number == listed else None
+        return LeaseState(number, owner, counter, state.strip() == b"released", blob.modified)
+    return LeaseState(number, {}, -1, False, time.time()) if number == listed else None
 
 
-class Watch:
+class LeaseWatch:
     """Remembers when each lease last changed, by an own monotonic clock.
 
     Args:
@@ -127,12 +127,12 @@ class Watch:
         ttl: seconds of standstill that make a lease stale when its owner did not live to state its own.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL):
+    def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL_S):
         self._clock = clock
         self._ttl = ttl
         self._changed: dict[Storage, tuple[tuple[int, int], float]] = {}
 
-    def free(self, lease: Storage, seen: Seen | None) -> bool:
+    def free(self, lease: Storage, seen: LeaseState | None) -> bool:
         """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
         if seen is None or seen.released or seen.gone():
             return True
@@ -155,7 +155,7 @@ class Claim:
     def verify(self) -> None:
         """Raise ``LeaseLost`` unless this claim's owner still holds the lease."""
         try:
-            seen = look(self.lease, self.number)
+            seen = read_lease(self.lease, self.number)
         except OSError as error:
             raise LeaseLost(f"{self.lease}: the lease cannot be read ({error}), so nothing may be published") from error
         if seen is None or not self.is_of(seen):
@@ -164,7 +164,7 @@ class Claim:
         if seen.released:
             raise LeaseLost(f"{self.lease}: attempt {self.number} released the lease already")
 
-    def is_of(self, seen: Seen) -> bool:
+    def is_of(self, seen: LeaseState) -> bool:
         """Whether this claim's owner is the one that a look at the lease showed."""
         return (seen.number, seen.owner.get("token")) == (self.number, self.token)
 
@@ -190,7 +190,7 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, lease: Storage, owner: str, watch: Watch | None = None, ttl: float = TTL, above: int = 0
+        cls, lease: Storage, owner: str, watch: LeaseWatch | None = None, ttl: float = TTL_S, above: int = 0
     ) -> Lease | None:
         """Try once to take a lease; return None when somebody holds it or was faster.
 
@@ -203,8 +203,8 @@ class Lease:
 
         Raises OSError when the storage refuses.
         """
-        watch = watch or Watch()
-        seen = look(lease)
+        watch = watch or LeaseWatch()
+        seen = read_lease(lease)
         if not watch.free(lease, seen):
             return None
         claim = Claim(lease, max(0 if seen is None else seen.number, above) + 1, secrets.token_hex(8))
@@ -248,7 +248,7 @@ class Lease:
         self.release()
 
     def _write(self, state: str) -> None:
-        seen = look(self.claim.lease, self.claim.number)
+        seen = read_lease(self.claim.lease, self.claim.number)
         if seen is None or not self.claim.is_of(seen):
             self._stop.set()  # and the number may be another's by now, where somebody removed the leases by hand
             return

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from massive_sft.ledger.lease import Lease, Seen, look
+from massive_sft.ledger.lease import Lease, LeaseState, read_lease
 from massive_sft.ledger.storage import Storage
 
 CANCEL = "cancel.json"
@@ -32,12 +32,12 @@ class Run:
     name: str
     since: str
 
-    def ask_to_end(self, by: str) -> None:
+    def request_end(self, by: str) -> None:
         """Leave the wish that it ends; it looks about once a second. Raises OSError where nothing can be written."""
         if self.place.list():
             self.place.put(CANCEL, json.dumps({"schema": 1, "by": by}).encode())
 
-    def asked_to_end(self) -> bool:
+    def end_requested(self) -> bool:
         """Whether somebody left that wish."""
         try:
             self.place.get(CANCEL)
@@ -47,12 +47,12 @@ class Run:
 
     def is_live(self) -> bool:
         """Whether it still goes on, as far as can be seen from here."""
-        seen = look(self.place)
-        return seen is not None and seen.looks_live()
+        seen = read_lease(self.place)
+        return seen is not None and seen.seems_live()
 
 
 @contextmanager
-def registered(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
+def register_run(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
     """Let others see, while the block runs, that a run of a sweep goes on.
 
     What dead runs of any sweep left is removed: of this machine once they are gone, of others once they stood still
@@ -66,11 +66,11 @@ def registered(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
     """
     place = sweeps.at(f"{sweep}/runs/{secrets.token_hex(8)}")
     lease = Lease.acquire(place, owner)
-    seen = look(place)
+    seen = read_lease(place)
     if lease is None or seen is None:
         raise FileExistsError(f"{place}: is held by another run")
     for run, other in (found for name in sweeps.list() for found in _runs(sweeps.at(name.name))):
-        if other.released or not other.looks_live(seen.modified):
+        if other.released or not other.seems_live(seen.modified):
             with suppress(OSError):  # of another user, or somebody else removes it
                 run.place.delete("")
     try:
@@ -81,24 +81,24 @@ def registered(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
             place.delete("")  # a wish that comes in between is for a run that ended
 
 
-def live_runs(sweep: Storage) -> list[Run]:
+def find_live_runs(sweep: Storage) -> list[Run]:
     """Return the runs of a sweep that go on, as far as can be seen, the oldest first."""
-    return sorted((run for run, seen in _runs(sweep) if seen.looks_live()), key=lambda run: run.since)
+    return sorted((run for run, seen in _runs(sweep) if seen.seems_live()), key=lambda run: run.since)
 
 
-def possible_runs(sweep: Storage) -> list[Run]:
+def find_possible_runs(sweep: Storage) -> list[Run]:
     """Return the runs of a sweep of which it is not certain that they are over."""
     return [run for run, seen in _runs(sweep) if not (seen.released or seen.gone())]
 
 
-def _runs(sweep: Storage) -> Iterator[tuple[Run, Seen]]:
+def _runs(sweep: Storage) -> Iterator[tuple[Run, LeaseState]]:
     """Yield all registrations. One that is only half made holds no lease yet and is none."""
     for item in sweep.list("runs"):
         place = sweep.at(f"runs/{item.name}")
-        seen = look(place)
+        seen = read_lease(place)
         if seen is not None:
             yield _run(place, seen), seen
 
 
-def _run(place: Storage, seen: Seen) -> Run:
+def _run(place: Storage, seen: LeaseState) -> Run:
     return Run(place, str(seen.owner.get("name", "unknown")), str(seen.owner.get("since", "")))

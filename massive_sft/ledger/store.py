@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
-from massive_sft.core.fingerprint import ID_LENGTH, canonical, hash_file
+from massive_sft.core.fingerprint import ID_LENGTH, canonical_json, hash_file
 from massive_sft.core.sealed import seal, unseal
-from massive_sft.ledger import head
+from massive_sft.ledger import marker
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, Index, entry_of
-from massive_sft.ledger.lease import TTL, Claim, Lease, Watch, look
+from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch, read_lease
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.storage import Folder, Listed, Storage
@@ -56,7 +56,7 @@ class Ledger:
     def __init__(self, root: Path):
         self.storage: Storage = Folder(root)
         self.corrupt: dict[Path, str] = {}
-        self._watch = Watch()
+        self._watch = LeaseWatch()
         self._index = Index(self.storage.at("index"))
 
     @classmethod
@@ -76,9 +76,9 @@ class Ledger:
             )
         ledger = cls(Path(root).expanduser().absolute())
         if create:
-            head.prepare(ledger.storage, FOLDERS)
+            marker.prepare(ledger.storage, FOLDERS)
         else:
-            head.check(ledger.storage)
+            marker.check(ledger.storage)
         return ledger
 
     # Where things lie
@@ -131,12 +131,12 @@ class Ledger:
         """Return the folder of a cache: ``tokens``, ``requests`` or ``bases``."""
         return self.storage.local(f"cache/{kind}")
 
-    def homes(self) -> Iterator[Path]:
+    def lease_folders(self) -> Iterator[Path]:
         """Yield the folders of all trajectories and cells: what a lease guards each."""
         for kind in ("trajectories", "cells"):
             yield from (self.storage.local(f"{kind}/{name}") for name in self._ids(kind))
 
-    def lease_on(self, home: Path) -> Storage:
+    def lease_of(self, home: Path) -> Storage:
         """Return where the leases on a cell's or a trajectory's folder lie."""
         return self.storage.at(f"{home.relative_to(self.root).as_posix()}/lease")
 
@@ -159,7 +159,7 @@ class Ledger:
     def _write_once(self, key: str, content: Mapping[str, Any]) -> None:
         path = self.storage.local(key)
         try:
-            if _content(self.storage.get(key).data, str(path)) != json.loads(canonical(content)):
+            if _content(self.storage.get(key).data, str(path)) != json.loads(canonical_json(content)):
                 raise LedgerError(f"{path}: other content lies under this id; one id must mean one thing")
             return
         except FileNotFoundError:
@@ -187,7 +187,7 @@ class Ledger:
         record = record if record.error is None else record.model_copy(update={"error": redact(record.error)})
         data, prefix = dump_record(record), _cell(record.cell)
         newest = max((revision for revision, _ in self._revisions(prefix)), default=Revision())
-        ordered = claim is not None and claim.lease == self.lease_on(self.cell_dir(record.cell))
+        ordered = claim is not None and claim.lease == self.lease_of(self.cell_dir(record.cell))
         lease = claim.number if claim is not None and ordered else newest.lease
         if newest.lease > lease:
             raise LeaseLost(f"{self.root}/{prefix}: attempt {lease} lost the lease, {newest.name} was written since")
@@ -319,8 +319,8 @@ class Ledger:
         return {cell: state.status for cell, state in self.states(cells).items()}
 
     def _is_live(self, home: Path) -> bool:
-        seen = look(self.lease_on(home))
-        return seen is not None and seen.looks_live()
+        seen = read_lease(self.lease_of(home))
+        return seen is not None and seen.seems_live()
 
     def _try_to_index(self, write: Callable[[], None]) -> None:
         try:
@@ -340,7 +340,7 @@ class Ledger:
 
     # Attempts
 
-    def begin(self, trajectory: str, owner: str, ttl: float = TTL) -> Attempt | None:
+    def begin(self, trajectory: str, owner: str, ttl: float = TTL_S) -> Attempt | None:
         """Start an attempt at a trajectory, or return None while somebody else holds it.
 
         Never waits. An owner that died on another machine is noticed by calling this again on the same ``Ledger``.
@@ -353,15 +353,15 @@ class Ledger:
         place = self.storage.at(f"trajectories/{_checked(trajectory)}")
         return Attempt.begin(trajectory, place, owner, self._watch, ttl)
 
-    def lease_cell(self, cell: str, owner: str, ttl: float = TTL) -> Lease | None:
+    def lease_cell(self, cell: str, owner: str, ttl: float = TTL_S) -> Lease | None:
         """Take the lease on a cell, for work that is no training (scoring, measuring); None while another holds it."""
-        return self.lease_home(self.cell_dir(cell), owner, ttl)
+        return self.lease_folder(self.cell_dir(cell), owner, ttl)
 
-    def lease_home(self, home: Path, owner: str, ttl: float = TTL) -> Lease | None:
+    def lease_folder(self, home: Path, owner: str, ttl: float = TTL_S) -> Lease | None:
         """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
         revisions = self._revisions(home.relative_to(self.root).as_posix())
         above = max((revision.lease for revision, _ in revisions), default=0)
-        return Lease.acquire(self.lease_on(home), owner, self._watch, ttl, above)
+        return Lease.acquire(self.lease_of(home), owner, self._watch, ttl, above)
 
 
 def _cell(cell: str) -> str:

@@ -103,7 +103,7 @@ def _safetensors(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
-    return {name: partial(read, name) for name in weight_files.header(path)}
+    return {name: partial(read, name) for name in weight_files.read_header(path)}
 
 
 def _pytorch(path: Path) -> dict[str, Callable[[], torch.Tensor]]:

@@ -211,8 +211,8 @@ def _read(repository: Repository, names: Iterable[str]) -> list[str]:
     if repository.kind == "dataset":
         return wanted
     if weight_files.ADAPTER in wanted:
-        raise InvalidInput(Problem(repository.place, weight_files.NO_BASE, _name(repository)))
-    loaded = weight_files.chosen(wanted)
+        raise InvalidInput(Problem(repository.place, weight_files.IS_ADAPTER, _name(repository)))
+    loaded = weight_files.select(wanted)
     return [name for name in wanted if name in loaded or not name.endswith((".safetensors", ".bin", ".index.json"))]
 
 

@@ -24,7 +24,7 @@ from massive_sft.sweep.semantics import (
 )
 
 
-def remember(plan: Plan, ledger: Ledger) -> None:
+def save_last_plan(plan: Plan, ledger: Ledger) -> None:
     """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells.
 
     By it the other sweeps on the root know which snapshots it keeps.
@@ -36,7 +36,7 @@ def remember(plan: Plan, ledger: Ledger) -> None:
     write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
 
 
-def changes(plan: Plan) -> list[str]:
+def find_changes(plan: Plan) -> list[str]:
     """Return what differs from the sweep's last run, a line each; empty when nothing does or it never ran.
 
     Args:

@@ -16,25 +16,25 @@ from pydantic import ValidationError
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.files import read_json
-from massive_sft.core.fingerprint import FileHashes, canonical, digest, join
+from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
 from massive_sft.core.sealed import unseal
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger, State
-from massive_sft.planning.requirements import Requirement, Requirements, unmet
+from massive_sft.planning.requirements import Requirement, Requirements, find_unmet
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, locate
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.resources import Rules, layout
+from massive_sft.sweep.resources import ResourceRules, layout
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
-from massive_sft.sweep.yaml_errors import dotted
+from massive_sft.sweep.yaml_errors import format_location
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
-SETTLED = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
+FINAL_STATUSES = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories: control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators."""
 
@@ -50,13 +50,13 @@ class CellPlan:
 
     @property
     def is_done(self) -> bool:
-        return self.status in SETTLED and not self.unmet
+        return self.status in FINAL_STATUSES and not self.unmet
 
     def refreshed(self, record: Record | None) -> CellPlan:
         """Return the plan by the cell's newest record: somebody else may have worked on it since."""
         if record is None:
             return self
-        return replace(self, status=record.status, unmet=unmet(self.requirements, record.status, record.answers))
+        return replace(self, status=record.status, unmet=find_unmet(self.requirements, record.status, record.answers))
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def read_lock(root: Path, name: str) -> Commits:
         return Commits()
     except ValidationError as error:
         first = error.errors()[0]
-        raise Corrupt(f"{path}: is no lock file ({dotted(first['loc'])}: {first['msg']}); remove it") from error
+        raise Corrupt(
+            f"{path}: is no lock file ({format_location(first['loc'])}: {first['msg']}); remove it"
+        ) from error
 
 
 def make_plan(sweep: Sweep) -> Plan:
@@ -171,7 +173,7 @@ def make_plan(sweep: Sweep) -> Plan:
     cells = make_cells(sweep, contents)
     requirements = Requirements(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root)}
-    rules = Rules(sweep)
+    rules = ResourceRules(sweep)
     runs = [_run_plan(sweep, root, run, plans, rules) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
@@ -201,10 +203,12 @@ def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterabl
     states = ledger.states(trajectories) if ledger else {}
     for cell in cells.cells:
         wanted, state = requirements.of(cell), states.get(cell.id, State(Status.WAITING))
-        yield CellPlan(cell, state.status, wanted, unmet(wanted, state.status, state.answers))
+        yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers))
 
 
-def _run_plan(sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: Rules) -> RunPlan:
+def _run_plan(
+    sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: ResourceRules
+) -> RunPlan:
     cells = tuple(plans[cell.id] for cell in run.cells)
     samples, tokens = _cached_counts(root, run.recipe)
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
@@ -272,7 +276,7 @@ def token_key(recipe: Recipe) -> str:
     }
     tokenizer = json.loads(recipe.parts["base"])["tokenizer"]
     parts = {key: recipe.parts[key] for key in ("data", "train_semantics")}
-    return digest(join({**parts, "text": canonical(text), "tokenizer": canonical(tokenizer)}))
+    return digest(join_canonical({**parts, "text": canonical_json(text), "tokenizer": canonical_json(tokenizer)}))
 
 
 def perplexity_key(recipe: Recipe) -> str:
@@ -291,7 +295,7 @@ def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
         return None, None
 
 
-def require_settled(plan: Plan) -> None:
+def require_local_files(plan: Plan) -> None:
     """Refuse to run while local files are missing. Raises InvalidInput with all of them."""
     if plan.missing:
         raise InvalidInput(plan.missing)

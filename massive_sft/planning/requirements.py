@@ -50,7 +50,9 @@ class Requirement:
         return self.measure or self.id.split()[0]
 
 
-def unmet(requirements: Iterable[Requirement], status: Status, answers: Collection[str]) -> tuple[Requirement, ...]:
+def find_unmet(
+    requirements: Iterable[Requirement], status: Status, answers: Collection[str]
+) -> tuple[Requirement, ...]:
     """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""
     if status in (Status.DIVERGED, Status.PRUNED):
         return ()

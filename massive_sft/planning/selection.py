@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.sweep.cell import Coordinates
 
-PLACE = "--where"
+OPTION = "--where"
 IDS = ("cell", "trajectory")
 KEYS = (*Coordinates._fields, "status", *IDS)
 # How a coordinate without a value is written.
@@ -52,7 +52,7 @@ class Where:
         return all(condition(plan) for condition in self.conditions)
 
 
-def parse(text: str | None) -> Where:
+def parse_where(text: str | None) -> Where:
     """Return the conditions in ``text``; without a text, those that every cell meets.
 
     Raises:
@@ -105,13 +105,13 @@ def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Condi
 
 
 def _unreadable(rule: str, text: str, position: int, choices: Iterable[str] = ()) -> Problem:
-    return Problem(f"{PLACE}, character {position + 1}", rule, text[position:], tuple(choices))
+    return Problem(f"{OPTION}, character {position + 1}", rule, text[position:], tuple(choices))
 
 
 def _problems(condition: Condition) -> Iterable[Problem]:
-    place = f"{PLACE}: {condition.key}"
+    place = f"{OPTION}: {condition.key}"
     if condition.key not in KEYS:
-        yield Problem(PLACE, "unknown key", condition.key, KEYS)
+        yield Problem(OPTION, "unknown key", condition.key, KEYS)
     for value in condition.values:
         if condition.key == "status" and value.upper() not in Status.__members__:
             yield Problem(place, "must be a status", value, tuple(Status.__members__))
@@ -142,7 +142,7 @@ def _is(plan: CellPlan, key: str, value: str) -> bool:
     return text == (value.upper() if key == "status" else value)
 
 
-def narrow(plan: Plan, where: Where) -> Plan:
+def select_cells(plan: Plan, where: Where) -> Plan:
     """Return the plan with the matching cells alone, and the runs that have one.
 
     A run keeps its whole trajectory: it is trained as the sweep says, so that its other cells find it trained.
@@ -165,4 +165,4 @@ def _foreign(plan: Plan, condition: Condition) -> Iterable[Problem]:
     for value in condition.values:
         if not any(_is(plan_of, condition.key, value) for plan_of in plan.cells):
             known = () if condition.key in IDS else tuple({_text(item, condition.key): None for item in plan.cells})
-            yield Problem(f"{PLACE}: {condition.key}", "no cell of the sweep has it", value, known)
+            yield Problem(f"{OPTION}: {condition.key}", "no cell of the sweep has it", value, known)

@@ -10,10 +10,10 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.stop import Stop
 from massive_sft.cost.learn import learn
 from massive_sft.ledger.lease import this_process
-from massive_sft.ledger.requirements import announce
-from massive_sft.ledger.runs import Run, registered
+from massive_sft.ledger.run_requirements import publish_requirements
+from massive_sft.ledger.runs import Run, register_run
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.changes import remember
+from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
@@ -54,7 +54,7 @@ def checked(plan: Plan, whole: Plan, tell: Callable[[str], None], warn: Callable
     """
     with _announced(plan) as run:
         require_runnable(plan, tell, warn)
-        remember(whole, Ledger.open(plan.root))
+        save_last_plan(whole, Ledger.open(plan.root))
         yield run
 
 
@@ -85,7 +85,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
 
     try:
         mirror.artifact(plan.sweep.path)
-        with stop.heeding(run.asked_to_end, progress.say):
+        with stop.handle_signals(run.end_requested, progress.say):
             progress.say(f"tracker: {mirror.uri}")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop)
         after = make_plan(plan.sweep)
@@ -109,8 +109,8 @@ def _announced(plan: Plan) -> Iterator[Run]:
     except InvalidInput:
         require_runnable(plan)  # says so with everything else
         raise
-    with registered(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
-        announce(run, wants(plan))
+    with register_run(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
+        publish_requirements(run, wants(plan))
         yield run
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from massive_sft.core.errors import Interrupted, LeaseLost, in_words
+from massive_sft.core.errors import Interrupted, LeaseLost, describe_error
 from massive_sft.ledger.provenance import redact
 
 # Where nothing more can be written, the others would do their work for nothing.
@@ -31,7 +31,7 @@ def contained(missing: MutableMapping[str, str], name: str, folder: Path) -> Ite
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise
         leave_traceback(folder, error)
-        missing[name] = redact(in_words(error))
+        missing[name] = redact(describe_error(error))
 
 
 def leave_traceback(folder: Path, error: Exception) -> None:
@@ -44,4 +44,4 @@ def leave_traceback(folder: Path, error: Exception) -> None:
 
 def sentence(error: Exception) -> str:
     """Return an error as a record keeps it."""
-    return f"{type(error).__name__}: {error}" if str(error).strip() else in_words(error)
+    return f"{type(error).__name__}: {error}" if str(error).strip() else describe_error(error)

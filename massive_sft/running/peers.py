@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from massive_sft.ledger.index import Entry
-from massive_sft.ledger.lease import Lease, Watch, look, this_process
+from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease, this_process
 from massive_sft.ledger.record import Revision, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
-from massive_sft.planning.requirements import unmet
+from massive_sft.planning.requirements import find_unmet
 from massive_sft.running.events import CellRecorded, CellSkipped, Listen, RunEvent
 from massive_sft.running.trial import retain
 
@@ -22,7 +22,7 @@ POLL_S = 1.0  # seconds between looks at what others hold
 
 
 def wants(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Return what a plan asks of each cell that is not done, as ``ledger.requirements`` takes it."""
+    """Return what a plan asks of each cell that is not done, as ``ledger.run_requirements`` takes it."""
     return {cell.cell.id: tuple(item.id for item in cell.unmet) for cell in plan.cells if not cell.is_done}
 
 
@@ -72,7 +72,7 @@ class _Peers:
     say: Callable[[str], None]
     held: dict[str, Revision] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
-    _watch: Watch = field(default_factory=Watch)
+    _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _named: frozenset[str] = frozenset()
 
     def hear(self, event: RunEvent) -> None:
@@ -115,8 +115,8 @@ class _Peers:
         """Yield who holds a cell or its training. A lease that its owner left standing is given back in its name."""
         homes = [self.ledger.cell_dir(cell.cell.id)]
         homes += [self.ledger.trajectory_dir(cell.cell.recipe.id)] if cell.cell.recipe else []
-        for lease in map(self.ledger.lease_on, homes):
-            seen = look(lease)
+        for lease in map(self.ledger.lease_of, homes):
+            seen = read_lease(lease)
             if seen is None or seen.released or seen.gone():
                 continue
             taken = Lease.acquire(lease, this_process(), self._watch) if self._watch.free(lease, seen) else None
@@ -129,7 +129,7 @@ class _Peers:
 def _now(cell: CellPlan, entry: Entry | None) -> CellPlan:
     if entry is None:
         return cell
-    return replace(cell, status=entry.status, unmet=unmet(cell.requirements, entry.status, entry.answers))
+    return replace(cell, status=entry.status, unmet=find_unmet(cell.requirements, entry.status, entry.answers))
 
 
 def _only(plan: Plan, cells: Collection[CellPlan]) -> Plan:

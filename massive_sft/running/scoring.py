@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, in_words
+from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, describe_error
 from massive_sft.evaluation.build import Prepared, prepare
 from massive_sft.evaluation.ends import end_tokens
 from massive_sft.evaluation.protocol import ScoreCache
@@ -107,7 +107,7 @@ class _Loaded:
                 raise
             except Exception as error:  # noqa: BLE001 - of transformers, of a model's own code, of the device
                 # Kept as text: the exception would hold the tensors that did not fit.
-                self._failed[what] = f"the {what} cannot be loaded: {in_words(error)}"
+                self._failed[what] = f"the {what} cannot be loaded: {describe_error(error)}"
         if what in self._failed:
             raise Unsupported(self._failed[what])
         return self._made[what]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.last_plan import snapshot_keepers
+from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.provenance import capture
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.requirements import lacks
+from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
@@ -24,7 +24,7 @@ from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed,
 from massive_sft.running.failures import leave_traceback, sentence
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.sweep.running import KeepSnapshots
+from massive_sft.sweep.execution import KeepSnapshots
 from massive_sft.training.events import Event, SnapshotPublished
 
 
@@ -147,7 +147,7 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
     Those that another sweep's policy keeps, by its last run, stay.
     """
     for cell in run.cells:
-        if is_kept(run, cell.cell.epoch, policy) or snapshot_keepers(ledger.sweeps, cell.cell.id):
+        if is_kept(run, cell.cell.epoch, policy) or sweeps_keeping_snapshot(ledger.sweeps, cell.cell.id):
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and _is_settled(record, ledger):
@@ -155,5 +155,5 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
 
 
 def _is_settled(record: Record, ledger: Ledger) -> bool:
-    answered = record.status is Status.COMPLETE and not lacks(ledger.sweeps, record.cell, record.answers)
+    answered = record.status is Status.COMPLETE and not is_still_required(ledger.sweeps, record.cell, record.answers)
     return answered or record.status is Status.DIVERGED

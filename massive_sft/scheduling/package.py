@@ -19,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from pathspec import GitIgnoreSpec
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.files import size_text
+from massive_sft.core.files import format_bytes
 
 MOST_BYTES = 500_000_000  # Ray's own limit, on the zip file, is 512 MiB, and its head keeps every package in memory
 LISTED = 5  # largest entries that a refusal names
@@ -55,7 +55,7 @@ class Tree:
         return path.is_relative_to(self.root) and path.relative_to(self.root).as_posix() in self.files
 
     def __str__(self) -> str:
-        return f"{len(self.files):,} files, {size_text(self.size)}"
+        return f"{len(self.files):,} files, {format_bytes(self.size)}"
 
 
 def find_tree(folder: Path) -> Tree:
@@ -66,8 +66,8 @@ def find_tree(folder: Path) -> Tree:
         return tree
     _walk(tree, tree.root, _rules_above(tree.root), (tree.root,))
     if tree.size > MOST_BYTES:
-        largest = ", ".join(f"{name} ({size_text(size)})" for name, size in _largest(tree))
-        rule = f"must hold at most {size_text(MOST_BYTES)}, not {tree}: ignore or move the largest, {largest}"
+        largest = ", ".join(f"{name} ({format_bytes(size)})" for name, size in _largest(tree))
+        rule = f"must hold at most {format_bytes(MOST_BYTES)}, not {tree}: ignore or move the largest, {largest}"
         tree.problems.append(Problem(str(tree.root), rule))
     return tree
 

@@ -13,7 +13,7 @@ from massive_sft.scheduling.package import Tree
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.content import CODE, TOKENIZER
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.paths import expand, local_places
+from massive_sft.sweep.paths import expand_variables, local_candidates
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
 CONFIGURATION = ("config.json", "generation_config.json")  # of a model, beside its weights
@@ -43,7 +43,9 @@ class _Paths:
         file = self.sweep.file
         for name, model in file.models.items():
             read = (*TOKENIZER, *(CODE if model.trust_remote_code else ()))
-            yield from self._input(model.path, f"models.{name}.path", (*CONFIGURATION, *read), weight_files.with_index)
+            yield from self._input(
+                model.path, f"models.{name}.path", (*CONFIGURATION, *read), weight_files.find_with_index
+            )
             yield from self._input(model.tokenizer, f"models.{name}.tokenizer", read)
         for name, dataset in file.datasets.items():
             for below in dataset.files or ("",) if dataset.path is not None else ():
@@ -128,7 +130,7 @@ class _Paths:
         for text in texts:
             if text.startswith("!function "):
                 text = text.split()[1].rpartition(".")[0] + ".py"
-            start, name = next(iter(local_places(text, task.parent)), (task.parent, ""))
+            start, name = next(iter(local_candidates(text, task.parent)), (task.parent, ""))
             named = Path(os.path.abspath(start / name))
             if ON_CLUSTER in text or not os.path.isfile(named):  # which takes a name of any length
                 continue
@@ -142,7 +144,7 @@ class _Paths:
     def _storage(self, text: str) -> Iterator[Problem]:
         """Check where results go. A default in ``${NAME:-default}`` counts, for the cluster may not set NAME."""
         try:
-            default = expand(text, {})
+            default = expand_variables(text, {})
         except KeyError:
             default = "/" if text.startswith(ON_CLUSTER) else text
         is_declared = text.startswith(ON_CLUSTER) and default.startswith(("/", "~"))

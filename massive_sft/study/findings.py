@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massive_sft.ledger.cautions import FLOORS
+from massive_sft.ledger.record_warnings import ROUNDING_FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary
 
@@ -86,11 +86,11 @@ def _partial(cells: pd.DataFrame, scores: pd.DataFrame) -> list[Finding]:
 
 
 def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
-    lost = cells[(cells["rounding_floor"] > 0) & (cells["layer_change"] < FLOORS * cells["rounding_floor"])]
+    lost = cells[(cells["rounding_floor"] > 0) & (cells["layer_change"] < ROUNDING_FLOORS * cells["rounding_floor"])]
     found = []
     for (model, setting), rows in lost.groupby(["model", "setting"]):
         text = f"{model} {setting}: {len(rows)} cells have a layer change ({rows['layer_change'].min():.2g} at least) "
-        text += f"below {FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
+        text += f"below {ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
         text += "their training may be too small for the precision that weights are stored in"
         found.append(Finding("rounding", text, tuple(rows["cell"])))
     return found

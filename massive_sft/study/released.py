@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.values import MOST
+from massive_sft.sweep.field_types import MAX_COUNT
 
 KEYS = ("model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch")
 INDEX = ("", "Unnamed: 0")
@@ -265,8 +265,8 @@ def _coordinates(texts: Mapping[str, str], refuse: _Refuse) -> Coordinates | Non
 
 def _whole(name: str, text: str, base: bool, refuse: _Refuse) -> int | None:
     number = _number(text)
-    if number is None or number != int(number) or (number != 0 if base else not 1 <= number <= MOST):
-        rule = "must be 0 in a base model's row" if base else f"must be a whole number from 1 to {MOST:,}"
+    if number is None or number != int(number) or (number != 0 if base else not 1 <= number <= MAX_COUNT):
+        rule = "must be 0 in a base model's row" if base else f"must be a whole number from 1 to {MAX_COUNT:,}"
         refuse(name, rule, text)
         return None
     return int(number)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.fingerprint import canonical, digest, join
+from massive_sft.core.fingerprint import canonical_json, digest, join_canonical
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.identity import schedule_content, setting_content
@@ -104,7 +104,9 @@ class Cell:
         """The unit of comparison: the cell without its seed."""
         if self.recipe is None:
             return self.id
-        return digest(join({"condition": canonical(self.recipe.condition), "epoch": canonical(self.epoch)}))
+        return digest(
+            join_canonical({"condition": canonical_json(self.recipe.condition), "epoch": canonical_json(self.epoch)})
+        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class _Maker:
         ):
             model, content = self._model(name)
             coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
-            identity = digest(join({"base": content, "epoch": "0", "method": '"none"'}))
+            identity = digest(join_canonical({"base": content, "epoch": "0", "method": '"none"'}))
             yield Cell(identity, coordinates, ("base",), model, content, None)
 
     def unused_excludes(self) -> Iterator[Problem]:
@@ -200,7 +202,7 @@ class _Maker:
     def _model(self, name: str) -> tuple[Model, str]:
         if name not in self.models:
             declared, place = self.sweep.file.models[name], f"models.{name}"
-            content = canonical(self.contents.model(declared, place))
+            content = canonical_json(self.contents.model(declared, place))
             self.models[name] = (self.contents.resolve_model(declared, place), content)
         return self.models[name]
 
@@ -212,17 +214,17 @@ class _Maker:
             for part in mixture.parts:
                 place = f"datasets.{part.name}"
                 rows = self.contents.dataset(part.dataset, place)
-                if (other := named.setdefault(canonical(rows), part.name)) != part.name:
+                if (other := named.setdefault(canonical_json(rows), part.name)) != part.name:
                     self._refuse_equal_rows(mixture, part.name, other)
                 content = rows | {"count": part.count}
                 resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
-                keyed.append((canonical(content), resolved))
+                keyed.append((canonical_json(content), resolved))
             keyed.sort(key=lambda item: item[0])
             resolved_mixture = mixture.model_copy(update={"parts": tuple(part for _, part in keyed)})
-            text = join(
+            text = join_canonical(
                 {
                     "parts": "[" + ",".join(text for text, _ in keyed) + "]",
-                    "sample_seed": canonical(mixture.sample_seed),
+                    "sample_seed": canonical_json(mixture.sample_seed),
                 }
             )
             self.mixtures[mixture.key] = (resolved_mixture, text)
@@ -240,13 +242,13 @@ class _Maker:
         parts = {
             "base": base_content,
             "data": data_content,
-            "setting": canonical(setting_content(variant.setting)),
-            "schedule": canonical(schedule_content(schedule, horizon)),
-            "train_semantics": canonical(TRAIN_SEMANTICS),
+            "setting": canonical_json(setting_content(variant.setting)),
+            "schedule": canonical_json(schedule_content(schedule, horizon)),
+            "train_semantics": canonical_json(TRAIN_SEMANTICS),
         }
-        condition = digest(join(parts))
-        parts["seed"] = canonical(variant.setting.seed)
-        identity = digest(join(parts))
+        condition = digest(join_canonical(parts))
+        parts["seed"] = canonical_json(variant.setting.seed)
+        identity = digest(join_canonical(parts))
         return Recipe(
             identity, condition, parts, model, base, resolved, variant.name, variant.setting, schedule, horizon
         )
@@ -264,7 +266,7 @@ class _Maker:
             seed=recipe.setting.seed,
             variant=variant.label,
         )
-        identity = digest(join({**recipe.parts, "epoch": canonical(epoch)}))
+        identity = digest(join_canonical({**recipe.parts, "epoch": canonical_json(epoch)}))
         return Cell(identity, coordinates, (block,), recipe.model, recipe.parts["base"], recipe)
 
     def _excluded(self, index: int, excludes: list[tuple[int, Exclude]], epoch: int) -> bool:

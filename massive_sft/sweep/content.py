@@ -16,8 +16,8 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import weight_files
-from massive_sft.sweep.identity import hashed
-from massive_sft.sweep.paths import expand
+from massive_sft.sweep.identity import entry_content
+from massive_sft.sweep.paths import expand_variables
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.sweep.task_content import TaskContent
 
@@ -65,7 +65,7 @@ def locate(text: str, folder: Path, place: str) -> Path:
         InvalidInput: when a ``${NAME}`` in it is not set, nothing is left of it, or its ``~user`` is unknown.
     """
     try:
-        expanded = expand(text)
+        expanded = expand_variables(text)
     except KeyError as error:
         rule = f"needs the environment variable {error.args[0]}, which is not set"
         raise InvalidInput(Problem(place, rule, text)) from None
@@ -87,7 +87,7 @@ class Contents:
         commits: what hub revisions are pinned to.
         unpinned: hub revisions that are no commit, by place: a warning, for the ids that hang on them are provisional.
         missing: local files that are not there and variables that are not set, by place. Planning goes on with a
-            stand-in, running is refused (``planning.plan.require_settled``).
+            stand-in, running is refused (``planning.plan.require_local_files``).
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class Contents:
             tokenizer = self._folder(str(model.path), (*TOKENIZER, *code), f"{place}.path")
         if model.tokenizer is not None:
             tokenizer = self._folder(model.tokenizer, (*TOKENIZER, *code), f"{place}.tokenizer")
-        content = hashed(model, but=("hub", "path", "revision", "tokenizer", "trust_remote_code"))
+        content = entry_content(model, but=("hub", "path", "revision", "tokenizer", "trust_remote_code"))
         # A local folder's code is hashed; of a commit of the hub, the same files run other code where it is trusted.
         trusted = {"trusted": True} if model.hub is not None and model.trust_remote_code else {}
         return content | {"weights": weights, "tokenizer": tokenizer} | trusted
@@ -136,11 +136,13 @@ class Contents:
             }
         else:
             source = {"files": self._data_files(dataset, f"{place}.path")}
-        columns = hashed(dataset.mapping)
+        columns = entry_content(dataset.mapping)
         mapping = {key: value for key, value in columns.items() if value is not None}
         if dataset.mapping.messages is not None:
             mapping["turns"] = dataset.turns
-        return hashed(dataset, but=("hub", "path", "revision", "subset", "split", "files", "format", "turns")) | {
+        return entry_content(
+            dataset, but=("hub", "path", "revision", "subset", "split", "files", "format", "turns")
+        ) | {
             "source": source,
             "columns": mapping,
             "filter": filters.content(dataset.filter),

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from massive_sft.core.errors import Problem
+from massive_sft.sweep.field_types import Epochs, OneOrMore, Positive, Strings
 from massive_sft.sweep.schema import Schedule
 from massive_sft.sweep.setting import FIELDS, Variant, field_value, field_values
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.strict import Strict
-from massive_sft.sweep.values import Epochs, OneOrMore, Positive, Strings
-from massive_sft.sweep.yaml_errors import Location, problems_of
+from massive_sft.sweep.strict_model import StrictModel
+from massive_sft.sweep.yaml_errors import Location, to_problems
 
 
-class Coordinates(Strict):
+class Coordinates(StrictModel):
     """What an exclude may name beside the fields of a setting: one value or several.
 
     ``size`` is ``all`` for a mixture of all rows; ``schedule`` a schedule's name or its label.
@@ -86,5 +86,5 @@ def parse_exclude(written: Mapping[str, Any], where: Callable[[Location], str]) 
             {key: value if value is not None else [None] for key, value in named.items()}
         )
     except ValidationError as error:
-        problems += problems_of(error, Coordinates, where)
+        problems += to_problems(error, Coordinates, where)
     return Exclude(written, coordinates, fields), problems

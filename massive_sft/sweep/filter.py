@@ -6,22 +6,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-REFUSED = "not"  # the key under which a filter maps columns to the values they may not hold
+NOT = "not"  # the key under which a filter maps columns to the values they may not hold
 
 
-def plain(value: Any) -> str | None:
+def comparable(value: Any) -> str | None:
     """Return the text by which filters compare: 1 equals "1", true equals "true", null only null."""
     if value is None:
         return None
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check(rules: dict[str, Any]) -> dict[str, Any]:
+def validate(rules: dict[str, Any]) -> dict[str, Any]:
     """Return a well-formed filter unchanged. Raises ValueError."""
-    refused = rules.get(REFUSED, {})
+    refused = rules.get(NOT, {})
     if not isinstance(refused, Mapping):
-        raise ValueError(f"{REFUSED} must map columns to the refused values")
-    for column, values in [*((key, rules[key]) for key in rules if key != REFUSED), *refused.items()]:
+        raise ValueError(f"{NOT} must map columns to the refused values")
+    for column, values in [*((key, rules[key]) for key in rules if key != NOT), *refused.items()]:
         listed = values if isinstance(values, (list, tuple)) else [values]
         if not isinstance(column, str) or not listed or not all(map(_is_scalar, listed)):
             raise ValueError(f"{column} must be text, a number, true, false, null, or a list of these (quote a date)")
@@ -34,12 +34,12 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
-def conditions(rules: Mapping[str, Any]) -> dict[tuple[str, bool], frozenset[str | None]]:
+def parse(rules: Mapping[str, Any]) -> dict[tuple[str, bool], frozenset[str | None]]:
     """Return a checked filter's values by (column, whether they are accepted or refused)."""
-    accepted = {(column, True): values for column, values in rules.items() if column != REFUSED}
-    refused = {(column, False): values for column, values in rules.get(REFUSED, {}).items()}
+    accepted = {(column, True): values for column, values in rules.items() if column != NOT}
+    refused = {(column, False): values for column, values in rules.get(NOT, {}).items()}
     return {
-        key: frozenset(map(plain, values if isinstance(values, (list, tuple)) else [values]))
+        key: frozenset(map(comparable, values if isinstance(values, (list, tuple)) else [values]))
         for key, values in (accepted | refused).items()
     }
 
@@ -47,7 +47,7 @@ def conditions(rules: Mapping[str, Any]) -> dict[tuple[str, bool], frozenset[str
 def content(rules: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checked filter's identity, in which different spellings of one filter are equal."""
     found: dict[str, Any] = {}
-    for (column, accepted), values in conditions(rules).items():
-        below = found if accepted else found.setdefault(REFUSED, {})
+    for (column, accepted), values in parse(rules).items():
+        below = found if accepted else found.setdefault(NOT, {})
         below[column] = sorted(values, key=repr)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.sweep import semantics, template
 from massive_sft.sweep.schema import Schedule, Setting, TemplateText
-from massive_sft.sweep.strict import Strict
+from massive_sft.sweep.strict_model import StrictModel
 
 # Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
 HASHED: dict[str, frozenset[str]] = {
@@ -56,25 +56,25 @@ UNHASHED: dict[str, frozenset[str]] = {
 NEUTRAL: dict[str, dict[str, Any]] = {"Optimizer": {"decay": "all"}}
 
 
-def hashed(entry: Strict, but: Collection[str] = ()) -> dict[str, Any]:
+def entry_content(entry: StrictModel, but: Collection[str] = ()) -> dict[str, Any]:
     """Return an entry's hashed fields with every default written out, entries within it likewise.
 
-    Left out are fields that have no effect beside the others' values (``Strict.idle``) and later fields that have their
-    neutral value.
+    Left out are fields that have no effect beside the others' values (``StrictModel.unused_fields``) and later fields
+    that have their neutral value.
 
     Args:
         but: fields that the caller renders: a path as the content it leads to.
     """
     kind = type(entry).__name__
     neutral = NEUTRAL.get(kind, {})
-    left_out = {*but, *entry.idle, *(name for name, value in neutral.items() if getattr(entry, name) == value)}
+    left_out = {*but, *entry.unused_fields, *(name for name, value in neutral.items() if getattr(entry, name) == value)}
     values = {name: getattr(entry, name) for name in HASHED[kind] - left_out}
-    return {name: hashed(value) if isinstance(value, Strict) else value for name, value in values.items()}
+    return {name: entry_content(value) if isinstance(value, StrictModel) else value for name, value in values.items()}
 
 
 def setting_content(setting: Setting) -> dict[str, Any]:
     """Return a setting's identity, less its seed: every default written out, LoRA fields only for LoRA."""
-    content = hashed(setting, but=("seed", "template")) | {"template": template_content(setting)}
+    content = entry_content(setting, but=("seed", "template")) | {"template": template_content(setting)}
     if "lora" in content and isinstance(setting.lora.targets, tuple):
         content["lora"]["targets"] = sorted(set(setting.lora.targets))
     if setting.method == "lora":
@@ -85,12 +85,12 @@ def setting_content(setting: Setting) -> dict[str, Any]:
 def template_content(setting: Setting) -> dict[str, Any]:
     """Return a template's identity: its text, so that renaming one changes nothing."""
     if isinstance(setting.template, TemplateText):
-        return hashed(setting.template)
+        return entry_content(setting.template)
     if setting.template == template.CHAT:
         return {"chat": True, **semantics.chat()}
-    return hashed(TemplateText(prompt=template.PROMPTS[setting.template]))
+    return entry_content(TemplateText(prompt=template.PROMPTS[setting.template]))
 
 
 def schedule_content(schedule: Schedule, horizon: int) -> dict[str, Any]:
     """Return a schedule's identity, less what it ignores: a constant one has no horizon and no end."""
-    return hashed(schedule) | ({} if schedule.name == "constant" else {"horizon": horizon})
+    return entry_content(schedule) | ({} if schedule.name == "constant" else {"horizon": horizon})

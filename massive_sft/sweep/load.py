@@ -16,14 +16,14 @@ from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
 from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.texts import text_problems
+from massive_sft.sweep.text_checks import text_problems
 from massive_sft.sweep.unused import unused_problems
-from massive_sft.sweep.yaml_errors import Location, dotted, errors_of, problems_of
+from massive_sft.sweep.yaml_errors import Location, format_location, independent_errors, to_problems
 from massive_sft.sweep.yaml_file import merge, read_yaml, with_text_keys
 
-BUILT_IN_SET = "all"
+ALL_MODELS = "all"
 TABLE = "table.json"  # what stands for a sweep file where a table was imported (study.imported)
-MOST_CELLS = 200_000  # that a sweep's blocks may cross to: planning takes about 10 kB and 0.2 ms for each
+MAX_CELLS = 200_000  # that a sweep's blocks may cross to: planning takes about 10 kB and 0.2 ms for each
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     """
 
     def where(location: Location) -> str:
-        return f"{path}: {dotted(location)}".removesuffix(": ")
+        return f"{path}: {format_location(location)}".removesuffix(": ")
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(where(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
@@ -93,8 +93,8 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     try:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
-        problems += problems_of(error, SweepFile, where)
-        broken = {item["loc"][:2] for item in errors_of(error)}
+        problems += to_problems(error, SweepFile, where)
+        broken = {item["loc"][:2] for item in independent_errors(error)}
         try:
             file = SweepFile.model_validate(_without(raw, broken))
         except ValidationError:
@@ -113,8 +113,8 @@ NAMED_IN = {
     "schedule": (),
 }
 # What the second look puts in place of broken sections that it cannot do without.
-STAND_INS: dict[str, Any] = {"schema": 1, "name": "unnamed", "storage": {"root": "."}}
-EMPTY: dict[str, Any] = {"models": {}, "datasets": {}, "mixtures": {}, "settings": {}, "blocks": []}
+PLACEHOLDERS: dict[str, Any] = {"schema": 1, "name": "unnamed", "storage": {"root": "."}}
+EMPTY_SECTIONS: dict[str, Any] = {"models": {}, "datasets": {}, "mixtures": {}, "settings": {}, "blocks": []}
 
 
 def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
         else:
             kept[section] = value
     broken = {place[0] for place in places}
-    return EMPTY | kept | {section: value for section, value in STAND_INS.items() if section in broken}
+    return EMPTY_SECTIONS | kept | {section: value for section, value in PLACEHOLDERS.items() if section in broken}
 
 
 def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[int]:
@@ -141,7 +141,7 @@ def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[i
 
 def find_models(names: Iterable[str], file: SweepFile) -> list[str]:
     """Return model names with sets expanded, each once, in the order given."""
-    sets = {BUILT_IN_SET: tuple(file.models), **file.model_sets}
+    sets = {ALL_MODELS: tuple(file.models), **file.model_sets}
     return list(dict.fromkeys(model for name in names for model in sets.get(name, (name,))))
 
 
@@ -169,7 +169,7 @@ class _Names:
             self.suspect.update(self._written("datasets"))
         self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
         self.valid = {
-            "model": [*self._written("models"), *self._written("model_sets"), BUILT_IN_SET],
+            "model": [*self._written("models"), *self._written("model_sets"), ALL_MODELS],
             "mixture": [*file.mixtures.entries, *{item.name for group in self.groups.values() for item in group}],
             "setting": self.settings.names,
             "schedule": [*SCHEDULES, *{one.label: None for block in file.blocks for one in block.schedule}],
@@ -212,12 +212,12 @@ class _Names:
 
     def _model_sets(self) -> None:
         models = self._written("models")
-        if BUILT_IN_SET in models:
+        if ALL_MODELS in models:
             rule = "is taken: it stands for all models; give the model another name"
-            self.problems.append(Problem(self.where(("models",)), rule, BUILT_IN_SET))
+            self.problems.append(Problem(self.where(("models",)), rule, ALL_MODELS))
         for name, members in self.file.model_sets.items():
             place = self.where(("model_sets", name))
-            if name == BUILT_IN_SET or name in models:
+            if name == ALL_MODELS or name in models:
                 self.problems.append(Problem(place, "is taken: 'all' is built in, a model's name is a model", name))
             unknown = [item for item in members if item not in models]
             if "models" not in self.broken_sections:
@@ -227,12 +227,12 @@ class _Names:
         """Whether the blocks cross to as many cells as can be planned; counted, for making them would take too long."""
         counts = {block.name: self._crossed(block) for block in self.file.blocks}
         total = sum(counts.values())
-        if total > MOST_CELLS:
+        if total > MAX_CELLS:
             most = sorted(counts, key=lambda name: -counts[name])[:5]
             told = ", ".join(f"{name} {counts[name]:,}" for name in most)
-            rule = f"cross to {total:,} cells before excludes ({told}), more than {MOST_CELLS:,}; split the sweep"
+            rule = f"cross to {total:,} cells before excludes ({told}), more than {MAX_CELLS:,}; split the sweep"
             self.problems.append(Problem(self.where(("blocks",)), rule))
-        return total <= MOST_CELLS
+        return total <= MAX_CELLS
 
     def _crossed(self, block: Block) -> int:
         mixtures = {item.key for name in block.mixture for item in find_mixtures(name, self.groups)}

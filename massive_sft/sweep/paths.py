@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
+def expand_variables(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Replace ``${NAME}`` and ``${NAME:-default}`` by the environment's values.
 
     Raises:
@@ -25,7 +25,7 @@ def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
 
 
-def local_places(text: str, folder: Path) -> list[tuple[Path, str]]:
+def local_candidates(text: str, folder: Path) -> list[tuple[Path, str]]:
     """Return where the readers of a task file's data may look for what it names: (start, path or pattern), in order.
 
     That is beside the task file, then in the working folder; there alone for the path within a URL of ``fsspec``:
@@ -38,7 +38,7 @@ def local_places(text: str, folder: Path) -> list[tuple[Path, str]]:
     if not text or "\n" in text or "\0" in text or len(text) > 1024:
         return []
     try:
-        expanded = expand(text)
+        expanded = expand_variables(text)
         bare = re.sub(r"^(file|local):(//)?", "", expanded.rpartition("::")[2])
         named = str(Path(bare).expanduser())
     except (KeyError, RuntimeError):  # a variable or a home that is not known here

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.execution import Resource
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.running import Resource
 from massive_sft.sweep.spec import Layout
-from massive_sft.sweep.unused import OF_EVALUATION
+from massive_sft.sweep.unused import EVALUATION_FIELDS
 
 
-class Rules:
+class ResourceRules:
     """The rules of a sweep's ``resources``; the first that matches a training run wins."""
 
     def __init__(self, sweep: Sweep):
@@ -47,7 +47,7 @@ class Rules:
             at = f"{place}[{number}]"
             if one.resource.when.phase != "evaluate" and number not in chosen:
                 yield Problem(at, _unreached(matched.get(number, 0)))
-            said = [field for field in OF_EVALUATION if field in one.resource.model_fields_set]
+            said = [field for field in EVALUATION_FIELDS if field in one.resource.model_fields_set]
             if said:
                 rule = (
                     "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
@@ -55,7 +55,7 @@ class Rules:
                 yield Problem(f"{at}.{said[0]}", rule)
 
 
-def described(layouts: Iterable[Layout]) -> str:
+def describe_layouts(layouts: Iterable[Layout]) -> str:
     """Return how many runs train on what, for people: ``3 on 8 GPUs, 2 on the CPU by 1 worker``."""
     counts = Counter((one.gpus, one.workers) for one in layouts)
     return ", ".join(

@@ -12,11 +12,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep import template
-from massive_sft.sweep.running import Budget, Resource, Storage, Tracking
-from massive_sft.sweep.strict import Strict
-from massive_sft.sweep.values import (
-    LONGEST_NAME,
-    MOST_RANK,
+from massive_sft.sweep.execution import Budget, Resource, Storage, Tracking
+from massive_sft.sweep.field_types import (
+    MAX_NAME_BYTES,
+    MAX_RANK,
     AboveZero,
     Column,
     ColumnPaths,
@@ -39,6 +38,7 @@ from massive_sft.sweep.values import (
     Text,
     Weight,
 )  # fmt: skip
+from massive_sft.sweep.strict_model import StrictModel
 
 
 def _exactly_one(entry: BaseModel, *names: str) -> None:
@@ -53,7 +53,7 @@ def _only_with_hub(entry: Model | Dataset, *names: str) -> None:
             raise ValueError(f"{name} goes with hub, not with path")
 
 
-class Model(Strict):
+class Model(StrictModel):
     """A base model: ``hub`` (an id) or ``path`` (a local folder, ``${NAME}`` expanded)."""
 
     hub: HubName | None = None
@@ -70,7 +70,7 @@ class Model(Strict):
         return self
 
 
-class Columns(Strict):
+class Columns(StrictModel):
     """Where the text is: paths such as ``instances[0].output`` or column numbers; several are joined by newlines."""
 
     prompt: ColumnPaths | None = None
@@ -92,7 +92,7 @@ FORMATS: dict[str, Columns] = {
 }
 
 
-class Dataset(Strict):
+class Dataset(StrictModel):
     """An instruction dataset and how its rows become a prompt and a completion.
 
     ``filter`` maps a column path (or ``prompt``, ``completion``) to the accepted value or values; under ``not``
@@ -109,7 +109,7 @@ class Dataset(Strict):
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
     columns: Columns | None = None
     turns: Literal["first", "all"] = "all"
-    filter: Annotated[dict[str, Any], AfterValidator(filters.check)] = Field(default_factory=dict)
+    filter: Annotated[dict[str, Any], AfterValidator(filters.validate)] = Field(default_factory=dict)
     limit: Positive | None = None
     strip: tuple[Text, ...] = ()
 
@@ -131,7 +131,7 @@ class Dataset(Strict):
         return self.columns if self.columns is not None else FORMATS[str(self.format)]
 
 
-class MixtureEntry(Strict):
+class MixtureEntry(StrictModel):
     """One line of ``mixtures``: a rule that yields one mixture or, for ``each`` and ``leave_one_out``, several."""
 
     each: Strings | None = None
@@ -168,7 +168,7 @@ class Mixtures(BaseModel):
         return self.__pydantic_extra__
 
 
-class TemplateText(Strict):
+class TemplateText(StrictModel):
     """A template of one's own: ``prompt`` holds ``{prompt}`` once; the completion follows it."""
 
     prompt: str
@@ -185,7 +185,7 @@ def _none_is_null(value: Any) -> Any:
     return None if value == "none" else value
 
 
-class Optimizer(Strict):
+class Optimizer(StrictModel):
     """``clip`` is the largest gradient norm; ``none`` or null clips nothing (an overlay can only say ``none``).
 
     ``decay`` says which weights ``weight_decay`` is for: ``matrices``, without biases and the weights of norms, as in
@@ -200,18 +200,18 @@ class Optimizer(Strict):
     clip: Annotated[Annotated[AboveZero, Field(le=1e30)] | None, BeforeValidator(_none_is_null)] = 1.0
 
     @property
-    def idle(self) -> frozenset[str]:
+    def unused_fields(self) -> frozenset[str]:
         return frozenset() if self.weight_decay else frozenset({"decay"})
 
 
-class Lora(Strict):
-    rank: Annotated[Positive, Field(le=MOST_RANK)] = 16
+class Lora(StrictModel):
+    rank: Annotated[Positive, Field(le=MAX_RANK)] = 16
     alpha: Annotated[Rate, Field(le=1e6)] = 32.0
     dropout: Fraction = 0.0
     targets: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
 
 
-class Setting(Strict):
+class Setting(StrictModel):
     """Everything of training that changes the result, but for data, schedule and snapshot."""
 
     method: Literal["full", "lora"]
@@ -228,11 +228,11 @@ class Setting(Strict):
     lora: Lora = Lora()
 
     @property
-    def idle(self) -> frozenset[str]:
+    def unused_fields(self) -> frozenset[str]:
         return frozenset() if self.method == "lora" else frozenset({"lora"})
 
 
-class Schedule(Strict):
+class Schedule(StrictModel):
     """A learning-rate schedule: a function of the step within a horizon (epochs).
 
     ``final`` is the last learning rate as a fraction of the peak; ``decay`` the fraction of the horizon that wsd
@@ -244,13 +244,13 @@ class Schedule(Strict):
     decay: Annotated[AboveZero, Field(le=1)] = 0.2
 
     @property
-    def idle(self) -> frozenset[str]:
+    def unused_fields(self) -> frozenset[str]:
         return {"constant": frozenset({"final", "decay"}), "wsd": frozenset[str]()}.get(self.name, frozenset({"decay"}))
 
     @property
     def label(self) -> str:
         """What people call it: the name, and what is unusual about it, e.g. ``wsd(decay=0.5)``."""
-        used = [key for key in ("decay", "final") if key not in self.idle]
+        used = [key for key in ("decay", "final") if key not in self.unused_fields]
         unusual = [key for key in used if getattr(self, key) != type(self).model_fields[key].default]
         listed = ",".join(f"{key}={getattr(self, key)}" for key in unusual)
         return f"{self.name}({listed})" if listed else self.name
@@ -269,7 +269,7 @@ def _as_schedules(value: Any) -> Any:
     )
 
 
-class Block(Strict):
+class Block(StrictModel):
     """A full cross of models × mixtures × settings × schedules × snapshots, less its excludes."""
 
     name: Text
@@ -283,12 +283,12 @@ class Block(Strict):
     override: dict[str, Any] = Field(default_factory=dict)
 
 
-class Fewshot(Strict):
+class Fewshot(StrictModel):
     sampler: Literal["first_n", "default"] = "first_n"
     seed: Seed = 1234
 
 
-class Protocol(Strict):
+class Protocol(StrictModel):
     """How scores are made, the same for base and tuned models."""
 
     engine: Literal["plain", "trie"] = "plain"
@@ -298,7 +298,7 @@ class Protocol(Strict):
     fewshot: Fewshot = Fewshot()
 
 
-class Task(Strict):
+class Task(StrictModel):
     """A benchmark: a task or group that lm-eval knows by ``name``, or a task file at ``path``.
 
     Without ``shots`` each of its tasks has the number that its task file names (``num_fewshot``), else 0.
@@ -315,7 +315,7 @@ class Task(Strict):
         return self
 
 
-class Evaluation(Strict):
+class Evaluation(StrictModel):
     base: Flag = True
     protocol: Protocol = Protocol()
     suites: Annotated[tuple[Text, ...], Distinct] = ()
@@ -326,14 +326,14 @@ class Evaluation(Strict):
 Measure = Literal["perplexity", "layer_change", "token_length"]
 
 
-class SweepFile(Strict):
+class SweepFile(StrictModel):
     """The whole file. ``settings`` stays raw here: entries are merged over ``defaults`` before they are a Setting.
 
     That models, datasets and blocks hold something is checked in ``load``, which sets broken entries aside first.
     """
 
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_BYTES)]
     models: dict[str, Model]
     model_sets: dict[str, Strings] = Field(default_factory=dict)
     datasets: dict[str, Dataset]

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from massive_sft.core.errors import Problem
-from massive_sft.core.fingerprint import canonical
+from massive_sft.core.fingerprint import canonical_json
 from massive_sft.sweep.schema import Setting
-from massive_sft.sweep.yaml_errors import Location, problems_of
+from massive_sft.sweep.yaml_errors import Location, to_problems
 
 DEFAULTS = "defaults"
 Where = Callable[[Location], str]
@@ -64,7 +64,7 @@ def field_values(field: str, written: Any, place: str) -> tuple[tuple[Any, ...],
         try:
             found.append(functools.reduce(getattr, field.split("."), Setting.model_validate(raw)))
         except ValidationError as error:
-            problems += problems_of(error, Setting, functools.partial(_always, place))
+            problems += to_problems(error, Setting, functools.partial(_always, place))
     return tuple(found), problems
 
 
@@ -100,7 +100,7 @@ class Settings:
 
     def count(self, names: Sequence[str], override: Mapping[str, Any]) -> int:
         """Return how many variants ``variants`` goes through, in an instant however many they are."""
-        axes = {field: _axis(field, value) for field, value in flat(override)}
+        axes = {field: _axis(field, value) for field, value in flatten_fields(override)}
         return sum(math.prod(map(len, self._used(name, axes).values())) for name in names)
 
     def _used(self, name: str, axes: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
@@ -111,7 +111,7 @@ class Settings:
 
     def _axes(self, override: Mapping[str, Any], where: Where) -> dict[str, tuple[Any, ...]]:
         axes: dict[str, tuple[Any, ...]] = {}
-        for name, value in flat(override):
+        for name, value in flatten_fields(override):
             if name not in FIELDS:
                 self.problems.append(Problem(where(()), "unknown setting field", name, FIELDS))
                 continue
@@ -142,7 +142,7 @@ class Settings:
             return Setting.model_validate(raw)
         except ValidationError as error:
             known = {str(problem) for problem in self.problems}  # a default's mistake shows in every setting
-            self.problems += [item for item in problems_of(error, Setting, where) if str(item) not in known]
+            self.problems += [item for item in to_problems(error, Setting, where) if str(item) not in known]
             return None
 
     def _origin(self, name: str, location: Location) -> str:
@@ -168,7 +168,7 @@ def _label(setting: Setting, fields: Iterable[str]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return value if isinstance(value, str) else "none" if value is None else canonical(value)
+    return value if isinstance(value, str) else "none" if value is None else canonical_json(value)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,12 +193,12 @@ def _holds(value: Any, location: Location) -> bool:
     return True
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten_fields(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yield a raw setting's or override's fields by dotted name, e.g. ``lora.rank``."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping) and any(field.startswith(f"{name}.") for field in FIELDS):
-            yield from flat(item, f"{name}.")
+            yield from flatten_fields(item, f"{name}.")
         else:
             yield name, item
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from massive_sft.sweep.field_types import Epoch, Flag, NotNegative, Positive, Seed
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-from massive_sft.sweep.strict import Strict
-from massive_sft.sweep.values import Epoch, Flag, NotNegative, Positive, Seed
+from massive_sft.sweep.strict_model import StrictModel
 
 
-class Part(Strict):
+class Part(StrictModel):
     """``count`` rows of one dataset (``None``: all of them); a row is used at most ``max_repeats`` times an epoch."""
 
     name: str
@@ -18,7 +18,7 @@ class Part(Strict):
     max_repeats: Positive = 1
 
 
-class Mixture(Strict):
+class Mixture(StrictModel):
     """A training set: parts in canonical order (by content, so that the order of a list never changes a result)."""
 
     name: str
@@ -37,7 +37,7 @@ class Mixture(Strict):
         return self.name, self.size
 
 
-class Layout(Strict):
+class Layout(StrictModel):
     """How a trajectory is laid out on machines. Changes speed and memory, never what is computed."""
 
     workers: Positive = 1
@@ -50,7 +50,7 @@ class Layout(Strict):
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
 
 
-class TrainingSpec(Strict):
+class TrainingSpec(StrictModel):
     """One training run. Paths are absolute and expanded.
 
     ``horizon`` (epochs) shapes the schedule; training ends at the last of ``snapshots`` (epochs, ascending).

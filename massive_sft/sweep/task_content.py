@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from massive_sft.core.fingerprint import FileHashes, fingerprint
-from massive_sft.sweep.paths import local_places
+from massive_sft.sweep.paths import local_candidates
 from massive_sft.sweep.yaml_file import read_tagged
 
 # Keys of a task file that name its data: files, patterns of files, or folders of them.
@@ -69,7 +69,7 @@ class TaskContent:
         if named := re.match(r"!function (\S+)\.\w+", value):
             module = folder / f"{named[1].replace('.', '/')}.py"
             return [value, self._hashes.of(module)] if module.is_file() else value
-        place = next((start / name for start, name in local_places(value, folder)), None)
+        place = next((start / name for start, name in local_candidates(value, folder)), None)
         if place is None or not os.path.isfile(place):  # which takes a text of any length
             return value
         within = value.rpartition("::")[0]  # such as the file of an archive
@@ -82,7 +82,7 @@ class TaskContent:
         if isinstance(named, (Mapping, list)):
             parts = named.values() if isinstance(named, Mapping) else named
             return [found for part in parts for found in self._data(part, folder)]
-        for number, (start, name) in enumerate(local_places(named, folder) if isinstance(named, str) else ()):
+        for number, (start, name) in enumerate(local_candidates(named, folder) if isinstance(named, str) else ()):
             place = start / name
             if os.path.isfile(place):
                 return [[place.name, self._hashes.of(place)]] if number else []  # the first is hashed where it is named

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from massive_sft.core.fingerprint import digest, join
+from massive_sft.core.fingerprint import digest, join_canonical
 from massive_sft.sweep.cell import Cell, Recipe
 
 
@@ -71,7 +71,7 @@ def sharing(trajectories: Iterable[Trajectory]) -> Sharing:
     alike: dict[str, int] = defaultdict(int)
     for run in runs:
         rest = {key: text for key, text in run.recipe.parts.items() if key != "schedule"}
-        alike[digest(join(rest) + run.recipe.schedule.label)] += 1
+        alike[digest(join_canonical(rest) + run.recipe.schedule.label)] += 1
     return Sharing(
         cells=sum(len(run.cells) for run in runs),
         runs=len(runs),

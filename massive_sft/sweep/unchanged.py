@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.fingerprint import FileHashes, canonical
+from massive_sft.core.fingerprint import FileHashes, canonical_json
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.schema import Model
@@ -56,7 +56,7 @@ def require_same_data(recipe: Recipe) -> None:
     changed = [
         str(part.dataset.path)
         for part, then in zip(recipe.mixture.parts, planned, strict=True)
-        if canonical(contents.dataset(part.dataset, part.name) | {"count": part.count}) != canonical(then)
+        if canonical_json(contents.dataset(part.dataset, part.name) | {"count": part.count}) != canonical_json(then)
     ]
     _hashes().save()
     if changed:

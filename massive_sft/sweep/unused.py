@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from massive_sft.core.errors import Problem
-from massive_sft.sweep.running import Resource
+from massive_sft.sweep.execution import Resource
 from massive_sft.sweep.schema import Block, Setting, SweepFile
-from massive_sft.sweep.setting import Variant, flat
-from massive_sft.sweep.strict import Strict
-from massive_sft.sweep.texts import Where
+from massive_sft.sweep.setting import Variant, flatten_fields
+from massive_sft.sweep.strict_model import StrictModel
+from massive_sft.sweep.text_checks import Where
 from massive_sft.sweep.yaml_errors import Location
 
 # Fields of a rule of ``resources`` that only one phase knows.
-OF_TRAINING = (
+TRAINING_FIELDS = (
     "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention",
 )  # fmt: skip
-OF_EVALUATION = ("gpus_per_replica", "replicas")
+EVALUATION_FIELDS = ("gpus_per_replica", "replicas")
 
 
 def unused_problems(
@@ -43,21 +43,21 @@ def unused_problems(
     yield from _settings(file, settings, [variants for _, variants in blocks.values()], where)
     for index, (block, variants) in blocks.items():
         for number, schedule in enumerate(block.schedule):
-            for field in sorted(schedule.idle & schedule.model_fields_set):
+            for field in sorted(schedule.unused_fields & schedule.model_fields_set):
                 yield _idle(where(("blocks", index, "schedule", number, field)), f"a {schedule.name} schedule")
-        for field, _ in flat(block.override):
-            if variants and all(is_idle(variant.setting, field) for variant in variants):
+        for field, _ in flatten_fields(block.override):
+            if variants and all(is_unused(variant.setting, field) for variant in variants):
                 yield _idle(where(("blocks", index, "override", *field.split("."))), "any setting of the block")
     for index, rule in rules.items():
         yield from _resource(rule, ("resources", index), where)
     yield from _tasks(file, where)
 
 
-def is_idle(setting: Setting, field: str) -> bool:
+def is_unused(setting: Setting, field: str) -> bool:
     """Whether a dotted field of a setting has no effect beside the values of the others."""
     entry: Any = setting
     for step in field.split("."):
-        if isinstance(entry, Strict) and step in entry.idle:
+        if isinstance(entry, StrictModel) and step in entry.unused_fields:
             return True
         entry = getattr(entry, step, None)
     return False
@@ -90,15 +90,15 @@ def _settings(
     for variant in (variant for variants in blocks for variant in variants):
         made[variant.name].append(variant.setting)
     for name, plain in settings.items():
-        for field, _ in flat(file.settings[name]):
-            if all(is_idle(setting, field) for setting in made.get(name, [plain])):
+        for field, _ in flatten_fields(file.settings[name]):
+            if all(is_unused(setting, field) for setting in made.get(name, [plain])):
                 beside = f"a setting of method {plain.method} and weight_decay {plain.optimizer.weight_decay:g}"
                 yield _idle(where(("settings", name, *field.split("."))), beside)
 
 
 def _resource(rule: Resource, at: Location, where: Where) -> Iterator[Problem]:
     phase = rule.when.phase
-    foreign = {"evaluate": OF_TRAINING, "train": OF_EVALUATION}.get(phase or "", ())
+    foreign = {"evaluate": TRAINING_FIELDS, "train": EVALUATION_FIELDS}.get(phase or "", ())
     for field in foreign:
         if field in rule.model_fields_set:
             yield _idle(where((*at, field)), f"a rule of phase {phase}")

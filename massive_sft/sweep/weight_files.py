@@ -17,12 +17,12 @@ from massive_sft.core.errors import InvalidInput, Problem
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 ADAPTER = "adapter_config.json"
-NO_BASE = (
+IS_ADAPTER = (
     f"is an adapter ({ADAPTER}): transformers would load it over another base; "
     "merge it into its base, and name the folder of the merged model"
 )
-NONE = f"has no weights: neither {' nor '.join(SINGLE)}, nor an index of either"
-AGAIN = "download it again"
+NO_WEIGHTS = f"has no weights: neither {' nor '.join(SINGLE)}, nor an index of either"
+DOWNLOAD_AGAIN = "download it again"
 _LONGEST_HEADER = 100_000_000  # bytes; what the safetensors library takes
 
 
@@ -35,7 +35,7 @@ def find(folder: Path) -> list[Path]:
         InvalidInput: there are none, some are missing or are no weights, or the folder is an adapter's.
     """
     if (folder / ADAPTER).is_file():
-        raise InvalidInput(Problem(str(folder), NO_BASE))
+        raise InvalidInput(Problem(str(folder), IS_ADAPTER))
     files = [folder / name for name in sorted(_named(folder)[1])]
     problems = [problem for file in files if (problem := _problem(file)) is not None]
     if problems:
@@ -43,13 +43,13 @@ def find(folder: Path) -> list[Path]:
     return files
 
 
-def with_index(folder: Path) -> list[Path]:
+def find_with_index(folder: Path) -> list[Path]:
     """Return the files that ``find`` does, and the index that names them where there is one. Raises as ``find``."""
     index, _ = _named(folder)
     return find(folder) + ([index] if index else [])
 
 
-def chosen(names: Iterable[str]) -> set[str]:
+def select(names: Iterable[str]) -> set[str]:
     """Return those of a repository's file names that weights are loaded from; of shards all that an index may name."""
     known = {name for name in names if "/" not in name}
     for single in SINGLE:
@@ -63,7 +63,7 @@ def chosen(names: Iterable[str]) -> set[str]:
     return set()
 
 
-def header(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: ``{"dtype", "shape", "data_offsets"}`` by tensor name.
 
     Raises:
@@ -97,9 +97,9 @@ def _named(folder: Path) -> tuple[Path | None, set[str]]:
         if index.is_file():
             named = _json(index).get("weight_map")
             if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()) or not named:
-                raise InvalidInput(Problem(str(index), f"is no index of weight files; {AGAIN}"))
+                raise InvalidInput(Problem(str(index), f"is no index of weight files; {DOWNLOAD_AGAIN}"))
             return index, set(named.values())
-    raise InvalidInput(Problem(str(folder), NONE))
+    raise InvalidInput(Problem(str(folder), NO_WEIGHTS))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -118,23 +118,23 @@ def _problem(file: Path) -> Problem | None:
             start = source.read(64)
     except FileNotFoundError:
         if file.is_symlink():
-            return Problem(place, f"is a link to a file that is not there; {AGAIN}")
-        return Problem(place, f"is missing, though the index beside it names it; {AGAIN}")
+            return Problem(place, f"is a link to a file that is not there; {DOWNLOAD_AGAIN}")
+        return Problem(place, f"is missing, though the index beside it names it; {DOWNLOAD_AGAIN}")
     except OSError as error:
         return Problem(place, f"cannot be read ({error.strerror})")
     if start.startswith(b"version https://git-lfs"):
         return Problem(place, "is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
     if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return Problem(place, f"is a web page, not weights; {AGAIN}")
+        return Problem(place, f"is a web page, not weights; {DOWNLOAD_AGAIN}")
     if file.suffix != ".safetensors":
         # A pickle begins with its protocol; torch's newer format is a zip archive, whose directory is at its end.
         sound = zipfile.is_zipfile(file) if start.startswith(b"PK") else start.startswith(b"\x80")
-        return None if sound else Problem(place, f"is no file of PyTorch weights, or cut short; {AGAIN}")
+        return None if sound else Problem(place, f"is no file of PyTorch weights, or cut short; {DOWNLOAD_AGAIN}")
     try:
-        header(file)
+        read_header(file)
     except OSError as error:
         return Problem(place, f"cannot be read ({error.strerror})")
     except ValueError as error:
         rule = str(error) if "bytes where" in str(error) else "is no safetensors file, or cut short"
-        return Problem(place, f"{rule}; {AGAIN}")
+        return Problem(place, f"{rule}; {DOWNLOAD_AGAIN}")
     return None

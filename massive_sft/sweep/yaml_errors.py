@@ -17,7 +17,7 @@ BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less
           "less_than_equal": ("<=", "le")}  # fmt: skip
 
 
-def dotted(location: Location) -> str:
+def format_location(location: Location) -> str:
     """Return ``blocks[2].snapshots`` for ``("blocks", 2, "snapshots")``; a name with a dot or bracket is quoted."""
     text = ""
     for step in location:
@@ -28,7 +28,7 @@ def dotted(location: Location) -> str:
     return text
 
 
-def errors_of(error: ValidationError) -> list[Any]:
+def independent_errors(error: ValidationError) -> list[Any]:
     """Return pydantic's errors less those that only follow from others: a list is too short when its items failed."""
     items = error.errors()
     return [
@@ -39,11 +39,11 @@ def errors_of(error: ValidationError) -> list[Any]:
     ]
 
 
-def problems_of(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> list[Problem]:
+def to_problems(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> list[Problem]:
     """Return one problem per field that failed; ``where`` turns a location within ``root`` into the place to print."""
     problems: dict[str, Problem] = {}
     # What may be a name or a mapping, and is a mapping, is judged as one; that it is no name is said last, if at all.
-    for item in sorted(errors_of(error), key=_is_no_name):
+    for item in sorted(independent_errors(error), key=_is_no_name):
         location, owner = _walk(root, item["loc"])
         if _is_no_name(item) and any(place.startswith(where(location)) for place in problems):
             continue

@@ -32,8 +32,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(Problem(str(path), "must be a mapping (key: value)", value))
     count = _values(value, {})
-    if count > MOST_VALUES:
-        rule = f"holds {count:,} values once its anchors are replaced, more than {MOST_VALUES:,}"
+    if count > MAX_VALUES:
+        rule = f"holds {count:,} values once its anchors are replaced, more than {MAX_VALUES:,}"
         raise InvalidInput(Problem(str(path), rule))
     return value
 
@@ -49,7 +49,7 @@ def _values(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-MOST_VALUES = 5_000_000
+MAX_VALUES = 5_000_000
 
 __all__ = ["YAMLError", "merge", "read_tagged", "read_yaml", "with_text_keys"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.provenance import redact
-from massive_sft.sweep.paths import expand
+from massive_sft.sweep.paths import expand_variables
 
 PLACE = "tracking.mlflow"
 SQLITE = "sqlite:///"
@@ -36,7 +36,7 @@ def resolve(tracking_uri: str, root: Path, place: str = PLACE) -> str:
     problem = _form_problem(tracking_uri, place)
     if problem:
         raise InvalidInput(problem)
-    return expand(tracking_uri) or sqlite_address(local_folder(root) / "mlflow.db")
+    return expand_variables(tracking_uri) or sqlite_address(local_folder(root) / "mlflow.db")
 
 
 def local_folder(root: Path, mounts: Path = Path("/proc/mounts")) -> Path:
@@ -90,7 +90,7 @@ def artifact_location(uri: str) -> str | None:
 
 def _form_problem(uri: str, place: str) -> Problem | None:
     try:
-        expanded = expand(uri)
+        expanded = expand_variables(uri)
     except KeyError as error:
         return Problem(place, f"needs the environment variable {error.args[0]}, which is not set", uri)
     if not expanded or urllib.parse.urlsplit(expanded).scheme in ("http", "https"):

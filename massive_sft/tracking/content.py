@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from massive_sft.core.fingerprint import digest, fingerprint
-from massive_sft.ledger.cautions import cautions
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
+from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.sweep.cell import Coordinates
 
 # Limits of every MLflow server since 2.0, though newer ones take more; the whole is in the run's record.json.
@@ -145,7 +145,7 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
         "massive_sft.layout": json.dumps(layout) if layout else None,
         # Written even when empty, so that what an earlier record said is gone once it no longer holds.
         "massive_sft.error": record.error or "",
-        "massive_sft.warning": "; ".join(cautions(record)),
+        "massive_sft.warning": "; ".join(find_warnings(record)),
         "massive_sft.missing": json.dumps(record.missing) if record.missing else "",
     }
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}

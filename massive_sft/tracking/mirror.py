@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
-from massive_sft.ledger.lease import Lease, Watch, this_process
+from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -55,7 +55,7 @@ class Mirror:
         self._uri = uri
         self._place = ledger.sweep(sweep)
         self._folder = ledger.sweep_dir(sweep)
-        self._watch = Watch()
+        self._watch = LeaseWatch()
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
         self._queue = Queue()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.sweep.paths import expand
+from massive_sft.sweep.paths import expand_variables
 from massive_sft.tracking.address import database, resolve, sqlite_address
 
 T = TypeVar("T")
@@ -39,7 +39,9 @@ def tracking_problem(uri: str, place: str, root: Path) -> Problem | None:
     path = database(resolved)
     if path is None:
         return _server_problem(resolved, place)
-    return _folder_problem(path, place, not expand(uri)) or (_store_problem(path, place) if path.exists() else None)
+    return _folder_problem(path, place, not expand_variables(uri)) or (
+        _store_problem(path, place) if path.exists() else None
+    )
 
 
 def _server_problem(uri: str, place: str) -> Problem | None:

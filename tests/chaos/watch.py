@@ -14,8 +14,8 @@ from processes import Process, started, titled
 
 from chaos.sweep import NAME, TASKS
 from massive_sft.core.files import read_json
-from massive_sft.ledger.attempt import LATEST, RESUME, uncounted
-from massive_sft.ledger.lease import look
+from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
+from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.storage import Folder
 from massive_sft.tracking.content import CELL, RECORD
 
@@ -45,7 +45,7 @@ def after_checkpoint(root: Path) -> Iterator[str]:
 def saving(root: Path) -> Iterator[str]:
     """What a writer that was killed left there is none."""
     for home, _ in _trajectories(root):
-        states = [folder / "state" for folder in uncounted(home) if (folder / "state").is_dir()]
+        states = [folder / "state" for folder in find_stale_checkpoints(home) if (folder / "state").is_dir()]
         worker = trainer(home.name) if states else None
         began = None if worker is None else started(worker.pid)
         if began is not None and any(_modified(state) > began for state in states):
@@ -74,7 +74,7 @@ def _finishing(root: Path) -> Iterator[Path]:
     """Yield each cell that somebody works on and that has no record."""
     for folder in (root / "cells").glob("*"):
         if not any(folder.glob("record-*.json")):
-            seen = look(Folder(folder / "lease"))
+            seen = read_lease(Folder(folder / "lease"))
             if seen is not None and not seen.released:
                 yield folder
 
@@ -142,8 +142,8 @@ def owner(root: Path, phase: str, where: str) -> int | None:
         folder = root / "cells" / where / "lease"
     else:
         folder = root / "trajectories" / where / "lease"
-    seen = look(Folder(folder))
-    return None if seen is None or not seen.looks_live() else int(seen.owner["process"]["pid"])
+    seen = read_lease(Folder(folder))
+    return None if seen is None or not seen.seems_live() else int(seen.owner["process"]["pid"])
 
 
 def lone_worker() -> Process | None:

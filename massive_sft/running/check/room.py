@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 from massive_sft.core.errors import Problem
-from massive_sft.core.files import size_text
+from massive_sft.core.files import format_bytes
 from massive_sft.cost.disk import checkpoint_bytes, snapshot_bytes
 from massive_sft.cost.known import Known
 from massive_sft.planning.plan import Plan, RunPlan, trained_epochs
@@ -32,8 +32,12 @@ def room_problems(plan: Plan) -> Iterator[Problem]:
     free = shutil.disk_usage(plan.root).free
     if snapshot + checkpoint > free:
         recipe = run.trajectory.recipe
-        rule = f"has {size_text(free)} free, but a snapshot of {recipe.model_name} {recipe.setting_name} takes about "
-        rule += f"{size_text(snapshot)} and a checkpoint {size_text(checkpoint)}; make room, or name a larger disk"
+        rule = (
+            f"has {format_bytes(free)} free, but a snapshot of {recipe.model_name} {recipe.setting_name} takes about "
+        )
+        rule += (
+            f"{format_bytes(snapshot)} and a checkpoint {format_bytes(checkpoint)}; make room, or name a larger disk"
+        )
         yield Problem(f"{plan.sweep.path}: storage.root", rule, str(plan.root))
 
 

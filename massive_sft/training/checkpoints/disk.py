@@ -28,7 +28,7 @@ import torch
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
-from massive_sft.ledger.attempt import LATEST, RESUME, uncounted
+from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.training import snapshot
@@ -153,7 +153,7 @@ def clear(checkpoints: Checkpoints) -> None:
     It may learn late that it lost the lease (NFS), so it leaves what a later attempt writes in any case.
     """
     checkpoints.claim.verify()
-    for folder in uncounted(checkpoints.home):
+    for folder in find_stale_checkpoints(checkpoints.home):
         writer = folder.name.partition("-")[0]
         if not writer.isdecimal() or int(writer) <= checkpoints.claim.number:
             shutil.rmtree(folder)

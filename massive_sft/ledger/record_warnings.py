@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from massive_sft.ledger.record import Record
 
-FLOORS = 2.0
+ROUNDING_FLOORS = 2.0
 """A change below so many times what rounding alone makes is mostly not in the stored weights."""
 
 
-def cautions(record: Record) -> list[str]:
+def find_warnings(record: Record) -> list[str]:
     """Return what to warn of, each a sentence."""
     change = record.measures.get("layer_change")
     if not isinstance(change, dict):
         return []
     relative, floor = change.get("relative"), change.get("rounding_floor")
-    if not isinstance(relative, float) or not isinstance(floor, float) or not relative < FLOORS * floor:
+    if not isinstance(relative, float) or not isinstance(floor, float) or not relative < ROUNDING_FLOORS * floor:
         return []
-    text = f"layer change {relative:.2g} lies below {FLOORS:g} x {floor:.2g}, which rounding to bf16 alone makes"
+    text = (
+        f"layer change {relative:.2g} lies below {ROUNDING_FLOORS:g} x {floor:.2g}, which rounding to bf16 alone makes"
+    )
     changed, weights = change.get("changed"), change.get("weights")
     if isinstance(changed, int) and isinstance(weights, int):
         text += f"; {changed:,} of {weights:,} weights changed"

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from massive_sft.sweep.strict import Strict
-from massive_sft.sweep.values import (
-    MOST,
-    MOST_DEVICES,
+from massive_sft.sweep.field_types import (
+    MAX_COUNT,
+    MAX_DEVICES,
     AboveZero,
     Devices,
     Flag,
@@ -19,9 +18,10 @@ from massive_sft.sweep.values import (
     Strings,
     Text,
 )
+from massive_sft.sweep.strict_model import StrictModel
 
 
-class When(Strict):
+class When(StrictModel):
     model: Strings | None = None
     mixture: Strings | None = None
     setting: Strings | None = None
@@ -29,7 +29,7 @@ class When(Strict):
     phase: Literal["train", "evaluate"] | None = None
 
 
-class Resource(Strict):
+class Resource(StrictModel):
     """Who runs on what; the first rule that matches wins. Never part of identity.
 
     ``gpu`` is the kind of GPU, such as ``H100``: what `plan` estimates memory and time for.
@@ -38,7 +38,7 @@ class Resource(Strict):
     when: When = When()
     gpus: Devices = 0
     gpu: Text | None = None
-    workers: Annotated[Positive, Field(le=MOST_DEVICES)] | None = None
+    workers: Annotated[Positive, Field(le=MAX_DEVICES)] | None = None
     zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
@@ -46,7 +46,7 @@ class Resource(Strict):
     gradient_checkpointing: Flag = False
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     gpus_per_replica: Devices = 0
-    replicas: Annotated[Positive, Field(le=MOST_DEVICES)] | Literal["auto"] = "auto"
+    replicas: Annotated[Positive, Field(le=MAX_DEVICES)] | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _one_worker_a_gpu(self) -> Resource:
@@ -55,12 +55,12 @@ class Resource(Strict):
         return self
 
 
-class KeepSnapshots(Strict):
+class KeepSnapshots(StrictModel):
     full: Literal["none", "last", "all"] = "none"
     lora: Literal["none", "last", "all"] = "all"
 
 
-class Storage(Strict):
+class Storage(StrictModel):
     """Where everything lies.
 
     ``resume_every`` is the time between a training's resume checkpoints in seconds, 0 for one after every step;
@@ -70,13 +70,13 @@ class Storage(Strict):
     root: Text
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MOST)] = "auto"
+    resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MAX_COUNT)] = "auto"
 
 
-class Tracking(Strict):
+class Tracking(StrictModel):
     mlflow: str = ""
 
 
-class Budget(Strict):
+class Budget(StrictModel):
     gpu_hours: AboveZero | None = None
     price_per_gpu_hour: Annotated[Number, Field(ge=0)] | None = None

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-MOST = 10**12  # of whatever is counted: beyond it a number is a slip of the keyboard
-MOST_EPOCHS = 10_000
-MOST_DEVICES = 100_000
-MOST_RANK = 65_536
-LONGEST_NAME = 200  # bytes of UTF-8: a file's name has at most 255, and something is put before and after
+MAX_COUNT = 10**12  # of whatever is counted: beyond it a number is a slip of the keyboard
+MAX_EPOCHS = 10_000
+MAX_DEVICES = 100_000
+MAX_RANK = 65_536
+MAX_NAME_BYTES = 200  # bytes of UTF-8: a file's name has at most 255, and something is put before and after
 
 
 def _integer(value: Any) -> Any:
@@ -34,8 +34,8 @@ def _as_epochs(value: Any) -> Any:
         match = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", value)
         if not match or int(match[1]) > int(match[2]):
             raise ValueError("must be an epoch, a list of epochs or a range such as 1..10")
-        if int(match[2]) > MOST_EPOCHS:
-            raise ValueError(f"must end by epoch {MOST_EPOCHS}")
+        if int(match[2]) > MAX_EPOCHS:
+            raise ValueError(f"must end by epoch {MAX_EPOCHS}")
         return tuple(range(int(match[1]), int(match[2]) + 1))
     return _as_tuple(value)
 
@@ -57,7 +57,7 @@ Distinct = AfterValidator(_distinct)  # goes behind a tuple
 Text = Annotated[str, Field(min_length=1)]
 # Of the hub: ``name`` or ``owner/name``; a branch, tag or commit. Both become parts of paths.
 HubName = Annotated[Text, Field(pattern=r"^([\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$")]
-Revision = Annotated[Text, Field(pattern=r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$", max_length=LONGEST_NAME)]
+Revision = Annotated[Text, Field(pattern=r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$", max_length=MAX_NAME_BYTES)]
 FileName = Annotated[Text, AfterValidator(_below)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -65,12 +65,12 @@ Fraction = Annotated[Number, Field(ge=0, lt=1)]
 AboveZero = Annotated[Number, Field(gt=0)]
 # Of training in single precision: beyond these a number is 0 or infinite there, or a slip of the keyboard.
 Rate = Annotated[Number, Field(ge=1e-30, le=1000)]
-Weight = Annotated[Number, Field(gt=0, le=MOST)]
-Positive = Annotated[int, Field(strict=True, gt=0, le=MOST)]
-NotNegative = Annotated[int, Field(strict=True, ge=0, le=MOST)]
-Devices = Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)]
+Weight = Annotated[Number, Field(gt=0, le=MAX_COUNT)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=MAX_COUNT)]
+NotNegative = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
+Devices = Annotated[int, Field(strict=True, ge=0, le=MAX_DEVICES)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-Epoch = Annotated[int, Field(strict=True, gt=0, le=MOST_EPOCHS)]
+Epoch = Annotated[int, Field(strict=True, gt=0, le=MAX_EPOCHS)]
 Integer = BeforeValidator(_integer)  # goes before a Literal of numbers
 
 OneOrMore = BeforeValidator(_as_tuple)  # goes before a tuple: one value stands for a list of it

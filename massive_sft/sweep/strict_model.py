@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """An entry of the sweep file: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
-    def idle(self) -> frozenset[str]:
+    def unused_fields(self) -> frozenset[str]:
         """Fields that have no effect beside the values of the others; they are left out of a cell's identity."""
         return frozenset()

@@ -6,13 +6,13 @@ import json
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
-from massive_sft.ledger.runs import Run, possible_runs
+from massive_sft.ledger.runs import Run, find_possible_runs
 from massive_sft.ledger.storage import Storage
 
 NAME = "wants.json"
 
 
-def announce(run: Run, wants: Mapping[str, Collection[str]]) -> None:
+def publish_requirements(run: Run, wants: Mapping[str, Collection[str]]) -> None:
     """Let the other runs on this root see what a run asks of each cell that is not done: ids of ``Record.answers``.
 
     It holds while the run may be live; until it is announced, the run is taken to want everything. Raises OSError
@@ -22,7 +22,7 @@ def announce(run: Run, wants: Mapping[str, Collection[str]]) -> None:
     run.place.put(NAME, json.dumps(content).encode())
 
 
-def lacks(sweeps: Storage, cell: str, answers: Collection[str]) -> bool:
+def is_still_required(sweeps: Storage, cell: str, answers: Collection[str]) -> bool:
     """Return whether a run may still want more of a cell than what it answers by now; what is unknown is wanted.
 
     Args:
@@ -30,7 +30,7 @@ def lacks(sweeps: Storage, cell: str, answers: Collection[str]) -> bool:
         cell: its id.
         answers: as ``Record.answers``.
     """
-    runs = (run for sweep in sweeps.list() for run in possible_runs(sweeps.at(sweep.name)))
+    runs = (run for sweep in sweeps.list() for run in find_possible_runs(sweeps.at(sweep.name)))
     return any(not _is_content(run.place, cell, frozenset(answers)) for run in runs)
 
 

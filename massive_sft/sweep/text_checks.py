@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from massive_sft.core.errors import UNSET, Problem
-from massive_sft.sweep.values import LONGEST_NAME
+from massive_sft.sweep.field_types import MAX_NAME_BYTES
 from massive_sft.sweep.yaml_errors import Location
 
 NAMED = ("models", "model_sets", "datasets", "mixtures", "settings")  # sections whose keys are names
@@ -58,7 +58,7 @@ def _name(name: str) -> Iterator[tuple[str, Any]]:
         return
     if not name.strip():
         yield "must not be empty", name
-    if len(name.encode()) > LONGEST_NAME:
-        yield f"must have at most {LONGEST_NAME} characters (bytes of UTF-8), not {len(name.encode())}", UNSET
+    if len(name.encode()) > MAX_NAME_BYTES:
+        yield f"must have at most {MAX_NAME_BYTES} characters (bytes of UTF-8), not {len(name.encode())}", UNSET
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
         yield "must be one line of characters that can be printed", name
