@@ -16,11 +16,11 @@ os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 
-# The files that take longest, most of it waiting for clusters. They begin first: one that began last would keep one
-# process busy while the others have nothing left.
+# The files that take longest, most of it waiting, begin first: one that began last would keep one process busy while the
+# others have nothing left. Those that start clusters are spread, for clusters that start together time out.
 LONGEST = (
-    *("test_scheduling", "test_cancel", "test_clusters", "test_resume", "test_engine", "test_mirror", "test_disk"),
-    *("test_submit", "test_inline", "test_phases", "test_concurrent", "test_fetch", "test_snapshots", "test_loop"),
+    *("test_scheduling", "test_resume", "test_engine", "test_cancel", "test_disk", "test_mirror", "test_clusters"),
+    *("test_inline", "test_concurrent", "test_snapshots", "test_submit", "test_phases", "test_fetch", "test_loop"),
 )
 
 

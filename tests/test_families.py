@@ -251,7 +251,7 @@ def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, au
     config = FAMILIES["llama"]()
     config.auto_map = {
         "AutoModelForCausalLM": "other/repo--pretrained.Model",
-        "AutoConfig": "other/repo--pretrained.Conf",
+        "AutoConfig": "other/repo--modeling.Conf",
     }
     model = save(config, tmp_path / "model")
     trusting = model.model_copy(update={"trust_remote_code": True})
