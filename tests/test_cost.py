@@ -22,17 +22,25 @@ from massive_sft.cli.app import app
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.files import write_bytes, write_json
 from massive_sft.core.sealed import seal
-from massive_sft.cost.amounts import Amount, Load, Requests, training_amount
-from massive_sft.cost.budget import balanced_order, within_budget
-from massive_sft.cost.devices import gpu, machine
-from massive_sft.cost.estimate import NO_KIND, Cost, estimate, must_train
-from massive_sft.cost.learn import LEASE, learn
-from massive_sft.cost.measured import NAME, Scoring, Table, Training, read_table, training_key, write_table
+from massive_sft.cost.budget import balanced_order, fit_to_budget
+from massive_sft.cost.calibrate import LEASE, calibrate
+from massive_sft.cost.cost_table import (
+    NAME,
+    CostTable,
+    ScoringCosts,
+    TrainingCosts,
+    read_cost_table,
+    training_key,
+    write_cost_table,
+)
+from massive_sft.cost.devices import find_gpu, this_machine
+from massive_sft.cost.duration import scoring_seconds, training_seconds
+from massive_sft.cost.estimate import NO_GPU_KIND, Cost, estimate, must_train
+from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines
 from massive_sft.cost.memory import capacity, judge, remedy, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.shapes import known_models, shape_of
-from massive_sft.cost.words import cost_json, cost_lines, portion_lines
-from massive_sft.cost.work import scoring_seconds, training_seconds
+from massive_sft.cost.workload import ScoringWorkload, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.data.samples import padded_width
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
@@ -187,14 +195,14 @@ RAN = [
 def test_training_that_ran_is_never_said_not_to_fit(
     hub: str, setting: Setting, layout: Layout, longest: int, kind: str
 ) -> None:
-    shape, device = shape_of(Model(hub=hub)), gpu(kind)
+    shape, device = shape_of(Model(hub=hub)), find_gpu(kind)
     assert shape is not None
     assert device is not None
     assert judge(training_memory(shape, setting, layout, longest), device.memory) != "does not fit"
 
 
 def test_does_not_fit_is_said_where_states_alone_are_too_much_and_never_of_a_guess() -> None:
-    device = gpu("H100")
+    device = find_gpu("H100")
     assert device is not None
     memory = training_memory(LLAMA, FULL, on(1, 1), 2048)
     assert judge(memory, device.memory) == "does not fit"
@@ -211,7 +219,7 @@ LAYOUTS = [on(1, 0), on(1, 1), on(1, 1, micro_batch=16), on(2, 2), on(8, 1), on(
     list(product(("Qwen/Qwen2.5-1.5B", "google/gemma-2-9b", "Qwen/Qwen2.5-72B"), ("T4", "A100-40GB", "H100"))),
 )
 def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
-    device, shape = gpu(kind), known_models()[hub]
+    device, shape = find_gpu(kind), known_models()[hub]
     assert device is not None
     for layout, setting in product(LAYOUTS, (FULL, LORA)):
         if judge(training_memory(shape, setting, layout, 2048), device.memory) == "fits":
@@ -225,7 +233,7 @@ def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
 
 
 def test_cheapest_remedy_comes_first() -> None:
-    device = gpu("H200")
+    device = find_gpu("H200")
     assert device is not None
     found = remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
     assert str(found) == "set gradient_checkpointing: true"
@@ -245,7 +253,7 @@ def test_cheapest_remedy_comes_first() -> None:
     ],
 )
 def test_kind_of_gpu_is_known_by_what_its_driver_calls_it(called: str, kind: str | None) -> None:
-    found = gpu(called)
+    found = find_gpu(called)
     assert (found.name if found else None) == kind
 
 
@@ -268,13 +276,13 @@ def count_tokens(plan: Plan, tokens: int, samples: int = 100) -> None:
 def test_tokens_are_counted_in_the_cache_else_guessed_else_unknown(tmp_path: Path) -> None:
     plan = make_plan(sweep_in(tmp_path))
     recipe = plan.runs[0].trajectory.recipe
-    guessed = training_amount(plan.root, recipe)
+    guessed = training_workload(plan.root, recipe)
     assert guessed is not None
     assert (guessed.samples, guessed.longest, guessed.sure) == (100, 2048, False)
     count_tokens(plan, 5000)
-    assert training_amount(plan.root, recipe) == Amount(100, 5000, 2500, 64, 3.0, sure=True)
+    assert training_workload(plan.root, recipe) == TrainingWorkload(100, 5000, 2500, 64, 3.0, sure=True)
     everything = make_plan(sweep_in(tmp_path, mixtures={"each": {"each": ["d1", "d2"]}}))
-    assert training_amount(tmp_path, everything.runs[0].trajectory.recipe) is None
+    assert training_workload(tmp_path, everything.runs[0].trajectory.recipe) is None
 
 
 def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> None:
@@ -282,7 +290,7 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
     (tmp_path / "d.jsonl").write_text((row + "\n") * 300)
     datasets = {"d1": {"path": str(tmp_path / "d.jsonl"), "format": "alpaca"}, "d2": base_file()["datasets"]["d2"]}
     plan = make_plan(sweep_in(tmp_path, datasets=datasets, mixtures={"each": {"each": ["d1"]}}))
-    amount = training_amount(plan.root, plan.runs[0].trajectory.recipe)
+    amount = training_workload(plan.root, plan.runs[0].trajectory.recipe)
     assert amount is not None
     assert amount.samples == pytest.approx(300, abs=1)
     assert amount.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
@@ -292,19 +300,19 @@ def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp
     tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine", "shots": 0}]
     cell = make_plan(sweep_in(tmp_path, evaluation={"tasks": tasks})).cells[0]
     zero, five, gsm8k, mine = cell.requirements
-    requests = Requests(tmp_path)
+    requests = ScoringWorkloads(tmp_path)
     assert requests.load(mine, 4.0) is None
     known = [requests.load(item, 4.0) for item in (zero, five, gsm8k)]
     assert known == [
-        Load(57 * 10 * 120, 0, 0.0, 0, sure=False),
-        Load(57 * 10 * (120 + 5 * 110), 0, 0.0, 0, sure=False),
-        Load(1319 * (100 + 5 * 160), 1319, 900, 200, sure=False),  # its own five shots
+        ScoringWorkload(57 * 10 * 120, 0, 0.0, 0, sure=False),
+        ScoringWorkload(57 * 10 * (120 + 5 * 110), 0, 0.0, 0, sure=False),
+        ScoringWorkload(1319 * (100 + 5 * 160), 1319, 900, 200, sure=False),  # its own five shots
     ]
     size = {"bytes": 4000, "answers": 10, "prompt_bytes": 800, "answer_tokens": 640}
     manifest = {"label": "mine-0shot", "limit": None, "provenance": {"size": size}}
     write_json(tmp_path / "cache" / "requests" / "a" / "manifest.json", manifest)
     write_json(tmp_path / "cache" / "requests" / "b" / "manifest.json", {"label": "older"})
-    assert Requests(tmp_path).load(mine, 4.0) == Load(1200.0, 10, 20.0, 32.0, sure=True)
+    assert ScoringWorkloads(tmp_path).load(mine, 4.0) == ScoringWorkload(1200.0, 10, 20.0, 32.0, sure=True)
 
 
 # Time
@@ -322,17 +330,17 @@ def test_computed_tokens_are_those_of_the_micro_batches(layout: Layout) -> None:
             real += int(lengths[cut].sum()) if layout.packing else len(cut) * padded_width(int(lengths[cut].max()))
     widths = Counter(padded_width(int(length)) for length in lengths)
     tokens = int(lengths.sum())
-    amount = Amount(640, tokens, tokens, 119, None, True, tuple(widths.items()))
+    amount = TrainingWorkload(640, tokens, tokens, 119, None, True, tuple(widths.items()))
     assert computed_tokens(amount, FULL, layout) == pytest.approx(real, rel=0.1)
 
 
 def test_padding_is_guessed_where_lengths_were_not_counted() -> None:
-    assert computed_tokens(Amount(10, 1000, 700, 128, None, sure=False), FULL, Layout()) == USUAL * 1000
+    assert computed_tokens(TrainingWorkload(10, 1000, 700, 128, None, sure=False), FULL, Layout()) == USUAL * 1000
 
 
-def training_of(per_step: float, per_token: float, *means: int) -> Training:
+def training_of(per_step: float, per_token: float, *means: int) -> TrainingCosts:
     """Sums over trainings of 20 steps of so many tokens each; 2 s of start, 0.5 s a snapshot."""
-    row = Training()
+    row = TrainingCosts()
     for tokens in means:
         step = (float(tokens), per_step + per_token * tokens)
         whole = 21 * step[1] + 1.0
@@ -351,61 +359,63 @@ def test_line_goes_through_trainings_and_is_proportional_where_they_are_alike() 
 
 
 def test_measured_training_is_scaled_to_other_data_and_epochs() -> None:
-    device, layout = machine(), Layout()
-    amount = Amount(100, 4000, 2000, 64, 3.0, sure=True)
+    device, layout = this_machine(), Layout()
+    amount = TrainingWorkload(100, 4000, 2000, 64, 3.0, sure=True)
     row = training_of(0.05, 1e-4, 400, 1000, 1600)
-    found = training_seconds(LLAMA, FULL, layout, amount, 3, 1, device, row, Table())
+    found = training_seconds(LLAMA, FULL, layout, amount, 3, 1, device, row, CostTable())
     assert found.value == pytest.approx(2.0 + 0.05 * 12 + 1e-4 * USUAL * 12000 + 0.5, rel=0.03)
     assert found.sure
-    assert not training_seconds(LLAMA, FULL, layout, replace(amount, sure=False), 3, 1, device, row, Table()).sure
+    assert not training_seconds(LLAMA, FULL, layout, replace(amount, sure=False), 3, 1, device, row, CostTable()).sure
 
 
 def test_public_training_speeds_are_met_within_a_factor_of_two() -> None:
     """On one H200, 7B full tuning at length 4096: 10,471 tokens/s; on one H100, 8B LoRA: 12,473 tokens/s."""
-    amount = Amount(10_000, 4096 * 10_000, 4096 * 10_000, 4096, None, sure=True)
+    amount = TrainingWorkload(10_000, 4096 * 10_000, 4096 * 10_000, 4096, None, sure=True)
     for hub, setting, kind, speed in [
         ("mistralai/Mistral-7B-v0.1", FULL, "H200", 10_471),
         ("meta-llama/Meta-Llama-3-8B", LORA, "H100", 12_473),
     ]:
-        device = gpu(kind)
+        device = find_gpu(kind)
         assert device is not None
-        found = training_seconds(known_models()[hub], setting, on(1, 1), amount, 1, 1, device, None, Table())
+        found = training_seconds(known_models()[hub], setting, on(1, 1), amount, 1, 1, device, None, CostTable())
         assert not found.sure
         assert speed / 2 < amount.tokens / found.value < 2 * speed
 
 
 def test_unmeasured_kind_takes_the_speed_of_what_was_measured_on_its_device() -> None:
-    device = gpu("H100")
+    device = find_gpu("H100")
     assert device is not None
-    amount = Amount(100, 40_000, 40_000, 512, None, sure=True)
-    row = Training(steps=1, tokens=1.0, seconds=10.0, operations=1e13)
-    table = Table(training={training_key("other", "full", "bf16", {}, "H100"): row})
+    amount = TrainingWorkload(100, 40_000, 40_000, 512, None, sure=True)
+    row = TrainingCosts(steps=1, tokens=1.0, seconds=10.0, operations=1e13)
+    table = CostTable(training={training_key("other", "full", "bf16", {}, "H100"): row})
     found = training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, table)
     assert found.value > 6 * LLAMA.body * 40_000 / 1e12
-    other = Table(training={training_key("other", "full", "bf16", {}, "A100-80GB"): row})
+    other = CostTable(training={training_key("other", "full", "bf16", {}, "A100-80GB"): row})
     assert training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, other).value < found.value / 10
 
 
 def test_scoring_is_measured_or_computed_or_unknown() -> None:
-    device = gpu("H100")
+    device = find_gpu("H100")
     assert device is not None
-    load = Load(1e6, 0, 0.0, 0.0, sure=True)
-    measured = scoring_seconds(LLAMA, "bf16", load, device, Scoring(count=2, seconds=8.0), Table())
+    load = ScoringWorkload(1e6, 0, 0.0, 0.0, sure=True)
+    measured = scoring_seconds(LLAMA, "bf16", load, device, ScoringCosts(count=2, seconds=8.0), CostTable())
     assert measured is not None
     assert (measured.value, measured.sure) == (4.0, True)
-    computed = scoring_seconds(LLAMA, "bf16", load, device, None, Table())
+    computed = scoring_seconds(LLAMA, "bf16", load, device, None, CostTable())
     assert computed is not None
     assert computed.value == pytest.approx(2 * LLAMA.body * 1e6 / (0.35 * 989e12))
-    assert scoring_seconds(LLAMA, "bf16", None, device, None, Table()) is None
+    assert scoring_seconds(LLAMA, "bf16", None, device, None, CostTable()) is None
 
 
 def test_table_survives_the_disk_and_a_damaged_one_is_empty(tmp_path: Path) -> None:
-    table = Table({"a": training_of(0.1, 1e-3, 10, 20)}, {"b": {"load": Scoring(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2})
-    write_table(tmp_path, table)
-    assert read_table(tmp_path) == table
+    table = CostTable(
+        {"a": training_of(0.1, 1e-3, 10, 20)}, {"b": {"load": ScoringCosts(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2}
+    )
+    write_cost_table(tmp_path, table)
+    assert read_cost_table(tmp_path) == table
     for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 2}'):
         (tmp_path / NAME).write_text(text)
-        assert read_table(tmp_path) == Table()
+        assert read_cost_table(tmp_path) == CostTable()
 
 
 # A whole plan
@@ -418,7 +428,7 @@ def cost_of(folder: Path, **changes: object) -> Cost:
 def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 1}])
     assert cost.training.value == cost.evaluation.value == 0
-    assert cost.unknown == {NO_KIND: 3}
+    assert cost.unknown == {NO_GPU_KIND: 3}
     told = "\n".join(cost_lines(cost))
     assert "training not known, evaluation not known" in told and "GPU-hours" not in told
     assert "not counted, 3 parts: no kind of GPU is named" in told
@@ -487,10 +497,10 @@ def test_measured_peak_replaces_the_formula_and_always_fits(tmp_path: Path) -> N
     run, shape = plan.runs[0], shape_of(plan.runs[0].trajectory.recipe.model)
     assert shape is not None
     layout = run.layout.model_dump(mode="json")
-    row = Training(
+    row = TrainingCosts(
         peak=3_000_000_000, peak_formula=training_memory(shape, FULL, run.layout, 2048, smallest=False).total
     )
-    write_table(plan.root, Table({training_key(shape.key, "full", "bf16", layout, "cpu"): row}))
+    write_cost_table(plan.root, CostTable({training_key(shape.key, "full", "bf16", layout, "cpu"): row}))
     fit = estimate(plan).fits[0]
     assert (fit.needed, fit.verdict, fit.measured) == (3_000_000_000, "fits", True)
 
@@ -525,20 +535,20 @@ def grid(folder: Path) -> Plan:
 
 def test_budget_takes_base_rows_then_whole_pairs_and_lists_the_rest(tmp_path: Path) -> None:
     plan = grid(tmp_path)
-    whole = within_budget(plan, 1e6)
+    whole = fit_to_budget(plan, 1e6)
     assert (whole.left_out, len(whole.plan.runs)) == ((), 9)
-    half = within_budget(plan, whole.taken.value / 2)
+    half = fit_to_budget(plan, whole.taken.value / 2)
     assert half.taken.value <= half.hours
     assert len(half.plan.base) == 2
     assert len(half.plan.runs) + half.runs_left_out == 9
     pairs = Counter((run.trajectory.recipe.model_name, run.trajectory.recipe.mixture.name) for run in half.plan.runs)
     assert set(pairs.values()) == {2}  # LoRA and full tuning stay together
     assert "m1 × all (block B): 1 run" in half.left_out
-    assert len(portion_lines(half)) == 1 + len(half.left_out)
+    assert len(budget_lines(half)) == 1 + len(half.left_out)
 
 
 def test_budget_too_small_for_anything_lists_the_base_rows_too(tmp_path: Path) -> None:
-    none = within_budget(grid(tmp_path), 1e-6)
+    none = fit_to_budget(grid(tmp_path), 1e-6)
     assert (none.plan.runs, none.plan.base, none.runs_left_out) == ((), (), 9)
     assert {"m1 (base)", "m2 (base)"} < set(none.left_out)
 
@@ -546,13 +556,13 @@ def test_budget_too_small_for_anything_lists_the_base_rows_too(tmp_path: Path) -
 def test_budget_of_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
     plan = make_plan(sweep_in(tmp_path, **NAMED, resources=[{"gpus": 1}]))
     with pytest.raises(InvalidInput, match="cannot be kept without an estimate: no kind of GPU is named"):
-        within_budget(plan, 10.0)
+        fit_to_budget(plan, 10.0)
 
 
 def test_budget_without_gpus_counts_hours_of_the_machine(tmp_path: Path) -> None:
     plan = make_plan(sweep_in(tmp_path, **NAMED, **TASKS))
     cost = estimate(plan)
-    assert within_budget(plan, 1e6).taken.value == pytest.approx((cost.training.value + cost.evaluation.value) / 3600)
+    assert fit_to_budget(plan, 1e6).taken.value == pytest.approx((cost.training.value + cost.evaluation.value) / 3600)
 
 
 # Learning from records
@@ -611,8 +621,8 @@ def learned(folder: Path, **training: Any) -> Plan:
     count_tokens(plan, 4000)
     for cell in plan.runs[0].cells:
         record_of(plan, cell, plan.runs[0], ledger, **training)
-    assert learn(plan, ledger) == 2
-    assert learn(plan, ledger) == 0
+    assert calibrate(plan, ledger) == 2
+    assert calibrate(plan, ledger) == 0
     return make_plan(sweep)
 
 
@@ -637,9 +647,9 @@ def test_each_record_is_learned_from_once(tmp_path: Path) -> None:
     ledger = Ledger.open(plan.root)
     for cell, trainings in zip(plan.runs[1].cells, (1, 2), strict=True):  # the last snapshot tells of the whole
         record_of(plan, cell, plan.runs[1], ledger)
-        assert learn(plan, ledger) == 1
-        assert [row.trainings for row in read_table(plan.root).training.values()] == [trainings]
-    assert [rows["other"].count for rows in read_table(plan.root).scoring.values()] == [4]
+        assert calibrate(plan, ledger) == 1
+        assert [row.trainings for row in read_cost_table(plan.root).training.values()] == [trainings]
+    assert [rows["other"].count for rows in read_cost_table(plan.root).scoring.values()] == [4]
 
 
 def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
@@ -649,23 +659,23 @@ def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
 
 def test_resumed_training_tells_its_steps_and_not_its_start(tmp_path: Path) -> None:
     plan = learned(tmp_path, resumed=[{"attempt": 1, "step": 2}])
-    row = next(iter(read_table(plan.root).training.values()))
+    row = next(iter(read_cost_table(plan.root).training.values()))
     assert (row.steps, row.starts, row.snapshots) == (7, 0, 0)
 
 
 @pytest.mark.parametrize("broken", [{"device": None}, {"layout": None}, {"wall_seconds": None}])
 def test_record_that_measured_nothing_teaches_no_training(broken: dict[str, Any], tmp_path: Path) -> None:
     plan = learned(tmp_path, **broken)
-    assert not read_table(plan.root).training
-    assert read_table(plan.root).scoring
+    assert not read_cost_table(plan.root).training
+    assert read_cost_table(plan.root).scoring
 
 
 def test_table_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     plan = learned(tmp_path)
-    before = read_table(plan.root)
+    before = read_cost_table(plan.root)
     (plan.root / NAME).unlink()
-    assert learn(plan, Ledger.open(plan.root)) == 2
-    assert read_table(plan.root) == before
+    assert calibrate(plan, Ledger.open(plan.root)) == 2
+    assert read_cost_table(plan.root) == before
 
 
 def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
@@ -674,8 +684,8 @@ def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
     lease = Lease.acquire(Folder(plan.root / LEASE), "another")
     assert lease is not None
     with lease:
-        assert learn(plan, Ledger.open(plan.root)) == 0
-    assert read_table(plan.root) == Table()
+        assert calibrate(plan, Ledger.open(plan.root)) == 0
+    assert read_cost_table(plan.root) == CostTable()
 
 
 def test_finished_plan_costs_nothing_and_a_budget_still_counts_it(tmp_path: Path) -> None:
@@ -686,7 +696,7 @@ def test_finished_plan_costs_nothing_and_a_budget_still_counts_it(tmp_path: Path
     record_of(plan, plan.base[0], None, ledger)
     done = make_plan(plan.sweep)
     assert cost_lines(estimate(done)) == []
-    assert within_budget(done, 1.0).taken.value == pytest.approx(within_budget(plan, 1.0).taken.value)
+    assert fit_to_budget(done, 1.0).taken.value == pytest.approx(fit_to_budget(plan, 1.0).taken.value)
 
 
 def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_path: Path) -> None:
@@ -738,12 +748,12 @@ def of_kind(kind: tuple[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]
 def computed(run: dict[str, Any]) -> float:
     """Tokens of an epoch with their padding."""
     widths = tuple((width, count) for width, count in run["widths"])
-    amount = Amount(run["samples"], run["tokens"], run["tokens"], 128, None, True, widths)
+    amount = TrainingWorkload(run["samples"], run["tokens"], run["tokens"], 128, None, True, widths)
     return computed_tokens(amount, FULL.model_copy(update={"batch": run["batch"]}), Layout())
 
 
 def predicted_training(seen: dict[str, Any], run: dict[str, Any]) -> float:
-    row, padding = Training(), computed(seen) / seen["tokens"]
+    row, padding = TrainingCosts(), computed(seen) / seen["tokens"]
     steps = [(padding * tokens, seconds) for tokens, seconds in seen["steps"]]
     row.add(steps, seen["snapshots"], seen["run_seconds"], seen["wall_seconds"])
     count = -(-run["samples"] // run["batch"]) * run["epochs"]

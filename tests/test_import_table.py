@@ -18,18 +18,18 @@ from mlflow import MlflowClient
 from small_sweep import small_sweep
 
 from massive_sft.cli.app import main
-from massive_sft.cli.import_table import fill
+from massive_sft.cli.import_table import write_ledger
 from massive_sft.core.errors import InvalidInput, LedgerError
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import make_plan
-from massive_sft.report.imported import gather
+from massive_sft.report.imported import read_imported_data
 from massive_sft.report.write import write_report
 from massive_sft.running.check import check
 from massive_sft.study import frames
-from massive_sft.study.beside import beside
+from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import TABLE, ImportedLedger, open_imported
 from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
 from massive_sft.sweep.load import load_sweep
@@ -60,7 +60,7 @@ def read(path: Path) -> Table:
 
 
 def imported(path: Path, root: Path, name: str = "paper") -> ImportedLedger:
-    return fill(root, name, read(path), "")[0]
+    return write_ledger(root, name, read(path), "")[0]
 
 
 def problems(path: Path) -> list[str]:
@@ -111,7 +111,7 @@ def test_records_say_what_is_known_and_what_is_not(odd: Path, tmp_path: Path) ->
 def test_importing_again_writes_nothing_twice(odd: Path, tmp_path: Path) -> None:
     first = imported(odd, tmp_path / "root")
     before = {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")}
-    again, written = fill(tmp_path / "root", "paper", read(odd), "")
+    again, written = write_ledger(tmp_path / "root", "paper", read(odd), "")
     assert written == 0
     assert again.table == first.table
     assert {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")} == before
@@ -149,7 +149,7 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     assert killed.returncode == -9
     before = sum(1 for _ in Ledger.open(root, create=False).records())
     assert before < 5
-    found, written = fill(root, "paper", read(odd), "")
+    found, written = write_ledger(root, "paper", read(odd), "")
     assert written == 5 - before
     assert [found.ledger.read_record(cell) is None for cell in found.table.cells] == [False] * 5
     assert len(list((root / "cells").rglob("record-*.json"))) == 5
@@ -278,7 +278,7 @@ def with_copies(path: Path) -> Path:
 
 def test_copied_cells_are_told_as_the_groups_they_are(tmp_path: Path) -> None:
     found = imported(with_copies(tmp_path / "copies.csv"), tmp_path / "root")
-    copied = [item for item in gather(found).findings if item.kind == "copied"]
+    copied = [item for item in read_imported_data(found).findings if item.kind == "copied"]
     assert len(copied) == 2
     bases, runs = copied
     assert re.match(r"(east|west) \(base\) and (east|west) \(base\) have identical scores", bases.text)
@@ -394,7 +394,7 @@ small,first,1000,true,cosine,1,40.0,3.0
 
 def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(BESIDE)
-    found, _ = fill(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
+    found, _ = write_ledger(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
     plan = plan_of(sweep_file(tmp_path))
     ledger = made_records.fill(plan)
     page = write_report(plan, ledger, tmp_path / "out", [found]).read_text()
@@ -424,9 +424,9 @@ def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
 def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> None:
     found = imported(with_copies(tmp_path / "copies.csv"), tmp_path / "root")
     records = [record for record in found.records().values() if record is not None]
-    rows = beside(frames.tidy(records), frames.tidy(records), found.table.columns)
+    rows = compare_with_imported(frames.tidy(records), frames.tidy(records), found.table.columns)
     marked = rows[rows["caution"].str.contains("may be a copy")]
-    cells = {cell for item in gather(found).findings if item.kind == "copied" for cell in item.cells}
+    cells = {cell for item in read_imported_data(found).findings if item.kind == "copied" for cell in item.cells}
     assert set(marked["cell"]) == cells
     assert len(rows) == len(records) * len(NAMES)
     assert (rows["difference"] == 0).all()

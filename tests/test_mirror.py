@@ -38,7 +38,7 @@ from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking import probe
 from massive_sft.tracking.address import client_address, resolve
-from massive_sft.tracking.client import quiet
+from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
 from massive_sft.tracking.tracker import Tracker
 from massive_sft.tracking.ui import quiet_environment
@@ -108,7 +108,7 @@ def write_losses(ledger: Ledger, steps: int, epochs: int, **changed: dict[int, f
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """An MLflow database without experiments: making one takes over a second."""
-    quiet()
+    silence_loggers()
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path.read_bytes()
@@ -437,7 +437,7 @@ def test_sweep_file_and_report_go_to_the_sweeps_run(ledger, tmp_path, caplog):
 
 
 def test_second_mirror_waits_and_the_first_writes_what_the_second_was_told(ledger, monkeypatch):
-    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)
     names = {cell_id(number): coordinates(2) for number in (1, 2)}
     first = Mirror.open(ledger, SWEEP, names, "")
     second = Mirror.open(ledger, SWEEP, names, "")
@@ -450,7 +450,7 @@ def test_second_mirror_waits_and_the_first_writes_what_the_second_was_told(ledge
 
 
 def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
-    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)
     lease = Lease.acquire(ledger.sweep(SWEEP).at("mirror-lease"), "another")
     running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
     assert running.trouble
@@ -684,7 +684,7 @@ def server(tmp_path, empty_store):
 
 
 def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger, server, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(mirroring, "MAX_DELAY_S", 0.2)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", CANARY)
     monkeypatch.setenv("TRACKER", server.uri)
     caplog.set_level(logging.DEBUG, logger="massive_sft")
@@ -723,9 +723,9 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
 
 
 def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shared_server, monkeypatch):
-    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.1)
-    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
-    monkeypatch.setattr(probe, "TIMEOUT", 0.5)
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr(mirroring, "MAX_DELAY_S", 0.2)
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     names = {cell_id(number): coordinates(2) for number in (1, 2, 3)}
     uri = shared_server.uri
@@ -754,7 +754,7 @@ def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shar
 def test_tracker_restarted_in_between_is_gone_on_with_and_its_deleted_store_rebuilt_run_for_run(
     ledger, shared_server, monkeypatch, empty_store
 ):
-    monkeypatch.setattr(mirroring, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(mirroring, "MAX_DELAY_S", 0.2)
     write_losses(ledger, steps=4, epochs=2)
     names = {cell_id(1): coordinates(1), cell_id(2): coordinates(2)}
     uri = shared_server.uri
@@ -817,7 +817,7 @@ class Forward(BaseHTTPRequestHandler):
 
 
 def test_call_that_is_served_after_it_was_given_up_leaves_no_second_run(ledger, shared_server, monkeypatch, caplog):
-    monkeypatch.setattr(mirroring, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     names = {cell_id(1): coordinates(2)}
     with Slow(shared_server) as slow:

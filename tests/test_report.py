@@ -14,7 +14,7 @@ from made_records import fill, plan_of, sweep_file
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.report import chart, material, numbers, table
+from massive_sft.report import chart, formatting, report_data, table
 from massive_sft.report.write import write_report
 
 NO_BASE = "the base model has no record"
@@ -156,7 +156,7 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
     heats = [(row, cell) for row in page.rows("gains")["rows"] for cell in row if isinstance(cell, list)]
     missing = [cell for _, cell in heats if cell[2] == "missing"]
     assert len(missing) == 12
-    assert all(cell[0] == numbers.MISSING for cell in missing)
+    assert all(cell[0] == formatting.MISSING for cell in missing)
     assert {cell[5] for cell in missing} == {f"missing: {why}" for why in ("loss is not finite", "WAITING", NO_BASE)}
     kinds = page.rows("troubles")["columns"][0]["levels"]
     assert kinds == ["base", "DIVERGED", "to do"]
@@ -225,7 +225,7 @@ def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> No
     losses[200] = "nan"  # type: ignore[call-overload]
     steps = [json.dumps({"step": i, "epoch": 1 if i < 151 else 2, "loss": loss}) for i, loss in enumerate(losses)]
     path.write_text("\n".join(steps))
-    curve = material.read_curve(path)
+    curve = report_data.read_curve(path)
     assert (len(curve.points), curve.steps) == (76, 4)
     assert curve.points[0] == (2.5 / 151, 2.0)
     assert sum(value != value for _, value in curve.points) == 1
@@ -233,21 +233,21 @@ def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("value", [None, float("nan"), pd.NA, float("inf")])
 def test_no_number_is_a_dash(value: Any) -> None:
-    assert numbers.number(value) == "—"
-    assert numbers.scored(value, "acc") == "—"
+    assert formatting.format_number(value) == "—"
+    assert formatting.format_score(value, "acc") == "—"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0, "0.0"), (-0.0001, "−0.00010"), (12.345, "12.3"), (0.5, "0.500"), (1234.5, "1234")]
 )
 def test_number_keeps_three_digits(value: float, text: str) -> None:
-    assert numbers.number(value) == text
+    assert formatting.format_number(value) == text
 
 
 def test_scores_are_percent_where_people_read_percent() -> None:
-    assert numbers.scored(0.1234, "acc") == "12.3"
-    assert numbers.scored(-0.25, "exact_match", signed=True) == "−25.0"
-    assert numbers.scored(1.23456, "bits_per_byte") == "1.235"
+    assert formatting.format_score(0.1234, "acc") == "12.3"
+    assert formatting.format_score(-0.25, "exact_match", signed=True) == "−25.0"
+    assert formatting.format_score(1.23456, "bits_per_byte") == "1.235"
 
 
 def test_chart_without_a_finite_point_is_empty() -> None:

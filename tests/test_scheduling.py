@@ -21,6 +21,7 @@ from small_sweep import small_sweep
 
 from massive_sft.core.errors import Interrupted, InvalidInput
 from massive_sft.core.stop import Stop
+from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder
@@ -30,7 +31,7 @@ from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, Trai
 from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
-from massive_sft.scheduling.modes import Mode, Scorers, choose_mode, size_in_bytes
+from massive_sft.scheduling.modes import Mode, Scorers, choose_mode
 from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
 from massive_sft.sweep.load import load_sweep
@@ -283,7 +284,7 @@ def test_weights_that_nobody_reads_do_not_shorten_a_portion(tmp_path: Path) -> N
 
 
 def test_size_is_read_in_bytes() -> None:
-    assert (size_in_bytes("2TB"), size_in_bytes("1.5 kB"), size_in_bytes("7B")) == (2e12, 1500, 7)
+    assert (parse_size("2TB"), parse_size("1.5 kB"), parse_size("7B")) == (2e12, 1500, 7)
 
 
 # The pool between trials and lanes, without Ray

@@ -14,7 +14,7 @@ from scipy import stats
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.study import correlate, findings, frames, metrics, tables
-from massive_sft.tracking.content import describe
+from massive_sft.tracking.content import describe_record
 
 QUIZ, PROSE = "a" * 16, "b" * 16
 
@@ -239,7 +239,7 @@ def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
     (text,) = find_warnings(lost)
     assert "12 of 3,000 weights changed" in text
     assert find_warnings(kept) == find_warnings(pair("old", 0.5, measures={"layer_change": {"relative": 0.0}})) == []
-    assert describe(lost, {}, None, "/ledger").tags["massive_sft.warning"] == text
+    assert describe_record(lost, {}, None, "/ledger").tags["massive_sft.warning"] == text
 
 
 def all_findings(records: list[Record]) -> list[findings.Finding]:

@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from massive_sft.cli import diff, doctor, export, gc, logs, publish
+from massive_sft.cli.machine_checks import Level, packages, pinned_versions
 from massive_sft.cli.paired import compare
-from massive_sft.cli.probes import Level, packages, pinned_versions
-from massive_sft.cli.retry import count_diverged, retry_view, take_up
+from massive_sft.cli.retry import count_diverged, retry_view, select_failed
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import publish_requirements
@@ -450,15 +450,15 @@ def test_retry_takes_up_what_failed_or_is_partial_and_leaves_diverged_out(
     ):
         recorder.ledger.write_record(recorder.record(cell, now(), 1, **details))
     plan = plan_of(sweep, overlay)
-    narrowed = take_up(plan, parse_where(None))
+    narrowed = select_failed(plan, parse_where(None))
     assert [(cell.status, cell.cell.epoch) for cell in narrowed.cells] == [(Status.FAILED, 1), (Status.PARTIAL, 2)]
     assert [run.trajectory.id for run in narrowed.runs] == [full.trajectory.id, lora.trajectory.id]
     text = printed(retry_view(narrowed, recorder.ledger, count_diverged(plan, parse_where(None))))
     for part in ("OSError: [/disk] is full", "facts_mc-0shot: no [/data]", NAME, "1 cell is DIVERGED: a result"):
         assert part in text
-    assert take_up(plan, parse_where("method=lora")).runs[0].cells[0].status is Status.PARTIAL
-    assert not take_up(plan, parse_where("epoch=0")).cells
-    assert "nothing to retry" in printed(retry_view(take_up(plan, parse_where("epoch=0")), recorder.ledger))
+    assert select_failed(plan, parse_where("method=lora")).runs[0].cells[0].status is Status.PARTIAL
+    assert not select_failed(plan, parse_where("epoch=0")).cells
+    assert "nothing to retry" in printed(retry_view(select_failed(plan, parse_where("epoch=0")), recorder.ledger))
 
 
 # doctor, report, ui, mirror

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.cost.budget import Portion, within_budget
+from massive_sft.cost.budget import BudgetedPlan, fit_to_budget
 from massive_sft.planning.plan import Plan
 
 BudgetHours = Annotated[
@@ -22,7 +22,7 @@ BudgetHours = Annotated[
 ]
 
 
-def paid_for(made: Plan, hours: float | None) -> Portion | None:
+def apply_budget(made: Plan, hours: float | None) -> BudgetedPlan | None:
     """Return what a budget pays for, by the command line or else by the sweep file; None without a budget.
 
     Raises:
@@ -31,4 +31,4 @@ def paid_for(made: Plan, hours: float | None) -> Portion | None:
     hours = made.sweep.file.budget.gpu_hours if hours is None else hours
     if hours is not None and not math.isfinite(hours):
         raise InvalidInput(Problem("--budget-gpu-hours", "must be a finite number", hours))
-    return None if hours is None else within_budget(made, hours)
+    return None if hours is None else fit_to_budget(made, hours)

@@ -31,7 +31,7 @@ def cancel(
     """
     sweep = load_sweep(file, overlay or ())
     asked = find_live_runs(Ledger(storage_root(sweep)).sweep(sweep.file.name))
-    left = end(asked, timeout)
+    left = end_runs(asked, timeout)
     if as_json:
         runs = [{"run": run.name, "since": run.since, "ended": run not in left} for run in asked]
         print_json({"sweep": sweep.file.name, "runs": runs})
@@ -41,7 +41,7 @@ def cancel(
         raise typer.Exit(1)
 
 
-def end(runs: Sequence[Run], timeout: float) -> list[Run]:
+def end_runs(runs: Sequence[Run], timeout: float) -> list[Run]:
     """Ask runs to end and wait for it; return those that had not ended after so many seconds."""
     by = this_process()
     for run in runs:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from massive_sft.cli.pick import Found
+from massive_sft.cli.cell_lookup import CellMatch
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Score
@@ -16,7 +16,7 @@ from massive_sft.sweep.schema import Model
 _SHOWN_APART = ("base", "data", "epoch", "train_semantics")
 
 
-def card(found: Found, model: Model, merged: bool, weights: dict[str, str]) -> str:
+def render_card(found: CellMatch, model: Model, merged: bool, weights: dict[str, str]) -> str:
     """Return the README.md of an exported cell, as Markdown with YAML front matter.
 
     Args:
@@ -57,12 +57,12 @@ def card(found: Found, model: Model, merged: bool, weights: dict[str, str]) -> s
     )
 
 
-def _setting(found: Found) -> dict[str, Any]:
+def _setting(found: CellMatch) -> dict[str, Any]:
     content = {key: value for key, value in found.content.items() if key not in _SHOWN_APART}
     return flatten(content)
 
 
-def _data(found: Found) -> list[dict[str, Any]]:
+def _data(found: CellMatch) -> list[dict[str, Any]]:
     """Return the datasets of the mixture: name, source and how many rows were drawn (None: all)."""
     if found.run is None:
         return []
@@ -73,7 +73,7 @@ def _data(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def _scores(found: Found) -> list[dict[str, str]]:
+def _scores(found: CellMatch) -> list[dict[str, str]]:
     if found.record is None:
         return []
     return [
@@ -95,7 +95,7 @@ def _interval(score: Score) -> str:
     return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
 
 
-def _provenance(found: Found) -> dict[str, Any]:
+def _provenance(found: CellMatch) -> dict[str, Any]:
     if found.record is None:
         return {}
     kept = ("git", "python", "libraries", "sweep_file")

@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
 from massive_sft.cli.paired import Paired, Samples, compare, read_samples
-from massive_sft.cli.pick import Found, find_cell
 from massive_sft.cli.views import STYLES
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
@@ -78,7 +78,7 @@ def differing(first: Any, second: Any) -> Differences:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def sections(one: Found, two: Found) -> dict[str, Differences]:
+def sections(one: CellMatch, two: CellMatch) -> dict[str, Differences]:
     """Return what differs, by section. Without a record on both sides only the content is compared."""
     found = {"content": differing(one.content, two.content)}
     if one.record is None or two.record is None:
@@ -110,7 +110,7 @@ def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pairs(one: Found, two: Found) -> list[Pair]:
+def pairs(one: CellMatch, two: CellMatch) -> list[Pair]:
     """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique."""
     scores = [dict(found.record.scores) if found.record else {} for found in (one, two)]
     rows: list[Pair] = []
@@ -157,7 +157,7 @@ def _paired(
     return compare(*values)
 
 
-def diff_json(one: Found, two: Found) -> dict[str, Any]:
+def diff_json(one: CellMatch, two: CellMatch) -> dict[str, Any]:
     """Return what ``diff`` shows as JSON values; a side that lacks a key has no entry for it."""
     return {
         "schema": 1,
@@ -186,7 +186,7 @@ def diff_json(one: Found, two: Found) -> dict[str, Any]:
     }
 
 
-def diff_view(one: Found, two: Found) -> Group:
+def diff_view(one: CellMatch, two: CellMatch) -> Group:
     """Return what ``diff`` shows, for people."""
     parts: list[Any] = [
         Text.assemble((f.id, "bold"), "  ", str(f.coordinates), "  ", (str(f.status), STYLES[f.status]))

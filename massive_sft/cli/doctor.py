@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli import probes
+from massive_sft.cli import machine_checks
+from massive_sft.cli.machine_checks import CheckResult, Level
 from massive_sft.cli.options import Json, Overlays, console, print_json
-from massive_sft.cli.probes import Finding, Level
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.provenance import redact
 from massive_sft.planning.plan import storage_root
@@ -37,40 +37,42 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(sweep: Sweep | None) -> Iterator[Finding]:
+def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
     """Yield what was found, on this machine and of a sweep's storage and tracker."""
-    yield probes.python()
-    yield from probes.packages(probes.pinned_versions())
-    yield probes.processor()
-    yield probes.memory()
+    yield machine_checks.python()
+    yield from machine_checks.packages(machine_checks.pinned_versions())
+    yield machine_checks.processor()
+    yield machine_checks.memory()
     if sweep is None:
-        yield probes.disk(Path.cwd(), "disk")
+        yield machine_checks.disk(Path.cwd(), "disk")
     else:
         yield from _storage(sweep)
-    yield probes.gpus()
-    yield probes.compiler()
-    yield probes.open_files()
-    yield probes.shared_memory()
-    yield probes.importable("ray")
-    yield from probes.hub_cache(sweep is not None and _uses_hub(sweep))
+    yield machine_checks.gpus()
+    yield machine_checks.compiler()
+    yield machine_checks.open_files()
+    yield machine_checks.shared_memory()
+    yield machine_checks.importable("ray")
+    yield from machine_checks.hub_cache(sweep is not None and _uses_hub(sweep))
 
 
-def _storage(sweep: Sweep) -> Iterator[Finding]:
+def _storage(sweep: Sweep) -> Iterator[CheckResult]:
     try:
         root = storage_root(sweep)
     except InvalidInput as error:
-        yield from (Finding(Level.BAD, "storage", str(problem)) for problem in error.problems)
+        yield from (CheckResult(Level.BAD, "storage", str(problem)) for problem in error.problems)
         return
-    yield probes.disk(root, "storage")
+    yield machine_checks.disk(root, "storage")
     uri = sweep.file.tracking.mlflow
     problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow", root)
     shared = local_folder(root) != root.resolve()
     if shared:
-        yield Finding(Level.WARN, "file system", f"{root} is on a network file system: slower; no SQLite store there")
+        yield CheckResult(
+            Level.WARN, "file system", f"{root} is on a network file system: slower; no SQLite store there"
+        )
     if problem is not None:
-        yield Finding(Level.BAD, "tracker", str(problem))
+        yield CheckResult(Level.BAD, "tracker", str(problem))
     else:
-        yield Finding(Level.OK, "tracker", redact(resolve(uri, root)))
+        yield CheckResult(Level.OK, "tracker", redact(resolve(uri, root)))
 
 
 def _uses_hub(sweep: Sweep) -> bool:
@@ -78,7 +80,7 @@ def _uses_hub(sweep: Sweep) -> bool:
     return any(one.hub for one in models) or any(one.hub for one in datasets)
 
 
-def doctor_view(findings: list[Finding]) -> Table:
+def doctor_view(findings: list[CheckResult]) -> Table:
     """Return the findings for people: one line each, its level in colour and as a word."""
     words = {Level.OK: "ok", Level.WARN: "warn", Level.BAD: "BAD"}
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from massive_sft.cli.card import card
-from massive_sft.cli.options import CellId, Overlays, Sweep, console, read_plan, writing
-from massive_sft.cli.pick import Found, find_cell
+from massive_sft.cli.card import render_card
+from massive_sft.cli.cell_lookup import CellMatch, find_cell
+from massive_sft.cli.options import CellId, Overlays, Sweep, console, read_plan, report_write_errors
 from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
 from massive_sft.core.files import format_bytes, read_json, write_json
 from massive_sft.core.fingerprint import hash_file
@@ -40,7 +40,7 @@ def export(
     console().print(line, soft_wrap=True)
 
 
-def export_model(found: Found, folder: Path, merge: bool = False) -> None:
+def export_model(found: CellMatch, folder: Path, merge: bool = False) -> None:
     """Write a cell's model to ``folder``, whole or not at all.
 
     A full snapshot is copied as it is, an adapter too, naming its base by hub id or absolute path; with ``merge``
@@ -53,7 +53,7 @@ def export_model(found: Found, folder: Path, merge: bool = False) -> None:
     """
     snapshot, hashes = _checked(found, folder, merge)
     model = _model(found)
-    with writing("DIR", folder):
+    with report_write_errors("DIR", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     try:
@@ -65,7 +65,7 @@ def export_model(found: Found, folder: Path, merge: bool = False) -> None:
                 _name_base(partial / ADAPTER, model)
         _save_tokenizer(model, partial)
         weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
-        (partial / "README.md").write_text(card(found, model, merge, weights))
+        (partial / "README.md").write_text(render_card(found, model, merge, weights))
         partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
         for path in partial.iterdir():
             path.chmod(0o644)
@@ -75,7 +75,7 @@ def export_model(found: Found, folder: Path, merge: bool = False) -> None:
         raise
 
 
-def _checked(found: Found, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
+def _checked(found: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
     """Return the verified snapshot and its hashes. Raises as ``export_model``."""
     problems = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -98,7 +98,7 @@ def _checked(found: Found, folder: Path, merge: bool) -> tuple[Path, dict[str, s
     raise InvalidInput(Problem("cell", _why_gone(found), found.id))
 
 
-def _why_gone(found: Found) -> str:
+def _why_gone(found: CellMatch) -> str:
     if found.record is None:
         return "has no snapshot: it is not trained yet, `massive-sft run` does that"
     if found.record.status is Status.FAILED:
@@ -112,7 +112,7 @@ def _why_gone(found: Found) -> str:
     )
 
 
-def _model(found: Found) -> Model:
+def _model(found: CellMatch) -> Model:
     if found.plan is None:
         raise LedgerError(f"{found.id}: the sweep file does not hold it")
     return found.plan.cell.model

@@ -49,7 +49,7 @@ def fetch(
                 for item in pinned:
                     with err.status(Text(f"fetching {item.repository.id}")):
                         known.setdefault(_key(item), {}).update(hub.hashes(item, hub.download(item)))
-        write_json(ledger.sweep_dir(sweep.file.name) / "lock.json", lock(pinned, known))
+        write_json(ledger.sweep_dir(sweep.file.name) / "lock.json", lock_content(pinned, known))
     if as_json:
         print_json({"schema": 1, "done": not dry_run, "repositories": [_row(item) for item in pinned]})
     else:
@@ -76,7 +76,7 @@ def repositories(sweep: Sweep) -> list[Repository]:
     return list(found.values())
 
 
-def lock(pinned: list[Pinned], known: dict[str, dict[str, str]]) -> dict[str, Any]:
+def lock_content(pinned: list[Pinned], known: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return the content of ``lock.json``: commits by kind, id and revision; SHA-256 by file of what was fetched."""
     commits: dict[str, dict[str, dict[str, str]]] = {"models": {}, "datasets": {}}
     for item in pinned:

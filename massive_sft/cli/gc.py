@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli.invalidate import ASIDE
+from massive_sft.cli.invalidate import FOLDER
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
@@ -36,7 +36,7 @@ _REMOVED = re.compile(r"\..*\.removed\..*")
 
 
 @dataclass(frozen=True)
-class Waste:
+class Garbage:
     """A file or folder that can go.
 
     Attributes:
@@ -57,7 +57,7 @@ class Waste:
 class Collected:
     """What can go, and why something else cannot."""
 
-    waste: tuple[Waste, ...]
+    waste: tuple[Garbage, ...]
     kept: tuple[str, ...]
 
     @property
@@ -87,7 +87,7 @@ def gc(
 def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     """Find what can go: leftovers anywhere in the ledger, snapshots of the plan's runs, with ``caches`` its caches'."""
     watch = LeaseWatch()
-    waste: list[Waste] = []
+    waste: list[Garbage] = []
     kept: list[str] = []
     for home in ledger.lease_folders():
         mine = list(_leftovers(home))
@@ -95,7 +95,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             kept.append(f"{home}: somebody works on it")
         else:
             waste += mine
-    for item in (item for run in plan.runs for item in beyond(run, plan, ledger)):
+    for item in (item for run in plan.runs for item in unkept_snapshots(run, plan, ledger)):
         others = sweeps_keeping_snapshot(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
         if others:
             kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_snapshots)")
@@ -117,9 +117,9 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
 
 def remove(found: Collected, ledger: Ledger) -> Collected:
     """Remove what was found, each under its lease; return what is gone, and what was kept because somebody came."""
-    gone: list[Waste] = []
+    gone: list[Garbage] = []
     kept = list(found.kept)
-    by_home: dict[Path | None, list[Waste]] = {}
+    by_home: dict[Path | None, list[Garbage]] = {}
     for item in found.waste:
         by_home.setdefault(item.home, []).append(item)
     for home, items in by_home.items():
@@ -136,7 +136,7 @@ def remove(found: Collected, ledger: Ledger) -> Collected:
     return Collected(tuple(gone), tuple(kept))
 
 
-def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
+def unkept_snapshots(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
     """Yield a run's snapshots that the retention policy does not keep and whose cells lack nothing."""
     policy = plan.sweep.file.storage.keep_snapshots
     home = ledger.trajectory_dir(run.trajectory.id)
@@ -144,7 +144,7 @@ def beyond(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Waste]:
         epoch = cell.cell.epoch
         path = snapshot_folder(ledger, run.trajectory.id, epoch)
         if not is_kept(run, epoch, policy) and path.is_dir() and _is_settled(cell, ledger):
-            yield Waste("snapshot", path, _size(path), home, cell)
+            yield Garbage("snapshot", path, _size(path), home, cell)
 
 
 def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
@@ -155,7 +155,7 @@ def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     return cell.refreshed(record).is_done and not is_still_required(ledger.sweeps, record.cell, record.answers)
 
 
-def _remove(item: Waste, ledger: Ledger) -> bool:
+def _remove(item: Garbage, ledger: Ledger) -> bool:
     """Remove one item; return False when it is gone already, or is needed after all."""
     if not item.path.exists():
         return False
@@ -181,33 +181,33 @@ def _free(ledger: Ledger, home: Path, watch: LeaseWatch) -> bool:
     return watch.free(lease, read_lease(lease))
 
 
-def _leftovers(home: Path) -> Iterator[Waste]:
+def _leftovers(home: Path) -> Iterator[Garbage]:
     """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, what was
     invalidated, and old temporary files."""
     attempts = [path for path in (home / "attempts").glob("*") if path.name.isdecimal()]
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
-        yield Waste("attempt", path, _size(path), home)
+        yield Garbage("attempt", path, _size(path), home)
     resume = home / RESUME
     for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else find_stale_checkpoints(home):
-        yield Waste("resume", path, _size(path), home)
+        yield Garbage("resume", path, _size(path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
-            yield Waste("temporary", path, _size(path), home)
-    aside = home / ASIDE
+            yield Garbage("temporary", path, _size(path), home)
+    aside = home / FOLDER
     if aside.is_dir():
-        yield Waste("invalidated", aside, _size(aside), home)
+        yield Garbage("invalidated", aside, _size(aside), home)
     apart = [*attempts, resume, aside]
     below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in apart))
     yield from _temporary(below, home)
 
 
-def _temporary(paths: Iterable[Path], home: Path | None = None) -> Iterator[Waste]:
+def _temporary(paths: Iterable[Path], home: Path | None = None) -> Iterator[Garbage]:
     for path in paths:
         if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
-            yield Waste("temporary", path, _size(path), home)
+            yield Garbage("temporary", path, _size(path), home)
 
 
-def _unused(plan: Plan, ledger: Ledger) -> Iterator[Waste]:
+def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
     """Yield cached tokens and requests that no cell of the plan uses; other sweeps would build theirs again.
 
     Requests are told apart by benchmark, shots and limit: lm-eval alone could tell more.
@@ -215,7 +215,7 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Waste]:
     keys = {token_key(run.trajectory.recipe) for run in plan.runs}
     for path in sorted(ledger.cache_dir("tokens").glob("[!.]*")):
         if path.name.partition(".")[0] not in keys:
-            yield Waste("tokens", path, _size(path))
+            yield Garbage("tokens", path, _size(path))
     used = {
         (item.label, item.shots, item.task.limit)
         for cell in plan.cells
@@ -228,7 +228,7 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Waste]:
         except (FileNotFoundError, NotADirectoryError, Corrupt):
             manifest = {}
         if tuple(manifest.get(key) for key in ("label", "shots", "limit")) not in used:
-            yield Waste("requests", path, _size(path))
+            yield Garbage("requests", path, _size(path))
 
 
 def _size(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from massive_sft.cli.options import console, print_json, writing
+from massive_sft.cli.options import console, print_json, report_write_errors
 from massive_sft.cli.publish import mirror_imported
 from massive_sft.core.errors import InvalidInput, LedgerError, Problem
 from massive_sft.core.files import write_bytes, write_json
@@ -57,24 +57,24 @@ def import_table(
 
     Running it again does only what is missing.
     """
-    from massive_sft.report.imported import gather, write_report
+    from massive_sft.report.imported import read_imported_data, write_report
 
     read = read_table(table, known_columns(scales))
-    found, written = fill(root, name, read, mlflow)
-    out, material = console(), gather(found)
-    counts = ", ".join(f"{count} {status}" for status, count in material.statuses)
-    out.print(f"{len(material.records)} rows of {read.file} in {found.ledger.root}, {written} of them new: {counts}")
+    found, written = write_ledger(root, name, read, mlflow)
+    out, data = console(), read_imported_data(found)
+    counts = ", ".join(f"{count} {status}" for status, count in data.statuses)
+    out.print(f"{len(data.records)} rows of {read.file} in {found.ledger.root}, {written} of them new: {counts}")
     out.print(f"beside cells of the same names they are {approximate('lora')}", soft_wrap=True)
-    for finding in material.findings:
+    for finding in data.findings:
         out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
-    out.print(f"report: {write_report(material, found.folder / 'report')}", soft_wrap=True)
+    out.print(f"report: {write_report(data, found.folder / 'report')}", soft_wrap=True)
     if mirror:
-        out.print(f"writing {len(material.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
+        out.print(f"writing {len(data.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
         mirror_imported(found)
     out.print(f"report, mirror, ui, status and show take {found.folder / TABLE} for a sweep file", soft_wrap=True)
 
 
-def fill(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
+def write_ledger(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
     """Write what is missing of a table into the ledger under ``root``; return it, and how many records were written.
 
     Raises:
@@ -151,7 +151,7 @@ def export_table(
     found = open_imported(paths[name])
     table = found.table
     content = write_table(table.header, table.newline, rows_of(found))
-    with writing("OUT", out):
+    with report_write_errors("OUT", out):
         write_bytes(out, content)
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
     console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)

@@ -32,9 +32,9 @@ from massive_sft.sweep.cell import Coordinates
 
 OWNER = "massive-sft invalidate"
 INVALIDATED = "invalidated: "  # how such a record's error begins
-ASIDE = "invalidated"
-OF_CELL = ("responses", "scores", "layers.parquet")
-OF_TRAJECTORY = ("training", "snapshots", "resume", "attempts")
+FOLDER = "invalidated"
+CELL_FILES = ("responses", "scores", "layers.parquet")
+TRAJECTORY_FILES = ("training", "snapshots", "resume", "attempts")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find(plan: Plan, ledger: Ledger, with_training: bool) -> Invalidation:
     entries = ledger.entries()
     named = {cell.cell.id for cell in plan.cells if cell.cell.id in entries}
     wanted = [run.trajectory.id for run in plan.runs] if with_training else []
-    trajectories = [run for run in wanted if _present(ledger.trajectory_dir(run), OF_TRAJECTORY)]
+    trajectories = [run for run in wanted if _present(ledger.trajectory_dir(run), TRAJECTORY_FILES)]
     beside = {entry.cell for entry in entries.values() if entry.trajectory in wanted} - named
     records = [record for cell in sorted(named | beside) if (record := ledger.read_record(cell)) is not None]
     left = [record for record in records if record.trajectory in trajectories or not _is_invalid(record)]
@@ -135,11 +135,11 @@ def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
             rule = "got a new record meanwhile; look at it, then give the command again"
             raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
         for home in homes:
-            _move(home, OF_TRAJECTORY)
+            _move(home, TRAJECTORY_FILES)
         _forget(found, ledger)
         provenance = capture()
         for record, folder in zip(found.records, cells, strict=True):
-            _move(folder, OF_CELL)
+            _move(folder, CELL_FILES)
             lease = leases[folder]
             ledger.write_record(_invalidated(record, reason, provenance), lease.claim if lease else None)
 
@@ -159,8 +159,8 @@ def _move(home: Path, names: Collection[str]) -> None:
     present = _present(home, names)
     if not present:
         return
-    taken = [int(path.name) for path in (home / ASIDE).glob("*") if path.name.isdecimal()]
-    target = home / ASIDE / str(max(taken, default=0) + 1)
+    taken = [int(path.name) for path in (home / FOLDER).glob("*") if path.name.isdecimal()]
+    target = home / FOLDER / str(max(taken, default=0) + 1)
     target.mkdir(parents=True)
     for name in present:
         os.rename(home / name, target / name)

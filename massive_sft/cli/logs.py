@@ -15,8 +15,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
-from massive_sft.cli.pick import Found, find_cell
 from massive_sft.cli.views import STYLES
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.store import Ledger
@@ -27,7 +27,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Try:
+class AttemptLog:
     """One attempt at a trajectory.
 
     Attributes:
@@ -52,7 +52,7 @@ def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = F
         console().print(logs_view(found), soft_wrap=True)
 
 
-def attempts(ledger: Ledger, trajectory: str) -> list[Try]:
+def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     """Return the attempts at a trajectory that left anything, the newest last."""
     home = ledger.trajectory_dir(trajectory)
     seen = read_lease(ledger.lease_of(home))
@@ -66,11 +66,11 @@ def attempts(ledger: Ledger, trajectory: str) -> list[Try]:
         losses = folder / "losses.jsonl"
         trace = own.get(number, folder) / "traceback.txt"
         text = trace.read_text() if trace.is_file() else ""
-        found.append(Try(number, state, folder, losses if losses.is_file() else None, text))
+        found.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
     return found
 
 
-def shown_curve(tries: Sequence[Try]) -> Try | None:
+def shown_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:
     """Return the attempt whose curve counts: of those published the longest, else the newest that took a step."""
     published = [one for one in tries if one.state == "published" and one.losses]
     if published:
@@ -118,7 +118,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     return "".join(_BARS[round((mean - low) * scale)] if math.isfinite(mean) else "!" for mean in means)
 
 
-def logs_json(found: Found) -> dict[str, Any]:
+def logs_json(found: CellMatch) -> dict[str, Any]:
     """Return what ``logs`` shows as JSON values; the curve's steps are in the file it names."""
     tries = attempts(found.ledger, found.trajectory) if found.trajectory else []
     curve = shown_curve(tries)
@@ -139,7 +139,7 @@ def logs_json(found: Found) -> dict[str, Any]:
     }
 
 
-def logs_view(found: Found) -> Group:
+def logs_view(found: CellMatch) -> Group:
     """Return what ``logs`` shows, for people."""
     head = Text.assemble(
         (found.id, "bold"), "  ", str(found.coordinates), "  ", (str(found.status), STYLES[found.status])
@@ -164,7 +164,7 @@ def logs_view(found: Found) -> Group:
     return Group(*parts)
 
 
-def _curve_view(curve: Try, steps: list[dict[str, Any]], epoch: int) -> list[Any]:
+def _curve_view(curve: AttemptLog, steps: list[dict[str, Any]], epoch: int) -> list[Any]:
     if not steps:
         return [Text("no optimizer step was taken yet", style="dim")]
     losses = [float(step["loss"]) for step in steps]
@@ -191,17 +191,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cell_traceback(found: Found) -> str:
+def _cell_traceback(found: CellMatch) -> str:
     """Return why the cell's own work failed; an old traceback of a cell that went well since is not shown."""
     path = found.ledger.cell_dir(found.id) / "traceback.txt"
     return path.read_text() if path.is_file() and not _went_well(found) else ""
 
 
-def _went_well(found: Found) -> bool:
+def _went_well(found: CellMatch) -> bool:
     return found.record is not None and not found.record.error and not found.record.missing
 
 
-def _files(found: Found) -> list[Path]:
+def _files(found: CellMatch) -> list[Path]:
     folders = [found.ledger.cell_dir(found.id)]
     if found.trajectory:
         folders.append(found.ledger.trajectory_dir(found.trajectory))

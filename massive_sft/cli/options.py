@@ -56,7 +56,7 @@ def _standard(name: str) -> TextIO:
 
 
 @contextlib.contextmanager
-def writing(place: str, path: Path) -> Iterator[None]:
+def report_write_errors(place: str, path: Path) -> Iterator[None]:
     """Say in a sentence that a path which the user named cannot be written.
 
     Raises:

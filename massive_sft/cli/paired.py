@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.cli.pick import Found
+from massive_sft.cli.cell_lookup import CellMatch
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
 
@@ -72,7 +72,7 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     return Paired(mean, interval, n, len(first.keys() ^ second.keys()), mcnemar)
 
 
-def read_samples(found: Found, protocol: str) -> Samples | None:
+def read_samples(found: CellMatch, protocol: str) -> Samples | None:
     """Return a cell's per-sample values by (task, metric, filter), then by document.
 
     Values that are sums over bytes or words, or no numbers, are left out: their mean is not the score. None when the

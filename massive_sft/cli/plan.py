@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from massive_sft.cli import views as views
-from massive_sft.cli.budget import BudgetHours, paid_for
-from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, writing
+from massive_sft.cli.budget import BudgetHours, apply_budget
+from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, report_write_errors
 from massive_sft.core.errors import InvalidInput
-from massive_sft.cost.words import portion_json
+from massive_sft.cost.formatting import budget_json
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import make_plan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -31,7 +31,7 @@ def plan(
     made = select_cells(whole, parse_where(where))
     portion = None
     try:
-        portion = paid_for(made, budget)
+        portion = apply_budget(made, budget)
     except InvalidInput as error:
         if budget is not None:
             raise
@@ -39,10 +39,10 @@ def plan(
             console(is_error=True).print(str(problem), style="yellow", soft_wrap=True)
     made = portion.plan if portion else made
     if cells is not None:
-        with writing("--cells", cells):
+        with report_write_errors("--cells", cells):
             cells.write_text(views.cells_csv(made), encoding="utf-8")
     if as_json:
-        paid = portion_json(portion) if portion else None
+        paid = budget_json(portion) if portion else None
         print_json({**views.plan_json(made), "budget": paid, "changes": find_changes(whole)})
     else:
         console().print(views.plan_view(made), views.budget_view(portion), views.changes_view(find_changes(whole)))

@@ -53,7 +53,7 @@ class _Outlived:
 
 
 @contextmanager
-def outliving() -> Iterator[None]:
+def survive_lost_output() -> Iterator[None]:
     """Let the block go on when the terminal or the pipe that this process prints to is gone: only lines are lost."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Outlived(stream)) for stream in streams)

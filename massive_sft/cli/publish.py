@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from massive_sft.cli.options import File, Overlays, console, read_plan, writing
+from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_all, open_imported
 from massive_sft.tracking.queue import Pending
@@ -28,7 +28,7 @@ def report(
     from massive_sft.report.write import write_report
 
     if out is not None:
-        with writing("--out", out):
+        with report_write_errors("--out", out):
             out.mkdir(parents=True, exist_ok=True)
     if is_imported(file):
         if beside:
@@ -99,8 +99,8 @@ def _tell(left: Pending, cells: int) -> None:
 
 
 def _report_imported(file: Path, out: Path | None) -> None:
-    from massive_sft.report.imported import gather, write_report
+    from massive_sft.report.imported import read_imported_data, write_report
 
     found = open_imported(file)
-    page = write_report(gather(found), out or found.folder / "report")
+    page = write_report(read_imported_data(found), out or found.folder / "report")
     console().print(f"report: {page}", soft_wrap=True)

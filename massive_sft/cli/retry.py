@@ -26,13 +26,13 @@ def retry(
 ) -> None:
     """Take up only what failed or is incomplete."""
     made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
-    narrowed = take_up(made, meant)
+    narrowed = select_failed(made, meant)
     console().print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
     if narrowed.cells:
         execute_plan(narrowed, made, inline, retrain)
 
 
-def take_up(plan: Plan, where: Where) -> Plan:
+def select_failed(plan: Plan, where: Where) -> Plan:
     """Return the plan with what ``retry`` takes up: the FAILED and PARTIAL cells that ``where`` holds for.
 
     A cell that DIVERGED is a result and stays one: the same training would diverge again.
@@ -48,7 +48,7 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
     """Return what is taken up and why it is not complete.
 
     Args:
-        narrowed: what ``take_up`` returned.
+        narrowed: what ``select_failed`` returned.
         diverged: how many of the cells meant have diverged, which is said.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -11,10 +11,10 @@ import typer
 from rich.text import Text
 
 from massive_sft.cli import views as views
-from massive_sft.cli.budget import BudgetHours, paid_for
+from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, Where, console
-from massive_sft.cli.progress import RunProgress, outliving
+from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.core.errors import Interrupted
 from massive_sft.core.stop import Stop
 from massive_sft.ledger.record import Status
@@ -45,7 +45,7 @@ def run(
     out = console()
     whole = pinned(make_plan(load_sweep(file, overlay or ())))
     made = select_cells(whole, parse_where(where))
-    portion = paid_for(made, budget)
+    portion = apply_budget(made, budget)
     made = portion.plan if portion else made
     out.print(views.budget_view(portion))
     out.print(views.changes_view(find_changes(whole)))
@@ -82,7 +82,7 @@ def execute_plan(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     def tell(what: str) -> None:
         status.update(Text(f"checking {what}"))
 
-    with outliving(), status, checked(made, whole, tell, warn) as registered:
+    with survive_lost_output(), status, checked(made, whole, tell, warn) as registered:
         status.stop()
         with RunProgress(made, out) as progress:
             done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)

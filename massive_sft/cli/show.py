@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from massive_sft.cli import views as views
+from massive_sft.cli.cell_lookup import find_record
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
-from massive_sft.cli.pick import find_record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import storage_root
 from massive_sft.study.imported import is_imported, open_imported

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.cost.budget import Portion
+from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.estimate import estimate
-from massive_sft.cost.words import cost_json, cost_lines, portion_lines
+from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.planning.plan import Plan, RunPlan
@@ -53,9 +53,9 @@ def plan_view(plan: Plan) -> Group:
     return Group(table, *more, Text(), *_totals(plan), *map(Text, cost_lines(estimate(plan))), warnings_view(plan))
 
 
-def budget_view(portion: Portion | None) -> Group:
+def budget_view(portion: BudgetedPlan | None) -> Group:
     """Return what a budget takes and leaves out; an empty group without a budget."""
-    return Group(*(Text(line, style="yellow") for line in (portion_lines(portion) if portion else ())))
+    return Group(*(Text(line, style="yellow") for line in (budget_lines(portion) if portion else ())))
 
 
 def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Estimator
-from massive_sft.cost.work import Figure
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Portion:
+class BudgetedPlan:
     """A plan and what a budget takes of it.
 
     Attributes:
@@ -29,7 +29,7 @@ class Portion:
 
     plan: Plan
     hours: float
-    taken: Figure
+    taken: Quantity
     left_out: tuple[str, ...]
     runs_left_out: int
 
@@ -63,7 +63,7 @@ def balanced_order(models: Sequence[str], datasets: Sequence[str], seed: int) ->
         yield rows[place % len(rows)], columns[(place + place // turn) % len(columns)]
 
 
-def within_budget(plan: Plan, hours: float, seed: int = SEED) -> Portion:
+def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
     """Return what of a plan a budget of so many GPU-hours pays for.
 
     It counts the sweep as a whole, done or not, so that a rerun takes the same. Base rows come first; then the blocks
@@ -80,7 +80,7 @@ def within_budget(plan: Plan, hours: float, seed: int = SEED) -> Portion:
         place = f"{plan.sweep.path}: budget.gpu_hours"
         rules = (f"cannot be kept without an estimate: {why}" for why in costs.estimator.unknown)
         raise InvalidInput(Problem(place, rule, hours) for rule in rules)
-    taken, full = Figure(0.0, True), False
+    taken, full = Quantity(0.0, True), False
     rows: list[CellPlan] = []
     runs: list[RunPlan] = []
     left: list[str] = []
@@ -102,7 +102,7 @@ def within_budget(plan: Plan, hours: float, seed: int = SEED) -> Portion:
             taken += figure
     chosen = {run.trajectory.id for run in runs}
     kept = tuple(run for run in plan.runs if run.trajectory.id in chosen)
-    return Portion(replace(plan, runs=kept, base=tuple(rows)), hours, taken, tuple(left), left_runs)
+    return BudgetedPlan(replace(plan, runs=kept, base=tuple(rows)), hours, taken, tuple(left), left_runs)
 
 
 def _pairs(plan: Plan, seed: int) -> Iterator[_Pair]:
@@ -126,11 +126,11 @@ class _Costs:
         self.gpus = known.scoring_gpus if known.uses_gpus else 1
         self.uses_gpus = known.uses_gpus
 
-    def base(self, cell: CellPlan) -> Figure:
+    def base(self, cell: CellPlan) -> Quantity:
         return self.estimator.cell(cell, None, cell.requirements).times(self.gpus / 3600)
 
-    def pair(self, pair: _Pair) -> Figure:
-        total = Figure(0.0, True)
+    def pair(self, pair: _Pair) -> Quantity:
+        total = Quantity(0.0, True)
         for run in pair.runs:
             seconds = self.estimator.training(run)
             if seconds is not None:

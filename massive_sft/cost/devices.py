@@ -55,7 +55,7 @@ def known_gpus() -> dict[str, Device]:
 
 
 @functools.cache
-def gpu(kind: str) -> Device | None:
+def find_gpu(kind: str) -> Device | None:
     """Return a kind of GPU by what people or its driver call it (``h100``, ``NVIDIA A100-SXM4-40GB``); None if unknown.
 
     The longest known name whose words all are in ``kind`` counts.
@@ -70,7 +70,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 @functools.cache
-def machine() -> Device:
+def this_machine() -> Device:
     """Return this machine's CPUs: its memory, or what its container is allowed of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

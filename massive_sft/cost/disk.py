@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from massive_sft.cost.known import Known
+from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_of, trained_weights
 from massive_sft.cost.shapes import Shape
 from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Setting
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-STATE = 12  # bytes that a resume checkpoint holds of a trained weight beside it: master copy and two moments
+STATE_BYTES = 12  # bytes that a resume checkpoint holds of a trained weight beside it: master copy and two moments
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Disk:
         return self.kept + self.waiting + self.resume
 
 
-def disk(known: Known, todo: Iterable[RunPlan]) -> Disk | None:
+def disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
     """Return what a plan holds at its peak; None where a model's shape is not known.
 
     Args:
@@ -57,7 +57,7 @@ def disk(known: Known, todo: Iterable[RunPlan]) -> Disk | None:
         if run.trajectory.id in left:
             waiting.append((count - stay) * snapshot)
             resume.append(checkpoint_bytes(shape, setting))
-    allowed = size_in_bytes(known.plan.sweep.file.storage.max_waiting)
+    allowed = parse_size(known.plan.sweep.file.storage.max_waiting)
     return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
 
 
@@ -68,10 +68,10 @@ def snapshot_bytes(shape: Shape, setting: Setting) -> int:
 
 def checkpoint_bytes(shape: Shape, setting: Setting) -> int:
     """Return what one resume checkpoint of a training takes."""
-    return (bytes_of(setting.precision) + STATE) * trained_weights(shape, setting)
+    return (bytes_of(setting.precision) + STATE_BYTES) * trained_weights(shape, setting)
 
 
-def size_in_bytes(text: str) -> float:
+def parse_size(text: str) -> float:
     """Return ``2TB`` as 2e12: the schema has checked its form."""
     match = re.fullmatch(r"([\d.]+) ?([kMGT]?)B", text)
     if match is None:

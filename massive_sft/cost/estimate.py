@@ -6,32 +6,32 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from massive_sft.cost.cost_table import ScoringCosts
 from massive_sft.cost.devices import Device
 from massive_sft.cost.disk import Disk, disk
-from massive_sft.cost.fit import Fit, fits
-from massive_sft.cost.known import Known
-from massive_sft.cost.measured import Scoring
-from massive_sft.cost.memory import bytes_of
-from massive_sft.cost.shapes import Shape
-from massive_sft.cost.work import (
-    NOTHING,
+from massive_sft.cost.duration import (
     READ_BYTES_PER_SECOND,
     SCORING_SHARE,
     UNKNOWN,
-    Figure,
+    ZERO,
+    Quantity,
     perplexity_operations,
     scoring_seconds,
     training_seconds,
 )
+from massive_sft.cost.fit import Fit, fits
+from massive_sft.cost.inputs import CostInputs
+from massive_sft.cost.memory import bytes_of
+from massive_sft.cost.shapes import Shape
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
 from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
-NO_KIND = "no kind of GPU is named: say resources[].gpu (H100, A100-80GB, ...)"
-LOAD_SECONDS = 5.0  # of a model to score, beside reading its weights
-OTHER_SECONDS = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
+NO_GPU_KIND = "no kind of GPU is named: say resources[].gpu (H100, A100-80GB, ...)"
+LOAD_S = 5.0  # of a model to score, beside reading its weights
+OTHER_S = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
 INSTANT = frozenset({"token_length"})  # measures that cost nothing worth counting
 
 
@@ -52,21 +52,21 @@ class Cost:
             them and of what they are needed for; in none of the sums above, for only ``--retrain`` does it.
     """
 
-    training: Figure
-    evaluation: Figure
-    gpu_seconds: Figure | None
+    training: Quantity
+    evaluation: Quantity
+    gpu_seconds: Quantity | None
     price: float | None
-    saved: Figure
+    saved: Quantity
     disk: Disk | None
     fits: tuple[Fit, ...]
     unknown: Mapping[str, int]
     runs: int
     measured: int
     retrainings: int
-    retraining: Figure
+    retraining: Quantity
 
     @property
-    def money(self) -> Figure | None:
+    def money(self) -> Quantity | None:
         """The price, in the currency of ``price``; None without a price or a GPU."""
         if self.gpu_seconds is None or self.price is None:
             return None
@@ -82,13 +82,13 @@ class Estimator:
     """
 
     def __init__(self, plan: Plan, whole: bool = False):
-        self.known, self.whole = Known(plan), whole
+        self.known, self.whole = CostInputs(plan), whole
         self.unknown: Counter[str] = Counter()
         self._perplexed: set[str] = set()
-        self._measured: dict[tuple[str, str], Mapping[str, Scoring]] = {}
-        self._alike: dict[tuple[object, ...], tuple[Figure, Counter[str]]] = {}
+        self._measured: dict[tuple[str, str], Mapping[str, ScoringCosts]] = {}
+        self._alike: dict[tuple[object, ...], tuple[Quantity, Counter[str]]] = {}
 
-    def training(self, run: RunPlan) -> Figure | None:
+    def training(self, run: RunPlan) -> Quantity | None:
         """Return the seconds of a run's training; None, and counted in ``unknown``, where it cannot be told."""
         recipe, known = run.trajectory.recipe, self.known
         shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
@@ -112,19 +112,19 @@ class Estimator:
         if no_shape:
             return _no_size(recipe.model_name)
         if no_device:
-            return NO_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
+            return NO_GPU_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
         return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
 
-    def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Figure:
+    def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Quantity:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
         known, recipe = self.known, run.trajectory.recipe if run else None
         wanted = [item for item in items if item.measure not in INSTANT]
         if not wanted:
-            return NOTHING
+            return ZERO
         shape, device = known.shape(cell.cell.model), known.scoring_device
         if shape is None or device is None:
-            self.unknown[NO_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
-            return NOTHING
+            self.unknown[NO_GPU_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
+            return ZERO
         method = recipe.setting.method if recipe else "none"
         alike = (cell.cell.model, method, *(item.id for item in wanted))
         rows = self._rows(shape, method, device)
@@ -136,54 +136,59 @@ class Estimator:
             total += self._perplexity(recipe, rows, shape, device)
         return total
 
-    def _rows(self, shape: Shape, method: str, device: Device) -> Mapping[str, Scoring]:
+    def _rows(self, shape: Shape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         if (shape.key, method) not in self._measured:
             self._measured[shape.key, method] = self.known.scored_alike(shape, method, device)
         return self._measured[shape.key, method]
 
     def _own(
-        self, wanted: Iterable[Requirement], model: Model, rows: Mapping[str, Scoring], shape: Shape, device: Device
-    ) -> tuple[Figure, Counter[str]]:
+        self,
+        wanted: Iterable[Requirement],
+        model: Model,
+        rows: Mapping[str, ScoringCosts],
+        shape: Shape,
+        device: Device,
+    ) -> tuple[Quantity, Counter[str]]:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
         known, unknown = self.known, Counter[str]()
         dtype = known.plan.sweep.file.evaluation.protocol.dtype
 
-        def mean(what: str, otherwise: float) -> Figure:
+        def mean(what: str, otherwise: float) -> Quantity:
             if what in rows:
-                return Figure(rows[what].mean, True)
+                return Quantity(rows[what].mean, True)
             measured = known.table.mean(device.name, what)
-            return Figure(otherwise if measured is None else measured, False)
+            return Quantity(otherwise if measured is None else measured, False)
 
-        total = mean("other", OTHER_SECONDS)
+        total = mean("other", OTHER_S)
         tasks = [item for item in wanted if item.task is not None]
         if tasks:
-            total += mean("load", LOAD_SECONDS + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
+            total += mean("load", LOAD_S + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
             load = known.requests.load(item, known.bytes_per_token(model))
             seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), known.table)
             if seconds is None:
                 title = item.id.split()[0]
                 unknown[f"the size of {title} is not known until its requests are built (a run does)"] += 1
-            total += seconds or NOTHING
+            total += seconds or ZERO
         if any(item.measure == "layer_change" for item in wanted):
             reading = 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND
             total += mean("layer_change", reading)
         return total, unknown
 
-    def _perplexity(self, recipe: Recipe, rows: Mapping[str, Scoring], shape: Shape, device: Device) -> Figure:
+    def _perplexity(self, recipe: Recipe, rows: Mapping[str, ScoringCosts], shape: Shape, device: Device) -> Quantity:
         if recipe.id in self._perplexed:
-            return NOTHING
+            return ZERO
         key, amount = perplexity_key(recipe), self.known.amount(recipe)
         cached = not self.whole and (self.known.plan.root / "cache" / "perplexity" / key).is_dir()
         done = cached or key in self._perplexed
         self._perplexed |= {key, recipe.id}
         if done or amount is None:
-            return NOTHING
+            return ZERO
         operations, row = perplexity_operations(shape, amount), rows.get("perplexity")
         if row is not None and row.operations and row.seconds:
-            return Figure(operations / row.operations * row.seconds, amount.sure)
+            return Quantity(operations / row.operations * row.seconds, amount.sure)
         speed = self.known.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
-        return Figure(operations / speed, False)
+        return Quantity(operations / speed, False)
 
 
 def _no_size(model: str) -> str:
@@ -194,7 +199,7 @@ def estimate(plan: Plan) -> Cost:
     """Estimate what is left of a plan. Reads small files under its storage root; nothing is written."""
     estimator = Estimator(plan)
     known = estimator.known
-    training = evaluation = gpus = again = saved = NOTHING
+    training = evaluation = gpus = again = saved = ZERO
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
         seconds = estimator.training(run) or UNKNOWN
@@ -236,7 +241,7 @@ def _cells(plan: Plan) -> Iterable[tuple[RunPlan | None, CellPlan]]:
     yield from ((None, cell) for cell in plan.base)
 
 
-def _is_measured(known: Known, run: RunPlan) -> bool:
+def _is_measured(known: CostInputs, run: RunPlan) -> bool:
     shape, device = known.shape(run.trajectory.recipe.model), known.device(run)
     return shape is not None and device is not None and known.trained_alike(run, shape, device) is not None
 

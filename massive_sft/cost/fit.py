@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from massive_sft.cost.known import Known
+from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import Memory, Verdict, capacity, judge, remedy, scoring_memory, training_memory
 from massive_sft.planning.plan import RunPlan
 
-NOTHING_IS_ENOUGH = "no setting of resources is enough: use a device with more memory, or a smaller model"
+NO_REMEDY = "no setting of resources is enough: use a device with more memory, or a smaller model"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Fit:
     measured: bool
 
 
-def fits(known: Known, runs: Iterable[RunPlan]) -> list[Fit]:
+def fits(known: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
     """Return the memory of each kind of training, and of scoring each base model; unknown shapes are left out."""
     groups: dict[tuple[object, ...], list[RunPlan]] = {}
     for run in runs:
@@ -54,7 +54,7 @@ def fits(known: Known, runs: Iterable[RunPlan]) -> list[Fit]:
     return [fit for fit in (*trained, *scored) if fit is not None]
 
 
-def _training(known: Known, group: list[RunPlan]) -> Fit | None:
+def _training(known: CostInputs, group: list[RunPlan]) -> Fit | None:
     run = group[0]
     recipe, layout = run.trajectory.recipe, run.layout
     shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
@@ -76,11 +76,11 @@ def _training(known: Known, group: list[RunPlan]) -> Fit | None:
     verdict = judge(memory, available, certain=shape.source != "name")
     advice = ""
     if verdict != "fits":
-        advice = str(remedy(shape, recipe.setting, layout, longest, device) or NOTHING_IS_ENOUGH)
+        advice = str(remedy(shape, recipe.setting, layout, longest, device) or NO_REMEDY)
     return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
 
 
-def _scoring(known: Known, run: RunPlan) -> Fit | None:
+def _scoring(known: CostInputs, run: RunPlan) -> Fit | None:
     """Return the memory of scoring a model, where it does not fit; that it does is no news."""
     recipe, device = run.trajectory.recipe, known.scoring_device
     shape = known.shape(recipe.model)

@@ -22,13 +22,13 @@ from massive_sft.sweep.spec import Layout
 CPU_TOKENS = 2048
 GPU_TOKENS = 65536
 # DeepSpeed's defaults, in numbers: a bucket of gradients, and the weights that stage 3 keeps gathered.
-BUCKET = 5 * 10**8
-GATHERED = 10**9
+BUCKET_ELEMENTS = 5 * 10**8
+GATHERED_WEIGHTS = 10**9
 CUDA_BYTES = 700 * 10**6  # the driver's context and libraries on a GPU
 # A process on a CPU with torch, transformers and DeepSpeed imported, before it loads a model; measured.
 PROCESS_BYTES = 750 * 10**6
-SHORTEST = 256  # tokens: no remedy asks for a lower max_length
-MOST_GPUS = 64
+MIN_LENGTH = 256  # tokens: no remedy asks for a lower max_length
+MAX_GPUS = 64
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 
@@ -111,7 +111,7 @@ def training_memory(shape: Shape, setting: Setting, layout: Layout, longest: int
         "update": max(0, update - activations - logits),
         "float32 gradients": _wide_gradients(trained, setting, layout),
         "buckets": bucket_bytes(trained, layout.zero, number) if layout.zero > 1 else 0,
-        "gathered": number * min(shape.parameters, GATHERED) if layout.zero == 3 else 0,
+        "gathered": number * min(shape.parameters, GATHERED_WEIGHTS) if layout.zero == 3 else 0,
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
     if not layout.gpus:  # the process holds the snapshot beside the weights, when no activation is left
@@ -140,7 +140,7 @@ def bucket_bytes(trained: int, zero: int, number: int) -> int:
 
     At stage 2 it is filled in the training dtype, of ``number`` bytes, and copied for the sum.
     """
-    return (4 + number if zero == 2 and number < 4 else 4) * min(trained, BUCKET)
+    return (4 + number if zero == 2 and number < 4 else 4) * min(trained, BUCKET_ELEMENTS)
 
 
 def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
@@ -225,11 +225,11 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
         yield Remedy(words, changed, longest)
     cheap = tuple(text for text in words if not text.startswith(("offload", "zero")))
     gpus = 2 * layout.gpus
-    while layout.gpus and gpus <= MOST_GPUS:
+    while layout.gpus and gpus <= MAX_GPUS:
         more = on_gpu.model_copy(update={"gpus": gpus, "workers": gpus, "zero": 3})
         yield Remedy((*cheap, "zero: 3", f"gpus: {gpus}"), more, longest)
         gpus *= 2
     length = longest // 2
-    while length >= SHORTEST:
+    while length >= MIN_LENGTH:
         yield Remedy((*words, f"max_length: {length} (which makes other cells)"), changed, length)
         length //= 2

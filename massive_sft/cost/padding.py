@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from massive_sft.cost.amounts import Amount
 from massive_sft.cost.memory import CPU_TOKENS
+from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
@@ -13,7 +13,7 @@ USUAL = 1.15  # computed tokens a token, where lengths were not counted
 GPU_MICRO_BATCH = 16384  # tokens taken for what is free decides, which only the run finds out
 
 
-def computed_tokens(amount: Amount, setting: Setting, layout: Layout) -> float:
+def computed_tokens(amount: TrainingWorkload, setting: Setting, layout: Layout) -> float:
     """Return the tokens of an epoch with their padding, as ``training.packing`` cuts a typical batch."""
     if layout.packing:
         return amount.tokens

@@ -11,7 +11,7 @@ import pandas as pd
 from massive_sft.core.files import write_bytes
 from massive_sft.ledger.record import Record, Status
 from massive_sft.report import overview, scores
-from massive_sft.report.material import labelled
+from massive_sft.report.report_data import add_labels
 from massive_sft.report.section import Facts, Section
 from massive_sft.report.write import PAGE, page
 from massive_sft.study import frames, tables
@@ -20,8 +20,8 @@ from massive_sft.study.imported import Imported, ImportedLedger, approximate
 
 
 @dataclass(frozen=True)
-class ImportedMaterial:
-    """What the sections draw from, as ``material.Material`` has it for a sweep.
+class ImportedReportData:
+    """What the sections draw from, as ``report_data.ReportData`` has it for a sweep.
 
     Attributes:
         records: newest sound record of each row's cell that has one, in the table's order.
@@ -43,7 +43,7 @@ class ImportedMaterial:
         return [(str(status), counts[status]) for status in Status if counts[status]]
 
 
-def gather(found: ImportedLedger) -> ImportedMaterial:
+def read_imported_data(found: ImportedLedger) -> ImportedReportData:
     """Read what the ledger holds of an imported table, and find what to warn of: copied cells, then what is missing.
 
     Raises Unsupported when a newer version of massive-sft wrote a record.
@@ -61,38 +61,38 @@ def gather(found: ImportedLedger) -> ImportedMaterial:
     schedules = trained["schedule"].nunique() > 1
     order = {name: index for index, name in enumerate(found.table.columns)}
     columns = sorted(tables.primary(tidy)["column"].dropna().unique(), key=lambda name: order[str(name)])
-    return ImportedMaterial(
+    return ImportedReportData(
         table=found.table,
         records=records,
-        planned=labelled(trained, schedules),
+        planned=add_labels(trained, schedules),
         cells=cells,
-        scores=labelled(tidy, schedules),
-        gains=labelled(gains, schedules),
+        scores=add_labels(tidy, schedules),
+        gains=add_labels(gains, schedules),
         findings=tuple(warned),
         columns=tuple(map(str, columns)),
     )
 
 
-def write_report(material: ImportedMaterial, out: Path) -> Path:
+def write_report(data: ImportedReportData, out: Path) -> Path:
     """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out``; return the page.
 
     Raises OSError when ``out`` cannot be written.
     """
-    table = tables.release_table(material.cells, material.scores)
+    table = tables.release_table(data.cells, data.scores)
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["data_label", "setting_label"]
-    write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
-    shown = bool(material.scores["column"].notna().any())
+    write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
+    shown = bool(data.scores["column"].notna().any())
     sections = [
-        overview.troubles(material.findings),
-        _what(material.table),
-        scores.heatmap(material) if shown else None,
-        scores.every_score(material) if shown else None,
-        scores.along_epochs(material) if shown else None,
+        overview.failures_and_warnings(data.findings),
+        _what(data.table),
+        scores.heatmap(data) if shown else None,
+        scores.every_score(data) if shown else None,
+        scores.along_epochs(data) if shown else None,
     ]
     kept = [section for section in sections if section is not None]
-    written = page(material.table.name, _head(material.table, material.cells), material.statuses, kept)
+    written = page(data.table.name, _head(data.table, data.cells), data.statuses, kept)
     write_bytes(out / PAGE, written.encode())
     return out / PAGE
 

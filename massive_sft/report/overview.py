@@ -9,35 +9,43 @@ from typing import Any
 
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import Plan
-from massive_sft.report.material import Material
-from massive_sft.report.numbers import MISSING, count, duration, interval, is_missing, large, number
+from massive_sft.report.formatting import (
+    MISSING,
+    format_count,
+    format_duration,
+    format_interval,
+    format_large,
+    format_number,
+    is_missing,
+)
+from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import Facts, Listing, Section
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, rows_of
 
 
-def head(material: Material) -> list[tuple[str, str]]:
+def head(data: ReportData) -> list[tuple[str, str]]:
     """Return the figures that stand at the top."""
-    runs = last_epochs(material.cells).drop_duplicates("trajectory")
-    records = material.records.values()
+    runs = last_epochs(data.cells).drop_duplicates("trajectory")
+    records = data.records.values()
     spans = [(record.created, record.finished) for record in records]
     when = f"{_minute(min(a for a, _ in spans))} to {_minute(max(b for _, b in spans))} UTC" if spans else MISSING
-    benchmarks = material.scores["column"].nunique()
+    benchmarks = data.scores["column"].nunique()
     return [
-        ("Cells", f"{len(material.plan.cells):,}"),
-        ("Training runs", f"{len(runs):,} of {len(material.plan.runs):,}"),
+        ("Cells", f"{len(data.plan.cells):,}"),
+        ("Training runs", f"{len(runs):,} of {len(data.plan.runs):,}"),
         ("Benchmarks", f"{benchmarks:,}"),
-        ("Tokens trained", large(runs["tokens"].sum()) if runs["tokens"].notna().any() else MISSING),
-        ("Training time", duration(float(runs["seconds"].sum())) if runs["seconds"].notna().any() else MISSING),
+        ("Tokens trained", format_large(runs["tokens"].sum()) if runs["tokens"].notna().any() else MISSING),
+        ("Training time", format_duration(float(runs["seconds"].sum())) if runs["seconds"].notna().any() else MISSING),
         ("When", when),
-        ("Commit", commits(material)),
+        ("Commit", commits(data)),
     ]
 
 
-def statuses(material: Material) -> list[tuple[str, int]]:
+def statuses(data: ReportData) -> list[tuple[str, int]]:
     """Return how many cells have each status, those that occur."""
-    counts = Counter(material.statuses.values())
+    counts = Counter(data.statuses.values())
     return [(str(status), counts[status]) for status in Status if counts[status]]
 
 
@@ -45,9 +53,9 @@ def _minute(moment: str) -> str:
     return moment[:16].replace("T", "\N{NO-BREAK SPACE}")
 
 
-def commits(material: Material) -> str:
+def commits(data: ReportData) -> str:
     """Return the commits that the records were made with; ``+`` marks uncommitted changes."""
-    found = Counter(_commit(record.provenance) for record in material.records.values())
+    found = Counter(_commit(record.provenance) for record in data.records.values())
     shown = [name for name, _ in found.most_common(3)]
     return ", ".join(shown) + (f" and {len(found) - 3} more" if len(found) > 3 else "") if shown else MISSING
 
@@ -59,7 +67,7 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
 
 
-def troubles(found: Sequence[Finding]) -> Section:
+def failures_and_warnings(found: Sequence[Finding]) -> Section:
     """Return everything that limits what the numbers can say."""
     rows = [
         [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
@@ -68,7 +76,7 @@ def troubles(found: Sequence[Finding]) -> Section:
     if not rows:
         return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
     kinds = Counter(item.kind for item in found)
-    notes = [", ".join(f"{number} {kind}" for kind, number in kinds.items()) + "."]
+    notes = [", ".join(f"{format_number} {kind}" for kind, format_number in kinds.items()) + "."]
     columns = [
         Column("kind", "facet"),
         Column("what", "long"),
@@ -79,9 +87,9 @@ def troubles(found: Sequence[Finding]) -> Section:
     return Section("troubles", "Failures and warnings", notes, [Listing(table)], alarming=True)
 
 
-def what_ran(material: Material) -> Section:
+def what_ran(data: ReportData) -> Section:
     """Return models, mixtures, settings, layouts, and what sharing saved."""
-    plan = material.plan
+    plan = data.plan
     saved = plan.sharing
     note = (
         f"{saved.runs:,} training runs of {saved.run_epochs:,} epochs give {saved.cells:,} trained cells; one by one "
@@ -93,7 +101,7 @@ def what_ran(material: Material) -> Section:
         )
     protocol = plan.sweep.file.evaluation.protocol
     facts = [
-        ("Benchmarks", ", ".join(material.columns) or MISSING),
+        ("Benchmarks", ", ".join(data.columns) or MISSING),
         (
             "Protocol",
             f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",
@@ -101,24 +109,24 @@ def what_ran(material: Material) -> Section:
         ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
         ("Storage", str(plan.root)),
     ]
-    return Section("ran", "What ran", [note], [Listing(_models(material)), Listing(_settings(plan)), Facts(facts)])
+    return Section("ran", "What ran", [note], [Listing(_models(data)), Listing(_settings(plan)), Facts(facts)])
 
 
-def _models(material: Material) -> Any:
-    file = material.plan.sweep.file
-    names = dict.fromkeys(item.cell.coordinates.model for item in material.plan.cells)
+def _models(data: ReportData) -> Any:
+    file = data.plan.sweep.file
+    names = dict.fromkeys(item.cell.coordinates.model for item in data.plan.cells)
     parameters = {
         record.coordinates["model"]: record.training.get("parameters")
-        for record in material.records.values()
+        for record in data.records.values()
         if record.coordinates["method"] == "full"
     }
     rows = []
     for name in names:
         model = file.models[name]
         source = f"{model.hub} @ {model.revision}" if model.hub else str(model.path)
-        cells = [item for item in material.plan.cells if item.cell.coordinates.model == name]
-        done = sum(material.statuses[item.cell.id] is Status.COMPLETE for item in cells)
-        rows.append([name, source, large(parameters.get(name)), f"{done} of {len(cells)}"])
+        cells = [item for item in data.plan.cells if item.cell.coordinates.model == name]
+        done = sum(data.statuses[item.cell.id] is Status.COMPLETE for item in cells)
+        rows.append([name, source, format_large(parameters.get(name)), f"{done} of {len(cells)}"])
     return of_texts(
         "models",
         "Models",
@@ -145,11 +153,11 @@ def _settings(plan: Plan) -> Any:
     return of_texts("settings", "Settings", columns, [[*row, str(runs)] for row, runs in rows.items()])
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _plural(format_number: int, noun: str) -> str:
+    return f"{format_number} {noun}{'' if format_number == 1 else 's'}"
 
 
-def data_counts(material: Material) -> Section:
+def data_counts(data: ReportData) -> Section:
     """Return what each model saw of each mixture."""
     columns = [Column("model", "facet"), Column("data", "facet")]
     names = (
@@ -167,7 +175,7 @@ def data_counts(material: Material) -> Section:
     columns += [Column("perplexity, all", "number"), Column("95 % interval"), Column("n tokens", "number")]
     columns += [Column("perplexity, response", "number"), Column("95 % interval"), Column("n tokens", "number")]
     columns += [Column("perplexity, response text", "number"), Column("bits per byte, response text", "number")]
-    rows = last_epochs(material.cells)
+    rows = last_epochs(data.cells)
     rows = rows[rows["samples"].notna()]
     facts = [
         "available",
@@ -190,18 +198,18 @@ def data_counts(material: Material) -> Section:
 
 
 def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
-    values = [str(row["model"]), str(row["data_label"]), *(count(row[name]) for name in facts)]
-    values.append(MISSING if is_missing(row["token_length"]) else number(row["token_length"], 1))
+    values = [str(row["model"]), str(row["data_label"]), *(format_count(row[name]) for name in facts)]
+    values.append(MISSING if is_missing(row["token_length"]) else format_number(row["token_length"], 1))
     for over in ("all", "response"):
-        bounds = interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])
-        values += [number(row[f"perplexity_{over}"], 2), bounds, count(row[f"perplexity_tokens_{over}"])]
-    return [*values, number(row["perplexity_text_response"], 2), number(row["bits_per_byte_response"], 3)]
+        bounds = format_interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])
+        values += [format_number(row[f"perplexity_{over}"], 2), bounds, format_count(row[f"perplexity_tokens_{over}"])]
+    return [*values, format_number(row["perplexity_text_response"], 2), format_number(row["bits_per_byte_response"], 3)]
 
 
-def provenance(material: Material) -> Section:
+def provenance(data: ReportData) -> Section:
     """Return the distinct circumstances under which the records were made."""
     found: Counter[str] = Counter()
-    for record in material.records.values():
+    for record in data.records.values():
         found[
             json.dumps({key: value for key, value in record.provenance.items() if key != "captured"}, sort_keys=True)
         ] += 1

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from massive_sft.report.chart import Dot, Key, Line, Panel
-from massive_sft.report.material import Material
-from massive_sft.report.numbers import MISSING, is_missing, number
+from massive_sft.report.formatting import MISSING, format_number, is_missing
+from massive_sft.report.report_data import ReportData
 from massive_sft.report.scores import numbering
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, of_texts
@@ -28,30 +28,30 @@ NO_CAUSE = (
 )
 
 
-def loss_curves(material: Material) -> Section | None:
+def loss_curves(data: ReportData) -> Section | None:
     """Return each run's training loss, a chart for each model and data; None where no curve is on disk."""
-    runs = last_epochs(material.cells)
-    runs = runs[runs["trajectory"].isin(list(material.curves))]
+    runs = last_epochs(data.cells)
+    runs = runs[runs["trajectory"].isin(list(data.curves))]
     if runs.empty:
         return None
     colours = numbering(runs["setting_label"])
     groups: dict[str, Sequence[Panel]] = {}
     for model, of_model in runs.groupby("model", sort=False):
         panels = []
-        for data, members in of_model.groupby("data_label", sort=False):
-            lines = [_loss_line(material, row, colours) for row in rows_of(members)]
-            panels.append(Panel(str(data), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
+        for mixture, members in of_model.groupby("data_label", sort=False):
+            lines = [_loss_line(data, row, colours) for row in rows_of(members)]
+            panels.append(Panel(str(mixture), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
         groups[str(model)] = panels
-    thinned = max(curve.steps for curve in material.curves.values())
+    thinned = max(curve.steps for curve in data.curves.values())
     notes = [f"Each point is the mean of up to {thinned} optimizer steps; a gap is a loss that was not finite."]
     keys = [Key(name, colour=index) for name, index in colours.items()]
     return Section("losses", "Training loss", notes, [Figures(groups, keys)])
 
 
-def _loss_line(material: Material, row: dict[str, Any], colours: dict[str, int]) -> Line:
-    curve = material.curves[str(row["trajectory"])]
+def _loss_line(data: ReportData, row: dict[str, Any], colours: dict[str, int]) -> Line:
+    curve = data.curves[str(row["trajectory"])]
     label = f"{row['model']} {row['data_label']} {row['setting_label']} seed {row['seed']}: {row['steps']} steps, "
-    label += f"loss {number(row['first_loss'])} to {number(row['last_loss'])} ({row['status']})"
+    label += f"loss {format_number(row['first_loss'])} to {format_number(row['last_loss'])} ({row['status']})"
     return Line(label, curve.points, colours[str(row["setting_label"])], 0)
 
 
@@ -60,10 +60,10 @@ def _spread(lines: Sequence[Line]) -> float:
     return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
-def perplexity(material: Material) -> Section | None:
+def perplexity(data: ReportData) -> Section | None:
     """Return gains against the perplexity of the training data; None where it was not measured."""
     return _against(
-        material,
+        data,
         ["log_perplexity_all", "log_perplexity_response", "log_perplexity_text_response", "bits_per_byte_response"],
         "perplexity_all",
         Section(
@@ -82,10 +82,10 @@ def perplexity(material: Material) -> Section | None:
     )
 
 
-def layer_change(material: Material) -> Section | None:
+def layer_change(data: ReportData) -> Section | None:
     """Return gains against layer change, and its profile over the layers; None where it was not measured."""
     section = _against(
-        material,
+        data,
         ["layer_change"],
         "layer_change",
         Section(
@@ -100,29 +100,29 @@ def layer_change(material: Material) -> Section | None:
         ),
         "relative change",
     )
-    profile = _profile(material)
+    profile = _profile(data)
     if profile is None:
         return section
     blocks, notes = (section.blocks, section.notes) if section else ([], [])
     return Section("layers", "Layer change and gain", [*notes, *profile.notes], [*profile.blocks, *blocks])
 
 
-def _against(material: Material, measures: list[str], drawn: str, section: Section, axis: str) -> Section | None:
-    points = material.points
+def _against(data: ReportData, measures: list[str], drawn: str, section: Section, axis: str) -> Section | None:
+    points = data.points
     if points.empty or points[drawn].isna().all():
         return None
-    rank = {column: index for index, column in enumerate((correlate.OVERALL, *material.columns))}
+    rank = {column: index for index, column in enumerate((correlate.OVERALL, *data.columns))}
     found = correlate.correlations(points, measures).sort_values("column", key=lambda c: c.map(rank), kind="stable")
     models, methods = (
-        numbering(material.cells["model"]),
-        numbering(material.cells.loc[material.cells["method"] != BASE, "method"]),
+        numbering(data.cells["model"]),
+        numbering(data.cells.loc[data.cells["method"] != BASE, "method"]),
     )
-    units = tables.primary(material.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
+    units = tables.primary(data.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
     drawn_for = found[(found["measure"] == measures[0]) & (found["group"] == "all")]
     overall = {str(row["column"]): row for row in rows_of(drawn_for)}
     panels = []
     by_column = grouped(rows_of(points), "column")
-    for column in (correlate.OVERALL, *material.columns):
+    for column in (correlate.OVERALL, *data.columns):
         members = by_column.get((column,), [])
         if not members:
             continue
@@ -152,7 +152,7 @@ def _dot(row: dict[str, Any], drawn: str, factor: float, models: dict[str, int],
     x, better = row[drawn], row["improvement"]
     y = math.nan if is_missing(better) else float(better) * factor
     label = f"{row['model']} {row['data_label']} {row['setting_label']} epoch {row['epoch']}"
-    label += f": {number(x)}, {number(y, signed=True)}"
+    label += f": {format_number(x)}, {format_number(y, signed=True)}"
     place = math.nan if is_missing(x) else float(x)
     return Dot(label, place, y, models[str(row["model"])], methods[str(row["method"])])
 
@@ -161,13 +161,13 @@ def summary(row: dict[str, Any]) -> str:
     """Return a correlation in one line."""
     if row["note"]:
         return f"n = {row['n']}: {row['note']}"
-    pearson = f"r = {number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
-    return f"n = {row['n']}, {pearson}\nρ = {number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
+    pearson = f"r = {format_number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
+    return f"n = {row['n']}, {pearson}\nρ = {format_number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
 
 
 def _bounds(row: dict[str, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return MISSING if is_missing(low) else f"{number(low, 2)} to {number(high, 2)}"
+    return MISSING if is_missing(low) else f"{format_number(low, 2)} to {format_number(high, 2)}"
 
 
 _CORRELATION = [
@@ -191,21 +191,21 @@ def _correlation_row(row: dict[str, Any]) -> list[str]:
     for name in ("pearson", "spearman"):
         p = row[f"{name}_p"]
         numbers += [
-            number(row[name], 2),
+            format_number(row[name], 2),
             _bounds(row, name),
             MISSING if is_missing(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
         ]
     return [measure, column, str(row["group"]), str(row["n"]), *numbers, str(row["note"])]
 
 
-def _profile(material: Material) -> Section | None:
-    cells = last_epochs(material.cells)
-    joined = cells.merge(material.layers, on="cell")
+def _profile(data: ReportData) -> Section | None:
+    cells = last_epochs(data.cells)
+    joined = cells.merge(data.layers, on="cell")
     if joined.empty:
         return None
     colours, dashes = numbering(joined["data_label"]), numbering(joined["setting_label"])
     changes, gains = [], []
-    found = correlate.layer_correlations(material.layers, material.points)
+    found = correlate.layer_correlations(data.layers, data.points)
     names = ["model", "cell", "layer", "change", "floor", "data_label", "setting_label", "epoch"]
     for (model,), of_model in grouped(rows_of(joined[names].sort_values("layer", kind="stable")), "model").items():
         lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
@@ -213,7 +213,7 @@ def _profile(material: Material) -> Section | None:
         dots = [_layer_dot(row) for row in rows_of(found[found["model"] == model])]
         n = found.loc[found["model"] == model, "n"]
         caption = f"n = {n.max()} runs" if len(n) else ""
-        caption += ": too few" if len(n) and n.max() < correlate.FEWEST else ""
+        caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
         gains.append(
             Panel(
                 str(model), "layer", "Pearson r with overall gain", dots=dots, caption=caption, whole_x=True, zero=True
@@ -237,14 +237,12 @@ def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: d
     faint = [row["change"] < 2 * row["floor"] for row in rows]
     label = f"{first['data_label']} {first['setting_label']} epoch {first['epoch']}: "
     largest = max(rows, key=lambda row: row["change"])
-    label += (
-        f"{len(rows)} layers, {number(rows[0]['change'])} at the input, {number(rows[-1]['change'])} at the output, "
-    )
-    label += f"largest {number(largest['change'])} in layer {largest['layer']}"
+    label += f"{len(rows)} layers, {format_number(rows[0]['change'])} at the input, {format_number(rows[-1]['change'])} at the output, "
+    label += f"largest {format_number(largest['change'])} in layer {largest['layer']}"
     return Line(label, points, colours[first["data_label"]], dashes[first["setting_label"]], True, faint)
 
 
 def _layer_dot(row: dict[str, Any]) -> Dot:
     values = [float(row[name]) for name in ("pearson", "pearson_low", "pearson_high")]
-    label = f"layer {row['layer']}: r = {number(values[0], 2)} ({_bounds(row, 'pearson')}), n = {row['n']}"
+    label = f"layer {row['layer']}: r = {format_number(values[0], 2)} ({_bounds(row, 'pearson')}), n = {row['n']}"
     return Dot(label, float(row["layer"]), values[0], 0, 0, values[1], values[2])

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 import pandas as pd
 
 from massive_sft.report.chart import Key, Line, Panel
-from massive_sft.report.numbers import MISSING, count, interval, is_missing, scored
+from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
 from massive_sft.report.section import Figures, Listing, Section
 from massive_sft.report.table import Column, Heat, Table, Value, of_texts
 from massive_sft.study import metrics, tables
 from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, rows_of
 
 
-class Scored(Protocol):
-    """What these sections draw from: the frames of ``material.Material``."""
+class ScoreData(Protocol):
+    """What these sections draw from: the frames of ``report_data.ReportData``."""
 
     @property
     def planned(self) -> pd.DataFrame: ...
@@ -39,12 +39,12 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(dict.fromkeys(values))}
 
 
-def heatmap(material: Scored) -> Section:
+def heatmap(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × data × benchmark."""
-    means = tables.over_seeds(_complete(material, last_epochs(material.planned)))
-    columns = [column for column in material.columns if column in set(means["column"])]
+    means = tables.over_seeds(_complete(data, last_epochs(data.planned)))
+    columns = [column for column in data.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
-    labels = {key: rows[0] for key, rows in grouped(rows_of(material.planned), *CONDITION).items()}
+    labels = {key: rows[0] for key, rows in grouped(rows_of(data.planned), *CONDITION).items()}
     rows: list[list[Value]] = []
     for key, members in grouped(rows_of(means), *CONDITION).items():
         label, first = labels[key], members[0]
@@ -77,11 +77,11 @@ def _without(index: int, items: Sequence[Any]) -> list[Any]:
     return [*items[:index], *items[index + 1 :]]
 
 
-def _complete(material: Scored, trained: pd.DataFrame) -> pd.DataFrame:
+def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
     """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
-    known = tables.primary(material.gains)
+    known = tables.primary(data.gains)
     known = known[known["cell"].isin(trained["cell"])]
-    columns = pd.DataFrame({"column": list(material.columns)}, dtype="string")
+    columns = pd.DataFrame({"column": list(data.columns)}, dtype="string")
     every = trained[["cell", "status", "error", *COORDINATES]].merge(columns, how="cross")
     merged = every.merge(known.drop(columns=["status", *COORDINATES]), on=["cell", "column"], how="left")
     merged["primary"] = True
@@ -94,7 +94,7 @@ def _complete(material: Scored, trained: pd.DataFrame) -> pd.DataFrame:
 def _score_column(means: pd.DataFrame, column: str) -> Column:
     rows = means[means["column"] == column]
     metric, n = rows["metric"].dropna(), rows["n"].dropna()
-    size = f"n {count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else "no score"
+    size = f"n {format_count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else "no score"
     if metric.empty:
         return Column(column, "number", size)
     lower = ((rows["gain"] * rows["improvement"]) < 0).any()
@@ -107,17 +107,18 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
         why = "not scored" if row is None or is_missing(row["why"]) else str(row["why"])
         return Heat(MISSING, "", "missing", 0.0, False, f"missing: {why}")
     metric, better = row["metric"], row["improvement"]
-    text, ends = scored(row["gain"], metric, True), (row["gain_low"], row["gain_high"])
-    bounds, note = interval(*ends, metric, True), interval(*ends, metric, True, short=True)
+    text, ends = format_score(row["gain"], metric, True), (row["gain_low"], row["gain_high"])
+    bounds, note = format_interval(*ends, metric, True), format_interval(*ends, metric, True, short=True)
     sure = not is_missing(row["gain_low"]) and (row["gain_low"] > 0 or row["gain_high"] < 0)
     tone = "flat" if is_missing(better) or not better else "good" if better > 0 else "bad"
     strength = 0.0 if tone == "flat" or not largest else round(abs(float(better)) / float(largest), 2)
-    story = f"{row['column']}: score {scored(row['value'], metric)}, gain {text} (95 %: {bounds}; {row['interval']}), "
-    story += f"n {count(row['n'])}, {row['seeds']} of {row['asked_seeds']} seeds"
+    story = f"{row['column']}: score {format_score(row['value'], metric)}, "
+    story += f"gain {text} (95 %: {bounds}; {row['interval']}), "
+    story += f"n {format_count(row['n'])}, {row['seeds']} of {row['asked_seeds']} seeds"
     return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
 
 
-def every_score(material: Scored) -> Section:
+def every_score(data: ScoreData) -> Section:
     """Return one row per cell and benchmark, base models included."""
     head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
     numbers = [Column(name, "number") for name in ("score", "n", "base", "gain")]
@@ -133,9 +134,9 @@ def every_score(material: Scored) -> Section:
         bounds,
         Column("why not", "long"),
     ]
-    base = tables.primary(material.scores)
-    every = pd.concat([base[base["method"] == BASE], tables.primary(material.gains)])
-    rank = {column: index for index, column in enumerate(material.columns)}
+    base = tables.primary(data.scores)
+    every = pd.concat([base[base["method"] == BASE], tables.primary(data.gains)])
+    rank = {column: index for index, column in enumerate(data.columns)}
     every = every[SHOWN].sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
     rows = [_score_row(row) for row in rows_of(every)]
     notes = [
@@ -175,22 +176,22 @@ def _score_row(row: dict[str, Any]) -> list[str]:
         str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
         MISSING if is_missing(metric) else str(metric),
-        scored(row["value"], metric),
-        interval(row["low"], row["high"], metric),
-        count(row["n"]),
-        scored(row["base"], metric),
-        scored(row["gain"], metric, True),
-        interval(row["gain_low"], row["gain_high"], metric, True),
+        format_score(row["value"], metric),
+        format_interval(row["low"], row["high"], metric),
+        format_count(row["n"]),
+        format_score(row["base"], metric),
+        format_score(row["gain"], metric, True),
+        format_interval(row["gain_low"], row["gain_high"], metric, True),
         why,
     ]
 
 
-def along_epochs(material: Scored) -> Section | None:
+def along_epochs(data: ScoreData) -> Section | None:
     """Return the score of each run at its snapshots, from the base model at epoch 0; None without any.
 
     A run with one scored snapshot is in the heatmap already.
     """
-    known = tables.primary(material.gains)
+    known = tables.primary(data.gains)
     known = known[known["value"].notna()]
     known = known[known.groupby("trajectory")["epoch"].transform("nunique") > 1]
     if known.empty:
@@ -201,7 +202,7 @@ def along_epochs(material: Scored) -> Section | None:
     for (model,), of_model in grouped(rows, "model").items():
         by_column = grouped(of_model, "column")
         panels = []
-        for column in material.columns:
+        for column in data.columns:
             members = by_column.get((column,), [])
             if members:
                 lines = [_epoch_line(part, colours, dashes) for part in grouped(members, "trajectory").values()]
@@ -226,11 +227,14 @@ def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dic
         points.insert(0, (0.0, float(first["base"]) * factor))
     story = [f"epoch {row['epoch']}: {_with_interval(row)}" for row in rows]
     seed = "" if is_missing(first["seed"]) else f" seed {first['seed']}"
-    label = f"{first['data_label']} {first['setting_label']}{seed}; base {scored(first['base'], first['metric'])}; "
+    label = (
+        f"{first['data_label']} {first['setting_label']}{seed}; base {format_score(first['base'], first['metric'])}; "
+    )
     colour, dash = colours[first["data_label"]], dashes[first["setting_label"]]
     return Line(label + "; ".join(story), points, colour, dash, marked=True)
 
 
 def _with_interval(row: dict[str, Any]) -> str:
     metric = row["metric"]
-    return f"{scored(row['value'], metric)} ({interval(row['low'], row['high'], metric)}, n {count(row['n'])})"
+    bounds = format_interval(row["low"], row["high"], metric)
+    return f"{format_score(row['value'], metric)} ({bounds}, n {format_count(row['n'])})"

@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 from massive_sft.core.files import write_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
-from massive_sft.report import beside, overview, relations, scores
-from massive_sft.report.material import Material, gather
+from massive_sft.report import comparison, overview, relations, scores
+from massive_sft.report.report_data import ReportData, read_report_data
 from massive_sft.report.section import Section
 from massive_sft.study import tables
 from massive_sft.study.imported import ImportedLedger
@@ -34,43 +34,43 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
         Unsupported: a newer version of massive-sft wrote a record.
         OSError: ``out`` cannot be written.
     """
-    material = gather(plan, ledger)
-    table = tables.release_table(material.cells, material.scores)
+    data = read_report_data(plan, ledger)
+    table = tables.release_table(data.cells, data.scores)
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["data_label", "setting_label"]
-    write_bytes(out / "scores.parquet", tables.to_parquet(material.scores.drop(columns=labels)))
+    write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
     added = []
     for found in imported:
-        frame = beside.joined(material, found)
+        frame = comparison.compare(data, found)
         write_bytes(out / f"beside-{found.table.name}.csv", tables.to_csv(frame))
-        added.append(beside.section(material, found, frame))
-    write_bytes(out / PAGE, render(material, added).encode())
+        added.append(comparison.comparison_section(data, found, frame))
+    write_bytes(out / PAGE, render(data, added).encode())
     return out / PAGE
 
 
-def sections(material: Material) -> list[Section]:
+def sections(data: ReportData) -> list[Section]:
     """Return the page's sections in their order; those with nothing to show are left out."""
-    shown = material.scores["column"].notna().any()
+    shown = data.scores["column"].notna().any()
     found = [
-        overview.troubles(material.findings),
-        overview.what_ran(material),
-        scores.heatmap(material) if shown else None,
-        scores.every_score(material) if shown else None,
-        scores.along_epochs(material) if shown else None,
-        relations.loss_curves(material),
-        relations.perplexity(material),
-        relations.layer_change(material),
-        overview.data_counts(material),
-        overview.provenance(material),
+        overview.failures_and_warnings(data.findings),
+        overview.what_ran(data),
+        scores.heatmap(data) if shown else None,
+        scores.every_score(data) if shown else None,
+        scores.along_epochs(data) if shown else None,
+        relations.loss_curves(data),
+        relations.perplexity(data),
+        relations.layer_change(data),
+        overview.data_counts(data),
+        overview.provenance(data),
     ]
     return [section for section in found if section is not None]
 
 
-def render(material: Material, added: Sequence[Section] = ()) -> str:
+def render(data: ReportData, added: Sequence[Section] = ()) -> str:
     """Return the page of a sweep, with further sections after its own."""
-    name = material.plan.sweep.file.name
-    return page(name, overview.head(material), overview.statuses(material), [*sections(material), *added])
+    name = data.plan.sweep.file.name
+    return page(name, overview.head(data), overview.statuses(data), [*sections(data), *added])
 
 
 def page(

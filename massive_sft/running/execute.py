@@ -8,7 +8,7 @@ from typing import Protocol
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.stop import Stop
-from massive_sft.cost.learn import learn
+from massive_sft.cost.calibrate import calibrate
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import Run, register_run
@@ -117,6 +117,6 @@ def _announced(plan: Plan) -> Iterator[Run]:
 def _learn(plan: Plan, ledger: Ledger, say: Callable[[str], None]) -> None:
     """Take note of what the run took; that only makes estimates better, so a disk that refuses does not end it."""
     try:
-        learn(plan, ledger)
+        calibrate(plan, ledger)
     except OSError as error:
         say(f"what it took cannot be noted for estimates: {error}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.cost.disk import size_in_bytes
+from massive_sft.cost.disk import parse_size
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.spec import Layout
@@ -106,7 +106,7 @@ def _mode(name: str, capacity: dict[str, float], scorers: Scorers, layouts: set[
 
 def _at_once(plan: Plan) -> int:
     """Return how many runs' snapshots may wait to be scored, by ``storage.max_waiting``."""
-    allowed = size_in_bytes(plan.sweep.file.storage.max_waiting)
+    allowed = parse_size(plan.sweep.file.storage.max_waiting)
     largest = max((_snapshot_bytes(run) for run in plan.todo), default=1)
     return max(1, int(allowed // largest))
 

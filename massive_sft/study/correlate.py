@@ -13,7 +13,7 @@ from scipy import stats
 from massive_sft.study.frames import COORDINATES, last_epochs
 from massive_sft.study.tables import primary
 
-FEWEST = 4
+MIN_PAIRS = 4
 OVERALL = "overall"
 _Z = float(stats.norm.ppf(0.975))
 
@@ -47,7 +47,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
     both = np.isfinite(first) & np.isfinite(second)
     first, second = first[both], second[both]
     n = len(first)
-    if n < FEWEST:
+    if n < MIN_PAIRS:
         return Correlation(n, note="too few")
     if _constant(first) or _constant(second):
         return Correlation(n, note="constant")

@@ -30,19 +30,19 @@ TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
 """What the client raises: connection errors are OSErrors, the last two come from a local store's schema."""
 
 
-def client(uri: str) -> MlflowClient:
+def make_client(uri: str) -> MlflowClient:
     """Return a client of the tracker at a resolved address; its calls raise ``TRACKER_ERRORS``."""
-    quiet()
+    silence_loggers()
     return MlflowClient(tracking_uri=client_address(uri))
 
 
 def make_tables(uri: str, artifacts: str) -> None:
     """Make a local store's tables in a database that is not there yet; ``artifacts`` is the address of a folder."""
-    quiet()
+    silence_loggers()
     SqlAlchemyStore(client_address(uri), artifacts).engine.dispose()
 
 
-def quiet() -> None:
+def silence_loggers() -> None:
     """Silence mlflow's and alembic's own messages, which repeat what the mirror says; MLFLOW_LOGGING_LEVEL wins."""
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("mlflow", "alembic"):
@@ -58,7 +58,7 @@ def ask_server(uri: str, timeout: float) -> tuple[int, str]:
     Raises:
         MlflowException: no answer within ``timeout`` seconds of silence, or the settings contradict each other.
     """
-    quiet()
+    silence_loggers()
     answer = http_request(
         get_default_host_creds(uri),
         "/api/2.0/mlflow/experiments/search",

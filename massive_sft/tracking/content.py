@@ -63,7 +63,9 @@ class CellRun:
     points: tuple[Point, ...]
 
 
-def describe(record: Record, content: Mapping[str, Any], coordinates: Coordinates | None, ledger: str) -> CellRun:
+def describe_record(
+    record: Record, content: Mapping[str, Any], coordinates: Coordinates | None, ledger: str
+) -> CellRun:
     """Return what to show of a record.
 
     Args:
@@ -98,7 +100,7 @@ def milliseconds(time: str) -> int:
     return round(datetime.fromisoformat(time).timestamp() * 1000)
 
 
-def clean(name: str) -> str:
+def clean_name(name: str) -> str:
     """Return one part of a metric's or parameter's name with only what MLflow allows, on any system."""
     kept = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
     return re.sub(r"^\.{1,2}$|^$", "_", kept)
@@ -115,7 +117,7 @@ def _params(names: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, s
     flat = {**dict(_flattened(content)), **names}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items() if value != ""}
     return {
-        _shortened(clean(key), KEY_LENGTH): _shortened(redact(value), PARAM_LENGTH)
+        _shortened(clean_name(key), KEY_LENGTH): _shortened(redact(value), PARAM_LENGTH)
         for key, value in sorted(shown.items())
         if value != "null"
     }
@@ -197,7 +199,7 @@ def _numbers(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple
 
 def _unique(values: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     """Return values by MLflow's names; where two names would become one, each gets a hash of its own."""
-    names = {path: "/".join(map(clean, path)) for path in values}
+    names = {path: "/".join(map(clean_name, path)) for path in values}
     taken = Counter(names.values())
     unique = {p: name if taken[name] == 1 else f"{name}-{digest(json.dumps(p))[:6]}" for p, name in names.items()}
     return {_shortened(unique[path], KEY_LENGTH): value for path, value in values.items()}

@@ -15,7 +15,7 @@ from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import Point, milliseconds
 
-MOST_POINTS = 1000
+MAX_POINTS = 1000
 KEYS = ("loss", "lr", "grad_norm")
 
 
@@ -37,7 +37,7 @@ class Curve:
 def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
     """Return the curve of a cell's training; None for a base model, or where no sound one is there.
 
-    Of more than ``MOST_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
+    Of more than ``MAX_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
     are not finite cannot be drawn; the note counts them. The times are those of the steps, counted back from when the
     record was begun, for that was soon after the last of them.
     """
@@ -90,6 +90,6 @@ def _times(steps: list[dict[str, Any]], end: int) -> list[int]:
 
 
 def _evenly(count: int) -> list[int]:
-    if count <= MOST_POINTS:
+    if count <= MAX_POINTS:
         return list(range(count))
-    return [round(index * (count - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)]
+    return [round(index * (count - 1) / (MAX_POINTS - 1)) for index in range(MAX_POINTS)]

@@ -20,19 +20,19 @@ from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.address import PLACE, database, resolve
-from massive_sft.tracking.attachments import attach_cell, attach_file
+from massive_sft.tracking.artifacts import copy_artifact, write_cell_artifacts
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
-from massive_sft.tracking.content import CellRun, checksum, describe, milliseconds
+from massive_sft.tracking.content import CellRun, checksum, describe_record, milliseconds
 from massive_sft.tracking.curve import Curve, loss_curve
 from massive_sft.tracking.probe import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.spool import Item, read_spool, write_spool
-from massive_sft.tracking.store import bring_artifacts, make_store
-from massive_sft.tracking.tracker import Attach, Tracker
+from massive_sft.tracking.store import make_store, relocate_artifacts
+from massive_sft.tracking.tracker import Tracker, WriteArtifacts
 
 log = logging.getLogger(__name__)
 
-FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 """Seconds between tries while the tracker does not answer."""
 SPOOL = "mirror-spool.jsonl"
 
@@ -137,7 +137,7 @@ class Mirror:
     # Only the thread runs what follows, but for the first connection, which comes before it.
 
     def _work(self) -> None:
-        delay = FIRST_DELAY
+        delay = FIRST_DELAY_S
         while True:
             item: Item | None = None
             try:
@@ -160,15 +160,15 @@ class Mirror:
                 if self._queue.closing:
                     return
                 self._queue.pause(delay)
-                delay = min(2 * delay, LONGEST_DELAY)
+                delay = min(2 * delay, MAX_DELAY_S)
             else:
-                delay = FIRST_DELAY
+                delay = FIRST_DELAY_S
                 self._queue.done()
                 self._recovered()
 
     def _end(self, tracker: Tracker) -> None:
         if self._repeated:
-            tracker.look_again()
+            tracker.refresh()
             self._repeated = False
         tracker.finish()
         self._release()
@@ -178,7 +178,7 @@ class Mirror:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             make_store(path)
-            bring_artifacts(path)
+            relocate_artifacts(path)
         try:
             self._connect()
         except _Busy as error:
@@ -223,20 +223,20 @@ class Mirror:
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
             if item.is_file():
-                tracker.attach(_readable(lambda folder: attach_file(item, folder)))
+                tracker.attach(_readable(lambda folder: copy_artifact(item, folder)))
             else:
                 log.warning("%s is gone and cannot be mirrored", item)
         else:
             record, run, curve = self._read(item)
             if tracker.known.get(item) != run.checksum:
-                tracker.write(run, curve, _readable(lambda folder: attach_cell(self._ledger, record, folder)))
+                tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
 
     def _read(self, cell: str) -> tuple[Record, CellRun, Curve | None]:
         try:
             record = self._ledger.read_record(cell)
             if record is None:
                 raise _Unreadable(f"{cell} has no record")
-            run = describe(record, self._ledger.read_cell(cell), self._cells.get(cell), str(self._ledger.root))
+            run = describe_record(record, self._ledger.read_cell(cell), self._cells.get(cell), str(self._ledger.root))
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise _Unreadable(f"{cell} cannot be read: {error}") from error
@@ -298,7 +298,7 @@ def mirror_all(ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tra
     return mirror.close()
 
 
-def _readable(attach: Attach) -> Attach:
+def _readable(attach: WriteArtifacts) -> WriteArtifacts:
     """Tell an own file that cannot be read from a tracker that cannot be reached; both are OSErrors."""
 
     def checked(folder: Path) -> None:

@@ -18,9 +18,9 @@ from massive_sft.tracking.address import database, resolve, sqlite_address
 
 T = TypeVar("T")
 
-TIMEOUT = 5.0
+TIMEOUT_S = 5.0
 """Seconds of silence after which a server does not answer; one that is slower than that would hold up every cell."""
-PATIENCE = 3 * TIMEOUT
+ANSWER_TIMEOUT_S = 3 * TIMEOUT_S
 """Seconds for a whole answer, with the lookup of its host and however many pieces it comes in."""
 
 
@@ -48,7 +48,7 @@ def _server_problem(uri: str, place: str) -> Problem | None:
     from massive_sft.tracking.client import ask_server
 
     try:
-        status, body = _in_time(lambda: ask_server(uri, TIMEOUT))
+        status, body = _in_time(lambda: ask_server(uri, TIMEOUT_S))
     except Exception as error:  # noqa: BLE001 - the client, its plugins and what they stand on raise what they like
         return Problem(place, f"is no tracking server that answers ({_reason(error)})", redact(uri))
     if status in (401, 403):
@@ -101,7 +101,7 @@ def _folder_problem(path: Path, place: str, may_be_made: bool) -> Problem | None
 def _store_problem(path: Path, place: str) -> Problem | None:
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT_S)
         ) as connection:
             tables = {name for (name,) in connection.execute("select name from sqlite_master")}
     except sqlite3.OperationalError as error:
@@ -113,10 +113,10 @@ def _store_problem(path: Path, place: str) -> Problem | None:
     # MLflow would add its own tables to anybody's database.
     if "alembic_version" not in tables or "experiments" not in tables:
         return Problem(place, "is the database of something else than MLflow", str(path))
-    from massive_sft.tracking.client import client
+    from massive_sft.tracking.client import make_client
 
     try:
-        _in_time(lambda: client(sqlite_address(path)).search_experiments(max_results=1))
+        _in_time(lambda: make_client(sqlite_address(path)).search_experiments(max_results=1))
     except Exception as error:  # noqa: BLE001 - as above; a schema of another version raises three kinds of errors
         return Problem(place, f"cannot be used by this MLflow ({_reason(error)})", str(path))
     return None
@@ -135,9 +135,9 @@ def _in_time(ask: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="probe", daemon=True)  # a thread that hangs must not hold up the exit
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(ANSWER_TIMEOUT_S)
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no answer within {PATIENCE:.0f} seconds")
+        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds")
     return answers[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from massive_sft.tracking.spool import Item
 
-TRIES = 2
+MAX_TRIES = 2
 """How often a refused item is tried: the second time on a new connection, for the store may have been replaced."""
 
 
@@ -102,7 +102,7 @@ class Queue:
             if item is None or item in self._waiting:
                 return False
             self._refusals[item] += 1
-            if self._refusals[item] < TRIES:
+            if self._refusals[item] < MAX_TRIES:
                 self._waiting[item] = None
                 return False
             self._refused[item] = reason

@@ -35,7 +35,7 @@ def make_store(path: Path) -> None:
         folder.rmdir()
 
 
-def bring_artifacts(path: Path) -> None:
+def relocate_artifacts(path: Path) -> None:
     """Let the runs of a local store keep their artifacts beside it, where it was moved or copied to.
 
     MLflow writes down absolute places and has no call that changes them. What this package wrote ends in

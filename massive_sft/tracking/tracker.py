@@ -13,18 +13,18 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, artifact_location, database
-from massive_sft.tracking.client import TRACKER_ERRORS, client
+from massive_sft.tracking.client import TRACKER_ERRORS, make_client
 from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
 from massive_sft.tracking.curve import Curve
 
 log = logging.getLogger(__name__)
 
 # MLflow takes 1,000 entities a call, of which 100 parameters and 100 tags, in one megabyte.
-MOST_METRICS, MOST_NAMES = 800, 100
+MAX_METRICS, MAX_NAMES = 800, 100
 PARENT = "mlflow.parentRunId"
 CURVE_ID = f"{CURVE}_id"
 
-Attach = Callable[[Path], None]
+WriteArtifacts = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
 
 
@@ -37,7 +37,7 @@ def runs_page(uri: str, sweep: str) -> str:
     if path is not None and not path.exists():
         return ""
     try:
-        found = client(uri).get_experiment_by_name(sweep)
+        found = make_client(uri).get_experiment_by_name(sweep)
     except TRACKER_ERRORS:
         return ""
     return f"/#/experiments/{found.experiment_id}/runs" if found else ""
@@ -62,15 +62,15 @@ class Tracker:
         Raises:
             InvalidInput: the experiment was deleted on the tracker.
         """
-        self._client = client(uri)
+        self._client = make_client(uri)
         self._uri = uri
         self._experiment = self._find_experiment(sweep)
         self._parent = self._find_parent(sweep, ledger, began)
         self.known: dict[str, str] = {}
         self._ended: int | None = None
-        self.look_again()
+        self.refresh()
 
-    def write(self, run: CellRun, curve: Curve | None, attach: Attach) -> None:
+    def write(self, run: CellRun, curve: Curve | None, attach: WriteArtifacts) -> None:
         """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
         found = self._child(run)
         tags, shown = found.data.tags, found.data.metrics
@@ -103,7 +103,7 @@ class Tracker:
         self.known[run.cell] = run.checksum
         self._ended = max(self._ended or run.end, run.end)
 
-    def attach(self, attach: Attach) -> None:
+    def attach(self, attach: WriteArtifacts) -> None:
         """Upload files to the parent run."""
         self._upload(self._parent, attach)
 
@@ -111,7 +111,7 @@ class Tracker:
         """Mark the parent run finished: it ended when the last of its cells did, whenever that is mirrored."""
         self._client.set_terminated(self._parent, "FINISHED", self._ended)
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Learn what each cell's run shows, and remove second runs.
 
         There is one when a call that makes a run was given up and repeated, and then served after all. Of two the one
@@ -202,7 +202,7 @@ class Tracker:
             if not token:
                 return
 
-    def _upload(self, run: str, attach: Attach) -> None:
+    def _upload(self, run: str, attach: WriteArtifacts) -> None:
         with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
             attach(Path(folder))
             self._client.log_artifacts(run, folder)
@@ -222,11 +222,11 @@ def _batches(
     """Yield what fits into one call each."""
     all_params = [Param(key, value) for key, value in params.items()]
     all_tags = [RunTag(key, value) for key, value in tags.items()]
-    calls = max(-(-len(metrics) // MOST_METRICS), -(-len(all_params) // MOST_NAMES), -(-len(all_tags) // MOST_NAMES))
+    calls = max(-(-len(metrics) // MAX_METRICS), -(-len(all_params) // MAX_NAMES), -(-len(all_tags) // MAX_NAMES))
     for call in range(calls):
-        metric, name = call * MOST_METRICS, call * MOST_NAMES
+        metric, name = call * MAX_METRICS, call * MAX_NAMES
         yield (
-            list(metrics[metric : metric + MOST_METRICS]),
-            all_params[name : name + MOST_NAMES],
-            all_tags[name : name + MOST_NAMES],
+            list(metrics[metric : metric + MAX_METRICS]),
+            all_params[name : name + MAX_NAMES],
+            all_tags[name : name + MAX_NAMES],
         )

@@ -11,7 +11,7 @@ import urllib.parse
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, client_address, database
-from massive_sft.tracking.store import bring_artifacts
+from massive_sft.tracking.store import relocate_artifacts
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -53,7 +53,7 @@ def serve_ui(uri: str, port: int = PORT) -> int:
         raise InvalidInput(Problem(PLACE, "has nothing to show yet: run the sweep, or `massive-sft mirror`", str(path)))
     if path is not None:
         try:
-            bring_artifacts(path)
+            relocate_artifacts(path)
         except OSError as error:
             raise InvalidInput(Problem(PLACE, f"cannot be shown ({error})", str(path))) from error
     with socket.socket() as probe:

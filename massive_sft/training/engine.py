@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from massive_sft.core.errors import Corrupt, Problem
-from massive_sft.cost.memory import BUCKET, bucket_bytes, bytes_of
+from massive_sft.cost.memory import BUCKET_ELEMENTS, bucket_bytes, bytes_of
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.optimizer import adamw
@@ -100,7 +100,7 @@ def config(setting: Setting, layout: Layout, trained: int) -> dict[str, Any]:
     the learning rate is set on the parameter groups, so there is no scheduler. Gradients are summed in float32 within
     a rank and across ranks, whose number would change the update otherwise.
     """
-    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": min(trained, BUCKET)}
+    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": min(trained, BUCKET_ELEMENTS)}
     if layout.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from massive_sft.cost.memory import GATHERED
+from massive_sft.cost.memory import GATHERED_WEIGHTS
 from massive_sft.data.samples import Samples
 from massive_sft.models.out_of_memory import out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
@@ -77,7 +77,7 @@ class Probe:
         longest = np.argsort(-lengths, kind="stable")[: self._spec.setting.batch]
         first = packing.plan_step(longest, lengths, engine.ranks, limit, layout.packing)[0][0]
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
-        gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED)
+        gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED_WEIGHTS)
         coming = engine.coming_bytes() + (gathered if layout.zero == 3 else 0)
         try:
             beside = torch.empty(coming, dtype=torch.uint8, device=engine.device)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from massive_sft.core.errors import Problem
 from massive_sft.core.files import format_bytes
 from massive_sft.cost.disk import checkpoint_bytes, snapshot_bytes
-from massive_sft.cost.known import Known
+from massive_sft.cost.inputs import CostInputs
 from massive_sft.planning.plan import Plan, RunPlan, trained_epochs
 
 
@@ -17,7 +17,7 @@ def room_problems(plan: Plan) -> Iterator[Problem]:
 
     That much every training needs at once, whatever is removed meanwhile; `plan` estimates what a whole sweep holds.
     """
-    known = Known(plan)
+    known = CostInputs(plan)
     largest: tuple[int, int, RunPlan] | None = None
     for run in plan.todo:
         setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)

@@ -15,11 +15,11 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 
-SAMPLE = 20
+SAMPLE_RESPONSES = 20
 """Responses shown of each task."""
 
 
-def attach_cell(ledger: Ledger, record: Record, folder: Path) -> None:
+def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
     """Write a cell's files into ``folder``: its record, what it is, its layer change, a sample of its responses.
 
     One that is not what the record says is reported and left out. Raises OSError, ValueError, ``Corrupt`` where what
@@ -41,7 +41,7 @@ def attach_cell(ledger: Ledger, record: Record, folder: Path) -> None:
         (folder / "responses-sample.jsonl").write_text("".join(sample))
 
 
-def attach_file(path: Path, folder: Path) -> None:
+def copy_artifact(path: Path, folder: Path) -> None:
     """Copy a file of the sweep into ``folder``; of a YAML file without what looks like a secret.
 
     Raises OSError when it cannot be read.
@@ -61,7 +61,7 @@ def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
             except Corrupt as error:
                 ledger.report(shard, str(error))
                 continue
-            for line in itertools.islice(lines, SAMPLE):
+            for line in itertools.islice(lines, SAMPLE_RESPONSES):
                 head = {"benchmark": scores.benchmark, "task": shard.parent.name}
                 yield json.dumps(head | json.loads(line), ensure_ascii=False) + "\n"
 

@@ -28,7 +28,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing looked at, for people."""
 
     level: Level
@@ -36,10 +36,10 @@ class Finding:
     text: str
 
 
-def python() -> Finding:
+def python() -> CheckResult:
     """The interpreter; the package needs 3.11."""
     version = platform.python_version()
-    return Finding(Level.OK, "Python", f"{version}, {platform.platform()}")
+    return CheckResult(Level.OK, "Python", f"{version}, {platform.platform()}")
 
 
 def pinned_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
@@ -52,36 +52,36 @@ def pinned_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
     return {_normal(name): version.split(";")[0].strip() for name, _, version in pinned}
 
 
-def packages(tested: Mapping[str, str]) -> Iterator[Finding]:
+def packages(tested: Mapping[str, str]) -> Iterator[CheckResult]:
     """The libraries that results depend on, against the tested versions."""
     same = []
     for name in LIBRARIES:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(Level.BAD, name, "is not installed")
+            yield CheckResult(Level.BAD, name, "is not installed")
             continue
         wanted = tested.get(_normal(name))
         if wanted is None or found.partition("+")[0] == wanted.partition("+")[0]:
             same.append(f"{name} {found}")
         else:
-            yield Finding(Level.WARN, name, f"{found} is not the tested {wanted} (constraints.txt)")
+            yield CheckResult(Level.WARN, name, f"{found} is not the tested {wanted} (constraints.txt)")
     if same:
         known = "" if tested else ", not compared: constraints.txt is not beside the package"
-        yield Finding(Level.OK if tested else Level.WARN, "packages", ", ".join(same) + known)
+        yield CheckResult(Level.OK if tested else Level.WARN, "packages", ", ".join(same) + known)
 
 
 def _normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-").strip()
 
 
-def processor() -> Finding:
+def processor() -> CheckResult:
     """The cores that this process may use."""
     cores = len(os.sched_getaffinity(0))
-    return Finding(Level.OK if cores > 1 else Level.WARN, "CPU", f"{cores} cores")
+    return CheckResult(Level.OK if cores > 1 else Level.WARN, "CPU", f"{cores} cores")
 
 
-def memory() -> Finding:
+def memory() -> CheckResult:
     """The memory that is free, and the limit of the container if there is one."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
@@ -90,72 +90,74 @@ def memory() -> Finding:
         free, total = min(free, limit), min(total, limit)
     except (OSError, ValueError):
         pass  # no limit, or no control groups
-    return Finding(Level.OK if free >= 4 * GB else Level.WARN, "RAM", f"{free / GB:.1f} GB free of {total / GB:.1f} GB")
+    return CheckResult(
+        Level.OK if free >= 4 * GB else Level.WARN, "RAM", f"{free / GB:.1f} GB free of {total / GB:.1f} GB"
+    )
 
 
-def disk(root: Path, what: str) -> Finding:
+def disk(root: Path, what: str) -> CheckResult:
     """The space where ``root`` is or will be, and whether it can be written."""
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
-        return Finding(Level.BAD, what, f"{root}: {there} cannot be written")
+        return CheckResult(Level.BAD, what, f"{root}: {there} cannot be written")
     level = Level.BAD if free < GB else Level.WARN if free < 20 * GB else Level.OK
-    return Finding(level, what, f"{root}: {free / GB:,.0f} GB free")
+    return CheckResult(level, what, f"{root}: {free / GB:,.0f} GB free")
 
 
-def gpus() -> Finding:
+def gpus() -> CheckResult:
     """The GPUs that torch can use."""
     try:
         import torch
     except ImportError as error:
-        return Finding(Level.BAD, "GPU", f"torch cannot be imported ({error})")
+        return CheckResult(Level.BAD, "GPU", f"torch cannot be imported ({error})")
     if not torch.cuda.is_available():
-        return Finding(Level.WARN, "GPU", f"none that torch {torch.__version__} can use: training is on the CPU")
+        return CheckResult(Level.WARN, "GPU", f"none that torch {torch.__version__} can use: training is on the CPU")
     names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     listed = ", ".join(f"{one.name} {one.total_memory / GB:.0f} GB" for one in names)
-    return Finding(Level.OK, "GPU", f"{len(names)}: {listed}")
+    return CheckResult(Level.OK, "GPU", f"{len(names)}: {listed}")
 
 
-def importable(module: str) -> Finding:
+def importable(module: str) -> CheckResult:
     """Whether a library can be imported: an installed one may lack a system library."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
-        return Finding(Level.BAD, module, f"cannot be imported ({error})")
-    return Finding(Level.OK, module, "can be imported")
+        return CheckResult(Level.BAD, module, f"cannot be imported ({error})")
+    return CheckResult(Level.OK, module, "can be imported")
 
 
-def compiler() -> Finding:
+def compiler() -> CheckResult:
     """The C compiler, with which torch and DeepSpeed build kernels."""
     named = os.environ.get("CC", "").split()
     found = next(filter(None, map(shutil.which, [*named[:1], "cc", "gcc", "clang"])), None)
     if found is None:
-        return Finding(Level.BAD, "C compiler", "none found (CC, cc, gcc, clang): install gcc")
-    return Finding(Level.OK, "C compiler", found)
+        return CheckResult(Level.BAD, "C compiler", "none found (CC, cc, gcc, clang): install gcc")
+    return CheckResult(Level.OK, "C compiler", found)
 
 
-def open_files() -> Finding:
+def open_files() -> CheckResult:
     """The limit of open files, of which every Ray worker takes dozens."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     level = Level.BAD if soft < 256 else Level.WARN if soft < 4096 else Level.OK
     remedy = "" if level is Level.OK else f": raise it with `ulimit -n {min(hard, 65536) if hard > 0 else 65536}`"
-    return Finding(level, "open files", f"ulimit -n is {soft:,}{remedy}")
+    return CheckResult(level, "open files", f"ulimit -n is {soft:,}{remedy}")
 
 
-def shared_memory() -> Finding:
+def shared_memory() -> CheckResult:
     """The shared memory, where Ray's object store and NCCL keep what workers exchange."""
     try:
         found = os.statvfs("/dev/shm")
     except OSError as error:
-        return Finding(Level.WARN, "/dev/shm", f"cannot be used ({error.strerror}): Ray falls back to the disk")
+        return CheckResult(Level.WARN, "/dev/shm", f"cannot be used ({error.strerror}): Ray falls back to the disk")
     free = found.f_bavail * found.f_frsize
     if free < GB:
         text = f"{free / GB:.2f} GB free: little (docker: --shm-size=8g); Ray falls back to the disk"
-        return Finding(Level.WARN, "/dev/shm", text)
-    return Finding(Level.OK, "/dev/shm", f"{free / GB:.1f} GB free")
+        return CheckResult(Level.WARN, "/dev/shm", text)
+    return CheckResult(Level.OK, "/dev/shm", f"{free / GB:.1f} GB free")
 
 
-def hub_cache(uses_hub: bool) -> Iterator[Finding]:
+def hub_cache(uses_hub: bool) -> Iterator[CheckResult]:
     """Where models from the hub are kept, and what the variables say about the network.
 
     Args:
@@ -165,10 +167,12 @@ def hub_cache(uses_hub: bool) -> Iterator[Finding]:
     yield disk(Path(os.environ.get("HF_HUB_CACHE") or home / "hub"), "HF cache")
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(name)]
     if offline and uses_hub:
-        yield Finding(Level.WARN, "offline", f"{', '.join(offline)} set: what is not in the cache cannot be had")
+        yield CheckResult(Level.WARN, "offline", f"{', '.join(offline)} set: what is not in the cache cannot be had")
     else:
-        yield Finding(Level.OK, "offline", f"{', '.join(offline)} set" if offline else "no: the hub is asked")
-    yield Finding(Level.OK, "HF_TOKEN", "is set" if os.environ.get("HF_TOKEN") else "is not set: gated models need one")
+        yield CheckResult(Level.OK, "offline", f"{', '.join(offline)} set" if offline else "no: the hub is asked")
+    yield CheckResult(
+        Level.OK, "HF_TOKEN", "is set" if os.environ.get("HF_TOKEN") else "is not set: gated models need one"
+    )
 
 
 def _is_set(name: str) -> bool:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from massive_sft.cost.amounts import BYTES_PER_TOKEN, Amount, Requests, training_amount
-from massive_sft.cost.devices import CPU, Device, gpu, machine
-from massive_sft.cost.measured import Scoring, Table, Training, read_table, scoring_key, training_key
+from massive_sft.cost.cost_table import (
+    CostTable,
+    ScoringCosts,
+    TrainingCosts,
+    read_cost_table,
+    scoring_key,
+    training_key,
+)
+from massive_sft.cost.devices import CPU, Device, find_gpu, this_machine
 from massive_sft.cost.shapes import Shape, shape_of
+from massive_sft.cost.workload import BYTES_PER_TOKEN, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
 
-class Known:
+class CostInputs:
     """Everything that estimates of one plan rest on. Reads small files only, each once.
 
     Attributes:
@@ -24,10 +31,10 @@ class Known:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.table: Table = read_table(plan.root)
-        self.requests = Requests(plan.root)
+        self.table: CostTable = read_cost_table(plan.root)
+        self.requests = ScoringWorkloads(plan.root)
         self._shapes: dict[Model, Shape | None] = {}
-        self._amounts: dict[str, Amount | None] = {}
+        self._amounts: dict[str, TrainingWorkload | None] = {}
 
     def shape(self, model: Model) -> Shape | None:
         """Return a base model's shape."""
@@ -35,10 +42,10 @@ class Known:
             self._shapes[model] = shape_of(model)
         return self._shapes[model]
 
-    def amount(self, recipe: Recipe) -> Amount | None:
+    def amount(self, recipe: Recipe) -> TrainingWorkload | None:
         """Return an epoch's amount."""
         if recipe.id not in self._amounts:
-            self._amounts[recipe.id] = training_amount(self.plan.root, recipe)
+            self._amounts[recipe.id] = training_workload(self.plan.root, recipe)
         return self._amounts[recipe.id]
 
     def bytes_per_token(self, model: Model) -> float:
@@ -53,13 +60,13 @@ class Known:
 
     def device(self, run: RunPlan) -> Device | None:
         """Return what a run trains on; None for GPUs of which no kind is named, and none or several were measured."""
-        return self._gpu(run.gpu) if run.layout.gpus else machine()
+        return self._gpu(run.gpu) if run.layout.gpus else this_machine()
 
     @cached_property
     def scoring_device(self) -> Device | None:
         """What cells are scored on: a GPU of the kind that the resources name for it, where any are used."""
         if not self.uses_gpus:
-            return machine()
+            return this_machine()
         rules = [rule for rule in self.plan.sweep.file.resources if rule.when.phase in (None, "evaluate")]
         kinds = [rule.gpu for rule in rules if rule.gpu] + [run.gpu for run in self.plan.runs if run.gpu]
         return self._gpu(kinds[0] if kinds else None)
@@ -77,19 +84,19 @@ class Known:
 
     def _gpu(self, kind: str | None) -> Device | None:
         if kind is not None:
-            return gpu(kind)
-        return gpu(self._measured_gpus[0]) if len(self._measured_gpus) == 1 else None
+            return find_gpu(kind)
+        return find_gpu(self._measured_gpus[0]) if len(self._measured_gpus) == 1 else None
 
     @cached_property
     def _measured_gpus(self) -> list[str]:
         return sorted(_devices([*self.table.training, *self.table.scoring]) - {CPU})
 
-    def trained_alike(self, run: RunPlan, shape: Shape, device: Device) -> Training | None:
+    def trained_alike(self, run: RunPlan, shape: Shape, device: Device) -> TrainingCosts | None:
         """Return the sums of measured trainings of a run's kind, where there are any."""
         setting, layout = run.trajectory.recipe.setting, run.layout.model_dump(mode="json")
         return self.table.training.get(training_key(shape.key, setting.method, setting.precision, layout, device.name))
 
-    def scored_alike(self, shape: Shape, method: str, device: Device) -> Mapping[str, Scoring]:
+    def scored_alike(self, shape: Shape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         """Return the sums of measured scoring by what was done; ``method`` is ``none`` for a base model.
 
         A base model and a fully tuned one are scored alike, so each stands in for the other.

@@ -19,7 +19,7 @@ from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.study import correlate, frames, tables
 from massive_sft.study.findings import Finding, findings
 
-POINTS = 100  # of a drawn loss curve
+CURVE_POINTS = 100  # of a drawn loss curve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """Everything that the sections of a report draw from.
 
     Attributes:
@@ -60,7 +60,7 @@ class Material:
     columns: tuple[str, ...]
 
 
-def gather(plan: Plan, ledger: Ledger) -> Material:
+def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     """Read what a plan's cells have come to. Unsound files are findings, never an end.
 
     Raises Unsupported when a newer version of massive-sft wrote a record.
@@ -86,15 +86,15 @@ def gather(plan: Plan, ledger: Ledger) -> Material:
     found += [*_lacking(plan, records), *_waiting(statuses)]
     planned = _planned(plan, records, statuses)
     schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
-    return Material(
+    return ReportData(
         plan=plan,
         records=records,
         statuses=statuses,
-        planned=labelled(planned, schedules),
-        cells=labelled(cells, schedules),
-        scores=labelled(scores, schedules),
-        gains=labelled(gains, schedules),
-        points=labelled(correlate.points(cells, gains), schedules),
+        planned=add_labels(planned, schedules),
+        cells=add_labels(cells, schedules),
+        scores=add_labels(scores, schedules),
+        gains=add_labels(gains, schedules),
+        points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
         findings=(*findings(cells, scores, gains), *found),
@@ -163,7 +163,7 @@ def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, S
     return pd.DataFrame(rows, columns=names).astype({name: frames.CELLS[name] for name in names})
 
 
-def labelled(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
+def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     """Add ``data_label`` (name and size) and ``setting_label`` (name and variant; the schedule with ``schedules``)."""
     sizes = frame["size"].map(lambda size: "all rows" if pd.isna(size) else f"{size:,}")
     data = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
@@ -201,7 +201,7 @@ def read_curve(path: Path) -> Curve:
         raise ValueError("empty")
     per_epoch = sum(step["epoch"] == 1 for step in steps) or len(steps)
     losses = [float(step["loss"]) for step in steps]
-    size = math.ceil(len(losses) / POINTS)
+    size = math.ceil(len(losses) / CURVE_POINTS)
     points = []
     for start in range(0, len(losses), size):
         window = losses[start : start + size]

@@ -18,7 +18,7 @@ def is_missing(value: Any) -> bool:
     return value is None or bool(pd.isna(value))
 
 
-def number(value: Any, digits: int | None = None, signed: bool = False) -> str:
+def format_number(value: Any, digits: int | None = None, signed: bool = False) -> str:
     """Return a number with so many decimals, or with about four significant digits; a dash where there is none."""
     if is_missing(value):
         return MISSING
@@ -40,22 +40,22 @@ def _digits(value: float) -> int:
     return max(1, min(5, 2 - math.floor(math.log10(size))))
 
 
-def count(value: Any) -> str:
+def format_count(value: Any) -> str:
     """Return a whole number with separators; a dash where there is none."""
     return MISSING if is_missing(value) else f"{int(value):,}"
 
 
-def large(value: Any) -> str:
+def format_large(value: Any) -> str:
     """Return a count in thousands, millions or billions: ``3.15 M``."""
     if is_missing(value):
         return MISSING
     for size, name in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= size:
-            return f"{number(value / (size if name != 'k' else 1e3))} {name}"
-    return count(value)
+            return f"{format_number(value / (size if name != 'k' else 1e3))} {name}"
+    return format_count(value)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time such as ``2 h 05 min`` or ``48 s``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -63,22 +63,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def scored(value: Any, metric: Any, signed: bool = False) -> str:
+def format_score(value: Any, metric: Any, signed: bool = False) -> str:
     """Return a score, or with ``signed`` a gain, in the unit that people read (``metrics.scale``)."""
     if is_missing(value) or is_missing(metric):
         return MISSING
-    return number(float(value) * metrics.scale(metric), _score_digits(metric), signed)
+    return format_number(float(value) * metrics.scale(metric), _score_digits(metric), signed)
 
 
 def _score_digits(metric: str) -> int:
     return 1 if metrics.unit(metric) == "%" else 3
 
 
-def interval(low: Any, high: Any, metric: Any = None, signed: bool = False, short: bool = False) -> str:
+def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = False, short: bool = False) -> str:
     """Return ``low to high``: of scores where a metric is given, with a digit less if ``short``; a dash for none."""
     if is_missing(low) or is_missing(high):
         return MISSING
     if metric is None:
-        return f"{number(low, 2)} to {number(high, 2)}"
+        return f"{format_number(low, 2)} to {format_number(high, 2)}"
     digits, factor = _score_digits(metric) - short, metrics.scale(metric)
-    return " to ".join(number(float(bound) * factor, digits, signed) for bound in (low, high))
+    return " to ".join(format_number(float(bound) * factor, digits, signed) for bound in (low, high))

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.core.files import format_bytes
-from massive_sft.cost.budget import Portion
+from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.disk import Disk
+from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Cost
 from massive_sft.cost.fit import Fit
-from massive_sft.cost.work import Figure
 
-LISTED = 10  # lines of what does not fit, or is left out, before "and so many more"
+MAX_LINES = 10  # lines of what does not fit, or is left out, before "and so many more"
 
 
 def cost_lines(cost: Cost) -> list[str]:
@@ -38,12 +38,12 @@ def cost_lines(cost: Cost) -> list[str]:
     return [line for line in (*lines, *more) if line]
 
 
-def _is_unknown(figure: Figure) -> bool:
+def _is_unknown(figure: Quantity) -> bool:
     """Whether nothing of a sum could be estimated."""
     return not (figure.value or figure.sure)
 
 
-def _about(figure: Figure) -> str:
+def _about(figure: Quantity) -> str:
     return "" if figure.sure else "≈ "
 
 
@@ -51,7 +51,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _time(figure: Figure) -> str:
+def _time(figure: Quantity) -> str:
     if _is_unknown(figure):
         return "not known"
     seconds = figure.value
@@ -78,9 +78,9 @@ def _fit_lines(fits: Sequence[Fit]) -> list[str]:
         tightest = max(judged, key=lambda fit: fit.needed / (fit.available or 1))
         lines.append(f"  memory, the tightest: {_fit(tightest)}")
     bad = [fit for fit in judged if fit.verdict != "fits"]
-    lines += [f"  {_judgement(fit)}: {_fit(fit)}: {fit.remedy}" for fit in bad[:LISTED]]
-    if len(bad) > LISTED:
-        lines.append(f"  and {len(bad) - LISTED} kinds more that are tight or do not fit (--json lists them)")
+    lines += [f"  {_judgement(fit)}: {_fit(fit)}: {fit.remedy}" for fit in bad[:MAX_LINES]]
+    if len(bad) > MAX_LINES:
+        lines.append(f"  and {len(bad) - MAX_LINES} kinds more that are tight or do not fit (--json lists them)")
     return lines
 
 
@@ -94,7 +94,7 @@ def _fit(fit: Fit) -> str:
     return f"{fit.what} on {fit.where}{runs} needs {needed}"
 
 
-def portion_lines(portion: Portion) -> list[str]:
+def budget_lines(portion: BudgetedPlan) -> list[str]:
     """Return what a budget takes of a plan and what it leaves out, for people."""
     kept, hours = portion.plan, f"{_about(portion.taken)}{_number(portion.taken.value)}"
     head = (
@@ -103,13 +103,13 @@ def portion_lines(portion: Portion) -> list[str]:
     if not portion.left_out:
         return [f"{head}; nothing is left out"]
     lines = [f"{head}; left out are {portion.runs_left_out} runs:"]
-    lines += [f"  {item}" for item in portion.left_out[:LISTED]]
-    if len(portion.left_out) > LISTED:
-        lines.append(f"  and {len(portion.left_out) - LISTED} more (--json lists them all)")
+    lines += [f"  {item}" for item in portion.left_out[:MAX_LINES]]
+    if len(portion.left_out) > MAX_LINES:
+        lines.append(f"  and {len(portion.left_out) - MAX_LINES} more (--json lists them all)")
     return lines
 
 
-def portion_json(portion: Portion) -> dict[str, Any]:
+def budget_json(portion: BudgetedPlan) -> dict[str, Any]:
     """Return what a budget takes of a plan as JSON values."""
     return {
         "hours": portion.hours,
@@ -140,7 +140,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _figure(figure: Figure | None) -> dict[str, Any] | None:
+def _figure(figure: Quantity | None) -> dict[str, Any] | None:
     return None if figure is None else {"value": figure.value, "sure": figure.sure}
 
 

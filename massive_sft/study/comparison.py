@@ -13,7 +13,7 @@ from massive_sft.study.imported import approximate
 from massive_sft.study.released import Column, task_of
 from massive_sft.study.tables import primary
 
-NAMES = ["model", "data", "method", "size", "schedule", "epoch"]
+SHARED_COORDINATES = ["model", "data", "method", "size", "schedule", "epoch"]
 """The coordinates that a table has; a row is beside a cell when all of them are equal."""
 COPIED = "its cell may be a copy of another"
 COLUMNS: dict[str, str] = (
@@ -24,10 +24,10 @@ COLUMNS: dict[str, str] = (
     | {"imported_column": "string", "imported_metric": "string", "imported": "float64", "difference": "float64"}
     | {"why": "string", "caution": "string"}
 )
-"""Columns of ``beside``."""
+"""Columns of ``compare_with_imported``."""
 
 
-def beside(own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+def compare_with_imported(own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
     """Return one row per own cell and benchmark that an imported row of the same names has a score of, too.
 
     Args:
@@ -42,7 +42,7 @@ def beside(own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, Colu
     theirs = _theirs(imported, columns)
     ours = primary(own)
     ours = ours[ours["value"].notna()].assign(task=ours["task"].astype("string"))
-    joined = ours.merge(theirs, on=[*NAMES, "task", "shots"], how="inner")
+    joined = ours.merge(theirs, on=[*SHARED_COORDINATES, "task", "shots"], how="inner")
     factor = joined["metric"].map(metrics.scale).astype("float64")
     frame = joined.assign(
         own=joined["value"] * factor,
@@ -66,7 +66,7 @@ def _theirs(imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFra
     return (
         pd.DataFrame(
             {
-                **{name: rows[name] for name in [*NAMES, "shots"]},
+                **{name: rows[name] for name in [*SHARED_COORDINATES, "shots"]},
                 "task": rows["benchmark"].map(names),
                 "imported_column": rows["benchmark"],
                 "imported_metric": rows["metric"],

@@ -20,19 +20,21 @@ NAME = "cache/costs.json"
 SCHEMA = 2
 # How far the cost of a token may plausibly lie from the mean, as a fraction of it: what keeps a line through few or
 # noisy trainings near proportionality.
-SPREAD = 0.25
-NOISE = 0.1  # of a training's mean step, at least: the same training takes so much longer or shorter another time
+RELATIVE_SPREAD = 0.25
+RELATIVE_NOISE = (
+    0.1  # of a training's mean step, at least: the same training takes so much longer or shorter another time
+)
 
 
 @dataclass
-class Training:
+class TrainingCosts:
     """Sums over the measured trainings of one kind, so that more of them can be added.
 
     Attributes:
         trainings: how many.
         steps, tokens, seconds: of all steps but each training's first; tokens with their padding.
         tt, ts, ss: squares and products of each training's mean step, times its steps.
-        operations: of these steps, by ``work.training_operations``.
+        operations: of these steps, by ``duration.training_operations``.
         starts, start: how many, and the seconds before the first step and within it.
         snapshots, snapshot: how many, and the seconds beside the steps.
         peak: the most bytes on one GPU or in one process; 0 where not measured.
@@ -90,9 +92,9 @@ class Training:
         spread_ts = self.ts - self.tokens * self.seconds / self.steps
         slope = spread_ts / spread_tt
         left = (self.ss - self.seconds**2 / self.steps - slope * spread_ts) / max(self.trainings - 2, 1)
-        noise = (NOISE * self.seconds / self.steps) ** 2 * self.steps / self.trainings
+        noise = (RELATIVE_NOISE * self.seconds / self.steps) ** 2 * self.steps / self.trainings
         doubt = max(left, noise) / spread_tt
-        prior = (SPREAD * ratio) ** 2
+        prior = (RELATIVE_SPREAD * ratio) ** 2
         slope = min(max((slope / doubt + ratio / prior) / (1 / doubt + 1 / prior), 0.0), ratio)
         return (self.seconds - slope * self.tokens) / self.steps, slope
 
@@ -105,12 +107,12 @@ class Training:
 
 
 @dataclass
-class Scoring:
+class ScoringCosts:
     """Sums over measured work on cells of one kind.
 
     Attributes:
         count, seconds: of one benchmark (or of what else was done: ``load``, ``perplexity``, ``other``, ...).
-        operations: by ``work.scoring_operations``; 0 where the benchmark's size is not known.
+        operations: by ``duration.scoring_operations``; 0 where the benchmark's size is not known.
     """
 
     count: int = 0
@@ -123,7 +125,7 @@ class Scoring:
 
 
 @dataclass
-class Table:
+class CostTable:
     """Everything measured under a storage root.
 
     Attributes:
@@ -132,8 +134,8 @@ class Table:
         trainings, cells: what the sums are made of: trajectories with their attempt, cells with their record's name.
     """
 
-    training: dict[str, Training] = field(default_factory=dict)
-    scoring: dict[str, dict[str, Scoring]] = field(default_factory=dict)
+    training: dict[str, TrainingCosts] = field(default_factory=dict)
+    scoring: dict[str, dict[str, ScoringCosts]] = field(default_factory=dict)
     trainings: dict[str, int] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)
 
@@ -150,7 +152,7 @@ class Table:
 
     def speed(self, device: str, work: str) -> float | None:
         """Return operations per second and worker of all that was measured on a device; None where nothing was."""
-        found: list[Training | Scoring]
+        found: list[TrainingCosts | ScoringCosts]
         if work == "train":
             found = [row for key, row in self.training.items() if key.endswith(f"|{device}")]
         else:
@@ -173,23 +175,23 @@ def scoring_key(shape: str, method: str, dtype: str, device: str) -> str:
     return "|".join((shape, method, dtype, device))
 
 
-def read_table(root: Path) -> Table:
+def read_cost_table(root: Path) -> CostTable:
     """Return what was measured under a storage root; an empty table where there is none, or none that can be read."""
     try:
         content = read_json(root / NAME)
         if content["schema"] != SCHEMA:
-            return Table()
-        return Table(
-            training={key: _row(Training, row) for key, row in content["training"].items()},
+            return CostTable()
+        return CostTable(
+            training={key: _row(TrainingCosts, row) for key, row in content["training"].items()},
             scoring={
-                key: {what: _row(Scoring, row) for what, row in rows.items()}
+                key: {what: _row(ScoringCosts, row) for what, row in rows.items()}
                 for key, rows in content["scoring"].items()
             },
             trainings=dict(content["trainings"]),
             cells=dict(content["cells"]),
         )
     except (OSError, Corrupt, KeyError, TypeError, AttributeError, ValueError):
-        return Table()  # it is made anew out of the records
+        return CostTable()  # it is made anew out of the records
 
 
 def _row(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -199,7 +201,7 @@ def _row(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def write_table(root: Path, table: Table) -> None:
+def write_cost_table(root: Path, table: CostTable) -> None:
     """Replace the table under a storage root. Raises OSError."""
     write_json(root / NAME, {"schema": SCHEMA, **asdict(table)})
 

@@ -26,7 +26,7 @@ _JSON = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Amount:
+class TrainingWorkload:
     """An epoch of a mixture under one tokenizer.
 
     Attributes:
@@ -51,21 +51,23 @@ class Amount:
         return self.tokens / self.samples
 
 
-def training_amount(root: Path, recipe: Recipe) -> Amount | None:
+def training_workload(root: Path, recipe: Recipe) -> TrainingWorkload | None:
     """Return an epoch's amount from the token cache under ``root``, else a guess; None where rows are not known."""
     limit = recipe.setting.max_length
     total, widths = _counted(root, recipe)
     if total is not None:
         text = total["text_bytes"] / total["tokens"] if total["text_bytes"] else None
         longest = min(total["longest"], limit)
-        return Amount(total["samples"], total["tokens"], total["trainable_tokens"], longest, text, True, widths)
+        return TrainingWorkload(
+            total["samples"], total["tokens"], total["trainable_tokens"], longest, text, True, widths
+        )
     sizes = [_part_size(part, limit) for part in recipe.mixture.parts]
     if any(size is None for size in sizes):
         return None
     samples = sum(rows for rows, _ in filter(None, sizes))
     tokens = sum(rows * length for rows, length in filter(None, sizes))
     share = 1.0 if recipe.setting.loss_on == "all" else TRAINED_SHARE
-    return Amount(samples, tokens, share * tokens, limit, None, sure=False)
+    return TrainingWorkload(samples, tokens, share * tokens, limit, None, sure=False)
 
 
 def _counted(root: Path, recipe: Recipe) -> tuple[dict[str, int] | None, tuple[tuple[int, int], ...]]:
@@ -125,7 +127,7 @@ def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | Non
 
 
 @dataclass(frozen=True)
-class Load:
+class ScoringWorkload:
     """What a benchmark asks of a model.
 
     Attributes:
@@ -143,7 +145,7 @@ class Load:
     sure: bool
 
 
-class Requests:
+class ScoringWorkloads:
     """Loads of benchmarks: from the request cache under a storage root, else from the table of well-known ones."""
 
     def __init__(self, root: Path):
@@ -161,7 +163,7 @@ class Requests:
                 continue  # built before sizes were counted, or built again
         return found
 
-    def load(self, item: Requirement, bytes_per_token: float) -> Load | None:
+    def load(self, item: Requirement, bytes_per_token: float) -> ScoringWorkload | None:
         """Return a benchmark's load, or None where nothing is known of it."""
         if item.task is None:
             return None
@@ -172,7 +174,9 @@ class Requests:
             prompt = size["prompt_bytes"] / bytes_per_token
             most = size["answer_tokens"] / answers if answers else 0.0
             tokens = (size["bytes"] + size["prompt_bytes"]) / bytes_per_token
-            return Load(tokens, answers, prompt / answers if answers else 0.0, typical_answer(most), sure=True)
+            return ScoringWorkload(
+                tokens, answers, prompt / answers if answers else 0.0, typical_answer(most), sure=True
+            )
         return _known_load(title, item.shots or 0, item.task.limit)
 
 
@@ -181,7 +185,7 @@ def typical_answer(most: float) -> float:
     return most / 2
 
 
-def _known_load(title: str, shots: int, limit: int | None) -> Load | None:
+def _known_load(title: str, shots: int, limit: int | None) -> ScoringWorkload | None:
     row = _known_benchmarks().get(title)
     if row is None:
         return None
@@ -189,7 +193,7 @@ def _known_load(title: str, shots: int, limit: int | None) -> Load | None:
     context = row["context"] + shots * row["shot"]
     tokens = questions * max(row["rows"], 1) * context
     answers = questions if row["answer"] else 0
-    return Load(tokens, answers, context if answers else 0.0, row["answer"], sure=False)
+    return ScoringWorkload(tokens, answers, context if answers else 0.0, row["answer"], sure=False)
 
 
 @functools.cache

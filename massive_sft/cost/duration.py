@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from massive_sft.cost.amounts import Amount, Load
+from massive_sft.cost.cost_table import CostTable, ScoringCosts, TrainingCosts
 from massive_sft.cost.devices import Device
-from massive_sft.cost.measured import Scoring, Table, Training
 from massive_sft.cost.memory import bytes_of, trained_weights
 from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import Shape
+from massive_sft.cost.workload import ScoringWorkload, TrainingWorkload
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
@@ -18,34 +18,34 @@ from massive_sft.sweep.spec import Layout
 TRAINING_SHARE = 0.40
 SCORING_SHARE = 0.35
 BANDWIDTH_SHARE = 0.6
-DECODE_OVERHEAD = 0.025  # seconds a generated token takes a model at least, layer by layer from Python
+DECODE_OVERHEAD_S = 0.025  # seconds a generated token takes a model at least, layer by layer from Python
 BATCH_TOKENS = 16384  # of a batch of answers on a GPU, with room for what is generated
 CPU_BATCH_TOKENS = 2048
-START_SECONDS = 15.0  # to load, tokenise and set up a training, beside reading the weights
+START_S = 15.0  # to load, tokenise and set up a training, beside reading the weights
 READ_BYTES_PER_SECOND = 1e9
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """A number, and whether it rests on measurements and counts of this very kind of work alone."""
 
     value: float
     sure: bool
 
-    def __add__(self, other: Figure) -> Figure:
-        return Figure(self.value + other.value, self.sure and other.sure)
+    def __add__(self, other: Quantity) -> Quantity:
+        return Quantity(self.value + other.value, self.sure and other.sure)
 
-    def times(self, factor: float) -> Figure:
+    def times(self, factor: float) -> Quantity:
         """Return the figure so many times."""
-        return Figure(self.value * factor, self.sure)
+        return Quantity(self.value * factor, self.sure)
 
 
-NOTHING = Figure(0.0, True)
-UNKNOWN = Figure(0.0, False)
+ZERO = Quantity(0.0, True)
+UNKNOWN = Quantity(0.0, False)
 """In a sum: something is missing that could not be estimated."""
 
 
-def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: Amount, epochs: int) -> float:
+def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: TrainingWorkload, epochs: int) -> float:
     """Return the operations of a training: 2 a weight and token forward, and twice that backward (Kaplan et al. 2020).
 
     LoRA needs no gradients of frozen weights, so half the backward pass; checkpointing repeats the forward pass. The
@@ -58,12 +58,12 @@ def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: 
     return epochs * ((passes + layout.gradient_checkpointing) * forward + head)
 
 
-def scoring_operations(shape: Shape, load: Load) -> float:
+def scoring_operations(shape: Shape, load: ScoringWorkload) -> float:
     """Return the operations of reading a benchmark's tokens and writing its answers."""
     return 2 * shape.body * (load.tokens + load.answers * load.answer) + 2 * shape.head * load.answers * load.answer
 
 
-def perplexity_operations(shape: Shape, amount: Amount) -> float:
+def perplexity_operations(shape: Shape, amount: TrainingWorkload) -> float:
     """Return the operations of a forward pass over an epoch."""
     return 2 * (shape.body + shape.head) * amount.tokens
 
@@ -72,13 +72,13 @@ def training_seconds(
     shape: Shape,
     setting: Setting,
     layout: Layout,
-    amount: Amount,
+    amount: TrainingWorkload,
     epochs: int,
     snapshots: int,
     device: Device,
-    measured: Training | None,
-    table: Table,
-) -> Figure:
+    measured: TrainingCosts | None,
+    table: CostTable,
+) -> Quantity:
     """Return the seconds of one training.
 
     Args:
@@ -88,35 +88,40 @@ def training_seconds(
     if measured is not None and measured.steps:
         steps = -(-amount.samples // setting.batch) * epochs
         tokens = computed_tokens(amount, setting, layout) * epochs
-        return Figure(measured.seconds_of(steps, tokens, snapshots), amount.sure)
+        return Quantity(measured.seconds_of(steps, tokens, snapshots), amount.sure)
     operations = training_operations(shape, setting, layout, amount, epochs)
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
     workers = layout.workers if device.is_gpu else 1
     number = bytes_of(setting.precision)
     start = table.start(device.name)
     if start is None:
-        start = START_SECONDS + number * shape.parameters / READ_BYTES_PER_SECOND
+        start = START_S + number * shape.parameters / READ_BYTES_PER_SECOND
     written = snapshots * number * trained_weights(shape, setting) / READ_BYTES_PER_SECOND
-    return Figure(start + written + operations / (speed * workers), False)
+    return Quantity(start + written + operations / (speed * workers), False)
 
 
 def scoring_seconds(
-    shape: Shape, dtype: str, load: Load | None, device: Device, measured: Scoring | None, table: Table
-) -> Figure | None:
+    shape: Shape,
+    dtype: str,
+    load: ScoringWorkload | None,
+    device: Device,
+    measured: ScoringCosts | None,
+    table: CostTable,
+) -> Quantity | None:
     """Return the seconds that a model takes for a benchmark on one device; None where its size is not known."""
     if measured is not None:
-        return Figure(measured.mean, True)
+        return Quantity(measured.mean, True)
     if load is None:
         return None
     speed = table.speed(device.name, "score")
     if speed is not None:
-        return Figure(scoring_operations(shape, load) / speed, False)
+        return Quantity(scoring_operations(shape, load) / speed, False)
     speed = SCORING_SHARE * device.flops(dtype)
     reading = 2 * shape.body * load.tokens / speed
-    return Figure(reading + _answering(shape, dtype, load, device, speed), False)
+    return Quantity(reading + _answering(shape, dtype, load, device, speed), False)
 
 
-def _answering(shape: Shape, dtype: str, load: Load, device: Device, speed: float) -> float:
+def _answering(shape: Shape, dtype: str, load: ScoringWorkload, device: Device, speed: float) -> float:
     """Return the seconds of writing answers in batches: each token reads all weights, or computes, or waits."""
     if not load.answers:
         return 0.0
@@ -124,4 +129,4 @@ def _answering(shape: Shape, dtype: str, load: Load, device: Device, speed: floa
     rows = max(1.0, min(load.answers, room / (load.prompt + 2 * load.answer)))
     reading = bytes_of(dtype) * shape.parameters / (BANDWIDTH_SHARE * device.bandwidth)
     computing = 2 * (shape.body + shape.head) * rows / speed
-    return load.answers / rows * load.answer * max(reading, computing, DECODE_OVERHEAD)
+    return load.answers / rows * load.answer * max(reading, computing, DECODE_OVERHEAD_S)

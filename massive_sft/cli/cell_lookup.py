@@ -13,11 +13,11 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.sweep.cell import Coordinates
 
-LISTED = 10  # cells named when the beginning fits several
+MAX_LISTED = 10  # cells named when the beginning fits several
 
 
 @dataclass(frozen=True)
-class Found:
+class CellMatch:
     """A cell.
 
     Attributes:
@@ -56,12 +56,12 @@ class Found:
         return self.ledger.read_cell(self.id)
 
 
-def match(ids: Sequence[str], beginning: str) -> str:
+def match_id(ids: Sequence[str], beginning: str) -> str:
     """Return the id that begins so. Raises InvalidInput when there is none, or more than one."""
     fitting = [cell for cell in ids if cell.startswith(beginning)]
     if len(fitting) != 1 or not beginning:
         rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        raise InvalidInput(Problem("cell", rule, beginning, tuple((fitting or ids)[:LISTED])))
+        raise InvalidInput(Problem("cell", rule, beginning, tuple((fitting or ids)[:MAX_LISTED])))
     return fitting[0]
 
 
@@ -72,17 +72,17 @@ def find_record(ledger: Ledger, beginning: str) -> Record:
         InvalidInput: no cell with a record begins so, or more than one does.
         Corrupt: the record is damaged.
     """
-    cell = match(list(ledger.entries()), beginning)
+    cell = match_id(list(ledger.entries()), beginning)
     record = ledger.read_record(cell)
     if record is None:
         raise Corrupt(f"{ledger.cell_dir(cell)}: its record is damaged")
     return record
 
 
-def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> Found:
-    """Return the cell of a sweep or else of its ledger. Raises InvalidInput as ``match``."""
+def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> CellMatch:
+    """Return the cell of a sweep or else of its ledger. Raises InvalidInput as ``match_id``."""
     of_sweep = {cell.cell.id: (cell, run) for run in plan.runs for cell in run.cells}
     of_sweep |= {cell.cell.id: (cell, None) for cell in plan.base}  # type: ignore[misc]
-    chosen = match(list(dict.fromkeys([*of_sweep, *ledger.entries()])), beginning)
+    chosen = match_id(list(dict.fromkeys([*of_sweep, *ledger.entries()])), beginning)
     cell, run = of_sweep.get(chosen, (None, None))
-    return Found(chosen, cell, run, ledger.read_record(chosen), ledger)
+    return CellMatch(chosen, cell, run, ledger.read_record(chosen), ledger)

@@ -6,28 +6,28 @@ from typing import Any
 
 import pandas as pd
 
-from massive_sft.report.numbers import MISSING, is_missing, number
-from massive_sft.report.scores import Scored
+from massive_sft.report.formatting import MISSING, format_number, is_missing
+from massive_sft.report.scores import ScoreData
 from massive_sft.report.section import Listing, Section
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import frames, tables
-from massive_sft.study.beside import beside
+from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import ImportedLedger
 
 
-def joined(material: Scored, found: ImportedLedger) -> pd.DataFrame:
-    """Return the frame of ``study.beside`` for a sweep's scores and an imported table."""
+def compare(data: ScoreData, found: ImportedLedger) -> pd.DataFrame:
+    """Return the frame of ``study.comparison`` for a sweep's scores and an imported table."""
     imported = frames.tidy(record for record in found.records().values() if record is not None)
-    return beside(material.scores, imported, found.table.columns)
+    return compare_with_imported(data.scores, imported, found.table.columns)
 
 
-def section(material: Scored, found: ImportedLedger, frame: pd.DataFrame) -> Section:
+def comparison_section(data: ScoreData, found: ImportedLedger, frame: pd.DataFrame) -> Section:
     """Return the section on one imported table.
 
     Args:
-        frame: of ``joined``.
+        frame: of ``compare``.
     """
-    scored = tables.primary(material.scores)
+    scored = tables.primary(data.scores)
     scored = scored[scored["value"].notna()]
     cells, columns = frame["cell"].nunique(), sorted(set(scored["column"]) - set(frame["column"]))
     name = found.table.name
@@ -48,7 +48,7 @@ def section(material: Scored, found: ImportedLedger, frame: pd.DataFrame) -> Sec
 def _row(row: dict[str, Any]) -> list[str]:
     base = row["method"] == frames.BASE
     setting = " ".join(text for text in (row["setting"], row["schedule"], row["variant"]) if not is_missing(text))
-    ends = (number(row["own_low"], 2), number(row["own_high"], 2))
+    ends = (format_number(row["own_low"], 2), format_number(row["own_high"], 2))
     caution = row["caution"] if is_missing(row["why"]) else f"{row['why']}; {row['caution']}"
     return [
         str(row["column"]),
@@ -57,10 +57,10 @@ def _row(row: dict[str, Any]) -> list[str]:
         MISSING if base else setting.strip(),
         str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
-        number(row["own"], 2),
+        format_number(row["own"], 2),
         MISSING if MISSING in ends else " to ".join(ends),
-        number(row["imported"], 2),
-        number(row["difference"], 2, signed=True),
+        format_number(row["imported"], 2),
+        format_number(row["difference"], 2, signed=True),
         f"{row['metric']}, {row['imported_metric']}",
         str(caution),
     ]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from massive_sft.cost.devices import gpu
-from massive_sft.cost.known import Known
-from massive_sft.cost.measured import (
-    Scoring,
-    Table,
-    Training,
+from massive_sft.cost.cost_table import (
+    CostTable,
+    ScoringCosts,
+    TrainingCosts,
+    read_cost_table,
     read_steps,
-    read_table,
     scoring_key,
     training_key,
-    write_table,
+    write_cost_table,
 )
+from massive_sft.cost.devices import find_gpu
+from massive_sft.cost.duration import perplexity_operations, scoring_operations, training_operations
+from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import training_memory
 from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import Shape
-from massive_sft.cost.work import perplexity_operations, scoring_operations, training_operations
 from massive_sft.ledger.lease import Lease, this_process
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -27,7 +27,7 @@ from massive_sft.sweep.spec import Layout
 LEASE = "cache/costs.lease"
 
 
-def learn(plan: Plan, ledger: Ledger) -> int:
+def calibrate(plan: Plan, ledger: Ledger) -> int:
     """Add what is new in the records of a plan's cells to the table; return how many records that was.
 
     One writer at a time: while another adds, nothing is done, and the next run finds what was left. Raises OSError
@@ -37,7 +37,7 @@ def learn(plan: Plan, ledger: Ledger) -> int:
     if lease is None:
         return 0
     with lease:
-        table = read_table(ledger.root)
+        table = read_cost_table(ledger.root)
         known = dict(table.cells)
         learner = _Learner(table, plan, ledger)
         for run in plan.runs:
@@ -47,22 +47,22 @@ def learn(plan: Plan, ledger: Ledger) -> int:
             learner.cell(cell, None)
         new = sum(known.get(cell) != revision for cell, revision in table.cells.items())
         if new:
-            write_table(ledger.root, table)
+            write_cost_table(ledger.root, table)
     return new
 
 
 def device_name(recorded: str) -> str:
     """Return the name under which a recorded device's figures are kept: its kind where that is known."""
-    kind = gpu(recorded)
+    kind = find_gpu(recorded)
     return recorded if kind is None else kind.name
 
 
 class _Learner:
-    def __init__(self, table: Table, plan: Plan, ledger: Ledger):
+    def __init__(self, table: CostTable, plan: Plan, ledger: Ledger):
         self.table, self.ledger = table, ledger
         self.dtype = plan.sweep.file.evaluation.protocol.dtype
         self.entries = ledger.entries({cell.cell.id for cell in plan.cells})
-        self.known = Known(plan)
+        self.known = CostInputs(plan)
 
     def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
         """Add a cell's newest record, unless it was added before."""
@@ -91,7 +91,7 @@ class _Learner:
         for what, took in seconds.items():
             if not isinstance(took, (int, float)):
                 continue
-            row = rows.setdefault(what, Scoring())
+            row = rows.setdefault(what, ScoringCosts())
             row.count += 1
             row.seconds += took
             load = self.known.requests.load(asked[what], text) if what in asked else None
@@ -116,7 +116,7 @@ class _Learner:
             return
         self.table.trainings[run.trajectory.id] = record.attempt
         row = self.table.training.setdefault(
-            training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), Training()
+            training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), TrainingCosts()
         )
         padding = computed_tokens(amount, setting, laid) / amount.tokens
         computed = [(tokens * padding, seconds) for tokens, seconds in steps]
