@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from massive_sft.cli.views import RELEASED, cells_csv
+from massive_sft.cli.plan import RELEASED, cells_csv
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.sweep.load import load_sweep
 

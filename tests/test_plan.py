@@ -13,7 +13,7 @@ import pytest
 from small_sweep import small_sweep
 from test_cell import base_file, block, changed
 
-from massive_sft.cli.views import plan_json
+from massive_sft.cli.plan import plan_json
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
 from massive_sft.core.sealed import seal
@@ -301,7 +301,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_cell import base_file, block
 from massive_sft.planning.plan import make_plan
-from massive_sft.cli.views import plan_view
+from massive_sft.cli.plan import plan_view
 from massive_sft.sweep.load import check_sweep
 file = base_file() | {{"storage": {{"root": {root!r}}}}}
 file["models"] = {{f"m{{i}}": {{"hub": f"org/m{{i}}"}} for i in range(10)}}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from massive_sft.cli import views as views
 from massive_sft.cli.options import File, Json, Overlays, console, print_json
+from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.planning.plan import make_plan
 from massive_sft.sweep.load import load_sweep
@@ -28,7 +28,7 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     if problems:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
-        out.print(views.warnings_view(made))
+        out.print(warnings_view(made))
         amount = f"{len(made.todo)} training runs and {len(made.cells)} cells"
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 

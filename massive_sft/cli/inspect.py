@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from massive_sft.cli import views as views
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, console
-from massive_sft.core.errors import InvalidInput
-from massive_sft.planning.plan import make_plan, require_local_files
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.planning.plan import Plan, RunPlan, make_plan, require_local_files
 from massive_sft.sweep.load import load_sweep
 
 
@@ -29,7 +29,7 @@ def inspect(
     from massive_sft.running.training import build_recipe_samples
 
     out, made = console(), make_plan(load_sweep(file, overlay or ()))
-    recipe = views.pick_run(made, model, mixture, setting).trajectory.recipe
+    recipe = find_run(made, model, mixture, setting).trajectory.recipe
     try:
         built, counts, tokenizer = build_recipe_samples(recipe)
     except InvalidInput:
@@ -41,3 +41,24 @@ def inspect(
         warn(caution)
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))
+
+
+def find_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:
+    """Return the first run of the named model, mixture and setting. Raises InvalidInput with the valid names."""
+    axes = {"model": model, "mixture": mixture, "setting": setting}
+    problems, left = [], list(plan.runs)
+    for axis, wanted in axes.items():
+        names = list(Counter(_axis(run, axis) for run in plan.runs))
+        if wanted is not None and wanted not in names:
+            problems.append(Problem(f"--{axis}", "is not in the sweep", wanted, names))
+        left = [run for run in left if wanted is None or _axis(run, axis) == wanted]
+    if problems or not left:
+        raise InvalidInput(
+            problems or Problem("inspect", "no training run has this model, mixture and setting together")
+        )
+    return left[0]
+
+
+def _axis(run: RunPlan, axis: str) -> str:
+    recipe = run.trajectory.recipe
+    return {"model": recipe.model_name, "mixture": recipe.mixture.name, "setting": recipe.setting_name}[axis]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-from massive_sft.cli import views as views
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, report_write_errors
+from massive_sft.cli.views import budget_view, changes_view, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
-from massive_sft.cost.formatting import budget_json
+from massive_sft.cost.estimate import estimate
+from massive_sft.cost.formatting import budget_json, cost_json, cost_lines
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.plan import make_plan
+from massive_sft.planning.plan import Plan, RunPlan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
+
+ROWS = 40  # rows of the plan shown before "and N rows more"
 
 
 def plan(
@@ -40,9 +50,112 @@ def plan(
     made = portion.plan if portion else made
     if cells is not None:
         with report_write_errors("--cells", cells):
-            cells.write_text(views.cells_csv(made), encoding="utf-8")
+            cells.write_text(cells_csv(made), encoding="utf-8")
     if as_json:
         paid = budget_json(portion) if portion else None
-        print_json({**views.plan_json(made), "budget": paid, "changes": find_changes(whole)})
+        print_json({**plan_json(made), "budget": paid, "changes": find_changes(whole)})
     else:
-        console().print(views.plan_view(made), views.budget_view(portion), views.changes_view(find_changes(whole)))
+        console().print(plan_view(made), budget_view(portion), changes_view(find_changes(whole)))
+
+
+def plan_view(plan: Plan) -> Group:
+    """Return the plan for people."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do"):
+        table.add_column(column, justify="right" if column in ("size", "steps", "tokens") else "left")
+    rows = _alike(plan.runs)
+    for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:
+        steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")
+        left = sum(not cell.is_done for run in runs for cell in run.cells)
+        table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
+    more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
+    return Group(table, *more, Text(), *plan_totals(plan), *map(Text, cost_lines(estimate(plan))), warnings_view(plan))
+
+
+def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
+    """Group runs that differ only in their seed."""
+    groups: dict[tuple[str, ...], list[RunPlan]] = {}
+    for run in runs:
+        recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
+        size = "≈ all" if recipe.mixture.size is None else f"{recipe.mixture.size:,}"
+        schedule = recipe.schedule.label + (f"/{first.horizon}" if first.horizon else "")
+        setting = " ".join(filter(None, (recipe.setting_name, first.variant)))
+        snapshots = _ranges(run.trajectory.snapshots)
+        groups.setdefault((recipe.model_name, recipe.mixture.name, size, setting, schedule, snapshots), []).append(run)
+    return groups
+
+
+def _cells(runs: Iterable[RunPlan]) -> int:
+    return sum(len(run.cells) for run in runs)
+
+
+def _sum(runs: list[RunPlan], what: str) -> str:
+    values = [getattr(run, what) for run in runs]
+    if None in values:
+        return "≈"
+    return f"{sum(value * run.trajectory.epochs for value, run in zip(values, runs, strict=True)):,}"
+
+
+def _ranges(epochs: tuple[int, ...]) -> str:
+    """Return ``1..3, 5`` for (1, 2, 3, 5)."""
+    parts: list[list[int]] = []
+    for epoch in epochs:
+        if parts and parts[-1][-1] == epoch - 1:
+            parts[-1].append(epoch)
+        else:
+            parts.append([epoch])
+    return ", ".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON values; what is not known yet is null."""
+    saved = plan.sharing
+    return {
+        "schema": 1,
+        "name": plan.sweep.file.name,
+        "root": str(plan.root),
+        "semantics": {"train": TRAIN_SEMANTICS, "score": SCORE_SEMANTICS, "generation": GENERATION_SEMANTICS},
+        "statuses": {str(status): count for status, count in plan.statuses.items()},
+        "cells": saved.cells + len(plan.base),
+        "to_do": sum(not cell.is_done for cell in plan.cells),
+        "sharing": {name: getattr(saved, name) for name in saved.__dataclass_fields__},
+        "runs": [
+            {
+                "id": run.trajectory.id,
+                "cells": {str(cell.cell.epoch): cell.cell.id for cell in run.cells},
+                "layout": run.layout.model_dump(mode="json"),
+                "steps_per_epoch": run.steps_per_epoch,
+                "tokens_per_epoch": run.tokens_per_epoch,
+            }
+            for run in plan.runs
+        ],
+        "cost": cost_json(estimate(plan)),
+        "warnings": [str(item) for item in plan.warnings],
+        "missing": [str(item) for item in plan.missing],
+        "unpinned": [str(item) for item in plan.unpinned],
+    }
+
+
+# The released table's names of a cell's coordinates, and ours for what it has no column for.
+RELEASED = ("model_name", "data_name", "lora", "epoch", "data_size", "lr_strategy")
+BESIDE = ("setting", "method", "horizon", "seed", "variant")
+
+
+def cells_csv(plan: Plan) -> str:
+    """Return one CSV line a cell: the released table's keys, our further coordinates, ids and status.
+
+    A base model's line has ``data_name`` pretrain, ``data_size`` 0, and neither ``lora`` nor ``lr_strategy``.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*RELEASED, *BESIDE, "cell", "trajectory", "status"))
+    for item in plan.cells:
+        found, recipe = item.cell.coordinates, item.cell.recipe
+        if recipe is None:
+            keys: tuple[Any, ...] = (found.model, "pretrain", None, found.epoch, 0, None)
+        else:
+            lora = str(found.method == "lora").lower()
+            keys = (found.model, found.data, lora, found.epoch, found.size, found.schedule)
+        beside = (getattr(found, name) for name in BESIDE)
+        writer.writerow((*keys, *beside, item.cell.id, recipe.id if recipe else None, item.status))
+    return text.getvalue()

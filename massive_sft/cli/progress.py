@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from massive_sft.cli.views import run_event_line
+from massive_sft.cli.views import STYLES
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import Plan
+from massive_sft.running import events
 from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
-from massive_sft.training.events import StepDone
+from massive_sft.training.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver, StepDone
 
 WINDOW_S = 30.0  # seconds over which tokens per second are counted
 
@@ -117,3 +118,34 @@ class RunProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def run_event_line(event: RunEvent) -> Text:
+    """Return a progress line for what happened, or an empty text when it is not worth one."""
+    if isinstance(event, events.TrainingStarted):
+        cell = event.trajectory.cells[-1]
+        return Text(f"training {cell.coordinates} (attempt {event.attempt})")
+    if isinstance(event, events.CellRecorded):
+        record = event.record
+        missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
+        detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
+        status = (str(record.status), STYLES[record.status])
+        return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
+    if isinstance(event, events.CellSkipped):
+        return Text(f"skipped, somebody else works on it: {event.what}")
+    return Text(_event_line(event.event))
+
+
+def _event_line(event: Event) -> str:
+    match event:
+        case SnapshotWritten():
+            return f"  snapshot of epoch {event.epoch}"
+        case Resumed():
+            notes = f"; it may differ in its last bits: {'; '.join(event.notes)}" if event.notes else ""
+            return f"  goes on after step {event.step:,} of attempt {event.attempt}{notes}"
+        case StartedOver():
+            return f"  begins at the start, its checkpoint cannot be used: {event.reason}"
+        case CheckpointFailed():
+            return f"  no checkpoint after step {event.step:,}: {event.reason}"
+        case _:
+            return ""

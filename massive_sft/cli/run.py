@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from massive_sft.cli import views as views
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, Where, console
+from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
+from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import Interrupted
 from massive_sft.core.stop import Stop
 from massive_sft.ledger.record import Status
@@ -47,8 +48,8 @@ def run(
     made = select_cells(whole, parse_where(where))
     portion = apply_budget(made, budget)
     made = portion.plan if portion else made
-    out.print(views.budget_view(portion))
-    out.print(views.changes_view(find_changes(whole)))
+    out.print(budget_view(portion))
+    out.print(changes_view(find_changes(whole)))
     if all(cell.is_done for cell in made.cells):
         if made.cells:
             with suppress(OSError):  # of a root that cannot be written nothing can be removed either
@@ -56,7 +57,7 @@ def run(
         none = "no such cell" if portion is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(made) if made.cells else none}")
         return
-    out.print(views.plan_view(made))
+    out.print(plan_view(made))
     execute_plan(made, whole, inline, retrain)
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from massive_sft.cli import views as views
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from massive_sft.cli.cell_lookup import find_record
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
+from massive_sft.cli.views import STYLES
+from massive_sft.ledger.record import BenchmarkScores, Record
+from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import storage_root
 from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.load import load_sweep
 
 
@@ -21,4 +31,79 @@ def show(cell: CellId, file: Sweep, overlay: Overlays = None, as_json: Json = Fa
     if as_json:
         print_json(record.model_dump(mode="json", by_alias=True))
     else:
-        console().print(views.record_view(record))
+        console().print(record_view(record))
+
+
+def record_view(record: Record) -> Group:
+    """Return a record for people."""
+    coordinates = Coordinates(**record.coordinates)  # type: ignore[arg-type]
+    head = Text.assemble(
+        (record.cell, "bold"), "  ", str(coordinates), "  ", (str(record.status), STYLES[record.status])
+    )
+    parts: list[Any] = [head, _facts(record)]
+    if record.error:
+        parts.append(Text(record.error, style="red"))
+    if record.scores:
+        parts += [Text(), scores_table(record.scores.values())]
+    for name, why in record.missing.items():
+        parts.append(Text(f"missing {name}: {why}", style="yellow"))
+    parts += [Text(f"warning: {text}", style="yellow") for text in find_warnings(record)]
+    for name, value in record.measures.items():
+        parts += [Text(), Text(name, style="bold"), _tree(value)]
+    if record.counts:
+        parts += [Text(), Text("data", style="bold"), _tree(record.counts.get("total", record.counts))]
+    return Group(*parts)
+
+
+def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
+    """Return a table of scores: one row a task, metric and filter."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("benchmark", "task", "metric", "value", "95 % interval", "n"):
+        table.add_column(column, justify="right" if column in ("value", "95 % interval", "n") else "left")
+    for one in sorted(scores, key=lambda one: one.benchmark):
+        for task, metrics in {**one.tasks, **one.groups}.items():
+            for metric, score in metrics.items():
+                interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
+                value = "missing" if score.value is None else f"{score.value:.4g}"
+                size = "" if score.n is None else str(score.n)
+                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, size)
+    return table
+
+
+def _facts(record: Record) -> Text:
+    facts = [f"attempt {record.attempt}", f"finished {record.finished}"]
+    for name in ("steps", "tokens", "first_loss", "last_loss", "seconds"):
+        value = record.training.get(name)
+        if value is not None:
+            facts.append(f"{name.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
+    resumed = record.training.get("resumed")
+    facts += [_resumed(entry) for entry in resumed] if isinstance(resumed, list) else []
+    return Text(", ".join(facts), style="dim")
+
+
+def _resumed(entry: Any) -> str:
+    if entry["source"] is None:
+        return f"attempt {entry['attempt']} began at the start ({'; '.join(entry['notes'])})"
+    same = {True: ", exactly", False: ", not exactly", None: ""}[entry["exact"]]
+    notes = f" ({'; '.join(entry['notes'])})" if entry["notes"] else ""
+    return f"attempt {entry['attempt']} went on after step {entry['step']:,}{same}{notes}"
+
+
+def _tree(value: Any, depth: int = 1) -> Text:
+    if not isinstance(value, dict):
+        return Text("  " * depth + _plain(value))
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            lines += [Text("  " * depth + str(key)), _tree(item, depth + 1)]
+        elif key != "schema":
+            lines.append(Text("  " * depth + f"{key}: {_plain(item)}"))
+    return Text("\n").join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from massive_sft.cli import import_table
-from massive_sft.cli import views as views
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
+from massive_sft.cli.views import STYLES, changes_view, plan_totals, warnings_view
+from massive_sft.ledger.record import Status
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.plan import make_plan
+from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
 from massive_sft.sweep.load import load_sweep
@@ -20,6 +27,32 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     whole = make_plan(load_sweep(file, overlay or ()))
     made = select_cells(whole, parse_where(where))
     if as_json:
-        print_json(views.status_json(made))
+        print_json(status_json(made))
     else:
-        console().print(views.status_view(made), views.changes_view(find_changes(whole)))
+        console().print(status_view(made), changes_view(find_changes(whole)))
+
+
+def status_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return one object a cell."""
+    return [
+        {
+            "cell": item.cell.id,
+            "trajectory": item.cell.recipe.id if item.cell.recipe else None,
+            "status": str(item.status),
+            "lacking": [asked.id for asked in item.unmet],
+            **item.cell.coordinates._asdict(),
+        }
+        for item in plan.cells
+    ]
+
+
+def status_view(plan: Plan) -> Group:
+    """Return every cell's status for people, those with something to do first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cell", "what", "status", "lacks"):
+        table.add_column(column, overflow="fold")
+    for item in sorted(plan.cells, key=lambda item: item.is_done):
+        lacks = ", ".join(asked.name for asked in item.unmet) if item.status is not Status.WAITING else ""
+        status = Text(str(item.status), style=STYLES[item.status])
+        table.add_row(item.cell.id, str(item.cell.coordinates), status, lacks)
+    return Group(table, Text(), *plan_totals(plan), warnings_view(plan))
