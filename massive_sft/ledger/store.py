@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
-from massive_sft.core.fingerprint import ID_LENGTH, canonical_json, hash_file
+from massive_sft.core.fingerprint import canonical_json, hash_file
 from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import marker
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, Index, entry_of
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch, read_lease
+from massive_sft.ledger.paths import LedgerPaths, cell_key, checked_id
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record
-from massive_sft.ledger.storage import Folder, Listed, Storage
+from massive_sft.ledger.storage import Folder, Listed
 
 log = logging.getLogger(__name__)
 
 FOLDERS = ("cells", "trajectories", "sweeps", "cache/tokens", "cache/requests", "cache/bases")
 
-_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
@@ -44,17 +44,15 @@ class State:
     answers: tuple[str, ...] = ()
 
 
-class Ledger:
+class Ledger(LedgerPaths):
     """All records, attempts and leases under one storage root. Made by ``Ledger.open``.
 
     Attributes:
-        root: the storage root, as a local folder.
-        storage: the same, as what everything is written through.
         corrupt: the unsound files met so far, with what is wrong; each counts as not there.
     """
 
     def __init__(self, root: Path):
-        self.storage: Storage = Folder(root)
+        super().__init__(Folder(root))
         self.corrupt: dict[Path, str] = {}
         self._watch = LeaseWatch()
         self._index = Index(self.storage.at("index"))
@@ -81,65 +79,6 @@ class Ledger:
             marker.check(ledger.storage)
         return ledger
 
-    # Where things lie
-
-    @property
-    def root(self) -> Path:
-        return self.storage.local()
-
-    @property
-    def sweeps(self) -> Storage:
-        """What the sweeps of this root say of themselves, each below its name."""
-        return self.storage.at("sweeps")
-
-    def cell_dir(self, cell: str) -> Path:
-        """Return the folder of a cell; it need not exist."""
-        return self.storage.local(_cell(cell))
-
-    def trajectory_dir(self, trajectory: str) -> Path:
-        """Return the folder of a trajectory; it need not exist."""
-        return self.storage.local(f"trajectories/{_checked(trajectory)}")
-
-    def snapshot_dir(self, trajectory: str, epoch: int) -> Path:
-        """Return the folder where a snapshot of a trajectory is published; it need not exist."""
-        return self.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
-
-    def training_dirs(self, trajectory: str) -> list[Path]:
-        """Return the folders that say how a trajectory's trainings went, in the order in which they count.
-
-        First ``epoch-<n>``, published with that snapshot while its training went on, by epoch; then ``attempt-<n>``,
-        of finished trainings, by attempt.
-        """
-        home = self.trajectory_dir(trajectory) / "training"
-        return [
-            path
-            for kind in ("epoch", "attempt")
-            for path in sorted(home.glob(f"{kind}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        ]
-
-    def sweep_dir(self, name: str) -> Path:
-        """Return the folder of a sweep by its name; it need not exist."""
-        return self.sweep(name).local()
-
-    def sweep(self, name: str) -> Storage:
-        """Return the place of a sweep by its name."""
-        if not name or name.startswith(".") or "/" in name:
-            raise ValueError(f"no name of a sweep: {name!r}")
-        return self.sweeps.at(name)
-
-    def cache_dir(self, kind: str) -> Path:
-        """Return the folder of a cache: ``tokens``, ``requests`` or ``bases``."""
-        return self.storage.local(f"cache/{kind}")
-
-    def lease_folders(self) -> Iterator[Path]:
-        """Yield the folders of all trajectories and cells: what a lease guards each."""
-        for kind in ("trajectories", "cells"):
-            yield from (self.storage.local(f"{kind}/{name}") for name in self._ids(kind))
-
-    def lease_of(self, home: Path) -> Storage:
-        """Return where the leases on a cell's or a trajectory's folder lie."""
-        return self.storage.at(f"{home.relative_to(self.root).as_posix()}/lease")
-
     # Writing
 
     def write_cell(self, cell: str, content: Mapping[str, Any]) -> None:
@@ -147,14 +86,14 @@ class Ledger:
 
         Raises LedgerError when other content lies under this id.
         """
-        self._write_once(f"{_cell(cell)}/cell.json", content)
+        self._write_once(f"{cell_key(cell)}/cell.json", content)
 
     def write_spec(self, trajectory: str, content: Mapping[str, Any]) -> None:
         """Store what a trajectory is (the content its id hashes) as ``spec.json``, unless it is there.
 
         Raises LedgerError when other content lies under this id.
         """
-        self._write_once(f"trajectories/{_checked(trajectory)}/spec.json", content)
+        self._write_once(f"trajectories/{checked_id(trajectory)}/spec.json", content)
 
     def _write_once(self, key: str, content: Mapping[str, Any]) -> None:
         path = self.storage.local(key)
@@ -170,7 +109,7 @@ class Ledger:
 
     def read_cell(self, cell: str) -> dict[str, Any]:
         """Return what a cell is, as ``write_cell`` stored it. Raises FileNotFoundError, ``Corrupt``."""
-        key = f"{_cell(cell)}/cell.json"
+        key = f"{cell_key(cell)}/cell.json"
         content: dict[str, Any] = _content(self.storage.get(key).data, f"{self.root}/{key}")
         return content
 
@@ -185,7 +124,7 @@ class Ledger:
         Raises ``LeaseLost`` when the claim is no longer held: then nothing was written.
         """
         record = record if record.error is None else record.model_copy(update={"error": redact(record.error)})
-        data, prefix = dump_record(record), _cell(record.cell)
+        data, prefix = dump_record(record), cell_key(record.cell)
         newest = max((revision for revision, _ in self._revisions(prefix)), default=Revision())
         ordered = claim is not None and claim.lease == self.lease_of(self.cell_dir(record.cell))
         lease = claim.number if claim is not None and ordered else newest.lease
@@ -213,7 +152,7 @@ class Ledger:
 
         Raises Unsupported when a newer version of massive-sft wrote it.
         """
-        found = self._newest(_cell(cell))
+        found = self._newest(cell_key(cell))
         return None if found is None else found[0]
 
     def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
@@ -259,7 +198,7 @@ class Ledger:
 
     def records(self) -> Iterator[Record]:
         """Yield every cell's newest sound record, by cell id; each is verified."""
-        for cell in self._ids("cells"):
+        for cell in self.ids("cells"):
             record = self.read_record(cell)
             if record is not None:
                 yield record
@@ -272,7 +211,7 @@ class Ledger:
         """
         index = self._index.read()
         current, missed = {}, []
-        for cell in self._ids("cells"):
+        for cell in self.ids("cells"):
             if cells is not None and cell not in cells:
                 continue
             prefix = f"cells/{cell}"
@@ -302,7 +241,7 @@ class Ledger:
         A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
         """
         entries = self.entries(cells)
-        known, begun = set(self._ids("cells")), set(self._ids("trajectories"))
+        known, begun = set(self.ids("cells")), set(self.ids("trajectories"))
         left = {cell: trajectory for cell, trajectory in cells.items() if cell not in entries}
         leased = {run for run in {*left.values()} & begun if run and self._is_live(self.trajectory_dir(run))}
 
@@ -329,9 +268,6 @@ class Ledger:
             # A full disk, or a reader of another's ledger: the answer is right, only slower next time.
             log.info("the index cannot be written: %s", error)
 
-    def _ids(self, kind: str) -> list[str]:
-        return sorted(item.name for item in self.storage.list(kind) if _ID.fullmatch(item.name))
-
     def report(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""
         if path not in self.corrupt:
@@ -350,7 +286,7 @@ class Ledger:
             owner: who works on it, for people.
             ttl: seconds without a sign of life after which others may take over.
         """
-        place = self.storage.at(f"trajectories/{_checked(trajectory)}")
+        place = self.storage.at(f"trajectories/{checked_id(trajectory)}")
         return Attempt.begin(trajectory, place, owner, self._watch, ttl)
 
     def lease_cell(self, cell: str, owner: str, ttl: float = TTL_S) -> Lease | None:
@@ -362,16 +298,6 @@ class Ledger:
         revisions = self._revisions(home.relative_to(self.root).as_posix())
         above = max((revision.lease for revision, _ in revisions), default=0)
         return Lease.acquire(self.lease_of(home), owner, self._watch, ttl, above)
-
-
-def _cell(cell: str) -> str:
-    return f"cells/{_checked(cell)}"
-
-
-def _checked(identity: str) -> str:
-    if not _ID.fullmatch(identity):
-        raise ValueError(f"no id: {identity!r}")
-    return identity
 
 
 def _content(data: bytes, place: str) -> Any:
