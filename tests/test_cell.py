@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import pkgutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pydantic import BaseModel
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.fingerprint import fingerprint
-from massive_sft.sweep import execution, schema
+from massive_sft.sweep import schema
 from massive_sft.sweep.cell import Cell, Cells, make_cells
 from massive_sft.sweep.content import Commits, Contents
 from massive_sft.sweep.identity import HASHED, NEUTRAL, UNHASHED, entry_content
@@ -455,24 +457,19 @@ def test_unpinned_revision_and_missing_file_are_told_apart(tmp_path: Path) -> No
 
 
 def test_every_schema_field_is_classified_once() -> None:
-    pending = [schema.SweepFile]
-    seen: set[type[BaseModel]] = set()
-    for kind in {**vars(execution), **vars(schema)}.values():
-        if (
-            isinstance(kind, type)
-            and issubclass(kind, schema.StrictModel | schema.Mixtures)
-            and kind is not schema.StrictModel
-        ):
-            pending.append(kind)
-    for kind in set(pending) - {schema.SweepFile}:
-        seen.add(kind)
+    modules = [import_module(f"{schema.__name__}.{found.name}") for found in pkgutil.iter_modules(schema.__path__)]
+    entries: set[type[BaseModel]] = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, schema.StrictModel | schema.Mixtures)
+    } - {schema.StrictModel, schema.SweepFile}
+    for kind in entries:
         name, fields = kind.__name__, set(kind.model_fields)
-        entry_content, unhashed = HASHED.get(name, frozenset()), UNHASHED.get(name, frozenset())
-        assert not entry_content & unhashed, name
-        assert entry_content | unhashed == fields, (
-            f"{name}: {sorted(fields ^ (entry_content | unhashed))} is in neither list"
-        )
-    assert {kind.__name__ for kind in seen} == set(HASHED) | set(UNHASHED)
+        hashed, unhashed = HASHED.get(name, frozenset()), UNHASHED.get(name, frozenset())
+        assert not hashed & unhashed, name
+        assert hashed | unhashed == fields, f"{name}: {sorted(fields ^ (hashed | unhashed))} is in neither list"
+    assert {kind.__name__ for kind in entries} == set(HASHED) | set(UNHASHED)
 
 
 class Deep(schema.StrictModel):
@@ -491,7 +488,7 @@ class Whole(schema.StrictModel):
     deep: Deep
 
 
-def test_later_field_within_a_field_is_hashed_unless_it_is_neutral_or_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_field_within_a_field_is_hashed_unless_it_is_neutral_or_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HASHED, "Whole", frozenset({"deep"}))
     monkeypatch.setitem(HASHED, "Deep", frozenset({"lr", "later", "unused"}))
     monkeypatch.setitem(NEUTRAL, "Deep", {"later": "off", "unused": 0})

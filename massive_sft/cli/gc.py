@@ -89,7 +89,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     watch = LeaseWatch()
     waste: list[Garbage] = []
     kept: list[str] = []
-    for home in ledger.lease_folders():
+    for home in ledger.cell_and_trajectory_dirs():
         mine = list(_leftovers(home))
         if mine and not _free(ledger, home, watch):
             kept.append(f"{home}: somebody works on it")
@@ -109,7 +109,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
-        busy = next((home for home in ledger.lease_folders() if not _free(ledger, home, watch)), None)
+        busy = next((home for home in ledger.cell_and_trajectory_dirs() if not _free(ledger, home, watch)), None)
         waste += _unused(plan, ledger) if busy is None else ()
         kept += [] if busy is None else [f"caches: somebody works on {busy}"]
     return Collected(tuple(waste), tuple(kept))

@@ -35,7 +35,7 @@ from massive_sft.study.imported import (
     tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
-from massive_sft.sweep.field_types import MAX_NAME_BYTES
+from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
 
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}}")  # as a sweep's
 LEASE = "import-lease"

@@ -19,8 +19,8 @@ from massive_sft.data.messages import (
 )
 from massive_sft.data.misnamed import columns_inside, rows_inside
 from massive_sft.sweep import filter as filters
-from massive_sft.sweep.field_types import Column
 from massive_sft.sweep.schema import Columns, Dataset
+from massive_sft.sweep.schema.field_types import Column
 
 
 class Record(NamedTuple):

@@ -13,7 +13,7 @@ _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 
 
 class LedgerPaths:
-    """The places of a ledger. Nothing is read here, and a place need not exist.
+    """The places of a ledger, which need not exist. Names are listed here, no file is opened.
 
     Attributes:
         root: the storage root, as a local folder.
@@ -71,7 +71,7 @@ class LedgerPaths:
         """Return the folder of a cache: ``tokens``, ``requests`` or ``bases``."""
         return self.storage.local(f"cache/{kind}")
 
-    def lease_folders(self) -> Iterator[Path]:
+    def cell_and_trajectory_dirs(self) -> Iterator[Path]:
         """Yield the folders of all trajectories and cells: what a lease guards each."""
         for kind in ("trajectories", "cells"):
             yield from (self.storage.local(f"{kind}/{name}") for name in self.ids(kind))

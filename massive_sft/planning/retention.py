@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from massive_sft.planning.plan import Plan, RunPlan
-from massive_sft.sweep.execution import KeepSnapshots
+from massive_sft.sweep.schema import KeepSnapshots
 
 
 def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:

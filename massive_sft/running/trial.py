@@ -24,7 +24,7 @@ from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed,
 from massive_sft.running.failures import leave_traceback, sentence
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.sweep.execution import KeepSnapshots
+from massive_sft.sweep.schema import KeepSnapshots
 from massive_sft.training.events import Event, SnapshotPublished
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.field_types import MAX_COUNT
+from massive_sft.sweep.schema.field_types import MAX_COUNT
 
 KEYS = ("model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch")
 INDEX = ("", "Unnamed: 0")

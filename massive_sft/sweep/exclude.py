@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from massive_sft.core.errors import Problem
-from massive_sft.sweep.field_types import Epochs, OneOrMore, Positive, Strings
-from massive_sft.sweep.schema import Schedule
+from massive_sft.sweep.schema import Schedule, StrictModel
+from massive_sft.sweep.schema.field_types import Epochs, OneOrMore, Positive, Strings
 from massive_sft.sweep.setting import FIELDS, Variant, field_value, field_values
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.strict_model import StrictModel
 from massive_sft.sweep.yaml_errors import Location, to_problems
 
 

@@ -10,8 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from massive_sft.sweep import semantics, template
-from massive_sft.sweep.schema import Schedule, Setting, TemplateText
-from massive_sft.sweep.strict_model import StrictModel
+from massive_sft.sweep.schema import Schedule, Setting, StrictModel, TemplateText
 
 # Hashed: it changes the result. A path is hashed as the content it leads to, a name never is.
 HASHED: dict[str, frozenset[str]] = {

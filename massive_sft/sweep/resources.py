@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.cell import Recipe
-from massive_sft.sweep.execution import Resource
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.schema import Resource
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.unused import EVALUATION_FIELDS
 

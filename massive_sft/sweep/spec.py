@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from massive_sft.sweep.field_types import Epoch, Flag, NotNegative, Positive, Seed
-from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-from massive_sft.sweep.strict_model import StrictModel
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting, StrictModel
+from massive_sft.sweep.schema.field_types import Epoch, Flag, NotNegative, Positive, Seed
 
 
 class Part(StrictModel):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from massive_sft.core.errors import UNSET, Problem
-from massive_sft.sweep.field_types import MAX_NAME_BYTES
+from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
 from massive_sft.sweep.yaml_errors import Location
 
 NAMED = ("models", "model_sets", "datasets", "mixtures", "settings")  # sections whose keys are names

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from massive_sft.core.errors import Problem
-from massive_sft.sweep.execution import Resource
-from massive_sft.sweep.schema import Block, Setting, SweepFile
+from massive_sft.sweep.schema import Block, Resource, Setting, StrictModel, SweepFile
 from massive_sft.sweep.setting import Variant, flatten_fields
-from massive_sft.sweep.strict_model import StrictModel
 from massive_sft.sweep.text_checks import Where
 from massive_sft.sweep.yaml_errors import Location
 

@@ -14,3 +14,9 @@ class StrictModel(BaseModel):
     def unused_fields(self) -> frozenset[str]:
         """Fields that have no effect beside the values of the others; they are left out of a cell's identity."""
         return frozenset()
+
+
+def exactly_one(entry: BaseModel, *names: str) -> None:
+    """Raise ValueError unless one of the named fields, and no other of them, has a value."""
+    if sum(getattr(entry, name) is not None for name in names) != 1:
+        raise ValueError(f"must have exactly one of: {', '.join(names)}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from massive_sft.sweep.field_types import (
+from massive_sft.sweep.schema.field_types import (
     MAX_COUNT,
     MAX_DEVICES,
     AboveZero,
@@ -18,7 +18,7 @@ from massive_sft.sweep.field_types import (
     Strings,
     Text,
 )
-from massive_sft.sweep.strict_model import StrictModel
+from massive_sft.sweep.schema.strict_model import StrictModel
 
 
 class When(StrictModel):

@@ -1,0 +1,18 @@
+"""The sweep file's schema: one pydantic class per kind of entry, unknown keys refused.
+
+The classes accept or reject; what spans several entries (names, counts, horizons) is checked in ``sweep.load``. Which
+fields enter a cell's identity is listed in ``sweep.identity``.
+"""
+
+from massive_sft.sweep.schema.evaluation import Evaluation, Fewshot, Measure, Protocol, Task
+from massive_sft.sweep.schema.execution import Budget, KeepSnapshots, Resource, Storage, Tracking, When
+from massive_sft.sweep.schema.sources import FORMATS, Columns, Dataset, MixtureEntry, Mixtures, Model
+from massive_sft.sweep.schema.strict_model import StrictModel
+from massive_sft.sweep.schema.sweep_file import Block, SweepFile
+from massive_sft.sweep.schema.training import SCHEDULES, Lora, Optimizer, Schedule, Setting, TemplateText
+
+__all__ = [
+    "FORMATS", "SCHEDULES", "Block", "Budget", "Columns", "Dataset", "Evaluation", "Fewshot", "KeepSnapshots", "Lora",
+    "Measure", "MixtureEntry", "Mixtures", "Model", "Optimizer", "Protocol", "Resource", "Schedule", "Setting",
+    "Storage", "StrictModel", "SweepFile", "Task", "TemplateText", "Tracking", "When",
+]  # fmt: skip
