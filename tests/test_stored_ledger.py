@@ -65,7 +65,9 @@ def test_stored_ledger_reads_the_same_before_and_after_it_is_written_to(root: Pa
         assert [verify_folder(folder).keys() for folder in ledger.training_dirs(trajectory)]
     assert read_last_plan(ledger.sweep("small")) is not None
     assert sweeps_keeping_snapshot(ledger.sweeps, BASE) == []
-    leases = [read_lease(ledger.lease_of(home)) for home in ledger.cell_and_trajectory_dirs() if (home / "lease").is_dir()]
+    leases = [
+        read_lease(ledger.lease_of(home)) for home in ledger.cell_and_trajectory_dirs() if (home / "lease").is_dir()
+    ]
     assert [seen is not None and (seen.number, seen.released) for seen in leases] == [(1, True)] * 5
     assert not ledger.corrupt
 

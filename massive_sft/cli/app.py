@@ -83,10 +83,10 @@ def main() -> None:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        told = explain_os_error(error)
-        if told is None:
+        explanation = explain_os_error(error)
+        if explanation is None:
             raise
-        err.print(told, style="red", highlight=False, soft_wrap=True)
+        err.print(explanation, style="red", highlight=False, soft_wrap=True)
         sys.exit(EXIT_FAILED)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line

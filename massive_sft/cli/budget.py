@@ -22,13 +22,13 @@ BudgetHours = Annotated[
 ]
 
 
-def apply_budget(made: Plan, hours: float | None) -> BudgetedPlan | None:
+def apply_budget(plan: Plan, hours: float | None) -> BudgetedPlan | None:
     """Return what a budget pays for, by the command line or else by the sweep file; None without a budget.
 
     Raises:
         InvalidInput: the budget is no finite number, or cannot be kept.
     """
-    hours = made.sweep.file.budget.gpu_hours if hours is None else hours
+    hours = plan.sweep.file.budget.gpu_hours if hours is None else hours
     if hours is not None and not math.isfinite(hours):
         raise InvalidInput(Problem("--budget-gpu-hours", "must be a finite number", hours))
-    return None if hours is None else fit_to_budget(made, hours)
+    return None if hours is None else fit_to_budget(plan, hours)

@@ -16,7 +16,7 @@ from massive_sft.sweep.schema import Model
 _SHOWN_APART = ("base", "data", "epoch", "train_semantics")
 
 
-def render_card(found: CellMatch, model: Model, merged: bool, weights: dict[str, str]) -> str:
+def render_card(match: CellMatch, model: Model, merged: bool, weights: dict[str, str]) -> str:
     """Return the README.md of an exported cell, as Markdown with YAML front matter.
 
     Args:
@@ -36,45 +36,45 @@ def render_card(found: CellMatch, model: Model, merged: bool, weights: dict[str,
     )
     environment.filters["cell"] = _table_cell
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    record = found.record
-    is_adapter = found.coordinates.method == "lora" and not merged
+    record = match.record
+    is_adapter = match.coordinates.method == "lora" and not merged
     return environment.get_template("README.md.jinja").render(
-        found=found,
-        coordinates=found.coordinates,
+        match=match,
+        coordinates=match.coordinates,
         model=model,
         base=model.hub or str(model.path),
         is_adapter=is_adapter,
         merged=merged,
-        dtype="fp32" if merged else found.run.trajectory.recipe.setting.precision if found.run else "",
-        setting=_setting(found),
-        data=_data(found),
+        dtype="fp32" if merged else match.run.trajectory.recipe.setting.precision if match.run else "",
+        setting=_setting(match),
+        data=_data(match),
         counts=dict(record.counts.get("total") or {}) if record else {},  # type: ignore[arg-type]
-        scores=_scores(found),
+        scores=_scores(match),
         missing=dict(record.missing) if record else {},
         training=dict(record.training) if record else {},
-        provenance=_provenance(found),
+        provenance=_provenance(match),
         weights=weights,
     )
 
 
-def _setting(found: CellMatch) -> dict[str, Any]:
-    content = {key: value for key, value in found.content.items() if key not in _SHOWN_APART}
+def _setting(match: CellMatch) -> dict[str, Any]:
+    content = {key: value for key, value in match.content.items() if key not in _SHOWN_APART}
     return flatten(content)
 
 
-def _data(found: CellMatch) -> list[dict[str, Any]]:
+def _data(match: CellMatch) -> list[dict[str, Any]]:
     """Return the datasets of the mixture: name, source and how many rows were drawn (None: all)."""
-    if found.run is None:
+    if match.run is None:
         return []
-    parts = found.run.trajectory.recipe.mixture.parts
+    parts = match.run.trajectory.recipe.mixture.parts
     return [
         {"name": part.name, "source": redact(str(part.dataset.hub or part.dataset.path)), "samples": part.count}
         for part in parts
     ]
 
 
-def _scores(found: CellMatch) -> list[dict[str, str]]:
-    if found.record is None:
+def _scores(match: CellMatch) -> list[dict[str, str]]:
+    if match.record is None:
         return []
     return [
         {
@@ -85,7 +85,7 @@ def _scores(found: CellMatch) -> list[dict[str, str]]:
             "interval": _interval(score),
             "n": "" if score.n is None else f"{score.n:,}",
         }
-        for item in sorted(found.record.scores.values(), key=lambda item: item.benchmark)
+        for item in sorted(match.record.scores.values(), key=lambda item: item.benchmark)
         for task, metrics in {**item.tasks, **item.groups}.items()
         for metric, score in metrics.items()
     ]
@@ -95,12 +95,12 @@ def _interval(score: Score) -> str:
     return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
 
 
-def _provenance(found: CellMatch) -> dict[str, Any]:
-    if found.record is None:
+def _provenance(match: CellMatch) -> dict[str, Any]:
+    if match.record is None:
         return {}
     kept = ("git", "python", "libraries", "sweep_file")
-    said = {key: found.record.provenance.get(key) for key in kept}
-    return {key: value for key, value in flatten(said).items() if value is not None}
+    origin = {key: match.record.provenance.get(key) for key in kept}
+    return {key: value for key, value in flatten(origin).items() if value is not None}
 
 
 def _table_cell(value: Any) -> str:

@@ -15,24 +15,24 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     """Try everything a run needs (files, models, tokenizers, data, benchmarks, storage, tracker); train nothing."""
     from massive_sft.running.check import check as find_problems
 
-    out, cautions = console(), list[Problem]()
-    made = make_plan(load_sweep(file, overlay or ()))
+    out, warnings = console(), list[Problem]()
+    plan = make_plan(load_sweep(file, overlay or ()))
     with console(is_error=True).status("checking") as status:
-        problems = find_problems(made, lambda what: status.update(Text(f"checking {what}")), cautions.append)
+        problems = find_problems(plan, lambda what: status.update(Text(f"checking {what}")), warnings.append)
     if as_json:
-        found = [("error", problem) for problem in problems] + [("warning", caution) for caution in cautions]
-        print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in found])
+        listed = [("error", problem) for problem in problems] + [("warning", warning) for warning in warnings]
+        print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in listed])
     else:
-        for caution in cautions:
-            warn(caution)
+        for warning in warnings:
+            warn(warning)
     if problems:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
-        out.print(warnings_view(made))
-        amount = f"{len(made.todo)} training runs and {len(made.cells)} cells"
+        out.print(warnings_view(plan))
+        amount = f"{len(plan.todo)} training runs and {len(plan.cells)} cells"
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 
 
-def warn(caution: Problem) -> None:
+def warn(warning: Problem) -> None:
     """Print what stops nothing, but the user should know."""
-    console().print(Text(f"warning: {caution}", style="yellow"), soft_wrap=True)
+    console().print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)

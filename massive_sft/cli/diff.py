@@ -63,31 +63,31 @@ Differences = dict[str, tuple[Any, Any]]
 def diff(first: CellId, second: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
     """What differs between two cells, and their scores side by side; differences are second less first."""
     plan, ledger = read_plan(sweep, overlay)
-    one, two = find_cell(plan, ledger, first), find_cell(plan, ledger, second)
+    first_cell, second_cell = find_cell(plan, ledger, first), find_cell(plan, ledger, second)
     if as_json:
-        print_json(diff_json(one, two))
+        print_json(diff_json(first_cell, second_cell))
     else:
-        console().print(diff_view(one, two))
+        console().print(diff_view(first_cell, second_cell))
 
 
 def differing(first: Any, second: Any) -> Differences:
     """Return the flattened keys whose values differ, in the first's order; ``_ABSENT`` where one has no such key."""
-    ones, twos = flatten(first), flatten(second)
-    keys = dict.fromkeys((*ones, *twos))
-    pairs = {key: (ones.get(key, _ABSENT), twos.get(key, _ABSENT)) for key in keys if key}
+    left, right = flatten(first), flatten(second)
+    keys = dict.fromkeys((*left, *right))
+    pairs = {key: (left.get(key, _ABSENT), right.get(key, _ABSENT)) for key in keys if key}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def sections(one: CellMatch, two: CellMatch) -> dict[str, Differences]:
+def sections(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Differences]:
     """Return what differs, by section. Without a record on both sides only the content is compared."""
-    found = {"content": differing(one.content, two.content)}
-    if one.record is None or two.record is None:
-        return found
-    records = (one.record, two.record)
+    differences = {"content": differing(first_cell.content, second_cell.content)}
+    if first_cell.record is None or second_cell.record is None:
+        return differences
+    records = (first_cell.record, second_cell.record)
     layouts = [_layout(record.training) for record in records]
     origins = [{key: value for key, value in record.provenance.items() if key not in _OWN} for record in records]
     measures = [_without_layers(record.measures) for record in records]
-    return found | {
+    return differences | {
         "layout": differing(*layouts),
         "provenance": differing(*origins),
         "measures": differing(*measures),
@@ -110,12 +110,12 @@ def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pairs(one: CellMatch, two: CellMatch) -> list[Pair]:
+def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
     """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique."""
-    scores = [dict(found.record.scores) if found.record else {} for found in (one, two)]
+    scores = [dict(cell.record.scores) if cell.record else {} for cell in (first_cell, second_cell)]
     rows: list[Pair] = []
     for protocol in [name for name in scores[0] if name in scores[1]]:
-        samples = (read_samples(one, protocol), read_samples(two, protocol))
+        samples = (read_samples(first_cell, protocol), read_samples(second_cell, protocol))
         rows += _rows(scores[0].pop(protocol), scores[1].pop(protocol), True, samples)
     for benchmark in dict.fromkeys(item.benchmark for side in scores for item in side.values()):
         left, right = ([item for item in side.values() if item.benchmark == benchmark] for side in scores)
@@ -157,17 +157,19 @@ def _paired(
     return compare(*values)
 
 
-def diff_json(one: CellMatch, two: CellMatch) -> dict[str, Any]:
+def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:
     """Return what ``diff`` shows as JSON values; a side that lacks a key has no entry for it."""
     return {
         "schema": 1,
-        "cells": [{"cell": f.id, "status": str(f.status), **f.coordinates._asdict()} for f in (one, two)],
+        "cells": [
+            {"cell": f.id, "status": str(f.status), **f.coordinates._asdict()} for f in (first_cell, second_cell)
+        ],
         "differs": {
             name: {
                 key: {side: item for side, item in zip(("first", "second"), pair, strict=True) if item is not _ABSENT}
                 for key, pair in section.items()
             }
-            for name, section in sections(one, two).items()
+            for name, section in sections(first_cell, second_cell).items()
         },
         "scores": [
             {
@@ -181,21 +183,21 @@ def diff_json(one: CellMatch, two: CellMatch) -> dict[str, Any]:
                 "intervals_overlap": row.overlap,
                 "paired": row.paired.to_json() if row.paired else None,
             }
-            for row in pairs(one, two)
+            for row in pairs(first_cell, second_cell)
         ],
     }
 
 
-def diff_view(one: CellMatch, two: CellMatch) -> Group:
+def diff_view(first_cell: CellMatch, second_cell: CellMatch) -> Group:
     """Return what ``diff`` shows, for people."""
     parts: list[Any] = [
         Text.assemble((f.id, "bold"), "  ", str(f.coordinates), "  ", (str(f.status), STYLES[f.status]))
-        for f in (one, two)
+        for f in (first_cell, second_cell)
     ]
-    for name, section in sections(one, two).items():
+    for name, section in sections(first_cell, second_cell).items():
         parts += [Text(), _section_view(name, section)]
-    missing = [found.id for found in (one, two) if found.record is None]
-    rows = pairs(one, two)
+    missing = [cell.id for cell in (first_cell, second_cell) if cell.record is None]
+    rows = pairs(first_cell, second_cell)
     if missing:
         parts += [Text(), Text(f"no record yet: {', '.join(missing)}", style="yellow")]
     if rows:

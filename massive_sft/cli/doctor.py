@@ -30,10 +30,10 @@ def doctor(
     sweep = None if file is None else load_sweep(file, overlay or ())
     findings = list(examine(sweep))
     if as_json:
-        print_json([{"level": str(one.level), "what": one.what, "text": one.text} for one in findings])
+        print_json([{"level": str(result.level), "what": result.what, "text": result.text} for result in findings])
     else:
         console().print(doctor_view(findings))
-    if any(one.level is Level.BAD for one in findings):
+    if any(result.level is Level.BAD for result in findings):
         raise typer.Exit(1)
 
 
@@ -77,7 +77,7 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
 
 def _uses_hub(sweep: Sweep) -> bool:
     models, datasets = sweep.file.models.values(), sweep.file.datasets.values()
-    return any(one.hub for one in models) or any(one.hub for one in datasets)
+    return any(source.hub for source in models) or any(source.hub for source in datasets)
 
 
 def doctor_view(findings: list[CheckResult]) -> Table:
@@ -87,6 +87,6 @@ def doctor_view(findings: list[CheckResult]) -> Table:
     table.add_column()
     table.add_column()
     table.add_column(overflow="fold")
-    for one in findings:
-        table.add_row(Text(words[one.level], style=str(one.level)), Text(one.what), Text(one.text))
+    for result in findings:
+        table.add_row(Text(words[result.level], style=str(result.level)), Text(result.what), Text(result.text))
     return table

@@ -33,14 +33,14 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to its base, in fp32.")] = False,
 ) -> None:
     """Write a cell's weights as a model folder with tokenizer and model card."""
-    found = find_cell(*read_plan(sweep, overlay), cell)
-    export_model(found, folder, merge)
+    match = find_cell(*read_plan(sweep, overlay), cell)
+    export_model(match, folder, merge)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    line = f"{found.coordinates} is in {folder} ({format_bytes(size)}); README.md says how to load it"
+    line = f"{match.coordinates} is in {folder} ({format_bytes(size)}); README.md says how to load it"
     console().print(line, soft_wrap=True)
 
 
-def export_model(found: CellMatch, folder: Path, merge: bool = False) -> None:
+def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
     """Write a cell's model to ``folder``, whole or not at all.
 
     A full snapshot is copied as it is, an adapter too, naming its base by hub id or absolute path; with ``merge``
@@ -51,8 +51,8 @@ def export_model(found: CellMatch, folder: Path, merge: bool = False) -> None:
             empty, or there is no adapter to merge. All problems at once.
         Corrupt: the snapshot does not match its manifest, or the copy does not match the snapshot.
     """
-    snapshot, hashes = _checked(found, folder, merge)
-    model = _model(found)
+    snapshot, hashes = _checked(match, folder, merge)
+    model = _model(match)
     with report_write_errors("DIR", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
@@ -65,7 +65,7 @@ def export_model(found: CellMatch, folder: Path, merge: bool = False) -> None:
                 _name_base(partial / ADAPTER, model)
         _save_tokenizer(model, partial)
         weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
-        (partial / "README.md").write_text(render_card(found, model, merge, weights))
+        (partial / "README.md").write_text(render_card(match, model, merge, weights))
         partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
         for path in partial.iterdir():
             path.chmod(0o644)
@@ -75,47 +75,47 @@ def export_model(found: CellMatch, folder: Path, merge: bool = False) -> None:
         raise
 
 
-def _checked(found: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
+def _checked(match: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
     """Return the verified snapshot and its hashes. Raises as ``export_model``."""
     problems = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         problems.append(Problem("DIR", "must not exist, or be an empty folder", str(folder)))
-    if found.coordinates.method == "none":
-        problems.append(Problem("cell", "is a base model: nothing was trained, load it from where it is", found.id))
+    if match.coordinates.method == "none":
+        problems.append(Problem("cell", "is a base model: nothing was trained, load it from where it is", match.id))
         raise InvalidInput(problems)
-    if merge and found.coordinates.method != "lora":
-        problems.append(Problem("--merge", "needs an adapter, but all weights were trained: leave it out", found.id))
-    if found.plan is None:
-        problems.append(Problem("cell", "is not in this sweep file: name the one that has it, for its base", found.id))
+    if merge and match.coordinates.method != "lora":
+        problems.append(Problem("--merge", "needs an adapter, but all weights were trained: leave it out", match.id))
+    if match.plan is None:
+        problems.append(Problem("cell", "is not in this sweep file: name the one that has it, for its base", match.id))
     if problems:
         raise InvalidInput(problems)
-    snapshot = find_snapshot(found.ledger, str(found.trajectory), found.coordinates.epoch)
+    snapshot = find_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch)
     if snapshot is not None:
         return snapshot
-    where = snapshot_folder(found.ledger, str(found.trajectory), found.coordinates.epoch)
-    if where in found.ledger.corrupt:
-        raise Corrupt(f"{found.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
-    raise InvalidInput(Problem("cell", _why_gone(found), found.id))
+    where = snapshot_folder(match.ledger, str(match.trajectory), match.coordinates.epoch)
+    if where in match.ledger.corrupt:
+        raise Corrupt(f"{match.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
+    raise InvalidInput(Problem("cell", _why_gone(match), match.id))
 
 
-def _why_gone(found: CellMatch) -> str:
-    if found.record is None:
+def _why_gone(match: CellMatch) -> str:
+    if match.record is None:
         return "has no snapshot: it is not trained yet, `massive-sft run` does that"
-    if found.record.status is Status.FAILED:
+    if match.record.status is Status.FAILED:
         return "has no snapshot: its training failed, `massive-sft logs` says why and `massive-sft retry` tries again"
-    if found.record.status is Status.DIVERGED:
+    if match.record.status is Status.DIVERGED:
         return "has no snapshot: its training diverged"
     return (
         "has no snapshot any more: it was removed once it was scored (storage.keep_snapshots). To get it back, set "
-        f"keep_snapshots: {{{found.coordinates.method}: all}} and train it again, with another storage.root or, while "
+        f"keep_snapshots: {{{match.coordinates.method}: all}} and train it again, with another storage.root or, while "
         "a score is missing, with `massive-sft run --retrain`"
     )
 
 
-def _model(found: CellMatch) -> Model:
-    if found.plan is None:
-        raise LedgerError(f"{found.id}: the sweep file does not hold it")
-    return found.plan.cell.model
+def _model(match: CellMatch) -> Model:
+    if match.plan is None:
+        raise LedgerError(f"{match.id}: the sweep file does not hold it")
+    return match.plan.cell.model
 
 
 def _copy(snapshot: Path, hashes: dict[str, str], target: Path) -> None:

@@ -60,7 +60,7 @@ def repositories(sweep: Sweep) -> list[Repository]:
     """Return what a sweep takes from the hub, each once; the files that several datasets take of one are joined."""
     from massive_sft.models.hub import repository_of
 
-    found: dict[tuple[str, str, str], Repository] = {}
+    known: dict[tuple[str, str, str], Repository] = {}
     named = [(f"models.{name}", model) for name, model in sweep.file.models.items()]
     named += [(f"datasets.{name}", dataset) for name, dataset in sweep.file.datasets.items()]  # type: ignore[misc]
     for place, source in named:
@@ -68,12 +68,12 @@ def repositories(sweep: Sweep) -> list[Repository]:
             continue
         new = repository_of(source, f"{sweep.path}: {place}.hub")
         key = (new.kind, new.id, new.revision)
-        old = found.get(key)
+        old = known.get(key)
         if old is not None:
             both = tuple(dict.fromkeys((*old.patterns, *new.patterns))) if old.patterns and new.patterns else ()
             new = replace(old, patterns=both, needed=(*old.needed, *new.needed))
-        found[key] = new
-    return list(found.values())
+        known[key] = new
+    return list(known.values())
 
 
 def lock_content(pinned: list[Pinned], known: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def _key(item: Pinned) -> str:
 
 
 def _row(item: Pinned) -> dict[str, Any]:
-    one = item.repository
+    repository = item.repository
     size = sum(item.sizes.values())
-    named = {"kind": one.kind, "id": one.id, "revision": one.revision}
+    named = {"kind": repository.kind, "id": repository.id, "revision": repository.revision}
     return {**named, "commit": item.commit, "bytes": size, "here": item.here}
 
 
@@ -112,14 +112,21 @@ def _view(pinned: list[Pinned], dry_run: bool, pin_only: bool) -> Group:
     for column in ("kind", "id", "revision", "commit", "size", "was here"):
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in pinned:
-        one = item.repository
+        repository = item.repository
         size = format_bytes(sum(item.sizes.values()))
-        table.add_row(one.kind, Text(one.id), one.revision, item.commit[:12], size, "yes" if item.here else "no")
+        table.add_row(
+            repository.kind,
+            Text(repository.id),
+            repository.revision,
+            item.commit[:12],
+            size,
+            "yes" if item.here else "no",
+        )
     left = sum(size for item in pinned if not item.here for size in item.sizes.values())
-    told = {
+    summary = {
         (True, False): f"all can be read; {format_bytes(left)} would be fetched",
         (True, True): "all can be read",
         (False, True): "pinned; nothing was downloaded",
         (False, False): f"pinned and here ({format_bytes(left)} fetched); runs need no network now",
     }[dry_run, pin_only]
-    return Group(table, Text(told))
+    return Group(table, Text(summary))

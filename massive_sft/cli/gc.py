@@ -74,14 +74,14 @@ def gc(
 ) -> None:
     """Remove what the ledger can do without: leftovers of attempts, invalidated results, snapshots beyond policy."""
     plan, ledger = read_plan(file, overlay)
-    found = collect(plan, ledger, caches)
+    garbage = collect(plan, ledger, caches)
     if not dry_run:
-        found = remove(found, ledger)
+        garbage = remove(garbage, ledger)
     if as_json:
-        listed = [{"kind": one.kind, "path": str(one.path), "bytes": one.bytes} for one in found.waste]
-        print_json({"schema": 1, "removed": not dry_run, "bytes": found.bytes, "waste": listed, "kept": found.kept})
+        listed = [{"kind": item.kind, "path": str(item.path), "bytes": item.bytes} for item in garbage.waste]
+        print_json({"schema": 1, "removed": not dry_run, "bytes": garbage.bytes, "waste": listed, "kept": garbage.kept})
     else:
-        console().print(gc_view(found, ledger, dry_run), soft_wrap=True)
+        console().print(gc_view(garbage, ledger, dry_run), soft_wrap=True)
 
 
 def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
@@ -90,11 +90,11 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     waste: list[Garbage] = []
     kept: list[str] = []
     for home in ledger.cell_and_trajectory_dirs():
-        mine = list(_leftovers(home))
-        if mine and not _free(ledger, home, watch):
+        own = list(_leftovers(home))
+        if own and not _free(ledger, home, watch):
             kept.append(f"{home}: somebody works on it")
         else:
-            waste += mine
+            waste += own
     for item in (item for run in plan.runs for item in unkept_snapshots(run, plan, ledger)):
         others = sweeps_keeping_snapshot(ledger.sweeps, item.cell.cell.id, plan.sweep.file.name) if item.cell else []
         if others:
@@ -115,12 +115,12 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     return Collected(tuple(waste), tuple(kept))
 
 
-def remove(found: Collected, ledger: Ledger) -> Collected:
+def remove(garbage: Collected, ledger: Ledger) -> Collected:
     """Remove what was found, each under its lease; return what is gone, and what was kept because somebody came."""
     gone: list[Garbage] = []
-    kept = list(found.kept)
+    kept = list(garbage.kept)
     by_home: dict[Path | None, list[Garbage]] = {}
-    for item in found.waste:
+    for item in garbage.waste:
         by_home.setdefault(item.home, []).append(item)
     for home, items in by_home.items():
         if home is None:
@@ -197,7 +197,7 @@ def _leftovers(home: Path) -> Iterator[Garbage]:
     if aside.is_dir():
         yield Garbage("invalidated", aside, _size(aside), home)
     apart = [*attempts, resume, aside]
-    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(one) for one in apart))
+    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(folder) for folder in apart))
     yield from _temporary(below, home)
 
 
@@ -236,14 +236,16 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
-def gc_view(found: Collected, ledger: Ledger, dry_run: bool) -> Group:
+def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:
     """Return what goes or went, for people."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "what", "size"):
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
-    for item in found.waste:
+    for item in garbage.waste:
         table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), format_bytes(item.bytes))
-    notes = [Text(f"kept, {line}", style="dim") for line in found.kept]
+    notes = [Text(f"kept, {line}", style="dim") for line in garbage.kept]
     verb = "would go" if dry_run else "removed"
-    total = f"{len(found.waste)} items, {format_bytes(found.bytes)} {verb}" if found.waste else "nothing to remove"
-    return Group(*([table] if found.waste else []), *notes, Text(total))
+    total = (
+        f"{len(garbage.waste)} items, {format_bytes(garbage.bytes)} {verb}" if garbage.waste else "nothing to remove"
+    )
+    return Group(*([table] if garbage.waste else []), *notes, Text(total))

@@ -60,18 +60,20 @@ def import_table(
     from massive_sft.report.imported import read_imported_data, write_report
 
     read = read_table(table, known_columns(scales))
-    found, written = write_ledger(root, name, read, mlflow)
-    out, data = console(), read_imported_data(found)
+    table_ledger, written = write_ledger(root, name, read, mlflow)
+    out, data = console(), read_imported_data(table_ledger)
     counts = ", ".join(f"{count} {status}" for status, count in data.statuses)
-    out.print(f"{len(data.records)} rows of {read.file} in {found.ledger.root}, {written} of them new: {counts}")
+    out.print(f"{len(data.records)} rows of {read.file} in {table_ledger.ledger.root}, {written} of them new: {counts}")
     out.print(f"beside cells of the same names they are {approximate('lora')}", soft_wrap=True)
     for finding in data.findings:
         out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
-    out.print(f"report: {write_report(data, found.folder / 'report')}", soft_wrap=True)
+    out.print(f"report: {write_report(data, table_ledger.folder / 'report')}", soft_wrap=True)
     if mirror:
         out.print(f"writing {len(data.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
-        mirror_imported(found)
-    out.print(f"report, mirror, ui, status and show take {found.folder / TABLE} for a sweep file", soft_wrap=True)
+        mirror_imported(table_ledger)
+    out.print(
+        f"report, mirror, ui, status and show take {table_ledger.folder / TABLE} for a sweep file", soft_wrap=True
+    )
 
 
 def write_ledger(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
@@ -148,9 +150,9 @@ def export_table(
     paths = tables_of(ledger.root)
     if name not in paths:
         raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
-    found = open_imported(paths[name])
-    table = found.table
-    content = write_table(table.header, table.newline, rows_of(found))
+    table_ledger = open_imported(paths[name])
+    table = table_ledger.table
+    content = write_table(table.header, table.newline, rows_of(table_ledger))
     with report_write_errors("OUT", out):
         write_bytes(out, content)
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
@@ -161,8 +163,8 @@ def status(file: Path, where: str | None, as_json: bool) -> None:
     """Say how far every row of an imported table is, as ``status`` says it of a sweep's cells."""
     if where is not None:
         raise InvalidInput(Problem("--where", "picks cells of a sweep; an imported table is shown whole", where))
-    found = open_imported(file)
-    records = {cell: record for cell, record in found.records().items() if record is not None}
+    table_ledger = open_imported(file)
+    records = {cell: record for cell, record in table_ledger.records().items() if record is not None}
     if as_json:
         print_json([_status_json(record) for record in records.values()])
         return
@@ -171,8 +173,9 @@ def status(file: Path, where: str | None, as_json: bool) -> None:
         lacks = f"  lacks {', '.join(record.missing)}" if record.missing else ""
         out.print(f"{cell}  {coordinates_of(record)}  {record.status}{lacks}", soft_wrap=True)
     counts = Counter(record.status for record in records.values())
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    out.print(f"{len(records)} of {len(found.table.cells)} rows of {found.table.file} are in the ledger: {told}")
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    table = table_ledger.table
+    out.print(f"{len(records)} of {len(table.cells)} rows of {table.file} are in the ledger: {summary}")
 
 
 def _status_json(record: Record) -> dict[str, Any]:

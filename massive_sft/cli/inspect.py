@@ -28,12 +28,12 @@ def inspect(
     from massive_sft.data.preview import render
     from massive_sft.running.training import build_recipe_samples
 
-    out, made = console(), make_plan(load_sweep(file, overlay or ()))
-    recipe = find_run(made, model, mixture, setting).trajectory.recipe
+    out, plan = console(), make_plan(load_sweep(file, overlay or ()))
+    recipe = find_run(plan, model, mixture, setting).trajectory.recipe
     try:
         built, counts, tokenizer = build_recipe_samples(recipe)
     except InvalidInput:
-        require_local_files(made)  # what is missing is the reason; weights may be: samples need the tokenizer alone
+        require_local_files(plan)  # what is missing is the reason; weights may be: samples need the tokenizer alone
         raise
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
     place = f"{file}: settings.{recipe.setting_name}"

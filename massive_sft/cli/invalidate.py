@@ -69,15 +69,15 @@ def invalidate(
     if not reason.strip():
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
-    found = find(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
-    if not dry_run and found.records:
-        set_aside(found, ledger, reason.strip())
+    invalidation = find(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
+    if not dry_run and invalidation.records:
+        set_aside(invalidation, ledger, reason.strip())
     if as_json:
-        cells = [{"cell": one.cell, "beside": one.cell in found.beside} for one in found.records]
-        told = {"trajectories": list(found.trajectories), "retrainings": found.retrainings}
-        print_json({"schema": 1, "done": not dry_run, "cells": cells, **told})
+        cells = [{"cell": record.cell, "beside": record.cell in invalidation.beside} for record in invalidation.records]
+        counts = {"trajectories": list(invalidation.trajectories), "retrainings": invalidation.retrainings}
+        print_json({"schema": 1, "done": not dry_run, "cells": cells, **counts})
     else:
-        console().print(_view(found, dry_run))
+        console().print(_view(invalidation, dry_run))
 
 
 def find(plan: Plan, ledger: Ledger, with_training: bool) -> Invalidation:
@@ -111,7 +111,7 @@ def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
     return any(not snapshot_folder(ledger, run.trajectory.id, cell.cell.epoch).is_dir() for cell in run.cells)
 
 
-def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
+def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
     """Move what the records and trainings rest on aside and write the new records, all under leases.
 
     A process that dies here leaves trainings that are aside and records that still stand; the same command goes on.
@@ -119,8 +119,8 @@ def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
     Raises:
         InvalidInput: when somebody works on any of it, or did since it was found; nothing was changed then.
     """
-    homes = [ledger.trajectory_dir(run) for run in found.trajectories]
-    cells = [ledger.cell_dir(record.cell) for record in found.records]
+    homes = [ledger.trajectory_dir(run) for run in invalidation.trajectories]
+    cells = [ledger.cell_dir(record.cell) for record in invalidation.records]
     with contextlib.ExitStack() as held:
         leases = {home: ledger.lease_folder(home, OWNER) for home in (*homes, *cells)}
         for lease in leases.values():
@@ -130,15 +130,15 @@ def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
         if busy:
             rule = "somebody works on it; cancel the run first (massive-sft cancel)"
             raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
-        changed = [record.cell for record in found.records if ledger.read_record(record.cell) != record]
+        changed = [record.cell for record in invalidation.records if ledger.read_record(record.cell) != record]
         if changed:
             rule = "got a new record meanwhile; look at it, then give the command again"
             raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
         for home in homes:
             _move(home, TRAJECTORY_FILES)
-        _forget(found, ledger)
+        _forget(invalidation, ledger)
         provenance = capture()
-        for record, folder in zip(found.records, cells, strict=True):
+        for record, folder in zip(invalidation.records, cells, strict=True):
             _move(folder, CELL_FILES)
             lease = leases[folder]
             ledger.write_record(_invalidated(record, reason, provenance), lease.claim if lease else None)
@@ -146,8 +146,8 @@ def set_aside(found: Invalidation, ledger: Ledger, reason: str) -> None:
 
 def _invalidated(record: Record, reason: str, provenance: dict[str, object]) -> Record:
     empty: dict[str, object] = {"scores": {}, "measures": {}, "counts": {}, "training": {}, "missing": {}, "files": {}}
-    told = {"status": Status.FAILED, "error": f"{INVALIDATED}{redact(reason)}", "provenance": provenance}
-    return record.model_copy(update={**empty, **told, "created": now(), "finished": now()})
+    outcome = {"status": Status.FAILED, "error": f"{INVALIDATED}{redact(reason)}", "provenance": provenance}
+    return record.model_copy(update={**empty, **outcome, "created": now(), "finished": now()})
 
 
 def _present(home: Path, names: Collection[str]) -> list[str]:
@@ -166,30 +166,30 @@ def _move(home: Path, names: Collection[str]) -> None:
         os.rename(home / name, target / name)
 
 
-def _forget(found: Invalidation, ledger: Ledger) -> None:
+def _forget(invalidation: Invalidation, ledger: Ledger) -> None:
     """Remove what is cached: perplexities, and scores of the protocols concerned, made again of the responses."""
-    for key in found.perplexities:
+    for key in invalidation.perplexities:
         shutil.rmtree(ledger.cache_dir("perplexity") / key, ignore_errors=True)
-    protocols = {protocol for record in found.records for protocol in record.scores}
+    protocols = {protocol for record in invalidation.records for protocol in record.scores}
     for folder in ledger.cache_dir("scores").glob("*"):
         for protocol in protocols:
             for path in folder.glob(f"{protocol}.*"):
                 path.unlink()
 
 
-def _view(found: Invalidation, dry_run: bool) -> Group:
+def _view(invalidation: Invalidation, dry_run: bool) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("cell", "what", "was"):
         table.add_column(column, overflow="fold")
-    for record in found.records:
+    for record in invalidation.records:
         named = str(Coordinates(**record.coordinates))  # type: ignore[arg-type]
-        also = " (of the same training)" if record.cell in found.beside else ""
+        also = " (of the same training)" if record.cell in invalidation.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
     verb = "would be" if dry_run else "are"
-    told = (
-        f"{len(found.records)} cells and {len(found.trajectories)} trainings {verb} invalidated; `run` makes them again"
-    )
-    if not found.records:
+    what = f"{len(invalidation.records)} cells and {len(invalidation.trajectories)} trainings"
+    summary = f"{what} {verb} invalidated; `run` makes them again"
+    if not invalidation.records:
         return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
-    again = f"{found.retrainings} trainings have no snapshots any more: only `run --retrain` makes their scores again"
-    return Group(table, Text(told), *([Text(again, style="yellow")] if found.retrainings else []))
+    gone = f"{invalidation.retrainings} trainings have no snapshots any more"
+    again = f"{gone}: only `run --retrain` makes their scores again"
+    return Group(table, Text(summary), *([Text(again, style="yellow")] if invalidation.retrainings else []))

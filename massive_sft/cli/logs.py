@@ -45,11 +45,11 @@ class AttemptLog:
 
 def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
     """A cell's loss curve, its attempts with their tracebacks, and where its files are."""
-    found = find_cell(*read_plan(sweep, overlay), cell)
+    match = find_cell(*read_plan(sweep, overlay), cell)
     if as_json:
-        print_json(logs_json(found))
+        print_json(logs_json(match))
     else:
-        console().print(logs_view(found), soft_wrap=True)
+        console().print(logs_view(match), soft_wrap=True)
 
 
 def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
@@ -59,23 +59,23 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     live = seen.number if seen is not None and seen.seems_live() else 0
     published = {int(path.name.rpartition("-")[2]): path for path in (home / "training").glob("attempt-*")}
     own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}
-    found = []
+    logs = []
     for number in sorted(published | own):
         state = "published" if number in published else "at work" if number == live else "ended"
         folder = published.get(number) or own[number]
         losses = folder / "losses.jsonl"
         trace = own.get(number, folder) / "traceback.txt"
         text = trace.read_text() if trace.is_file() else ""
-        found.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
-    return found
+        logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
+    return logs
 
 
 def shown_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:
     """Return the attempt whose curve counts: of those published the longest, else the newest that took a step."""
-    published = [one for one in tries if one.state == "published" and one.losses]
+    published = [attempt for attempt in tries if attempt.state == "published" and attempt.losses]
     if published:
-        return max(published, key=lambda one: one.losses.stat().st_size if one.losses else 0)
-    return next((one for one in reversed(tries) if one.losses and one.losses.stat().st_size), None)
+        return max(published, key=lambda attempt: attempt.losses.stat().st_size if attempt.losses else 0)
+    return next((attempt for attempt in reversed(tries) if attempt.losses and attempt.losses.stat().st_size), None)
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
@@ -118,48 +118,53 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     return "".join(_BARS[round((mean - low) * scale)] if math.isfinite(mean) else "!" for mean in means)
 
 
-def logs_json(found: CellMatch) -> dict[str, Any]:
+def logs_json(match: CellMatch) -> dict[str, Any]:
     """Return what ``logs`` shows as JSON values; the curve's steps are in the file it names."""
-    tries = attempts(found.ledger, found.trajectory) if found.trajectory else []
+    tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     return {
         "schema": 1,
-        "cell": found.id,
-        "status": str(found.status),
-        "trajectory": found.trajectory,
+        "cell": match.id,
+        "status": str(match.status),
+        "trajectory": match.trajectory,
         "losses": str(curve.losses) if curve else None,
         "epochs": by_epoch(read_curve(curve.losses)) if curve and curve.losses else [],
         "attempts": [
-            {"number": one.number, "state": one.state, "folder": str(one.folder), "traceback": one.traceback or None}
-            for one in tries
+            {
+                "number": attempt.number,
+                "state": attempt.state,
+                "folder": str(attempt.folder),
+                "traceback": attempt.traceback or None,
+            }
+            for attempt in tries
         ],
-        "error": found.record.error if found.record else None,
-        "traceback": _cell_traceback(found) or None,
-        "files": [str(path) for path in _files(found)],
+        "error": match.record.error if match.record else None,
+        "traceback": _cell_traceback(match) or None,
+        "files": [str(path) for path in _files(match)],
     }
 
 
-def logs_view(found: CellMatch) -> Group:
+def logs_view(match: CellMatch) -> Group:
     """Return what ``logs`` shows, for people."""
     head = Text.assemble(
-        (found.id, "bold"), "  ", str(found.coordinates), "  ", (str(found.status), STYLES[found.status])
+        (match.id, "bold"), "  ", str(match.coordinates), "  ", (str(match.status), STYLES[match.status])
     )
     parts: list[Any] = [head]
-    if found.record is not None and found.record.error:
-        parts.append(Text(found.record.error, style="red"))
-    tries = attempts(found.ledger, found.trajectory) if found.trajectory else []
+    if match.record is not None and match.record.error:
+        parts.append(Text(match.record.error, style="red"))
+    tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     if curve is not None and curve.losses is not None:
-        parts += _curve_view(curve, read_curve(curve.losses), found.coordinates.epoch)
-    elif found.trajectory:
+        parts += _curve_view(curve, read_curve(curve.losses), match.coordinates.epoch)
+    elif match.trajectory:
         parts.append(Text("no optimizer step was taken yet", style="dim"))
-    for one in tries:
-        parts += [Text(), Text(f"attempt {one.number}: {one.state}, {one.folder}")]
-        parts += [Text(one.traceback.rstrip(), style="red")] if one.traceback else []
-    trace = _cell_traceback(found)
+    for attempt in tries:
+        parts += [Text(), Text(f"attempt {attempt.number}: {attempt.state}, {attempt.folder}")]
+        parts += [Text(attempt.traceback.rstrip(), style="red")] if attempt.traceback else []
+    trace = _cell_traceback(match)
     if trace:
         parts += [Text(), Text("scoring or measuring failed:"), Text(trace.rstrip(), style="red")]
-    files = _files(found)
+    files = _files(match)
     parts += [Text(), *(Text(f"files: {path}", style="dim") for path in files)] if files else []
     return Group(*parts)
 
@@ -191,18 +196,18 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cell_traceback(found: CellMatch) -> str:
+def _cell_traceback(match: CellMatch) -> str:
     """Return why the cell's own work failed; an old traceback of a cell that went well since is not shown."""
-    path = found.ledger.cell_dir(found.id) / "traceback.txt"
-    return path.read_text() if path.is_file() and not _went_well(found) else ""
+    path = match.ledger.cell_dir(match.id) / "traceback.txt"
+    return path.read_text() if path.is_file() and not _went_well(match) else ""
 
 
-def _went_well(found: CellMatch) -> bool:
-    return found.record is not None and not found.record.error and not found.record.missing
+def _went_well(match: CellMatch) -> bool:
+    return match.record is not None and not match.record.error and not match.record.missing
 
 
-def _files(found: CellMatch) -> list[Path]:
-    folders = [found.ledger.cell_dir(found.id)]
-    if found.trajectory:
-        folders.append(found.ledger.trajectory_dir(found.trajectory))
+def _files(match: CellMatch) -> list[Path]:
+    folders = [match.ledger.cell_dir(match.id)]
+    if match.trajectory:
+        folders.append(match.ledger.trajectory_dir(match.trajectory))
     return [folder for folder in folders if folder.is_dir()]

@@ -57,15 +57,15 @@ def packages(tested: Mapping[str, str]) -> Iterator[CheckResult]:
     same = []
     for name in LIBRARIES:
         try:
-            found = importlib.metadata.version(name)
+            installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield CheckResult(Level.BAD, name, "is not installed")
             continue
         wanted = tested.get(_normal(name))
-        if wanted is None or found.partition("+")[0] == wanted.partition("+")[0]:
-            same.append(f"{name} {found}")
+        if wanted is None or installed.partition("+")[0] == wanted.partition("+")[0]:
+            same.append(f"{name} {installed}")
         else:
-            yield CheckResult(Level.WARN, name, f"{found} is not the tested {wanted} (constraints.txt)")
+            yield CheckResult(Level.WARN, name, f"{installed} is not the tested {wanted} (constraints.txt)")
     if same:
         known = "" if tested else ", not compared: constraints.txt is not beside the package"
         yield CheckResult(Level.OK if tested else Level.WARN, "packages", ", ".join(same) + known)
@@ -114,7 +114,7 @@ def gpus() -> CheckResult:
     if not torch.cuda.is_available():
         return CheckResult(Level.WARN, "GPU", f"none that torch {torch.__version__} can use: training is on the CPU")
     names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    listed = ", ".join(f"{one.name} {one.total_memory / GB:.0f} GB" for one in names)
+    listed = ", ".join(f"{gpu.name} {gpu.total_memory / GB:.0f} GB" for gpu in names)
     return CheckResult(Level.OK, "GPU", f"{len(names)}: {listed}")
 
 
@@ -130,10 +130,10 @@ def importable(module: str) -> CheckResult:
 def compiler() -> CheckResult:
     """The C compiler, with which torch and DeepSpeed build kernels."""
     named = os.environ.get("CC", "").split()
-    found = next(filter(None, map(shutil.which, [*named[:1], "cc", "gcc", "clang"])), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, [*named[:1], "cc", "gcc", "clang"])), None)
+    if path is None:
         return CheckResult(Level.BAD, "C compiler", "none found (CC, cc, gcc, clang): install gcc")
-    return CheckResult(Level.OK, "C compiler", found)
+    return CheckResult(Level.OK, "C compiler", path)
 
 
 def open_files() -> CheckResult:
@@ -147,10 +147,10 @@ def open_files() -> CheckResult:
 def shared_memory() -> CheckResult:
     """The shared memory, where Ray's object store and NCCL keep what workers exchange."""
     try:
-        found = os.statvfs("/dev/shm")
+        status = os.statvfs("/dev/shm")
     except OSError as error:
         return CheckResult(Level.WARN, "/dev/shm", f"cannot be used ({error.strerror}): Ray falls back to the disk")
-    free = found.f_bavail * found.f_frsize
+    free = status.f_bavail * status.f_frsize
     if free < GB:
         text = f"{free / GB:.2f} GB free: little (docker: --shm-size=8g); Ray falls back to the disk"
         return CheckResult(Level.WARN, "/dev/shm", text)

@@ -55,8 +55,8 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     common = sorted(first.keys() & second.keys())
     if not common:
         return None
-    ones, twos = (np.array([values[doc] for doc in common], dtype=np.float64) for values in (first, second))
-    differences = twos - ones
+    left, right = (np.array([values[doc] for doc in common], dtype=np.float64) for values in (first, second))
+    differences = right - left
     mean, n = float(differences.mean()), len(common)
     spread = float(differences.std(ddof=1)) if n > 1 else 0.0
     interval = None
@@ -64,7 +64,7 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
         half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
         interval = (mean - half, mean + half)
     mcnemar = None
-    if np.isin(ones, (0.0, 1.0)).all() and np.isin(twos, (0.0, 1.0)).all():
+    if np.isin(left, (0.0, 1.0)).all() and np.isin(right, (0.0, 1.0)).all():
         only_first, only_second = int((differences < 0).sum()), int((differences > 0).sum())
         changed = only_first + only_second
         p = float(stats.binomtest(only_first, changed, 0.5).pvalue) if changed else 1.0
@@ -72,7 +72,7 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     return Paired(mean, interval, n, len(first.keys() ^ second.keys()), mcnemar)
 
 
-def read_samples(found: CellMatch, protocol: str) -> Samples | None:
+def read_samples(match: CellMatch, protocol: str) -> Samples | None:
     """Return a cell's per-sample values by (task, metric, filter), then by document.
 
     Values that are sums over bytes or words, or no numbers, are left out: their mean is not the score. None when the
@@ -80,12 +80,12 @@ def read_samples(found: CellMatch, protocol: str) -> Samples | None:
     """
     import pyarrow.parquet as pq
 
-    path: Path = found.ledger.cell_dir(found.id) / "scores" / f"{protocol}.parquet"
-    if found.record is None or not path.is_file():
+    path: Path = match.ledger.cell_dir(match.id) / "scores" / f"{protocol}.parquet"
+    if match.record is None or not path.is_file():
         return None
-    stated = found.record.files.get(path.relative_to(found.ledger.root).as_posix())
+    stated = match.record.files.get(path.relative_to(match.ledger.root).as_posix())
     if stated is not None and stated != hash_file(path):
-        raise Corrupt(f"{path}: is not the file that the record of {found.id} rests on")
+        raise Corrupt(f"{path}: is not the file that the record of {match.id} rests on")
     samples: Samples = {}
     for row in pq.read_table(path).to_pylist():
         if row["value"] is not None and row["weight"] is None:

@@ -38,24 +38,24 @@ def plan(
 ) -> None:
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens, cost."""
     whole = make_plan(load_sweep(file, overlay or ()))
-    made = select_cells(whole, parse_where(where))
-    portion = None
+    selected = select_cells(whole, parse_where(where))
+    budgeted = None
     try:
-        portion = apply_budget(made, budget)
+        budgeted = apply_budget(selected, budget)
     except InvalidInput as error:
         if budget is not None:
             raise
         for problem in error.problems:  # the file's budget cannot be kept, which `run` refuses
             console(is_error=True).print(str(problem), style="yellow", soft_wrap=True)
-    made = portion.plan if portion else made
+    selected = budgeted.plan if budgeted else selected
     if cells is not None:
         with report_write_errors("--cells", cells):
-            cells.write_text(cells_csv(made), encoding="utf-8")
+            cells.write_text(cells_csv(selected), encoding="utf-8")
     if as_json:
-        paid = budget_json(portion) if portion else None
-        print_json({**plan_json(made), "budget": paid, "changes": find_changes(whole)})
+        paid = budget_json(budgeted) if budgeted else None
+        print_json({**plan_json(selected), "budget": paid, "changes": find_changes(whole)})
     else:
-        console().print(plan_view(made), budget_view(portion), changes_view(find_changes(whole)))
+        console().print(plan_view(selected), budget_view(budgeted), changes_view(find_changes(whole)))
 
 
 def plan_view(plan: Plan) -> Group:
@@ -150,12 +150,12 @@ def cells_csv(plan: Plan) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*RELEASED, *BESIDE, "cell", "trajectory", "status"))
     for item in plan.cells:
-        found, recipe = item.cell.coordinates, item.cell.recipe
+        names, recipe = item.cell.coordinates, item.cell.recipe
         if recipe is None:
-            keys: tuple[Any, ...] = (found.model, "pretrain", None, found.epoch, 0, None)
+            keys: tuple[Any, ...] = (names.model, "pretrain", None, names.epoch, 0, None)
         else:
-            lora = str(found.method == "lora").lower()
-            keys = (found.model, found.data, lora, found.epoch, found.size, found.schedule)
-        beside = (getattr(found, name) for name in BESIDE)
+            lora = str(names.method == "lora").lower()
+            keys = (names.model, names.data, lora, names.epoch, names.size, names.schedule)
+        beside = (getattr(names, name) for name in BESIDE)
         writer.writerow((*keys, *beside, item.cell.id, recipe.id if recipe else None, item.status))
     return text.getvalue()

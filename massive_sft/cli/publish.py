@@ -35,7 +35,7 @@ def report(
             raise InvalidInput(Problem("--beside", "goes with a sweep's cells, not with an imported table", str(file)))
         _report_imported(file, out)
         return
-    imported = [found for path in beside or () for found in open_all(path)]
+    imported = [table_ledger for path in beside or () for table_ledger in open_all(path)]
     plan, ledger = read_plan(file, overlay)
     page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
     console().print(f"report: {page}", soft_wrap=True)
@@ -52,8 +52,8 @@ def ui(
     from massive_sft.tracking.ui import serve_ui, ui_address
 
     if is_imported(file):
-        found = open_imported(file)
-        name, uri = found.table.name, resolve(found.table.mlflow, found.ledger.root)
+        table_ledger = open_imported(file)
+        name, uri = table_ledger.table.name, resolve(table_ledger.table.mlflow, table_ledger.ledger.root)
     else:
         plan, _ = read_plan(file, overlay)
         name, uri = plan.sweep.file.name, resolve(plan.sweep.file.tracking.mlflow, plan.root)
@@ -80,15 +80,15 @@ def mirror(file: File, overlay: Overlays = None) -> None:
     _tell(left, len(ledger.entries(names)))
 
 
-def mirror_imported(found: ImportedLedger) -> None:
+def mirror_imported(table_ledger: ImportedLedger) -> None:
     """Bring the tracker to what the ledger says of an imported table, and say so. Raises typer.Exit when it cannot."""
     from massive_sft.tracking.mirror import Mirror
 
-    mirror = Mirror.open(found.ledger, found.table.name, found.names(), found.table.mlflow)
-    for path in (found.folder / TABLE, found.folder / "report" / "report.html"):
+    mirror = Mirror.open(table_ledger.ledger, table_ledger.table.name, table_ledger.names(), table_ledger.table.mlflow)
+    for path in (table_ledger.folder / TABLE, table_ledger.folder / "report" / "report.html"):
         if path.exists():
             mirror.artifact(path)
-    _tell(mirror.close(), len(found.names()))
+    _tell(mirror.close(), len(table_ledger.names()))
 
 
 def _tell(left: Pending, cells: int) -> None:
@@ -101,6 +101,6 @@ def _tell(left: Pending, cells: int) -> None:
 def _report_imported(file: Path, out: Path | None) -> None:
     from massive_sft.report.imported import read_imported_data, write_report
 
-    found = open_imported(file)
-    page = write_report(read_imported_data(found), out or found.folder / "report")
+    table_ledger = open_imported(file)
+    page = write_report(read_imported_data(table_ledger), out or table_ledger.folder / "report")
     console().print(f"report: {page}", soft_wrap=True)

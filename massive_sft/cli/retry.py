@@ -25,11 +25,11 @@ def retry(
     file: File, overlay: Overlays = None, where: WhereOption = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    made, meant = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
-    narrowed = select_failed(made, meant)
-    console().print(retry_view(narrowed, Ledger.open(made.root, create=False), count_diverged(made, meant)))
+    plan, selection = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
+    narrowed = select_failed(plan, selection)
+    console().print(retry_view(narrowed, Ledger.open(plan.root, create=False), count_diverged(plan, selection)))
     if narrowed.cells:
-        execute_plan(narrowed, made, inline, retrain)
+        execute_plan(narrowed, plan, inline, retrain)
 
 
 def select_failed(plan: Plan, where: Where) -> Plan:

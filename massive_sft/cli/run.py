@@ -45,20 +45,20 @@ def run(
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
     whole = pinned(make_plan(load_sweep(file, overlay or ())))
-    made = select_cells(whole, parse_where(where))
-    portion = apply_budget(made, budget)
-    made = portion.plan if portion else made
-    out.print(budget_view(portion))
+    selected = select_cells(whole, parse_where(where))
+    budgeted = apply_budget(selected, budget)
+    selected = budgeted.plan if budgeted else selected
+    out.print(budget_view(budgeted))
     out.print(changes_view(find_changes(whole)))
-    if all(cell.is_done for cell in made.cells):
-        if made.cells:
+    if all(cell.is_done for cell in selected.cells):
+        if selected.cells:
             with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-                save_last_plan(whole, Ledger.open(made.root, create=False))
-        none = "no such cell" if portion is None else "the budget pays for no cell"
-        out.print(f"nothing to do: {_counts(made) if made.cells else none}")
+                save_last_plan(whole, Ledger.open(selected.root, create=False))
+        none = "no such cell" if budgeted is None else "the budget pays for no cell"
+        out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
         return
-    out.print(plan_view(made))
-    execute_plan(made, whole, inline, retrain)
+    out.print(plan_view(selected))
+    execute_plan(selected, whole, inline, retrain)
 
 
 def pinned(whole: Plan) -> Plan:
@@ -72,25 +72,25 @@ def pinned(whole: Plan) -> Plan:
         return pin(whole, lambda text: console().print(text, soft_wrap=True))
 
 
-def execute_plan(made: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
+def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.running.execute import checked, execute
 
     out, err, stop = console(), console(is_error=True), Stop()
-    wanted = {cell.cell.id for cell in made.cells}
+    wanted = {cell.cell.id for cell in selected.cells}
     status = err.status("checking")
 
     def tell(what: str) -> None:
         status.update(Text(f"checking {what}"))
 
-    with survive_lost_output(), status, checked(made, whole, tell, warn) as registered:
+    with survive_lost_output(), status, checked(selected, whole, tell, warn) as registered:
         status.stop()
-        with RunProgress(made, out) as progress:
-            done = execute(made, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
+        with RunProgress(selected, out) as progress:
+            done = execute(selected, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
-    told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
-    out.print(f"{told}; results in {made.root}", soft_wrap=True)
+    summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
+    out.print(f"{summary}; results in {selected.root}", soft_wrap=True)
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)
         out.print(f"{lost} cells are others now, for files that the sweep names changed: run the same command again")
@@ -122,5 +122,5 @@ def _runner(inline: bool, retrain: bool, stop: Stop, say: Callable[[str], None])
     return run_here if inline else run_there
 
 
-def _counts(made: Plan) -> str:
-    return ", ".join(f"{made.statuses[status]} {status}" for status in Status if made.statuses[status])
+def _counts(plan: Plan) -> str:
+    return ", ".join(f"{plan.statuses[status]} {status}" for status in Status if plan.statuses[status])

@@ -60,13 +60,13 @@ def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("benchmark", "task", "metric", "value", "95 % interval", "n"):
         table.add_column(column, justify="right" if column in ("value", "95 % interval", "n") else "left")
-    for one in sorted(scores, key=lambda one: one.benchmark):
-        for task, metrics in {**one.tasks, **one.groups}.items():
+    for benchmark in sorted(scores, key=lambda benchmark: benchmark.benchmark):
+        for task, metrics in {**benchmark.tasks, **benchmark.groups}.items():
             for metric, score in metrics.items():
                 interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
                 value = "missing" if score.value is None else f"{score.value:.4g}"
                 size = "" if score.n is None else str(score.n)
-                table.add_row(one.benchmark, task, metric.removesuffix(",none"), value, interval, size)
+                table.add_row(benchmark.benchmark, task, metric.removesuffix(",none"), value, interval, size)
     return table
 
 

@@ -25,11 +25,11 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
         import_table.status(file, where, as_json)
         return
     whole = make_plan(load_sweep(file, overlay or ()))
-    made = select_cells(whole, parse_where(where))
+    selected = select_cells(whole, parse_where(where))
     if as_json:
-        print_json(status_json(made))
+        print_json(status_json(selected))
     else:
-        console().print(status_view(made), changes_view(find_changes(whole)))
+        console().print(status_view(selected), changes_view(find_changes(whole)))
 
 
 def status_json(plan: Plan) -> list[dict[str, Any]]:

@@ -63,12 +63,12 @@ def job(
         except KeyboardInterrupt:
             typer.echo("left; the job goes on", err=True)
             raise typer.Exit(130) from None
-    found = job_status(address, job_id)
+    state = job_status(address, job_id)
     # Beside its output the job's own words are enough; the status goes where they do not mix.
-    typer.echo(_line(found), err=logs or follow)
-    if found.message:
-        typer.echo(found.message, err=logs or follow)
-    if found.has_failed:
+    typer.echo(_line(state), err=logs or follow)
+    if state.message:
+        typer.echo(state.message, err=logs or follow)
+    if state.has_failed:
         raise typer.Exit(1)
 
 

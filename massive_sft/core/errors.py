@@ -112,5 +112,5 @@ def describe_error(error: BaseException) -> str:
     kind, cause = type(error).__name__, error.__cause__
     raised = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f", raised in {frame.name} of {frame.filename}:{frame.lineno}" for frame in raised)
-    said = f"{kind}: {lines[0]}" if lines else f"{kind} without a message{place}"
-    return said if cause is None else f"{said} (because of {describe_error(cause)})"
+    text = f"{kind}: {lines[0]}" if lines else f"{kind} without a message{place}"
+    return text if cause is None else f"{text} (because of {describe_error(cause)})"

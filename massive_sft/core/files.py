@@ -40,11 +40,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Parent folders are made. Raises OSError when the disk refuses; ``path`` is then as it was.
     """
-    with _flushed(path, data) as (temporary, made):
+    with _flushed(path, data) as (temporary, stat):
         try:
             os.replace(temporary, path)
         except OSError:
-            if not _is(path, made):
+            if not _is(path, stat):
                 raise
     sync_folder(path.parent)
 
@@ -54,11 +54,11 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
     Parent folders are made. Raises OSError when the disk refuses.
     """
-    with _flushed(path, data) as (temporary, made):
+    with _flushed(path, data) as (temporary, stat):
         try:
             os.link(temporary, path)
         except OSError as error:
-            if not _is(path, made):
+            if not _is(path, stat):
                 if isinstance(error, FileExistsError):
                     return False
                 raise
@@ -81,12 +81,12 @@ def overwrite_bytes(path: Path, data: bytes) -> None:
 
 def move_folder(source: Path, target: Path) -> bool:
     """Rename a folder; return False when ``target`` is there already. POSIX checks and renames in one step."""
-    made = os.stat(source)
+    source_stat = os.stat(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(source, target)
     except OSError as error:
-        if not _is(target, made):
+        if not _is(target, source_stat):
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False
             raise
@@ -104,10 +104,10 @@ def _flushed(path: Path, data: bytes) -> Iterator[tuple[Path, os.stat_result]]:
         try:
             _write_all(handle, data)
             os.fsync(handle)
-            made = os.fstat(handle)
+            stat = os.fstat(handle)
         finally:
             os.close(handle)
-        yield temporary, made
+        yield temporary, stat
     finally:
         with suppress(OSError):  # renamed away; or else left to ``gc``
             os.unlink(temporary)
@@ -120,9 +120,9 @@ def _write_all(handle: int, data: bytes) -> None:
         left = left[os.write(handle, left) :]
 
 
-def _is(path: Path, made: os.stat_result) -> bool:
+def _is(path: Path, stat: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.stat(path), made)
+        return os.path.samestat(os.stat(path), stat)
     except FileNotFoundError:
         return False
 

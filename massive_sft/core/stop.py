@@ -96,10 +96,10 @@ def _descendants() -> list[int]:
         with suppress(OSError):  # it has ended
             parent = int(stat.read_text().rpartition(")")[2].split()[1])  # the name before it may hold spaces
             children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [os.getpid()]
-    for process in found:  # grows meanwhile
-        found += children.get(process, [])
-    return found[1:]
+    pids = [os.getpid()]
+    for process in pids:  # grows meanwhile
+        pids += children.get(process, [])
+    return pids[1:]
 
 
 def never() -> bool:

@@ -121,8 +121,8 @@ class _Learner:
         padding = computed_tokens(amount, setting, laid) / amount.tokens
         computed = [(tokens * padding, seconds) for tokens, seconds in steps]
         row.add(computed, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
-        one = training_operations(shape, setting, laid, amount, 1) / amount.tokens
-        row.operations += one * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
+        operations_per_token = training_operations(shape, setting, laid, amount, 1) / amount.tokens
+        row.operations += operations_per_token * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
         peak = facts.get("peak_bytes")
         if isinstance(peak, int) and peak > row.peak:
             row.peak = peak

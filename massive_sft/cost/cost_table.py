@@ -141,24 +141,24 @@ class CostTable:
 
     def start(self, device: str) -> float | None:
         """Return the mean seconds before a training's first step, of all kinds on a device; None where none ran."""
-        found = [row for key, row in self.training.items() if key.endswith(f"|{device}") and row.starts]
-        return sum(row.start for row in found) / sum(row.starts for row in found) if found else None
+        measured = [row for key, row in self.training.items() if key.endswith(f"|{device}") and row.starts]
+        return sum(row.start for row in measured) / sum(row.starts for row in measured) if measured else None
 
     def mean(self, device: str, what: str) -> float | None:
         """Return the mean seconds of ``load``, ``other``, ... of all cells on a device; None where none were."""
         kinds = (rows for key, rows in self.scoring.items() if key.endswith(f"|{device}"))
-        found = [rows[what] for rows in kinds if what in rows]
-        return sum(row.seconds for row in found) / sum(row.count for row in found) if found else None
+        measured = [rows[what] for rows in kinds if what in rows]
+        return sum(row.seconds for row in measured) / sum(row.count for row in measured) if measured else None
 
     def speed(self, device: str, work: str) -> float | None:
         """Return operations per second and worker of all that was measured on a device; None where nothing was."""
-        found: list[TrainingCosts | ScoringCosts]
+        measured: list[TrainingCosts | ScoringCosts]
         if work == "train":
-            found = [row for key, row in self.training.items() if key.endswith(f"|{device}")]
+            measured = [row for key, row in self.training.items() if key.endswith(f"|{device}")]
         else:
             kinds = (rows for key, rows in self.scoring.items() if key.endswith(f"|{device}"))
-            found = [row for rows in kinds for row in rows.values()]
-        known = [row for row in found if row.operations and row.seconds]
+            measured = [row for rows in kinds for row in rows.values()]
+        known = [row for row in measured if row.operations and row.seconds]
         if not known:
             return None
         return sum(row.operations for row in known) / sum(row.seconds for row in known)

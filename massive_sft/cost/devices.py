@@ -47,11 +47,11 @@ class Device:
 def known_gpus() -> dict[str, Device]:
     """Return the kinds of GPU that have a data sheet here, by name."""
     table = json.loads((Path(__file__).parent / "devices.json").read_text())
-    made = {
+    devices = {
         name: Device(name, mebibytes << 20, bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9)
         for name, (mebibytes, bf16, fp32, bandwidth) in table["devices"].items()
     }
-    return made | {alias: made[name] for alias, name in table["aliases"].items()}
+    return devices | {alias: devices[name] for alias, name in table["aliases"].items()}
 
 
 @functools.cache

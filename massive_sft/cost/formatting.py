@@ -60,12 +60,12 @@ def _time(figure: Quantity) -> str:
     return _about(figure) + (f"{seconds / 60:.0f} min" if seconds < 7200 else f"{_number(seconds / 3600)} h")
 
 
-def _disk_lines(found: Disk | None) -> list[str]:
-    if found is None:
+def _disk_lines(peak: Disk | None) -> list[str]:
+    if peak is None:
         return []
-    parts = [(found.kept, "kept"), (found.waiting, "waiting to be scored"), (found.resume, "a resume checkpoint")]
-    told = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
-    return [f"  snapshots on the disk at their peak: {'' if found.sure else '≈ '}{format_bytes(found.peak)} ({told})"]
+    parts = [(peak.kept, "kept"), (peak.waiting, "waiting to be scored"), (peak.resume, "a resume checkpoint")]
+    listed = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
+    return [f"  snapshots on the disk at their peak: {'' if peak.sure else '≈ '}{format_bytes(peak.peak)} ({listed})"]
 
 
 def _fit_lines(fits: Sequence[Fit]) -> list[str]:

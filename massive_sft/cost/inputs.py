@@ -102,12 +102,12 @@ class CostInputs:
         A base model and a fully tuned one are scored alike, so each stands in for the other.
         """
         dtype = self.plan.sweep.file.evaluation.protocol.dtype
-        found = {
-            one: self.table.scoring.get(scoring_key(shape.key, one, dtype, device.name), {})
-            for one in ("none", "full", "lora")
+        by_method = {
+            kind: self.table.scoring.get(scoring_key(shape.key, kind, dtype, device.name), {})
+            for kind in ("none", "full", "lora")
         }
-        other = {"none": "full", "full": "none"}.get(method, method)
-        return {**found[other], **found[method]}
+        stand_in = {"none": "full", "full": "none"}.get(method, method)
+        return {**by_method[stand_in], **by_method[method]}
 
 
 def _devices(keys: Iterable[str]) -> set[str]:

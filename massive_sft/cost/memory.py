@@ -126,13 +126,13 @@ def _states(shape: Shape, setting: Setting, layout: Layout) -> dict[str, int]:
     held = shape.parameters + (trained if setting.method == "lora" else 0)
     off = layout.offload == "optimizer" and layout.gpus > 0
     shard = trained if layout.zero == 0 else math.ceil(trained / ranks)
-    found = {
+    states = {
         "weights": number * (math.ceil(held / ranks) if layout.zero == 3 else held),
         "gradients": 4 * trained if layout.zero < 2 else 0 if off else number * shard,
         "master copy": 0 if off or layout.zero == 0 else 4 * shard,
         "moments": 0 if off else 8 * shard,
     }
-    return {name: size for name, size in found.items() if size}
+    return {name: size for name, size in states.items() if size}
 
 
 def bucket_bytes(trained: int, zero: int, number: int) -> int:
@@ -192,11 +192,12 @@ def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device:
     A GPU or process less full costs speed or machines, so what costs least comes first.
     """
     enough = [
-        found
-        for found in _changes(layout, longest)
-        if training_memory(shape, setting, found.layout, found.longest).total <= capacity(device, found.layout)
+        candidate
+        for candidate in _changes(layout, longest)
+        if training_memory(shape, setting, candidate.layout, candidate.longest).total
+        <= capacity(device, candidate.layout)
     ]
-    alone = [found for found in enough if len(found.words) == 1]
+    alone = [candidate for candidate in enough if len(candidate.words) == 1]
     return next(iter(alone or enough), None)
 
 

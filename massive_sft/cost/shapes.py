@@ -74,10 +74,10 @@ class Shape:
 def shape_of(model: Model) -> Shape | None:
     """Return a base model's shape, or None where neither its files nor its name tell; reads small files only."""
     folder = Path(model.path) if model.path is not None else _cached_folder(str(model.hub), model.revision)
-    found = _from_folder(folder) if folder is not None else None
-    if found is None and model.hub is not None:
-        found = known_models().get(model.hub)
-    return found or _from_name(model.hub or Path(str(model.path)).name)
+    known = _from_folder(folder) if folder is not None else None
+    if known is None and model.hub is not None:
+        known = known_models().get(model.hub)
+    return known or _from_name(model.hub or Path(str(model.path)).name)
 
 
 def _cached_folder(hub: str, revision: str) -> Path | None:

@@ -103,8 +103,8 @@ def _typical(dataset: Dataset) -> tuple[int | None, float]:
 
 @functools.cache
 def _known_datasets() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(__file__).parent / "datasets.json").read_text())
-    return found
+    table: dict[str, Any] = json.loads((Path(__file__).parent / "datasets.json").read_text())
+    return table
 
 
 def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | None, float]:
@@ -154,14 +154,14 @@ class ScoringWorkloads:
     @functools.cached_property
     def _sizes(self) -> dict[tuple[str, int | None], Mapping[str, float]]:
         """By label and limit, what ``evaluation.build`` counted of a request set."""
-        found = {}
+        by_label = {}
         for path in sorted((self.root / "cache" / "requests").glob("*/manifest.json")):
             try:
                 manifest = read_json(path)
-                found[(manifest["label"], manifest["limit"])] = manifest["provenance"]["size"]
+                by_label[(manifest["label"], manifest["limit"])] = manifest["provenance"]["size"]
             except (OSError, Corrupt, KeyError, TypeError):
                 continue  # built before sizes were counted, or built again
-        return found
+        return by_label
 
     def load(self, item: Requirement, bytes_per_token: float) -> ScoringWorkload | None:
         """Return a benchmark's load, or None where nothing is known of it."""

@@ -48,7 +48,7 @@ def sweeps_keeping_snapshot(sweeps: Storage, cell: str, apart_from: str | None =
         cell: its id.
         apart_from: the name of a sweep that is asked about its policy of now.
     """
-    found = []
+    keepers = []
     for name in (item.name for item in sweeps.list() if item.name != apart_from):
         place = sweeps.at(name)
         plan = next((item for item in place.list() if item.name == NAME), None)
@@ -57,8 +57,8 @@ def sweeps_keeping_snapshot(sweeps: Storage, cell: str, apart_from: str | None =
         except FileNotFoundError:  # removed just now
             continue
         if kept is None or cell in kept:
-            found.append(name)
-    return sorted(found)
+            keepers.append(name)
+    return sorted(keepers)
 
 
 @lru_cache(maxsize=256)

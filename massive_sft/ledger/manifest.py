@@ -47,11 +47,11 @@ def verify_folder(folder: Path) -> dict[str, str]:
     stated = content.get("files") if isinstance(content, dict) else None
     if not isinstance(stated, dict):
         raise Corrupt(f"{folder / NAME}: is no manifest")
-    found = {name: hash_file(folder / name) for name in _names(folder)}
-    wrong = sorted(name for name in stated.keys() | found.keys() if stated.get(name) != found.get(name))
+    hashes = {name: hash_file(folder / name) for name in _names(folder)}
+    wrong = sorted(name for name in stated.keys() | hashes.keys() if stated.get(name) != hashes.get(name))
     if wrong:
         raise Corrupt(f"{folder}: differs from its manifest in {', '.join(wrong)}")
-    return found | {NAME: hash_file(folder / NAME)}
+    return hashes | {NAME: hash_file(folder / NAME)}
 
 
 def _names(folder: Path) -> list[str]:

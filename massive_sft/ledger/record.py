@@ -208,8 +208,8 @@ class Revision:
     @classmethod
     def of(cls, name: str) -> Revision | None:
         """Return the revision of a file by its name; None when it is no record's."""
-        found = _NAME.fullmatch(name)
-        return None if found is None else cls(int(found[1] or 0), int(found[2]))
+        match = _NAME.fullmatch(name)
+        return None if match is None else cls(int(match[1] or 0), int(match[2]))
 
     @property
     def name(self) -> str:

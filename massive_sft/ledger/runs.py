@@ -69,8 +69,8 @@ def register_run(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
     seen = read_lease(place)
     if lease is None or seen is None:
         raise FileExistsError(f"{place}: is held by another run")
-    for run, other in (found for name in sweeps.list() for found in _runs(sweeps.at(name.name))):
-        if other.released or not other.seems_live(seen.modified):
+    for run, state in (registration for name in sweeps.list() for registration in _runs(sweeps.at(name.name))):
+        if state.released or not state.seems_live(seen.modified):
             with suppress(OSError):  # of another user, or somebody else removes it
                 run.place.delete("")
     try:

@@ -152,8 +152,8 @@ class Ledger(LedgerPaths):
 
         Raises Unsupported when a newer version of massive-sft wrote it.
         """
-        found = self._newest(cell_key(cell))
-        return None if found is None else found[0]
+        newest_record = self._newest(cell_key(cell))
+        return None if newest_record is None else newest_record[0]
 
     def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
         for item in self.storage.list(prefix):
@@ -161,8 +161,8 @@ class Ledger(LedgerPaths):
                 yield revision, item
 
     def _latest(self, prefix: str) -> Listed | None:
-        found = max(self._revisions(prefix), key=itemgetter(0), default=None)
-        return None if found is None else found[1]
+        latest = max(self._revisions(prefix), key=itemgetter(0), default=None)
+        return None if latest is None else latest[1]
 
     def _newest(self, prefix: str) -> tuple[Record, str, str] | None:
         """Return a cell's newest record with its name and version."""

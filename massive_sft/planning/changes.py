@@ -121,10 +121,10 @@ def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return f"{entry}: {change}{' ' if there is new else ', '}{content}"
 
 
-def _entry(place: str, other: Mapping[str, Any]) -> str:
+def _entry(place: str, absent_from: Mapping[str, Any]) -> str:
     """Return the shortest beginning of a place that is a whole entry of which ``other`` has nothing."""
     ends = [match.start() for match in re.finditer(r"[.\[]", place)]
-    whole = (place[:end] for end in ends if not any(_is_within(known, place[:end]) for known in other))
+    whole = (place[:end] for end in ends if not any(_is_within(known, place[:end]) for known in absent_from))
     return next(whole, place)
 
 

@@ -238,25 +238,25 @@ def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
 
 def trained_epochs(root: Path, run: Trajectory) -> set[str]:
     """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
-    found: set[str] = set()
+    trained: set[str] = set()
     for folder in Ledger(root).training_dirs(run.id):
         with suppress(OSError, Corrupt, KeyError, TypeError):
-            found |= set(read_json(folder / "training.json")["epochs"])
-    return found
+            trained |= set(read_json(folder / "training.json")["epochs"])
+    return trained
 
 
 def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
     """Warn of runs that end before their warm-up does."""
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for run in runs:
         setting, name = run.trajectory.recipe.setting, run.trajectory.recipe.setting_name
         steps = None if run.steps_per_epoch is None else run.steps_per_epoch * run.trajectory.epochs
         if steps is not None and setting.warmup_steps >= steps:
             place = f"{sweep.path}: settings.{name}.warmup_steps"
-            found.setdefault(
+            problems.setdefault(
                 name, Problem(place, f"is not over when a run of {steps} steps ends", setting.warmup_steps)
             )
-    return found.values()
+    return problems.values()
 
 
 def _not_built(sweep: Sweep) -> Iterable[Problem]:

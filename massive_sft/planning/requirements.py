@@ -131,7 +131,7 @@ class Requirements:
     ) -> Iterator[Requirement]:
         fewshot = self.sweep.file.evaluation.protocol.fewshot
         sampler = fewshot.model_dump(include={"sampler"} if fewshot.sampler == "first_n" else None)
-        found: set[str] = set()
+        yielded: set[str] = set()
         for task, content in self.tasks:
             facts = self._facts[task]
             about = {**content, **identity, **semantics.scoring(facts.generates), "limit": task.limit}
@@ -140,9 +140,9 @@ class Requirements:
                 # Without examples nothing is drawn.
                 own = {"shots": shots} | ({} if shots == 0 else {"fewshot": sampler})
                 name = f"{title(task)}@{'own' if shots is None else shots} {fingerprint(about | own)}"
-                if name not in found:
+                if name not in yielded:
                     yield Requirement(name, task, shots, template)
-                found.add(name)
+                yielded.add(name)
 
 
 def protocol_of(protocol: Protocol, cell: Cell) -> Protocol:

@@ -90,14 +90,14 @@ def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Condi
     values: list[str] = []
     position = head.end()
     while True:
-        found = _VALUE.match(text, position)
-        if found is None:
+        match = _VALUE.match(text, position)
+        if match is None:
             problems.append(_unreadable(f'needs a value after {head[0].strip()} (an empty one is "")', text, position))
             return None, -1
-        double, single, bare = found.groups()
+        double, single, bare = match.groups()
         quoted = double.replace('""', '"') if double is not None else single and single.replace("''", "'")
         values.append(bare if bare is not None else quoted or "")
-        position = found.end()
+        position = match.end()
         bar = _BAR.match(text, position)
         if bar is None:
             return Condition(head[1], head[2] == "!=", tuple(values)), position

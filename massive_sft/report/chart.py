@@ -100,9 +100,11 @@ class Axis:
     def ticks(self, wanted: int, whole: bool = False) -> list[float]:
         """Return round values within the axis, about ``wanted`` of them."""
         if self.log:
-            found = [m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5) if self.low <= m * 10.0**e <= self.high]
-            if len(found) >= 2:
-                return found[:: math.ceil(len(found) / wanted)]
+            candidates = [
+                m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5) if self.low <= m * 10.0**e <= self.high
+            ]
+            if len(candidates) >= 2:
+                return candidates[:: math.ceil(len(candidates) / wanted)]
         raw = (self.high - self.low) / wanted
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)

@@ -15,13 +15,13 @@ from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import ImportedLedger
 
 
-def compare(data: ScoreData, found: ImportedLedger) -> pd.DataFrame:
+def compare(data: ScoreData, table_ledger: ImportedLedger) -> pd.DataFrame:
     """Return the frame of ``study.comparison`` for a sweep's scores and an imported table."""
-    imported = frames.tidy(record for record in found.records().values() if record is not None)
-    return compare_with_imported(data.scores, imported, found.table.columns)
+    imported = frames.tidy(record for record in table_ledger.records().values() if record is not None)
+    return compare_with_imported(data.scores, imported, table_ledger.table.columns)
 
 
-def comparison_section(data: ScoreData, found: ImportedLedger, frame: pd.DataFrame) -> Section:
+def comparison_section(data: ScoreData, table_ledger: ImportedLedger, frame: pd.DataFrame) -> Section:
     """Return the section on one imported table.
 
     Args:
@@ -30,10 +30,10 @@ def comparison_section(data: ScoreData, found: ImportedLedger, frame: pd.DataFra
     scored = tables.primary(data.scores)
     scored = scored[scored["value"].notna()]
     cells, columns = frame["cell"].nunique(), sorted(set(scored["column"]) - set(frame["column"]))
-    name = found.table.name
+    name, file = table_ledger.table.name, table_ledger.table.file
     notes = [
         f"{cells:,} of {scored['cell'].nunique():,} scored cells have a row of the same model, data, size, method, "
-        f"schedule and epoch in {name} ({found.table.file}), imported and not measured here. The names agree, what "
+        f"schedule and epoch in {name} ({file}), imported and not measured here. The names agree, what "
         "they stand for need not: a difference is no effect of anything."
     ]
     if columns:

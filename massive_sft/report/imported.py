@@ -43,26 +43,28 @@ class ImportedReportData:
         return [(str(status), counts[status]) for status in Status if counts[status]]
 
 
-def read_imported_data(found: ImportedLedger) -> ImportedReportData:
+def read_imported_data(table_ledger: ImportedLedger) -> ImportedReportData:
     """Read what the ledger holds of an imported table, and find what to warn of: copied cells, then what is missing.
 
     Raises Unsupported when a newer version of massive-sft wrote a record.
     """
-    recorded = found.records()
+    recorded = table_ledger.records()
     records = tuple(record for record in recorded.values() if record is not None)
     cells, tidy = frames.cells(records), frames.tidy(records)
     gains = tables.gains(tidy)
     warned = findings(cells, tidy, gains)
-    warned += [Finding("damaged", error, ()) for error in found.ledger.corrupt.values()]
+    warned += [Finding("damaged", error, ()) for error in table_ledger.ledger.corrupt.values()]
     if len(records) < len(recorded):
         absent = tuple(cell for cell, record in recorded.items() if record is None)
-        warned.append(Finding("to do", f"{len(absent)} rows have no record: import {found.table.file} again", absent))
+        warned.append(
+            Finding("to do", f"{len(absent)} rows have no record: import {table_ledger.table.file} again", absent)
+        )
     trained = cells[cells["method"] != frames.BASE]
     schedules = trained["schedule"].nunique() > 1
-    order = {name: index for index, name in enumerate(found.table.columns)}
+    order = {name: index for index, name in enumerate(table_ledger.table.columns)}
     columns = sorted(tables.primary(tidy)["column"].dropna().unique(), key=lambda name: order[str(name)])
     return ImportedReportData(
-        table=found.table,
+        table=table_ledger.table,
         records=records,
         planned=add_labels(trained, schedules),
         cells=cells,

@@ -55,9 +55,9 @@ def _minute(moment: str) -> str:
 
 def commits(data: ReportData) -> str:
     """Return the commits that the records were made with; ``+`` marks uncommitted changes."""
-    found = Counter(_commit(record.provenance) for record in data.records.values())
-    shown = [name for name, _ in found.most_common(3)]
-    return ", ".join(shown) + (f" and {len(found) - 3} more" if len(found) > 3 else "") if shown else MISSING
+    counts = Counter(_commit(record.provenance) for record in data.records.values())
+    shown = [name for name, _ in counts.most_common(3)]
+    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "") if shown else MISSING
 
 
 def _commit(provenance: dict[str, Any]) -> str:
@@ -67,15 +67,15 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
 
 
-def failures_and_warnings(found: Sequence[Finding]) -> Section:
+def failures_and_warnings(findings: Sequence[Finding]) -> Section:
     """Return everything that limits what the numbers can say."""
     rows = [
         [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
-        for item in found
+        for item in findings
     ]
     if not rows:
         return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
-    kinds = Counter(item.kind for item in found)
+    kinds = Counter(item.kind for item in findings)
     notes = [", ".join(f"{format_number} {kind}" for kind, format_number in kinds.items()) + "."]
     columns = [
         Column("kind", "facet"),
@@ -208,12 +208,12 @@ def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
 
 def provenance(data: ReportData) -> Section:
     """Return the distinct circumstances under which the records were made."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for record in data.records.values():
-        found[
+        counts[
             json.dumps({key: value for key, value in record.provenance.items() if key != "captured"}, sort_keys=True)
         ] += 1
-    rows = [_provenance_row(json.loads(text), cells) for text, cells in found.most_common()]
+    rows = [_provenance_row(json.loads(text), cells) for text, cells in counts.most_common()]
     columns = [
         Column("cells", "number"),
         *(Column(name) for name in ("commit",)),

@@ -112,13 +112,15 @@ def _against(data: ReportData, measures: list[str], drawn: str, section: Section
     if points.empty or points[drawn].isna().all():
         return None
     rank = {column: index for index, column in enumerate((correlate.OVERALL, *data.columns))}
-    found = correlate.correlations(points, measures).sort_values("column", key=lambda c: c.map(rank), kind="stable")
+    correlations = correlate.correlations(points, measures).sort_values(
+        "column", key=lambda c: c.map(rank), kind="stable"
+    )
     models, methods = (
         numbering(data.cells["model"]),
         numbering(data.cells.loc[data.cells["method"] != BASE, "method"]),
     )
     units = tables.primary(data.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
-    drawn_for = found[(found["measure"] == measures[0]) & (found["group"] == "all")]
+    drawn_for = correlations[(correlations["measure"] == measures[0]) & (correlations["group"] == "all")]
     overall = {str(row["column"]): row for row in rows_of(drawn_for)}
     panels = []
     by_column = grouped(rows_of(points), "column")
@@ -139,7 +141,7 @@ def _against(data: ReportData, measures: list[str], drawn: str, section: Section
         f"{section.key}-correlations",
         "Correlations",
         _CORRELATION,
-        [_correlation_row(row) for row in rows_of(found)],
+        [_correlation_row(row) for row in rows_of(correlations)],
     )
     return Section(section.key, section.title, section.notes, [Figures({"": panels}, keys), Listing(table)])
 
@@ -205,13 +207,13 @@ def _profile(data: ReportData) -> Section | None:
         return None
     colours, dashes = numbering(joined["data_label"]), numbering(joined["setting_label"])
     changes, gains = [], []
-    found = correlate.layer_correlations(data.layers, data.points)
+    correlations = correlate.layer_correlations(data.layers, data.points)
     names = ["model", "cell", "layer", "change", "floor", "data_label", "setting_label", "epoch"]
     for (model,), of_model in grouped(rows_of(joined[names].sort_values("layer", kind="stable")), "model").items():
         lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
-        dots = [_layer_dot(row) for row in rows_of(found[found["model"] == model])]
-        n = found.loc[found["model"] == model, "n"]
+        dots = [_layer_dot(row) for row in rows_of(correlations[correlations["model"] == model])]
+        n = correlations.loc[correlations["model"] == model, "n"]
         caption = f"n = {n.max()} runs" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
         gains.append(
@@ -237,7 +239,8 @@ def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: d
     faint = [row["change"] < 2 * row["floor"] for row in rows]
     label = f"{first['data_label']} {first['setting_label']} epoch {first['epoch']}: "
     largest = max(rows, key=lambda row: row["change"])
-    label += f"{len(rows)} layers, {format_number(rows[0]['change'])} at the input, {format_number(rows[-1]['change'])} at the output, "
+    label += f"{len(rows)} layers, {format_number(rows[0]['change'])} at the input, "
+    label += f"{format_number(rows[-1]['change'])} at the output, "
     label += f"largest {format_number(largest['change'])} in layer {largest['layer']}"
     return Line(label, points, colours[first["data_label"]], dashes[first["setting_label"]], True, faint)
 

@@ -65,7 +65,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
 
     Raises Unsupported when a newer version of massive-sft wrote a record.
     """
-    found: list[Finding] = []
+    warned: list[Finding] = []
     records = {}
     for item in plan.cells:
         record = ledger.read_record(item.cell.id)
@@ -73,17 +73,17 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
             records[item.cell.id] = _as_asked(record, item)
     cells, scores = frames.cells(records.values()), frames.tidy(records.values())
     gains = tables.gains(scores)
-    curves = _curves(ledger, records.values(), found)
-    layers = _layers(ledger, records.values(), found)
-    found += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
-    found += [Finding("missing", str(problem), ()) for problem in plan.missing]
-    found += [Finding("provisional", str(problem), ()) for problem in plan.unpinned]
-    found += [Finding("plan", str(problem), ()) for problem in plan.warnings]
+    curves = _curves(ledger, records.values(), warned)
+    layers = _layers(ledger, records.values(), warned)
+    warned += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
+    warned += [Finding("missing", str(problem), ()) for problem in plan.missing]
+    warned += [Finding("provisional", str(problem), ()) for problem in plan.unpinned]
+    warned += [Finding("plan", str(problem), ()) for problem in plan.warnings]
     statuses = {
         item.cell.id: records[item.cell.id].status if item.cell.id in records else _unrecorded(item)
         for item in plan.cells
     }
-    found += [*_lacking(plan, records), *_waiting(statuses)]
+    warned += [*_lacking(plan, records), *_waiting(statuses)]
     planned = _planned(plan, records, statuses)
     schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
     return ReportData(
@@ -97,7 +97,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
-        findings=(*findings(cells, scores, gains), *found),
+        findings=(*findings(cells, scores, gains), *warned),
         columns=_columns(plan, scores),
     )
 
@@ -116,7 +116,7 @@ def _as_asked(record: Record, item: CellPlan) -> Record:
     A cell may be shared with another sweep, which scored it on more, or calls it by another name.
     """
     wanted = {asked.id for asked in item.requirements}
-    scores = {protocol: one for protocol, one in record.scores.items() if one.asked in wanted}
+    scores = {protocol: benchmark for protocol, benchmark in record.scores.items() if benchmark.asked in wanted}
     return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
 
 
@@ -141,13 +141,13 @@ def _unrecorded(item: CellPlan) -> Status:
 
 
 def _waiting(statuses: Mapping[str, Status]) -> list[Finding]:
-    found = []
+    warned = []
     for status in (Status.WAITING, Status.RUNNING):
         ids = tuple(cell for cell, now in statuses.items() if now is status)
         if ids:
             text = f"{len(ids)} of {len(statuses)} cells are {status}: not in this report"
-            found.append(Finding("to do", text, ids))
-    return found
+            warned.append(Finding("to do", text, ids))
+    return warned
 
 
 def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, Status]) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     )
 
 
-def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> dict[str, Curve]:
+def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> dict[str, Curve]:
     """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
     last: dict[str, tuple[Record, str]] = {}
     for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
@@ -187,7 +187,7 @@ def _curves(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> 
         try:
             curves[trajectory] = read_curve(ledger.file_of(record, name))
         except (Corrupt, ValueError, KeyError, OSError) as error:
-            found.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
+            warned.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
     return curves
 
 
@@ -210,7 +210,7 @@ def read_curve(path: Path) -> Curve:
     return Curve(points, size)
 
 
-def _layers(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> pd.DataFrame:
+def _layers(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> pd.DataFrame:
     by_cell = {record.cell: record for record in records}
     layers = frames.layer_changes(by_cell.values())
     floors = []
@@ -220,7 +220,7 @@ def _layers(ledger: Ledger, records: Iterable[Record], found: list[Finding]) -> 
             path = ledger.file_of(by_cell[cell], name)
             tensors = pq.read_table(path, columns=["layer", "base_norm", "rounding_floor"])
         except (Corrupt, KeyError, OSError, ValueError) as error:
-            found.append(Finding("damaged", f"{ledger.root / name}: cannot be read ({error})", (cell,)))
+            warned.append(Finding("damaged", f"{ledger.root / name}: cannot be read ({error})", (cell,)))
             continue
         floors += [(cell, layer, floor) for layer, floor in rounding_floors(tensors).items()]
     if not floors:

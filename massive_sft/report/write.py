@@ -41,10 +41,10 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     labels = ["data_label", "setting_label"]
     write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
     added = []
-    for found in imported:
-        frame = comparison.compare(data, found)
-        write_bytes(out / f"beside-{found.table.name}.csv", tables.to_csv(frame))
-        added.append(comparison.comparison_section(data, found, frame))
+    for table_ledger in imported:
+        frame = comparison.compare(data, table_ledger)
+        write_bytes(out / f"beside-{table_ledger.table.name}.csv", tables.to_csv(frame))
+        added.append(comparison.comparison_section(data, table_ledger, frame))
     write_bytes(out / PAGE, render(data, added).encode())
     return out / PAGE
 
@@ -52,7 +52,7 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
 def sections(data: ReportData) -> list[Section]:
     """Return the page's sections in their order; those with nothing to show are left out."""
     shown = data.scores["column"].notna().any()
-    found = [
+    parts = [
         overview.failures_and_warnings(data.findings),
         overview.what_ran(data),
         scores.heatmap(data) if shown else None,
@@ -64,7 +64,7 @@ def sections(data: ReportData) -> list[Section]:
         overview.data_counts(data),
         overview.provenance(data),
     ]
-    return [section for section in found if section is not None]
+    return [section for section in parts if section is not None]
 
 
 def render(data: ReportData, added: Sequence[Section] = ()) -> str:

@@ -87,13 +87,13 @@ def _partial(cells: pd.DataFrame, scores: pd.DataFrame) -> list[Finding]:
 
 def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
     lost = cells[(cells["rounding_floor"] > 0) & (cells["layer_change"] < ROUNDING_FLOORS * cells["rounding_floor"])]
-    found = []
+    findings = []
     for (model, setting), rows in lost.groupby(["model", "setting"]):
         text = f"{model} {setting}: {len(rows)} cells have a layer change ({rows['layer_change'].min():.2g} at least) "
         text += f"below {ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
         text += "their training may be too small for the precision that weights are stored in"
-        found.append(Finding("rounding", text, tuple(rows["cell"])))
-    return found
+        findings.append(Finding("rounding", text, tuple(rows["cell"])))
+    return findings
 
 
 def _without_base(gains: pd.DataFrame) -> list[Finding]:
@@ -111,13 +111,13 @@ def _without_base(gains: pd.DataFrame) -> list[Finding]:
 
 def mixed_layouts(cells: pd.DataFrame) -> list[Finding]:
     """Find models whose cells were trained under several layouts: bit-identity is promised within one only."""
-    found = []
+    findings = []
     for model, rows in cells[cells["layout"].notna()].groupby("model"):
         layouts = [json.loads(text) for text in rows["layout"].unique()]
         if len(layouts) < 2:
             continue
         differing = {
-            key: [layout.get(key) for layout in layouts] for key in sorted({k for one in layouts for k in one})
+            key: [layout.get(key) for layout in layouts] for key in sorted({k for fields in layouts for k in fields})
         }
         texts = [
             f"{key} {' / '.join(dict.fromkeys(map(str, values)))}"
@@ -126,8 +126,8 @@ def mixed_layouts(cells: pd.DataFrame) -> list[Finding]:
         ]
         text = f"{model}: {len(rows)} cells were trained under {len(layouts)} layouts ({', '.join(texts)}): "
         text += "differences of the size of rounding are not only the settings'"
-        found.append(Finding("layout", text, tuple(rows["cell"])))
-    return found
+        findings.append(Finding("layout", text, tuple(rows["cell"])))
+    return findings
 
 
 def copied(scores: pd.DataFrame) -> list[Finding]:
@@ -154,24 +154,24 @@ def copied(scores: pd.DataFrame) -> list[Finding]:
     for group, counts in _groups(_equal_pairs(values)):
         key = group if len(group) > 2 else _difference(cells[group[0]], cells[group[1]])
         together[key].append((group, counts))
-    found = []
+    findings = []
     for members in together.values():
         shared = np.logical_and.reduce([(values[list(group)] == values[group[0]]).all(axis=0) for group, _ in members])
         columns = [str(name) for name in wide.columns[shared]]
         if len(members) > 1 and len(columns) >= LEAST_EQUAL:
-            found.append((len(columns), _copied_alike([[cells[i] for i in group] for group, _ in members], columns)))
+            findings.append((len(columns), _copied_alike([[cells[i] for i in group] for group, _ in members], columns)))
             continue
         for group, (equal, both) in members:
             same = wide.columns[(values[list(group)] == values[group[0]]).all(axis=0)]
-            found.append((equal, _copied([cells[i] for i in group], equal, both, [str(name) for name in same])))
-    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+            findings.append((equal, _copied([cells[i] for i in group], equal, both, [str(name) for name in same])))
+    return [item for _, item in sorted(findings, key=lambda pair: -pair[0])]
 
 
 def _difference(first: pd.Series, second: pd.Series) -> tuple[tuple[str, str, str], ...]:
     """Return the coordinates in which two cells differ, with both values, whichever cell comes first."""
     pairs = [(axis, *(_text(row[axis]) for row in (first, second))) for axis in COORDINATES]
-    differing = [(axis, one, other) for axis, one, other in pairs if one != other]
-    return min(tuple(differing), tuple((axis, other, one) for axis, one, other in differing))
+    differing = [(axis, left, right) for axis, left, right in pairs if left != right]
+    return min(tuple(differing), tuple((axis, right, left) for axis, left, right in differing))
 
 
 def _text(value: Any) -> str:
@@ -193,7 +193,7 @@ def _copied(members: list[pd.Series], equal: int, both: int, columns: list[str])
 def _copied_alike(pairs: list[list[pd.Series]], columns: list[str]) -> Finding:
     """Return the finding on pairs of cells that differ alike and agree on the same benchmarks."""
     first, second = pairs[0]
-    differing = [f"{axis} ({one or 'none'}, {other or 'none'})" for axis, one, other in _difference(first, second)]
+    differing = [f"{axis} ({left or 'none'}, {right or 'none'})" for axis, left, right in _difference(first, second)]
     models = Counter(" and ".join(dict.fromkeys(str(row["model"]) for row in pair)) for pair in pairs)
     text = f"{len(pairs)} pairs of cells ({', '.join(f'{model}: {count}' for model, count in sorted(models.items()))})"
     text += f" that differ in {' and '.join(differing)} have identical scores on the same {len(columns)} benchmarks"
@@ -243,10 +243,10 @@ def _groups(pairs: dict[tuple[int, int], tuple[int, int]]) -> list[tuple[tuple[i
     for first, second in pairs:
         partners[first].add(second)
         partners[second].add(first)
-    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    joined: dict[tuple[int, ...], tuple[int, int]] = {}
     for pair in pairs:
         together = {pair[0]} | partners[pair[0]]
         whole = all(together <= {member} | partners[member] for member in together)
         group = tuple(sorted(together)) if whole else pair
-        found[group] = min(found.get(group, pairs[pair]), pairs[pair])
-    return list(found.items())
+        joined[group] = min(joined.get(group, pairs[pair]), pairs[pair])
+    return list(joined.items())

@@ -73,19 +73,24 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
 def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
     identity = _identity(record)
-    for protocol, one in sorted(record.scores.items(), key=lambda item: (item[1].benchmark, item[0])):
-        about = {"benchmark": one.benchmark, "shots": one.shots, "protocol": protocol, "asked": one.asked}
-        for row in _benchmark_rows(one):
+    for protocol, benchmark_scores in sorted(record.scores.items(), key=lambda item: (item[1].benchmark, item[0])):
+        about = {
+            "benchmark": benchmark_scores.benchmark,
+            "shots": benchmark_scores.shots,
+            "protocol": protocol,
+            "asked": benchmark_scores.asked,
+        }
+        for row in _benchmark_rows(benchmark_scores):
             yield identity | about | row
     for benchmark, why in sorted(record.missing.items()):
         # A base model may have the score under one template and lack it under another: the score's row is the one.
-        scored = any(one.benchmark == benchmark for one in record.scores.values())
+        scored = any(benchmark_scores.benchmark == benchmark for benchmark_scores in record.scores.values())
         yield identity | {"benchmark": benchmark, "missing": why, "primary": not scored}
 
 
-def _benchmark_rows(one: BenchmarkScores) -> Iterator[dict[str, Any]]:
-    headline = metrics.headline(one)
-    for kind, parts in (("group", one.groups), ("task", one.tasks)):
+def _benchmark_rows(benchmark_scores: BenchmarkScores) -> Iterator[dict[str, Any]]:
+    headline = metrics.headline(benchmark_scores)
+    for kind, parts in (("group", benchmark_scores.groups), ("task", benchmark_scores.tasks)):
         for name, scores in parts.items():
             chosen = metrics.primary(scores) if (kind, name) in headline else None
             for key, score in scores.items():
@@ -140,12 +145,17 @@ def _cell_row(record: Record) -> dict[str, Any]:
     total, training = _mapping(record.counts, "total"), record.training
     row = _identity(record) | {"error": record.error, "attempt": record.attempt}
     for over in ("all", "response"):
-        found = _mapping(record.measures, "perplexity", over)
-        low, high = found.get("perplexity_micro_interval") or (None, None)
-        row |= {f"perplexity_{over}": found.get("perplexity_micro"), f"perplexity_tokens_{over}": found.get("tokens")}
+        measured = _mapping(record.measures, "perplexity", over)
+        low, high = measured.get("perplexity_micro_interval") or (None, None)
+        row |= {
+            f"perplexity_{over}": measured.get("perplexity_micro"),
+            f"perplexity_tokens_{over}": measured.get("tokens"),
+        }
         row |= {f"perplexity_{over}_low": low, f"perplexity_{over}_high": high}
-        row[f"perplexity_text_{over}"] = found.get("perplexity_text_micro")
-        row[f"bits_per_byte_{over}"] = found.get("bits_per_byte_micro") if "perplexity_text_micro" in found else None
+        row[f"perplexity_text_{over}"] = measured.get("perplexity_text_micro")
+        row[f"bits_per_byte_{over}"] = (
+            measured.get("bits_per_byte_micro") if "perplexity_text_micro" in measured else None
+        )
     change = _mapping(record.measures, "layer_change")
     row |= {"layer_change": change.get("relative"), "rounding_floor": change.get("rounding_floor")}
     row["weights_changed"] = change.get("changed")

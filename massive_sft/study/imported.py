@@ -229,23 +229,23 @@ def row_of(table: Imported, record: Record) -> Row:
     source = record.provenance.get("imported")
     if not isinstance(source, Mapping) or source.get("sha256") != table.sha256:
         raise Corrupt(f"the record of {record.cell} is none of the table {table.name}")
-    values = {one.benchmark: value for one in record.scores.values() for value in _values(one)}
+    values = {benchmark.benchmark: value for benchmark in record.scores.values() for value in _values(benchmark)}
     scores = {name: values.get(name) for name in table.columns}
     texts = {str(name): str(text) for name, text in dict(source["texts"]).items()}  # type: ignore[arg-type]
     return Row(coordinates_of(record), scores, texts)
 
 
-def _values(one: BenchmarkScores) -> Iterable[float | None]:
-    return (score.value for scores in one.tasks.values() for score in scores.values())
+def _values(benchmark: BenchmarkScores) -> Iterable[float | None]:
+    return (score.value for scores in benchmark.tasks.values() for score in scores.values())
 
 
-def rows_of(found: ImportedLedger) -> list[Row]:
+def rows_of(source: ImportedLedger) -> list[Row]:
     """Return all rows of an imported table from the ledger's records.
 
     Raises LedgerError when some have no record, Corrupt when one is of something else.
     """
-    records = found.records()
+    records = source.records()
     absent = sum(record is None for record in records.values())
     if absent:
-        raise LedgerError(f"{absent} of {len(records)} rows have no record: import {found.table.file} again")
-    return [row_of(found.table, record) for record in records.values() if record is not None]
+        raise LedgerError(f"{absent} of {len(records)} rows have no record: import {source.table.file} again")
+    return [row_of(source.table, record) for record in records.values() if record is not None]

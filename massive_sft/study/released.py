@@ -150,8 +150,8 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> Table:
     if problems:
         raise InvalidInput(problems)
     used = {name: columns[name] for name in header if name in columns}
-    found = tuple(row for row in read if row is not None)
-    return Table(path.name, hashlib.sha256(data).hexdigest(), header, newline, used, found)
+    kept = tuple(row for row in read if row is not None)
+    return Table(path.name, hashlib.sha256(data).hexdigest(), header, newline, used, kept)
 
 
 def write_table(header: Sequence[str], newline: str, rows: Iterable[Row]) -> bytes:

@@ -81,9 +81,9 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
     names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
     bases = scores[is_base & scores["protocol"].notna()].rename(columns=names)
     twice = bases.duplicated(SAME, keep=False)
-    found = bases[~twice][[*SAME, *names.values()]].assign(known=True)
+    unique = bases[~twice][[*SAME, *names.values()]].assign(known=True)
     several = bases.loc[twice, SAME].drop_duplicates().assign(several=True)
-    frame = scores[~is_base].merge(found, on=SAME, how="left").merge(several, on=SAME, how="left")
+    frame = scores[~is_base].merge(unique, on=SAME, how="left").merge(several, on=SAME, how="left")
     frame["gain"] = frame["value"] - frame["base"]
     frame["gain_stderr"] = np.hypot(frame["stderr"], frame["base_stderr"])
     frame["gain_low"] = frame["gain"] - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"])

@@ -55,9 +55,9 @@ def _of_file(path: Path) -> Iterator[Node]:
             yield from files.below(member, set(), shots)
         return
     shots = content.get("num_fewshot")
-    told = isinstance(shots, int) or "class" not in content  # whose code may say so
+    is_known = isinstance(shots, int) or "class" not in content  # whose code may say so
     output = content.get("output_type") or GENERATES
-    yield Node(name, None, True, int(shots or 0) if told else None, output == GENERATES)
+    yield Node(name, None, True, int(shots or 0) if is_known else None, output == GENERATES)
 
 
 def _content(path: Path, above: frozenset[Path]) -> dict[str, Any]:

@@ -73,18 +73,19 @@ def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Fa
     # What an entry means, this module's text says: those of another are none.
     key = f"{metadata.version('lm_eval')} {folder} {hash_file(Path(__file__))}"
     known = _remembered(memory, key)
-    found, tasks = {}, None
+    entries, tasks = {}, None
     for name in wanted:
         entry = known.get(name)
         if entry is None or not _is_unchanged(folder, entry["files"]):
             tasks = tasks or TaskFiles(folder)
             entry = {**asdict(tasks.facts(name)), "files": tasks.take_read()}
-        found[name] = entry
+        entries[name] = entry
     if tasks is not None and memory is not None:
         with contextlib.suppress(OSError):
-            write_json(memory, {key: known | found})
+            write_json(memory, {key: known | entries})
     return {
-        name: Facts(dict(entry["versions"]), tuple(entry["shots"]), entry["generates"]) for name, entry in found.items()
+        name: Facts(dict(entry["versions"]), tuple(entry["shots"]), entry["generates"])
+        for name, entry in entries.items()
     }
 
 
@@ -103,10 +104,10 @@ def facts_of(nodes: Iterable[Node]) -> Facts:
     """Return what nodes come to."""
     listed = list(nodes)
     tasks = [node for node in listed if node.is_task]
-    told = [node.shots for node in tasks if node.shots is not None]
+    shots = [node.shots for node in tasks if node.shots is not None]
     return Facts(
         {node.name: node.version for node in listed if node.version is not None},
-        tuple(sorted(set(told))) if len(told) == len(tasks) else (),
+        tuple(sorted(set(shots))) if len(shots) == len(tasks) else (),
         any(node.generates for node in tasks) or not tasks,
     )
 
@@ -192,7 +193,7 @@ class TaskFiles:
             file = os.path.normpath(f"{os.path.dirname(file)}/{included[1]}")
 
     def _first(self, file: str, of: Any) -> Any:
-        return next((found for one in self._chain(file) if (found := of(self._text(one)))), None)
+        return next((value for link in self._chain(file) if (value := of(self._text(link)))), None)
 
     def _text(self, file: str) -> str:
         if file not in self._texts:
@@ -210,25 +211,25 @@ def _name(text: str) -> str | None:
 
 
 def _tags(text: str) -> list[str]:
-    found = _TAGS.search(text) if "tag" in text else None
-    return re.findall(r"[^\s,'\"\[\]-][^\s,'\"\[\]]*", re.sub(r"#.*", "", found[1])) if found else []
+    match = _TAGS.search(text) if "tag" in text else None
+    return re.findall(r"[^\s,'\"\[\]-][^\s,'\"\[\]]*", re.sub(r"#.*", "", match[1])) if match else []
 
 
 def _version(text: str) -> str | None:
-    found = _VERSION.search(text)
-    return (found[1] or found[2]).strip("'\"") if found else None
+    match = _VERSION.search(text)
+    return (match[1] or match[2]).strip("'\"") if match else None
 
 
 def _module(text: str, folder: Path) -> Path | None:
     """Return the module of a task that is a class of its own: its version may be a line of code."""
-    found = _CLASS.search(text)
-    module = folder / f"{found[1].replace('.', '/')}.py" if found else None
+    match = _CLASS.search(text)
+    module = folder / f"{match[1].replace('.', '/')}.py" if match else None
     return module if module and module.is_file() else None
 
 
 def _matched(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.search(text)
-    return found[1] if found else None
+    match = pattern.search(text)
+    return match[1] if match else None
 
 
 def members_of(group: Mapping[str, Any], shots: int | None = None) -> Iterator[tuple[str, int | None]]:

@@ -124,7 +124,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         InvalidInput: when one name (the same coordinates) would stand for two contents, or no cell is left.
     """
     maker = _Maker(sweep, contents)
-    found: dict[str, Cell] = {}
+    unique: dict[str, Cell] = {}
     named: dict[Coordinates, Cell] = {}
     warnings: list[Problem] = []
     problems: dict[Coordinates, Problem] = {}
@@ -133,21 +133,21 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         if first.id != cell.id:
             rule = f"blocks {', '.join(sorted({*first.blocks, *cell.blocks}))} give one name to two contents"
             problems.setdefault(cell.coordinates, Problem(str(sweep.path), rule, str(cell.coordinates)))
-        known = found.get(cell.id)
+        known = unique.get(cell.id)
         if known is None:
-            found[cell.id] = cell
+            unique[cell.id] = cell
         elif known.coordinates != cell.coordinates:
             rule = f"is the same training as {known.coordinates}: one cell, under the earlier name"
             warnings.append(Problem(f"{sweep.path}: {cell.coordinates}", rule))
         if known is not None and known.blocks != cell.blocks:
-            found[cell.id] = _in_blocks(known, cell.blocks)
-    if not any(cell.recipe for cell in found.values()):
+            unique[cell.id] = _in_blocks(known, cell.blocks)
+    if not any(cell.recipe for cell in unique.values()):
         problems[Coordinates("", "", "", "", None, "", None, 0, None, "")] = Problem(
             str(sweep.path), "the blocks yield no cell"
         )
     if problems or maker.problems:
         raise InvalidInput([*maker.problems.values(), *problems.values()])
-    return Cells(tuple(found.values()), (*maker.unused_excludes(), *warnings))
+    return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
 
 
 def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
@@ -214,8 +214,8 @@ class _Maker:
             for part in mixture.parts:
                 place = f"datasets.{part.name}"
                 rows = self.contents.dataset(part.dataset, place)
-                if (other := named.setdefault(canonical_json(rows), part.name)) != part.name:
-                    self._refuse_equal_rows(mixture, part.name, other)
+                if (earlier := named.setdefault(canonical_json(rows), part.name)) != part.name:
+                    self._refuse_equal_rows(mixture, part.name, earlier)
                 content = rows | {"count": part.count}
                 resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
                 keyed.append((canonical_json(content), resolved))
@@ -230,11 +230,11 @@ class _Maker:
             self.mixtures[mixture.key] = (resolved_mixture, text)
         return self.mixtures[mixture.key]
 
-    def _refuse_equal_rows(self, mixture: Mixture, part: str, other: str) -> None:
+    def _refuse_equal_rows(self, mixture: Mixture, part: str, earlier: str) -> None:
         """Two names of one dataset would put the same rows into a mixture twice, past ``max_repeats``."""
         place = f"{self.sweep.path}: mixtures.{mixture.name}"
-        rule = f"takes the same rows twice, as {other} and as {part}; use weights with max_repeats for that"
-        self.problems.setdefault(f"{place} {other} {part}", Problem(place, rule))
+        rule = f"takes the same rows twice, as {earlier} and as {part}; use weights with max_repeats for that"
+        self.problems.setdefault(f"{place} {earlier} {part}", Problem(place, rule))
 
     def _recipe(self, model: str, mixture: Mixture, variant: Variant, schedule: Schedule, horizon: int) -> Recipe:
         base, base_content = self._model(model)

@@ -46,8 +46,8 @@ def parse(rules: Mapping[str, Any]) -> dict[tuple[str, bool], frozenset[str | No
 
 def content(rules: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checked filter's identity, in which different spellings of one filter are equal."""
-    found: dict[str, Any] = {}
+    ordered: dict[str, Any] = {}
     for (column, accepted), values in parse(rules).items():
-        below = found if accepted else found.setdefault(NOT, {})
+        below = ordered if accepted else ordered.setdefault(NOT, {})
         below[column] = sorted(values, key=repr)
-    return found
+    return ordered

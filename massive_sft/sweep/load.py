@@ -172,7 +172,7 @@ class _Names:
             "model": [*self._written("models"), *self._written("model_sets"), ALL_MODELS],
             "mixture": [*file.mixtures.entries, *{item.name for group in self.groups.values() for item in group}],
             "setting": self.settings.names,
-            "schedule": [*SCHEDULES, *{one.label: None for block in file.blocks for one in block.schedule}],
+            "schedule": [*SCHEDULES, *{schedule.label: None for block in file.blocks for schedule in block.schedule}],
         }
         self._sections()
         self._model_sets()
@@ -229,8 +229,8 @@ class _Names:
         total = sum(counts.values())
         if total > MAX_CELLS:
             most = sorted(counts, key=lambda name: -counts[name])[:5]
-            told = ", ".join(f"{name} {counts[name]:,}" for name in most)
-            rule = f"cross to {total:,} cells before excludes ({told}), more than {MAX_CELLS:,}; split the sweep"
+            largest = ", ".join(f"{name} {counts[name]:,}" for name in most)
+            rule = f"cross to {total:,} cells before excludes ({largest}), more than {MAX_CELLS:,}; split the sweep"
             self.problems.append(Problem(self.where(("blocks",)), rule))
         return total <= MAX_CELLS
 
@@ -261,7 +261,7 @@ class _Names:
         )
 
     def _excludes(self, index: int, block: Block) -> tuple[Exclude, ...]:
-        found = []
+        excludes = []
         for number, written in enumerate(block.exclude):
             at: Location = ("blocks", index, "exclude", number)
             exclude, problems = parse_exclude(written, partial(self._below, at))
@@ -272,8 +272,8 @@ class _Names:
             models = None if named.model is None else frozenset(find_models(named.model, self.file))
             mixtures = (item for name in named.mixture or () for item in find_mixtures(name, self.groups))
             keys = None if named.mixture is None else frozenset(item.key for item in mixtures)
-            found.append(replace(exclude, models=models, mixtures=keys))
-        return tuple(found)
+            excludes.append(replace(exclude, models=models, mixtures=keys))
+        return tuple(excludes)
 
     def _below(self, at: Location, location: Location) -> str:
         return str(self.where((*at, *location)))

@@ -54,14 +54,14 @@ class _Expander:
             return ()
         entry, before = self.entries[name], len(self.problems)
         if entry.each:
-            made = [self._single(dataset, entry.samples, entry, f"{place}.each") for dataset in entry.each]
+            mixtures = [self._single(dataset, entry.samples, entry, f"{place}.each") for dataset in entry.each]
         elif entry.weights:
-            made = [self._weighted(name, entry, place)]
+            mixtures = [self._weighted(name, entry, place)]
         elif entry.concat:
-            made = [self._concat(name, entry.concat, (*above, name), f"{place}.concat")]
+            mixtures = [self._concat(name, entry.concat, (*above, name), f"{place}.concat")]
         else:
-            made = self._leave_one_out(name, str(entry.leave_one_out), (*above, name), f"{place}.leave_one_out")
-        self.groups[name] = () if len(self.problems) > before else tuple(item for item in made if item)
+            mixtures = self._leave_one_out(name, str(entry.leave_one_out), (*above, name), f"{place}.leave_one_out")
+        self.groups[name] = () if len(self.problems) > before else tuple(item for item in mixtures if item)
         return self.groups[name]
 
     def _part(self, dataset: str, count: int | None, entry: MixtureEntry, place: str) -> Part | None:
@@ -128,9 +128,8 @@ class _Expander:
         seen: dict[tuple[str, int | None], tuple[str, Mixture]] = {}
         for entry, group in self.groups.items():
             for mixture in group:
-                other, first = seen.setdefault((mixture.name, mixture.size), (entry, mixture))
+                first_entry, first = seen.setdefault((mixture.name, mixture.size), (entry, mixture))
                 if first != mixture:
-                    rule = (
-                        f"yields {mixture.name!r} with {mixture.size} samples, but so does {other} with other content"
-                    )
+                    rule = f"yields {mixture.name!r} with {mixture.size} samples, "
+                    rule += f"but so does {first_entry} with other content"
                     self.problems.append(Problem(f"{self.place}.{entry}", rule))

@@ -17,10 +17,10 @@ def expand_variables(text: str, environment: Mapping[str, str] = os.environ) -> 
 
     def value(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
-        found = environment.get(name) or default
-        if found is None:
+        replacement = environment.get(name) or default
+        if replacement is None:
             raise KeyError(name)
-        return found
+        return replacement
 
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
 

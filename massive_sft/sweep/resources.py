@@ -43,21 +43,21 @@ class ResourceRules:
                 f"no rule matches {len(left)} of {len(recipes)} runs, e.g. {first}: one worker trains them on the CPU"
             )
             yield Problem(place, rule)
-        for number, one in enumerate(self._rules):
+        for number, numbered_rule in enumerate(self._rules):
             at = f"{place}[{number}]"
-            if one.resource.when.phase != "evaluate" and number not in chosen:
+            if numbered_rule.resource.when.phase != "evaluate" and number not in chosen:
                 yield Problem(at, _unreached(matched.get(number, 0)))
-            said = [field for field in EVALUATION_FIELDS if field in one.resource.model_fields_set]
-            if said:
+            estimate_only = [field for field in EVALUATION_FIELDS if field in numbered_rule.resource.model_fields_set]
+            if estimate_only:
                 rule = (
                     "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
                 )
-                yield Problem(f"{at}.{said[0]}", rule)
+                yield Problem(f"{at}.{estimate_only[0]}", rule)
 
 
 def describe_layouts(layouts: Iterable[Layout]) -> str:
     """Return how many runs train on what, for people: ``3 on 8 GPUs, 2 on the CPU by 1 worker``."""
-    counts = Counter((one.gpus, one.workers) for one in layouts)
+    counts = Counter((layout.gpus, layout.workers) for layout in layouts)
     return ", ".join(
         f"{runs:,} on {_count(gpus, 'GPU') if gpus else 'the CPU by ' + _count(workers, 'worker')}"
         for (gpus, workers), runs in counts.most_common()

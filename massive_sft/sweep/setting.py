@@ -57,15 +57,15 @@ def field_value(setting: Setting, field: str) -> Any:
 
 def field_values(field: str, written: Any, place: str) -> tuple[tuple[Any, ...], list[Problem]]:
     """Return the values of a field that ``written`` (one, or a list) stands for, and what is wrong with them."""
-    found: list[Any] = []
+    accepted: list[Any] = []
     problems: list[Problem] = []
     for value in _axis(field, written):
         raw = _overridden({"method": "lora", "lr": 1.0, "batch": 1}, {field: value})
         try:
-            found.append(functools.reduce(getattr, field.split("."), Setting.model_validate(raw)))
+            accepted.append(functools.reduce(getattr, field.split("."), Setting.model_validate(raw)))
         except ValidationError as error:
             problems += to_problems(error, Setting, functools.partial(_always, place))
-    return tuple(found), problems
+    return tuple(accepted), problems
 
 
 class Settings:
@@ -87,7 +87,7 @@ class Settings:
     def variants(self, names: Sequence[str], override: Mapping[str, Any], where: Where) -> list[Variant]:
         """Return the named settings crossed with the override's axes; wrong values are put into ``problems``."""
         axes = self._axes(override, where)
-        found: dict[Any, Variant] = {}
+        unique: dict[Any, Variant] = {}
         for name in names:
             if name in self.valid and self._accepts(name, axes, where):
                 used = self._used(name, axes)
@@ -95,8 +95,8 @@ class Settings:
                     chosen = dict(zip(used, values, strict=True))
                     setting = Setting.model_validate(_overridden(self._merged[name], chosen))
                     variant = Variant(name, setting, _label(setting, sorted(axes)))
-                    found.setdefault((name, variant.label, setting.seed), variant)
-        return list(found.values())
+                    unique.setdefault((name, variant.label, setting.seed), variant)
+        return list(unique.values())
 
     def count(self, names: Sequence[str], override: Mapping[str, Any]) -> int:
         """Return how many variants ``variants`` goes through, in an instant however many they are."""

@@ -84,12 +84,12 @@ def _sources(file: SweepFile, where: Where) -> Iterator[Problem]:
 def _settings(
     file: SweepFile, settings: Mapping[str, Setting], blocks: Iterable[Iterable[Variant]], where: Where
 ) -> Iterator[Problem]:
-    made: dict[str, list[Setting]] = defaultdict(list)
+    used_settings: dict[str, list[Setting]] = defaultdict(list)
     for variant in (variant for variants in blocks for variant in variants):
-        made[variant.name].append(variant.setting)
+        used_settings[variant.name].append(variant.setting)
     for name, plain in settings.items():
         for field, _ in flatten_fields(file.settings[name]):
-            if all(is_unused(setting, field) for setting in made.get(name, [plain])):
+            if all(is_unused(setting, field) for setting in used_settings.get(name, [plain])):
                 beside = f"a setting of method {plain.method} and weight_decay {plain.optimizer.weight_decay:g}"
                 yield _idle(where(("settings", name, *field.split("."))), beside)
 

@@ -58,8 +58,8 @@ def select(names: Iterable[str]) -> set[str]:
             return {single}
         if index in known:
             kind = Path(single).suffix
-            other = ("consolidated", "adapter_model", "optimizer", "training_args")
-            return {index} | {name for name in known if name.endswith(kind) and not name.startswith(other)}
+            not_weights = ("consolidated", "adapter_model", "optimizer", "training_args")
+            return {index} | {name for name in known if name.endswith(kind) and not name.startswith(not_weights)}
     return set()
 
 

@@ -87,10 +87,12 @@ def with_text_keys(
 ) -> tuple[Any, list[tuple[tuple[str | int, ...], Any]]]:
     """Return a copy in which every key is text, and the keys that were not, each with the place of its mapping."""
     if isinstance(value, Mapping):
-        found = [(place, key) for key in value if not isinstance(key, str)]
+        odd_keys = [(place, key) for key in value if not isinstance(key, str)]
         items = [(str(key), with_text_keys(item, (*place, str(key)))) for key, item in value.items()]
-        return {key: copy for key, (copy, _) in items}, found + [one for _, (_, below) in items for one in below]
+        return {key: copy for key, (copy, _) in items}, odd_keys + [
+            odd_key for _, (_, below) in items for odd_key in below
+        ]
     if isinstance(value, (list, tuple)):
         copies = [with_text_keys(item, (*place, index)) for index, item in enumerate(value)]
-        return [copy for copy, _ in copies], [one for _, below in copies for one in below]
+        return [copy for copy, _ in copies], [odd_key for _, below in copies for odd_key in below]
     return value, []

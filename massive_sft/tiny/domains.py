@@ -164,12 +164,12 @@ def _letters_domain(
     examples = [Example(question.format(letters), solve(letters)) for letters in strings]
 
     def other_orders(answer: str) -> list[str]:
-        found: dict[str, None] = {}
-        while len(found) < CHOICES - 1:
+        orders: dict[str, None] = {}
+        while len(orders) < CHOICES - 1:
             shuffled = "".join(rng.sample(answer, len(answer)))
             if shuffled != answer:
-                found[shuffled] = None
-        return list(found)
+                orders[shuffled] = None
+        return list(orders)
 
     return _split(name, rng, examples, other_orders)
 

@@ -54,13 +54,13 @@ def filesystem(path: Path, mounts: Path) -> str:
         lines = mounts.read_text().splitlines()
     except OSError:
         return ""
-    found = (Path("/"), "")
+    deepest = (Path("/"), "")
     for _, point, kind, *_ in map(str.split, lines):
         # Spaces in a mount point are written as octal escapes. Of mounts on one point the last hides the others.
         folder = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))
-        if path.is_relative_to(folder) and len(folder.parts) >= len(found[0].parts):
-            found = (folder, kind)
-    return found[1]
+        if path.is_relative_to(folder) and len(folder.parts) >= len(deepest[0].parts):
+            deepest = (folder, kind)
+    return deepest[1]
 
 
 def sqlite_address(path: Path) -> str:

@@ -159,11 +159,11 @@ def _scores(record: Record) -> dict[tuple[str, ...], float]:
     A benchmark under several protocols (a base model under several templates) carries the protocol's id.
     """
     protocols = Counter(scores.benchmark for scores in record.scores.values())
-    found: dict[tuple[str, ...], float] = {}
+    numbers: dict[tuple[str, ...], float] = {}
     for protocol, scores in record.scores.items():
         name = scores.benchmark if protocols[scores.benchmark] == 1 else f"{scores.benchmark} {protocol[:8]}"
-        found |= {(name, *key): value for key, value in _values(scores)}
-    return found
+        numbers |= {(name, *key): value for key, value in _values(scores)}
+    return numbers
 
 
 def _values(scores: BenchmarkScores) -> Iterator[tuple[tuple[str, str], float]]:
@@ -188,13 +188,13 @@ def _measures(record: Record) -> dict[str, Any]:
 
 def _numbers(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float]:
     """Return the numbers among nested values by path; lists, texts and schema numbers are in record.json."""
-    found: dict[tuple[str, ...], float] = {}
+    numbers: dict[tuple[str, ...], float] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            found |= _numbers(item, (*path, key))
+            numbers |= _numbers(item, (*path, key))
         elif isinstance(item, int | float) and not isinstance(item, bool) and key != "schema" and math.isfinite(item):
-            found[*path, key] = float(item)
-    return found
+            numbers[*path, key] = float(item)
+    return numbers
 
 
 def _unique(values: Mapping[tuple[str, ...], float]) -> dict[str, float]:

@@ -37,10 +37,10 @@ def runs_page(uri: str, sweep: str) -> str:
     if path is not None and not path.exists():
         return ""
     try:
-        found = make_client(uri).get_experiment_by_name(sweep)
+        experiment = make_client(uri).get_experiment_by_name(sweep)
     except TRACKER_ERRORS:
         return ""
-    return f"/#/experiments/{found.experiment_id}/runs" if found else ""
+    return f"/#/experiments/{experiment.experiment_id}/runs" if experiment else ""
 
 
 class Tracker:
@@ -72,8 +72,8 @@ class Tracker:
 
     def write(self, run: CellRun, curve: Curve | None, attach: WriteArtifacts) -> None:
         """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
-        found = self._child(run)
-        tags, shown = found.data.tags, found.data.metrics
+        child = self._child(run)
+        tags, shown = child.data.tags, child.data.metrics
         written = int(tags.get(WRITTEN, 0))
         # Of two values at one step MLflow shows the one with the later time, so a correction needs a later one.
         points = [
@@ -86,15 +86,15 @@ class Tracker:
             points += [_metric(point) for point in curve.points]
             new_tags |= {CURVE: curve.note, CURVE_ID: curve.id}
         # A parameter cannot change; what can are names, when the sweep file renames a model.
-        known = found.data.params
+        known = child.data.params
         new_tags |= {
             f"massive_sft.now.{key}": value for key, value in run.params.items() if known.get(key, value) != value
         }
         params = {key: value for key, value in run.params.items() if key not in known}
-        identity = found.info.run_id
+        identity = child.info.run_id
         for batch in _batches(points, params, new_tags):
             self._client.log_batch(identity, *batch)
-        if found.info.run_name != run.name:
+        if child.info.run_name != run.name:
             self._client.update_run(identity, name=run.name)
         self._upload(identity, attach)
         self._client.set_terminated(identity, run.status, run.end)
@@ -117,29 +117,31 @@ class Tracker:
         There is one when a call that makes a run was given up and repeated, and then served after all. Of two the one
         that shows a record stays, else the one with the lower id.
         """
-        found: dict[str, Run] = {}
+        by_cell: dict[str, Run] = {}
         for run in self._search(PARENT, self._parent, None):
             cell = run.data.tags[CELL]
-            kept, other = sorted((found.get(cell, run), run), key=lambda run: (RECORD not in run.data.tags, _id(run)))
-            found[cell] = kept
-            if _id(other) != _id(kept):
-                self._remove(other)
-        self.known = {cell: run.data.tags.get(RECORD, "") for cell, run in found.items()}
-        self._ended = max((run.info.end_time for run in found.values() if run.info.end_time), default=None)
+            kept, duplicate = sorted(
+                (by_cell.get(cell, run), run), key=lambda run: (RECORD not in run.data.tags, _id(run))
+            )
+            by_cell[cell] = kept
+            if _id(duplicate) != _id(kept):
+                self._remove(duplicate)
+        self.known = {cell: run.data.tags.get(RECORD, "") for cell, run in by_cell.items()}
+        self._ended = max((run.info.end_time for run in by_cell.values() if run.info.end_time), default=None)
 
     def _find_experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        existing = self._client.get_experiment_by_name(name)
+        if existing is None:
             path = database(self._uri)
             location = artifact_location(self._uri)
             created: str = self._client.create_experiment(name, artifact_location=location)
             log.info("made the experiment %s in %s", name, path or redact(self._uri))
             return created
-        if found.lifecycle_stage != "active":
-            remedy = f"`mlflow experiments restore -x {found.experiment_id}`, or rename the sweep"
+        if existing.lifecycle_stage != "active":
+            remedy = f"`mlflow experiments restore -x {existing.experiment_id}`, or rename the sweep"
             rule = f"has this experiment in its trash: {remedy}"
             raise InvalidInput(Problem(PLACE, rule, name))
-        identity: str = found.experiment_id
+        identity: str = existing.experiment_id
         return identity
 
     def _remove(self, run: Run) -> None:
@@ -165,25 +167,25 @@ class Tracker:
             "mlflow.source.name": "massive-sft",
             "mlflow.note.content": f"The sweep `{sweep}`: a mirror of the ledger in `{where}`.",
         }
-        made = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
-        created: str = made.info.run_id
+        parent = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
+        created: str = parent.info.run_id
         return created
 
     def _parents(self, sweep: str) -> list[Run]:
         """Return the parent run, if there is one; the second of two that were made by a repeated call is removed."""
-        found = sorted(self._search(SWEEP, sweep, None), key=_id)
-        if len(found) < 2:
-            return found
-        childless = [run for run in found if not any(self._search(PARENT, _id(run), None))]
-        kept = next((run for run in found if run not in childless), found[0])
+        parents = sorted(self._search(SWEEP, sweep, None), key=_id)
+        if len(parents) < 2:
+            return parents
+        childless = [run for run in parents if not any(self._search(PARENT, _id(run), None))]
+        kept = next((run for run in parents if run not in childless), parents[0])
         for run in childless:
             if run is not kept:
                 self._remove(run)
         return [kept]
 
     def _child(self, run: CellRun) -> Run:
-        for found in self._search(CELL, run.cell, self._parent):
-            return found
+        for existing in self._search(CELL, run.cell, self._parent):
+            return existing
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
         tags = {PARENT: self._parent, CELL: run.cell}
         return self._client.create_run(self._experiment, start_time=run.start, tags=tags, run_name=run.name)
