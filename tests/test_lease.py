@@ -33,8 +33,8 @@ class Clock:
         return self.now
 
 
-def acquire(folder, owner="a", watch=None, ttl=LONG):
-    return Lease.acquire(Folder(folder), owner, watch, ttl)
+def acquire(folder, owner="a", watch=None, ttl_s=LONG):
+    return Lease.acquire(Folder(folder), owner, watch, ttl_s)
 
 
 def look(folder):
@@ -72,7 +72,7 @@ def test_lease_release_twice_is_harmless(tmp_path):
 def test_lease_silent_for_its_ttl_is_taken_over(tmp_path):
     clock = Clock()
     watch = LeaseWatch(clock)
-    first = acquire(tmp_path, ttl=50.0)
+    first = acquire(tmp_path, ttl_s=50.0)
     assert acquire(tmp_path, "b", watch) is None
     clock.now = 49.9
     assert acquire(tmp_path, "b", watch) is None
@@ -88,7 +88,7 @@ def test_lease_silent_for_its_ttl_is_taken_over(tmp_path):
 def test_lease_beating_is_never_taken_over(tmp_path):
     clock = Clock()
     watch = LeaseWatch(clock)
-    with acquire(tmp_path, ttl=50.0) as lease:
+    with acquire(tmp_path, ttl_s=50.0) as lease:
         for _ in range(20):
             assert acquire(tmp_path, "b", watch) is None
             clock.now += 49.0
@@ -98,14 +98,14 @@ def test_lease_beating_is_never_taken_over(tmp_path):
 def test_lease_late_first_look_starts_the_watch_then(tmp_path):
     clock = Clock()
     clock.now = 1e9
-    with acquire(tmp_path, ttl=1.0):
+    with acquire(tmp_path, ttl_s=1.0):
         assert acquire(tmp_path, "b", LeaseWatch(clock)) is None
 
 
 def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
     clock = Clock()
     watch = LeaseWatch(clock)
-    first = acquire(tmp_path, ttl=50.0)
+    first = acquire(tmp_path, ttl_s=50.0)
     watch.free(Folder(tmp_path), look(tmp_path))
     clock.now = 50.0
     second = acquire(tmp_path, "b", watch)
@@ -118,7 +118,7 @@ def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
 
 
 def test_lease_background_thread_beats(tmp_path):
-    with acquire(tmp_path, ttl=0.04) as lease:
+    with acquire(tmp_path, ttl_s=0.04) as lease:
         beat = look(tmp_path).beat
         deadline = threading.Event()
         while look(tmp_path).beat == beat:
@@ -130,7 +130,7 @@ def test_lease_background_thread_beats(tmp_path):
 def test_lease_torn_is_taken_over_after_the_takers_ttl(tmp_path, content):
     (tmp_path / "1").write_bytes(content)
     clock = Clock()
-    watch = LeaseWatch(clock, ttl=10.0)
+    watch = LeaseWatch(clock, ttl_s=10.0)
     assert acquire(tmp_path, "b", watch) is None
     clock.now = 10.0
     with acquire(tmp_path, "b", watch) as lease:
@@ -205,7 +205,7 @@ def test_lease_of_killed_process_elsewhere_is_free_only_after_its_ttl(tmp_path):
 
 
 def test_lease_long_untouched_elsewhere_does_not_look_live_and_of_a_process_here_does(tmp_path):
-    lease = acquire(tmp_path, ttl=60.0)
+    lease = acquire(tmp_path, ttl_s=60.0)
     os.utime(tmp_path / "1", (0, 0))
     assert look(tmp_path).seems_live()
     path = tmp_path / "1"

@@ -703,7 +703,7 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
     running.put(write(ledger, 3, provenance={"argv": f"run --token={CANARY}"}))
     assert time.monotonic() - began < 1
     until(lambda: running.trouble and spool.exists() and len(spool.read_text().splitlines()) == 2)
-    left = running.close(timeout=20)
+    left = running.close(timeout_s=20)
     assert set(left.items) == {cell_id(2), cell_id(3)}
     assert left.reason and CANARY not in left.reason
     with pytest.raises(InvalidInput, match="tracking server that answers"):
@@ -740,7 +740,7 @@ def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shar
     shared_server.signal(signal.SIGSTOP)
     began = time.monotonic()
     running.put(write(ledger, 2))
-    left = running.close(timeout=20)
+    left = running.close(timeout_s=20)
     assert time.monotonic() - began < 10
     assert left.items == (cell_id(2),)
     with pytest.raises(InvalidInput, match="tracking server that answers"):

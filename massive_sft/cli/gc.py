@@ -48,7 +48,7 @@ class Garbage:
 
     kind: str
     path: Path
-    bytes: int
+    size_bytes: int
     home: Path | None = None
     cell: CellPlan | None = None
 
@@ -61,8 +61,8 @@ class Collected:
     kept: tuple[str, ...]
 
     @property
-    def bytes(self) -> int:
-        return sum(item.bytes for item in self.waste)
+    def size_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.waste)
 
 
 def gc(
@@ -78,8 +78,10 @@ def gc(
     if not dry_run:
         garbage = remove(garbage, ledger)
     if as_json:
-        listed = [{"kind": item.kind, "path": str(item.path), "bytes": item.bytes} for item in garbage.waste]
-        print_json({"schema": 1, "removed": not dry_run, "bytes": garbage.bytes, "waste": listed, "kept": garbage.kept})
+        listed = [{"kind": item.kind, "path": str(item.path), "bytes": item.size_bytes} for item in garbage.waste]
+        print_json(
+            {"schema": 1, "removed": not dry_run, "bytes": garbage.size_bytes, "waste": listed, "kept": garbage.kept}
+        )
     else:
         console().print(gc_view(garbage, ledger, dry_run), soft_wrap=True)
 
@@ -242,10 +244,12 @@ def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:
     for column in ("kind", "what", "size"):
         table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for item in garbage.waste:
-        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), format_bytes(item.bytes))
+        table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), format_bytes(item.size_bytes))
     notes = [Text(f"kept, {line}", style="dim") for line in garbage.kept]
     verb = "would go" if dry_run else "removed"
     total = (
-        f"{len(garbage.waste)} items, {format_bytes(garbage.bytes)} {verb}" if garbage.waste else "nothing to remove"
+        f"{len(garbage.waste)} items, {format_bytes(garbage.size_bytes)} {verb}"
+        if garbage.waste
+        else "nothing to remove"
     )
     return Group(*([table] if garbage.waste else []), *notes, Text(total))

@@ -54,11 +54,11 @@ class Attempt:
 
     @classmethod
     def begin(
-        cls, trajectory: str, storage: Storage, owner: str, watch: LeaseWatch, ttl: float = TTL_S
+        cls, trajectory: str, storage: Storage, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
     ) -> Attempt | None:
         """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
         while True:
-            lease = Lease.acquire(storage.at("lease"), owner, watch, ttl)
+            lease = Lease.acquire(storage.at("lease"), owner, watch, ttl_s)
             if lease is None:
                 return None
             attempt = cls(trajectory, storage, lease.claim, lease)

@@ -4,7 +4,7 @@ A lease is a prefix with objects ``1``, ``2``, ... Taking it is writing the next
 one of several takers can. The highest number is the owner, and everybody below has lost it for good. The owner raises
 a *beat counter* in its own object, and never touches another: a process that was stopped for an hour can only write
 into its own, superseded one. A taker takes over when the owner released the lease, when the owner's process is gone
-from this very machine, or when the counter stood still for the owner's ``ttl`` by the taker's own clock.
+from this very machine, or when the counter stood still for the owner's ``ttl_s`` by the taker's own clock.
 
 A listing may be old by a minute (NFS), so an owner may learn late that it lost. Whatever is published under a lease is
 therefore ordered by the lease's number (records), or published only once (folders).
@@ -73,7 +73,7 @@ class LeaseState:
     def seems_live(self, now: float | None = None) -> bool:
         """Whether somebody seems to hold it, at one glance: never for taking over.
 
-        An owner elsewhere counts as live for ten ``ttl`` after its last write; one here for as long as its process is
+        An owner elsewhere counts as live for ten ``ttl_s`` after its last write; one here for as long as its process is
         there, even where it is stopped.
 
         Args:
@@ -83,9 +83,9 @@ class LeaseState:
             return False
         running = self._is_running()
         age = (time.time() if now is None else now) - self.modified
-        return age <= 10 * self.ttl(TTL_S) if running is None else running
+        return age <= 10 * self.ttl_s(TTL_S) if running is None else running
 
-    def ttl(self, default: float) -> float:
+    def ttl_s(self, default: float) -> float:
         """Return the owner's seconds without a beat after which it counts as dead; ``default`` where it states none."""
         stated = self.owner.get("ttl")
         return float(stated) if isinstance(stated, int | float) else default
@@ -124,12 +124,12 @@ class LeaseWatch:
 
     Args:
         clock: returns seconds that never go back.
-        ttl: seconds of standstill that make a lease stale when its owner did not live to state its own.
+        ttl_s: seconds of standstill that make a lease stale when its owner did not live to state its own.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL_S):
+    def __init__(self, clock: Callable[[], float] = time.monotonic, ttl_s: float = TTL_S):
         self._clock = clock
-        self._ttl = ttl
+        self._ttl_s = ttl_s
         self._changed: dict[Storage, tuple[tuple[int, int], float]] = {}
 
     def free(self, lease: Storage, seen: LeaseState | None) -> bool:
@@ -141,7 +141,7 @@ class LeaseWatch:
         if last != state:
             since = now
         self._changed[lease] = (state, since)
-        return now - since >= seen.ttl(self._ttl)
+        return now - since >= seen.ttl_s(self._ttl_s)
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,14 @@ class Lease:
 
     claim: Claim
     _head: bytes
-    _ttl: float
+    _ttl_s: float
     _beat: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def acquire(
-        cls, lease: Storage, owner: str, watch: LeaseWatch | None = None, ttl: float = TTL_S, above: int = 0
+        cls, lease: Storage, owner: str, watch: LeaseWatch | None = None, ttl_s: float = TTL_S, above: int = 0
     ) -> Lease | None:
         """Try once to take a lease; return None when somebody holds it or was faster.
 
@@ -198,7 +198,7 @@ class Lease:
             lease: where it lies.
             owner: a name for people.
             watch: shared between tries, so that an owner elsewhere can be seen to stand still.
-            ttl: seconds without a beat after which others may take this lease over.
+            ttl_s: seconds without a beat after which others may take this lease over.
             above: a number that was held once, though the lease may not know it any more (removed by hand).
 
         Raises OSError when the storage refuses.
@@ -211,11 +211,11 @@ class Lease:
         head = {
             "name": owner,
             "token": claim.token,
-            "ttl": ttl,
+            "ttl": ttl_s,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": _process(os.getpid()),
         }
-        taken = cls(claim, json.dumps(head).encode() + b"\n", ttl)
+        taken = cls(claim, json.dumps(head).encode() + b"\n", ttl_s)
         if not lease.put_if_absent(str(claim.number), taken._content("held")):
             return None
         threading.Thread(target=taken._keep_beating, name=f"lease-{claim.number}", daemon=True).start()
@@ -260,12 +260,12 @@ class Lease:
         return self._head + f"{self._beat:020d} {state:8}\n".encode()
 
     def _keep_beating(self) -> None:
-        while not self._stop.wait(self._ttl / 4):
+        while not self._stop.wait(self._ttl_s / 4):
             try:
                 self.beat()
             except OSError:
                 # A full disk or an unreachable server for a moment. Beating goes on when it comes back; if that
-                # takes longer than the ttl somebody takes over, and publishing says so.
+                # takes longer than the ttl_s somebody takes over, and publishing says so.
                 continue
 
 

@@ -276,7 +276,7 @@ class Ledger(LedgerPaths):
 
     # Attempts
 
-    def begin(self, trajectory: str, owner: str, ttl: float = TTL_S) -> Attempt | None:
+    def begin(self, trajectory: str, owner: str, ttl_s: float = TTL_S) -> Attempt | None:
         """Start an attempt at a trajectory, or return None while somebody else holds it.
 
         Never waits. An owner that died on another machine is noticed by calling this again on the same ``Ledger``.
@@ -284,20 +284,20 @@ class Ledger(LedgerPaths):
         Args:
             trajectory: its id.
             owner: who works on it, for people.
-            ttl: seconds without a sign of life after which others may take over.
+            ttl_s: seconds without a sign of life after which others may take over.
         """
         place = self.storage.at(f"trajectories/{checked_id(trajectory)}")
-        return Attempt.begin(trajectory, place, owner, self._watch, ttl)
+        return Attempt.begin(trajectory, place, owner, self._watch, ttl_s)
 
-    def lease_cell(self, cell: str, owner: str, ttl: float = TTL_S) -> Lease | None:
+    def lease_cell(self, cell: str, owner: str, ttl_s: float = TTL_S) -> Lease | None:
         """Take the lease on a cell, for work that is no training (scoring, measuring); None while another holds it."""
-        return self.lease_folder(self.cell_dir(cell), owner, ttl)
+        return self.lease_folder(self.cell_dir(cell), owner, ttl_s)
 
-    def lease_folder(self, home: Path, owner: str, ttl: float = TTL_S) -> Lease | None:
+    def lease_folder(self, home: Path, owner: str, ttl_s: float = TTL_S) -> Lease | None:
         """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
         revisions = self._revisions(home.relative_to(self.root).as_posix())
         above = max((revision.lease for revision, _ in revisions), default=0)
-        return Lease.acquire(self.lease_of(home), owner, self._watch, ttl, above)
+        return Lease.acquire(self.lease_of(home), owner, self._watch, ttl_s, above)
 
 
 def _content(data: bytes, place: str) -> Any:

@@ -67,7 +67,7 @@ class RunPlan:
         steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
         tokens_per_epoch: from the token cache; None before the first run or check.
         needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
-        resume_every: seconds between its resume checkpoints; None to choose by what one costs.
+        resume_every_s: time between its resume checkpoints; None to choose by what one costs.
         gpu: the kind of GPU that its resources name; None where they name none.
     """
 
@@ -77,7 +77,7 @@ class RunPlan:
     steps_per_epoch: int | None
     tokens_per_epoch: int | None
     needs_retraining: bool
-    resume_every: float | None = None
+    resume_every_s: float | None = None
     gpu: str | None = None
 
 
@@ -222,7 +222,7 @@ def _run_plan(
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
         needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
-        resume_every=None if every == "auto" else every,
+        resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
     )
 

@@ -95,7 +95,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
             mirror.artifact(report)
             progress.say(f"report: {report}")
     finally:
-        left = mirror.close(timeout=FLUSH_STOPPED_S if stop() else FLUSH_S)
+        left = mirror.close(timeout_s=FLUSH_STOPPED_S if stop() else FLUSH_S)
         if left:
             progress.say(f"the tracker lags behind: {left}; `massive-sft mirror` catches up")
     return after

@@ -113,7 +113,7 @@ def train(
     gpu = run.layout.gpus > 0
     peak_memory.begin(gpu)
     samples, counts = samples_of(run, ledger)
-    checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every)
+    checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every_s)
 
     def cost() -> dict[str, Any]:
         seconds = time.perf_counter() - began

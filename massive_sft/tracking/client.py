@@ -49,14 +49,14 @@ def silence_loggers() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def ask_server(uri: str, timeout: float) -> tuple[int, str]:
+def ask_server(uri: str, timeout_s: float) -> tuple[int, str]:
     """Ask a server for an experiment, once, and return the HTTP status and the body of its answer.
 
     This is the request of the client's ``search_experiments``, with its credentials, its TLS settings and its proxies,
     but without what it makes of the answer: of a refusal in JSON it drops the status.
 
     Raises:
-        MlflowException: no answer within ``timeout`` seconds of silence, or the settings contradict each other.
+        MlflowException: no answer within ``timeout_s`` of silence, or the settings contradict each other.
     """
     silence_loggers()
     answer = http_request(
@@ -64,7 +64,7 @@ def ask_server(uri: str, timeout: float) -> tuple[int, str]:
         "/api/2.0/mlflow/experiments/search",
         "POST",
         max_retries=0,
-        timeout=timeout,
+        timeout=timeout_s,
         raise_on_status=False,
         json={"max_results": 1},
     )

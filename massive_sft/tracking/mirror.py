@@ -118,16 +118,16 @@ class Mirror:
         """Upload a file of the sweep (its YAML, the report) to the parent run soon. Returns at once."""
         self._queue.put([path.absolute()])
 
-    def close(self, timeout: float | None = None) -> Pending:
+    def close(self, timeout_s: float | None = None) -> Pending:
         """Write what waits, and return what could not be written; the next run or ``mirror_all`` takes it up.
 
         While the tracker does not answer it is asked once more, not for long.
 
         Args:
-            timeout: seconds to wait at most; None to wait as long as things are being written.
+            timeout_s: seconds to wait at most; None to wait as long as things are being written.
         """
         self._queue.close()
-        self._thread.join(timeout)
+        self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._release()
         reasons = [self._trouble, *self._queue.refused.values(), "time was up before everything was written"]
