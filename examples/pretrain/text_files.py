@@ -1,19 +1,19 @@
-"""The texts in data files: JSON, JSON Lines (also gzipped), CSV and plain text."""
+"""The texts in data files: what datasets are read from (JSON, JSON Lines, CSV, Parquet), and plain text."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.data.findings import Findings
+from massive_sft.data.sources import READERS
 
-KINDS = (".json", ".jsonl", ".csv", ".txt")
+KINDS = (*READERS, ".txt")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def documents(rows: Iterable[list[str]], strip: Iterable[str] = ()) -> list[str]
 def texts_of(path: Path) -> list[list[str]]:
     """Return every row's texts: all strings in a JSON value, a CSV line's cells, a paragraph of plain text.
 
-    A folder stands for its files of a known kind, in name order.
+    A folder stands for its files of a known kind, in name order. Data files are read as datasets are.
 
     Raises:
         InvalidInput: the file is missing, of an unknown kind or broken.
@@ -54,26 +54,20 @@ def texts_of(path: Path) -> list[list[str]]:
         return [row for file in sorted(path.rglob("*")) if _kind(file) in KINDS for row in texts_of(file)]
     if _kind(path) not in KINDS:
         raise InvalidInput(Problem("text file", "has an extension that cannot be read", str(path), KINDS))
+    findings = Findings()
     try:
-        data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        return list(_rows(_kind(path), data.decode("utf-8-sig")))
-    except (OSError, EOFError, ValueError) as error:
+        if _kind(path) == ".txt":
+            data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+            return [[paragraph] for paragraph in data.decode("utf-8-sig").split("\n\n")]
+        rows = [list(_strings(record.value)) for record in READERS[_kind(path)](path, True, findings)]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InvalidInput(Problem("text file", f"cannot be read ({error})", str(path))) from error
+    findings.raise_if_any()
+    return rows
 
 
 def _kind(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix
-
-
-def _rows(kind: str, text: str) -> Iterator[list[str]]:
-    if kind == ".txt":
-        yield from ([paragraph] for paragraph in text.split("\n\n"))
-    elif kind == ".csv":
-        yield from csv.reader(io.StringIO(text, newline=""))
-    elif text.lstrip().startswith("["):
-        yield from (list(_strings(row)) for row in json.loads(text))
-    else:
-        yield from (list(_strings(json.loads(line))) for line in text.split("\n") if line.strip())
 
 
 def _strings(value: Any) -> Iterator[str]:
