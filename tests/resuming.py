@@ -18,7 +18,8 @@ from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.checkpoints.disk import Checkpoints
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
-from massive_sft.training.loop import TrainingSummary, train_trajectory
+from massive_sft.training.loop import train_trajectory
+from massive_sft.training.summary import TrainingSummary
 
 # Three steps an epoch, snapshots after steps 3 and 9: a checkpoint may lie at the first step, in an epoch, right after
 # a snapshot, and at the end of an epoch without one.

@@ -23,10 +23,10 @@ from massive_sft.cost.memory import bucket_bytes, bytes_of
 from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
-from massive_sft.training import loop
 from massive_sft.training.engine import Engine, free_memory, layout_problems
 from massive_sft.training.loading import load_trained
 from massive_sft.training.loss import SummedLoss
+from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.packing import collate
 from massive_sft.training.ranks import join_group
 
@@ -232,7 +232,7 @@ def test_out_of_memory_in_bf16_equals_the_smaller_micro_batch(base: Path, tmp_pa
 
 
 def test_out_of_memory_with_one_sample_says_what_to_do(base: Path, tmp_path: Path) -> None:
-    with SmallMemory(rows=0), pytest.raises(loop.OutOfMemory, match="gradient_checkpointing"):
+    with SmallMemory(rows=0), pytest.raises(OutOfMemory, match="gradient_checkpointing"):
         train(make_spec(base, layout={"micro_batch": 2}), make_samples(), tmp_path)
 
 

@@ -20,7 +20,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, Unsupported
 from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
 from massive_sft.training import snapshot
-from massive_sft.training.divergence import LossCurve, Verdicts
+from massive_sft.training.divergence import DivergenceMonitor, LossCurve
 from massive_sft.training.events import SnapshotWritten
 from massive_sft.training.loop import train_trajectory
 
@@ -294,7 +294,7 @@ def test_trajectory_unknown_lora_target_is_refused_with_the_choices(base: Path, 
 
 def verdicts(losses: list[float], epochs: tuple[int, ...], steps_per_epoch: int) -> tuple[dict[int, str], int]:
     """Feed losses to the verdicts until they say stop; return the verdicts and the steps taken."""
-    judged = Verdicts(epochs, steps_per_epoch, vocabulary=400)
+    judged = DivergenceMonitor(epochs, steps_per_epoch, vocabulary=400)
     for step, loss in enumerate(losses, start=1):
         if judged.add(loss, 1.0):
             return judged.diverged, step

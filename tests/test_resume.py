@@ -44,8 +44,9 @@ from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running import training
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.checkpoints import policy
+from massive_sft.training.checkpoints.continuity import Continuity, LossJump
 from massive_sft.training.checkpoints.disk import Facts
-from massive_sft.training.checkpoints.policy import Continuity, Interval, LossJump, Start
+from massive_sft.training.checkpoints.policy import Interval, Start
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 

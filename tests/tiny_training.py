@@ -21,7 +21,8 @@ from massive_sft.data.samples import Samples
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
 from massive_sft.training.events import Event, StepDone
-from massive_sft.training.loop import TrainingSummary, train_trajectory
+from massive_sft.training.loop import train_trajectory
+from massive_sft.training.summary import TrainingSummary
 
 VOCABULARY = 97
 _SIZES: dict[str, Any] = {

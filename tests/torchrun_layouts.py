@@ -17,7 +17,8 @@ from small_memory import SmallMemory
 from tiny_training import make_samples
 
 from massive_sft.sweep.spec import TrainingSpec
-from massive_sft.training.loop import OutOfMemory, train_trajectory
+from massive_sft.training.loop import train_trajectory
+from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.ranks import join_group
 
 if __name__ == "__main__":

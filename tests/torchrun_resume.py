@@ -17,8 +17,9 @@ from tiny_training import make_samples
 from massive_sft.core.errors import Interrupted, TrainAgain
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.events import StepDone
-from massive_sft.training.loop import TrainingSummary, train_trajectory
+from massive_sft.training.loop import train_trajectory
 from massive_sft.training.ranks import broadcast_from_rank0
+from massive_sft.training.summary import TrainingSummary
 
 
 def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:

@@ -49,3 +49,9 @@ class Samples:
     def lengths(self) -> np.ndarray:
         """Tokens per sample, int64."""
         return np.diff(self.offsets)
+
+    @property
+    def trainable_lengths(self) -> np.ndarray:
+        """Trainable tokens per sample, int64."""
+        until = np.concatenate([[0], np.cumsum(self.trainable, dtype=np.int64)])
+        return np.diff(until[self.offsets])

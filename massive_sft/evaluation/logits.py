@@ -1,10 +1,12 @@
-"""Log-probabilities at chosen positions only: the output layer is most of a small batch's cost."""
+"""Log-probabilities at chosen positions only."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from massive_sft.models.chosen_positions import ChosenPositions
 
 ROWS_AT_ONCE = 256  # positions whose logits are held in fp32 at the same time
 LOGITS_AT_ONCE = 2**29  # logits of a batch where every position is needed: 1 GiB in bf16
@@ -19,8 +21,7 @@ def dense_budget(model: Any, token_budget: int) -> int:
 def chosen_logits(model: Any, tokens: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Run a causal model and return its logits at the positions (rows[i], columns[i]).
 
-    The hidden states are gathered in front of the output layer, inside the model's own forward pass, so that what a
-    family does behind it (soft caps, scales) is done. Right padding needs no mask: no position sees a later one.
+    Right padding needs no mask: no position sees a later one.
 
     Args:
         tokens: int64, shape (batch, length), padded on the right.
@@ -29,19 +30,13 @@ def chosen_logits(model: Any, tokens: torch.Tensor, rows: torch.Tensor, columns:
     Returns:
         The model's dtype, shape (positions, vocabulary).
     """
-    gathered = False
-
-    def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        nonlocal gathered
-        gathered = True
-        return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    chosen = ChosenPositions(model)
     try:
-        logits = model(input_ids=tokens, use_cache=False).logits
+        with chosen.at(rows * tokens.shape[1] + columns):
+            logits = model(input_ids=tokens, use_cache=False).logits
     finally:
-        handle.remove()
-    return logits[0] if gathered else logits[rows, columns]
+        chosen.release()
+    return logits[0] if chosen.gathered else logits[rows, columns]
 
 
 @torch.inference_mode()

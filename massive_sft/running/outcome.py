@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 
 OUTCOME = "training.json"
-LOSSES = "losses.jsonl"
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,6 @@ def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, di
     except Corrupt as error:
         ledger.report(folder, str(error))
         return None
-
-
-def read_losses(path: Path) -> list[dict[str, Any]]:
-    """Return the steps of a loss curve; a number that is not finite stands there as text (``nan``, ``inf``)."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:

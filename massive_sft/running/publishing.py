@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +16,14 @@ from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
-from massive_sft.running.outcome import LOSSES, OUTCOME, find_snapshot, find_trained, read_losses
+from massive_sft.running.outcome import OUTCOME, find_snapshot, find_trained
 from massive_sft.sweep.unchanged import require_same_model
 from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
-from massive_sft.training.events import Event, SnapshotPublished
-from massive_sft.training.loop import TrainingSummary
+from massive_sft.training.divergence import window_of
+from massive_sft.training.events import Event, SnapshotPublished, StepDone
+from massive_sft.training.losses import LOSSES, read_steps
+from massive_sft.training.summary import TrainingSummary
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Publisher:
             "counts": self.counts.model_dump(mode="json"),
             "layout": self.run.layout.model_dump(mode="json"),
             "run": {**_run_facts(summary), **self.cost()},
-            "epochs": _epochs(read_losses(folder / LOSSES), diverged),
+            "epochs": _epochs(list(read_steps(folder / LOSSES)), diverged),
         }
         write_json(folder / OUTCOME, outcome)
         self.attempt.publish(place, folder)
@@ -133,23 +135,23 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
     }
 
 
-def _epochs(losses: list[dict[str, Any]], diverged: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+def _epochs(losses: Sequence[StepDone], diverged: Mapping[int, str]) -> dict[str, dict[str, Any]]:
     """Return, by snapshot epoch as text, what training up to there took and gave; ``diverged`` is empty or why."""
-    found = {}
+    epochs = {}
     for epoch, reason in diverged.items():
-        steps = [step for step in losses if step["epoch"] <= epoch]
-        values = [float(step["loss"]) for step in steps]
-        window = max(5, math.ceil(0.05 * len(values)))
-        found[str(epoch)] = {
+        steps = [done for done in losses if done.epoch <= epoch]
+        values = [done.loss for done in steps]
+        window = window_of(len(steps))
+        epochs[str(epoch)] = {
             "diverged": reason,
             "steps": len(steps),
-            "tokens": sum(step["tokens"] for step in steps),
-            "trainable_tokens": sum(step["trainable_tokens"] for step in steps),
-            "seconds": sum(step["seconds"] for step in steps),
+            "tokens": sum(done.tokens for done in steps),
+            "trainable_tokens": sum(done.trainable_tokens for done in steps),
+            "seconds": sum(done.seconds for done in steps),
             "first_loss": _finite(fmean(values[:window])),
             "last_loss": _finite(fmean(values[-window:])),
         }
-    return found
+    return epochs
 
 
 def _finite(value: float) -> float | None:

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from massive_sft.data import sampling
 
 # Keeps the order of training apart from the permutation that draws a part's rows under an equal seed.
 _ORDER = 0x6F72646572
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one optimizer step.
+
+    Attributes:
+        step: counted from 0 over the whole training.
+        epoch: counted from 1.
+        indices: of the samples, int64, shape (samples,); the last batch of an epoch may be short.
+        ends_epoch: whether it is the last one of its epoch.
+    """
+
+    step: int
+    epoch: int
+    indices: np.ndarray
+    ends_epoch: bool
+
+
+def batches_between(first: int, end: int, samples: int, batch: int, seed: int) -> Iterator[Batch]:
+    """Yield the batches of the steps from ``first`` up to, and without, ``end``; steps are counted from 0."""
+    per_epoch = steps_per_epoch(samples, batch)
+    order = np.empty(0, dtype=np.int64)
+    for step in range(first, end):
+        epoch, index = step // per_epoch + 1, step % per_epoch
+        if index == 0 or not len(order):
+            order = epoch_order(samples, seed, epoch)
+        yield Batch(step, epoch, batch_of(order, batch, index), index == per_epoch - 1)
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:

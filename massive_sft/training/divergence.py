@@ -13,6 +13,11 @@ EXPLOSION = 10.0
 SURE = 5.0
 
 
+def window_of(steps: int) -> int:
+    """Return over how many steps at either end of a run its first and its last loss are means: 5 %, at least 5."""
+    return max(5, math.ceil(0.05 * steps))
+
+
 class LossCurve:
     """The losses of a run and the verdict on them.
 
@@ -36,7 +41,7 @@ class LossCurve:
 
     def __init__(self, steps: int, vocabulary: int):
         self.steps = steps
-        self.window = max(5, math.ceil(0.05 * steps))
+        self.window = window_of(steps)
         self.losses: list[float] = []
         self._uniform = math.log(vocabulary)
 
@@ -100,7 +105,7 @@ class LossCurve:
         return median(differences) / (0.6745 * math.sqrt(2))
 
 
-class Verdicts:
+class DivergenceMonitor:
     """The verdict on each snapshot of a run, by the losses up to its own epoch alone.
 
     So it never depends on how far the run went on: each epoch has a curve of its own length.
@@ -114,13 +119,13 @@ class Verdicts:
         self.diverged: dict[int, str] = {}
 
     @property
-    def last(self) -> LossCurve:
+    def curve(self) -> LossCurve:
         """The curve of the last epoch, which has all losses."""
         return self._curves[max(self._curves)]
 
     def add(self, loss: float, grad_norm: float) -> str | None:
         """Add one step; return why to stop now: every snapshot still to come has diverged already. Else None."""
-        step = len(self.last.losses) + 1
+        step = len(self.curve.losses) + 1
         for epoch, curve in self._curves.items():
             if curve.steps < step:
                 continue

@@ -124,25 +124,33 @@ class Engine:
         module: on the CPU, in the training dtype; parameters that require gradients are trained.
         setting, layout: what to compute, and how; see ``layout_problems``.
 
+    Attributes:
+        parameters, trained: numbers of weights, all and trained ones; over all ranks.
+        device: where this rank computes.
+        ranks: data-parallel processes.
+
     Requires ``ranks.join_group``. ``close`` must be called, or ZeRO keeps the model alive.
     """
 
     def __init__(self, module: nn.Module, setting: Setting, layout: Layout):
         deepspeed = _deepspeed(layout)
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        numbers = sum(parameter.numel() for parameter in trained)
+        sizes = [(weight.numel(), weight.requires_grad) for weight in module.parameters()]
+        parameters, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
         optimizer = adamw(module, setting.optimizer, setting.lr)
         with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory figures
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=optimizer, model_parameters=trained, config=config(setting, layout, numbers)
+                model=module,
+                optimizer=optimizer,
+                model_parameters=[weight for weight in module.parameters() if weight.requires_grad],
+                config=config(setting, layout, trained),
             )
         self._deepspeed = deepspeed
         self.zero = layout.zero
         self.offload = layout.offload == "optimizer"
-        self.trained = numbers
+        self.parameters = parameters
+        self.trained = trained
         self._number = bytes_of(setting.precision)
-        self._has_frozen = len(trained) < sum(1 for _ in module.parameters())
-        self.clip = setting.optimizer.clip
+        self._has_frozen = not all(trains for _, trains in sizes)
         self.device: torch.device = self._engine.device
         self.ranks = dist.get_world_size()
         self._engine.train()

@@ -1,4 +1,4 @@
-"""The loss: summed cross-entropy over trainable tokens, with the LM head only where there is loss."""
+"""The loss: summed cross-entropy over trainable tokens, with the output layer only where there is loss."""
 
 from __future__ import annotations
 
@@ -10,44 +10,34 @@ from torch import nn
 from torch.nn import functional
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.models.chosen_positions import ChosenPositions
 from massive_sft.training.packing import NO_TARGET, MicroBatch
 
 
 class SummedLoss(nn.Module):
     """A causal language model whose forward returns the summed loss of a micro-batch.
 
-    The model's own forward runs unchanged, so whatever it does to hidden states and logits (scaling, soft-capping)
-    is kept; a hook before its LM head drops the positions that predict no trainable token.
+    Its output layer leaves out the positions that predict no trainable token.
     """
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
-        self._keep: torch.Tensor | None = None
-        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def _select(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._keep is None:
-            return None
-        hidden = inputs[0]
-        return (hidden.reshape(1, -1, hidden.shape[-1]).index_select(1, self._keep), *inputs[1:])
+        self._chosen = ChosenPositions(model)
 
     def release(self) -> None:
         """Give the model back as it was."""
-        self._hook.remove()
+        self._chosen.release()
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Return the loss in nats, summed over the targets: a float32 scalar.
 
         Raises:
-            Unsupported: when the model's LM head does not work position by position.
+            Unsupported: when the model's output layer does not work position by position.
         """
         positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        self._keep = batch.keep
-        try:
+        with self._chosen.at(batch.keep):
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **positions).logits
-        finally:
-            self._keep = None
         if logits.shape[:2] != (1, len(batch.keep)):
             raise Unsupported(
                 f"{type(self.model).__name__}: its logits cannot be computed at some positions only, "

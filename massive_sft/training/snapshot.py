@@ -24,12 +24,13 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.models import pretrained
 from massive_sft.training.engine import Engine
+from massive_sft.training.ranks import is_rank0
 
 SCHEMA = 1
 NAME = "snapshot.json"
 
 
-def gather(engine: Engine, model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
+def gather(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights to keep, on the CPU, by name in ``model``; empty on all ranks but 0.
 
     Of a model with adapters only the trainable weights; of another all parameters and persistent buffers. Shared
@@ -41,9 +42,9 @@ def gather(engine: Engine, model: nn.Module, rank: int) -> dict[str, torch.Tenso
         if adapter and not parameter.requires_grad:
             continue
         with engine.whole([parameter]):
-            if rank == 0:
+            if is_rank0():
                 weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
-    if rank == 0 and not adapter:
+    if is_rank0() and not adapter:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
         weights.update({name: value.detach().to("cpu", copy=True).contiguous() for name, value in buffers.items()})

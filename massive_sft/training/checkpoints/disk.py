@@ -32,10 +32,10 @@ from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.training import snapshot
+from massive_sft.training.losses import LOSSES
 
 SCHEMA = 1
 STATE = "state"
-LOSSES = "losses.jsonl"
 _FACTS = "checkpoint.json"
 
 
@@ -47,7 +47,7 @@ class Checkpoints:
         home: the trajectory's folder.
         claim: the right to write; verified before every commit.
         every: seconds from the end of one to the begin of the next, 0 for one after every step; None to choose by
-            what one costs (``Interval``).
+            what one costs (``policy.Interval``).
     """
 
     home: Path
@@ -66,12 +66,12 @@ class Facts:
     Attributes:
         attempt: the number of the attempt that wrote it.
         step: optimizer steps done.
-        identity: of what is trained, see ``resume.identity``.
+        identity: of what is trained, see ``policy.identity``.
         layout: fields of ``Layout``.
         limit: fields of the micro-batch's ``packing.Limit``; running out of memory may have halved it.
         environment: versions of libraries, kind of device, threads: what the last bits of a loss depend on.
         snapshots: SHA-256 of ``snapshot.json`` by epoch (text).
-        history: one entry for each time that this training was resumed before, see ``resume.Resumption``.
+        history: one entry for each time that this training was resumed before, see ``continuity.Resumption``.
     """
 
     attempt: int
@@ -127,11 +127,11 @@ def read(folder: Path) -> tuple[Path, Facts] | None:
     latest = folder / LATEST
     try:
         name = files.read_json(latest)["name"]
-        found = folder / name
-        verify_folder(found / STATE)
-        content = files.read_json(found / STATE / _FACTS)
+        checkpoint = folder / name
+        verify_folder(checkpoint / STATE)
+        content = files.read_json(checkpoint / STATE / _FACTS)
         if content.pop("schema") != SCHEMA:
-            raise Corrupt(f"{found}: was written by another version")
+            raise Corrupt(f"{checkpoint}: was written by another version")
         facts = Facts(**{**content, "history": tuple(content["history"])})
     except FileNotFoundError as error:
         if not latest.exists():
@@ -140,11 +140,11 @@ def read(folder: Path) -> tuple[Path, Facts] | None:
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{latest}: names no checkpoint ({type(error).__name__}: {error})") from error
     for epoch, value in facts.snapshots.items():
-        place = found / "snapshots" / f"epoch-{epoch}"
+        place = checkpoint / "snapshots" / f"epoch-{epoch}"
         if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
             raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
         snapshot.verify(place)
-    return found, facts
+    return checkpoint, facts
 
 
 def clear(checkpoints: Checkpoints) -> None:

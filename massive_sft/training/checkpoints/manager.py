@@ -15,12 +15,15 @@ import torch.distributed as dist
 
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints import disk, policy
-from massive_sft.training.checkpoints.disk import LOSSES, STATE, Checkpoints, Facts
-from massive_sft.training.checkpoints.policy import Continuity, Interval, Resumption, Start
+from massive_sft.training.checkpoints.continuity import Continuity, Resumption
+from massive_sft.training.checkpoints.disk import STATE, Checkpoints, Facts
+from massive_sft.training.checkpoints.policy import Interval, Start
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.engine import Engine, convert
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
+from massive_sft.training.losses import LOSSES
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0
 
@@ -54,12 +57,12 @@ class CheckpointManager:
         self._directory = directory
         self._report = report if rank == 0 else lambda event: None
         self._identity = policy.identity(spec, samples) if rank == 0 else ""
-        self._steps_per_epoch = -(-len(samples) // spec.setting.batch)
+        self._steps_per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
         self._continuity: Continuity | None = None
         self._past: tuple[Mapping[str, Any], ...] = ()
         self._interval = Interval(checkpoints.every, time.perf_counter())
 
-    def begin(self) -> Start | None:
+    def restore(self) -> Start | None:
         """Go on from the checkpoint: load weights, optimizer and random states, bring losses and snapshots here.
 
         Returns None where a training begins at its start.
@@ -70,7 +73,7 @@ class CheckpointManager:
         """
         number = self._checkpoints.claim.number
         found = broadcast_from_rank0(
-            lambda: policy.find(self._checkpoints, self._spec, self._steps_per_epoch, self._identity)
+            lambda: policy.find_start(self._checkpoints, self._spec, self._steps_per_epoch, self._identity)
         )
         if isinstance(found, StartedOver):
             self._past = (asdict(Resumption(number, None, 0, notes=(found.reason,))),)

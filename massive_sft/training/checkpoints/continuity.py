@@ -1,0 +1,87 @@
+"""Whether the losses go on after a resume where they were before."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from massive_sft.core.errors import MassiveSFTError
+from massive_sft.training.checkpoints.policy import Start
+from massive_sft.training.divergence import LossCurve
+from massive_sft.training.events import StepDone
+
+# Difference of the first repeated loss, relative, and in nats for a loss near 0: what rounding to bf16 and other
+# dropout masks explain.
+TOLERANCE, NATS = 0.02, 0.01
+
+
+class LossJump(MassiveSFTError):
+    """After a resume the loss does not go on where it was: the state that was loaded is not the one that was saved."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """One entry of a training's history: an attempt that did not begin at the start, or had to begin there again.
+
+    Attributes:
+        attempt: who resumed.
+        source: the attempt that wrote the checkpoint; None when it could not be used.
+        step: where it went on; 0 for the start.
+        repeated: steps that the other attempt had done as well, after its checkpoint.
+        exact: whether their losses were equal bit by bit; None when there were none.
+        notes: what was different, or why it began at the start.
+    """
+
+    attempt: int
+    source: int | None
+    step: int
+    repeated: int = 0
+    exact: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Continuity:
+    """Compares the losses after a resume with those before.
+
+    - A step that the checkpoint's writer had done as well: bit by bit where layout and libraries are the same and no
+      GPU is used (its attention kernels add in any order). Else the first of them within 2 % or 0.01 nats, later ones
+      not at all, because rounding grows.
+    - Without such a step: the first loss must not lie above the highest of the last 5 % of steps (at least 5) by more
+      than 0.5 nats and five standard deviations of the noise between batches. Weights that were lost show there.
+    """
+
+    def __init__(self, start: Start, attempt: int):
+        self._start = start
+        self._attempt = attempt
+        self._repeated = 0
+        self._exact: bool | None = None
+
+    def check(self, done: StepDone, curve: LossCurve) -> None:
+        """Judge a step, before it is added to ``curve``. Raises LossJump."""
+        before = self._start.repeated.get(done.step)
+        is_first = done.step == self._start.facts.step + 1
+        if before is None:
+            highest = curve.highest_next()
+            if is_first and done.loss > highest:
+                self._raise_jump(done, f"must be at most {highest:.6g} by the losses before")
+            return
+        same = before == done.loss or (math.isnan(before) and math.isnan(done.loss))
+        self._repeated += 1
+        self._exact = same and self._exact is not False
+        if not same and self._start.strict:
+            self._raise_jump(done, f"was {before!r} before, and must be equal bit by bit")
+        if is_first and not same and not abs(done.loss - before) <= max(TOLERANCE * abs(before), NATS):
+            self._raise_jump(done, f"was {before!r} before, and must be within {TOLERANCE:.0%} or {NATS} nats of it")
+
+    @property
+    def result(self) -> Resumption:
+        """What is known so far."""
+        facts = self._start.facts
+        return Resumption(self._attempt, facts.attempt, facts.step, self._repeated, self._exact, self._start.notes)
+
+    def _raise_jump(self, done: StepDone, rule: str) -> None:
+        folder = self._start.folder.parent
+        raise LossJump(
+            f"{folder}: resumed after step {self._start.facts.step}, the loss of step {done.step} is {done.loss!r}; it "
+            f"{rule}. Remove that folder to train from the start"
+        )

@@ -1,0 +1,77 @@
+"""How large a micro-batch may be: the first guess, what fits on every rank, and what is left when memory runs out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from massive_sft.core import files
+from massive_sft.core.errors import MassiveSFTError
+from massive_sft.cost.memory import CPU_TOKENS, GPU_TOKENS
+from massive_sft.data.samples import Samples
+from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.engine import Engine
+from massive_sft.training.packing import Limit, fitting_tokens
+from massive_sft.training.probe import Probe
+
+_NAME = "micro_batch.json"
+_REMEDIES = (
+    "one sample does not fit: lower max_length, or use gradient_checkpointing, offload or more GPUs with zero: 3"
+)
+
+
+class OutOfMemory(MassiveSFTError):
+    """Not even the smallest possible micro-batch fits."""
+
+
+def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any) -> Limit:
+    """Return the micro-batch to begin with; running out of memory halves it."""
+    if spec.layout.micro_batch != "auto":
+        return Limit(samples=spec.layout.micro_batch)
+    tokens = CPU_TOKENS
+    if engine.device.type == "cuda":
+        config = model.config.get_text_config()
+        tokens = fitting_tokens(
+            engine.free_bytes(),
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.vocab_size,
+            2 if spec.setting.precision == "bf16" else 4,
+            spec.layout.gradient_checkpointing,
+        )
+    return Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))
+
+
+def agreed_limit(probe: Probe, engine: Engine, limit: Limit) -> Limit:
+    """Return the micro-batch that fits on every rank. Raises OutOfMemory on all of them when none does."""
+    fits = probe.agree(engine, limit)
+    if fits is None:
+        raise OutOfMemory(f"out of memory before the first step: {_REMEDIES}")
+    return fits
+
+
+def halved_limit(limit: Limit, samples: Samples, what: str) -> Limit:
+    """Return half of a limit that did not fit. Raises OutOfMemory, which begins with ``what``, at a single sample."""
+    smaller = limit.halved(int(samples.lengths.max()))
+    if smaller is None:
+        raise OutOfMemory(f"{what}; {_REMEDIES}")
+    return smaller
+
+
+def as_dict(limit: Limit) -> dict[str, int]:
+    """Return a limit for people and records, such as ``{"samples": 4}``."""
+    return {name: value for name, value in asdict(limit).items() if value is not None}
+
+
+def write_limit(directory: Path, limit: Limit) -> None:
+    """Leave a micro-batch in an attempt's folder for workers that train again there."""
+    files.write_json(directory / _NAME, asdict(limit))
+
+
+def read_limit(directory: Path) -> Limit | None:
+    """Return what ``write_limit`` left; None where there is none."""
+    try:
+        return Limit(**files.read_json(directory / _NAME))
+    except FileNotFoundError:
+        return None

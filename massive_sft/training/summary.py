@@ -1,0 +1,58 @@
+"""What a training gives: its summary, so far or to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a trajectory went, to its end or so far; equal on every rank but for ``seconds``.
+
+    Attributes:
+        diverged: by snapshot epoch, why the run had diverged by then; empty when it had not. So far: those judged.
+        steps: optimizer steps done.
+        first_loss, last_loss: mean loss over the first and last 5 % of steps (at least 5), nats per token.
+        tokens, trainable_tokens: seen in all, without padding.
+        seconds: from the first step to the end, snapshots included; of what was done before a resume, the steps.
+        snapshots: folder by epoch.
+        parameters, trained_parameters: numbers of weights.
+        micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
+        attention: the implementation that computed it.
+        resumed: one entry for each time that it went on from a checkpoint or began again, see
+            ``checkpoints.continuity.Resumption``.
+    """
+
+    diverged: dict[int, str]
+    steps: int
+    first_loss: float
+    last_loss: float
+    tokens: int
+    trainable_tokens: int
+    seconds: float
+    snapshots: dict[int, Path]
+    parameters: int
+    trained_parameters: int
+    micro_batch: dict[str, int]
+    attention: str
+    resumed: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the whole run diverged; empty when it did not."""
+        return self.diverged[max(self.diverged)]
+
+    @property
+    def status(self) -> Literal["COMPLETE", "DIVERGED"]:
+        return "DIVERGED" if self.reason else "COMPLETE"
+
+
+# Called on rank 0 with an epoch and the training so far, right after its snapshot was written.
+Publish = Callable[[int, TrainingSummary], None]
+
+
+def publish_nothing(epoch: int, summary: TrainingSummary) -> None:
+    """A ``Publish`` for trainings whose snapshots stay in their directory."""
