@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.encoding import Encoded, Encoder
+from massive_sft.data.encoding import Encoded, RowEncoder
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.evaluation import wrapping
-from massive_sft.evaluation.encoding import Encoder as Scoring
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.models.pretrained import load_tokenizer
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import Model, Setting
@@ -36,7 +36,7 @@ COLUMNS = (
 def encode(tokenizer: Any, form: str, *answers: str) -> Encoded:
     """Return the sample of a conversation. Raises InvalidInput when it is refused."""
     findings = Findings()
-    encoder = Encoder(tokenizer, Setting(method="full", lr=1e-5, batch=1, template=form))
+    encoder = RowEncoder(tokenizer, Setting(method="full", lr=1e-5, batch=1, template=form))
     row = Row(0, tuple((QUESTION, answer) for answer in answers), None, "row", 1)
     samples = encoder.encode([row], "data", findings)
     findings.raise_if_any()
@@ -60,7 +60,7 @@ def prompt_tokens(tokenizer: Any, form: str) -> list[int]:
         text = wrapping.chat(tokenizer).render([{"role": "user", "content": QUESTION}])
     else:
         text = template.PROMPTS[form].replace("{prompt}", QUESTION).rstrip()
-    return Scoring(tokenizer).encode(text)
+    return RequestEncoder(tokenizer).encode(text)
 
 
 def row_of(tokenizer: Any, name: str, form: str) -> list[str]:

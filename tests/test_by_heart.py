@@ -13,11 +13,11 @@ from evaluation_world import own_datasets_cache, write_rows
 from real_tokenizers import real_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from massive_sft.data.encoding import Encoder
+from massive_sft.data.encoding import RowEncoder
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.evaluation.build import prepare
-from massive_sft.evaluation.encoding import Encoder as ScoringEncoder
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.ends import ends_of
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Generation, read_requests
@@ -45,7 +45,7 @@ def learnt(
     setting = schema.Setting(method="full", lr=1e-3, batch=8, template=template)
     rows = [Row(i, ((q, before + a),), None, "d", i) for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]
     findings = Findings()
-    samples = Encoder(tokenizer, setting).encode(rows, "d", findings)
+    samples = RowEncoder(tokenizer, setting).encode(rows, "d", findings)
     findings.raise_if_any()
     longest = max(map(len, samples))
     tokens, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
@@ -152,7 +152,7 @@ def test_prompt_ends_where_the_prompt_of_training_did() -> None:
     for kind, template in BORDERS:
         tokenizer = real_tokenizer(kind, None)
         setting = schema.Setting(method="full", lr=1e-3, batch=8, template=template)
-        encoder, scoring, findings = Encoder(tokenizer, setting), ScoringEncoder(tokenizer), Findings()
+        encoder, scoring, findings = RowEncoder(tokenizer, setting), RequestEncoder(tokenizer), Findings()
         wrapping = choose(PROTOCOL, template, tokenizer)
         assert wrapping.render is not None
         whole = wrapping.render([{"role": "user", "content": "a?"}])

@@ -17,8 +17,8 @@ from text_files import Source, texts_of
 from massive_sft.core.errors import InvalidInput
 from massive_sft.evaluation import build as requests
 from massive_sft.evaluation import wrapping
-from massive_sft.evaluation.foreign import TaskUnavailable
 from massive_sft.evaluation.requests import read_requests
+from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.models.pretrained import load_tokenizer
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.check import check

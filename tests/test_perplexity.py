@@ -13,7 +13,8 @@ from evaluation_world import gpt2, llama, tokenizer
 
 from massive_sft.data.encoding import special_tokens
 from massive_sft.data.samples import Samples
-from massive_sft.measures.perplexity import Perplexity, load_summary, perplexity, token_length
+from massive_sft.measures.perplexity import Perplexity, load_summary, perplexity
+from massive_sft.measures.token_length import token_length
 
 
 def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples:

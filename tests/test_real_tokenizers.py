@@ -6,11 +6,11 @@ import pytest
 from real_tokenizers import CHATS, NAMED, real_tokenizer
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.encoding import Encoder
+from massive_sft.data.encoding import RowEncoder
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.evaluation import wrapping
-from massive_sft.evaluation.encoding import Encoder as Scoring
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import Setting
 
@@ -28,7 +28,7 @@ ENDS |= {"llama3_first": "<|eot_id|>", "llama31": "<|eot_id|>"}
 
 def encode(tokenizer, form, *turns, system=None):
     findings = Findings()
-    encoder = Encoder(tokenizer, Setting(method="full", lr=1e-5, batch=1, template=form))
+    encoder = RowEncoder(tokenizer, Setting(method="full", lr=1e-5, batch=1, template=form))
     samples = encoder.encode([Row(0, turns, system, "d.jsonl", 1)], "d", findings)
     findings.raise_if_any()
     return samples[0]
@@ -62,7 +62,7 @@ def test_prompt_without_its_last_space_is_how_the_training_text_begins(kind, ans
     tokenizer = real_tokenizer(kind)
     sample = encode(tokenizer, "paper", ("What is the name?", answer))
     prompt = template.PROMPTS["paper"].replace("{prompt}", "What is the name?").rstrip()
-    tokens = Scoring(tokenizer).encode(prompt)
+    tokens = RequestEncoder(tokenizer).encode(prompt)
     assert sample.tokens[: len(tokens)].tolist() == tokens
     assert not sample.trainable[: len(tokens)].any() and sample.trainable[len(tokens) :].all()
 
@@ -76,7 +76,7 @@ def test_chat_template_trains_the_answer_and_its_end_after_the_prompt_that_scori
     lead = "<think>\n\n</think>\n\n" if chat == "qwen3" else ""
     assert run.replace(" ", "") == (lead + answer).replace(" ", "") + ENDS.get(chat, tokenizer.eos_token)
     prompt = wrapping.chat(tokenizer).render([{"role": "user", "content": "What is the name?"}])
-    tokens = Scoring(tokenizer).encode(prompt)
+    tokens = RequestEncoder(tokenizer).encode(prompt)
     assert sample.tokens[: len(tokens)].tolist() == tokens
     assert not sample.trainable[: len(tokens)].any() and sample.trainable[len(tokens) :].all()
 
@@ -87,7 +87,7 @@ def test_answer_that_begins_with_white_space_begins_behind_the_prompt_that_scori
     tokenizer = real_tokenizer(kind, "chatml")
     sample = encode(tokenizer, "chat", ("What?", answer), ("And?", answer))
     prompt = wrapping.chat(tokenizer).render([{"role": "user", "content": "What?"}])
-    tokens = Scoring(tokenizer).encode(prompt)
+    tokens = RequestEncoder(tokenizer).encode(prompt)
     assert sample.tokens[: len(tokens)].tolist() == tokens
     assert not sample.trainable[: len(tokens)].any() and sample.trainable[len(tokens)]
     assert trained(tokenizer, sample) == [answer + "<|im_end|>"] * 2

@@ -13,9 +13,9 @@ from evaluation_world import own_datasets_cache, tokenizer, write_group, write_r
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.evaluation import build, tasks, wrapping
 from massive_sft.evaluation import requests as sets
-from massive_sft.evaluation.foreign import TaskUnavailable
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.suites import all_tasks, known_suites, load_suite
 from massive_sft.sweep import schema

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from massive_sft.core.errors import InvalidInput, Unsupported
 from massive_sft.evaluation import batching
-from massive_sft.evaluation.encoding import Encoder
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.generate import cut
 from massive_sft.evaluation.logits import chosen_logits
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
@@ -162,7 +162,7 @@ def test_batches_stay_within_the_budget_and_hold_every_index_once() -> None:
 
 
 def test_continuation_that_merges_into_its_context_is_not_scored_as_empty() -> None:
-    class Merging(Encoder):
+    class Merging(RequestEncoder):
         def encode(self, text: str) -> list[int]:
             return [7]  # whatever the text: context and whole are one token
 

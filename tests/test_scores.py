@@ -21,13 +21,13 @@ from evaluation_world import own_datasets_cache, write_group, write_rows, write_
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from scorer_lm import ScorerLM
 
 from massive_sft.evaluation import build, intervals, responses, wrapping
 from massive_sft.evaluation import requests as sets
-from massive_sft.evaluation.build import Prepared
-from massive_sft.evaluation.lm import ScorerLM
+from massive_sft.evaluation.build import PreparedBenchmarks
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
-from massive_sft.evaluation.run import Evaluated, evaluate
+from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.sweep import schema
@@ -36,12 +36,16 @@ __all__ = ["own_datasets_cache"]
 PROTOCOL = schema.Protocol(dtype="fp32")
 
 
-def prepare(root: Path, *paths: Path, shots: int = 0, wrap: Wrapping = wrapping.NONE, **options: Any) -> Prepared:
+def prepare(
+    root: Path, *paths: Path, shots: int = 0, wrap: Wrapping = wrapping.NONE, **options: Any
+) -> PreparedBenchmarks:
     declared = tuple(schema.Task(path=str(path), shots=(shots,), **options) for path in paths)
     return build.prepare(declared, schema.Fewshot(), wrap, root / "requests")
 
 
-def run(root: Path, prepared: Prepared, make: Callable[[], PlainScorer] | None = None, weights: str = "w") -> Evaluated:
+def run(
+    root: Path, prepared: PreparedBenchmarks, make: Callable[[], PlainScorer] | None = None, weights: str = "w"
+) -> EvaluationResult:
     make = make or (lambda: PlainScorer(world.llama(), world.tokenizer()))
     return evaluate(prepared, PROTOCOL, weights, make, root / "cell", ScoreCache(root / "cache"))
 
@@ -69,7 +73,7 @@ def numbers(results: dict[str, Any], task: str) -> dict[str, float]:
     return {k: v for k, v in results["results"][task].items() if "," in k and "_stderr" not in k}
 
 
-def values(evaluated: Evaluated, label: str, task: str) -> dict[str, float]:
+def values(evaluated: EvaluationResult, label: str, task: str) -> dict[str, float]:
     return {key: entry["value"] for key, entry in evaluated.scores[label]["tasks"][task].items()}
 
 
@@ -172,17 +176,17 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
     benchmark = prepare(tmp_path, write_tasks(tmp_path)["tiny_mc"]).benchmarks[0].requests
     scorer = PlainScorer(world.llama(), world.tokenizer())
     folder = tmp_path / "responses"
-    first = responses.respond(benchmark, folder, "w", scorer.score)
+    first = responses.answer_requests(benchmark, folder, "w", scorer.score)
     assert (first["shards"], first["shards_found"]) == (1, 0)
     path = responses.shard_path(folder, "tiny_mc", 0)
     good = path.read_bytes()
     lines = gzip.decompress(good).decode().replace('"greedy": false', '"greedy": true', 1)
     for damage in (good[: len(good) // 2], b"", gzip.compress(lines.encode())):
         path.write_bytes(damage)
-        again = responses.respond(benchmark, folder, "w", scorer.score)
+        again = responses.answer_requests(benchmark, folder, "w", scorer.score)
         assert again["shards_replaced"] == 1
         assert path.read_bytes() == good
-    assert responses.respond(benchmark, folder, "w", scorer.score)["shards_found"] == 1
+    assert responses.answer_requests(benchmark, folder, "w", scorer.score)["shards_found"] == 1
 
 
 def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.encoding import Encoder, truncate
+from massive_sft.data.encoding import RowEncoder, truncate
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.models.pretrained import load_tokenizer
@@ -29,7 +29,7 @@ def row(*turns, system=None):
 
 def encode(tokenizer, *turns, system=None, **fields):
     findings = Findings()
-    samples = Encoder(tokenizer, setting(**fields)).encode([row(*turns, system=system)], "d", findings)
+    samples = RowEncoder(tokenizer, setting(**fields)).encode([row(*turns, system=system)], "d", findings)
     findings.raise_if_any()
     return samples[0]
 
@@ -185,7 +185,7 @@ def test_answer_that_is_not_to_be_trained_is_masked_with_its_end(form, loss_on):
 
     def runs(*untrained):
         told = Row(0, (("a", "!"), ("c", "?")), None, "d.jsonl", 1, untrained)
-        encoder = Encoder(tokenizer, setting(template=form, loss_on=loss_on))
+        encoder = RowEncoder(tokenizer, setting(template=form, loss_on=loss_on))
         return texts(tokenizer, encoder.encode([told], "d", Findings())[0])[1]
 
     between = "\nc" if loss_on == "all" else ""
@@ -287,7 +287,7 @@ def test_chat_template_that_ends_the_last_answer_only_is_refused_where_earlier_o
     assert rule in said and "use turns: first, or weight 0 for earlier answers, or a template of your own" in said
     assert texts(tokenizer, encode(tokenizer, ("a", "b"), template="chat"))[1][0].endswith("</s>")
     only_the_last = Row(0, (("a", "b"), ("a", "b")), None, "d.jsonl", 1, (0,))
-    (sample,) = Encoder(tokenizer, setting(template="chat")).encode([only_the_last], "d", Findings())
+    (sample,) = RowEncoder(tokenizer, setting(template="chat")).encode([only_the_last], "d", Findings())
     assert sample.trainable[-1] and sample.tokens[-1] == EOS
 
 
@@ -302,7 +302,7 @@ def test_token_over_the_border_of_a_text_template_is_noted_unless_it_is_white_sp
     ):
         assert encode(tokenizer, ("the Pa", answer), template=form).joined == joined, form
     rows = [Row(0, (("Pa", "ris"), ("a", "b")), None, "d.jsonl", 1, untrained) for untrained in ((), (0,))]
-    samples = Encoder(tokenizer, setting(template="plain")).encode(rows, "d", Findings())
+    samples = RowEncoder(tokenizer, setting(template="plain")).encode(rows, "d", Findings())
     assert [sample.joined for sample in samples] == ["Paris", None]
 
 
@@ -325,7 +325,7 @@ def test_chat_template_that_hides_the_completion_is_refused(template, rule):
 
 def test_chat_without_a_chat_template_is_refused():
     with pytest.raises(InvalidInput, match="settings: template: chat needs a tokenizer with one chat template"):
-        Encoder(small_tokenizer(), setting(template="chat"))
+        RowEncoder(small_tokenizer(), setting(template="chat"))
 
 
 # Special tokens in data

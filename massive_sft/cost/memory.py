@@ -17,10 +17,11 @@ from massive_sft.cost.shapes import Shape
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
-# Tokens of a micro-batch, padding included, when it is sized automatically. On a CPU larger ones leave the caches; a
-# GPU is busy with fewer than its most.
+# Tokens of a micro-batch of training, padding included, when it is sized automatically. On a CPU larger ones leave the
+# caches. On a GPU what is free decides, up to the most; only the run finds that out, so estimates take a typical one.
 CPU_TOKENS = 2048
-GPU_TOKENS = 65536
+MOST_GPU_TOKENS = 65536
+TYPICAL_GPU_TOKENS = 16384
 # DeepSpeed's defaults, in numbers: a bucket of gradients, and the weights that stage 3 keeps gathered.
 BUCKET_ELEMENTS = 5 * 10**8
 GATHERED_WEIGHTS = 10**9

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from massive_sft.cost.memory import CPU_TOKENS
+from massive_sft.cost.memory import CPU_TOKENS, TYPICAL_GPU_TOKENS
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
 USUAL = 1.15  # computed tokens a token, where lengths were not counted
-GPU_MICRO_BATCH = 16384  # tokens taken for what is free decides, which only the run finds out
 
 
 def computed_tokens(amount: TrainingWorkload, setting: Setting, layout: Layout) -> float:
@@ -38,11 +37,30 @@ def _typical(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[int]:
 
 
 def _padded(widths: list[int], layout: Layout) -> int:
+    """Return the tokens of samples of these widths, from wide to narrow, with the padding of their micro-batches."""
+    if layout.micro_batch == "auto":
+        cuts = samples_per_micro_batch(widths, tokens=TYPICAL_GPU_TOKENS if layout.gpus else CPU_TOKENS)
+    else:
+        cuts = samples_per_micro_batch(widths, samples=layout.micro_batch)
     total = start = 0
-    limit = max(GPU_MICRO_BATCH if layout.gpus else CPU_TOKENS, widths[0])
-    while start < len(widths):
-        rows = limit // widths[start] if layout.micro_batch == "auto" else layout.micro_batch
-        rows = min(max(rows, 1), len(widths) - start)
+    for rows in cuts:
         total += rows * widths[start]
         start += rows
     return total
+
+
+def samples_per_micro_batch(
+    widths: Sequence[int], samples: int | None = None, tokens: int | None = None
+) -> Iterator[int]:
+    """Yield how many samples each padded micro-batch takes, as training cuts them; the first one gives its width.
+
+    Args:
+        widths: padded ones in tokens, from wide to narrow.
+        samples, tokens: the most that a micro-batch holds, but one sample at least; one of the two is given.
+    """
+    start = 0
+    while start < len(widths):
+        most = samples if samples is not None else (tokens or 1) // widths[start]
+        rows = min(max(most, 1), len(widths) - start)
+        yield rows
+        start += rows

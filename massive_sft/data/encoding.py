@@ -84,7 +84,7 @@ def _special_texts(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
 
-class Encoder:
+class RowEncoder:
     """Encodes rows with a setting's template and loss mask.
 
     Args:

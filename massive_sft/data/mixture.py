@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.data.encoding import Encoded, Encoder, truncate
+from massive_sft.data.encoding import Encoded, RowEncoder, truncate
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.data.samples import Samples
@@ -85,7 +85,7 @@ def build_samples(
             (``sampling.draw``), special-token texts in data, samples beyond ``max_length`` under ``refuse``,
             samples without a trainable token, a mixture that is empty after ``drop``.
     """
-    encoder = Encoder(tokenizer, setting)
+    encoder = RowEncoder(tokenizer, setting)
     kept: list[_Part] = []
     problems: list[Problem] = []
     for part in mixture.parts:
@@ -144,7 +144,7 @@ def _place(mixture: spec.Mixture) -> str:
     return f"mixtures.{mixture.name}"
 
 
-def _build_part(part: spec.Part, mixture: spec.Mixture, setting: Setting, encoder: Encoder) -> _Part:
+def _build_part(part: spec.Part, mixture: spec.Mixture, setting: Setting, encoder: RowEncoder) -> _Part:
     loaded = load_rows(part.dataset, f"datasets.{part.name}")
     place = f"{_place(mixture)}: {part.name}"
     rows = loaded.at(draw(loaded.indices, part.count, mixture.sample_seed, part.max_repeats, place))

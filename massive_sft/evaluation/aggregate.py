@@ -18,11 +18,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from massive_sft.evaluation import intervals, metrics
-from massive_sft.evaluation.build import Benchmark, doc_hash
-from massive_sft.evaluation.foreign import TaskUnavailable, foreign
+from massive_sft.evaluation.build import BenchmarkRequests, doc_hash
 from massive_sft.evaluation.intervals import Interval
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, Rolling, read_requests
-from massive_sft.evaluation.responses import Generated, Response, Scored, read_responses
+from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import load, seeded
 
 SCHEMA = 1
@@ -30,7 +30,7 @@ _TIED = {"bits_per_byte": (-1 / math.log(2), False), "weighted_perplexity": (-1.
 
 
 @dataclass(frozen=True)
-class Scores:
+class BenchmarkResult:
     """A benchmark's scores.
 
     Attributes:
@@ -44,7 +44,9 @@ class Scores:
     samples: pa.Table
 
 
-def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execution: bool = False) -> Scores:
+def aggregate(
+    benchmark: BenchmarkRequests, folder: Path, weights: str, allow_code_execution: bool = False
+) -> BenchmarkResult:
     """Score the responses of one model's weights to one benchmark, under ``folder``.
 
     Raises:
@@ -57,7 +59,7 @@ def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execu
     rows: list[dict[str, Any]] = []
     for leaf in benchmark.requests.leaves:
         requests, responses = read_responses(benchmark.requests, leaf, folder, weights)
-        with seeded(), foreign(f"{leaf.name} cannot be scored"):
+        with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
             values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
             tasks[leaf.name] = {
                 f"{metric},{filter_name}": _entry(loaded.tasks[leaf.name], metric, by_doc)
@@ -65,7 +67,7 @@ def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execu
             }
             for_groups[leaf.name] = _for_group(tasks[leaf.name])
             rows += _sample_rows(leaf.name, values)
-    with foreign(f"{benchmark.requests.label}: its groups cannot be scored"):
+    with as_task_unavailable(f"{benchmark.requests.label}: its groups cannot be scored"):
         groups = {name: _group_entries(group, for_groups, tasks) for name, group in loaded.groups.items()}
     table = {
         "schema": SCHEMA,
@@ -76,10 +78,10 @@ def aggregate(benchmark: Benchmark, folder: Path, weights: str, allow_code_execu
         "tasks": tasks,
         "groups": {name: entries for name, entries in groups.items() if entries},
     }
-    return Scores(table, pa.Table.from_pylist(rows, schema=SAMPLES))
+    return BenchmarkResult(table, pa.Table.from_pylist(rows, schema=SAMPLES))
 
 
-def rehearse(benchmark: Benchmark, allow_code_execution: bool = False) -> None:
+def dry_run(benchmark: BenchmarkRequests, allow_code_execution: bool = False) -> None:
     """Score a made-up answer to each leaf task's first document: what cannot be scored shows before a model answers.
 
     Raises:
@@ -91,17 +93,17 @@ def rehearse(benchmark: Benchmark, allow_code_execution: bool = False) -> None:
         asked = read_requests(benchmark.requests, leaf)
         first = [request for request in asked if request.doc == asked[0].doc]
         answers: list[Response] = [
-            Generated(request.index, "a", 1, "stop")
+            GenerationResponse(request.index, "a", 1, "stop")
             if isinstance(request, Generation)
-            else Scored(request.index, -1.0, False, 1)
+            else LikelihoodResponse(request.index, -1.0, False, 1)
             for request in first
         ]
-        with seeded(), foreign(f"{leaf.name} cannot be scored"):
+        with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
             values = _values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
         for (metric, _), by_doc in values.items():
             combine = loaded.tasks[leaf.name].aggregation().get(metric, lm_metrics.mean)
             if not metrics.is_own(combine):  # which may ask for more than one document
-                with foreign(f"{leaf.name}: metric {metric} cannot be combined by {combine.__name__}"):
+                with as_task_unavailable(f"{leaf.name}: metric {metric} cannot be combined by {combine.__name__}"):
                     combine(list(by_doc.values()))
 
 
@@ -137,7 +139,7 @@ def _instance(task: str, doc: Any, request: Request, response: Response) -> Inst
     else:
         raise TypeError(f"no lm-eval instance for {request.kind}")
     answer: Any
-    if isinstance(response, Scored):
+    if isinstance(response, LikelihoodResponse):
         answer = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
     else:
         answer = response.text

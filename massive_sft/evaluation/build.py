@@ -19,9 +19,9 @@ from lm_eval.api.task import Task
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
-from massive_sft.evaluation.foreign import TaskUnavailable, foreign
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
-from massive_sft.evaluation.tasks import Loaded, Pinned, config_hash, content_of, load, seeded
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
+from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, config_hash, content_of, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.suites.declared import facts_by_task, label, shots_of
 from massive_sft.sweep import schema
@@ -32,7 +32,7 @@ _IGNORED_WHEN_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkRequests:
     """A declared benchmark at one number of shots, with its requests."""
 
     task: schema.Task
@@ -40,10 +40,10 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBenchmarks:
     """All benchmarks of an evaluation, and the reason for each one that is missing, by label."""
 
-    benchmarks: tuple[Benchmark, ...]
+    benchmarks: tuple[BenchmarkRequests, ...]
     missing: dict[str, str]
 
 
@@ -53,7 +53,7 @@ def prepare(
     wrapping: Wrapping,
     root: Path,
     allow_code_execution: bool = False,
-) -> Prepared:
+) -> PreparedBenchmarks:
     """Build the requests of every benchmark at every number of shots under ``root``.
 
     What cannot be built is reported in ``missing``; the rest goes on.
@@ -68,8 +68,8 @@ def prepare(
         except TaskUnavailable as error:
             missing[label(task, shots)] = str(error)
         else:
-            benchmarks.append(Benchmark(task, built))
-    return Prepared(tuple(benchmarks), missing)
+            benchmarks.append(BenchmarkRequests(task, built))
+    return PreparedBenchmarks(tuple(benchmarks), missing)
 
 
 def expand(tasks: tuple[schema.Task, ...]) -> list[tuple[schema.Task, int | None]]:
@@ -121,11 +121,11 @@ def _build(
     allow_code_execution: bool,
 ) -> RequestSet:
     loaded = load(task, allow_code_execution)
-    own = {name: (pinned.shots or 0) if shots is None else shots for name, pinned in loaded.pinned.items()}
+    own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
     leaves, lists = [], {}
     for name in sorted(loaded.tasks):
-        with seeded(), foreign(f"{name}: requests cannot be built"):
+        with seeded(), as_task_unavailable(f"{name}: requests cannot be built"):
             listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
         lines = [sets.to_line(request) for request in listed]
@@ -168,14 +168,14 @@ def _size(requests: list[Request]) -> dict[str, int]:
 
 
 def _requests_of(
-    loaded: Loaded, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
+    loaded: LoadedTasks, name: str, shots: int, limit: int | None, fewshot: schema.Fewshot, wrapping: Wrapping
 ) -> list[Request]:
     task = loaded.tasks[name]
     if shots < 0:
         raise TaskUnavailable(f"{name} has num_fewshot: {shots}; it must be 0 or more")
-    if shots > 0 and (loaded.pinned[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
+    if shots > 0 and (loaded.defaults[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
         raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
-    _set_shots(task, loaded.pinned[name], shots, fewshot)
+    _set_shots(task, loaded.defaults[name], shots, fewshot)
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
         task.build_all_requests(
             limit=limit,
@@ -187,14 +187,14 @@ def _requests_of(
     return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
 
 
-def _set_shots(task: Task, pinned: Pinned, shots: int, fewshot: schema.Fewshot) -> None:
+def _set_shots(task: Task, defaults: TaskDefaults, shots: int, fewshot: schema.Fewshot) -> None:
     task.set_config("num_fewshot", shots)
-    if pinned.sampler is not None:
-        task.sampler, task.fewshot_cfg.split = pinned.sampler, pinned.split
+    if defaults.sampler is not None:
+        task.sampler, task.fewshot_cfg.split = defaults.sampler, defaults.split
     if shots > 0 and fewshot.sampler == "first_n":
-        if pinned.sampler is None:
+        if defaults.sampler is None:
             raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
-        if pinned.split is None and not (task.has_training_docs() or task.has_validation_docs()):
+        if defaults.split is None and not (task.has_training_docs() or task.has_validation_docs()):
             # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
             # only when that split is named.
             task.fewshot_cfg.split = task.config.test_split

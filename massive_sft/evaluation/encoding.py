@@ -15,7 +15,7 @@ _LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
 _NO_LENGTH = int(1e29)  # tokenizers say this for "unknown"
 
 
-class Encoder:
+class RequestEncoder:
     """Encodes contexts and continuations with one tokenizer.
 
     A text gets a BOS when the tokenizer adds one by itself and the text does not start with it already; an EOS never.
@@ -131,7 +131,7 @@ def require_known_tokens(requests: Iterable[Request], tokenizer: Any, rows: int)
     """
     if _largest_id(tokenizer) < rows:
         return
-    encoder = Encoder(tokenizer, rows)
+    encoder = RequestEncoder(tokenizer, rows)
     for request in requests:
         if isinstance(request, Generation):
             encoder.prompt(request.context, request.lead)

@@ -11,7 +11,7 @@ import torch
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching
-from massive_sft.evaluation.encoding import Encoder
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
 
 # A stop may begin inside a token and a character may span four of them.
@@ -19,7 +19,7 @@ _SLACK_TOKENS = 4
 
 
 @dataclass(frozen=True)
-class Answer:
+class GeneratedText:
     """A text before its first stop, the tokens that were made (the stop's included), and why it ended."""
 
     text: str
@@ -57,12 +57,12 @@ def cut(text: str, until: Sequence[str]) -> str:
 def generate(
     model: Any,
     tokenizer: Any,
-    encoder: Encoder,
+    encoder: RequestEncoder,
     requests: Sequence[Generation],
     ends: Collection[int],
     max_length: int,
     token_budget: int,
-) -> tuple[list[Answer], int]:
+) -> tuple[list[GeneratedText], int]:
     """Answer generation requests; returns the answers in order, and the memory splits made.
 
     A context too long for the model loses its beginning. The model's own generation settings play no part.
@@ -81,7 +81,7 @@ def generate(
     by_limit: dict[int, list[int]] = defaultdict(list)
     for place, prompt in enumerate(prompts):
         by_limit[prompt.most].append(place)
-    answers: dict[int, Answer] = {}
+    answers: dict[int, GeneratedText] = {}
     splits = 0
     special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     for most, places in sorted(by_limit.items()):
@@ -96,7 +96,7 @@ def generate(
     return [answers[place] for place in range(len(requests))], splits
 
 
-def _prompt(encoder: Encoder, request: Generation, eos: str, max_length: int) -> _Prompt:
+def _prompt(encoder: RequestEncoder, request: Generation, eos: str, max_length: int) -> _Prompt:
     tokens, lead = encoder.prompt(request.context, request.lead)
     prompt = _Prompt(tokens, lead, (*request.until, eos), request.max_tokens)
     room = max_length - prompt.most
@@ -126,7 +126,7 @@ class _Batch:
         self._finish: list[str | None] = [None] * len(prompts)
 
     @torch.inference_mode()
-    def run(self) -> list[Answer]:
+    def run(self) -> list[GeneratedText]:
         """Generate greedily. Prompts are padded on the left here, so that all rows end together."""
         device = self._model.device
         contexts = [prompt.tokens for prompt in self._prompts]
@@ -180,7 +180,7 @@ class _Batch:
         if self._finish[row] is None and len(made) - self._leading[row] == prompt.limit:
             self._finish[row] = "length"
 
-    def _answer(self, row: int) -> Answer:
+    def _answer(self, row: int) -> GeneratedText:
         made, prompt = self._made[row], self._prompts[row]
         plain = self._tokenizer.decode([token for token in made if token not in self._ends], skip_special_tokens=True)
         text = cut(_after(prompt.lead, plain), prompt.until)
@@ -188,7 +188,7 @@ class _Batch:
         earlier = cut(_after(prompt.lead, self._tokenizer.decode(made)), prompt.until)
         for token in self._special.keys() & made:
             earlier = earlier.replace(self._special[token], "")
-        return Answer(earlier if text.startswith(earlier) else text, len(made), self._finish[row] or "length")
+        return GeneratedText(earlier if text.startswith(earlier) else text, len(made), self._finish[row] or "length")
 
 
 def _after(lead: str, text: str) -> str:

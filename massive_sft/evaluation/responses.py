@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Scored:
+class LikelihoodResponse:
     """The answer to a likelihood or rolling request: nats over ``tokens`` tokens, and whether all were the argmax."""
 
     kind: ClassVar[str] = "scored"
@@ -32,7 +32,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationResponse:
     """The answer to a generation request: the text before the stop, the tokens made, and why it ended.
 
     ``finish`` is ``stop``, ``eos`` or ``length``.
@@ -45,9 +45,9 @@ class Generated:
     finish: str
 
 
-Response = Scored | Generated
-_KINDS: dict[str, Callable[..., Response]] = {"scored": Scored, "generated": Generated}
-Answer = Callable[[Sequence[Request]], tuple[list[Response], dict[str, int]]]
+Response = LikelihoodResponse | GenerationResponse
+_KINDS: dict[str, Callable[..., Response]] = {"scored": LikelihoodResponse, "generated": GenerationResponse}
+AnswerShard = Callable[[Sequence[Request]], tuple[list[Response], dict[str, int]]]
 
 
 def shard_path(folder: Path, leaf: str, number: int) -> Path:
@@ -101,7 +101,7 @@ def _checksum_of(requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def respond(requests: RequestSet, folder: Path, weights: str, answer: Answer) -> dict[str, int]:
+def answer_requests(requests: RequestSet, folder: Path, weights: str, answer: AnswerShard) -> dict[str, int]:
     """Answer every shard that has no valid file under ``folder`` yet; return the sums of what happened.
 
     ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered

@@ -10,15 +10,15 @@ from typing import Any
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import aggregate, responses
-from massive_sft.evaluation.build import Prepared
-from massive_sft.evaluation.foreign import TaskUnavailable
+from massive_sft.evaluation.build import PreparedBenchmarks
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.scorer import Scorer
+from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.sweep import schema
 
 
 @dataclass
-class Evaluated:
+class EvaluationResult:
     """The scores of one model.
 
     Attributes:
@@ -37,7 +37,7 @@ class Evaluated:
 
 
 def evaluate(
-    prepared: Prepared,
+    prepared: PreparedBenchmarks,
     protocol: schema.Protocol,
     weights: str,
     make_scorer: Callable[[], Scorer],
@@ -46,7 +46,7 @@ def evaluate(
     allow_code_execution: bool = False,
     confirm: Callable[[], None] = lambda: None,
     ends: Collection[int] = (),
-) -> Evaluated:
+) -> EvaluationResult:
     """Score one model's weights on every prepared benchmark.
 
     Finished shards and cached scores are taken as they are, so a rerun does only what is left. The model is loaded
@@ -58,7 +58,7 @@ def evaluate(
         confirm: called before scores are written; raises when they may not count.
         ends: the tokens that the scorer ends an answer at.
     """
-    result = Evaluated(missing=dict(prepared.missing))
+    result = EvaluationResult(missing=dict(prepared.missing))
     scorers: list[Scorer] = []
 
     def answer(requests: Any) -> Any:
@@ -77,7 +77,7 @@ def evaluate(
             shards = folder / "responses" / pid
             began, loaded = time.perf_counter(), result.load_seconds
             try:
-                result.happened[label] = responses.respond(benchmark.requests, shards, weights, answer)
+                result.happened[label] = responses.answer_requests(benchmark.requests, shards, weights, answer)
                 scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)

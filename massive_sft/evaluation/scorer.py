@@ -11,11 +11,11 @@ import torch
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching, generate
-from massive_sft.evaluation.encoding import Encoder, max_length_of, truncated
+from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated
 from massive_sft.evaluation.ends import ends_of
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
-from massive_sft.evaluation.responses import Generated, Response, Scored
+from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
 
 
 class Scorer(Protocol):
@@ -68,7 +68,7 @@ class PlainScorer:
     ):
         self._model = model
         self._tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
+        self._encoder = RequestEncoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._token_budget = token_budget or batching.default_budget(model.device)
         self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
@@ -87,7 +87,7 @@ class PlainScorer:
         spans = [span for i in likelihoods for span in self._spans(i, requests[i])]
         scored, splits = self._score_spans(spans, budget)
         for i in likelihoods:
-            responses[i] = Scored(requests[i].index, *scored.get(i, _NOTHING))
+            responses[i] = LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING))
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
         answers, more_splits = generate.generate(
             self._model,
@@ -99,7 +99,7 @@ class PlainScorer:
             self._token_budget,
         )
         for (i, request), answer in zip(generations, answers, strict=True):
-            responses[i] = Generated(request.index, answer.text, answer.tokens, answer.finish)
+            responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
         return [responses[i] for i in range(len(requests))], {"memory_splits": splits + more_splits}
 
     def _spans(self, place: int, request: Request) -> list[_Span]:

@@ -1,6 +1,6 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``build``, ``aggregate``, ``metrics`` and ``lm`` know lm-eval.
+Only this module, ``build``, ``aggregate`` and ``metrics`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import fingerprint, hash_file
 from massive_sft.evaluation import local_files, metrics
-from massive_sft.evaluation.foreign import TaskUnavailable, foreign
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
@@ -39,7 +39,7 @@ local_files.track_changes()
 
 
 @dataclasses.dataclass(frozen=True)
-class Pinned:
+class TaskDefaults:
     """How a task comes: its number of shots (``None``: free), few-shot sampler and split. Building changes them."""
 
     shots: int | None
@@ -48,12 +48,12 @@ class Pinned:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedTasks:
     """A benchmark's leaf tasks and groups by name, and how each leaf came."""
 
     tasks: dict[str, Task]
     groups: dict[str, Group]
-    pinned: dict[str, Pinned]
+    defaults: dict[str, TaskDefaults]
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def _file_problem(path: Path) -> str | None:
     if not path.is_file():
         return "must be a task file that exists"
     try:
-        with foreign("must be a YAML task file"):
+        with as_task_unavailable("must be a YAML task file"):
             config = dict(load_yaml(path, resolve_func=False))
     except TaskUnavailable as error:
         return str(error)
@@ -143,7 +143,7 @@ def seeded() -> Iterator[None]:
         np.random.set_state(array)
 
 
-def load(task: schema.Task, allow_code_execution: bool = False) -> Loaded:
+def load(task: schema.Task, allow_code_execution: bool = False) -> LoadedTasks:
     """Load a benchmark with its data, once per process and content of its task file.
 
     Raises:
@@ -163,9 +163,9 @@ def content_of(task: schema.Task) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loaded:
+def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> LoadedTasks:
     name = title(task)
-    with foreign(f"{name} cannot be loaded"):
+    with as_task_unavailable(f"{name} cannot be loaded"):
         executes_code = _executes_code(task)
         if executes_code and not allow_code_execution:
             raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
@@ -181,12 +181,12 @@ def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> Loade
             raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
-    return Loaded(leaves, loaded.get("groups", {}), {leaf: _pinned(built) for leaf, built in leaves.items()})
+    return LoadedTasks(leaves, loaded.get("groups", {}), {leaf: _defaults(built) for leaf, built in leaves.items()})
 
 
-def _pinned(task: Task) -> Pinned:
+def _defaults(task: Task) -> TaskDefaults:
     fewshot = getattr(task, "fewshot_cfg", None)
-    return Pinned(task.get_config("num_fewshot"), getattr(task, "sampler", None), getattr(fewshot, "split", None))
+    return TaskDefaults(task.get_config("num_fewshot"), getattr(task, "sampler", None), getattr(fewshot, "split", None))
 
 
 def _load_file(path: Path) -> Any:
@@ -208,7 +208,7 @@ def _load_file(path: Path) -> Any:
     files = _beside(path.parent, kwargs["data_files"])
     config["dataset_kwargs"] = {**kwargs, "data_files": files}
     listed = list(dict.fromkeys(_listed(files)))
-    with foreign(f"{path.stem} cannot be loaded from {', '.join(listed)}"):
+    with as_task_unavailable(f"{path.stem} cannot be loaded from {', '.join(listed)}"):
         empty = [file for file in listed if Path(file).is_file() and not Path(file).read_bytes().strip()]
         if empty:
             raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")

@@ -26,6 +26,7 @@ from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.models import pretrained
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 SCHEMA = pa.schema(
     {
@@ -42,8 +43,9 @@ SCHEMA = pa.schema(
         "max_abs": pa.float64(),  # largest change of one weight
         "rounding_floor": pa.float64(),  # relative change that rounding to bf16 alone makes; 0 for fp32 and adapters
         "changed": pa.int64(),  # weights that differ from the start; no column in tables of earlier versions
-        "effective_rank": pa.float64(),  # of the change; null unless a spectrum was asked for
-        "singular_values": pa.list_(pa.float64()),  # of the change, the largest first; null likewise
+        # Always null: earlier versions could measure the spectrum of the change, and the format stays.
+        "effective_rank": pa.float64(),
+        "singular_values": pa.list_(pa.float64()),
     }
 )
 # Elements handled at once, in float64: bounds the memory beside the tensors themselves.
@@ -111,7 +113,7 @@ def _pytorch(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
     return {name: partial(tensors.__getitem__, name) for name in tensors}
 
 
-def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
+def layer_change(base: Model, snapshot: Path) -> pa.Table:
     """Measure the change of every floating-point tensor of a snapshot.
 
     Shared weights have one row. A weight without an adapter did not change; it has a row too, so that norms over all
@@ -120,9 +122,6 @@ def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
     Args:
         base: the model that training started from.
         snapshot: folder of a full snapshot or of an adapter.
-        spectrum: how many singular values of the change to keep, with its effective rank (the exponential of the
-            entropy of the normalised singular values; Roy and Vetterli 2007); 0 for none. Costs a decomposition per
-            matrix.
 
     Returns:
         A table of ``SCHEMA``, in the order of layers, then names.
@@ -135,9 +134,9 @@ def layer_change(base: Model, snapshot: Path, spectrum: int = 0) -> pa.Table:
     start = Tensors(pretrained.weight_paths(base))
     adapter = (snapshot / "adapter_config.json").is_file()
     if adapter:
-        rows = list(_adapter_rows(start, snapshot, _weights_of(base, start), spectrum))
+        rows = list(_adapter_rows(start, snapshot, _weights_of(base, start)))
     else:
-        rows = list(_full_rows(start, snapshot, spectrum))
+        rows = list(_full_rows(start, snapshot))
     kinds = _kinds([row["tensor"] for row in rows])
     for row in rows:
         row["layer"], row["kind"] = kinds[row["tensor"]]
@@ -160,7 +159,7 @@ def _weights_of(base: Model, start: Tensors) -> dict[str, str]:
     return {name: name for name in start.names()}
 
 
-def _full_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dict[str, Any]]:
+def _full_rows(start: Tensors, snapshot: Path) -> Iterator[dict[str, Any]]:
     end = Tensors(weight_files.find(snapshot))
     for name in end.names():
         after = end.read(name)
@@ -170,12 +169,11 @@ def _full_rows(start: Tensors, snapshot: Path, spectrum: int) -> Iterator[dict[s
         if before.shape != after.shape:
             raise Corrupt(f"{snapshot}: {name} has shape {tuple(after.shape)}, the base's {tuple(before.shape)}")
         sums = _Sums()
-        for one, other in zip(before.reshape(-1).split(_CHUNK), after.reshape(-1).split(_CHUNK), strict=True):
-            _add(sums, one.double(), other.double())
+        for start_part, end_part in zip(before.reshape(-1).split(_CHUNK), after.reshape(-1).split(_CHUNK), strict=True):
+            _add(sums, start_part.double(), end_part.double())
             if after.dtype == torch.bfloat16:
-                sums.rounding += _rounding(one.double())
-        values = torch.linalg.svdvals(after.float() - before.float()) if spectrum and after.dim() == 2 else None
-        yield _row(name, "full", after.numel(), sums, values, spectrum)
+                sums.rounding += _rounding(start_part.double())
+        yield _row(name, "full", after.numel(), sums)
 
 
 def _add(sums: _Sums, start: torch.Tensor, end: torch.Tensor) -> None:
@@ -195,9 +193,7 @@ def _rounding(weights: torch.Tensor) -> float:
     return float((spacing.square() / 12).where(weights != 0, 0).sum())
 
 
-def _adapter_rows(
-    start: Tensors, snapshot: Path, weights: Mapping[str, str], spectrum: int
-) -> Iterator[dict[str, Any]]:
+def _adapter_rows(start: Tensors, snapshot: Path, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Rows of the adapted ones among a model's weights, then of the others.
 
     Only products as thin as the rank are made, but for the largest change.
@@ -226,15 +222,12 @@ def _adapter_rows(
         if before.shape != (b.shape[0], a.shape[1]):
             raise Corrupt(f"{snapshot}: {module} does not fit the base's shape {tuple(before.shape)}")
         a, b = a.double(), b.double() * scale
-        values = None
-        if spectrum:
-            values = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
-        yield _row(f"{module}.weight", "lora", before.numel(), _adapter_sums(before, a, b), values, spectrum)
+        yield _row(f"{module}.weight", "lora", before.numel(), _adapter_sums(before, a, b))
     for name in sorted(frozen):
         weight = start.read(name)
         if weight.is_floating_point():
             square = sum(float(part.double().square().sum()) for part in weight.flatten().split(_CHUNK))
-            yield _row(name, "frozen", weight.numel(), _Sums(square, square, product=square), None, spectrum)
+            yield _row(name, "frozen", weight.numel(), _Sums(square, square, product=square))
 
 
 def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Sums:
@@ -254,12 +247,8 @@ def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Su
     return sums
 
 
-def _row(name: str, method: str, numel: int, sums: _Sums, values: torch.Tensor | None, spectrum: int) -> dict[str, Any]:
-    row = {"tensor": name, "method": method, "numel": numel, **_measures(sums)}
-    if values is not None:
-        row["singular_values"] = values[:spectrum].double().tolist()
-        row["effective_rank"] = _effective_rank(values.double())
-    return row
+def _row(name: str, method: str, numel: int, sums: _Sums) -> dict[str, Any]:
+    return {"tensor": name, "method": method, "numel": numel, **_measures(sums)}
 
 
 def _measures(sums: _Sums) -> dict[str, Any]:
@@ -274,12 +263,6 @@ def _measures(sums: _Sums) -> dict[str, Any]:
         "rounding_floor": math.sqrt(sums.rounding) / start if start else 0.0,
         "changed": sums.changed,
     }
-
-
-def _effective_rank(values: torch.Tensor) -> float:
-    """Return exp of the entropy of the normalised singular values; 0 for no change at all."""
-    shares = values[values > 0] / values.sum()
-    return float((-(shares * shares.log()).sum()).exp()) if len(shares) else 0.0
 
 
 def _kinds(names: list[str]) -> dict[str, tuple[int | None, str]]:
@@ -305,34 +288,39 @@ def _kinds(names: list[str]) -> dict[str, tuple[int | None, str]]:
     return found
 
 
-def aggregate(table: pa.Table) -> pa.Table:
-    """Return one row per layer and kind: norms over all weights of the group, as if they were one tensor.
-
-    Columns: layer, kind, method, tensors, and those of ``SCHEMA`` from numel to rounding_floor.
-    """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        groups.setdefault((row["layer"], row["kind"], row["method"]), []).append(row)
-    rows = []
-    for (layer, kind, method), members in groups.items():
-        sums = _Sums(
-            start=sum(row["base_norm"] ** 2 for row in members),
-            end=sum(row["final_norm"] ** 2 for row in members),
-            delta=sum(row["delta_norm"] ** 2 for row in members),
-            product=sum((row["cosine"] or 0) * row["base_norm"] * row["final_norm"] for row in members),
-            rounding=sum((row["rounding_floor"] * row["base_norm"]) ** 2 for row in members),
-            max_abs=max(row["max_abs"] for row in members),
-            changed=sum(row["changed"] for row in members),
-        )
-        numel = sum(row["numel"] for row in members)
-        names = {"layer": layer, "kind": kind, "method": method, "tensors": len(members), "numel": numel}
-        rows.append({**names, **_measures(sums)})
-    kept = [SCHEMA.field(name) for name in SCHEMA.names if name not in ("tensor", "effective_rank", "singular_values")]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*kept[:3], ("tensors", pa.int32()), *kept[3:]]))
-
-
 def write(path: Path, table: pa.Table) -> None:
     """Write a table as Parquet, atomically."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     files.write_bytes(path, buffer.getvalue())
+
+
+def summary(table: pa.Table) -> dict[str, Any]:
+    """Return a table's relative change over all weights and by layer, as if the weights of each were one tensor.
+
+    With them the rounding floor, and how many weights changed (of an adapter: those that its product is not 0 for).
+    """
+    rows = table.to_pylist()
+    by_layer: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["layer"] is not None:
+            by_layer.setdefault(row["layer"], []).append(row)
+    return {
+        "schema": MEASURE_SEMANTICS["layer_change"],
+        "relative": _relative(rows),
+        "rounding_floor": _norm(rows, lambda row: row["rounding_floor"] * row["base_norm"]),
+        "changed": sum(row["changed"] for row in rows),
+        "weights": sum(row["numel"] for row in rows),
+        "max_abs": max(row["max_abs"] for row in rows),
+        "relative_by_layer": {str(layer): _relative(members) for layer, members in sorted(by_layer.items())},
+    }
+
+
+def _relative(rows: list[dict[str, Any]]) -> float | None:
+    return _norm(rows, lambda row: row["delta_norm"])
+
+
+def _norm(rows: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float | None:
+    """Return a Frobenius norm over that of the start, of several weights as if they were one."""
+    start = math.hypot(*(row["base_norm"] for row in rows))
+    return math.hypot(*map(of, rows)) / start if start else None

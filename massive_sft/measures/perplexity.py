@@ -1,4 +1,4 @@
-"""Perplexity, bits per byte and token lengths of a training set under a model.
+"""Perplexity and bits per byte of a training set under a model.
 
 Special tokens (EOS, a chat template's end of turn and headers) stand for no byte of the text, and a base model gives
 EOS after an answer almost no probability: counted with the text they would make short answers look unlikely. They are
@@ -146,7 +146,7 @@ def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: 
     Args:
         model: in eval mode, on its device.
         samples: with ``tokens`` within the model's context.
-        special: bool, shape (tokenizer's vocabulary,), the tokens that stand for no text (``text.special_tokens``).
+        special: bool, shape (tokenizer's vocabulary,), the tokens that stand for no text (``encoding.special_tokens``).
         token_budget: tokens of a batch with padding; by the kind of device when ``None``.
 
     Raises:
@@ -209,25 +209,3 @@ def _batch(model: Any, samples: Samples, indices: list[int]) -> list[np.ndarray]
     logprobs, _ = target_logprobs(logits, every, torch.from_numpy(targets).to(device))
     nll = -logprobs.double().numpy()
     return np.split(nll, np.cumsum([max(len(tokens) - 1, 0) for tokens in taken])[:-1])
-
-
-def token_length(samples: Samples) -> dict[str, Any]:
-    """Return mean, median, 95th percentile, maximum and total of tokens per sample: all, and trainable ones."""
-    return {
-        "schema": MEASURE_SEMANTICS["token_length"],
-        "samples": len(samples),
-        "all": _spread(samples.lengths),
-        "response": _spread(_per_sample(samples, samples.trainable.astype(np.int64))),
-    }
-
-
-def _spread(lengths: np.ndarray) -> dict[str, float | int] | None:
-    if not len(lengths):
-        return None
-    return {
-        "mean": float(lengths.mean()),
-        "median": float(np.median(lengths)),
-        "p95": float(np.percentile(lengths, 95)),
-        "max": int(lengths.max()),
-        "total": int(lengths.sum()),
-    }

@@ -18,7 +18,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.models.peak_memory import device_name
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, skipped
-from massive_sft.running.failures import contained, leave_traceback, sentence
+from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
@@ -53,7 +53,7 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
         leave_traceback(evaluator.ledger.cell_dir(cell.cell.id), error)
-        record = evaluator.recorder.failed(cell, 1, sentence(error))
+        record = evaluator.recorder.failed(cell, 1, error_text(error))
     listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 
@@ -162,7 +162,7 @@ class CellEvaluator:
             details = self._scored(plan, snapshot, weights, details, claim)
         for item in plan.unmet:
             if item.measure is not None and (item.measure != "layer_change" or found is not None):
-                with contained(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
+                with missing_on_failure(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
                     self._measure(item.measure, plan, run, found[0] if found else None, details)
         details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
         return details

@@ -16,7 +16,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
-def contained(missing: MutableMapping[str, str], name: str, folder: Path) -> Iterator[None]:
+def missing_on_failure(missing: MutableMapping[str, str], name: str, folder: Path) -> Iterator[None]:
     """Put the reason why a benchmark or measure failed into ``missing``, its traceback into ``folder``, and go on.
 
     Raises:
@@ -42,6 +42,6 @@ def leave_traceback(folder: Path, error: Exception) -> None:
         (folder / "traceback.txt").write_text(text)
 
 
-def sentence(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return an error as a record keeps it."""
     return f"{type(error).__name__}: {error}" if str(error).strip() else describe_error(error)

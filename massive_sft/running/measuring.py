@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,13 @@ from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.encoding import special_tokens
 from massive_sft.ledger.store import Ledger
 from massive_sft.measures import layer_change
-from massive_sft.measures.perplexity import load_summary, perplexity, token_length
+from massive_sft.measures.perplexity import load_summary, perplexity
+from massive_sft.measures.token_length import token_length
 from massive_sft.models import pretrained
 from massive_sft.models.trained import load_scored
 from massive_sft.planning.plan import RunPlan, perplexity_key
 from massive_sft.running.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
-from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.unchanged import require_same_model
 
 LAYERS = "layers.parquet"
@@ -66,30 +64,4 @@ def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -
     require_same_model(recipe.model, recipe.parts["base"])
     path = ledger.cell_dir(cell.id) / LAYERS
     layer_change.write(path, table)
-    return _summary(table.to_pylist()), {path.relative_to(ledger.root).as_posix(): hash_file(path)}
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    by_layer: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["layer"] is not None:
-            by_layer.setdefault(row["layer"], []).append(row)
-    return {
-        "schema": MEASURE_SEMANTICS["layer_change"],
-        "relative": _relative(rows),
-        "rounding_floor": _norm(rows, lambda row: row["rounding_floor"] * row["base_norm"]),
-        "changed": sum(row["changed"] for row in rows),
-        "weights": sum(row["numel"] for row in rows),
-        "max_abs": max(row["max_abs"] for row in rows),
-        "relative_by_layer": {str(layer): _relative(members) for layer, members in sorted(by_layer.items())},
-    }
-
-
-def _relative(rows: list[dict[str, Any]]) -> float | None:
-    return _norm(rows, lambda row: row["delta_norm"])
-
-
-def _norm(rows: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float | None:
-    """Return a Frobenius norm over that of the start, of several weights as if they were one."""
-    start = math.hypot(*(row["base_norm"] for row in rows))
-    return math.hypot(*map(of, rows)) / start if start else None
+    return layer_change.summary(table), {path.relative_to(ledger.root).as_posix(): hash_file(path)}

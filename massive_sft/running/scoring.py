@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, describe_error
-from massive_sft.evaluation.build import Prepared, prepare
+from massive_sft.evaluation.build import PreparedBenchmarks, prepare
 from massive_sft.evaluation.ends import end_tokens
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
@@ -21,7 +21,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
 from massive_sft.models.trained import load_scored
 from massive_sft.planning.requirements import Requirement, protocol_of
-from massive_sft.running.failures import contained
+from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation
@@ -52,13 +52,13 @@ class _Guarded(PlainScorer):
 
 
 @dataclass
-class Scored:
+class CellScores:
     """What scoring gave.
 
     Attributes:
         scores: by protocol id.
         missing: why a benchmark is missing, by its label.
-        seconds: what answering took, by ``Asked.id``, and ``load``; nothing for scores that were there.
+        seconds: what answering took, by ``Requirement.id``, and ``load``; nothing for scores that were there.
         attention: the implementation that computed them; None where nothing was computed.
     """
 
@@ -123,7 +123,7 @@ def score(
     stop: Callable[[], bool],
     confirm: Callable[[], None],
     gpu: bool = False,
-) -> Scored:
+) -> CellScores:
     """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
 
     A benchmark that fails, for whatever reason, is missing; the others are scored.
@@ -140,17 +140,17 @@ def score(
         LeaseLost: ``confirm`` said so.
         OSError: the disk takes no more.
     """
-    result = Scored()
+    result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
     loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
     for item in asked:
         if item.task is None or item.template is None:
             continue
         name = item.label
-        with contained(result.missing, name, ledger.cell_dir(cell.id)):
+        with missing_on_failure(result.missing, name, ledger.cell_dir(cell.id)):
             wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
             done = evaluate(
-                prepared(item, evaluation, wrapping, ledger),
+                prepare_benchmark(item, evaluation, wrapping, ledger),
                 evaluation.protocol,
                 weights,
                 loaded.scorer,
@@ -171,7 +171,9 @@ def score(
     return result
 
 
-def prepared(item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger) -> Prepared:
+def prepare_benchmark(
+    item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger
+) -> PreparedBenchmarks:
     """Build one benchmark's requests in the ledger's cache, once in a process; ``item`` is no measure."""
     shots = None if item.shots is None else (item.shots,)
     return prepare(

@@ -21,7 +21,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
 from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed, TrainingStarted, skipped
-from massive_sft.running.failures import leave_traceback, sentence
+from massive_sft.running.failures import error_text, leave_traceback
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.sweep.schema import KeepSnapshots
@@ -85,11 +85,11 @@ def train_run(
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
             if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
-                listen(skipped(sentence(error), trial.left))
+                listen(skipped(error_text(error), trial.left))
                 return
             trial.hand([cell for cell in trial.left if trial.trained(cell)])
             for cell in trial.left:
-                record = recorder.failed(cell, attempt.number, sentence(error))
+                record = recorder.failed(cell, attempt.number, error_text(error))
                 listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 

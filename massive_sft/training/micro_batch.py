@@ -8,7 +8,7 @@ from typing import Any
 
 from massive_sft.core import files
 from massive_sft.core.errors import MassiveSFTError
-from massive_sft.cost.memory import CPU_TOKENS, GPU_TOKENS
+from massive_sft.cost.memory import CPU_TOKENS, MOST_GPU_TOKENS
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.engine import Engine
@@ -40,7 +40,7 @@ def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any
             2 if spec.setting.precision == "bf16" else 4,
             spec.layout.gradient_checkpointing,
         )
-    return Limit(tokens=max(min(tokens, GPU_TOKENS), int(samples.lengths.max())))
+    return Limit(tokens=max(min(tokens, MOST_GPU_TOKENS), int(samples.lengths.max())))
 
 
 def agreed_limit(probe: Probe, engine: Engine, limit: Limit) -> Limit:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from massive_sft.cost.memory import activation_bytes, logit_bytes
+from massive_sft.cost.padding import samples_per_micro_batch
 from massive_sft.data.samples import Samples, padded_width
 
 # The target of a position that only fills up; cross-entropy ignores it.
@@ -107,15 +108,9 @@ def plan_step(
 
 def _cut_padded(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np.ndarray]:
     """Cut samples sorted from long to short; the first of a micro-batch gives its width."""
-    cuts = []
-    start = 0
-    while start < len(share):
-        size = limit.samples
-        if size is None:
-            size = max(1, (limit.tokens or 1) // padded_width(int(lengths[share[start]])))
-        cuts.append(share[start : start + size])
-        start += size
-    return cuts
+    widths = [padded_width(int(length)) for length in lengths[share]]
+    sizes = list(samples_per_micro_batch(widths, limit.samples, limit.tokens))
+    return np.split(share, np.cumsum(sizes)[:-1]) if sizes else []
 
 
 def _cut_packed(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np.ndarray]:

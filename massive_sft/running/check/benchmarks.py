@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
-from massive_sft.evaluation.aggregate import rehearse
-from massive_sft.evaluation.build import Benchmark
+from massive_sft.evaluation.aggregate import dry_run
+from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.encoding import max_length_of, require_known_tokens
-from massive_sft.evaluation.foreign import TaskUnavailable
 from massive_sft.evaluation.requests import read_requests
+from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.tasks import problems as task_problems
 from massive_sft.evaluation.wrapping import Wrapping, choose
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
 from massive_sft.running.check.models import Models, Usable
-from massive_sft.running.scoring import prepared
+from massive_sft.running.scoring import prepare_benchmark
 from massive_sft.sweep import template
 
 
@@ -25,7 +25,7 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
     unknown = task_problems(plan.tasks, f"{plan.sweep.path}: evaluation.tasks")
     yield from unknown
     refused = {problem.place.partition(": ")[2].partition(".name")[0].partition(".path")[0] for problem in unknown}
-    built: dict[tuple[str, Wrapping], Benchmark | None] = {}
+    built: dict[tuple[str, Wrapping], BenchmarkRequests | None] = {}
     for model, item in _wanted(plan, models):
         place = _place(plan, item)
         if item.task is None or item.template is None or place.partition(": ")[2] in refused:
@@ -66,13 +66,13 @@ def _wanted(plan: Plan, models: Models) -> Iterator[tuple[Usable | None, Require
     yield from found.values()
 
 
-def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) -> Benchmark:
+def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) -> BenchmarkRequests:
     evaluation = plan.sweep.file.evaluation
-    done = prepared(item, evaluation, wrapping, ledger)
+    done = prepare_benchmark(item, evaluation, wrapping, ledger)
     for reason in done.missing.values():
         raise TaskUnavailable(reason)
     (benchmark,) = done.benchmarks
-    rehearse(benchmark, evaluation.allow_code_execution)
+    dry_run(benchmark, evaluation.allow_code_execution)
     return benchmark
 
 
@@ -83,7 +83,7 @@ def _place(plan: Plan, item: Requirement) -> str:
     return f"{plan.sweep.path}: evaluation." + (f"tasks[{own}]" if listed else "suites")
 
 
-def _too_long(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Problem]:
+def _too_long(place: str, benchmark: BenchmarkRequests, model: Usable) -> Iterator[Problem]:
     """Yield what scoring would refuse of a benchmark for one model: answers that leave no room for a question."""
     longest = int(benchmark.requests.provenance["size"]["longest_answer"])
     most = max_length_of(model.config, model.tokenizer)
@@ -92,7 +92,7 @@ def _too_long(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Probl
         yield Problem(place, f"{rule}question in the {most} of {model.name}; lower max_gen_toks in its task file")
 
 
-def _unknown_tokens(place: str, benchmark: Benchmark, model: Usable) -> Iterator[Problem]:
+def _unknown_tokens(place: str, benchmark: BenchmarkRequests, model: Usable) -> Iterator[Problem]:
     """Yield what scoring would refuse of a benchmark for one model: tokens that it has no embedding for."""
     requests = (request for leaf in benchmark.requests.leaves for request in read_requests(benchmark.requests, leaf))
     try:

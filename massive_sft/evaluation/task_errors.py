@@ -13,7 +13,7 @@ class TaskUnavailable(MassiveSFTError):
 
 
 @contextlib.contextmanager
-def foreign(doing: str) -> Iterator[None]:
+def as_task_unavailable(doing: str) -> Iterator[None]:
     """Call a benchmark's code, its data's readers or its metrics within this.
 
     Args:

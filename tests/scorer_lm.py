@@ -9,7 +9,7 @@ from lm_eval.api.model import LM
 
 from massive_sft.evaluation.build import generation
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
-from massive_sft.evaluation.responses import Generated, Response, Scored
+from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
 from massive_sft.evaluation.scorer import Scorer
 
 
@@ -26,12 +26,12 @@ class ScorerLM(LM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return (log-probability, greedy) of each (context, continuation)."""
         asked: list[Request] = [Likelihood(i, i, 0, "", 1, *request.args) for i, request in enumerate(requests)]
-        return [(r.logprob, r.greedy) for r in self._score(asked) if isinstance(r, Scored)]
+        return [(r.logprob, r.greedy) for r in self._score(asked) if isinstance(r, LikelihoodResponse)]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Return the log-probability of each text."""
         asked: list[Request] = [Rolling(i, i, 0, "", 1, *request.args) for i, request in enumerate(requests)]
-        return [r.logprob for r in self._score(asked) if isinstance(r, Scored)]
+        return [r.logprob for r in self._score(asked) if isinstance(r, LikelihoodResponse)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Return the greedy answer to each (context, arguments)."""
@@ -39,4 +39,4 @@ class ScorerLM(LM):
         asked: list[Request] = [
             Generation(i, i, 0, "", 1, request.args[0], **arguments[i]) for i, request in enumerate(requests)
         ]
-        return [r.text for r in self._score(asked) if isinstance(r, Generated)]
+        return [r.text for r in self._score(asked) if isinstance(r, GenerationResponse)]

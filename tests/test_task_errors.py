@@ -12,10 +12,10 @@ from evaluation_world import own_datasets_cache, write_tasks
 
 from massive_sft.evaluation import wrapping
 from massive_sft.evaluation.build import prepare
-from massive_sft.evaluation.foreign import foreign
 from massive_sft.evaluation.protocol import ScoreCache
-from massive_sft.evaluation.run import Evaluated, evaluate
+from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.task_errors import as_task_unavailable
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -54,7 +54,7 @@ DATA = {
 }
 
 
-def scored(folder: Path, bad: Path) -> Evaluated:
+def scored(folder: Path, bad: Path) -> EvaluationResult:
     """Prepare and score a benchmark that fails beside one that does not."""
     tasks = (schema.Task(path=str(bad)), schema.Task(path=str(write_tasks(folder)["tiny_mc"]), limit=2))
     prepared = prepare(tasks, schema.Fewshot(), wrapping.NONE, folder / "requests")
@@ -124,5 +124,5 @@ def test_result_of_another_type_is_a_reason_too(tmp_path: Path) -> None:
 
 
 def test_person_who_stops_the_run_is_not_taken_for_a_benchmark_that_fails() -> None:
-    with pytest.raises(KeyboardInterrupt), foreign("it cannot be loaded"):
+    with pytest.raises(KeyboardInterrupt), as_task_unavailable("it cannot be loaded"):
         raise KeyboardInterrupt
