@@ -29,7 +29,7 @@ from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
 from massive_sft.training.checkpoints.disk import Checkpoints
-from massive_sft.training.checkpoints.policy import SECONDS, SHARE
+from massive_sft.training.checkpoints.policy import SHORTEST_INTERVAL_S, TIMES_COST
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
 from massive_sft.training.loop import train_trajectory
 
@@ -123,7 +123,7 @@ def rows(steps: int, every: float, folder: Path) -> Iterator[str]:
         spec = make_spec(folder / "base", zero, precision, method)
         written, trained, whole = measure(spec, steps, every, folder / f"{zero}-{precision}-{method}")
         cost = median(event.seconds for event in written)
-        interval = max(SECONDS, SHARE * cost)
+        interval = max(SHORTEST_INTERVAL_S, TIMES_COST * cost)
         yield (
             f"{zero:4} {precision:9} {method:6} | {len(written):6} {written[-1].bytes / 1e6:5.0f} {cost:8.2f} "
             f"{max(event.seconds for event in written):9.2f} | {interval:10.0f} {cost / (interval + cost):6.2%} | "

@@ -23,7 +23,7 @@ from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.run import evaluate
 from massive_sft.evaluation.scorer import PlainScorer
-from massive_sft.evaluation.wrapping import choose
+from massive_sft.evaluation.wrapping import choose_wrapping
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -83,7 +83,7 @@ def exact_matches(folder: Path, kind: str, chat: str | None, template: Any, befo
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     (folder / "heart.yaml").write_text(yaml.safe_dump(config))
-    task, wrapping = schema.Task(path=str(folder / "heart.yaml")), choose(PROTOCOL, template, tokenizer)
+    task, wrapping = schema.Task(path=str(folder / "heart.yaml")), choose_wrapping(PROTOCOL, template, tokenizer)
     prepared = prepare((task,), schema.Fewshot(), wrapping, folder / "requests")
     cache = ScoreCache(folder / "cache")
     done = evaluate(prepared, PROTOCOL, "w", lambda: PlainScorer(model, tokenizer), folder / "cell", cache)
@@ -133,7 +133,7 @@ def test_chat_answers_that_begin_with_white_space_are_exact(tmp_path: Path, kind
 
 def test_special_tokens_end_an_answer_where_they_are_listed_and_are_never_part_of_it(tmp_path: Path) -> None:
     model, tokenizer = learnt("llama3", "llama3_first", "chat")
-    wrapping = choose(schema.Protocol(template="chat"), "chat", tokenizer)
+    wrapping = choose_wrapping(schema.Protocol(template="chat"), "chat", tokenizer)
     assert wrapping.render is not None
     context = wrapping.render([{"role": "user", "content": QUESTIONS[1]}])
     stops = [(), ("<|eot_id|>",), (" is", "<|eot_id|>"), ("city<|eot_id|>",), ("<|eot_id|>\n", "ity<|")]
@@ -153,7 +153,7 @@ def test_prompt_ends_where_the_prompt_of_training_did() -> None:
         tokenizer = real_tokenizer(kind, None)
         setting = schema.Setting(method="full", lr=1e-3, batch=8, template=template)
         encoder, scoring, findings = RowEncoder(tokenizer, setting), RequestEncoder(tokenizer), Findings()
-        wrapping = choose(PROTOCOL, template, tokenizer)
+        wrapping = choose_wrapping(PROTOCOL, template, tokenizer)
         assert wrapping.render is not None
         whole = wrapping.render([{"role": "user", "content": "a?"}])
         prompt, lead = scoring.prompt(whole.rstrip(), whole[len(whole.rstrip()) :])
@@ -183,7 +183,7 @@ def test_likelihood_after_a_template_that_ends_in_a_line_is_of_the_tokens_that_t
     }
     (tmp_path / "choices.yaml").write_text(yaml.safe_dump(config))
     task = schema.Task(path=str(tmp_path / "choices.yaml"))
-    wrapping = choose(PROTOCOL, own("Q: {prompt}\nA:\n"), tokenizer)
+    wrapping = choose_wrapping(PROTOCOL, own("Q: {prompt}\nA:\n"), tokenizer)
     (built,) = prepare((task,), PROTOCOL.fewshot, wrapping, tmp_path / "requests").benchmarks
     requests = read_requests(built.requests, built.requests.leaves[0])
     answers = PlainScorer(model, tokenizer, ends=()).score(requests)[0]

@@ -27,7 +27,7 @@ from massive_sft.evaluation import build
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.check import check
-from massive_sft.running.check.room import room_problems
+from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(120)
@@ -393,7 +393,7 @@ def test_disk_too_small_for_a_snapshot_is_said_with_numbers(
     plan = planned(home)
     Ledger.open(plan.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
-    problems = [str(problem) for problem in room_problems(plan)]
+    problems = [str(problem) for problem in disk_space_problems(plan)]
     assert len(problems) == (free < 10**6)
     for text in problems:
         assert re.search(r"storage\.root: has 1 kB free, but a snapshot of llama full takes about [\d.]+ MB", text)

@@ -19,7 +19,7 @@ from tiny_training import make_base, make_samples, make_spec
 
 from massive_sft.training import engine as engine_module
 from massive_sft.training.engine import Engine, free_memory
-from massive_sft.training.loading import load_trained
+from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import collate
 from massive_sft.training.ranks import join_group
@@ -97,7 +97,7 @@ def owners_at(base: Path, zero: int, precision: str) -> Iterator[dict[str, Any]]
 
     spec, samples = make_spec(base, layout={"zero": zero}, precision=precision), make_samples(4)
     join_group(spec.layout)
-    module = SummedLoss(load_trained(spec, samples))
+    module = SummedLoss(load_for_training(spec, samples))
     engine = Engine(module, spec.setting, spec.layout)
     try:
         engine.accumulate([collate(samples, np.arange(4), packing=False)], 10)

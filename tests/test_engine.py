@@ -24,7 +24,7 @@ from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.engine import Engine, free_memory, layout_problems
-from massive_sft.training.loading import load_trained
+from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.packing import collate
@@ -254,10 +254,10 @@ def test_first_step_adds_the_bytes_that_the_engine_says(base: Path, precision: s
     spec = make_spec(base, layout={"zero": zero, "micro_batch": 4}, precision=precision)
     samples = make_samples(4)
     join_group(spec.layout)
-    module = SummedLoss(load_trained(spec, samples))
+    module = SummedLoss(load_for_training(spec, samples))
     engine = Engine(module, spec.setting, spec.layout)
     try:
-        before, said = held_bytes(), engine.coming_bytes()
+        before, said = held_bytes(), engine.first_step_bytes()
         batch = collate(samples, np.arange(4), packing=False)
         for _ in range(2):
             engine.accumulate([batch], 10)

@@ -39,7 +39,7 @@ from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.measures import layer_change
 from massive_sft.measures.perplexity import perplexity
 from massive_sft.models import pretrained
-from massive_sft.models.trained import load_scored
+from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.sweep.schema import Lora, Model, Setting
 from massive_sft.training.lora import add_adapter, target_problems
 
@@ -88,7 +88,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
     assert summary.attention == ATTENTION.get(base.name, "sdpa")
     snapshot = summary.snapshots[1]
 
-    start, tuned = load_scored(model, None, "fp32"), load_scored(model, snapshot, "fp32")
+    start, tuned = load_for_scoring(model, None, "fp32"), load_for_scoring(model, snapshot, "fp32")
     logits = tuned(input_ids=TOKENS).logits
     assert (logits - start(input_ids=TOKENS).logits).abs().max() > 1e-3
 
@@ -97,7 +97,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
     else:
         eager = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
         whole = PeftModel.from_pretrained(eager, str(snapshot)).eval()
-        merged = load_scored(model, snapshot, "fp32", adapters="merged")
+        merged = load_for_scoring(model, snapshot, "fp32", adapters="merged")
         merged.save_pretrained(tmp_path / "merged")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
         assert torch.allclose(again(input_ids=TOKENS).logits, logits, atol=2e-4)
@@ -127,7 +127,7 @@ def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Pat
         return
     spec = make_spec(base, method="lora", lr=1e-2, lora=lora, layout={"zero": 1})
     snapshot = train(spec, make_samples(4), tmp_path)[0].snapshots[1]
-    unmerged, merged = (load_scored(spec.model, snapshot, "fp32", how) for how in ("unmerged", "merged"))
+    unmerged, merged = (load_for_scoring(spec.model, snapshot, "fp32", how) for how in ("unmerged", "merged"))
     assert torch.allclose(merged(input_ids=TOKENS).logits, unmerged(input_ids=TOKENS).logits, atol=2e-4)
     rows = layer_change.layer_change(spec.model, snapshot).to_pylist()
     assert [row["tensor"] for row in rows if row["delta_norm"]] == [f"{head}.weight"]
@@ -191,10 +191,10 @@ def test_adapter_of_a_tied_output_layer_merges_without_moving_the_embeddings(tmp
             nn.init.normal_(weight)
     adapted.save_pretrained(tmp_path / "adapter")
     model = Model(path=str(tmp_path / "base"))
-    unmerged, merged = (load_scored(model, tmp_path / "adapter", "fp32", how) for how in ("unmerged", "merged"))
+    unmerged, merged = (load_for_scoring(model, tmp_path / "adapter", "fp32", how) for how in ("unmerged", "merged"))
     expected = unmerged(input_ids=TOKENS).logits
     merged.save_pretrained(tmp_path / "merged")
-    for one in (merged, load_scored(model, tmp_path / "merged", "fp32")):
+    for one in (merged, load_for_scoring(model, tmp_path / "merged", "fp32")):
         assert torch.allclose(one(input_ids=TOKENS).logits, expected, atol=1e-4)
         assert torch.equal(
             one.get_input_embeddings().weight, pretrained.load_model(model, "fp32").model.embed_tokens.weight

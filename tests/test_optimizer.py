@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from massive_sft.sweep.schema import Optimizer
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import batches
-from massive_sft.training.loading import load_trained
+from massive_sft.training.loading import load_for_training
 from massive_sft.training.optimizer import parameter_groups
 
 DECAY = {"weight_decay": 0.5, "eps": 1e-4}
@@ -44,7 +44,7 @@ def test_matrices_are_what_the_trainer_of_transformers_decays(family: str) -> No
 )
 def test_one_group_where_nothing_is_told_apart(base: Path, changes: dict[str, Any]) -> None:
     spec = make_spec(base, **{"optimizer": DECAY, **changes})
-    model = load_trained(spec, make_samples())
+    model = load_for_training(spec, make_samples())
     assert len(parameter_groups(model, spec.setting.optimizer)) == 1
 
 

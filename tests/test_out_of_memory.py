@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from massive_sft.evaluation import batching
-from massive_sft.models.out_of_memory import out_of_memory
+from massive_sft.models.out_of_memory import is_out_of_memory
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -22,7 +22,7 @@ OTHER = [RuntimeError("shapes do not match"), ValueError("out of memory cells"),
 
 @pytest.mark.parametrize("error", SAID, ids=str)
 def test_lack_of_memory_is_known_in_every_form_and_scoring_halves_the_batch(error: Exception) -> None:
-    assert out_of_memory(error)
+    assert is_out_of_memory(error)
 
     def compute(batch: list[int]) -> list[int]:
         if len(batch) > 1:
@@ -34,4 +34,4 @@ def test_lack_of_memory_is_known_in_every_form_and_scoring_halves_the_batch(erro
 
 @pytest.mark.parametrize("error", OTHER, ids=str)
 def test_other_errors_are_not_taken_for_lack_of_memory(error: Exception) -> None:
-    assert not out_of_memory(error)
+    assert not is_out_of_memory(error)

@@ -19,7 +19,7 @@ from massive_sft.evaluation.generate import cut
 from massive_sft.evaluation.logits import chosen_logits
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.scorer import PlainScorer
-from massive_sft.models.trained import load_scored
+from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.sweep import schema
 
 CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "", "<s>the road", "x" * 300, "two cats \n", "   "]
@@ -235,11 +235,11 @@ def test_adapter_snapshot_is_scored_unmerged_or_merged_with_equal_fp32_scores(tm
     asked = likelihoods(pairs())
     scores = {}
     for adapters in ("unmerged", "merged"):
-        model = load_scored(base, tmp_path / "adapter", "fp32", adapters)
+        model = load_for_scoring(base, tmp_path / "adapter", "fp32", adapters)
         assert any("lora" in name for name, _ in model.named_modules()) == (adapters == "unmerged")
         scores[adapters] = [r.logprob for r in PlainScorer(model, world.tokenizer()).score(asked)[0]]
     expected = [r.logprob for r in PlainScorer(tuned.eval(), world.tokenizer()).score(asked)[0]]
-    untuned = [r.logprob for r in PlainScorer(load_scored(base, None, "fp32"), world.tokenizer()).score(asked)[0]]
+    untuned = [r.logprob for r in PlainScorer(load_for_scoring(base, None, "fp32"), world.tokenizer()).score(asked)[0]]
     assert scores["unmerged"] == expected
     assert scores["merged"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(untuned, expected, strict=True)) > 1
@@ -248,7 +248,7 @@ def test_adapter_snapshot_is_scored_unmerged_or_merged_with_equal_fp32_scores(tm
 def test_full_snapshot_folder_is_scored_with_its_own_weights(tmp_path: Path) -> None:
     base = saved_base(tmp_path / "base")
     world.llama(seed=5).save_pretrained(tmp_path / "snapshot")
-    model = load_scored(base, tmp_path / "snapshot", "fp32")
+    model = load_for_scoring(base, tmp_path / "snapshot", "fp32")
     asked = likelihoods(pairs())
     found, _ = PlainScorer(model, world.tokenizer()).score(asked)
     assert found == PlainScorer(world.llama(seed=5), world.tokenizer()).score(asked)[0]
@@ -258,4 +258,4 @@ def test_folder_without_a_model_is_no_snapshot(tmp_path: Path) -> None:
     base = saved_base(tmp_path / "base")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="is no snapshot"):
-        load_scored(base, tmp_path / "empty", "fp32")
+        load_for_scoring(base, tmp_path / "empty", "fp32")

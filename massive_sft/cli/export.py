@@ -137,9 +137,9 @@ def _name_base(path: Path, model: Model) -> None:
 
 def _merge(model: Model, snapshot: Path, target: Path) -> None:
     from massive_sft.models import pretrained
-    from massive_sft.models.trained import load_scored
+    from massive_sft.models.snapshots import load_for_scoring
 
-    merged = load_scored(model, snapshot, "fp32", adapters="merged")
+    merged = load_for_scoring(model, snapshot, "fp32", adapters="merged")
     with pretrained.no_progress_bar():
         merged.save_pretrained(target)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.models.out_of_memory import out_of_memory
+from massive_sft.models.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 # Tokens of a batch of scoring, padding included. On a CPU one that stays in the caches is a quarter faster than 8192
@@ -45,7 +45,7 @@ def run_split(batch: list[int], compute: Callable[[list[int]], list[T]]) -> tupl
     try:
         return compute(batch), 0
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Outside the handler: the exception holds the frames, and they hold the tensors that did not fit.
     if len(batch) == 1:

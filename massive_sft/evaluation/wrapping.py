@@ -78,7 +78,7 @@ def _around(found: Chat) -> tuple[str, tuple[str, ...]]:
         return "", ()
 
 
-def choose(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:
+def choose_wrapping(protocol: schema.Protocol, setting_template: str | schema.TemplateText, tokenizer: Any) -> Wrapping:
     """Return the wrapping that a protocol asks for, given the template of the setting under comparison."""
     if protocol.template == "none":
         return NONE

@@ -7,7 +7,7 @@ import torch
 # What the allocators and libraries say, in lower case: torch's caching allocator and CUDA itself ("CUDA error: out of
 # memory", an AcceleratorError), CUDA by the error's name, cuBLAS, cuDNN and cuSOLVER when they make their handles, and
 # torch's CPU allocator, on Linux and on Windows.
-_SAID = (
+_MESSAGES = (
     "out of memory",
     "memoryallocation",
     "status_alloc_failed",
@@ -16,8 +16,8 @@ _SAID = (
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory ran out."""
     text = str(error).lower()
-    told = isinstance(error, RuntimeError) and any(said in text for said in _SAID)
-    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    says_so = isinstance(error, RuntimeError) and any(message in text for message in _MESSAGES)
+    return says_so or isinstance(error, (torch.OutOfMemoryError, MemoryError))

@@ -18,7 +18,7 @@ from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
-from massive_sft.running.peers import run_with_peers, wants
+from massive_sft.running.peers import requirements_left, run_with_peers
 from massive_sft.tracking.mirror import Mirror
 
 FLUSH_S = 120.0  # seconds that the tracker may take to catch up at the end
@@ -52,7 +52,7 @@ def checked(plan: Plan, whole: Plan, tell: Callable[[str], None], warn: Callable
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
     """
-    with _announced(plan) as run:
+    with _registered(plan) as run:
         require_runnable(plan, tell, warn)
         save_last_plan(whole, Ledger.open(plan.root))
         yield run
@@ -102,7 +102,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
 
 
 @contextmanager
-def _announced(plan: Plan) -> Iterator[Run]:
+def _registered(plan: Plan) -> Iterator[Run]:
     """Register a run and say what it wants before the checks, which take their time, so that nobody removes it."""
     try:
         ledger = Ledger.open(plan.root)
@@ -110,7 +110,7 @@ def _announced(plan: Plan) -> Iterator[Run]:
         require_runnable(plan)  # says so with everything else
         raise
     with register_run(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
-        publish_requirements(run, wants(plan))
+        publish_requirements(run, requirements_left(plan))
         yield run
 
 

@@ -27,10 +27,10 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         stop: asked between cells, after each step and before each shard.
     """
     recorder = make_record_writer(plan)
-    finisher = CellEvaluator(recorder, stop, plan.uses_gpus)
+    evaluator = CellEvaluator(recorder, stop, plan.uses_gpus)
     for cell in plan.base:
         if not (cell.is_done or stop()):
-            evaluate_cell(cell, None, finisher, listen)
+            evaluate_cell(cell, None, evaluator, listen)
     for run in plan.todo:
         if stop():
             return
@@ -38,7 +38,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         train_run(run, recorder, partial(submit_inline, stop=stop), listen, trained.extend, retrain)
         for cell in trained:
             if not stop():
-                evaluate_cell(cell, run, finisher, listen)
+                evaluate_cell(cell, run, evaluator, listen)
         if trained:
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 

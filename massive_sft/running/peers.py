@@ -21,7 +21,7 @@ from massive_sft.running.trial import retain
 POLL_S = 1.0  # seconds between looks at what others hold
 
 
-def wants(plan: Plan) -> dict[str, tuple[str, ...]]:
+def requirements_left(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Return what a plan asks of each cell that is not done, as ``ledger.run_requirements`` takes it."""
     return {cell.cell.id: tuple(item.id for item in cell.unmet) for cell in plan.cells if not cell.is_done}
 
@@ -29,7 +29,7 @@ def wants(plan: Plan) -> dict[str, tuple[str, ...]]:
 def run_with_peers(
     plan: Plan,
     ledger: Ledger,
-    do: Callable[[Plan, Listen], None],
+    run_plan: Callable[[Plan, Listen], None],
     listen: Listen,
     say: Callable[[str], None],
     stop: Callable[[], bool],
@@ -39,17 +39,17 @@ def run_with_peers(
     A failure of the other run counts as the outcome, as one of this run would.
 
     Args:
-        do: does a plan, and tells what happens.
+        run_plan: does a plan, and tells what happens.
         listen: told what happens, in this run and of these cells in the others.
         say: told who is waited for.
         stop: whether to end early.
     """
     others = _Peers(plan, ledger, listen, say)
-    do(plan, others.hear)
+    run_plan(plan, others.on_event)
     while others.held and not stop():
-        free = others.look()
+        free = others.poll()
         if free:
-            do(_only(plan, free), others.hear)
+            run_plan(_restricted(plan, free), others.on_event)
         else:
             time.sleep(POLL_S)
     for run in plan.runs:
@@ -73,9 +73,9 @@ class _Peers:
     held: dict[str, Revision] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
-    _named: frozenset[str] = frozenset()
+    _announced: frozenset[str] = frozenset()
 
-    def hear(self, event: RunEvent) -> None:
+    def on_event(self, event: RunEvent) -> None:
         """Take note of what is skipped; pass everything on."""
         if isinstance(event, CellSkipped):
             entries = self.ledger.entries(event.cells)
@@ -83,22 +83,22 @@ class _Peers:
             self.seen.update(event.cells)
         self.listen(event)
 
-    def look(self) -> list[CellPlan]:
+    def poll(self) -> list[CellPlan]:
         """Return, and hold no longer, the cells that nobody works on and that are not done; forget those that are."""
         entries = self.ledger.entries(self.held)
         free, holders = [], set()
         for cell in [cell for cell in self.plan.cells if cell.cell.id in self.held]:
-            now = _now(cell, entries.get(cell.cell.id))
+            now = _refreshed(cell, entries.get(cell.cell.id))
             if now.is_done or self._failed(cell.cell.id, entries):
-                self._tell(cell)
+                self._report(cell)
             elif names := set(self._holders(cell)):
                 holders |= names
                 continue
             else:
                 free.append(now)
             del self.held[cell.cell.id]
-        if holders and holders != self._named:
-            self._named = frozenset(holders)
+        if holders and holders != self._announced:
+            self._announced = frozenset(holders)
             self.say(f"waits for {len(self.held)} cells that {' and '.join(sorted(holders))} works on")
         return free
 
@@ -106,7 +106,7 @@ class _Peers:
         entry = entries.get(cell)
         return entry is not None and entry.status is Status.FAILED and entry.revision > self.held[cell]
 
-    def _tell(self, cell: CellPlan) -> None:
+    def _report(self, cell: CellPlan) -> None:
         record = self.ledger.read_record(cell.cell.id)
         if record is not None:
             self.listen(CellRecorded(cell.cell, record))
@@ -126,13 +126,13 @@ class _Peers:
                 taken.release()
 
 
-def _now(cell: CellPlan, entry: Entry | None) -> CellPlan:
+def _refreshed(cell: CellPlan, entry: Entry | None) -> CellPlan:
     if entry is None:
         return cell
     return replace(cell, status=entry.status, unmet=find_unmet(cell.requirements, entry.status, entry.answers))
 
 
-def _only(plan: Plan, cells: Collection[CellPlan]) -> Plan:
+def _restricted(plan: Plan, cells: Collection[CellPlan]) -> Plan:
     """Return the plan with these cells alone, as they are now, and the runs that have one."""
     by_id = {cell.cell.id: cell for cell in cells}
 

@@ -51,7 +51,7 @@ class Publisher:
     report: Callable[[Event], None]
     _published: set[int] = field(default_factory=set)
 
-    def epoch(self, epoch: int, summary: TrainingSummary) -> None:
+    def publish_epoch(self, epoch: int, summary: TrainingSummary) -> None:
         """Publish an epoch's snapshot, then ``training/epoch-<n>``; the last one's comes with the outcome.
 
         Raises:
@@ -68,10 +68,10 @@ class Publisher:
             self._outcome(f"training/epoch-{epoch}", summary, {epoch: summary.diverged[epoch]})
         self.report(SnapshotPublished(epoch))
 
-    def outcome(self, summary: TrainingSummary) -> None:
+    def publish_outcome(self, summary: TrainingSummary) -> None:
         """Publish the snapshots that are left, then ``training/attempt-<n>`` with all epochs.
 
-        Raises LeaseLost, OSError, as ``epoch``.
+        Raises LeaseLost, OSError, as ``publish_epoch``.
         """
         for epoch in sorted(summary.snapshots.keys() - self._published):
             self._snapshot(epoch)

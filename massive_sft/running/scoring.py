@@ -15,11 +15,11 @@ from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.run import evaluate
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
-from massive_sft.evaluation.wrapping import Wrapping, choose
+from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
-from massive_sft.models.trained import load_scored
+from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.planning.requirements import Requirement, protocol_of
 from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
@@ -35,7 +35,7 @@ class _Guards:
     confirm: Callable[[], None]
 
 
-class _Guarded(PlainScorer):
+class _GuardedScorer(PlainScorer):
     """Takes up no further shard once the run should end, and gives none away that may not count."""
 
     def __init__(self, model: Any, tokenizer: Any, ends: Collection[int], guards: _Guards):
@@ -68,7 +68,7 @@ class CellScores:
     attention: str | None = None
 
 
-class _Loaded:
+class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
     def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
@@ -96,8 +96,8 @@ class _Loaded:
         tokenizer, protocol = self.tokenizer(), self._protocol
         self._guards.confirm()
         device = pretrained.device_of(self._gpu)
-        model = load_scored(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
-        return _Guarded(model, tokenizer, self.ends(), self._guards)
+        model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
+        return _GuardedScorer(model, tokenizer, self.ends(), self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
         if what not in self._made and what not in self._failed:
@@ -117,14 +117,14 @@ def score(
     cell: Cell,
     snapshot: Path | None,
     weights: str,
-    asked: Sequence[Requirement],
+    requirements: Sequence[Requirement],
     evaluation: Evaluation,
     ledger: Ledger,
     stop: Callable[[], bool],
     confirm: Callable[[], None],
     gpu: bool = False,
 ) -> CellScores:
-    """Score one model on the benchmarks in ``asked``. Finished shards and scores in the ledger are reused.
+    """Score one model on the benchmarks in ``requirements``. Finished shards and scores in the ledger are reused.
 
     A benchmark that fails, for whatever reason, is missing; the others are scored.
 
@@ -142,13 +142,13 @@ def score(
     """
     result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
-    loaded = _Loaded(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
-    for item in asked:
+    loaded = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
+    for item in requirements:
         if item.task is None or item.template is None:
             continue
         name = item.label
         with missing_on_failure(result.missing, name, ledger.cell_dir(cell.id)):
-            wrapping = choose(evaluation.protocol, item.template, loaded.tokenizer())
+            wrapping = choose_wrapping(evaluation.protocol, item.template, loaded.tokenizer())
             done = evaluate(
                 prepare_benchmark(item, evaluation, wrapping, ledger),
                 evaluation.protocol,

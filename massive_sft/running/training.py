@@ -124,17 +124,17 @@ def train(
         }
 
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
-    with _on_the_planned_base(run.trajectory.recipe, attempt):
+    with _requiring_planned_base(run.trajectory.recipe, attempt):
         summary = train_trajectory(
-            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.epoch
+            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.publish_epoch
         )
     if is_rank0():
-        publisher.outcome(summary)
+        publisher.publish_outcome(summary)
         _clean_up(attempt)
 
 
 @contextmanager
-def _on_the_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
+def _requiring_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
     """Hold a training to the base model that was planned: before it begins, and before anything of it counts."""
     broadcast_from_rank0(lambda: require_same_model(recipe.model, recipe.parts["base"]))
     try:

@@ -81,42 +81,42 @@ def train_run(
         except Interrupted:
             pass  # no outcome: the next run goes on from the checkpoint
         except LeaseLost as error:
-            listen(skipped(str(error), trial.left))
+            listen(skipped(str(error), trial.remaining))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
             leave_traceback(attempt.folder, error)
             if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
-                listen(skipped(error_text(error), trial.left))
+                listen(skipped(error_text(error), trial.remaining))
                 return
-            trial.hand([cell for cell in trial.left if trial.trained(cell)])
-            for cell in trial.left:
+            trial.hand_over([cell for cell in trial.remaining if trial.trained(cell)])
+            for cell in trial.remaining:
                 record = recorder.failed(cell, attempt.number, error_text(error))
                 listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 
 @dataclass
 class _Trial:
-    """One attempt at a run, and which of its cells to do are ``left``: not handed over yet."""
+    """One attempt at a run, and which of its cells to do are ``remaining``: not handed over yet."""
 
     run: RunPlan
     attempt: Attempt
     ledger: Ledger
     listen: Listen
     ready: Ready
-    left: list[CellPlan]
+    remaining: list[CellPlan]
 
     def train(self, submit: Submit, retrain: bool) -> None:
         """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
         cells = tuple(cell.refreshed(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
         run = replace(self.run, cells=cells)
         if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
-            self.hand([cell for cell in self.left if self._is_whole(cell)])
+            self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
             self.listen(TrainingStarted(run.trajectory, self.attempt.number))
-            submit(Order(run, self.attempt, self.ledger.root), self._heard)
-        self.hand(self.left)
+            submit(Order(run, self.attempt, self.ledger.root), self._on_event)
+        self.hand_over(self.remaining)
 
-    def hand(self, cells: Sequence[CellPlan]) -> None:
+    def hand_over(self, cells: Sequence[CellPlan]) -> None:
         """Hand over cells that are left."""
-        self.left = [cell for cell in self.left if cell not in cells]
+        self.remaining = [cell for cell in self.remaining if cell not in cells]
         if cells:
             self.ready(cells)
 
@@ -124,16 +124,16 @@ class _Trial:
         """Return the training up to a cell's epoch, if it is published."""
         return find_trained(self.ledger, self.run.trajectory.id, cell.cell.epoch)
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         self.listen(TrainingProgressed(self.run.trajectory, event))
         if isinstance(event, SnapshotPublished):
-            self.hand([cell for cell in self.left if cell.cell.epoch == event.epoch])
+            self.hand_over([cell for cell in self.remaining if cell.cell.epoch == event.epoch])
 
     def _must_train(self, run: RunPlan, retrain: bool) -> bool:
         is_trained = all(self.trained(cell) for cell in run.cells)
-        return not is_trained or (retrain and not all(self._is_whole(cell) for cell in todo(run)))
+        return not is_trained or (retrain and not all(self._is_complete(cell) for cell in todo(run)))
 
-    def _is_whole(self, cell: CellPlan) -> bool:
+    def _is_complete(self, cell: CellPlan) -> bool:
         """Return whether a cell is trained, and its snapshot there unless it diverged."""
         trained, epoch = self.trained(cell), cell.cell.epoch
         if trained is None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from statistics import fmean, median
 
 # Nats per trainable token.
-RISE = 0.5
-EXPLOSION = 10.0
+RISE_NATS = 0.5
+EXPLOSION_NATS = 10.0
 # Standard errors. The noise itself is estimated, so four are not enough: one noisy run in 300 would exceed them.
-SURE = 5.0
+STANDARD_ERRORS = 5.0
 
 
 def window_of(steps: int) -> int:
@@ -56,7 +56,7 @@ class LossCurve:
         if step <= self.window:
             return None
         recent = self.end()
-        if recent > max(self.losses[0], self._uniform) + EXPLOSION:
+        if recent > max(self.losses[0], self._uniform) + EXPLOSION_NATS:
             return f"loss exploded: mean {recent:.4g} over the last {self.window} steps at step {step}"
         quarter = max(self.window, self.steps // 4)
         if 2 * step < self.steps or step < quarter:
@@ -87,14 +87,14 @@ class LossCurve:
         """
         if len(self.losses) < 5:
             return math.inf
-        return max(self.losses[-self.window :]) + max(RISE, SURE * self._noise())
+        return max(self.losses[-self.window :]) + max(RISE_NATS, STANDARD_ERRORS * self._noise())
 
     def _risen(self, level: float) -> bool:
         """Return whether a mean loss lies above the beginning by more than the rule allows."""
-        slack = 0.0 if level > self._uniform + 1 > self.losses[0] + 1 else SURE * self._noise()
+        slack = 0.0 if level > self._uniform + 1 > self.losses[0] + 1 else STANDARD_ERRORS * self._noise()
         return (
-            level > self.start() + max(RISE, slack * math.sqrt(2 / self.window))
-            or level > self.losses[0] + RISE + slack
+            level > self.start() + max(RISE_NATS, slack * math.sqrt(2 / self.window))
+            or level > self.losses[0] + RISE_NATS + slack
         )
 
     def _noise(self) -> float:

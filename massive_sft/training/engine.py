@@ -71,11 +71,11 @@ def _deepspeed(layout: Layout) -> Any:
 def warm_up(layout: Layout) -> None:
     """Import DeepSpeed, once a process: seconds that belong to no training. Later calls do nothing."""
     _deepspeed(layout)
-    _spare_imports()
+    _exclude_imports_from_collection()
 
 
 @cache
-def _spare_imports() -> None:
+def _exclude_imports_from_collection() -> None:
     """Have the garbage collector leave out what is there by now, which is hardly more than modules.
 
     A collection looks at every object there is: half a second with torch, transformers and DeepSpeed imported, twice a
@@ -254,9 +254,9 @@ class Engine:
         )
 
     def load(self, folder: Path, universal: bool = False) -> None:
-        """Read what ``save`` wrote with this layout or, ``universal``, what ``convert`` made of it. All ranks call it.
+        """Read what ``save`` wrote with this layout or, ``universal``, what ``convert_checkpoint`` made of it.
 
-        For an engine that took no step yet. Raises Corrupt when DeepSpeed finds nothing there.
+        All ranks call it. For an engine that took no step yet. Raises Corrupt when DeepSpeed finds nothing there.
         """
         self._engine._config.load_universal_checkpoint = universal
         with redirect_stdout(io.StringIO()):
@@ -270,11 +270,11 @@ class Engine:
         """Return the GPU memory left for activations before the first step: the least of all ranks."""
         free, _ = torch.cuda.mem_get_info(self.device)
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        left = torch.tensor(free + unused - self.coming_bytes(), device=self.device)
+        left = torch.tensor(free + unused - self.first_step_bytes(), device=self.device)
         dist.all_reduce(left, dist.ReduceOp.MIN)
         return int(left)
 
-    def coming_bytes(self) -> int:
+    def first_step_bytes(self) -> int:
         """Return what the first step adds on this rank to what is held before it, activations apart.
 
         That is AdamW's two float32 moments, float32 gradients where they are not held from the start (as at stage 3 and
@@ -290,7 +290,7 @@ class Engine:
         return moments + gradients + bucket_bytes(self.trained, self.zero, self._number)
 
     @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """Within it ``parameters`` have their full values; at ZeRO-3 a collective operation of all ranks."""
         with self._deepspeed.zero.GatheredParameters(list(parameters), enabled=self.zero == 3):
             yield
@@ -329,7 +329,7 @@ def free_memory() -> None:
         library.malloc_trim(0)
 
 
-def convert(source: Path, target: Path) -> None:
+def convert_checkpoint(source: Path, target: Path) -> None:
     """Make DeepSpeed's universal checkpoint of a saved state, which stages 1 and 2 and other numbers of ranks can load.
 
     For one rank.

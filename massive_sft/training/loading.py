@@ -32,7 +32,7 @@ def sample_problems(samples: Samples) -> list[Problem]:
     return []
 
 
-def load_trained(spec: TrainingSpec, samples: Samples) -> Any:
+def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
     """Load the base in the training dtype, checked against the samples, with adapters for LoRA.
 
     Raises:

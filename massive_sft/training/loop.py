@@ -18,7 +18,7 @@ from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine, free_memory, layout_problems, quiet, warm_up
 from massive_sft.training.events import Event
 from massive_sft.training.loss import SummedLoss
-from massive_sft.training.probe import Probe
+from massive_sft.training.probe import MemoryProbe
 from massive_sft.training.ranks import join_group
 from massive_sft.training.step import StepRunner
 from massive_sft.training.summary import Publish, TrainingSummary, publish_nothing
@@ -82,12 +82,12 @@ def _load_and_train(
     publish: Publish,
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
-    model = loading.load_trained(spec, samples)
+    model = loading.load_for_training(spec, samples)
     loss = SummedLoss(model)
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
     monitor = DivergenceMonitor(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
-    probe = Probe(loss, spec, samples) if ranks > 1 else None
+    probe = MemoryProbe(loss, spec, samples) if ranks > 1 else None
     engine = Engine(loss, spec.setting, spec.layout)
     try:
         limit = micro_batch.first_limit(spec, samples, engine, model)

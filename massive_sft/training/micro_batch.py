@@ -13,7 +13,7 @@ from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.engine import Engine
 from massive_sft.training.packing import Limit, fitting_tokens
-from massive_sft.training.probe import Probe
+from massive_sft.training.probe import MemoryProbe
 
 _NAME = "micro_batch.json"
 _REMEDIES = (
@@ -43,7 +43,7 @@ def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any
     return Limit(tokens=max(min(tokens, MOST_GPU_TOKENS), int(samples.lengths.max())))
 
 
-def agreed_limit(probe: Probe, engine: Engine, limit: Limit) -> Limit:
+def agreed_limit(probe: MemoryProbe, engine: Engine, limit: Limit) -> Limit:
     """Return the micro-batch that fits on every rank. Raises OutOfMemory on all of them when none does."""
     fits = probe.agree(engine, limit)
     if fits is None:

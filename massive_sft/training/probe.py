@@ -18,13 +18,13 @@ from torch import nn
 
 from massive_sft.cost.memory import GATHERED_WEIGHTS
 from massive_sft.data.samples import Samples
-from massive_sft.models.out_of_memory import out_of_memory
+from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import packing
 from massive_sft.training.engine import Engine, free_memory
 
 
-class Probe:
+class MemoryProbe:
     """A copy of a module without its weights, which talks to no other rank: its activations are as large as real ones.
 
     Args:
@@ -78,13 +78,13 @@ class Probe:
         first = packing.plan_step(longest, lengths, engine.ranks, limit, layout.packing)[0][0]
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
         gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED_WEIGHTS)
-        coming = engine.coming_bytes() + (gathered if layout.zero == 3 else 0)
+        coming = engine.first_step_bytes() + (gathered if layout.zero == 3 else 0)
         try:
             beside = torch.empty(coming, dtype=torch.uint8, device=engine.device)
             self._module(batch).backward()
             del beside
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         return True

@@ -41,7 +41,7 @@ def gather(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         if adapter and not parameter.requires_grad:
             continue
-        with engine.whole([parameter]):
+        with engine.gathered([parameter]):
             if is_rank0():
                 weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
     if is_rank0() and not adapter:

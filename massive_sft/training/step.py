@@ -13,7 +13,7 @@ import torch
 
 from massive_sft.core.errors import TrainAgain
 from massive_sft.data.samples import Samples
-from massive_sft.models.out_of_memory import out_of_memory
+from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import micro_batch, packing
 from massive_sft.training.batches import Batch, steps_per_epoch
@@ -98,7 +98,7 @@ class StepRunner:
             try:
                 return self._engine.accumulate(micro_batches, targets)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 what = f"out of memory at step {batch.step + 1} with a micro-batch of {micro_batch.as_dict(self.limit)}"
                 smaller = micro_batch.halved_limit(self.limit, self._samples, what)

@@ -11,8 +11,8 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.running.check.benchmarks import benchmark_problems
 from massive_sft.running.check.data import clock_cautions, data_problems
+from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.models import Models, unreachable
-from massive_sft.running.check.room import room_problems
 from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
 from massive_sft.training.engine import layout_problems
@@ -45,7 +45,7 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
         with tempfile.TemporaryDirectory() as folder:
             problems += _all_but_storage(plan, Ledger.open(Path(folder)), say, warn)
     else:
-        problems += [*_name_problems(plan, ledger), *room_problems(plan)]
+        problems += [*_name_problems(plan, ledger), *disk_space_problems(plan)]
         problems += _all_but_storage(plan, ledger, say, warn)
     return list({str(problem): problem for problem in problems}.values())
 

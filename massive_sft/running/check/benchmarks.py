@@ -11,11 +11,11 @@ from massive_sft.evaluation.encoding import max_length_of, require_known_tokens
 from massive_sft.evaluation.requests import read_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.tasks import problems as task_problems
-from massive_sft.evaluation.wrapping import Wrapping, choose
+from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
-from massive_sft.running.check.models import Models, Usable
+from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.scoring import prepare_benchmark
 from massive_sft.sweep import template
 
@@ -34,7 +34,7 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
         if model is None and template.CHAT in (protocol.template, item.template):
             continue  # the template is the model's, which has problems of its own
         try:
-            wrapping = choose(protocol, item.template, model.tokenizer if model else None)
+            wrapping = choose_wrapping(protocol, item.template, model.tokenizer if model else None)
         except InvalidInput as error:
             at = "evaluation.protocol.template" if protocol.template == template.CHAT else "settings"
             at = f"{plan.sweep.path}: {at}"
@@ -55,7 +55,7 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
             yield from _unknown_tokens(place, benchmark, model)
 
 
-def _wanted(plan: Plan, models: Models) -> Iterator[tuple[Usable | None, Requirement]]:
+def _wanted(plan: Plan, models: Models) -> Iterator[tuple[UsableModel | None, Requirement]]:
     """Yield each benchmark that is left with each model once; None for a model that is not usable."""
     found = {
         (cell.cell.model, item.id): (models.usable.get(cell.cell.model), item)
@@ -83,7 +83,7 @@ def _place(plan: Plan, item: Requirement) -> str:
     return f"{plan.sweep.path}: evaluation." + (f"tasks[{own}]" if listed else "suites")
 
 
-def _too_long(place: str, benchmark: BenchmarkRequests, model: Usable) -> Iterator[Problem]:
+def _too_long(place: str, benchmark: BenchmarkRequests, model: UsableModel) -> Iterator[Problem]:
     """Yield what scoring would refuse of a benchmark for one model: answers that leave no room for a question."""
     longest = int(benchmark.requests.provenance["size"]["longest_answer"])
     most = max_length_of(model.config, model.tokenizer)
@@ -92,7 +92,7 @@ def _too_long(place: str, benchmark: BenchmarkRequests, model: Usable) -> Iterat
         yield Problem(place, f"{rule}question in the {most} of {model.name}; lower max_gen_toks in its task file")
 
 
-def _unknown_tokens(place: str, benchmark: BenchmarkRequests, model: Usable) -> Iterator[Problem]:
+def _unknown_tokens(place: str, benchmark: BenchmarkRequests, model: UsableModel) -> Iterator[Problem]:
     """Yield what scoring would refuse of a benchmark for one model: tokens that it has no embedding for."""
     requests = (request for leaf in benchmark.requests.leaves for request in read_requests(benchmark.requests, leaf))
     try:

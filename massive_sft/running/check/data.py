@@ -11,7 +11,7 @@ from massive_sft.data.samples import Samples
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
 from massive_sft.planning.plan import Plan, RunPlan, token_key
-from massive_sft.running.check.models import Models, Usable
+from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.training import samples_of
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.template import CHAT
@@ -71,7 +71,7 @@ def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
             yield from cautions.clock(usable.tokenizer, f"{plan.sweep.path}: models.{usable.name}")
 
 
-def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: Usable) -> Iterator[Problem]:
+def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: UsableModel) -> Iterator[Problem]:
     """Yield what of the samples the model cannot take: too many positions, tokens that it has no embedding for."""
     longest = int(samples.lengths.max())
     if model.positions and longest > model.positions:

@@ -17,7 +17,7 @@ ASKED_AT_ONCE = 8  # of the hub's repositories, so that one that does not answer
 
 
 @dataclass(frozen=True)
-class Usable:
+class UsableModel:
     """A base model that loads.
 
     Attributes:
@@ -45,7 +45,7 @@ class Models:
 
     def __init__(self, plan: Plan, lost: Container[str]):
         self._plan, self._lost = plan, lost
-        self.usable: dict[Model, Usable] = {}
+        self.usable: dict[Model, UsableModel] = {}
 
     def problems(self, say: Callable[[str], None]) -> Iterator[Problem]:
         """Try each model; what is wrong with one leaves it out of ``usable``, but for what a setting asks of it."""
@@ -59,7 +59,7 @@ class Models:
             found = list(self._problems(model, name))
             yield from (Problem(f"{place}: {item.place}", item.rule, item.value, item.choices) for item in found)
             if model in self.usable:
-                yield from self._asked_of(model, name)
+                yield from self._training_problems(model, name)
 
     def _problems(self, model: Model, name: str) -> Iterator[Problem]:
         """Yield what is wrong with a model whatever it is used for; put it into ``usable`` when that is nothing."""
@@ -82,9 +82,9 @@ class Models:
         yield from too_large
         if not too_large:
             positions = pretrained.positions_of(made.config)
-            self.usable[model] = Usable(name, model, tokenizer, rows, positions, made.config)
+            self.usable[model] = UsableModel(name, model, tokenizer, rows, positions, made.config)
 
-    def _asked_of(self, model: Model, name: str) -> Iterator[Problem]:
+    def _training_problems(self, model: Model, name: str) -> Iterator[Problem]:
         """Yield what the trainings of a model ask of it in vain: an attention, LoRA targets."""
         runs = [run for run in self._plan.runs if run.trajectory.recipe.model == model]
         layouts: dict[tuple[str, bool], RunPlan] = {(run.layout.attention, run.layout.gpus > 0): run for run in runs}

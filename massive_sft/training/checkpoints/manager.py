@@ -21,7 +21,7 @@ from massive_sft.training.checkpoints.continuity import Continuity, Resumption
 from massive_sft.training.checkpoints.disk import STATE, Checkpoints, Facts
 from massive_sft.training.checkpoints.policy import Interval, Start
 from massive_sft.training.divergence import LossCurve
-from massive_sft.training.engine import Engine, convert
+from massive_sft.training.engine import Engine, convert_checkpoint
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
 from massive_sft.training.losses import LOSSES
 from massive_sft.training.packing import Limit
@@ -97,7 +97,7 @@ class CheckpointManager:
             self._engine.load(state)
             return
         converted = self._directory / "converted"
-        broadcast_from_rank0(lambda: convert(state, converted))
+        broadcast_from_rank0(lambda: convert_checkpoint(state, converted))
         self._engine.load(converted, universal=True)
         dist.barrier()
         if self._rank == 0:

@@ -30,7 +30,7 @@ CONVERTIBLE = ({1, 2}, {3})
 # Raised when a change of the engine gives a step other last bits, which no library's version tells.
 ENGINE = 2
 # Between checkpoints, when the interval is chosen here: seconds at least, and times what the last one cost.
-SECONDS, SHARE = 120.0, 20.0
+SHORTEST_INTERVAL_S, TIMES_COST = 120.0, 20.0
 
 
 @dataclass
@@ -52,7 +52,8 @@ class Interval:
 
     def due(self, now: float) -> bool:
         """Return whether one is due at ``now``."""
-        return now - self.since >= (max(SECONDS, SHARE * self.cost) if self.every is None else self.every)
+        interval = max(SHORTEST_INTERVAL_S, TIMES_COST * self.cost) if self.every is None else self.every
+        return now - self.since >= interval
 
 
 @dataclass(frozen=True)

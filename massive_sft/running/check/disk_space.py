@@ -12,7 +12,7 @@ from massive_sft.cost.inputs import CostInputs
 from massive_sft.planning.plan import Plan, RunPlan, trained_epochs
 
 
-def room_problems(plan: Plan) -> Iterator[Problem]:
+def disk_space_problems(plan: Plan) -> Iterator[Problem]:
     """Say of the largest training that is left whether one snapshot and one checkpoint of it fit on the disk.
 
     That much every training needs at once, whatever is removed meanwhile; `plan` estimates what a whole sweep holds.

@@ -15,7 +15,7 @@ from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Model
 
 
-def load_scored(
+def load_for_scoring(
     model: Model,
     snapshot: Path | None,
     dtype: str,
