@@ -288,7 +288,7 @@ def test_one_sample_has_no_interval() -> None:
 
 def test_scoring_imports_no_lm_eval() -> None:
     modules = [f"evaluation.{name}" for name in ("scorer", "generate", "responses", "requests", "protocol", "wrapping")]
-    modules += ["measures.perplexity", "models.trained"]
+    modules += ["measures.perplexity", "models.snapshots"]
     code = f"import sys\nfor m in {modules}: __import__('massive_sft.' + m)\nprint('lm_eval' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
