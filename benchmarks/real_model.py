@@ -40,7 +40,7 @@ PROMPT, EOS = "###Question: {}\n###Answer: ", "<|im_end|>"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def cells_of(plan: Plan, condition: selection.Where) -> list[tuple[CellPlan, RunPlan | None]]:
+def cells_of(plan: Plan, condition: selection.Selection) -> list[tuple[CellPlan, RunPlan | None]]:
     """Return the plan's cells that meet the condition; a base row has no run."""
     trained = [(cell, run) for run in plan.runs for cell in run.cells if condition(cell)]
     return [*((cell, None) for cell in plan.base if condition(cell)), *trained]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tiny_training import make_samples, make_spec
 
-from massive_sft.core.stop import never
+from massive_sft.core.stop import never_stop
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
@@ -99,7 +99,7 @@ def go(
     attempt: Attempt,
     told: Told,
     every: float | None = 0.0,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> TrainingSummary:
     """Train under an attempt, by default with a checkpoint after every step."""
     checkpoints = Checkpoints(attempt.home, attempt.claim, every)

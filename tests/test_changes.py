@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import fill
+from sample_records import fill
 from small_sweep import small_sweep
 
 from massive_sft.cli.app import main

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import made_records
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import plan_of, sweep_file
+import sample_records
 from mlflow import MlflowClient
+from sample_records import plan_of, sweep_file
 from small_sweep import small_sweep
 
 from massive_sft.cli.app import main
@@ -396,10 +396,10 @@ def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(BESIDE)
     found, _ = write_ledger(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
     plan = plan_of(sweep_file(tmp_path))
-    ledger = made_records.fill(plan)
+    ledger = sample_records.fill(plan)
     page = write_report(plan, ledger, tmp_path / "out", [found]).read_text()
     frame = pd.read_csv(tmp_path / "out" / "beside-paper.csv")
-    own = {item.cell.id: made_records.number_of(item) for item in plan.cells}
+    own = {item.cell.id: sample_records.number_of(item) for item in plan.cells}
     shown = [tuple(row) for row in frame[["model", "method", "epoch", "column", "imported"]].itertuples(index=False)]
     assert sorted(shown) == [
         ("small", "lora", 1, "prose-0shot", 3.0),
@@ -434,7 +434,7 @@ def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> Non
 
 def test_beside_without_an_imported_table_is_refused(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
-    made_records.fill(plan_of(path))
+    sample_records.fill(plan_of(path))
     code, told = call("report", path, "--beside", tmp_path / "ledger")
     assert code == 2
     assert "holds no imported table" in told

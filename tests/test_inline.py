@@ -437,7 +437,7 @@ def test_scorer_that_lost_its_cell_writes_nothing_into_it(tmp_path: Path) -> Non
         if not taken:
             clock = iter([0.0, 1e6])
             watch = LeaseWatch(lambda: next(clock))
-            watch.free(ledger.lease_of(home), read_lease(ledger.lease_of(home)))
+            watch.may_be_taken(ledger.lease_of(home), read_lease(ledger.lease_of(home)))
             taken.append(Lease.acquire(ledger.lease_of(home), "somebody else", watch))
         return False
 

@@ -106,7 +106,7 @@ def test_lease_beat_after_loss_leaves_the_new_lease_untouched(tmp_path):
     clock = Clock()
     watch = LeaseWatch(clock)
     first = acquire(tmp_path, ttl_s=50.0)
-    watch.free(Folder(tmp_path), look(tmp_path))
+    watch.may_be_taken(Folder(tmp_path), look(tmp_path))
     clock.now = 50.0
     second = acquire(tmp_path, "b", watch)
     before = (tmp_path / "2").read_bytes()
@@ -229,7 +229,7 @@ def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_i
         monkeypatch.setattr(
             lease_module, "_first_line", lambda path: None if path.endswith("/stat") else first_line(path)
         )
-        assert look(tmp_path).gone() is not alive
+        assert look(tmp_path).owner_is_gone() is not alive
         assert (acquire(tmp_path, "b") is None) is alive
         child.kill()
     lease.release()

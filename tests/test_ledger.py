@@ -447,7 +447,7 @@ def test_attempt_sent_to_another_process_publishes_there(ledger):
     with ledger.begin(TRAJECTORY, "a") as attempt:
         fill(attempt)
         published = pickle.loads(pickle.dumps(attempt)).publish("snapshots/epoch-3")
-    assert published.ours
+    assert published.is_own
     place = f"trajectories/{TRAJECTORY}/snapshots/epoch-3"
     assert sorted(published.files) == [f"{place}/manifest.json", f"{place}/weights"]
 
@@ -457,7 +457,7 @@ def test_publish_over_sound_snapshot_keeps_the_first(ledger):
         with ledger.begin(TRAJECTORY, "a") as attempt:
             fill(attempt, content)
             published = attempt.publish("snapshots/epoch-3")
-            assert published.ours is ours
+            assert published.is_own is ours
     assert (published.folder / "weights").read_bytes() == b"first"
     assert published.files[f"trajectories/{TRAJECTORY}/snapshots/epoch-3/weights"] == fingerprint.hash_file(
         published.folder / "weights"
@@ -473,7 +473,7 @@ def test_publish_over_damaged_snapshot_sets_it_aside(ledger, name):
     with ledger.begin(TRAJECTORY, "b") as attempt:
         fill(attempt, b"again")
         published = attempt.publish("snapshots/epoch-3")
-        assert published.ours
+        assert published.is_own
         assert [path.name[:6] for path in attempt.folder.iterdir() if path.name != "snapshots"] == ["aside-"]
     assert (published.folder / "weights").read_bytes() == b"again"
 

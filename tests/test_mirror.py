@@ -453,9 +453,9 @@ def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)
     lease = Lease.acquire(ledger.sweep(SWEEP).at("mirror-lease"), "another")
     running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
-    assert running.trouble
+    assert running.problem
     lease.release()
-    until(lambda: not running.trouble)
+    until(lambda: not running.problem)
     running.put(write(ledger))
     assert not running.close()
     assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
@@ -702,7 +702,7 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
     running.put(write(ledger, 2))
     running.put(write(ledger, 3, provenance={"argv": f"run --token={CANARY}"}))
     assert time.monotonic() - began < 1
-    until(lambda: running.trouble and spool.exists() and len(spool.read_text().splitlines()) == 2)
+    until(lambda: running.problem and spool.exists() and len(spool.read_text().splitlines()) == 2)
     left = running.close(timeout_s=20)
     assert set(left.items) == {cell_id(2), cell_id(3)}
     assert left.reason and CANARY not in left.reason
@@ -734,7 +734,7 @@ def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shar
     began = time.monotonic()
     running.put(write(ledger, 1))
     assert time.monotonic() - began < 0.5
-    until(lambda: running.trouble)
+    until(lambda: running.problem)
     shared_server.signal(signal.SIGCONT)
     until(lambda: not running.pending)
     shared_server.signal(signal.SIGSTOP)
@@ -763,9 +763,9 @@ def test_tracker_restarted_in_between_is_gone_on_with_and_its_deleted_store_rebu
     until(lambda: not running.pending)
     shared_server.kill()
     running.put(write(ledger, 2))
-    until(lambda: running.trouble)
+    until(lambda: running.problem)
     shared_server.start()
-    until(lambda: not running.pending and not running.trouble)
+    until(lambda: not running.pending and not running.problem)
     assert not running.close()
     before = everything(uri, "restarted")
     assert before.keys() == {"restarted", *names}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands import BadRecord, command, kill
 from disturbed import identities, outcome, records, sweep_at, tracked, trainings, undisturbed
-from made_records import COMMIT, made_record, plan_of, sweep_file
+from sample_records import COMMIT, made_record, plan_of, sweep_file
 
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.content import checksum

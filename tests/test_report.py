@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_records import fill, plan_of, sweep_file
+from sample_records import fill, plan_of, sweep_file
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger

@@ -86,7 +86,7 @@ def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_pat
 
     def listen(event: RunEvent) -> None:
         if isinstance(event, CellRecorded):
-            stop.ask("the first epoch is scored")
+            stop.request("the first epoch is scored")
 
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
     blocks = [block | {"horizon": 5000, "snapshots": [1, 5000]}]

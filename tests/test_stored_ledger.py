@@ -59,7 +59,7 @@ def test_stored_ledger_reads_the_same_before_and_after_it_is_written_to(root: Pa
     for cell, trajectory in TRAINED.items():
         record = ledger.read_record(cell)
         assert record is not None and record.files
-        assert all(ledger.file_of(record, name).is_file() for name in record.files)
+        assert all(ledger.verified_file(record, name).is_file() for name in record.files)
         assert ledger.read_cell(cell)["train_semantics"] == 1
         ledger.write_cell(cell, ledger.read_cell(cell))  # the same content, though sealed by another version
         assert [verify_folder(folder).keys() for folder in ledger.training_dirs(trajectory)]

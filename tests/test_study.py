@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import LAYOUT, benchmark, record, score
+from sample_records import LAYOUT, benchmark, record, score
 from scipy import stats
 
 from massive_sft.ledger.record import Record, Status

@@ -1,4 +1,4 @@
-"""Which cell a user means by the beginning of an id: one of the sweep, or any other of its ledger."""
+"""Finds a cell by the beginning of its id: one of the sweep, or any other of its ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gc``: what a ledger can do without. What somebody works on is never touched."""
+"""``gc``: removes what a ledger does not need. What a process holds a lease on is never touched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.planning.retention import is_kept
 from massive_sft.running.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
 
-STALE_S = 3600.0  # seconds after which a temporary file is nobody's: a write takes far less
+STALE_S = 3600.0  # seconds after which a temporary file is a leftover: a write takes far less
 OWNER = "massive-sft gc"
 _TEMPORARY = re.compile(r"\..*\.(tmp|partial)|\.probe\..*")
 _REMOVED = re.compile(r"\..*\.removed\..*")
@@ -118,7 +118,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
 
 
 def remove(garbage: Collected, ledger: Ledger) -> Collected:
-    """Remove what was found, each under its lease; return what is gone, and what was kept because somebody came."""
+    """Remove garbage, each item under its lease; return what was removed, and what was kept as its lease is held."""
     gone: list[Garbage] = []
     kept = list(garbage.kept)
     by_home: dict[Path | None, list[Garbage]] = {}
@@ -133,7 +133,7 @@ def remove(garbage: Collected, ledger: Ledger) -> Collected:
             kept.append(f"{home}: somebody works on it")
             continue
         with lease:
-            # Whoever came and went in between published some of it.
+            # A process that held it in between may have published some of it.
             gone += (item for item in items if _remove(item, ledger))
     return Collected(tuple(gone), tuple(kept))
 
@@ -154,7 +154,7 @@ def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     record = ledger.read_record(cell.cell.id)
     if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
         return False
-    return cell.refreshed(record).is_done and not is_still_required(ledger.sweeps, record.cell, record.answers)
+    return cell.with_record(record).is_done and not is_still_required(ledger.sweeps, record.cell, record.answers)
 
 
 def _remove(item: Garbage, ledger: Ledger) -> bool:
@@ -178,9 +178,9 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
 
 
 def _free(ledger: Ledger, home: Path, watch: LeaseWatch) -> bool:
-    """Whether nobody holds a lease here; an owner elsewhere that only seems gone still counts as there."""
+    """Whether no lease is held here; an owner elsewhere that only seems gone still counts as there."""
     lease = ledger.lease_of(home)
-    return watch.free(lease, read_lease(lease))
+    return watch.may_be_taken(lease, read_lease(lease))
 
 
 def _leftovers(home: Path) -> Iterator[Garbage]:

@@ -25,14 +25,14 @@ from massive_sft.study.imported import (
     TABLE,
     Imported,
     ImportedLedger,
-    approximate,
+    approximation_note,
     cell_content,
     coordinates_of,
-    describe,
+    describe_table,
+    find_tables,
     open_imported,
     record_of,
     rows_of,
-    tables_of,
 )
 from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
 from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
@@ -64,7 +64,7 @@ def import_table(
     out, data = console(), read_imported_data(table_ledger)
     counts = ", ".join(f"{count} {status}" for status, count in data.statuses)
     out.print(f"{len(data.records)} rows of {read.file} in {table_ledger.ledger.root}, {written} of them new: {counts}")
-    out.print(f"beside cells of the same names they are {approximate('lora')}", soft_wrap=True)
+    out.print(f"beside cells of the same names they are {approximation_note('lora')}", soft_wrap=True)
     for finding in data.findings:
         out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
     out.print(f"report: {write_report(data, table_ledger.folder / 'report')}", soft_wrap=True)
@@ -103,7 +103,7 @@ def write_ledger(root: Path, name: str, table: Table, mlflow: str) -> tuple[Impo
 
 def _described(path: Path, name: str, table: Table, mlflow: str) -> Imported:
     """Return what was written of the table before, or write it."""
-    now = describe(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
+    now = describe_table(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
     if path.exists():
         before = open_imported(path).table
         now = now.model_copy(update={"when": before.when})
@@ -147,7 +147,7 @@ def export_table(
 ) -> None:
     """Write an imported table back from its records: the same columns, rows and values."""
     ledger = Ledger.open(root, create=False)
-    paths = tables_of(ledger.root)
+    paths = find_tables(ledger.root)
     if name not in paths:
         raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
     table_ledger = open_imported(paths[name])

@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at, each answered with a level and a sentence. Nothing is changed on the machine."""
+"""The checks of ``doctor``, each with a level and a sentence. Nothing is changed on the machine."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import typer
 
 from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_all, open_imported
+from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
 
 PORT = 5000
@@ -35,7 +35,7 @@ def report(
             raise InvalidInput(Problem("--beside", "goes with a sweep's cells, not with an imported table", str(file)))
         _report_imported(file, out)
         return
-    imported = [table_ledger for path in beside or () for table_ledger in open_all(path)]
+    imported = [table_ledger for path in beside or () for table_ledger in open_imported_tables(path)]
     plan, ledger = read_plan(file, overlay)
     page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
     console().print(f"report: {page}", soft_wrap=True)

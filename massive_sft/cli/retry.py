@@ -8,21 +8,20 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli.options import File, Overlays, console
-from massive_sft.cli.options import Where as WhereOption
+from massive_sft.cli.options import File, Overlays, Where, console
 from massive_sft.cli.run import Inline, Retrain, execute_plan, pinned
 from massive_sft.cli.views import STYLES
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import Condition, Where, parse_where, select_cells
+from massive_sft.planning.selection import Condition, Selection, parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
 RETRIED = (Status.FAILED, Status.PARTIAL)
 
 
 def retry(
-    file: File, overlay: Overlays = None, where: WhereOption = None, inline: Inline = False, retrain: Retrain = False
+    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
     plan, selection = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
@@ -32,7 +31,7 @@ def retry(
         execute_plan(narrowed, plan, inline, retrain)
 
 
-def select_failed(plan: Plan, where: Where) -> Plan:
+def select_failed(plan: Plan, where: Selection) -> Plan:
     """Return the plan with what ``retry`` takes up: the FAILED and PARTIAL cells that ``where`` holds for.
 
     A cell that DIVERGED is a result and stays one: the same training would diverge again.
@@ -41,7 +40,7 @@ def select_failed(plan: Plan, where: Where) -> Plan:
         InvalidInput: ``where`` names what no cell of the sweep has.
     """
     statuses = Condition("status", False, tuple(map(str, RETRIED)))
-    return select_cells(plan, Where((*where.conditions, statuses)))
+    return select_cells(plan, Selection((*where.conditions, statuses)))
 
 
 def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
@@ -67,7 +66,7 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
     return Group(*([table] if narrowed.cells else []), *notes)
 
 
-def count_diverged(plan: Plan, where: Where) -> int:
+def count_diverged(plan: Plan, where: Selection) -> int:
     """Return how many of the cells that ``where`` holds for have diverged."""
     return sum(cell.status is Status.DIVERGED for cell in select_cells(plan, where).cells)
 

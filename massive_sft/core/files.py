@@ -155,7 +155,7 @@ _REFUSED = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno
 
 
 def explain_os_error(error: OSError) -> str | None:
-    """Return what to tell people when the disk refused; None when it is something else, which is a bug."""
+    """Return a sentence for an error of the disk (full, read-only, no permission); None for others, which are bugs."""
     if error.errno not in _REFUSED:
         return None
     place = f"{error.filename}: " if error.filename else "the disk refuses: "

@@ -1,4 +1,4 @@
-"""The wish that a run ends: by Ctrl-C, SIGTERM or a closed terminal, or by ``massive-sft cancel`` from elsewhere."""
+"""The stop signal of a run: set by Ctrl-C, SIGTERM or a closed terminal, or by ``massive-sft cancel`` elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from types import FrameType
 
 from massive_sft.core.errors import Interrupted
 
-POLL_S = 1.0  # seconds between looks for a wish that somebody left
+POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 KILL_MESSAGE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
 
 
 class Stop:
-    """Whether a run should end. Whoever works asks it by calling it; true once, it stays true."""
+    """A flag that a run should end; calling it returns the flag. Once set, it stays set."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -30,8 +30,8 @@ class Stop:
     def __call__(self) -> bool:
         return self._asked.is_set()
 
-    def ask(self, reason: str) -> None:
-        """Wish that the run ends; the first reason counts."""
+    def request(self, reason: str) -> None:
+        """Set the flag; the first reason is kept."""
         self.reason = self.reason or reason
         self._asked.set()
         self._wake.set()
@@ -43,46 +43,46 @@ class Stop:
 
     @contextmanager
     def handle_signals(self, end_requested: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
-        """Heed signals and wishes from elsewhere while the block runs; must be entered on the main thread.
+        """Set the flag on signals and on requests from elsewhere while the block runs.
 
-        The first signal asks, a second Ctrl-C ends this process at once. What it then leaves behind is what a crash
-        leaves. Where SIGHUP is ignored (``nohup``) it stays so.
+        Must be entered on the main thread. The first signal sets the flag, a second Ctrl-C ends this process at once,
+        which leaves what a crash leaves. Where SIGHUP is ignored (``nohup``) it stays so.
 
         Args:
-            end_requested: whether somebody elsewhere left the wish that the run ends; asked about once a second.
-            say: told once, why it ends.
+            end_requested: returns whether another process requested the end; called about once a second.
+            say: called once, with the reason.
         """
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
-        before = {number: signal.signal(number, self._on_signal) for number in heeded}
+        handled = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
         over = threading.Event()
-        looking = threading.Thread(target=self._look, args=(end_requested, say, over), name="stop", daemon=True)
-        looking.start()
+        poller = threading.Thread(target=self._poll, args=(end_requested, say, over), name="stop", daemon=True)
+        poller.start()
         try:
             yield
         finally:
             over.set()
             self._wake.set()
-            looking.join()
+            poller.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self() and number == signal.SIGINT:
             # Nothing here may wait or need a lock.
-            with suppress(OSError):  # nobody reads it any more
+            with suppress(OSError):  # stderr is closed
                 os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + KILL_MESSAGE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             os._exit(Interrupted.exit_code)
-        self.ask(SIGNALS[signal.Signals(number)])
+        self.request(SIGNALS[signal.Signals(number)])
 
-    def _look(self, end_requested: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
-        """Look for wishes, and speak: the handler may not, for it may have interrupted somebody who prints."""
+    def _poll(self, end_requested: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
+        """Poll for requests, and report: a signal handler must not print, for it may have interrupted a print."""
         while not over.is_set():
             if end_requested():
-                self.ask("massive-sft cancel")
+                self.request("massive-sft cancel")
             if self():
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
                 return
@@ -102,6 +102,6 @@ def _descendants() -> list[int]:
     return pids[1:]
 
 
-def never() -> bool:
-    """Return False: nobody wishes an end."""
+def never_stop() -> bool:
+    """Return False: the default where nothing can stop a run."""
     return False

@@ -71,7 +71,7 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
     schedules and seeds, so that what is compared stays together. The first pair that is too much ends it.
 
     Raises:
-        InvalidInput: when something cannot be estimated; then nobody can say what fits.
+        InvalidInput: when something cannot be estimated; then what fits is not known.
     """
     costs = _Costs(plan)
     base = [(cell, costs.base(cell)) for cell in plan.base]

@@ -1,4 +1,4 @@
-"""What records say of speed and memory, added to the table of measured figures."""
+"""Calibration: adds the speeds and memory peaks of new records to the table of measured costs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def calibrate(plan: Plan, ledger: Ledger) -> int:
     with lease:
         table = read_cost_table(ledger.root)
         known = dict(table.cells)
-        learner = _Learner(table, plan, ledger)
+        calibrator = _Calibrator(table, plan, ledger)
         for run in plan.runs:
             for cell in run.cells:
-                learner.cell(cell, run)
+                calibrator.cell(cell, run)
         for cell in plan.base:
-            learner.cell(cell, None)
+            calibrator.cell(cell, None)
         new = sum(known.get(cell) != revision for cell, revision in table.cells.items())
         if new:
             write_cost_table(ledger.root, table)
@@ -57,7 +57,7 @@ def device_name(recorded: str) -> str:
     return recorded if kind is None else kind.name
 
 
-class _Learner:
+class _Calibrator:
     def __init__(self, table: CostTable, plan: Plan, ledger: Ledger):
         self.table, self.ledger = table, ledger
         self.dtype = plan.sweep.file.evaluation.protocol.dtype
@@ -108,7 +108,7 @@ class _Learner:
         try:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
-            laid = Layout.model_validate(layout)
+            used_layout = Layout.model_validate(layout)
             steps = read_steps(self.ledger.root / str(name))
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone
@@ -118,12 +118,12 @@ class _Learner:
         row = self.table.training.setdefault(
             training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), TrainingCosts()
         )
-        padding = computed_tokens(amount, setting, laid) / amount.tokens
+        padding = computed_tokens(amount, setting, used_layout) / amount.tokens
         computed = [(tokens * padding, seconds) for tokens, seconds in steps]
         row.add(computed, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
-        operations_per_token = training_operations(shape, setting, laid, amount, 1) / amount.tokens
-        row.operations += operations_per_token * sum(tokens for tokens, _ in steps[1:]) / (laid.gpus or 1)
+        operations_per_token = training_operations(shape, setting, used_layout, amount, 1) / amount.tokens
+        row.operations += operations_per_token * sum(tokens for tokens, _ in steps[1:]) / (used_layout.gpus or 1)
         peak = facts.get("peak_bytes")
         if isinstance(peak, int) and peak > row.peak:
             row.peak = peak
-            row.peak_formula = training_memory(shape, setting, laid, amount.longest, smallest=False).total
+            row.peak_formula = training_memory(shape, setting, used_layout, amount.longest, smallest=False).total

@@ -1,4 +1,4 @@
-"""What work took here: a table of speeds and peaks by shape, method, layout and device, made of records.
+"""The table of measured costs: speeds and memory peaks by shape, method, layout and device, made of records.
 
 It lies under the storage root as ``cache/costs.json``, is brought up to date at the end of a run, and may be removed
 at any time: the next run makes it anew out of the records it sees.

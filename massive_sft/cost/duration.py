@@ -1,4 +1,4 @@
-"""Seconds of training and of scoring: by what was measured for the same kind, else by operations and a speed."""
+"""Durations of training and of scoring: from measurements of the same kind, else from operations and a speed."""
 
 from __future__ import annotations
 

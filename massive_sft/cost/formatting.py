@@ -1,4 +1,4 @@
-"""Costs for people: a few lines, ``≈`` before whatever rests on more than measurements; and as JSON values."""
+"""Costs as lines of text (``≈`` marks what rests on more than measurements), and as JSON values."""
 
 from __future__ import annotations
 

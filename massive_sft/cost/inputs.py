@@ -1,4 +1,4 @@
-"""What a plan's estimates look up again and again: shapes, devices, amounts, and what was measured."""
+"""Inputs of a plan's estimates, each read once: shapes, devices, workloads, measured costs."""
 
 from __future__ import annotations
 

@@ -179,12 +179,12 @@ def judge(memory: Memory, available: int, certain: bool = True) -> Verdict:
 class Remedy:
     """A change after which a training fits by the formulas: what to set, and what comes of it."""
 
-    words: tuple[str, ...]
+    changes: tuple[str, ...]
     layout: Layout
     longest: int
 
     def __str__(self) -> str:
-        return f"set {', '.join(self.words)}"
+        return f"set {', '.join(self.changes)}"
 
 
 def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
@@ -198,7 +198,7 @@ def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device:
         if training_memory(shape, setting, candidate.layout, candidate.longest).total
         <= capacity(device, candidate.layout)
     ]
-    alone = [candidate for candidate in enough if len(candidate.words) == 1]
+    alone = [candidate for candidate in enough if len(candidate.changes) == 1]
     return next(iter(alone or enough), None)
 
 

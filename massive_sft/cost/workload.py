@@ -1,4 +1,4 @@
-"""How much there is to compute: tokens of an epoch, and rows and tokens of a benchmark, each with how sure it is."""
+"""Workloads: tokens of an epoch, and rows and tokens of a benchmark, each counted or guessed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Published:
 
     folder: Path
     files: dict[str, str]
-    ours: bool
+    is_own: bool
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Attempt:
         source, target = source or self.folder / relative, self.home / relative
         hashes = seal_folder(source)
         self.claim.verify()
-        ours = self.storage.upload(source, relative)
-        while not ours:
+        is_own = self.storage.upload(source, relative)
+        while not is_own:
             self.claim.verify()
             try:
                 hashes = verify_folder(target)
@@ -115,9 +115,9 @@ class Attempt:
             except Corrupt as error:
                 log.warning("%s; it is set aside and published anew", error)
             self.set_aside(relative)
-            ours = self.storage.upload(source, relative)
+            is_own = self.storage.upload(source, relative)
         place = f"trajectories/{self.trajectory}/{Path(relative).as_posix()}"
-        return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, ours)
+        return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, is_own)
 
     def set_aside(self, relative: str) -> None:
         """Move what is published at a place below the trajectory into this attempt, where ``clean_up`` removes it.

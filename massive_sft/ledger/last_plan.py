@@ -41,12 +41,12 @@ def read_last_plan(sweep: Storage) -> dict[str, Any] | None:
 def sweeps_keeping_snapshot(sweeps: Storage, cell: str, apart_from: str | None = None) -> list[str]:
     """Return the sweeps of a root that keep a cell's snapshot, by the policy of their last runs.
 
-    One whose plan cannot be read keeps all: nobody knows what it promised.
+    One whose plan cannot be read counts as keeping all.
 
     Args:
         sweeps: the root's sweeps, by name.
         cell: its id.
-        apart_from: the name of a sweep that is asked about its policy of now.
+        apart_from: the name of a sweep that is left out, because its policy of now is known.
     """
     keepers = []
     for name in (item.name for item in sweeps.list() if item.name != apart_from):

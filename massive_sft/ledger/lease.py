@@ -38,7 +38,7 @@ def this_process() -> str:
 
 @dataclass(frozen=True)
 class LeaseState:
-    """What a lease's highest object says.
+    """The state of a lease: the content of its highest object.
 
     Attributes:
         number: the object's number.
@@ -54,7 +54,7 @@ class LeaseState:
     released: bool
     modified: float
 
-    def gone(self) -> bool:
+    def owner_is_gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
         return self._is_running() is False
 
@@ -71,7 +71,7 @@ class LeaseState:
         return here == process
 
     def seems_live(self, now: float | None = None) -> bool:
-        """Whether somebody seems to hold it, at one glance: never for taking over.
+        """Whether a process seems to hold it, by one read: for display, never for taking over.
 
         An owner elsewhere counts as live for ten ``ttl_s`` after its last write; one here for as long as its process is
         there, even where it is stopped.
@@ -92,7 +92,7 @@ class LeaseState:
 
 
 def read_lease(lease: Storage, least: int = 0) -> LeaseState | None:
-    """Return what a lease says, or None when nobody ever held it.
+    """Return the state of a lease, or None when it was never held.
 
     Args:
         least: a number that was held, whether the listing shows it yet or not.
@@ -132,9 +132,9 @@ class LeaseWatch:
         self._ttl_s = ttl_s
         self._changed: dict[Storage, tuple[tuple[int, int], float]] = {}
 
-    def free(self, lease: Storage, seen: LeaseState | None) -> bool:
+    def may_be_taken(self, lease: Storage, seen: LeaseState | None) -> bool:
         """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
-        if seen is None or seen.released or seen.gone():
+        if seen is None or seen.released or seen.owner_is_gone():
             return True
         state, now = (seen.number, seen.beat), self._clock()
         last, since = self._changed.get(lease, (None, now))
@@ -192,7 +192,7 @@ class Lease:
     def acquire(
         cls, lease: Storage, owner: str, watch: LeaseWatch | None = None, ttl_s: float = TTL_S, above: int = 0
     ) -> Lease | None:
-        """Try once to take a lease; return None when somebody holds it or was faster.
+        """Try once to take a lease; return None when another process holds it or was faster.
 
         Args:
             lease: where it lies.
@@ -205,7 +205,7 @@ class Lease:
         """
         watch = watch or LeaseWatch()
         seen = read_lease(lease)
-        if not watch.free(lease, seen):
+        if not watch.may_be_taken(lease, seen):
             return None
         claim = Claim(lease, max(0 if seen is None else seen.number, above) + 1, secrets.token_hex(8))
         head = {

@@ -1,4 +1,4 @@
-"""The head of a ledger: ``ledger.json``, which says that a root is one, and of which schema."""
+"""The marker file of a ledger: ``ledger.json``, which says that a root is one, and of which schema."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check(root: Storage) -> int:
 
 
 def prepare(root: Storage, folders: tuple[str, ...]) -> None:
-    """Make a root ready for writing: prove that of several writers one wins there, then write the head last.
+    """Make a root ready for writing: prove that of several writers one wins there, then write the marker last.
 
     A ledger of an older schema becomes one of this. Nothing of it is converted; older versions refuse it from then on,
     for they would not see the records written now.

@@ -23,7 +23,7 @@ class Status(StrEnum):
     """How far a cell is. WAITING and RUNNING are derived; the others are outcomes that a record states."""
 
     WAITING = "WAITING"
-    """Nothing of it is on disk and nobody works on it."""
+    """It has no record, and no process works on it."""
     RUNNING = "RUNNING"
     """It has no record, and a live lease covers it."""
     COMPLETE = "COMPLETE"
@@ -57,7 +57,7 @@ class Score(BaseModel):
     Attributes:
         value: in the metric's own unit.
         stderr, interval, method: from the per-sample values; the interval is the 95 % one.
-        n: samples behind the value; None where nobody says.
+        n: samples behind the value; None where it is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""What the runs that go on still ask of cells, so that none of them removes a snapshot that another needs."""
+"""What live runs still require of cells, so that no run removes a snapshot that another needs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from massive_sft.ledger.storage import Storage
 NAME = "wants.json"
 
 
-def publish_requirements(run: Run, wants: Mapping[str, Collection[str]]) -> None:
-    """Let the other runs on this root see what a run asks of each cell that is not done: ids of ``Record.answers``.
+def publish_requirements(run: Run, required: Mapping[str, Collection[str]]) -> None:
+    """Publish what a run requires of each cell that is not done, for the other runs on this root.
 
-    It holds while the run may be live; until it is announced, the run is taken to want everything. Raises OSError
-    where nothing can be written.
+    It is valid while the run may be live; until it is published, the run is taken to require everything.
+
+    Args:
+        run: this one.
+        required: ids of requirements (as in ``Record.answers``) by cell.
+
+    Raises OSError where nothing can be written.
     """
-    content = {"schema": 1, "cells": {cell: sorted(asked) for cell, asked in wants.items()}}
+    content = {"schema": 1, "cells": {cell: sorted(asked) for cell, asked in required.items()}}
     run.place.put(NAME, json.dumps(content).encode())
 
 
 def is_still_required(sweeps: Storage, cell: str, answers: Collection[str]) -> bool:
-    """Return whether a run may still want more of a cell than what it answers by now; what is unknown is wanted.
+    """Return whether a live run may still require more of a cell than it has by now; what is unknown is required.
 
     Args:
         sweeps: the root's sweeps, by name.
@@ -31,11 +36,11 @@ def is_still_required(sweeps: Storage, cell: str, answers: Collection[str]) -> b
         answers: as ``Record.answers``.
     """
     runs = (run for sweep in sweeps.list() for run in find_possible_runs(sweeps.at(sweep.name)))
-    return any(not _is_content(run.place, cell, frozenset(answers)) for run in runs)
+    return any(not _is_satisfied(run.place, cell, frozenset(answers)) for run in runs)
 
 
-def _is_content(place: Storage, cell: str, answers: frozenset[str]) -> bool:
-    """Return whether a run is certainly content with what a cell answers."""
+def _is_satisfied(place: Storage, cell: str, answers: frozenset[str]) -> bool:
+    """Return whether a run certainly requires no more of a cell than it has."""
     try:
         version = next((item.version() for item in place.list() if item.name == NAME), None)
         wants = None if version is None else _read(place, version)
@@ -46,7 +51,7 @@ def _is_content(place: Storage, cell: str, answers: frozenset[str]) -> bool:
 
 @lru_cache(maxsize=256)
 def _read(place: Storage, version: str) -> Mapping[str, frozenset[str]] | None:
-    """Return what a run wants by cell; None where nothing sound says so. Raises OSError."""
+    """Return what a run requires by cell; None where that cannot be read. Raises OSError."""
     data = place.get(NAME).data
     try:
         return {cell: frozenset(asked) for cell, asked in json.loads(data)["cells"].items()}

@@ -1,7 +1,7 @@
-"""The runs of a sweep that are going on, on any machine that shares the root, and how one asks them to end.
+"""The runs of a sweep that are going on, on any machine that shares the root, and how to end them.
 
-Each run holds a lease in a place of its own, so that a run that was killed shows as such; who wants it to end leaves
-a wish there, which only this run ever reads. What a run says there of itself is gone with it.
+Each run holds a lease in a place of its own, so that a run that was killed shows as such. A request to end it is a
+file there, which only this run reads. The place is removed when the run ends.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Run:
     since: str
 
     def request_end(self, by: str) -> None:
-        """Leave the wish that it ends; it looks about once a second. Raises OSError where nothing can be written."""
+        """Request that it ends; it polls about once a second. Raises OSError where nothing can be written."""
         if self.place.list():
             self.place.put(CANCEL, json.dumps({"schema": 1, "by": by}).encode())
 
     def end_requested(self) -> bool:
-        """Whether somebody left that wish."""
+        """Whether the end was requested."""
         try:
             self.place.get(CANCEL)
         except FileNotFoundError:
@@ -71,14 +71,14 @@ def register_run(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
         raise FileExistsError(f"{place}: is held by another run")
     for run, state in (registration for name in sweeps.list() for registration in _runs(sweeps.at(name.name))):
         if state.released or not state.seems_live(seen.modified):
-            with suppress(OSError):  # of another user, or somebody else removes it
+            with suppress(OSError):  # of another user, or removed by another process
                 run.place.delete("")
     try:
         yield _run(place, seen)
     finally:
         lease.release()
         with suppress(OSError):
-            place.delete("")  # a wish that comes in between is for a run that ended
+            place.delete("")  # a request that comes in between is for a run that ended
 
 
 def find_live_runs(sweep: Storage) -> list[Run]:
@@ -88,7 +88,7 @@ def find_live_runs(sweep: Storage) -> list[Run]:
 
 def find_possible_runs(sweep: Storage) -> list[Run]:
     """Return the runs of a sweep of which it is not certain that they are over."""
-    return [run for run, seen in _runs(sweep) if not (seen.released or seen.gone())]
+    return [run for run, seen in _runs(sweep) if not (seen.released or seen.owner_is_gone())]
 
 
 def _runs(sweep: Storage) -> Iterator[tuple[Run, LeaseState]]:

@@ -104,7 +104,7 @@ class Ledger(LedgerPaths):
         except FileNotFoundError:
             pass
         except Corrupt as error:
-            self.report(path, str(error))
+            self.report_corrupt(path, str(error))
         self.storage.put(key, seal({"schema": SCHEMA, "content": content}))
 
     def read_cell(self, cell: str) -> dict[str, Any]:
@@ -176,14 +176,14 @@ class Ledger(LedgerPaths):
             if record.cell != path.parent.name:
                 raise Corrupt(f"{path}: is the record of another cell, {record.cell}")
         except FileNotFoundError:
-            self.report(path, f"{path}: cannot be seen yet")
+            self.report_corrupt(path, f"{path}: cannot be seen yet")
         except Corrupt as error:
-            self.report(path, str(error))
+            self.report_corrupt(path, str(error))
         else:
             return record, item.name, blob.version
         return None
 
-    def file_of(self, record: Record, name: str) -> Path:
+    def verified_file(self, record: Record, name: str) -> Path:
         """Return the path of a file that a record rests on, once its content is seen to be what the record says.
 
         Args:
@@ -268,7 +268,7 @@ class Ledger(LedgerPaths):
             # A full disk, or a reader of another's ledger: the answer is right, only slower next time.
             log.info("the index cannot be written: %s", error)
 
-    def report(self, path: Path, error: str) -> None:
+    def report_corrupt(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""
         if path not in self.corrupt:
             log.warning("%s; it counts as not there", error)

@@ -52,8 +52,8 @@ class CellPlan:
     def is_done(self) -> bool:
         return self.status in FINAL_STATUSES and not self.unmet
 
-    def refreshed(self, record: Record | None) -> CellPlan:
-        """Return the plan by the cell's newest record: somebody else may have worked on it since."""
+    def with_record(self, record: Record | None) -> CellPlan:
+        """Return the plan of the cell after its newest record, which another process may have written since."""
         if record is None:
             return self
         return replace(self, status=record.status, unmet=find_unmet(self.requirements, record.status, record.answers))

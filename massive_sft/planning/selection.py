@@ -43,8 +43,8 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Where:
-    """All conditions, of which a cell must meet every one. Called with a ``CellPlan``, it says whether one does."""
+class Selection:
+    """Conditions, all of which a cell must meet. Called with a ``CellPlan``, it returns whether that one does."""
 
     conditions: tuple[Condition, ...] = ()
 
@@ -52,7 +52,7 @@ class Where:
         return all(condition(plan) for condition in self.conditions)
 
 
-def parse_where(text: str | None) -> Where:
+def parse_where(text: str | None) -> Selection:
     """Return the conditions in ``text``; without a text, those that every cell meets.
 
     Raises:
@@ -60,7 +60,7 @@ def parse_where(text: str | None) -> Where:
             up to the first place where the text cannot be read on.
     """
     if text is None:
-        return Where()
+        return Selection()
     conditions: list[Condition] = []
     problems: list[Problem] = []
     position = 0
@@ -78,7 +78,7 @@ def parse_where(text: str | None) -> Where:
         position = joined.end()
     if problems:
         raise InvalidInput(problems)
-    return Where(tuple(conditions))
+    return Selection(tuple(conditions))
 
 
 def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Condition | None, int]:
@@ -142,7 +142,7 @@ def _is(plan: CellPlan, key: str, value: str) -> bool:
     return text == (value.upper() if key == "status" else value)
 
 
-def select_cells(plan: Plan, where: Where) -> Plan:
+def select_cells(plan: Plan, where: Selection) -> Plan:
     """Return the plan with the matching cells alone, and the runs that have one.
 
     A run keeps its whole trajectory: it is trained as the sweep says, so that its other cells find it trained.

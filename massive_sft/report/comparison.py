@@ -1,4 +1,4 @@
-"""The section that sets a sweep's scores beside an imported table's rows of the same names."""
+"""The section that compares a sweep's scores with an imported table's rows of the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. What is missing is a dash, never 0."""
+"""Numbers as text. What is missing is a dash, never 0."""
 
 from __future__ import annotations
 

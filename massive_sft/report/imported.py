@@ -16,7 +16,7 @@ from massive_sft.report.section import Facts, Section
 from massive_sft.report.write import PAGE, page
 from massive_sft.study import frames, tables
 from massive_sft.study.findings import Finding, findings
-from massive_sft.study.imported import Imported, ImportedLedger, approximate
+from massive_sft.study.imported import Imported, ImportedLedger, approximation_note
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _what(table: Imported) -> Section:
         scales.setdefault(column.scale, []).append(f"{name} ({column.metric})")
     facts = [("File", table.file), ("SHA-256", table.sha256)]
     facts += [(scale.capitalize(), ", ".join(names)) for scale, names in scales.items()]
-    facts += [("Trained rows", approximate("lora")), ("Base rows", approximate("none"))]
+    facts += [("Trained rows", approximation_note("lora")), ("Base rows", approximation_note("none"))]
     note = (
         "These numbers were imported, not measured here. Rows of equal names but for the epoch are taken for snapshots "
         "of one run. There are no intervals: the table has no per-sample values, and no seed was repeated."

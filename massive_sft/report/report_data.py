@@ -1,4 +1,4 @@
-"""What a report is made of: the records of a sweep's cells as frames, loss curves, and everything unsound."""
+"""The data of a report: the records of a sweep's cells as frames, loss curves, and everything unsound."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ReportData:
 
 
 def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
-    """Read what a plan's cells have come to. Unsound files are findings, never an end.
+    """Read the records and curves of a plan's cells. An unsound file is a finding, never an error.
 
     Raises Unsupported when a newer version of massive-sft wrote a record.
     """
@@ -185,7 +185,7 @@ def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
     curves = {}
     for trajectory, (record, name) in last.items():
         try:
-            curves[trajectory] = read_curve(ledger.file_of(record, name))
+            curves[trajectory] = read_curve(ledger.verified_file(record, name))
         except (Corrupt, ValueError, KeyError, OSError) as error:
             warned.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
     return curves
@@ -217,7 +217,7 @@ def _layers(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
     for cell in layers["cell"].unique():
         name = f"cells/{cell}/layers.parquet"
         try:
-            path = ledger.file_of(by_cell[cell], name)
+            path = ledger.verified_file(by_cell[cell], name)
             tensors = pq.read_table(path, columns=["layer", "base_norm", "rounding_floor"])
         except (Corrupt, KeyError, OSError, ValueError) as error:
             warned.append(Finding("damaged", f"{ledger.root / name}: cannot be read ({error})", (cell,)))

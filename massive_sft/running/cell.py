@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import digest, fingerprint, hash_file
-from massive_sft.core.stop import never
+from massive_sft.core.stop import never_stop
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -76,7 +76,7 @@ class CellEvaluator:
     """
 
     recorder: RecordWriter
-    stop: Callable[[], bool] = never
+    stop: Callable[[], bool] = never_stop
     gpu: bool = False
 
     @property
@@ -116,7 +116,7 @@ class CellEvaluator:
             return None
         with lease:
             newest = self.ledger.read_record(plan.cell.id)
-            fresh = plan.refreshed(newest)
+            fresh = plan.with_record(newest)
             if newest is not None and fresh.is_done:
                 return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from massive_sft.core.stop import never
+from massive_sft.core.stop import never_stop
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
@@ -15,7 +15,7 @@ from massive_sft.running.trial import Order, make_record_writer, retain, train_r
 from massive_sft.training.events import Event
 
 
-def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable[[], bool] = never) -> None:
+def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable[[], bool] = never_stop) -> None:
     """Do what a plan leaves to do: base models first, then each trajectory's training, scores, measures and records.
 
     Where ``stop`` says that the run should end, a training writes a checkpoint first, and what is scored stays.
@@ -43,6 +43,6 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 
 
-def submit_inline(order: Order, report: Callable[[Event], None], stop: Callable[[], bool] = never) -> None:
+def submit_inline(order: Order, report: Callable[[Event], None], stop: Callable[[], bool] = never_stop) -> None:
     """Serve an order in this process. Raises Interrupted once ``stop`` says so, after a checkpoint."""
     train(order.run, Ledger.open(order.root), order.attempt, report, stop=stop)

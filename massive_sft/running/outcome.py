@@ -51,7 +51,7 @@ def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
             hashes = verify_folder(folder)
             outcome = read_json(folder / OUTCOME)
         except (Corrupt, FileNotFoundError) as error:
-            ledger.report(folder, str(error))
+            ledger.report_corrupt(folder, str(error))
             continue
         if str(epoch) in outcome["epochs"]:
             return Trained(
@@ -95,7 +95,7 @@ def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, di
     try:
         return folder, verify_folder(folder)
     except Corrupt as error:
-        ledger.report(folder, str(error))
+        ledger.report_corrupt(folder, str(error))
         return None
 
 

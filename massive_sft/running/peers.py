@@ -117,9 +117,9 @@ class _Peers:
         homes += [self.ledger.trajectory_dir(cell.cell.recipe.id)] if cell.cell.recipe else []
         for lease in map(self.ledger.lease_of, homes):
             seen = read_lease(lease)
-            if seen is None or seen.released or seen.gone():
+            if seen is None or seen.released or seen.owner_is_gone():
                 continue
-            taken = Lease.acquire(lease, this_process(), self._watch) if self._watch.free(lease, seen) else None
+            taken = Lease.acquire(lease, this_process(), self._watch) if self._watch.may_be_taken(lease, seen) else None
             if taken is None:
                 yield str(seen.owner.get("name", "another run"))
             else:

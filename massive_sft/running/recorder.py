@@ -44,7 +44,7 @@ class RecordWriter:
             return None
         with lease:
             newest = self.ledger.read_record(plan.cell.id)
-            if newest is not None and plan.refreshed(newest).is_done:
+            if newest is not None and plan.with_record(newest).is_done:
                 return newest
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
             record = self.record(plan, now(), attempt, status=Status.FAILED, error=error, **self.earlier(plan))

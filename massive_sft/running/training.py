@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
-from massive_sft.core.stop import never
+from massive_sft.core.stop import never_stop
 from massive_sft.data.cache import load_or_build
 from massive_sft.data.mixture import Counts, build_samples
 from massive_sft.data.samples import Samples
@@ -86,7 +86,7 @@ def train(
     ledger: Ledger,
     attempt: Attempt,
     report: Callable[[Event], None],
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> None:
     """Train a run under an attempt, on from its last checkpoint; publish each snapshot as it comes, then its outcome.
 

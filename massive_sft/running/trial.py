@@ -106,7 +106,7 @@ class _Trial:
 
     def train(self, submit: Submit, retrain: bool) -> None:
         """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
-        cells = tuple(cell.refreshed(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
+        cells = tuple(cell.with_record(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
         run = replace(self.run, cells=cells)
         if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
             self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])

@@ -1,4 +1,4 @@
-"""Own cells beside an imported table's rows of the same names: what can be compared, and how far."""
+"""Compares own cells with an imported table's rows of the same names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from massive_sft.study import metrics
 from massive_sft.study.findings import copied
 from massive_sft.study.frames import BASE
-from massive_sft.study.imported import approximate
+from massive_sft.study.imported import approximation_note
 from massive_sft.study.released import Column, task_of
 from massive_sft.study.tables import primary
 
@@ -39,10 +39,10 @@ def compare_with_imported(own: pd.DataFrame, imported: pd.DataFrame, columns: Ma
         same (else ``why`` there is none), and ``caution``: what is not known of the imported row, and whether its cell
         looks copied.
     """
-    theirs = _theirs(imported, columns)
-    ours = primary(own)
-    ours = ours[ours["value"].notna()].assign(task=ours["task"].astype("string"))
-    joined = ours.merge(theirs, on=[*SHARED_COORDINATES, "task", "shots"], how="inner")
+    imported_scores = _theirs(imported, columns)
+    own_scores = primary(own)
+    own_scores = own_scores[own_scores["value"].notna()].assign(task=own_scores["task"].astype("string"))
+    joined = own_scores.merge(imported_scores, on=[*SHARED_COORDINATES, "task", "shots"], how="inner")
     factor = joined["metric"].map(metrics.scale).astype("float64")
     frame = joined.assign(
         own=joined["value"] * factor,
@@ -62,7 +62,7 @@ def _theirs(imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFra
     rows = rows[rows["value"].notna()]
     names = {name: tuple({task_of(name, column), *column.tasks}) for name, column in columns.items()}
     doubtful = {cell for finding in copied(imported) for cell in finding.cells}
-    caution = rows["method"].map({method: approximate(method) for method in (BASE, "full", "lora")})
+    caution = rows["method"].map({method: approximation_note(method) for method in (BASE, "full", "lora")})
     return (
         pd.DataFrame(
             {

@@ -58,7 +58,7 @@ def findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFrame) -> 
     ]
 
 
-def name(row: pd.Series) -> str:
+def cell_name(row: pd.Series) -> str:
     """Return a cell's coordinates for people, from a row of any frame that has them."""
     if row["method"] == BASE:
         return f"{row['model']} (base)"
@@ -71,7 +71,9 @@ def _errors(cells: pd.DataFrame, status: str) -> list[Finding]:
     rows = cells[cells["status"] == status]
     return [
         Finding(
-            status, f"{name(row)}: {row['error'] if not pd.isna(row['error']) else 'no reason given'}", (row["cell"],)
+            status,
+            f"{cell_name(row)}: {row['error'] if not pd.isna(row['error']) else 'no reason given'}",
+            (row["cell"],),
         )
         for _, row in rows.iterrows()
     ]
@@ -157,13 +159,15 @@ def copied(scores: pd.DataFrame) -> list[Finding]:
     findings = []
     for members in together.values():
         shared = np.logical_and.reduce([(values[list(group)] == values[group[0]]).all(axis=0) for group, _ in members])
-        columns = [str(name) for name in wide.columns[shared]]
+        columns = [str(cell_name) for cell_name in wide.columns[shared]]
         if len(members) > 1 and len(columns) >= LEAST_EQUAL:
             findings.append((len(columns), _copied_alike([[cells[i] for i in group] for group, _ in members], columns)))
             continue
         for group, (equal, both) in members:
             same = wide.columns[(values[list(group)] == values[group[0]]).all(axis=0)]
-            findings.append((equal, _copied([cells[i] for i in group], equal, both, [str(name) for name in same])))
+            findings.append(
+                (equal, _copied([cells[i] for i in group], equal, both, [str(cell_name) for cell_name in same]))
+            )
     return [item for _, item in sorted(findings, key=lambda pair: -pair[0])]
 
 
@@ -179,7 +183,7 @@ def _text(value: Any) -> str:
 
 
 def _copied(members: list[pd.Series], equal: int, both: int, columns: list[str]) -> Finding:
-    names = [name(row) for row in members]
+    names = [cell_name(row) for row in members]
     text = " and ".join(names) if len(names) == 2 else f"{len(names)} cells ({'; '.join(names)})"
     text += f" have identical scores on {equal} of {both} benchmarks"
     text += f" ({', '.join(columns)})" if equal < both else ""

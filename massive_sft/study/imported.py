@@ -101,23 +101,23 @@ def open_imported(path: Path) -> ImportedLedger:
     return ImportedLedger(table, ledger)
 
 
-def tables_of(root: Path) -> dict[str, Path]:
+def find_tables(root: Path) -> dict[str, Path]:
     """Return the ``table.json`` of each imported table under a storage root, by name."""
     return {path.parent.name: path for path in sorted((root / "sweeps").glob(f"*/{TABLE}"))}
 
 
-def open_all(path: Path) -> list[ImportedLedger]:
+def open_imported_tables(path: Path) -> list[ImportedLedger]:
     """Open an imported table by its ``table.json``, or all under a storage root.
 
     Raises InvalidInput where there is none, Corrupt for an unsound one.
     """
-    paths = [path] if is_imported(path) else list(tables_of(path).values())
+    paths = [path] if is_imported(path) else list(find_tables(path).values())
     if not paths:
         raise InvalidInput(Problem(str(path), "holds no imported table; import-table makes one"))
     return [open_imported(path) for path in paths]
 
 
-def describe(name: str, table: Table, when: str, mlflow: str) -> Imported:
+def describe_table(name: str, table: Table, when: str, mlflow: str) -> Imported:
     """Return what ``table.json`` says of a table that is imported under ``name``."""
     return Imported(
         schema=1,
@@ -133,16 +133,16 @@ def describe(name: str, table: Table, when: str, mlflow: str) -> Imported:
     )
 
 
-def unknown(method: str) -> tuple[str, ...]:
+def unknown_fields(method: str) -> tuple[str, ...]:
     """Return what a table does not say of a row whose ``method`` is full, lora or none (a base model's)."""
     if method == "none":
         return ("evaluation protocol",)
     return ("seed", *(("LoRA rank",) if method == "lora" else ()), *_UNKNOWN)
 
 
-def approximate(method: str) -> str:
+def approximation_note(method: str) -> str:
     """Return the caution with which a row may be set beside a cell of the same names."""
-    return f"approximate: unknown {', '.join(unknown(method))}"
+    return f"approximate: unknown {', '.join(unknown_fields(method))}"
 
 
 def _known(coordinates: Coordinates, names: Iterable[str]) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def cell_id(name: str, coordinates: Coordinates) -> str:
 
 def cell_content(name: str, coordinates: Coordinates) -> dict[str, Any]:
     """Return what is known of a row's cell (what its id hashes), and the names of what is not."""
-    return {"imported": name, **_known(coordinates, _KNOWN), "unknown": list(unknown(coordinates.method))}
+    return {"imported": name, **_known(coordinates, _KNOWN), "unknown": list(unknown_fields(coordinates.method))}
 
 
 def record_of(table: Imported, number: int, row: Row) -> Record:
@@ -171,7 +171,7 @@ def record_of(table: Imported, number: int, row: Row) -> Record:
     run = {"imported": table.name, **_known(at, [name for name in _KNOWN if name != "epoch"])}
     missing = {name: NOT_IN_TABLE for name, value in row.scores.items() if value is None}
     source: dict[str, Any] = {"file": table.file, "sha256": table.sha256, "row": number + 1, "when": table.when}
-    source |= {"texts": dict(row.texts), "unknown": list(unknown(at.method))}
+    source |= {"texts": dict(row.texts), "unknown": list(unknown_fields(at.method))}
     scores = {name: value for name, value in row.scores.items() if value is not None}
     return Record(
         schema=1,
@@ -180,7 +180,7 @@ def record_of(table: Imported, number: int, row: Row) -> Record:
         coordinates=at._asdict(),
         status=Status.PARTIAL if missing else Status.COMPLETE,
         attempt=1,
-        scores={protocol(table.name, name): _scores(table, name, value) for name, value in scores.items()},
+        scores={protocol_id(table.name, name): _scores(table, name, value) for name, value in scores.items()},
         missing=missing,
         provenance={"imported": source},
         created=table.when,
@@ -189,7 +189,7 @@ def record_of(table: Imported, number: int, row: Row) -> Record:
 
 
 @cache
-def protocol(name: str, column: str) -> str:
+def protocol_id(name: str, column: str) -> str:
     """Return the id of the unknown protocol of a table's column: rows of one table share it, nothing else does."""
     return fingerprint({"imported": name, "column": column})
 
@@ -204,7 +204,7 @@ def _scores(table: Imported, name: str, value: float) -> BenchmarkScores:
         n=None,
         higher_is_better=column.higher_is_better,
     )
-    asked = f"{name} {protocol(table.name, name)}"
+    asked = f"{name} {protocol_id(table.name, name)}"
     return BenchmarkScores(
         benchmark=name,
         asked=asked,

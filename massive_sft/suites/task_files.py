@@ -101,7 +101,7 @@ class Node:
 
 
 def facts_of(nodes: Iterable[Node]) -> Facts:
-    """Return what nodes come to."""
+    """Return the facts of a benchmark made of these nodes: versions of all, shots of the tasks."""
     listed = list(nodes)
     tasks = [node for node in listed if node.is_task]
     shots = [node.shots for node in tasks if node.shots is not None]

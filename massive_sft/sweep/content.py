@@ -197,7 +197,7 @@ class Contents:
 
         Args:
             patterns: of names in the folder.
-            weights: finds the files that weights are loaded from; others beside them nobody reads.
+            weights: finds the files that weights are loaded from; others beside them are not read.
         """
         try:
             path = locate(text, self.folder, place)

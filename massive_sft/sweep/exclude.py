@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from massive_sft.sweep.schema import Schedule, StrictModel
 from massive_sft.sweep.schema.field_types import Epochs, OneOrMore, Positive, Strings
 from massive_sft.sweep.setting import FIELDS, Variant, field_value, field_values
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.yaml_errors import Location, to_problems
+from massive_sft.sweep.yaml_errors import ToPlace, to_problems
 
 
 class Coordinates(StrictModel):
@@ -65,18 +65,18 @@ class Exclude:
         return self.coordinates.snapshot is None or epoch in self.coordinates.snapshot
 
 
-def parse_exclude(written: Mapping[str, Any], where: Callable[[Location], str]) -> tuple[Exclude, list[Problem]]:
+def parse_exclude(written: Mapping[str, Any], to_place: ToPlace) -> tuple[Exclude, list[Problem]]:
     """Return an exclude, its names not expanded yet, and what is wrong with it. Values have their field's own type."""
     problems: list[Problem] = []
     fields: dict[str, tuple[Any, ...]] = {}
     if not written:
-        problems.append(Problem(where(()), "must name at least one coordinate", {}, (*COORDINATES, *FIELDS)))
+        problems.append(Problem(to_place(()), "must name at least one coordinate", {}, (*COORDINATES, *FIELDS)))
     for key, value in written.items():
         if key in FIELDS:
-            fields[key], wrong = field_values(key, value, where((key,)))
-            problems += wrong if wrong or fields[key] else [Problem(where((key,)), "must not be empty")]
+            fields[key], wrong = field_values(key, value, to_place((key,)))
+            problems += wrong if wrong or fields[key] else [Problem(to_place((key,)), "must not be empty")]
         elif key not in COORDINATES:
-            problems.append(Problem(where(()), "unknown coordinate", key, (*COORDINATES, *FIELDS)))
+            problems.append(Problem(to_place(()), "unknown coordinate", key, (*COORDINATES, *FIELDS)))
     named = {key: value for key, value in written.items() if key in COORDINATES}
     coordinates = Coordinates()
     try:
@@ -85,5 +85,5 @@ def parse_exclude(written: Mapping[str, Any], where: Callable[[Location], str]) 
             {key: value if value is not None else [None] for key, value in named.items()}
         )
     except ValidationError as error:
-        problems += to_problems(error, Coordinates, where)
+        problems += to_problems(error, Coordinates, to_place)
     return Exclude(written, coordinates, fields), problems

@@ -82,24 +82,24 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     Entries that break the schema are set aside for the second look, so that wrong names elsewhere are found too.
     """
 
-    def where(location: Location) -> str:
+    def to_place(location: Location) -> str:
         return f"{path}: {format_location(location)}".removesuffix(": ")
 
     raw, odd_keys = with_text_keys(raw)
-    problems = [Problem(where(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
-    if unfit := text_problems(raw, where):
+    problems = [Problem(to_place(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
+    if unfit := text_problems(raw, to_place):
         raise InvalidInput([*problems, *unfit])  # they would break what is said of all else
     broken: set[Location] = set()
     try:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
-        problems += to_problems(error, SweepFile, where)
+        problems += to_problems(error, SweepFile, to_place)
         broken = {item["loc"][:2] for item in independent_errors(error)}
         try:
             file = SweepFile.model_validate(_without(raw, broken))
         except ValidationError:
             raise InvalidInput(problems) from None
-    names = _Names(file, raw, broken, where)
+    names = _NameChecks(file, raw, broken, to_place)
     if problems or names.problems:
         raise InvalidInput([*problems, *names.problems])
     return Sweep(path, file, names.groups, names.settings.valid, names.variants, names.excludes)
@@ -153,7 +153,7 @@ def find_mixtures(name: str, groups: Groups) -> tuple[Mixture, ...]:
     return tuple({mixture.key: mixture for mixture in members}.values())
 
 
-class _Names:
+class _NameChecks:
     """The second look: names, counts and horizons that span several entries."""
 
     def __init__(self, file: SweepFile, raw: Mapping[str, Any], broken: set[Location], where: Any):

@@ -1,4 +1,4 @@
-"""Which rule of ``resources`` each training run gets, and what of the rules comes to nothing."""
+"""Which rule of ``resources`` each training run gets, and which rules have no effect."""
 
 from __future__ import annotations
 

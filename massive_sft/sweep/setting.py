@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ from pydantic import BaseModel, ValidationError
 from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import canonical_json
 from massive_sft.sweep.schema import Setting
-from massive_sft.sweep.yaml_errors import Location, to_problems
+from massive_sft.sweep.yaml_errors import Location, ToPlace, to_problems
 
 DEFAULTS = "defaults"
-Where = Callable[[Location], str]
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,25 @@ def field_values(field: str, written: Any, place: str) -> tuple[tuple[Any, ...],
 class Settings:
     """The ``settings`` section: raw entries, validated after they are merged over ``defaults``."""
 
-    def __init__(self, raw: Mapping[str, Mapping[str, Any]], where: Where):
+    def __init__(self, raw: Mapping[str, Mapping[str, Any]], to_place: ToPlace):
         self.names = [name for name in raw if name != DEFAULTS]
         self.problems: list[Problem] = []
-        self._raw, self._where = raw, where
+        self._raw, self._where = raw, to_place
         self._merged = {name: _over(raw.get(DEFAULTS, {}), raw[name]) for name in self.names}
         if not self.names:
-            self.problems.append(Problem(where(()), "must hold at least one setting beside defaults"))
+            self.problems.append(Problem(to_place(()), "must hold at least one setting beside defaults"))
         self.valid = {
             name: setting
             for name in self.names
             if (setting := self._validate(self._merged[name], functools.partial(self._origin, name)))
         }
 
-    def variants(self, names: Sequence[str], override: Mapping[str, Any], where: Where) -> list[Variant]:
+    def variants(self, names: Sequence[str], override: Mapping[str, Any], to_place: ToPlace) -> list[Variant]:
         """Return the named settings crossed with the override's axes; wrong values are put into ``problems``."""
-        axes = self._axes(override, where)
+        axes = self._axes(override, to_place)
         unique: dict[Any, Variant] = {}
         for name in names:
-            if name in self.valid and self._accepts(name, axes, where):
+            if name in self.valid and self._accepts(name, axes, to_place):
                 used = self._used(name, axes)
                 for values in itertools.product(*used.values()):
                     chosen = dict(zip(used, values, strict=True))
@@ -109,40 +108,40 @@ class Settings:
             return axes
         return {field: values[:1] if field.startswith("lora.") else values for field, values in axes.items()}
 
-    def _axes(self, override: Mapping[str, Any], where: Where) -> dict[str, tuple[Any, ...]]:
+    def _axes(self, override: Mapping[str, Any], to_place: ToPlace) -> dict[str, tuple[Any, ...]]:
         axes: dict[str, tuple[Any, ...]] = {}
         for name, value in flatten_fields(override):
             if name not in FIELDS:
-                self.problems.append(Problem(where(()), "unknown setting field", name, FIELDS))
+                self.problems.append(Problem(to_place(()), "unknown setting field", name, FIELDS))
                 continue
             if name in axes:
-                self.problems.append(Problem(where(()), "a field is given twice", name))
+                self.problems.append(Problem(to_place(()), "a field is given twice", name))
             axes[name] = _axis(name, value)
             if not axes[name]:
-                self.problems.append(Problem(where((name,)), "must hold at least one value", []))
+                self.problems.append(Problem(to_place((name,)), "must hold at least one value", []))
             twice = [item for item, count in Counter(map(str, axes[name])).items() if count > 1]
             if twice:
                 self.problems.append(
-                    Problem(where((name,)), "must hold each value once, but one is there twice", twice[0])
+                    Problem(to_place((name,)), "must hold each value once, but one is there twice", twice[0])
                 )
         return axes
 
-    def _accepts(self, name: str, axes: Mapping[str, tuple[Any, ...]], where: Where) -> bool:
+    def _accepts(self, name: str, axes: Mapping[str, tuple[Any, ...]], to_place: ToPlace) -> bool:
         """Try one value at a time, so that a wrong one is named with its index."""
         accepted = True
         for field, values in axes.items():
             for index, value in enumerate(values):
-                place = where((*field.split("."), *((index,) if len(values) > 1 else ())))
+                place = to_place((*field.split("."), *((index,) if len(values) > 1 else ())))
                 raw = _overridden(self._merged[name], {field: value})
                 accepted = self._validate(raw, functools.partial(_always, place)) is not None and accepted
         return accepted
 
-    def _validate(self, raw: Mapping[str, Any], where: Where) -> Setting | None:
+    def _validate(self, raw: Mapping[str, Any], to_place: ToPlace) -> Setting | None:
         try:
             return Setting.model_validate(raw)
         except ValidationError as error:
             known = {str(problem) for problem in self.problems}  # a default's mistake shows in every setting
-            self.problems += [item for item in to_problems(error, Setting, where) if str(item) not in known]
+            self.problems += [item for item in to_problems(error, Setting, to_place) if str(item) not in known]
             return None
 
     def _origin(self, name: str, location: Location) -> str:

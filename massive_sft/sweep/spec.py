@@ -1,4 +1,4 @@
-"""What a worker is told: everything needed to train one trajectory, as one JSON file."""
+"""The specification of a training: everything that a worker needs to train one trajectory, as one JSON file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mixture(StrictModel):
 
     @property
     def size(self) -> int | None:
-        """Rows in total; ``None`` when a part takes all rows of a dataset that nobody has counted."""
+        """Rows in total; ``None`` when a part takes all rows of a dataset that are not counted yet."""
         counts = [part.count for part in self.parts]
         return sum(count for count in counts if count is not None) if None not in counts else None
 

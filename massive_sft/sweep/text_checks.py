@@ -1,32 +1,30 @@
-"""Texts and names of a sweep file as the rest of the world can take them: files, tables, the tracker."""
+"""Checks of the texts and names in a sweep file: they must fit into paths, tables and the tracker."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from massive_sft.core.errors import UNSET, Problem
 from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
-from massive_sft.sweep.yaml_errors import Location
+from massive_sft.sweep.yaml_errors import Location, ToPlace
 
 NAMED = ("models", "model_sets", "datasets", "mixtures", "settings")  # sections whose keys are names
 
-Where = Callable[[Location], str]
 
-
-def text_problems(raw: Mapping[str, Any], where: Where) -> list[Problem]:
+def text_problems(raw: Mapping[str, Any], to_place: ToPlace) -> list[Problem]:
     """Return the texts that no file or path can hold, and the names that are too long, empty or cannot be printed."""
-    problems = [Problem(where(place), rule) for place, text in _texts(raw, ()) if (rule := _unfit(text))]
+    problems = [Problem(to_place(place), rule) for place, text in _texts(raw, ()) if (rule := _unfit(text))]
     for section in NAMED:
         entries = raw.get(section)
         for name in entries if isinstance(entries, Mapping) else ():
-            problems += [Problem(where((section,)), f"a name {rule}", value) for rule, value in _name(name)]
+            problems += [Problem(to_place((section,)), f"a name {rule}", value) for rule, value in _name(name)]
     blocks = raw.get("blocks")
     for index, block in enumerate(blocks if isinstance(blocks, (list, tuple)) else ()):
         name = block.get("name") if isinstance(block, Mapping) else None
         if isinstance(name, str) and name:
-            problems += [Problem(where(("blocks", index, "name")), rule, value) for rule, value in _name(name)]
+            problems += [Problem(to_place(("blocks", index, "name")), rule, value) for rule, value in _name(name)]
     return problems
 
 

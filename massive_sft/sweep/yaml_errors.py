@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from massive_sft.core.errors import UNSET, Problem
 
 Location = tuple[str | int, ...]
+ToPlace = Callable[[Location], str]
+"""Turns a location within an entry into the place to print, such as ``x.yaml: blocks[2].snapshots``."""
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than": ("<", "lt"),
           "less_than_equal": ("<=", "le")}  # fmt: skip
 
@@ -39,20 +41,20 @@ def independent_errors(error: ValidationError) -> list[Any]:
     ]
 
 
-def to_problems(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> list[Problem]:
+def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace) -> list[Problem]:
     """Return one problem per field that failed; ``where`` turns a location within ``root`` into the place to print."""
     problems: dict[str, Problem] = {}
     # What may be a name or a mapping, and is a mapping, is judged as one; that it is no name is said last, if at all.
     for item in sorted(independent_errors(error), key=_is_no_name):
         location, owner = _walk(root, item["loc"])
-        if _is_no_name(item) and any(place.startswith(where(location)) for place in problems):
+        if _is_no_name(item) and any(place.startswith(to_place(location)) for place in problems):
             continue
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
-            problem = Problem(where(location[:-1]), "unknown key", location[-1], keys)
+            problem = Problem(to_place(location[:-1]), "unknown key", location[-1], keys)
             problems[f"{problem.place} {problem.value}"] = problem
         else:
-            problem = _problem(dict(item), where(location))
+            problem = _problem(dict(item), to_place(location))
             problems.setdefault(problem.place, problem)
     return list(problems.values())
 

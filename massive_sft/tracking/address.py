@@ -40,7 +40,7 @@ def resolve(tracking_uri: str, root: Path, place: str = PLACE) -> str:
 
 
 def local_folder(root: Path, mounts: Path = Path("/proc/mounts")) -> Path:
-    """Return the folder of a ledger's local store; where nobody tells file systems, the root counts as local."""
+    """Return the folder of a ledger's local store; where file systems cannot be told, the root counts as local."""
     root = root.resolve()
     if not _SHARED.fullmatch(filesystem(root, mounts)):
         return root

@@ -1,4 +1,4 @@
-"""The files that go with a run. No weights, and of the responses only a sample: both are large, and in the ledger."""
+"""The artifacts of an MLflow run. No weights, and of the responses only a sample: both are large, and in the ledger."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
         (folder / name).write_text(json.dumps(_redacted(content), indent=1, ensure_ascii=False) + "\n")
     for name in (name for name in record.files if name.endswith("/layers.parquet")):
         try:
-            (folder / "layers.parquet").write_bytes(ledger.file_of(record, name).read_bytes())
+            (folder / "layers.parquet").write_bytes(ledger.verified_file(record, name).read_bytes())
         except (Corrupt, FileNotFoundError) as error:
-            ledger.report(ledger.root / name, str(error))
+            ledger.report_corrupt(ledger.root / name, str(error))
     sample = list(_responses(ledger, record))
     if sample:
         (folder / "responses-sample.jsonl").write_text("".join(sample))
@@ -59,7 +59,7 @@ def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
             try:
                 lines = _lines(shard)
             except Corrupt as error:
-                ledger.report(shard, str(error))
+                ledger.report_corrupt(shard, str(error))
                 continue
             for line in itertools.islice(lines, SAMPLE_RESPONSES):
                 head = {"benchmark": scores.benchmark, "task": shard.parent.name}

@@ -74,7 +74,7 @@ def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
         try:
             verify_folder(path.parent)
         except Corrupt as error:
-            ledger.report(path.parent, str(error))
+            ledger.report_corrupt(path.parent, str(error))
         else:
             return path
     return None

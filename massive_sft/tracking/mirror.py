@@ -59,7 +59,7 @@ class Mirror:
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
         self._queue = Queue()
-        self._trouble = ""
+        self._problem = ""
         self._spooled = False
         self._repeated = False  # a call may have been lost and is made again
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -77,7 +77,7 @@ class Mirror:
             tracking_uri: the sweep file's ``tracking.mlflow``.
 
         Raises:
-            InvalidInput: the address is wrong, or nobody answers there.
+            InvalidInput: the address is wrong, or no server answers there.
         """
         uri = resolve(tracking_uri, ledger.root)
         problem = tracking_problem(tracking_uri, PLACE, ledger.root)
@@ -101,9 +101,9 @@ class Mirror:
         return redact(self._uri)
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is written at the moment, for people; empty when all is well."""
-        return self._trouble
+        return self._problem
 
     @property
     def pending(self) -> tuple[Item, ...]:
@@ -130,7 +130,7 @@ class Mirror:
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._release()
-        reasons = [self._trouble, *self._queue.refused.values(), "time was up before everything was written"]
+        reasons = [self._problem, *self._queue.refused.values(), "time was up before everything was written"]
         items = self.pending
         return Pending(items, next(filter(None, reasons)) if items else "")
 
@@ -182,7 +182,7 @@ class Mirror:
         try:
             self._connect()
         except _Busy as error:
-            self._trouble = str(error)
+            self._problem = str(error)
 
     def _connect(self) -> Tracker:
         """Take the lease, find the runs, and queue what they do not show yet; does nothing while all of that holds."""
@@ -242,9 +242,9 @@ class Mirror:
             raise _Unreadable(f"{cell} cannot be read: {error}") from error
 
     def _recovered(self) -> None:
-        if self._trouble:
+        if self._problem:
             log.info("the tracker answers again")
-        self._trouble = ""
+        self._problem = ""
         if self._spooled:
             self._spool()
 
@@ -260,10 +260,10 @@ class Mirror:
         self._queue.postpone()
         self._repeated |= self._tracker is not None
         self._tracker = None
-        if not self._trouble and not isinstance(error, _Busy):
+        if not self._problem and not isinstance(error, _Busy):
             path = self._folder / SPOOL
             log.warning("the tracker is lost (%s); what it lacks is in %s and written later", _short(error), path)
-        self._trouble = _short(error)
+        self._problem = _short(error)
         self._spool()
 
     def _read_spool(self) -> list[Item]:

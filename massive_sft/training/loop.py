@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from massive_sft.core.stop import never
+from massive_sft.core.stop import never_stop
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
@@ -31,7 +31,7 @@ def train_trajectory(
     directory: Path,
     report: Callable[[Event], None],
     checkpoints: Checkpoints | None = None,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
     publish: Publish = publish_nothing,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.

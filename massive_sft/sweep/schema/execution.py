@@ -1,4 +1,4 @@
-"""The part of the schema that says where and how a sweep runs: never part of a cell's identity."""
+"""Where and how a sweep runs: resources, storage, tracking, budget. Never part of a cell's identity."""
 
 from __future__ import annotations
 
