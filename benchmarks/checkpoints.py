@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import write_llama
 
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.attempt import Attempt
@@ -42,24 +42,6 @@ LAYOUTS: list[tuple[int, str, str]] = [
     (3, "fp32", "full"),
     (1, "fp32", "lora"),
 ]
-
-
-def make_base(folder: Path) -> int:
-    """Write a randomly initialised Llama; return its number of parameters."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=LENGTH,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def make_samples(count: int) -> Samples:
@@ -116,7 +98,7 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
 
 def rows(steps: int, every: float, folder: Path) -> Iterator[str]:
     """Yield the table's lines."""
-    parameters = make_base(folder / "base")
+    parameters = write_llama(folder / "base", VOCABULARY, hidden=512, layers=8, heads=8, max_position_embeddings=LENGTH)
     yield f"{parameters:,} parameters, {steps} steps of {BATCH} x {LENGTH} tokens, a checkpoint every {every:g} s"
     yield "zero precision method |  saves    MB   save s   slowest | interval s  share | measured share  s/step"
     for zero, precision, method in LAYOUTS:

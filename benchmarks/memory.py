@@ -32,7 +32,7 @@ def resident() -> float:
 def serve(zero: int, method: str, trajectories: int) -> list[float]:
     """Train so many trajectories one after another; return the resident memory after each, in MB."""
     import numpy as np
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from small_llama import write_llama
 
     from massive_sft.data.samples import Samples
     from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
@@ -53,11 +53,7 @@ def serve(zero: int, method: str, trajectories: int) -> list[float]:
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
-            tie_word_embeddings=True,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder / "base")
+        write_llama(folder / "base", vocabulary, hidden=256, layers=6, heads=4)
         for seed in range(trajectories):
             spec = TrainingSpec(
                 trajectory="0123456789abcdef",

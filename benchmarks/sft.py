@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset as HubDataset
+from small_llama import write_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from massive_sft.data.samples import Samples
@@ -74,21 +75,8 @@ def encode(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> li
 
 def make_base(folder: Path, vocabulary: int) -> int:
     """Write a randomly initialised Llama of about a million parameters; return how many."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=MAX_LENGTH,
-            tie_word_embeddings=True,
-        )
-    )
-    model.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    sizes = {"intermediate_size": 384, "num_key_value_heads": 2, "max_position_embeddings": MAX_LENGTH}
+    return write_llama(folder, vocabulary, hidden=128, layers=3, heads=4, **sizes)
 
 
 class Turns:

@@ -13,13 +13,13 @@ import datasets
 import pytest
 import torch
 import yaml
+from small_models import small_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
@@ -53,10 +53,9 @@ def tokenizer(adds_bos: bool = True) -> PreTrainedTokenizerFast:
 def llama(seed: int = 0, positions: int = 256, **config: object) -> LlamaForCausalLM:
     """A random Llama whose picks vary: its weights are larger than a fresh model's."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": 267, "max_position_embeddings": positions}
-    settings = {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    return LlamaForCausalLM(LlamaConfig(**(sizes | settings | config))).eval()
+    settings = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": positions}
+    settings |= {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    return LlamaForCausalLM(small_config("llama", 267, **(settings | config))).eval()
 
 
 def gpt2(seed: int = 0) -> GPT2LMHeadModel:

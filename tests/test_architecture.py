@@ -62,6 +62,19 @@ def test_package_says_what_comes_in_what_goes_out_and_what_it_never_does(package
     assert re.search(r"^In: .+ Out: .+^Never: ", text, re.M | re.S), text
 
 
+def glossary() -> list[str]:
+    return re.findall(r"^\| (\w+) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)[1:]
+
+
 def test_glossary_has_few_words() -> None:
-    words = re.findall(r"^\| (\w+) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)[1:]
-    assert len(words) == len(set(words)) <= MAX_WORDS
+    assert len(glossary()) == len(set(glossary())) <= MAX_WORDS
+
+
+def test_glossary_s_words_are_those_of_the_code() -> None:
+    """Each is part of the name of a module, class or function."""
+    names = {path.stem for path in PACKAGE.rglob("*.py")}
+    for path in PACKAGE.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    parts = {part.lower() for name in names for part in re.findall(r"[A-Z]?[a-z]+", name)}
+    assert set(glossary()) <= parts | {part.removesuffix("s") for part in parts}

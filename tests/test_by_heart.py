@@ -11,7 +11,8 @@ import torch
 import yaml
 from evaluation_world import own_datasets_cache, write_rows
 from real_tokenizers import real_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from small_models import small_config
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from massive_sft.data.encoding import RowEncoder
 from massive_sft.data.findings import Findings
@@ -53,8 +54,8 @@ def learnt(
         tokens[row, : len(sample)] = torch.tensor(sample.tokens)
         labels[row, : len(sample)] = torch.where(torch.tensor(sample.trainable), tokens[row, : len(sample)], -100)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=256))
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    model = LlamaForCausalLM(small_config("llama", len(tokenizer), **sizes, max_position_embeddings=256))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
         loss = model(input_ids=tokens, labels=labels).loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import SIZES, small_config
 from tiny_training import make_samples, make_spec, train
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    Gemma2Config,
     Gemma3Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
     MixtralConfig,
-    Olmo2Config,
-    PhiConfig,
-    Qwen2Config,
-    Qwen3Config,
+    PreTrainedConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -43,31 +34,27 @@ from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.sweep.schema import Lora, Model, Setting
 from massive_sft.training.lora import add_adapter, target_problems
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 267, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "initializer_range": 0.2,
-}  # fmt: skip
-GROUPED = SIZES | {"num_key_value_heads": 1}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaConfig(**GROUPED, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**GROUPED, tie_word_embeddings=False),
-    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16, tie_word_embeddings=True),
-    "gemma2": lambda: Gemma2Config(
-        **GROUPED, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=16
-    ),
-    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
-    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=8),
-    "olmo2": lambda: Olmo2Config(**GROUPED),
-    "neox": lambda: GPTNeoXConfig(**SIZES),
-    "phi": lambda: PhiConfig(**SIZES),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=267, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    ),
-    "bloom": lambda: BloomConfig(
-        vocab_size=267, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2, bos_token_id=0, eos_token_id=1
-    ),
-}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma2": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16},
+    "mistral": {},
+    "olmo2": {},
+    "neox": {},
+    "phi": {},
+    "gpt2": {},
+    "bloom": {},
+}
+
+
+def family_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """Return a configuration for the tests' tokenizer, with weights large enough that picks vary."""
+    ids = {"bos_token_id": 0, "eos_token_id": 1} | ({} if family in ("gpt2", "bloom") else {"pad_token_id": 2})
+    return small_config(family, 267, **{"initializer_range": 0.2, **ids, **FAMILIES[family], **changes})
+
+
 ATTENTION = {"gemma2": "eager", "bloom": "eager"}  # on a CPU; sdpa for the others
 TOKENS = torch.arange(3, 33).unsqueeze(0)  # longer than the sliding windows
 
@@ -76,7 +63,7 @@ TOKENS = torch.arange(3, 33).unsqueeze(0)  # longer than the sliding windows
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param) / request.param
-    AutoModelForCausalLM.from_config(FAMILIES[request.param]()).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(family_config(request.param)).save_pretrained(folder)
     return folder
 
 
@@ -139,7 +126,7 @@ def save(config: Any, folder: Path) -> Model:
 
 
 def targets(folder: Path, *names: str, family: str = "gpt2") -> list[str]:
-    made = pretrained.meta_model(save(FAMILIES[family](), folder))
+    made = pretrained.meta_model(save(family_config(family), folder))
     return [str(problem) for problem in target_problems(made, Lora(targets=names))]
 
 
@@ -154,7 +141,7 @@ def test_lora_targets_are_what_peft_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_what_is_adapted_is_what_the_targets_name(family: str) -> None:
     """A name, the end of one, all of one module or of the whole model; more than 20 are shortened by peft."""
-    config = FAMILIES[family]()
+    config = family_config(family)
     config.num_hidden_layers = 6
     made: Any = AutoModelForCausalLM.from_config(config)
     head = made.get_output_embeddings()
@@ -202,7 +189,7 @@ def test_adapter_of_a_tied_output_layer_merges_without_moving_the_embeddings(tmp
 
 
 def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> None:
-    capped, bloom = save(FAMILIES["gemma2"](), tmp_path / "gemma2"), save(BloomConfig(n_layer=1), tmp_path / "bloom")
+    capped, bloom = save(family_config("gemma2"), tmp_path / "gemma2"), save(BloomConfig(n_layer=1), tmp_path / "bloom")
     for model, attention, said in (
         (capped, "sdpa", "soft-caps its attention's logits, which sdpa ignores; use auto, or eager"),
         (bloom, "sdpa", "with attention sdpa"),
@@ -214,14 +201,14 @@ def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> 
     assert pretrained.attention_of(pretrained.meta_model(capped)) == "eager"
     assert pretrained.attention_of(pretrained.meta_model(capped, gpu=True)) == "flex_attention"
     assert pretrained.attention_of(pretrained.meta_model(capped, "eager", gpu=True)) == "eager"
-    uncapped = save(Gemma2Config(**GROUPED, head_dim=16, attn_logit_softcapping=None), tmp_path / "uncapped")
+    uncapped = save(family_config("gemma2", attn_logit_softcapping=None), tmp_path / "uncapped")
     assert pretrained.attention_of(pretrained.meta_model(uncapped)) in ("sdpa", "eager")
 
 
 def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
     for config, said in (
         (Gemma3Config(), "is a model of more than text (vision_config)"),
-        (MixtralConfig(**GROUPED), "is a mixture of experts (num_local_experts)"),
+        (MixtralConfig(**SIZES, num_key_value_heads=1), "is a mixture of experts (num_local_experts)"),
     ):
         with pytest.raises(InvalidInput, match=said.split(" (")[0]):
             pretrained.meta_model(save(config, tmp_path / type(config).__name__))
@@ -248,7 +235,7 @@ def tokenizer_of(model: Model, auto_map: Any) -> None:
     "auto_map", [{"AutoTokenizer": [None, "other/repo--own.Own"]}, ["other/repo--own.Own", None]], ids=["map", "list"]
 )
 def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, auto_map: Any) -> None:
-    config = FAMILIES["llama"]()
+    config = family_config("llama")
     config.auto_map = {
         "AutoModelForCausalLM": "other/repo--pretrained.Model",
         "AutoConfig": "other/repo--modeling.Conf",
@@ -257,7 +244,7 @@ def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, au
     trusting = model.model_copy(update={"trust_remote_code": True})
     with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--modeling\.Conf, other"):
         pretrained.load_config(trusting)
-    own = save(FAMILIES["llama"](), tmp_path / "own").model_copy(update={"trust_remote_code": True})
+    own = save(family_config("llama"), tmp_path / "own").model_copy(update={"trust_remote_code": True})
     tokenizer_of(own, auto_map)
     elsewhere = trusting.model_copy(update={"tokenizer": own.path})
     for one in (own, elsewhere):
@@ -266,7 +253,7 @@ def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, au
 
 
 def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
-    model = save(FAMILIES["llama"](), tmp_path)
+    model = save(family_config("llama"), tmp_path)
     tokenizer_of(model, {"AutoTokenizer": [None, "own.Own"]})
     assert not hasattr(pretrained.load_tokenizer(model), "trusted")
     assert pretrained.load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
@@ -277,8 +264,8 @@ def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(tmp_path: Path) -> No
 
 
 def test_positions_and_token_ids_that_a_model_has(tmp_path: Path) -> None:
-    assert pretrained.positions_of(FAMILIES["gpt2"]()) == 64
-    assert pretrained.positions_of(Gemma3Config(text_config=FAMILIES["gemma3"]())) == 64
+    assert pretrained.positions_of(family_config("gpt2")) == 64
+    assert pretrained.positions_of(Gemma3Config(text_config=family_config("gemma3"))) == 64
     assert pretrained.positions_of(BloomConfig()) is None
     model = Model(path="m")
     assert pretrained.token_problems(model, 259, 258) == []

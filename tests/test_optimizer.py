@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import CONFIGS, make_base, make_samples, make_spec, train
+from tiny_training import CONFIGS, make_base, make_samples, make_spec, tiny_config, train
 from transformers import AutoModelForCausalLM, Trainer
 
 from massive_sft.sweep.schema import Optimizer
@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_matrices_are_what_the_trainer_of_transformers_decays(family: str) -> None:
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    model = AutoModelForCausalLM.from_config(tiny_config(family))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decaying, others = parameter_groups(model, Optimizer(weight_decay=0.1))
     assert {names[id(p)] for p in decaying["params"]} == set(Trainer.get_decay_parameter_names(None, model)) & set(

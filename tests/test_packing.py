@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import CONFIGS, VOCABULARY, make_samples
+from tiny_training import CONFIGS, VOCABULARY, make_samples, tiny_config
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig
 
@@ -21,7 +21,7 @@ LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50),
 
 def _model(family: str) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    model = AutoModelForCausalLM.from_config(tiny_config(family))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -10,6 +10,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
+from small_models import SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from massive_sft.core.errors import InvalidInput, Unsupported
@@ -87,14 +88,15 @@ def test_generation_of_any_batch_equals_lm_eval(peers: tuple[PlainScorer, HFLM])
     assert len({r.tokens for r in found}) > 1
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = ["llama", "qwen2", "gemma2", "cohere", "granite", "olmo", "gpt_neox", "phi"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_at_chosen_positions_are_the_model_s_own_in_every_family(family: str) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES, num_key_value_heads=4, head_dim=8, vocab_size=99)
+    config = AutoConfig.for_model(
+        family, **SIZES | {"num_attention_heads": 4}, num_key_value_heads=4, head_dim=8, vocab_size=99
+    )
     config.update({"logits_scaling": 3.0} if family == "granite" else {})
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     model = AutoModelForCausalLM.from_config(config).eval()

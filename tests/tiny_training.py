@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_models import small_config
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    GraniteConfig,
-    LlamaConfig,
-    Qwen2Config,
+    PreTrainedConfig,
 )
 
 from massive_sft.data.samples import Samples
@@ -25,39 +21,25 @@ from massive_sft.training.loop import train_trajectory
 from massive_sft.training.summary import TrainingSummary
 
 VOCABULARY = 97
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "neox": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "gemma2": {"final_logit_softcapping": 2.0},
+    "granite": {},
+    "gpt2": {},
 }
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=1, tie_word_embeddings=False),
-    "neox": lambda: GPTNeoXConfig(**_SIZES),
-    "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=1, tie_word_embeddings=True),
-    "gemma2": lambda: Gemma2Config(
-        **_SIZES, num_key_value_heads=1, head_dim=16, final_logit_softcapping=2.0, sliding_window=8
-    ),
-    "granite": lambda: GraniteConfig(**_SIZES, num_key_value_heads=1, logits_scaling=3.0),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    ),
-}
+
+
+def tiny_config(family: str) -> PreTrainedConfig:
+    """Return the configuration of a family's model as these tests train it."""
+    return small_config(family, VOCABULARY, **CONFIGS[family])
 
 
 def make_base(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, spread: float = 3.0) -> Path:
     """Write a randomly initialised base model; ``spread`` times the usual weights, so that attention matters."""
     torch.manual_seed(0)
-    config = CONFIGS[family]()
+    config = tiny_config(family)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

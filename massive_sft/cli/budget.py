@@ -17,7 +17,7 @@ BudgetHours = Annotated[
         "--budget-gpu-hours",
         min=0.0,
         help="Only what so many GPU-hours pay for (hours of this machine where no GPU is used): base rows, then a "
-        "balanced part of models × datasets.",
+        "balanced part of models × mixtures.",
     ),
 ]
 

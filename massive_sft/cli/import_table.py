@@ -46,7 +46,7 @@ WRITERS = 8
 def import_table(
     table: Annotated[Path, typer.Argument(help="A CSV file of the released table's form.", show_default=False)],
     root: Annotated[Path, typer.Argument(help="The storage root of the ledger; made if missing.", show_default=False)],
-    name: Annotated[str, typer.Option(help="What the study is called from now on.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The name under which the table is kept.", show_default=False)],
     scales: Annotated[
         Path | None, typer.Option(help="A JSON file that declares further columns: metric, scale, shots.")
     ] = None,

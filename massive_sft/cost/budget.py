@@ -1,4 +1,4 @@
-"""What of a sweep a budget pays for: base rows, then pairs of model and dataset in a seeded balanced order."""
+"""What of a sweep a budget pays for: base rows, then pairs of model and mixture in a seeded balanced order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BudgetedPlan:
         plan: what the budget pays for, whatever of it is done already.
         hours: of the budget; GPU-hours, or hours of this machine where no GPU is used.
         taken: hours of what is in the plan.
-        left_out: each pair that is left out, ``model × dataset (block): so many runs``, and base rows.
+        left_out: each pair that is left out, ``model × mixture (block): so many runs``, and base rows.
         runs_left_out: trainings in them.
     """
 
@@ -46,14 +46,14 @@ class _Pair:
         return f"{self.model} × {self.data} (block {self.block}): {count}"
 
 
-def balanced_order(models: Sequence[str], datasets: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """Yield every pair once so that, wherever one stops, models have equally many pairs or one more, and datasets too.
+def balanced_order(models: Sequence[str], mixtures: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Yield every pair once so that, wherever one stops, models have equally many pairs or one more, and mixtures too.
 
     A cyclic incomplete block design: both lists, shuffled, are walked around side by side; after every least common
     multiple of their lengths, where all counts are equal, one is turned by one place, which leads to new pairs.
     """
     generator = random.Random(seed)
-    rows, columns = sorted(models), sorted(datasets)
+    rows, columns = sorted(models), sorted(mixtures)
     generator.shuffle(rows)
     generator.shuffle(columns)
     if not rows or not columns:
@@ -67,7 +67,7 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
     """Return what of a plan a budget of so many GPU-hours pays for.
 
     It counts the sweep as a whole, done or not, so that a rerun takes the same. Base rows come first; then the blocks
-    in the file's order, and in each the pairs of model and dataset in ``balanced_order``, a pair with all its settings,
+    in the file's order, and in each the pairs of model and mixture in ``balanced_order``, a pair with all its settings,
     schedules and seeds, so that what is compared stays together. The first pair that is too much ends it.
 
     Raises:
@@ -111,8 +111,8 @@ def _pairs(plan: Plan, seed: int) -> Iterator[_Pair]:
         recipe, block = run.trajectory.recipe, run.trajectory.cells[0].blocks[0]
         grids[block].setdefault((recipe.model_name, recipe.mixture.name), []).append(run)
     for block, grid in grids.items():
-        models, datasets = {model for model, _ in grid}, {data for _, data in grid}
-        for model, data in balanced_order(sorted(models), sorted(datasets), seed):
+        models, mixtures = {model for model, _ in grid}, {data for _, data in grid}
+        for model, data in balanced_order(sorted(models), sorted(mixtures), seed):
             if (model, data) in grid:
                 yield _Pair(block, model, data, tuple(grid[(model, data)]))
 
