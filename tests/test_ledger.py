@@ -370,7 +370,7 @@ def test_record_file_is_one_line_of_json_readable_by_all(ledger):
 
 def test_record_of_a_superseded_owner_sorts_below_and_is_refused_once_it_can_be_seen(ledger, monkeypatch):
     first = ledger.lease_cell(CELL, "first")
-    monkeypatch.setattr(LeaseState, "gone", lambda self: True)
+    monkeypatch.setattr(LeaseState, "owner_is_gone", lambda self: True)
     second = ledger.lease_cell(CELL, "second")
     monkeypatch.setattr(Claim, "verify", lambda self: None)  # a listing that is a minute old
     late = ledger.write_record(make_record(status=Status.FAILED, error="late"), first.claim)
