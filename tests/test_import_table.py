@@ -31,7 +31,7 @@ from massive_sft.running.check import check
 from massive_sft.study import frames
 from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import TABLE, ImportedLedger, open_imported
-from massive_sft.study.released import KEYS, Column, Table, known_columns, read_table, write_table
+from massive_sft.study.released import KEYS, ReleasedTable, ScoreColumn, known_columns, read_table, write_table
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(120)
@@ -55,7 +55,7 @@ def odd(tmp_path: Path) -> Path:
     return path
 
 
-def read(path: Path) -> Table:
+def read(path: Path) -> ReleasedTable:
     return read_table(path, known_columns())
 
 
@@ -370,7 +370,7 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     assert "1 of 5 rows have no record: import odd.csv again" in told
 
 
-def declared(tmp_path: Path) -> dict[str, Column]:
+def declared(tmp_path: Path) -> dict[str, ScoreColumn]:
     """``riddles``, which the made sweep calls ``quiz``, and ``prose``, which it has in another unit."""
     scales = tmp_path / "scales.json"
     columns = {

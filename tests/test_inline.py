@@ -16,7 +16,7 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
-from massive_sft.cli.invalidate import find, set_aside
+from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import estimate
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
@@ -549,7 +549,7 @@ def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on
 def test_invalidate_does_not_touch_what_got_a_new_record_since_it_was_found(copy: Path) -> None:
     plan = make_plan(load_sweep(small_sweep(copy)))
     ledger = Ledger.open(plan.root)
-    found = find(plan, ledger, with_training=True)
+    found = find_invalidated(plan, ledger, with_training=True)
     ledger.write_record(found.records[0].model_copy(update={"finished": "2030-01-01T00:00:00.000Z"}))
     before = records(small_sweep(copy))
     with pytest.raises(InvalidInput, match=f"got a new record meanwhile.*{found.records[0].cell}"):

@@ -37,7 +37,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking import probe
-from massive_sft.tracking.address import client_address, resolve
+from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
 from massive_sft.tracking.tracker import Tracker
@@ -515,7 +515,7 @@ def test_root_whose_name_means_something_in_an_address_gets_its_store_and_nothin
     mirror(ledger, {cell: coordinates(2)})
     assert [path.name for path in tmp_path.iterdir()] == [ledger.root.name]
     assert {"mlflow.db", "mlflow-artifacts"} <= {path.name for path in ledger.root.iterdir()}
-    client = MlflowClient(client_address(resolve("", ledger.root)))
+    client = MlflowClient(client_address(resolve_uri("", ledger.root)))
     (experiment,) = client.search_experiments(filter_string=f"name = '{SWEEP}'")
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`massive_sft.cell` = '{cell}'")
     assert "record.json" in files_of(client, run.info.run_id)

@@ -147,7 +147,7 @@ def test_gain_is_never_taken_across_protocols() -> None:
 )
 def test_primary_metric_is_chosen_by_name_alone(keys: list[str], chosen: str) -> None:
     for order in (keys, keys[::-1]):
-        assert metrics.primary({key: score(0.5) for key in order}) == chosen
+        assert metrics.primary_metric({key: score(0.5) for key in order}) == chosen
 
 
 def test_score_and_reason_of_one_benchmark_are_one_primary_row() -> None:
@@ -159,7 +159,7 @@ def test_score_and_reason_of_one_benchmark_are_one_primary_row() -> None:
 
 
 def test_primary_metric_without_direction_comes_last() -> None:
-    assert metrics.primary({"acc,none": score(0.1, higher=None), "f1,none": score(0.2)}) == "f1,none"
+    assert metrics.primary_metric({"acc,none": score(0.1, higher=None), "f1,none": score(0.2)}) == "f1,none"
 
 
 def test_group_stands_for_its_benchmark_and_tasks_for_themselves_without_one() -> None:

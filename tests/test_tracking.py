@@ -21,10 +21,10 @@ from massive_sft.tracking import probe, tracking_problem
 from massive_sft.tracking.address import (
     artifact_location,
     client_address,
-    database,
+    database_path,
     filesystem,
     local_folder,
-    resolve,
+    resolve_uri,
 )
 from massive_sft.tracking.ui import serve_ui, ui_address, ui_command
 
@@ -116,22 +116,22 @@ def test_local_store_where_no_mounts_are_told_lies_beside_the_ledger(tmp_path):
 
 def test_empty_address_resolves_to_a_database_with_its_artifacts_beside_it(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = resolve("${MLFLOW_TRACKING_URI:-}", tmp_path)
+    uri = resolve_uri("${MLFLOW_TRACKING_URI:-}", tmp_path)
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert artifact_location(uri) == f"file://{tmp_path}/mlflow-artifacts"
 
 
 def test_address_of_a_root_with_any_name_means_that_root():
     root = Path("/100%/a b?c#d/é%20")
-    uri = resolve("", root)
-    assert database(uri) == root / "mlflow.db"
+    uri = resolve_uri("", root)
+    assert database_path(uri) == root / "mlflow.db"
     assert not set("?# é") & set(uri)
     assert f"--backend-store-uri={client_address(uri)}" in ui_command(uri)
 
 
 def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKER", "tracker.example:5000")
-    uri = resolve("http://${TRACKER}", tmp_path)
+    uri = resolve_uri("http://${TRACKER}", tmp_path)
     assert uri == "http://tracker.example:5000"
     assert artifact_location(uri) is None
 
@@ -149,7 +149,7 @@ def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_p
 def test_wrong_address_is_said_by_both_check_and_run(tmp_path, uri, rule):
     assert rule in problem_of(uri)
     with pytest.raises(InvalidInput, match=rule):
-        resolve(uri, tmp_path)
+        resolve_uri(uri, tmp_path)
 
 
 def test_server_is_asked_as_the_client_asks_below_its_path_with_the_credentials_of_its_address(monkeypatch):

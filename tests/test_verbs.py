@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from massive_sft.cli import diff, doctor, export, gc, logs, publish
-from massive_sft.cli.machine_checks import Level, packages, pinned_versions
+from massive_sft.cli.machine_checks import Level, check_packages, pinned_versions
 from massive_sft.cli.paired import compare
 from massive_sft.cli.retry import count_diverged, retry_view, select_failed
 from massive_sft.core.errors import MassiveSFTError
@@ -486,10 +486,10 @@ def test_versions_that_are_not_the_tested_ones_are_yellow(tmp_path: Path) -> Non
     path = tmp_path / "constraints.txt"
     path.write_text("# made by hand\nTorch==0.1 ; python_version > '3'\n")
     assert pinned_versions(path) == {"torch": "0.1"}
-    found = {finding.what: finding for finding in packages(pinned_versions(path))}
+    found = {finding.what: finding for finding in check_packages(pinned_versions(path))}
     assert found["torch"].level is Level.WARN and "is not the tested 0.1" in found["torch"].text
     assert pinned_versions(tmp_path / "none.txt") == {}
-    assert [finding.level for finding in packages({})] == [Level.WARN]
+    assert [finding.level for finding in check_packages({})] == [Level.WARN]
 
 
 def test_report_is_written_beside_the_sweep_or_where_asked(sweep: Path, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from massive_sft.cli.cell_lookup import CellMatch
+from massive_sft.cli.views import format_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import Score
 from massive_sft.sweep.schema import Model
 
 # Parts of a cell's content that the card shows elsewhere, or that only a program reads.
@@ -82,17 +82,13 @@ def _scores(match: CellMatch) -> list[dict[str, str]]:
             "task": task,
             "metric": metric.removesuffix(",none"),
             "value": "missing" if score.value is None else f"{score.value:.4g}",
-            "interval": _interval(score),
+            "interval": format_interval(score),
             "n": "" if score.n is None else f"{score.n:,}",
         }
         for item in sorted(match.record.scores.values(), key=lambda item: item.benchmark)
         for task, metrics in {**item.tasks, **item.groups}.items()
         for metric, score in metrics.items()
     ]
-
-
-def _interval(score: Score) -> str:
-    return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
 
 
 def _provenance(match: CellMatch) -> dict[str, Any]:

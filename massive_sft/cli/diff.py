@@ -16,8 +16,8 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
-from massive_sft.cli.paired import Paired, Samples, compare, read_samples
-from massive_sft.cli.views import STYLES
+from massive_sft.cli.paired import Paired, SampleValues, compare, read_samples
+from massive_sft.cli.views import STYLES, make_table
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
 
@@ -70,7 +70,7 @@ def diff(first: CellId, second: CellId, sweep: Sweep, overlay: Overlays = None, 
         console().print(diff_view(first_cell, second_cell))
 
 
-def differing(first: Any, second: Any) -> Differences:
+def differing_keys(first: Any, second: Any) -> Differences:
     """Return the flattened keys whose values differ, in the first's order; ``_ABSENT`` where one has no such key."""
     left, right = flatten(first), flatten(second)
     keys = dict.fromkeys((*left, *right))
@@ -78,9 +78,9 @@ def differing(first: Any, second: Any) -> Differences:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def sections(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Differences]:
+def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Differences]:
     """Return what differs, by section. Without a record on both sides only the content is compared."""
-    differences = {"content": differing(first_cell.content, second_cell.content)}
+    differences = {"content": differing_keys(first_cell.content, second_cell.content)}
     if first_cell.record is None or second_cell.record is None:
         return differences
     records = (first_cell.record, second_cell.record)
@@ -88,9 +88,9 @@ def sections(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Differe
     origins = [{key: value for key, value in record.provenance.items() if key not in _OWN} for record in records]
     measures = [_without_layers(record.measures) for record in records]
     return differences | {
-        "layout": differing(*layouts),
-        "provenance": differing(*origins),
-        "measures": differing(*measures),
+        "layout": differing_keys(*layouts),
+        "provenance": differing_keys(*origins),
+        "measures": differing_keys(*measures),
     }
 
 
@@ -131,7 +131,7 @@ def _rows(
     first: BenchmarkScores | None,
     second: BenchmarkScores | None,
     same_protocol: bool,
-    samples: tuple[Samples | None, Samples | None],
+    samples: tuple[SampleValues | None, SampleValues | None],
 ) -> Iterator[Pair]:
     tables = [{**item.tasks, **item.groups} if item else {} for item in (first, second)]
     benchmark = next(item.benchmark for item in (first, second) if item)
@@ -143,7 +143,10 @@ def _rows(
 
 
 def _paired(
-    task: str, metric: str, scores: tuple[Score | None, Score | None], samples: tuple[Samples | None, Samples | None]
+    task: str,
+    metric: str,
+    scores: tuple[Score | None, Score | None],
+    samples: tuple[SampleValues | None, SampleValues | None],
 ) -> Paired | None:
     name, _, chosen = metric.rpartition(",")
     values = [side[task, name, chosen] for side in samples if side and (task, name, chosen) in side]
@@ -169,7 +172,7 @@ def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:
                 key: {side: item for side, item in zip(("first", "second"), pair, strict=True) if item is not _ABSENT}
                 for key, pair in section.items()
             }
-            for name, section in sections(first_cell, second_cell).items()
+            for name, section in find_differences(first_cell, second_cell).items()
         },
         "scores": [
             {
@@ -194,7 +197,7 @@ def diff_view(first_cell: CellMatch, second_cell: CellMatch) -> Group:
         Text.assemble((f.id, "bold"), "  ", str(f.coordinates), "  ", (str(f.status), STYLES[f.status]))
         for f in (first_cell, second_cell)
     ]
-    for name, section in sections(first_cell, second_cell).items():
+    for name, section in find_differences(first_cell, second_cell).items():
         parts += [Text(), _section_view(name, section)]
     missing = [cell.id for cell in (first_cell, second_cell) if cell.record is None]
     rows = pairs(first_cell, second_cell)
@@ -210,9 +213,7 @@ def diff_view(first_cell: CellMatch, second_cell: CellMatch) -> Group:
 def _section_view(name: str, section: Differences) -> Any:
     if not section:
         return Text.assemble((name, "bold"), ": no difference")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (name, "first", "second"):
-        table.add_column(column, overflow="fold")
+    table = make_table(name, "first", "second")
     for key, pair in section.items():
         table.add_row(Text(key), *(Text("—" if item is _ABSENT else str(item)) for item in pair))
     return table
@@ -222,9 +223,7 @@ _COLUMNS = ("benchmark", "task", "metric", "first", "second", "difference", "int
 
 
 def _scores_view(rows: list[Pair]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in _COLUMNS[:3] else "right", overflow="fold")
+    table = make_table(*_COLUMNS, right=_COLUMNS[3:])
     for row in rows:
         paired, overlap = row.paired, {True: "overlap", False: "apart", None: "—"}[row.overlap]
         test = paired.mcnemar if paired else None

@@ -18,7 +18,7 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.planning.plan import storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
 from massive_sft.tracking import tracking_problem
-from massive_sft.tracking.address import local_folder, resolve
+from massive_sft.tracking.address import local_folder, resolve_uri
 
 
 def doctor(
@@ -39,20 +39,20 @@ def doctor(
 
 def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
     """Yield what was found, on this machine and of a sweep's storage and tracker."""
-    yield machine_checks.python()
-    yield from machine_checks.packages(machine_checks.pinned_versions())
-    yield machine_checks.processor()
-    yield machine_checks.memory()
+    yield machine_checks.check_python()
+    yield from machine_checks.check_packages(machine_checks.pinned_versions())
+    yield machine_checks.check_cpu()
+    yield machine_checks.check_memory()
     if sweep is None:
-        yield machine_checks.disk(Path.cwd(), "disk")
+        yield machine_checks.check_disk(Path.cwd(), "disk")
     else:
         yield from _storage(sweep)
-    yield machine_checks.gpus()
-    yield machine_checks.compiler()
-    yield machine_checks.open_files()
-    yield machine_checks.shared_memory()
-    yield machine_checks.importable("ray")
-    yield from machine_checks.hub_cache(sweep is not None and _uses_hub(sweep))
+    yield machine_checks.check_gpus()
+    yield machine_checks.check_compiler()
+    yield machine_checks.check_open_files()
+    yield machine_checks.check_shared_memory()
+    yield machine_checks.check_import("ray")
+    yield from machine_checks.check_hub_cache(sweep is not None and _uses_hub(sweep))
 
 
 def _storage(sweep: Sweep) -> Iterator[CheckResult]:
@@ -61,7 +61,7 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
     except InvalidInput as error:
         yield from (CheckResult(Level.BAD, "storage", str(problem)) for problem in error.problems)
         return
-    yield machine_checks.disk(root, "storage")
+    yield machine_checks.check_disk(root, "storage")
     uri = sweep.file.tracking.mlflow
     problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow", root)
     shared = local_folder(root) != root.resolve()
@@ -72,7 +72,7 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
     if problem is not None:
         yield CheckResult(Level.BAD, "tracker", str(problem))
     else:
-        yield CheckResult(Level.OK, "tracker", redact(resolve(uri, root)))
+        yield CheckResult(Level.OK, "tracker", redact(resolve_uri(uri, root)))
 
 
 def _uses_hub(sweep: Sweep) -> bool:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json
+from massive_sft.cli.views import make_table
 from massive_sft.core.files import format_bytes, write_json
 from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.storage import Folder
@@ -108,9 +108,7 @@ def _row(item: Pinned) -> dict[str, Any]:
 def _view(pinned: list[Pinned], dry_run: bool, pin_only: bool) -> Group:
     if not pinned:
         return Group(Text("nothing to fetch: the sweep names nothing on the hub"))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "id", "revision", "commit", "size", "was here"):
-        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    table = make_table("kind", "id", "revision", "commit", "size", "was here", right=("size",))
     for item in pinned:
         repository = item.repository
         size = format_bytes(sum(item.sizes.values()))

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.invalidate import FOLDER
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
 from massive_sft.ledger.attempt import RESUME, find_stale_checkpoints
@@ -240,9 +240,7 @@ def _size(path: Path) -> int:
 
 def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:
     """Return what goes or went, for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "what", "size"):
-        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    table = make_table("kind", "what", "size", right=("size",))
     for item in garbage.waste:
         table.add_row(item.kind, Text(str(item.path.relative_to(ledger.root))), format_bytes(item.size_bytes))
     notes = [Text(f"kept, {line}", style="dim") for line in garbage.kept]

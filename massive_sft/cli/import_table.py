@@ -31,10 +31,10 @@ from massive_sft.study.imported import (
     describe_table,
     find_tables,
     open_imported,
+    read_rows,
     record_of,
-    rows_of,
 )
-from massive_sft.study.released import Row, Table, known_columns, read_table, write_table
+from massive_sft.study.released import ReleasedRow, ReleasedTable, known_columns, read_table, write_table
 from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
 
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}}")  # as a sweep's
@@ -57,17 +57,17 @@ def import_table(
 
     Running it again does only what is missing.
     """
-    from massive_sft.report.imported import read_imported_data, write_report
+    from massive_sft.report.imported import read_imported_data, write_imported_report
 
     read = read_table(table, known_columns(scales))
     table_ledger, written = write_ledger(root, name, read, mlflow)
     out, data = console(), read_imported_data(table_ledger)
-    counts = ", ".join(f"{count} {status}" for status, count in data.statuses)
+    counts = ", ".join(f"{count} {print_status}" for print_status, count in data.statuses)
     out.print(f"{len(data.records)} rows of {read.file} in {table_ledger.ledger.root}, {written} of them new: {counts}")
     out.print(f"beside cells of the same names they are {approximation_note('lora')}", soft_wrap=True)
     for finding in data.findings:
         out.print(f"{finding.kind}: {finding.text}", soft_wrap=True)
-    out.print(f"report: {write_report(data, table_ledger.folder / 'report')}", soft_wrap=True)
+    out.print(f"report: {write_imported_report(data, table_ledger.folder / 'report')}", soft_wrap=True)
     if mirror:
         out.print(f"writing {len(data.records)} runs to the tracker; `massive-sft mirror` goes on where this stops")
         mirror_imported(table_ledger)
@@ -76,7 +76,7 @@ def import_table(
     )
 
 
-def write_ledger(root: Path, name: str, table: Table, mlflow: str) -> tuple[ImportedLedger, int]:
+def write_ledger(root: Path, name: str, table: ReleasedTable, mlflow: str) -> tuple[ImportedLedger, int]:
     """Write what is missing of a table into the ledger under ``root``; return it, and how many records were written.
 
     Raises:
@@ -101,7 +101,7 @@ def write_ledger(root: Path, name: str, table: Table, mlflow: str) -> tuple[Impo
     return open_imported(path), written
 
 
-def _described(path: Path, name: str, table: Table, mlflow: str) -> Imported:
+def _described(path: Path, name: str, table: ReleasedTable, mlflow: str) -> Imported:
     """Return what was written of the table before, or write it."""
     now = describe_table(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
     if path.exists():
@@ -124,7 +124,7 @@ def _recorded(table: Imported) -> Imported:
     return table.model_copy(update={"mlflow": "", "columns": columns})
 
 
-def _write(ledger: Ledger, imported: Imported, rows: Sequence[Row], claim: Claim) -> int:
+def _write(ledger: Ledger, imported: Imported, rows: Sequence[ReleasedRow], claim: Claim) -> int:
     """Write the records that are missing, each whole after what its cell is; return their number."""
     known = ledger.entries(set(imported.cells))
 
@@ -152,15 +152,15 @@ def export_table(
         raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
     table_ledger = open_imported(paths[name])
     table = table_ledger.table
-    content = write_table(table.header, table.newline, rows_of(table_ledger))
+    content = write_table(table.header, table.newline, read_rows(table_ledger))
     with report_write_errors("OUT", out):
         write_bytes(out, content)
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
     console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)
 
 
-def status(file: Path, where: str | None, as_json: bool) -> None:
-    """Say how far every row of an imported table is, as ``status`` says it of a sweep's cells."""
+def print_status(file: Path, where: str | None, as_json: bool) -> None:
+    """Say how far every row of an imported table is, as ``print_status`` says it of a sweep's cells."""
     if where is not None:
         raise InvalidInput(Problem("--where", "picks cells of a sweep; an imported table is shown whole", where))
     table_ledger = open_imported(file)
@@ -173,7 +173,7 @@ def status(file: Path, where: str | None, as_json: bool) -> None:
         lacks = f"  lacks {', '.join(record.missing)}" if record.missing else ""
         out.print(f"{cell}  {coordinates_of(record)}  {record.status}{lacks}", soft_wrap=True)
     counts = Counter(record.status for record in records.values())
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    summary = ", ".join(f"{count} {print_status}" for print_status, count in counts.items())
     table = table_ledger.table
     out.print(f"{len(records)} of {len(table.cells)} rows of {table.file} are in the ledger: {summary}")
 

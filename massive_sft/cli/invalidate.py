@@ -16,10 +16,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import capture, redact
 from massive_sft.ledger.record import Record, Status
@@ -69,7 +69,7 @@ def invalidate(
     if not reason.strip():
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
-    invalidation = find(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
+    invalidation = find_invalidated(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
     if not dry_run and invalidation.records:
         set_aside(invalidation, ledger, reason.strip())
     if as_json:
@@ -80,7 +80,7 @@ def invalidate(
         console().print(_view(invalidation, dry_run))
 
 
-def find(plan: Plan, ledger: Ledger, with_training: bool) -> Invalidation:
+def find_invalidated(plan: Plan, ledger: Ledger, with_training: bool) -> Invalidation:
     """Find what goes with a plan's cells: their records and, with the trainings, all other records of those.
 
     A record that is invalidated already keeps its reason, unless its training goes now.
@@ -178,9 +178,7 @@ def _forget(invalidation: Invalidation, ledger: Ledger) -> None:
 
 
 def _view(invalidation: Invalidation, dry_run: bool) -> Group:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("cell", "what", "was"):
-        table.add_column(column, overflow="fold")
+    table = make_table("cell", "what", "was")
     for record in invalidation.records:
         named = str(Coordinates(**record.coordinates))  # type: ignore[arg-type]
         also = " (of the same training)" if record.cell in invalidation.beside else ""

@@ -12,12 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
-from massive_sft.cli.views import STYLES
+from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.store import Ledger
 
@@ -174,11 +173,10 @@ def _curve_view(curve: AttemptLog, steps: list[dict[str, Any]], epoch: int) -> l
         return [Text("no optimizer step was taken yet", style="dim")]
     losses = [float(step["loss"]) for step in steps]
     line = f"loss (nats a token) {losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g} at step {steps[-1]['step']:,}"
-    table = Table(box=None, pad_edge=False, header_style="bold")
     rows = by_epoch(steps)
     columns = [name for name in rows[0] if name != "not_finite" or any(row["not_finite"] for row in rows)]
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
+    headers = [name.replace("_", " ") for name in columns]
+    table = make_table(*headers, right=headers, fold=False)
     for row in rows[-ROWS:]:
         style = "bold" if row["epoch"] == epoch else ""
         table.add_row(*(_plain(row[name]) for name in columns), style=style)

@@ -36,8 +36,8 @@ class CheckResult:
     text: str
 
 
-def python() -> CheckResult:
-    """The interpreter; the package needs 3.11."""
+def check_python() -> CheckResult:
+    """Check the interpreter; the package needs 3.11."""
     version = platform.python_version()
     return CheckResult(Level.OK, "Python", f"{version}, {platform.platform()}")
 
@@ -52,8 +52,8 @@ def pinned_versions(constraints: Path = _CONSTRAINTS) -> dict[str, str]:
     return {_normal(name): version.split(";")[0].strip() for name, _, version in pinned}
 
 
-def packages(tested: Mapping[str, str]) -> Iterator[CheckResult]:
-    """The libraries that results depend on, against the tested versions."""
+def check_packages(tested: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Check the libraries that results depend on, against the tested versions."""
     same = []
     for name in LIBRARIES:
         try:
@@ -75,14 +75,14 @@ def _normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-").strip()
 
 
-def processor() -> CheckResult:
-    """The cores that this process may use."""
+def check_cpu() -> CheckResult:
+    """Check the cores that this process may use."""
     cores = len(os.sched_getaffinity(0))
     return CheckResult(Level.OK if cores > 1 else Level.WARN, "CPU", f"{cores} cores")
 
 
-def memory() -> CheckResult:
-    """The memory that is free, and the limit of the container if there is one."""
+def check_memory() -> CheckResult:
+    """Check the memory that is free, and the limit of the container if there is one."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     try:
@@ -95,8 +95,8 @@ def memory() -> CheckResult:
     )
 
 
-def disk(root: Path, what: str) -> CheckResult:
-    """The space where ``root`` is or will be, and whether it can be written."""
+def check_disk(root: Path, what: str) -> CheckResult:
+    """Check the space where ``root`` is or will be, and whether it can be written."""
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
@@ -105,8 +105,8 @@ def disk(root: Path, what: str) -> CheckResult:
     return CheckResult(level, what, f"{root}: {free / GB:,.0f} GB free")
 
 
-def gpus() -> CheckResult:
-    """The GPUs that torch can use."""
+def check_gpus() -> CheckResult:
+    """Check the GPUs that torch can use."""
     try:
         import torch
     except ImportError as error:
@@ -118,8 +118,8 @@ def gpus() -> CheckResult:
     return CheckResult(Level.OK, "GPU", f"{len(names)}: {listed}")
 
 
-def importable(module: str) -> CheckResult:
-    """Whether a library can be imported: an installed one may lack a system library."""
+def check_import(module: str) -> CheckResult:
+    """Check that a library can be imported: an installed one may lack a system library."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
@@ -127,8 +127,8 @@ def importable(module: str) -> CheckResult:
     return CheckResult(Level.OK, module, "can be imported")
 
 
-def compiler() -> CheckResult:
-    """The C compiler, with which torch and DeepSpeed build kernels."""
+def check_compiler() -> CheckResult:
+    """Check the C compiler, with which torch and DeepSpeed build kernels."""
     named = os.environ.get("CC", "").split()
     path = next(filter(None, map(shutil.which, [*named[:1], "cc", "gcc", "clang"])), None)
     if path is None:
@@ -136,16 +136,16 @@ def compiler() -> CheckResult:
     return CheckResult(Level.OK, "C compiler", path)
 
 
-def open_files() -> CheckResult:
-    """The limit of open files, of which every Ray worker takes dozens."""
+def check_open_files() -> CheckResult:
+    """Check the limit of open files, of which every Ray worker takes dozens."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     level = Level.BAD if soft < 256 else Level.WARN if soft < 4096 else Level.OK
     remedy = "" if level is Level.OK else f": raise it with `ulimit -n {min(hard, 65536) if hard > 0 else 65536}`"
     return CheckResult(level, "open files", f"ulimit -n is {soft:,}{remedy}")
 
 
-def shared_memory() -> CheckResult:
-    """The shared memory, where Ray's object store and NCCL keep what workers exchange."""
+def check_shared_memory() -> CheckResult:
+    """Check the shared memory, where Ray's object store and NCCL keep what workers exchange."""
     try:
         status = os.statvfs("/dev/shm")
     except OSError as error:
@@ -157,14 +157,14 @@ def shared_memory() -> CheckResult:
     return CheckResult(Level.OK, "/dev/shm", f"{free / GB:.1f} GB free")
 
 
-def hub_cache(uses_hub: bool) -> Iterator[CheckResult]:
-    """Where models from the hub are kept, and what the variables say about the network.
+def check_hub_cache(uses_hub: bool) -> Iterator[CheckResult]:
+    """Check where models from the hub are kept, and what the variables say about the network.
 
     Args:
         uses_hub: whether the sweep names anything of the hub.
     """
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    yield disk(Path(os.environ.get("HF_HUB_CACHE") or home / "hub"), "HF cache")
+    yield check_disk(Path(os.environ.get("HF_HUB_CACHE") or home / "hub"), "HF cache")
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(name)]
     if offline and uses_hub:
         yield CheckResult(Level.WARN, "offline", f"{', '.join(offline)} set: what is not in the cache cannot be had")

@@ -11,7 +11,7 @@ from massive_sft.cli.cell_lookup import CellMatch
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
 
-Samples = dict[tuple[str, str, str], dict[int, float]]
+SampleValues = dict[tuple[str, str, str], dict[int, float]]
 LEVEL = 0.95
 
 
@@ -72,7 +72,7 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     return Paired(mean, interval, n, len(first.keys() ^ second.keys()), mcnemar)
 
 
-def read_samples(match: CellMatch, protocol: str) -> Samples | None:
+def read_samples(match: CellMatch, protocol: str) -> SampleValues | None:
     """Return a cell's per-sample values by (task, metric, filter), then by document.
 
     Values that are sums over bytes or words, or no numbers, are left out: their mean is not the score. None when the
@@ -86,7 +86,7 @@ def read_samples(match: CellMatch, protocol: str) -> Samples | None:
     stated = match.record.files.get(path.relative_to(match.ledger.root).as_posix())
     if stated is not None and stated != hash_file(path):
         raise Corrupt(f"{path}: is not the file that the record of {match.id} rests on")
-    samples: Samples = {}
+    samples: SampleValues = {}
     for row in pq.read_table(path).to_pylist():
         if row["value"] is not None and row["weight"] is None:
             samples.setdefault((row["task"], row["metric"], row["filter"]), {})[row["doc"]] = row["value"]

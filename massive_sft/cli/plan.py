@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, report_write_errors
-from massive_sft.cli.views import budget_view, changes_view, plan_totals, warnings_view
+from massive_sft.cli.views import budget_view, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import budget_json, cost_json, cost_lines
@@ -60,9 +59,8 @@ def plan(
 
 def plan_view(plan: Plan) -> Group:
     """Return the plan for people."""
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    for column in ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do"):
-        table.add_column(column, justify="right" if column in ("size", "steps", "tokens") else "left")
+    columns = ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do")
+    table = make_table(*columns, right=("size", "steps", "tokens"), fold=False)
     rows = _alike(plan.runs)
     for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:
         steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")

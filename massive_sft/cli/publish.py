@@ -47,18 +47,18 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the pages, on this machine only.")] = PORT,
 ) -> None:
     """Show the sweep's MLflow pages: serve the local store until interrupted, or say where the server is."""
-    from massive_sft.tracking.address import database, resolve
+    from massive_sft.tracking.address import database_path, resolve_uri
     from massive_sft.tracking.tracker import runs_page
     from massive_sft.tracking.ui import serve_ui, ui_address
 
     if is_imported(file):
         table_ledger = open_imported(file)
-        name, uri = table_ledger.table.name, resolve(table_ledger.table.mlflow, table_ledger.ledger.root)
+        name, uri = table_ledger.table.name, resolve_uri(table_ledger.table.mlflow, table_ledger.ledger.root)
     else:
         plan, _ = read_plan(file, overlay)
-        name, uri = plan.sweep.file.name, resolve(plan.sweep.file.tracking.mlflow, plan.root)
+        name, uri = plan.sweep.file.name, resolve_uri(plan.sweep.file.tracking.mlflow, plan.root)
     page = ui_address(uri, port) + runs_page(uri, name)
-    if database(uri) is None:
+    if database_path(uri) is None:
         console().print(f"open {page} in a browser", soft_wrap=True)
         return
     console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
@@ -99,8 +99,8 @@ def _tell(left: Pending, cells: int) -> None:
 
 
 def _report_imported(file: Path, out: Path | None) -> None:
-    from massive_sft.report.imported import read_imported_data, write_report
+    from massive_sft.report.imported import read_imported_data, write_imported_report
 
     table_ledger = open_imported(file)
-    page = write_report(read_imported_data(table_ledger), out or table_ledger.folder / "report")
+    page = write_imported_report(read_imported_data(table_ledger), out or table_ledger.folder / "report")
     console().print(f"report: {page}", soft_wrap=True)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.options import File, Overlays, Where, console
 from massive_sft.cli.run import Inline, Retrain, execute_plan, pinned
-from massive_sft.cli.views import STYLES
+from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.planning.selection import Condition, Selection, parse_where, select_cells
+from massive_sft.planning.selection import Clause, Selection, parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
 RETRIED = (Status.FAILED, Status.PARTIAL)
@@ -39,7 +38,7 @@ def select_failed(plan: Plan, where: Selection) -> Plan:
     Raises:
         InvalidInput: ``where`` names what no cell of the sweep has.
     """
-    statuses = Condition("status", False, tuple(map(str, RETRIED)))
+    statuses = Clause("status", False, tuple(map(str, RETRIED)))
     return select_cells(plan, Selection((*where.conditions, statuses)))
 
 
@@ -50,9 +49,7 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
         narrowed: what ``select_failed`` returned.
         diverged: how many of the cells meant have diverged, which is said.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("cell", "what", "status", "why"):
-        table.add_column(column, overflow="fold")
+    table = make_table("cell", "what", "status", "why")
     for item in narrowed.cells:
         why = Text("\n".join(_reasons(ledger.read_record(item.cell.id))))
         status = Text(str(item.status), style=STYLES[item.status])

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import find_record
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
-from massive_sft.cli.views import STYLES
+from massive_sft.cli.views import STYLES, format_interval, make_table
 from massive_sft.ledger.record import BenchmarkScores, Record
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
@@ -57,13 +57,12 @@ def record_view(record: Record) -> Group:
 
 def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
     """Return a table of scores: one row a task, metric and filter."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("benchmark", "task", "metric", "value", "95 % interval", "n"):
-        table.add_column(column, justify="right" if column in ("value", "95 % interval", "n") else "left")
+    numbers = ("value", "95 % interval", "n")
+    table = make_table("benchmark", "task", "metric", *numbers, right=numbers, fold=False)
     for benchmark in sorted(scores, key=lambda benchmark: benchmark.benchmark):
         for task, metrics in {**benchmark.tasks, **benchmark.groups}.items():
             for metric, score in metrics.items():
-                interval = "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
+                interval = format_interval(score)
                 value = "missing" if score.value is None else f"{score.value:.4g}"
                 size = "" if score.n is None else str(score.n)
                 table.add_row(benchmark.benchmark, task, metric.removesuffix(",none"), value, interval, size)

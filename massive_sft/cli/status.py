@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli import import_table
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
-from massive_sft.cli.views import STYLES, changes_view, plan_totals, warnings_view
+from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger.record import Status
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, make_plan
@@ -22,7 +21,7 @@ from massive_sft.sweep.load import load_sweep
 def status(file: File, overlay: Overlays = None, where: Where = None, as_json: Json = False) -> None:
     """How far every cell is."""
     if is_imported(file):
-        import_table.status(file, where, as_json)
+        import_table.print_status(file, where, as_json)
         return
     whole = make_plan(load_sweep(file, overlay or ()))
     selected = select_cells(whole, parse_where(where))
@@ -48,9 +47,7 @@ def status_json(plan: Plan) -> list[dict[str, Any]]:
 
 def status_view(plan: Plan) -> Group:
     """Return every cell's status for people, those with something to do first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("cell", "what", "status", "lacks"):
-        table.add_column(column, overflow="fold")
+    table = make_table("cell", "what", "status", "lacks")
     for item in sorted(plan.cells, key=lambda item: item.is_done):
         lacks = ", ".join(asked.name for asked in item.unmet) if item.status is not Status.WAITING else ""
         status = Text(str(item.status), style=STYLES[item.status])

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from massive_sft.cli.options import File, Overlays
 from massive_sft.scheduling.jobs import Job, job_logs, job_status, list_jobs, stop_job
 from massive_sft.scheduling.submit import submit_sweep
 from massive_sft.sweep.load import load_sweep
@@ -19,10 +20,8 @@ Address = Annotated[
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)],
-    overlay: Annotated[
-        list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
-    ] = None,
+    file: File,
+    overlay: Overlays = None,
     address: Address = None,
     working_dir: Annotated[
         Path, typer.Option(help="The folder that the job takes along, without what .gitignore and .rayignore name.")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from rich.console import Group
+from rich.console import Group, JustifyMethod
+from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
@@ -24,6 +25,26 @@ STYLES = {
     Status.PRUNED: "dim",
 }
 NOTES = 10  # warnings shown before "and N more"
+
+
+def make_table(*columns: str, right: Collection[str] = (), fold: bool = True) -> Table:
+    """Return an empty table without borders.
+
+    Args:
+        columns: the headers.
+        right: the columns that are aligned right.
+        fold: whether long cells go on in the next line; else they are cut.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        align: JustifyMethod = "right" if column in right else "left"
+        table.add_column(column, justify=align, overflow="fold" if fold else "ellipsis")
+    return table
+
+
+def format_interval(score: Score) -> str:
+    """Return a score's interval; an empty text where it has none."""
+    return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
 
 
 def budget_view(portion: BudgetedPlan | None) -> Group:

@@ -17,7 +17,7 @@ from massive_sft.cost.duration import perplexity_operations, scoring_operations,
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import training_memory
 from massive_sft.cost.padding import computed_tokens
-from massive_sft.cost.shapes import Shape
+from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.lease import Lease, this_process
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -79,7 +79,7 @@ class _Calibrator:
         if run is not None and is_last and self.table.trainings.get(run.trajectory.id) != record.attempt:
             self._training(run, record, shape)
 
-    def _scoring(self, cell: CellPlan, run: RunPlan | None, record: Record, shape: Shape) -> None:
+    def _scoring(self, cell: CellPlan, run: RunPlan | None, record: Record, shape: ModelShape) -> None:
         seconds, device = record.cost.get("seconds"), record.cost.get("device")
         if not isinstance(seconds, dict) or not isinstance(device, str):
             return
@@ -100,7 +100,7 @@ class _Calibrator:
             elif what == "perplexity" and amount is not None:
                 row.operations += perplexity_operations(shape, amount)
 
-    def _training(self, run: RunPlan, record: Record, shape: Shape) -> None:
+    def _training(self, run: RunPlan, record: Record, shape: ModelShape) -> None:
         """Add a training by what its record and its loss curve say. An incomplete one says nothing."""
         facts, setting = record.training, run.trajectory.recipe.setting
         name = next((name for name in record.files if name.endswith("/losses.jsonl")), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_of, trained_weights
-from massive_sft.cost.shapes import Shape
+from massive_sft.cost.shapes import ModelShape
 from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Setting
 
@@ -37,7 +37,7 @@ class Disk:
         return self.kept + self.waiting + self.resume
 
 
-def disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
+def peak_disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
     """Return what a plan holds at its peak; None where a model's shape is not known.
 
     Args:
@@ -61,12 +61,12 @@ def disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
     return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
 
 
-def snapshot_bytes(shape: Shape, setting: Setting) -> int:
+def snapshot_bytes(shape: ModelShape, setting: Setting) -> int:
     """Return what one snapshot of a training takes."""
     return bytes_of(setting.precision) * trained_weights(shape, setting)
 
 
-def checkpoint_bytes(shape: Shape, setting: Setting) -> int:
+def checkpoint_bytes(shape: ModelShape, setting: Setting) -> int:
     """Return what one resume checkpoint of a training takes."""
     return (bytes_of(setting.precision) + STATE_BYTES) * trained_weights(shape, setting)
 

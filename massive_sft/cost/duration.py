@@ -8,7 +8,7 @@ from massive_sft.cost.cost_table import CostTable, ScoringCosts, TrainingCosts
 from massive_sft.cost.devices import Device
 from massive_sft.cost.memory import bytes_of, trained_weights
 from massive_sft.cost.padding import computed_tokens
-from massive_sft.cost.shapes import Shape
+from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import ScoringWorkload, TrainingWorkload
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
@@ -45,7 +45,9 @@ UNKNOWN = Quantity(0.0, False)
 """In a sum: something is missing that could not be estimated."""
 
 
-def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: TrainingWorkload, epochs: int) -> float:
+def training_operations(
+    shape: ModelShape, setting: Setting, layout: Layout, amount: TrainingWorkload, epochs: int
+) -> float:
     """Return the operations of a training: 2 a weight and token forward, and twice that backward (Kaplan et al. 2020).
 
     LoRA needs no gradients of frozen weights, so half the backward pass; checkpointing repeats the forward pass. The
@@ -58,18 +60,18 @@ def training_operations(shape: Shape, setting: Setting, layout: Layout, amount: 
     return epochs * ((passes + layout.gradient_checkpointing) * forward + head)
 
 
-def scoring_operations(shape: Shape, load: ScoringWorkload) -> float:
+def scoring_operations(shape: ModelShape, load: ScoringWorkload) -> float:
     """Return the operations of reading a benchmark's tokens and writing its answers."""
     return 2 * shape.body * (load.tokens + load.answers * load.answer) + 2 * shape.head * load.answers * load.answer
 
 
-def perplexity_operations(shape: Shape, amount: TrainingWorkload) -> float:
+def perplexity_operations(shape: ModelShape, amount: TrainingWorkload) -> float:
     """Return the operations of a forward pass over an epoch."""
     return 2 * (shape.body + shape.head) * amount.tokens
 
 
 def training_seconds(
-    shape: Shape,
+    shape: ModelShape,
     setting: Setting,
     layout: Layout,
     amount: TrainingWorkload,
@@ -101,7 +103,7 @@ def training_seconds(
 
 
 def scoring_seconds(
-    shape: Shape,
+    shape: ModelShape,
     dtype: str,
     load: ScoringWorkload | None,
     device: Device,
@@ -121,7 +123,7 @@ def scoring_seconds(
     return Quantity(reading + _answering(shape, dtype, load, device, speed), False)
 
 
-def _answering(shape: Shape, dtype: str, load: ScoringWorkload, device: Device, speed: float) -> float:
+def _answering(shape: ModelShape, dtype: str, load: ScoringWorkload, device: Device, speed: float) -> float:
     """Return the seconds of writing answers in batches: each token reads all weights, or computes, or waits."""
     if not load.answers:
         return 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from massive_sft.cost.cost_table import ScoringCosts
 from massive_sft.cost.devices import Device
-from massive_sft.cost.disk import Disk, disk
+from massive_sft.cost.disk import Disk, peak_disk
 from massive_sft.cost.duration import (
     READ_BYTES_PER_SECOND,
     SCORING_SHARE,
@@ -22,7 +22,7 @@ from massive_sft.cost.duration import (
 from massive_sft.cost.fit import Fit, fits
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_of
-from massive_sft.cost.shapes import Shape
+from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
 from massive_sft.planning.requirements import Requirement
@@ -136,7 +136,7 @@ class Estimator:
             total += self._perplexity(recipe, rows, shape, device)
         return total
 
-    def _rows(self, shape: Shape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
+    def _rows(self, shape: ModelShape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         if (shape.key, method) not in self._measured:
             self._measured[shape.key, method] = self.known.scored_alike(shape, method, device)
         return self._measured[shape.key, method]
@@ -146,7 +146,7 @@ class Estimator:
         wanted: Iterable[Requirement],
         model: Model,
         rows: Mapping[str, ScoringCosts],
-        shape: Shape,
+        shape: ModelShape,
         device: Device,
     ) -> tuple[Quantity, Counter[str]]:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
@@ -175,7 +175,9 @@ class Estimator:
             total += mean("layer_change", reading)
         return total, unknown
 
-    def _perplexity(self, recipe: Recipe, rows: Mapping[str, ScoringCosts], shape: Shape, device: Device) -> Quantity:
+    def _perplexity(
+        self, recipe: Recipe, rows: Mapping[str, ScoringCosts], shape: ModelShape, device: Device
+    ) -> Quantity:
         if recipe.id in self._perplexed:
             return ZERO
         key, amount = perplexity_key(recipe), self.known.amount(recipe)
@@ -225,7 +227,7 @@ def estimate(plan: Plan) -> Cost:
         gpus if known.uses_gpus else None,
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
-        disk(known, to_train),
+        peak_disk(known, to_train),
         tuple(fits(known, plan.runs)),
         estimator.unknown,
         len(to_train),

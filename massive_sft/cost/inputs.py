@@ -14,7 +14,7 @@ from massive_sft.cost.cost_table import (
     training_key,
 )
 from massive_sft.cost.devices import CPU, Device, find_gpu, this_machine
-from massive_sft.cost.shapes import Shape, shape_of
+from massive_sft.cost.shapes import ModelShape, shape_of
 from massive_sft.cost.workload import BYTES_PER_TOKEN, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.cell import Recipe
@@ -33,10 +33,10 @@ class CostInputs:
         self.plan = plan
         self.table: CostTable = read_cost_table(plan.root)
         self.requests = ScoringWorkloads(plan.root)
-        self._shapes: dict[Model, Shape | None] = {}
+        self._shapes: dict[Model, ModelShape | None] = {}
         self._amounts: dict[str, TrainingWorkload | None] = {}
 
-    def shape(self, model: Model) -> Shape | None:
+    def shape(self, model: Model) -> ModelShape | None:
         """Return a base model's shape."""
         if model not in self._shapes:
             self._shapes[model] = shape_of(model)
@@ -91,12 +91,12 @@ class CostInputs:
     def _measured_gpus(self) -> list[str]:
         return sorted(_devices([*self.table.training, *self.table.scoring]) - {CPU})
 
-    def trained_alike(self, run: RunPlan, shape: Shape, device: Device) -> TrainingCosts | None:
+    def trained_alike(self, run: RunPlan, shape: ModelShape, device: Device) -> TrainingCosts | None:
         """Return the sums of measured trainings of a run's kind, where there are any."""
         setting, layout = run.trajectory.recipe.setting, run.layout.model_dump(mode="json")
         return self.table.training.get(training_key(shape.key, setting.method, setting.precision, layout, device.name))
 
-    def scored_alike(self, shape: Shape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
+    def scored_alike(self, shape: ModelShape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         """Return the sums of measured scoring by what was done; ``method`` is ``none`` for a base model.
 
         A base model and a fully tuned one are scored alike, so each stands in for the other.

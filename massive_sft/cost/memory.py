@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from massive_sft.cost.devices import Device
-from massive_sft.cost.shapes import Shape
+from massive_sft.cost.shapes import ModelShape
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
@@ -75,7 +75,7 @@ def logit_bytes(vocabulary: int, number: int) -> int:
     return vocabulary * (2 * number + 8)
 
 
-def trained_weights(shape: Shape, setting: Setting) -> int:
+def trained_weights(shape: ModelShape, setting: Setting) -> int:
     """Return how many weights a setting trains."""
     return shape.parameters if setting.method == "full" else shape.adapter(setting.lora.rank)
 
@@ -87,7 +87,7 @@ def micro_tokens(layout: Layout, longest: int, smallest: bool) -> int:
     return longest if smallest or layout.gpus else max(CPU_TOKENS, longest)
 
 
-def training_memory(shape: Shape, setting: Setting, layout: Layout, longest: int, smallest: bool = True) -> Memory:
+def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest: int, smallest: bool = True) -> Memory:
     """Return the memory of training on one GPU, or of one worker's process without GPUs.
 
     Args:
@@ -120,7 +120,7 @@ def training_memory(shape: Shape, setting: Setting, layout: Layout, longest: int
     return Memory(certain, {name: size for name, size in estimated.items() if size})
 
 
-def _states(shape: Shape, setting: Setting, layout: Layout) -> dict[str, int]:
+def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, int]:
     """Return weights, gradients and AdamW's state on one rank."""
     number, ranks = bytes_of(setting.precision), layout.workers
     trained = trained_weights(shape, setting)
@@ -151,7 +151,7 @@ def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
     return (4 - bytes_of(setting.precision)) * math.ceil(trained / layout.workers)
 
 
-def scoring_memory(shape: Shape, dtype: str, device: Device) -> Memory:
+def scoring_memory(shape: ModelShape, dtype: str, device: Device) -> Memory:
     """Return the memory of scoring a model on one GPU or in one process: its weights, and what libraries take."""
     return Memory(
         {"weights": bytes_of(dtype) * shape.parameters},
@@ -187,7 +187,7 @@ class Remedy:
         return f"set {', '.join(self.changes)}"
 
 
-def remedy(shape: Shape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
+def remedy(shape: ModelShape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
     """Return what to change so that a training fits: one change where that is enough, else several; None for nothing.
 
     A GPU or process less full costs speed or machines, so what costs least comes first.

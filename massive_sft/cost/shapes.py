@@ -24,7 +24,7 @@ _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What memory and time depend on.
 
     Attributes:
@@ -71,7 +71,7 @@ class Shape:
         return rank * self.layers * (attention + mlp)
 
 
-def shape_of(model: Model) -> Shape | None:
+def shape_of(model: Model) -> ModelShape | None:
     """Return a base model's shape, or None where neither its files nor its name tell; reads small files only."""
     folder = Path(model.path) if model.path is not None else _cached_folder(str(model.hub), model.revision)
     known = _from_folder(folder) if folder is not None else None
@@ -92,7 +92,7 @@ def _cached_folder(hub: str, revision: str) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _from_folder(folder: Path) -> Shape | None:
+def _from_folder(folder: Path) -> ModelShape | None:
     """Read ``config.json``, and the count of weights from the headers of the weight files; None where that fails."""
     try:
         shape = from_config(json.loads((folder / "config.json").read_bytes()))
@@ -102,7 +102,7 @@ def _from_folder(folder: Path) -> Shape | None:
     return shape if counted is None else replace(shape, parameters=counted)
 
 
-def from_config(config: Mapping[str, Any]) -> Shape:
+def from_config(config: Mapping[str, Any]) -> ModelShape:
     """Return the shape in a configuration of transformers. Raises KeyError, TypeError or ValueError for another."""
     config = config.get("text_config", config)
 
@@ -110,7 +110,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
         return next((config[name] for name in names if config.get(name) is not None), None)
 
     hidden, heads = int(first("hidden_size", "n_embd", "d_model")), int(first("num_attention_heads", "n_head"))
-    shape = Shape(
+    shape = ModelShape(
         layers=int(first("num_hidden_layers", "n_layer")),
         hidden=hidden,
         intermediate=int(first("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden),
@@ -126,7 +126,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     return replace(shape, parameters=count(shape))
 
 
-def count(shape: Shape) -> int:
+def count(shape: ModelShape) -> int:
     """Return the weights of a decoder of this shape: embeddings, attention, MLP and norms (biases left out)."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     attention = 2 * shape.hidden * queries + 2 * shape.hidden * keys
@@ -148,17 +148,17 @@ def _stored_weights(folder: Path) -> int | None:
 
 
 @functools.cache
-def known_models() -> dict[str, Shape]:
+def known_models() -> dict[str, ModelShape]:
     """Return the shapes of well-known public models by hub id."""
     table = json.loads((Path(__file__).parent / "known_models.json").read_text())
     shapes = {
-        name: Shape(**dict(zip(table["columns"], row, strict=True)), parameters=0, source="known")
+        name: ModelShape(**dict(zip(table["columns"], row, strict=True)), parameters=0, source="known")
         for name, row in table["models"].items()
     }
     return {name: replace(shape, parameters=count(shape)) for name, shape in shapes.items()}
 
 
-def _from_name(name: str) -> Shape | None:
+def _from_name(name: str) -> ModelShape | None:
     """Guess from a size in a name (``7B``, ``135M``): the shape of the known model that comes closest to it."""
     sizes = _SIZE.findall(name.replace("_", "-"))
     if not sizes:

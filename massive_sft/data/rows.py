@@ -20,7 +20,7 @@ from massive_sft.data.messages import (
 from massive_sft.data.misnamed import columns_inside, rows_inside
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep.schema import Columns, Dataset
-from massive_sft.sweep.schema.field_types import Column
+from massive_sft.sweep.schema.field_types import ColumnPath
 
 
 class Record(NamedTuple):
@@ -75,7 +75,7 @@ def parse_path(column: str) -> tuple[str | int, ...]:
     return tuple(int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", column))
 
 
-def lookup(value: Any, column: Column) -> Any:
+def lookup(value: Any, column: ColumnPath) -> Any:
     """Return what stands at a column path or number; ``MISSING`` when nothing does.
 
     A column whose very name is the path wins over the path.
@@ -94,7 +94,7 @@ def lookup(value: Any, column: Column) -> Any:
 
 
 class Condition(NamedTuple):
-    column: Column
+    column: ColumnPath
     values: frozenset[str | None]
     keep: bool
 
@@ -108,7 +108,7 @@ def conditions(dataset: Dataset) -> list[Condition]:
     ]
 
 
-def named_columns(mapping: Columns) -> tuple[Column, ...]:
+def named_columns(mapping: Columns) -> tuple[ColumnPath, ...]:
     """Return every column that a mapping names."""
     messages = () if mapping.messages is None else (mapping.messages,)
     return (*(mapping.prompt or ()), *(mapping.completion or ()), *messages)
@@ -128,11 +128,11 @@ class Converter:
         self._conditions = conditions(dataset)
         # The longest first, so that the order of the list does not matter.
         self._strip = sorted(set(dataset.strip), key=lambda text: (-len(text), text))
-        self._seen: set[Column] = set()
+        self._seen: set[ColumnPath] = set()
         self._columns: dict[str, None] = {}
         self._passed = 0
         if dataset.format == "messages" and dataset.columns is None:
-            self._message_columns: tuple[Column, ...] = MESSAGE_COLUMNS
+            self._message_columns: tuple[ColumnPath, ...] = MESSAGE_COLUMNS
         else:
             self._message_columns = () if self._mapping.messages is None else (self._mapping.messages,)
 
@@ -212,7 +212,7 @@ class Converter:
         ]
         return all(held)
 
-    def _filtered(self, record: Any, mapped: Mapped, column: Column) -> Any:
+    def _filtered(self, record: Any, mapped: Mapped, column: ColumnPath) -> Any:
         """Return what a filter compares: the first turn's mapped text, or what stands in a column."""
         if column == "prompt":
             return mapped.turns[0][0]
@@ -221,7 +221,7 @@ class Converter:
         value = self._lookup(record, column)
         return None if value is MISSING else value
 
-    def _lookup(self, record: Any, column: Column) -> Any:
+    def _lookup(self, record: Any, column: ColumnPath) -> Any:
         value = lookup(record, column)
         if value is not MISSING:
             self._seen.add(column)
@@ -236,7 +236,7 @@ class Converter:
         mapped.turns = [(prompt, completion)]
         return mapped
 
-    def _joined(self, record: Any, columns: Sequence[Column], name: str, faults: list[BadRecord]) -> str | None:
+    def _joined(self, record: Any, columns: Sequence[ColumnPath], name: str, faults: list[BadRecord]) -> str | None:
         """Return the columns' texts joined by newlines, blank ones skipped; None when there is no value at all."""
         values = [self._lookup(record, column) for column in columns]
         parts = []
@@ -314,7 +314,7 @@ def _names(value: Any) -> list[str]:
     return list(map(str, value)) if isinstance(value, dict) else [str(number) for number in range(len(value))]
 
 
-def _listed(columns: Sequence[Column]) -> str:
+def _listed(columns: Sequence[ColumnPath]) -> str:
     return " or ".join(f"column {column}" for column in columns)
 
 

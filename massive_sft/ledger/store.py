@@ -37,7 +37,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 @dataclass(frozen=True)
-class State:
+class CellState:
     """How far a cell is, and what was asked of it and is there (``Record.answers``)."""
 
     status: Status
@@ -232,7 +232,7 @@ class Ledger(LedgerPaths):
         self._try_to_index(self._index.merge)
         return current
 
-    def states(self, cells: Mapping[str, str | None]) -> dict[str, State]:
+    def states(self, cells: Mapping[str, str | None]) -> dict[str, CellState]:
         """Return how far each cell is.
 
         Args:
@@ -245,11 +245,11 @@ class Ledger(LedgerPaths):
         left = {cell: trajectory for cell, trajectory in cells.items() if cell not in entries}
         leased = {run for run in {*left.values()} & begun if run and self._is_live(self.trajectory_dir(run))}
 
-        def state(cell: str) -> State:
+        def state(cell: str) -> CellState:
             if cell in entries:
-                return State(entries[cell].status, entries[cell].answers)
+                return CellState(entries[cell].status, entries[cell].answers)
             running = left[cell] in leased or (cell in known and self._is_live(self.cell_dir(cell)))
-            return State(Status.RUNNING if running else Status.WAITING)
+            return CellState(Status.RUNNING if running else Status.WAITING)
 
         return {cell: state(cell) for cell in cells}
 

@@ -20,7 +20,7 @@ from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, joi
 from massive_sft.core.sealed import unseal
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.store import Ledger, State
+from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
@@ -202,7 +202,7 @@ def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterabl
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
     states = ledger.states(trajectories) if ledger else {}
     for cell in cells.cells:
-        wanted, state = requirements.of(cell), states.get(cell.id, State(Status.WAITING))
+        wanted, state = requirements.of(cell), states.get(cell.id, CellState(Status.WAITING))
         yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers))
 
 

@@ -31,7 +31,7 @@ _BAR = re.compile(r"\|")
 
 
 @dataclass(frozen=True)
-class Condition:
+class Clause:
     """One condition: ``key`` is (or, ``negated``, is not) one of ``values``, compared as text."""
 
     key: str
@@ -46,7 +46,7 @@ class Condition:
 class Selection:
     """Conditions, all of which a cell must meet. Called with a ``CellPlan``, it returns whether that one does."""
 
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[Clause, ...] = ()
 
     def __call__(self, plan: CellPlan) -> bool:
         return all(condition(plan) for condition in self.conditions)
@@ -61,7 +61,7 @@ def parse_where(text: str | None) -> Selection:
     """
     if text is None:
         return Selection()
-    conditions: list[Condition] = []
+    conditions: list[Clause] = []
     problems: list[Problem] = []
     position = 0
     while True:
@@ -81,7 +81,7 @@ def parse_where(text: str | None) -> Selection:
     return Selection(tuple(conditions))
 
 
-def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Condition | None, int]:
+def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Clause | None, int]:
     """Read one condition; return it and where it ends, or None and -1 with a problem added."""
     head = _KEY.match(text, position)
     if head is None:
@@ -100,7 +100,7 @@ def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Condi
         position = match.end()
         bar = _BAR.match(text, position)
         if bar is None:
-            return Condition(head[1], head[2] == "!=", tuple(values)), position
+            return Clause(head[1], head[2] == "!=", tuple(values)), position
         position = bar.end()
 
 
@@ -108,7 +108,7 @@ def _unreadable(rule: str, text: str, position: int, choices: Iterable[str] = ()
     return Problem(f"{OPTION}, character {position + 1}", rule, text[position:], tuple(choices))
 
 
-def _problems(condition: Condition) -> Iterable[Problem]:
+def _problems(condition: Clause) -> Iterable[Problem]:
     place = f"{OPTION}: {condition.key}"
     if condition.key not in KEYS:
         yield Problem(OPTION, "unknown key", condition.key, KEYS)
@@ -158,7 +158,7 @@ def select_cells(plan: Plan, where: Selection) -> Plan:
     return replace(plan, runs=tuple(run for run in runs if run.cells), base=tuple(filter(where, plan.base)))
 
 
-def _foreign(plan: Plan, condition: Condition) -> Iterable[Problem]:
+def _foreign(plan: Plan, condition: Clause) -> Iterable[Problem]:
     """Yield the values that no cell of the plan has. Which statuses there are changes from one minute to the next."""
     if condition.key == "status":
         return

@@ -8,7 +8,7 @@ import pandas as pd
 
 from massive_sft.report.formatting import MISSING, format_number, is_missing
 from massive_sft.report.scores import ScoreData
-from massive_sft.report.section import Listing, Section
+from massive_sft.report.section import Section, TableBlock
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import frames, tables
 from massive_sft.study.comparison import compare_with_imported
@@ -27,7 +27,7 @@ def comparison_section(data: ScoreData, table_ledger: ImportedLedger, frame: pd.
     Args:
         frame: of ``compare``.
     """
-    scored = tables.primary(data.scores)
+    scored = tables.primary_rows(data.scores)
     scored = scored[scored["value"].notna()]
     cells, columns = frame["cell"].nunique(), sorted(set(scored["column"]) - set(frame["column"]))
     name, file = table_ledger.table.name, table_ledger.table.file
@@ -41,8 +41,8 @@ def comparison_section(data: ScoreData, table_ledger: ImportedLedger, frame: pd.
     head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
     head += [Column("ours", "number"), Column("95 % interval"), Column("imported", "number")]
     head += [Column("difference", "number"), Column("metrics"), Column("caution", "long")]
-    table = of_texts(f"beside-{name}", f"Beside {name}", head, [_row(row) for row in frames.rows_of(frame)])
-    return Section(f"beside-{name}", f"Beside {name}", notes, [Listing(table)])
+    table = of_texts(f"beside-{name}", f"Beside {name}", head, [_row(row) for row in frames.to_rows(frame)])
+    return Section(f"beside-{name}", f"Beside {name}", notes, [TableBlock(table)])
 
 
 def _row(row: dict[str, Any]) -> list[str]:

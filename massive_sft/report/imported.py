@@ -12,7 +12,7 @@ from massive_sft.core.files import write_bytes
 from massive_sft.ledger.record import Record, Status
 from massive_sft.report import overview, scores
 from massive_sft.report.report_data import add_labels
-from massive_sft.report.section import Facts, Section
+from massive_sft.report.section import FactBlock, Section
 from massive_sft.report.write import PAGE, page
 from massive_sft.study import frames, tables
 from massive_sft.study.findings import Finding, findings
@@ -62,7 +62,7 @@ def read_imported_data(table_ledger: ImportedLedger) -> ImportedReportData:
     trained = cells[cells["method"] != frames.BASE]
     schedules = trained["schedule"].nunique() > 1
     order = {name: index for index, name in enumerate(table_ledger.table.columns)}
-    columns = sorted(tables.primary(tidy)["column"].dropna().unique(), key=lambda name: order[str(name)])
+    columns = sorted(tables.primary_rows(tidy)["column"].dropna().unique(), key=lambda name: order[str(name)])
     return ImportedReportData(
         table=table_ledger.table,
         records=records,
@@ -75,7 +75,7 @@ def read_imported_data(table_ledger: ImportedLedger) -> ImportedReportData:
     )
 
 
-def write_report(data: ImportedReportData, out: Path) -> Path:
+def write_imported_report(data: ImportedReportData, out: Path) -> Path:
     """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out``; return the page.
 
     Raises OSError when ``out`` cannot be written.
@@ -87,11 +87,11 @@ def write_report(data: ImportedReportData, out: Path) -> Path:
     write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
     shown = bool(data.scores["column"].notna().any())
     sections = [
-        overview.failures_and_warnings(data.findings),
+        overview.warnings_section(data.findings),
         _what(data.table),
-        scores.heatmap(data) if shown else None,
-        scores.every_score(data) if shown else None,
-        scores.along_epochs(data) if shown else None,
+        scores.heatmap_section(data) if shown else None,
+        scores.scores_section(data) if shown else None,
+        scores.epochs_section(data) if shown else None,
     ]
     kept = [section for section in sections if section is not None]
     written = page(data.table.name, _head(data.table, data.cells), data.statuses, kept)
@@ -121,4 +121,4 @@ def _what(table: Imported) -> Section:
         "These numbers were imported, not measured here. Rows of equal names but for the epoch are taken for snapshots "
         "of one run. There are no intervals: the table has no per-sample values, and no seed was repeated."
     )
-    return Section("imported", "What was imported", [note], [Facts(facts)])
+    return Section("imported", "What was imported", [note], [FactBlock(facts)])

@@ -19,10 +19,10 @@ from massive_sft.report.formatting import (
     is_missing,
 )
 from massive_sft.report.report_data import ReportData
-from massive_sft.report.section import Facts, Listing, Section
+from massive_sft.report.section import FactBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study.findings import Finding
-from massive_sft.study.frames import last_epochs, rows_of
+from massive_sft.study.frames import last_epochs, to_rows
 
 
 def head(data: ReportData) -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
 
 
-def failures_and_warnings(findings: Sequence[Finding]) -> Section:
+def warnings_section(findings: Sequence[Finding]) -> Section:
     """Return everything that limits what the numbers can say."""
     rows = [
         [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
@@ -84,10 +84,10 @@ def failures_and_warnings(findings: Sequence[Finding]) -> Section:
         Column("ids (the first eight)", "long"),
     ]
     table = of_texts("troubles", "Failures and warnings", columns, rows, page=10)
-    return Section("troubles", "Failures and warnings", notes, [Listing(table)], alarming=True)
+    return Section("troubles", "Failures and warnings", notes, [TableBlock(table)], alarming=True)
 
 
-def what_ran(data: ReportData) -> Section:
+def runs_section(data: ReportData) -> Section:
     """Return models, mixtures, settings, layouts, and what sharing saved."""
     plan = data.plan
     saved = plan.sharing
@@ -109,7 +109,9 @@ def what_ran(data: ReportData) -> Section:
         ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
         ("Storage", str(plan.root)),
     ]
-    return Section("ran", "What ran", [note], [Listing(_models(data)), Listing(_settings(plan)), Facts(facts)])
+    return Section(
+        "ran", "What ran", [note], [TableBlock(_models(data)), TableBlock(_settings(plan)), FactBlock(facts)]
+    )
 
 
 def _models(data: ReportData) -> Any:
@@ -157,7 +159,7 @@ def _plural(format_number: int, noun: str) -> str:
     return f"{format_number} {noun}{'' if format_number == 1 else 's'}"
 
 
-def data_counts(data: ReportData) -> Section:
+def data_section(data: ReportData) -> Section:
     """Return what each model saw of each mixture."""
     columns = [Column("model", "facet"), Column("data", "facet")]
     names = (
@@ -188,13 +190,13 @@ def data_counts(data: ReportData) -> Section:
         "trainable_tokens",
     ]
     rows = rows.drop_duplicates(["model", "data_label", *facts, "perplexity_all"])
-    table = of_texts("data", "Training data", columns, [_data_row(row, facts) for row in rows_of(rows)])
+    table = of_texts("data", "Training data", columns, [_data_row(row, facts) for row in to_rows(rows)])
     notes = [
         "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
         "dropped ones are not in the training, duplicates occur more than once. Perplexity per token, under the "
         "base model; that of the text, and bits per byte, without EOS and other special tokens.",
     ]
-    return Section("data", "Training data", notes, [Listing(table)])
+    return Section("data", "Training data", notes, [TableBlock(table)])
 
 
 def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
@@ -206,7 +208,7 @@ def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
     return [*values, format_number(row["perplexity_text_response"], 2), format_number(row["bits_per_byte_response"], 3)]
 
 
-def provenance(data: ReportData) -> Section:
+def provenance_section(data: ReportData) -> Section:
     """Return the distinct circumstances under which the records were made."""
     counts: Counter[str] = Counter()
     for record in data.records.values():
@@ -226,7 +228,7 @@ def provenance(data: ReportData) -> Section:
         "the checksums of all files it rests on, lies in the ledger."
     ]
     return Section(
-        "provenance", "Provenance", notes, [Listing(of_texts("provenance", "Provenance", columns, rows, page=10))]
+        "provenance", "Provenance", notes, [TableBlock(of_texts("provenance", "Provenance", columns, rows, page=10))]
     )
 
 

@@ -10,10 +10,10 @@ from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.scores import numbering
-from massive_sft.report.section import Figures, Listing, Section
+from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import correlate, metrics, tables
-from massive_sft.study.frames import BASE, grouped, last_epochs, rows_of
+from massive_sft.study.frames import BASE, grouped, last_epochs, to_rows
 
 NAMES = {
     "log_perplexity_all": "log perplexity, all tokens",
@@ -28,7 +28,7 @@ NO_CAUSE = (
 )
 
 
-def loss_curves(data: ReportData) -> Section | None:
+def loss_section(data: ReportData) -> Section | None:
     """Return each run's training loss, a chart for each model and data; None where no curve is on disk."""
     runs = last_epochs(data.cells)
     runs = runs[runs["trajectory"].isin(list(data.curves))]
@@ -39,13 +39,13 @@ def loss_curves(data: ReportData) -> Section | None:
     for model, of_model in runs.groupby("model", sort=False):
         panels = []
         for mixture, members in of_model.groupby("data_label", sort=False):
-            lines = [_loss_line(data, row, colours) for row in rows_of(members)]
+            lines = [_loss_line(data, row, colours) for row in to_rows(members)]
             panels.append(Panel(str(mixture), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
         groups[str(model)] = panels
     thinned = max(curve.steps for curve in data.curves.values())
     notes = [f"Each point is the mean of up to {thinned} optimizer steps; a gap is a loss that was not finite."]
     keys = [Key(name, colour=index) for name, index in colours.items()]
-    return Section("losses", "Training loss", notes, [Figures(groups, keys)])
+    return Section("losses", "Training loss", notes, [FigureBlock(groups, keys)])
 
 
 def _loss_line(data: ReportData, row: dict[str, Any], colours: dict[str, int]) -> Line:
@@ -60,7 +60,7 @@ def _spread(lines: Sequence[Line]) -> float:
     return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
-def perplexity(data: ReportData) -> Section | None:
+def perplexity_section(data: ReportData) -> Section | None:
     """Return gains against the perplexity of the training data; None where it was not measured."""
     return _against(
         data,
@@ -82,7 +82,7 @@ def perplexity(data: ReportData) -> Section | None:
     )
 
 
-def layer_change(data: ReportData) -> Section | None:
+def layer_change_section(data: ReportData) -> Section | None:
     """Return gains against layer change, and its profile over the layers; None where it was not measured."""
     section = _against(
         data,
@@ -119,11 +119,11 @@ def _against(data: ReportData, measures: list[str], drawn: str, section: Section
         numbering(data.cells["model"]),
         numbering(data.cells.loc[data.cells["method"] != BASE, "method"]),
     )
-    units = tables.primary(data.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
+    units = tables.primary_rows(data.gains).dropna(subset=["metric"]).groupby("column")["metric"].first()
     drawn_for = correlations[(correlations["measure"] == measures[0]) & (correlations["group"] == "all")]
-    overall = {str(row["column"]): row for row in rows_of(drawn_for)}
+    overall = {str(row["column"]): row for row in to_rows(drawn_for)}
     panels = []
-    by_column = grouped(rows_of(points), "column")
+    by_column = grouped(to_rows(points), "column")
     for column in (correlate.OVERALL, *data.columns):
         members = by_column.get((column,), [])
         if not members:
@@ -141,9 +141,9 @@ def _against(data: ReportData, measures: list[str], drawn: str, section: Section
         f"{section.key}-correlations",
         "Correlations",
         _CORRELATION,
-        [_correlation_row(row) for row in rows_of(correlations)],
+        [_correlation_row(row) for row in to_rows(correlations)],
     )
-    return Section(section.key, section.title, section.notes, [Figures({"": panels}, keys), Listing(table)])
+    return Section(section.key, section.title, section.notes, [FigureBlock({"": panels}, keys), TableBlock(table)])
 
 
 def _title(column: object) -> str:
@@ -209,10 +209,10 @@ def _profile(data: ReportData) -> Section | None:
     changes, gains = [], []
     correlations = correlate.layer_correlations(data.layers, data.points)
     names = ["model", "cell", "layer", "change", "floor", "data_label", "setting_label", "epoch"]
-    for (model,), of_model in grouped(rows_of(joined[names].sort_values("layer", kind="stable")), "model").items():
+    for (model,), of_model in grouped(to_rows(joined[names].sort_values("layer", kind="stable")), "model").items():
         lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
-        dots = [_layer_dot(row) for row in rows_of(correlations[correlations["model"] == model])]
+        dots = [_layer_dot(row) for row in to_rows(correlations[correlations["model"] == model])]
         n = correlations.loc[correlations["model"] == model, "n"]
         caption = f"n = {n.max()} runs" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
@@ -229,7 +229,7 @@ def _profile(data: ReportData) -> Section | None:
     ]
     if (joined["change"] < 2 * joined["floor"]).any():
         notes.append("Grey: below twice what rounding to bf16 alone changes; it says nothing about training.")
-    figures = [Figures({"Change by layer": changes}, keys), Figures({"Layer change and gain, by layer": gains})]
+    figures = [FigureBlock({"Change by layer": changes}, keys), FigureBlock({"Layer change and gain, by layer": gains})]
     return Section("layers", "", notes, figures)
 
 

@@ -23,7 +23,7 @@ CURVE_POINTS = 100  # of a drawn loss curve
 
 
 @dataclass(frozen=True)
-class Curve:
+class ThinnedCurve:
     """A loss curve, thinned: ``points`` are (epochs, nats per token), each the mean of ``steps`` steps."""
 
     points: list[tuple[float, float]]
@@ -55,7 +55,7 @@ class ReportData:
     gains: pd.DataFrame
     points: pd.DataFrame
     layers: pd.DataFrame
-    curves: Mapping[str, Curve]
+    curves: Mapping[str, ThinnedCurve]
     findings: tuple[Finding, ...]
     columns: tuple[str, ...]
 
@@ -105,7 +105,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
 def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
     asked = dict.fromkeys(asked.id for item in plan.cells for asked in item.requirements)
     order = {name: index for index, name in enumerate(asked)}
-    rows = tables.primary(scores)
+    rows = tables.primary_rows(scores)
     rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
     return tuple(map(str, rank.index))
 
@@ -175,7 +175,7 @@ def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     )
 
 
-def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> dict[str, Curve]:
+def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> dict[str, ThinnedCurve]:
     """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
     last: dict[str, tuple[Record, str]] = {}
     for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
@@ -191,7 +191,7 @@ def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
     return curves
 
 
-def read_curve(path: Path) -> Curve:
+def read_curve(path: Path) -> ThinnedCurve:
     """Read and thin a ``losses.jsonl``; a step whose loss is not finite breaks the curve.
 
     Raises ValueError or KeyError when it is none.
@@ -207,7 +207,7 @@ def read_curve(path: Path) -> Curve:
         window = losses[start : start + size]
         mean = math.fsum(window) / len(window) if all(map(math.isfinite, window)) else math.nan
         points.append(((start + (len(window) + 1) / 2) / per_epoch, mean))
-    return Curve(points, size)
+    return ThinnedCurve(points, size)
 
 
 def _layers(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> pd.DataFrame:

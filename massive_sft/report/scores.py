@@ -9,10 +9,10 @@ import pandas as pd
 
 from massive_sft.report.chart import Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
-from massive_sft.report.section import Figures, Listing, Section
+from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, Heat, Table, Value, of_texts
 from massive_sft.study import metrics, tables
-from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, rows_of
+from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, to_rows
 
 
 class ScoreData(Protocol):
@@ -39,14 +39,14 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(dict.fromkeys(values))}
 
 
-def heatmap(data: ScoreData) -> Section:
+def heatmap_section(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × data × benchmark."""
     means = tables.over_seeds(_complete(data, last_epochs(data.planned)))
     columns = [column for column in data.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
-    labels = {key: rows[0] for key, rows in grouped(rows_of(data.planned), *CONDITION).items()}
+    labels = {key: rows[0] for key, rows in grouped(to_rows(data.planned), *CONDITION).items()}
     rows: list[list[Value]] = []
-    for key, members in grouped(rows_of(means), *CONDITION).items():
+    for key, members in grouped(to_rows(means), *CONDITION).items():
         label, first = labels[key], members[0]
         by_column = {row["column"]: row for row in members}
         heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
@@ -70,7 +70,7 @@ def heatmap(data: ScoreData) -> Section:
         "corrected for their number: about one in twenty intervals excludes 0 by chance alone.",
     ]
     table = Table("gains", "Gains over the base model", heads, rows, page=60)
-    return Section("gains", "Gains", notes, [Listing(table)])
+    return Section("gains", "Gains", notes, [TableBlock(table)])
 
 
 def _without(index: int, items: Sequence[Any]) -> list[Any]:
@@ -79,7 +79,7 @@ def _without(index: int, items: Sequence[Any]) -> list[Any]:
 
 def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
     """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
-    known = tables.primary(data.gains)
+    known = tables.primary_rows(data.gains)
     known = known[known["cell"].isin(trained["cell"])]
     columns = pd.DataFrame({"column": list(data.columns)}, dtype="string")
     every = trained[["cell", "status", "error", *COORDINATES]].merge(columns, how="cross")
@@ -118,7 +118,7 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
     return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
 
 
-def every_score(data: ScoreData) -> Section:
+def scores_section(data: ScoreData) -> Section:
     """Return one row per cell and benchmark, base models included."""
     head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
     numbers = [Column(name, "number") for name in ("score", "n", "base", "gain")]
@@ -134,18 +134,18 @@ def every_score(data: ScoreData) -> Section:
         bounds,
         Column("why not", "long"),
     ]
-    base = tables.primary(data.scores)
-    every = pd.concat([base[base["method"] == BASE], tables.primary(data.gains)])
+    base = tables.primary_rows(data.scores)
+    every = pd.concat([base[base["method"] == BASE], tables.primary_rows(data.gains)])
     rank = {column: index for index, column in enumerate(data.columns)}
     every = every[SHOWN].sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
-    rows = [_score_row(row) for row in rows_of(every)]
+    rows = [_score_row(row) for row in to_rows(every)]
     notes = [
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
         "method for bits per byte), n questions, and its gain. The gain's interval combines both scores' intervals as "
         "if they were independent; both models answer the same questions, so it is rather too wide. Fractions are in "
         "percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
     ]
-    return Section("scores", "Scores", notes, [Listing(of_texts("scores", "Scores", columns, rows))])
+    return Section("scores", "Scores", notes, [TableBlock(of_texts("scores", "Scores", columns, rows))])
 
 
 SHOWN = [
@@ -186,18 +186,18 @@ def _score_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def along_epochs(data: ScoreData) -> Section | None:
+def epochs_section(data: ScoreData) -> Section | None:
     """Return the score of each run at its snapshots, from the base model at epoch 0; None without any.
 
     A run with one scored snapshot is in the heatmap already.
     """
-    known = tables.primary(data.gains)
+    known = tables.primary_rows(data.gains)
     known = known[known["value"].notna()]
     known = known[known.groupby("trajectory")["epoch"].transform("nunique") > 1]
     if known.empty:
         return None
     colours, dashes = numbering(known["data_label"]), numbering(known["setting_label"])
-    rows = rows_of(known[[*LINE, "model", "column", "trajectory"]].sort_values("epoch", kind="stable"))
+    rows = to_rows(known[[*LINE, "model", "column", "trajectory"]].sort_values("epoch", kind="stable"))
     groups: dict[str, Sequence[Panel]] = {}
     for (model,), of_model in grouped(rows, "model").items():
         by_column = grouped(of_model, "column")
@@ -213,7 +213,7 @@ def along_epochs(data: ScoreData) -> Section | None:
     keys = [Key(name, colour=index) for name, index in colours.items()]
     keys += [Key(name, dash=index) for name, index in dashes.items()]
     notes = ["Runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
-    return Section("epochs", "Scores along the epochs", notes, [Figures(groups, keys)])
+    return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, keys)])
 
 
 LINE = ["data_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]

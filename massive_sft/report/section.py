@@ -10,7 +10,7 @@ from massive_sft.report.table import Table
 
 
 @dataclass(frozen=True)
-class Figures:
+class FigureBlock:
     """Small charts with one legend, in groups that unfold one by one; the first is open."""
 
     groups: Mapping[str, Sequence[Panel]]
@@ -19,7 +19,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactBlock:
     """Terms and what there is to say of each."""
 
     rows: Sequence[tuple[str, str]]
@@ -27,7 +27,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Listing:
+class TableBlock:
     """A table."""
 
     table: Table
@@ -44,5 +44,5 @@ class Section:
     key: str
     title: str
     notes: Sequence[str]
-    blocks: Sequence[Figures | Facts | Listing]
+    blocks: Sequence[FigureBlock | FactBlock | TableBlock]
     alarming: bool = False

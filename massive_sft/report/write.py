@@ -53,16 +53,16 @@ def sections(data: ReportData) -> list[Section]:
     """Return the page's sections in their order; those with nothing to show are left out."""
     shown = data.scores["column"].notna().any()
     parts = [
-        overview.failures_and_warnings(data.findings),
-        overview.what_ran(data),
-        scores.heatmap(data) if shown else None,
-        scores.every_score(data) if shown else None,
-        scores.along_epochs(data) if shown else None,
-        relations.loss_curves(data),
-        relations.perplexity(data),
-        relations.layer_change(data),
-        overview.data_counts(data),
-        overview.provenance(data),
+        overview.warnings_section(data.findings),
+        overview.runs_section(data),
+        scores.heatmap_section(data) if shown else None,
+        scores.scores_section(data) if shown else None,
+        scores.epochs_section(data) if shown else None,
+        relations.loss_section(data),
+        relations.perplexity_section(data),
+        relations.layer_change_section(data),
+        overview.data_section(data),
+        overview.provenance_section(data),
     ]
     return [section for section in parts if section is not None]
 

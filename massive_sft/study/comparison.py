@@ -10,8 +10,8 @@ from massive_sft.study import metrics
 from massive_sft.study.findings import copied
 from massive_sft.study.frames import BASE
 from massive_sft.study.imported import approximation_note
-from massive_sft.study.released import Column, task_of
-from massive_sft.study.tables import primary
+from massive_sft.study.released import ScoreColumn, task_of
+from massive_sft.study.tables import primary_rows
 
 SHARED_COORDINATES = ["model", "data", "method", "size", "schedule", "epoch"]
 """The coordinates that a table has; a row is beside a cell when all of them are equal."""
@@ -27,7 +27,9 @@ COLUMNS: dict[str, str] = (
 """Columns of ``compare_with_imported``."""
 
 
-def compare_with_imported(own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+def compare_with_imported(
+    own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]
+) -> pd.DataFrame:
     """Return one row per own cell and benchmark that an imported row of the same names has a score of, too.
 
     Args:
@@ -40,7 +42,7 @@ def compare_with_imported(own: pd.DataFrame, imported: pd.DataFrame, columns: Ma
         looks copied.
     """
     imported_scores = _theirs(imported, columns)
-    own_scores = primary(own)
+    own_scores = primary_rows(own)
     own_scores = own_scores[own_scores["value"].notna()].assign(task=own_scores["task"].astype("string"))
     joined = own_scores.merge(imported_scores, on=[*SHARED_COORDINATES, "task", "shots"], how="inner")
     factor = joined["metric"].map(metrics.scale).astype("float64")
@@ -56,9 +58,9 @@ def compare_with_imported(own: pd.DataFrame, imported: pd.DataFrame, columns: Ma
     return frame.reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _theirs(imported: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+def _theirs(imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]) -> pd.DataFrame:
     """Return the imported scores, one row for each name that a sweep may have for their benchmark."""
-    rows = primary(imported)
+    rows = primary_rows(imported)
     rows = rows[rows["value"].notna()]
     names = {name: tuple({task_of(name, column), *column.tasks}) for name, column in columns.items()}
     doubtful = {cell for finding in copied(imported) for cell in finding.cells}

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from massive_sft.study.frames import COORDINATES, last_epochs
-from massive_sft.study.tables import primary
+from massive_sft.study.tables import primary_rows
 
 MIN_PAIRS = 4
 OVERALL = "overall"
@@ -85,7 +85,7 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     tokens), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement
     in units of its standard deviation over the runs; only for runs that have all of them.
     """
-    rows = last_epochs(primary(gains))[["cell", "column", "improvement"]]
+    rows = last_epochs(primary_rows(gains))[["cell", "column", "improvement"]]
     rows = pd.concat([rows, _overall(rows)], ignore_index=True)
     about = cells.assign(
         log_perplexity_all=np.log(cells["perplexity_all"]),

@@ -13,7 +13,7 @@ import pandas as pd
 
 from massive_sft.ledger.record_warnings import ROUNDING_FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
-from massive_sft.study.tables import primary
+from massive_sft.study.tables import primary_rows
 
 LEAST_EQUAL, LEAST_SHARE = 4, 0.25
 """Fewer equal telling scores, or a smaller share of the benchmarks both cells have, never make them look copied."""
@@ -99,7 +99,7 @@ def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
 
 
 def _without_base(gains: pd.DataFrame) -> list[Finding]:
-    rows = primary(gains)
+    rows = primary_rows(gains)
     rows = rows[rows["why"].notna() & (rows["why"] != "no score")]
     return [
         Finding(
@@ -144,7 +144,7 @@ def copied(scores: pd.DataFrame) -> list[Finding]:
     Pairs that differ in the same coordinates by the same values, on the same benchmarks, are one finding: a whole
     evaluation was copied.
     """
-    rows = primary(scores)
+    rows = primary_rows(scores)
     rows = rows[rows["value"].notna()]
     if rows.empty:
         return []

@@ -59,7 +59,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
     Returns:
         The columns of ``SCORES``. Values are in the metric's own unit. ``primary`` marks the one metric that is a
-        task's score (``metrics.primary``) of the part that stands for the benchmark (``metrics.headline``);
+        task's score (``metrics.primary_metric``) of the part that stands for the benchmark (``metrics.headline``);
         ``column`` names it: the benchmark, with the task where there are several, and with the beginning of what
         was asked where a benchmark's name stands for several protocols (another template, another limit).
         ``missing`` says why a benchmark has no score.
@@ -92,7 +92,7 @@ def _benchmark_rows(benchmark_scores: BenchmarkScores) -> Iterator[dict[str, Any
     headline = metrics.headline(benchmark_scores)
     for kind, parts in (("group", benchmark_scores.groups), ("task", benchmark_scores.tasks)):
         for name, scores in parts.items():
-            chosen = metrics.primary(scores) if (kind, name) in headline else None
+            chosen = metrics.primary_metric(scores) if (kind, name) in headline else None
             for key, score in scores.items():
                 metric, filter_name = metrics.split(key)
                 about = {"task": name, "kind": kind, "metric": metric, "filter": filter_name, "primary": key == chosen}
@@ -187,7 +187,7 @@ def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
     return frame.astype({"cell": "string", "layer": "int64", "change": "float64"})
 
 
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a frame's rows as mappings by column name."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 

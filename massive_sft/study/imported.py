@@ -19,7 +19,7 @@ from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Sha256, Status, Time
 from massive_sft.ledger.store import Ledger
-from massive_sft.study.released import Column, Row, Table, task_of
+from massive_sft.study.released import ReleasedRow, ReleasedTable, ScoreColumn, task_of
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.load import TABLE
 
@@ -36,7 +36,7 @@ class Imported(BaseModel):
 
     Attributes:
         name: of the study; also the tracker's experiment.
-        file, sha256, header, newline, columns: of the table (``released.Table``).
+        file, sha256, header, newline, columns: of the table (``released.ReleasedTable``).
         when: when it was first imported.
         mlflow: the tracker's address, as a sweep file's ``tracking.mlflow``.
         cells: the cell of each row, in the table's order.
@@ -52,7 +52,7 @@ class Imported(BaseModel):
     mlflow: str
     header: tuple[str, ...]
     newline: str
-    columns: dict[str, Column]
+    columns: dict[str, ScoreColumn]
     cells: tuple[str, ...]
 
 
@@ -117,7 +117,7 @@ def open_imported_tables(path: Path) -> list[ImportedLedger]:
     return [open_imported(path) for path in paths]
 
 
-def describe_table(name: str, table: Table, when: str, mlflow: str) -> Imported:
+def describe_table(name: str, table: ReleasedTable, when: str, mlflow: str) -> Imported:
     """Return what ``table.json`` says of a table that is imported under ``name``."""
     return Imported(
         schema=1,
@@ -159,7 +159,7 @@ def cell_content(name: str, coordinates: Coordinates) -> dict[str, Any]:
     return {"imported": name, **_known(coordinates, _KNOWN), "unknown": list(unknown_fields(coordinates.method))}
 
 
-def record_of(table: Imported, number: int, row: Row) -> Record:
+def record_of(table: Imported, number: int, row: ReleasedRow) -> Record:
     """Return the record of a table's row. A score that is not in the table is None and named in ``missing``.
 
     Rows of equal names but for the epoch are taken for snapshots of one training run, as those of the paper are.
@@ -221,7 +221,7 @@ def coordinates_of(record: Record) -> Coordinates:
         raise Corrupt(f"the record of {record.cell} has names that this version does not know: {error}") from error
 
 
-def row_of(table: Imported, record: Record) -> Row:
+def row_of(table: Imported, record: Record) -> ReleasedRow:
     """Return the row that a record was made of.
 
     Raises Corrupt when it was not made of this table.
@@ -232,14 +232,14 @@ def row_of(table: Imported, record: Record) -> Row:
     values = {benchmark.benchmark: value for benchmark in record.scores.values() for value in _values(benchmark)}
     scores = {name: values.get(name) for name in table.columns}
     texts = {str(name): str(text) for name, text in dict(source["texts"]).items()}  # type: ignore[arg-type]
-    return Row(coordinates_of(record), scores, texts)
+    return ReleasedRow(coordinates_of(record), scores, texts)
 
 
 def _values(benchmark: BenchmarkScores) -> Iterable[float | None]:
     return (score.value for scores in benchmark.tasks.values() for score in scores.values())
 
 
-def rows_of(source: ImportedLedger) -> list[Row]:
+def read_rows(source: ImportedLedger) -> list[ReleasedRow]:
     """Return all rows of an imported table from the ledger's records.
 
     Raises LedgerError when some have no record, Corrupt when one is of something else.

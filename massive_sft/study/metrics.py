@@ -33,7 +33,7 @@ def split(key: str) -> tuple[str, str]:
     return metric, filter_name
 
 
-def primary(scores: Mapping[str, Score]) -> str | None:
+def primary_metric(scores: Mapping[str, Score]) -> str | None:
     """Return the ``metric,filter`` that is a task's score; it depends on the names and directions alone."""
 
     def rank(key: str) -> tuple[bool, int, int, str]:

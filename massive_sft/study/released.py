@@ -35,7 +35,7 @@ _ABSENT = frozenset({"", "nan", "none", "null", "na", "n/a"})
 _SHOWN = 5  # rows listed of one problem that many rows have
 
 
-class Column(BaseModel):
+class ScoreColumn(BaseModel):
     """What a benchmark's column holds: declared, never guessed.
 
     Attributes:
@@ -62,11 +62,11 @@ class _Columns(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = Field(alias="schema")
-    columns: dict[str, Column]
+    columns: dict[str, ScoreColumn]
 
 
 @dataclass(frozen=True)
-class Row:
+class ReleasedRow:
     """One row: ``scores`` by column (None where the table has none), ``texts`` of the fields that need them."""
 
     coordinates: Coordinates
@@ -75,7 +75,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReleasedTable:
     """A table as read.
 
     Attributes:
@@ -88,16 +88,16 @@ class Table:
     sha256: str
     header: tuple[str, ...]
     newline: str
-    columns: Mapping[str, Column]
-    rows: tuple[Row, ...]
+    columns: Mapping[str, ScoreColumn]
+    rows: tuple[ReleasedRow, ...]
 
 
-def task_of(name: str, column: Column) -> str:
+def task_of(name: str, column: ScoreColumn) -> str:
     """Return a column's name without its shots: ``mbpp`` for ``mbpp_4shot``."""
     return re.sub(rf"[-_]{column.shots}shot$", "", name)
 
 
-def known_columns(scales: Path | None = None) -> dict[str, Column]:
+def known_columns(scales: Path | None = None) -> dict[str, ScoreColumn]:
     """Return the released table's benchmarks and those declared in a file of the form of ``released_columns.json``.
 
     Raises InvalidInput with every problem of the file.
@@ -117,7 +117,7 @@ def known_columns(scales: Path | None = None) -> dict[str, Column]:
         ) from None
 
 
-def read_table(path: Path, columns: Mapping[str, Column]) -> Table:
+def read_table(path: Path, columns: Mapping[str, ScoreColumn]) -> ReleasedTable:
     """Read and check a table.
 
     Args:
@@ -151,10 +151,10 @@ def read_table(path: Path, columns: Mapping[str, Column]) -> Table:
         raise InvalidInput(problems)
     used = {name: columns[name] for name in header if name in columns}
     kept = tuple(row for row in read if row is not None)
-    return Table(path.name, hashlib.sha256(data).hexdigest(), header, newline, used, kept)
+    return ReleasedTable(path.name, hashlib.sha256(data).hexdigest(), header, newline, used, kept)
 
 
-def write_table(header: Sequence[str], newline: str, rows: Iterable[Row]) -> bytes:
+def write_table(header: Sequence[str], newline: str, rows: Iterable[ReleasedRow]) -> bytes:
     """Return rows as the CSV file they were read from; fields are quoted only where they must be."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator=newline)
@@ -176,7 +176,7 @@ def _plain(number: int, coordinates: Coordinates, scores: Mapping[str, float | N
     return fields | {"lr_strategy": "" if base else coordinates.schedule}
 
 
-def _header_problems(path: Path, header: Sequence[str], columns: Mapping[str, Column]) -> Iterable[Problem]:
+def _header_problems(path: Path, header: Sequence[str], columns: Mapping[str, ScoreColumn]) -> Iterable[Problem]:
     place = f"{path}: header"
     for name, times in Counter(header).items():
         if times > 1:
@@ -207,11 +207,11 @@ class _Parser:
     """Reads rows one by one; ``wrong`` collects what is not as it must be."""
 
     header: tuple[str, ...]
-    columns: Mapping[str, Column]
+    columns: Mapping[str, ScoreColumn]
     wrong: list[_Wrong] = field(default_factory=list)
     _seen: dict[Coordinates, int] = field(default_factory=dict)
 
-    def row(self, number: int, line: int, fields: Sequence[str]) -> Row | None:
+    def row(self, number: int, line: int, fields: Sequence[str]) -> ReleasedRow | None:
         """Return a row, or None when anything of it is wrong."""
         before = len(self.wrong)
 
@@ -229,9 +229,9 @@ class _Parser:
         if coordinates is None or len(self.wrong) > before:
             return None
         plain = _plain(number, coordinates, scores)
-        return Row(coordinates, scores, {name: text for name, text in texts.items() if text != plain[name]})
+        return ReleasedRow(coordinates, scores, {name: text for name, text in texts.items() if text != plain[name]})
 
-    def _used(self, texts: Mapping[str, str]) -> Iterable[tuple[str, Column]]:
+    def _used(self, texts: Mapping[str, str]) -> Iterable[tuple[str, ScoreColumn]]:
         return ((name, self.columns[name]) for name in texts if name in self.columns)
 
 
@@ -272,7 +272,7 @@ def _whole(name: str, text: str, base: bool, refuse: _Refuse) -> int | None:
     return int(number)
 
 
-def _score(name: str, text: str, column: Column, refuse: _Refuse) -> float | None:
+def _score(name: str, text: str, column: ScoreColumn, refuse: _Refuse) -> float | None:
     if text.strip().lower() in _ABSENT:
         return None
     number = _number(text)

@@ -17,7 +17,7 @@ BESIDE = ["setting", "method", "horizon", "seed", "variant", "status", "cell"]
 """What the released table lacks and cells are told apart by; after the benchmarks, so that the rest lines up."""
 
 
-def primary(scores: pd.DataFrame) -> pd.DataFrame:
+def primary_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of ``tidy`` that are benchmarks' scores, one per cell and ``column``."""
     return scores[scores["primary"].fillna(False)]
 
@@ -42,7 +42,7 @@ def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
             "epoch": cells["epoch"],
         }
     )
-    rows = primary(scores)
+    rows = primary_rows(scores)
     shown = rows.assign(shown=rows["value"] * rows["metric"].map(metrics.scale, na_action="ignore").astype("float64"))
     wide = shown.pivot(index="cell", columns="column", values="shown") if len(rows) else pd.DataFrame()
     wide = wide.reindex(cells["cell"]).set_axis(cells.index)
@@ -114,7 +114,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The interval is the
     single cell's with one seed, Student's t over the seeds with more.
     """
-    rows = primary(frame)
+    rows = primary_rows(frame)
     keys = [*CONDITION, "column"]
     grouped = rows.groupby(keys, dropna=False, sort=False)
     result = grouped.agg(

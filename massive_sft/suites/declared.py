@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from massive_sft.suites.task_files import GENERATES, Facts, Node, TaskFiles, facts_of, members_of, task_facts
+from massive_sft.suites.task_files import GENERATES, Node, TaskFacts, TaskFiles, facts_of, members_of, task_facts
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
 
-def facts_by_task(tasks: Iterable[Task]) -> dict[Task, Facts]:
+def facts_by_task(tasks: Iterable[Task]) -> dict[Task, TaskFacts]:
     """Return what the task files of benchmarks say of each."""
     declared = list(dict.fromkeys(tasks))
     named = task_facts(task.name for task in declared if task.name is not None)
     return {task: named[str(task.name)] if task.path is None else _file_facts(Path(task.path)) for task in declared}
 
 
-def shots_of(task: Task, facts: Facts) -> tuple[int | None, ...]:
+def shots_of(task: Task, facts: TaskFacts) -> tuple[int | None, ...]:
     """Return the numbers of shots that a benchmark is asked for: declared, or its task file's own.
 
     None stands for each task's own where they differ (a group's), or where only lm-eval can tell.
@@ -39,11 +39,11 @@ def label(task: Task, shots: int | None) -> str:
     return f"{title(task)}-{'own' if shots is None else shots}shot"
 
 
-def _file_facts(path: Path) -> Facts:
+def _file_facts(path: Path) -> TaskFacts:
     try:
         return facts_of(_of_file(path))
     except RecursionError:  # a group that is its own member
-        return Facts()
+        return TaskFacts()
 
 
 def _of_file(path: Path) -> Iterator[Node]:

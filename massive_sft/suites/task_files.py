@@ -41,7 +41,7 @@ Versions = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Facts:
+class TaskFacts:
     """What task files say of a benchmark.
 
     Attributes:
@@ -56,7 +56,7 @@ class Facts:
     generates: bool = True
 
 
-def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Facts]:
+def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, TaskFacts]:
     """Return what is said of each name of a task, group or tag.
 
     Of a name that lm-eval does not know nothing is, and of none where lm-eval is not installed.
@@ -67,7 +67,7 @@ def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Fa
     wanted = list(dict.fromkeys(names))
     spec = importlib.util.find_spec("lm_eval") if wanted else None
     if spec is None or spec.origin is None:
-        return {name: Facts() for name in wanted}
+        return {name: TaskFacts() for name in wanted}
     folder = Path(spec.origin).parent / "tasks"
     memory = memory or _default_memory()
     # What an entry means, this module's text says: those of another are none.
@@ -84,7 +84,7 @@ def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Fa
         with contextlib.suppress(OSError):
             write_json(memory, {key: known | entries})
     return {
-        name: Facts(dict(entry["versions"]), tuple(entry["shots"]), entry["generates"])
+        name: TaskFacts(dict(entry["versions"]), tuple(entry["shots"]), entry["generates"])
         for name, entry in entries.items()
     }
 
@@ -100,12 +100,12 @@ class Node:
     generates: bool = True
 
 
-def facts_of(nodes: Iterable[Node]) -> Facts:
+def facts_of(nodes: Iterable[Node]) -> TaskFacts:
     """Return the facts of a benchmark made of these nodes: versions of all, shots of the tasks."""
     listed = list(nodes)
     tasks = [node for node in listed if node.is_task]
     shots = [node.shots for node in tasks if node.shots is not None]
-    return Facts(
+    return TaskFacts(
         {node.name: node.version for node in listed if node.version is not None},
         tuple(sorted(set(shots))) if len(shots) == len(tasks) else (),
         any(node.generates for node in tasks) or not tasks,
@@ -120,7 +120,7 @@ class TaskFiles:
         self._texts: dict[str, str] = {}
         self._read: set[str] = set()
 
-    def facts(self, name: str) -> Facts:
+    def facts(self, name: str) -> TaskFacts:
         return facts_of(self.below(name, set()))
 
     def take_read(self) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.yaml_errors import ToPlace, to_problems
 
 
-class Coordinates(StrictModel):
+class ExcludeKeys(StrictModel):
     """What an exclude may name beside the fields of a setting: one value or several.
 
     ``size`` is ``all`` for a mixture of all rows; ``schedule`` a schedule's name or its label.
@@ -30,7 +30,7 @@ class Coordinates(StrictModel):
     snapshot: Epochs | None = None
 
 
-COORDINATES = tuple(Coordinates.model_fields)
+EXCLUDE_KEYS = tuple(ExcludeKeys.model_fields)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Exclude:
     """
 
     written: Mapping[str, Any]
-    coordinates: Coordinates
+    coordinates: ExcludeKeys
     fields: Mapping[str, tuple[Any, ...]]
     models: frozenset[str] | None = None
     mixtures: frozenset[tuple[str, int | None]] | None = None
@@ -70,20 +70,20 @@ def parse_exclude(written: Mapping[str, Any], to_place: ToPlace) -> tuple[Exclud
     problems: list[Problem] = []
     fields: dict[str, tuple[Any, ...]] = {}
     if not written:
-        problems.append(Problem(to_place(()), "must name at least one coordinate", {}, (*COORDINATES, *FIELDS)))
+        problems.append(Problem(to_place(()), "must name at least one coordinate", {}, (*EXCLUDE_KEYS, *FIELDS)))
     for key, value in written.items():
         if key in FIELDS:
             fields[key], wrong = field_values(key, value, to_place((key,)))
             problems += wrong if wrong or fields[key] else [Problem(to_place((key,)), "must not be empty")]
-        elif key not in COORDINATES:
-            problems.append(Problem(to_place(()), "unknown coordinate", key, (*COORDINATES, *FIELDS)))
-    named = {key: value for key, value in written.items() if key in COORDINATES}
-    coordinates = Coordinates()
+        elif key not in EXCLUDE_KEYS:
+            problems.append(Problem(to_place(()), "unknown coordinate", key, (*EXCLUDE_KEYS, *FIELDS)))
+    named = {key: value for key, value in written.items() if key in EXCLUDE_KEYS}
+    coordinates = ExcludeKeys()
     try:
         # None is what is not named: written out, it is a value, and a wrong one.
-        coordinates = Coordinates.model_validate(
+        coordinates = ExcludeKeys.model_validate(
             {key: value if value is not None else [None] for key, value in named.items()}
         )
     except ValidationError as error:
-        problems += to_problems(error, Coordinates, to_place)
+        problems += to_problems(error, ExcludeKeys, to_place)
     return Exclude(written, coordinates, fields), problems

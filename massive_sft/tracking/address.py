@@ -21,7 +21,7 @@ _SHARED = re.compile(
 )
 
 
-def resolve(tracking_uri: str, root: Path, place: str = PLACE) -> str:
+def resolve_uri(tracking_uri: str, root: Path, place: str = PLACE) -> str:
     """Return the address to mirror to.
 
     Args:
@@ -68,7 +68,7 @@ def sqlite_address(path: Path) -> str:
     return SQLITE + urllib.parse.quote(str(path))
 
 
-def database(uri: str) -> Path | None:
+def database_path(uri: str) -> Path | None:
     """Return the file of a resolved SQLite address; None for a server."""
     return Path(urllib.parse.unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
 
@@ -78,13 +78,13 @@ def client_address(uri: str) -> str:
 
     It names the SQLite driver, for of a plain ``sqlite:///`` address MLflow makes the folder, with its name as quoted.
     """
-    path = database(uri)
+    path = database_path(uri)
     return uri if path is None else sqlite_address(path).replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def artifact_location(uri: str) -> str | None:
     """Return the address of the folder of a local store's artifacts; None for a server, which decides itself."""
-    path = database(uri)
+    path = database_path(uri)
     return None if path is None else (path.parent / ARTIFACTS).as_uri()
 
 
@@ -95,7 +95,7 @@ def _form_problem(uri: str, place: str) -> Problem | None:
         return Problem(place, f"needs the environment variable {error.args[0]}, which is not set", uri)
     if not expanded or urllib.parse.urlsplit(expanded).scheme in ("http", "https"):
         return None
-    path = database(expanded)
+    path = database_path(expanded)
     if path is None:
         return Problem(place, "must be a server's http(s) address or sqlite:///PATH", redact(expanded))
     if "?" in expanded or "#" in expanded:

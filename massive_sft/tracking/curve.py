@@ -20,7 +20,7 @@ KEYS = ("loss", "lr", "grad_norm")
 
 
 @dataclass(frozen=True)
-class Curve:
+class RunCurve:
     """What is shown of a loss curve.
 
     Attributes:
@@ -34,7 +34,7 @@ class Curve:
     note: str
 
 
-def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
+def loss_curve(ledger: Ledger, record: Record) -> RunCurve | None:
     """Return the curve of a cell's training; None for a base model, or where no sound one is there.
 
     Of more than ``MAX_POINTS`` steps evenly spaced ones are shown, the first and the last among them. Numbers that
@@ -59,7 +59,7 @@ def loss_curve(ledger: Ledger, record: Record) -> Curve | None:
     if len(finite) < len(points):
         note += f", {len(points) - len(finite)} numbers not finite"
     # Neither how far the run went on nor how long its steps took makes another curve.
-    return Curve(fingerprint([[step["step"], *(step[key] for key in KEYS)] for step in steps]), finite, note)
+    return RunCurve(fingerprint([[step["step"], *(step[key] for key in KEYS)] for step in steps]), finite, note)
 
 
 def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:

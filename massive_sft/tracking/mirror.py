@@ -19,11 +19,11 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.tracking.address import PLACE, database, resolve
+from massive_sft.tracking.address import PLACE, database_path, resolve_uri
 from massive_sft.tracking.artifacts import copy_artifact, write_cell_artifacts
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
 from massive_sft.tracking.content import CellRun, checksum, describe_record, milliseconds
-from massive_sft.tracking.curve import Curve, loss_curve
+from massive_sft.tracking.curve import RunCurve, loss_curve
 from massive_sft.tracking.probe import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.spool import Item, read_spool, write_spool
@@ -79,7 +79,7 @@ class Mirror:
         Raises:
             InvalidInput: the address is wrong, or no server answers there.
         """
-        uri = resolve(tracking_uri, ledger.root)
+        uri = resolve_uri(tracking_uri, ledger.root)
         problem = tracking_problem(tracking_uri, PLACE, ledger.root)
         if problem:
             raise InvalidInput(problem)
@@ -174,7 +174,7 @@ class Mirror:
         self._release()
 
     def _first_connection(self) -> None:
-        path = database(self._uri)
+        path = database_path(self._uri)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             make_store(path)
@@ -231,7 +231,7 @@ class Mirror:
             if tracker.known.get(item) != run.checksum:
                 tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
 
-    def _read(self, cell: str) -> tuple[Record, CellRun, Curve | None]:
+    def _read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
         try:
             record = self._ledger.read_record(cell)
             if record is None:

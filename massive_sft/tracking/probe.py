@@ -14,7 +14,7 @@ from typing import TypeVar
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.paths import expand_variables
-from massive_sft.tracking.address import database, resolve, sqlite_address
+from massive_sft.tracking.address import database_path, resolve_uri, sqlite_address
 
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ def tracking_problem(uri: str, place: str, root: Path) -> Problem | None:
         root: the storage root.
     """
     try:
-        resolved = resolve(uri, root, place)
+        resolved = resolve_uri(uri, root, place)
     except InvalidInput as error:
         return error.problems[0]
-    path = database(resolved)
+    path = database_path(resolved)
     if path is None:
         return _server_problem(resolved, place)
     return _folder_problem(path, place, not expand_variables(uri)) or (

@@ -12,10 +12,10 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.tracking.address import PLACE, artifact_location, database
+from massive_sft.tracking.address import PLACE, artifact_location, database_path
 from massive_sft.tracking.client import TRACKER_ERRORS, make_client
 from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
-from massive_sft.tracking.curve import Curve
+from massive_sft.tracking.curve import RunCurve
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def runs_page(uri: str, sweep: str) -> str:
 
     Empty where the tracker does not answer, or knows no such sweep; a local store that is not there is not made.
     """
-    path = database(uri)
+    path = database_path(uri)
     if path is not None and not path.exists():
         return ""
     try:
@@ -70,7 +70,7 @@ class Tracker:
         self._ended: int | None = None
         self.refresh()
 
-    def write(self, run: CellRun, curve: Curve | None, attach: WriteArtifacts) -> None:
+    def write(self, run: CellRun, curve: RunCurve | None, attach: WriteArtifacts) -> None:
         """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
         child = self._child(run)
         tags, shown = child.data.tags, child.data.metrics
@@ -132,7 +132,7 @@ class Tracker:
     def _find_experiment(self, name: str) -> str:
         existing = self._client.get_experiment_by_name(name)
         if existing is None:
-            path = database(self._uri)
+            path = database_path(self._uri)
             location = artifact_location(self._uri)
             created: str = self._client.create_experiment(name, artifact_location=location)
             log.info("made the experiment %s in %s", name, path or redact(self._uri))

@@ -10,7 +10,7 @@ import urllib.parse
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.tracking.address import PLACE, client_address, database
+from massive_sft.tracking.address import PLACE, client_address, database_path
 from massive_sft.tracking.store import relocate_artifacts
 
 HOST = "127.0.0.1"
@@ -21,13 +21,13 @@ def ui_command(uri: str, port: int = PORT) -> list[str]:
     """Return the command that shows a local store on this machine only.
 
     Args:
-        uri: the resolved address (``address.resolve``).
+        uri: the resolved address (``address.resolve_uri``).
         port: of the pages.
 
     Raises:
         InvalidInput: the address is a server's, which shows its own pages.
     """
-    if database(uri) is None:
+    if database_path(uri) is None:
         raise InvalidInput(Problem(PLACE, "is a server: open its address in a browser", redact(uri)))
     options = [f"--backend-store-uri={client_address(uri)}", f"--host={HOST}", f"--port={port}", "--workers=1"]
     return [sys.executable, "-m", "mlflow", "ui", *options]
@@ -35,7 +35,7 @@ def ui_command(uri: str, port: int = PORT) -> list[str]:
 
 def ui_address(uri: str, port: int = PORT) -> str:
     """Return where the pages are: the server itself, or the port that ``serve_ui`` serves; no secrets in it."""
-    if database(uri) is not None:
+    if database_path(uri) is not None:
         return f"http://{HOST}:{port}"
     parts = urllib.parse.urlsplit(uri)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -48,7 +48,7 @@ def serve_ui(uri: str, port: int = PORT) -> int:
         InvalidInput: nothing was mirrored yet, the port is taken, or the address is a server's.
     """
     command = ui_command(uri, port)
-    path = database(uri)
+    path = database_path(uri)
     if path is not None and not path.exists():
         raise InvalidInput(Problem(PLACE, "has nothing to show yet: run the sweep, or `massive-sft mirror`", str(path)))
     if path is not None:

@@ -57,7 +57,7 @@ Distinct = AfterValidator(_distinct)  # goes behind a tuple
 Text = Annotated[str, Field(min_length=1)]
 # Of the hub: ``name`` or ``owner/name``; a branch, tag or commit. Both become parts of paths.
 HubName = Annotated[Text, Field(pattern=r"^([\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$")]
-Revision = Annotated[Text, Field(pattern=r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$", max_length=MAX_NAME_BYTES)]
+HubRevision = Annotated[Text, Field(pattern=r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$", max_length=MAX_NAME_BYTES)]
 FileName = Annotated[Text, AfterValidator(_below)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -78,5 +78,5 @@ Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1), Distinct]
 Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(_as_epochs), Field(min_length=1), Distinct]
 
 # A column of a record: a path such as ``instances[0].output``, or its number where there is no header.
-Column = Text | NotNegative
-ColumnPaths = Annotated[tuple[Column, ...], OneOrMore, Field(min_length=1)]
+ColumnPath = Text | NotNegative
+ColumnPaths = Annotated[tuple[ColumnPath, ...], OneOrMore, Field(min_length=1)]

@@ -8,15 +8,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from massive_sft.sweep import filter as filters
 from massive_sft.sweep.schema.field_types import (
-    Column,
+    ColumnPath,
     ColumnPaths,
     Distinct,
     FileName,
     Flag,
     HubName,
+    HubRevision,
     OneOrMore,
     Positive,
-    Revision,
     Seed,
     Strings,
     Text,
@@ -37,7 +37,7 @@ class Model(StrictModel):
 
     hub: HubName | None = None
     path: Text | None = None
-    revision: Revision = "main"
+    revision: HubRevision = "main"
     tokenizer: Text | None = None
     gated: Flag = False
     trust_remote_code: Flag = False
@@ -54,7 +54,7 @@ class Columns(StrictModel):
 
     prompt: ColumnPaths | None = None
     completion: ColumnPaths | None = None
-    messages: Column | None = None
+    messages: ColumnPath | None = None
 
     @model_validator(mode="after")
     def _pair_or_messages(self) -> Columns:
@@ -81,7 +81,7 @@ class Dataset(StrictModel):
 
     hub: HubName | None = None
     path: Text | None = None
-    revision: Revision = "main"
+    revision: HubRevision = "main"
     subset: Text | None = None
     split: Text = "train"
     files: Annotated[tuple[FileName, ...], OneOrMore, Field(min_length=1), Distinct] | None = None
