@@ -62,6 +62,14 @@ def test_package_says_what_comes_in_what_goes_out_and_what_it_never_does(package
     assert re.search(r"^In: .+ Out: .+^Never: ", text, re.M | re.S), text
 
 
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda page: page.stem
+)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+/\w+\.py)\b", page.read_text(encoding="utf-8")))
+    assert [name for name in named if not ((PACKAGE / name).is_file() or (ROOT / name).is_file())] == []
+
+
 def glossary() -> list[str]:
     return re.findall(r"^\| (\w+) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)[1:]
 
