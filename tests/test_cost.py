@@ -37,7 +37,7 @@ from massive_sft.cost.devices import find_gpu, this_machine
 from massive_sft.cost.duration import scoring_seconds, training_seconds
 from massive_sft.cost.estimate import NO_GPU_KIND, Cost, estimate, must_train
 from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines
-from massive_sft.cost.memory import capacity, judge, remedy, training_memory
+from massive_sft.cost.memory import capacity, find_remedy, judge, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.shapes import known_models, shape_of
 from massive_sft.cost.workload import ScoringWorkload, ScoringWorkloads, TrainingWorkload, training_workload
@@ -224,7 +224,7 @@ def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
     for layout, setting in product(LAYOUTS, (FULL, LORA)):
         if judge(training_memory(shape, setting, layout, 2048), device.memory) == "fits":
             continue
-        found = remedy(shape, setting, layout, 2048, device)
+        found = find_remedy(shape, setting, layout, 2048, device)
         if found is not None:
             assert training_memory(shape, setting, found.layout, found.longest).total <= capacity(device, found.layout)
             assert found.layout != layout or found.longest < 2048
@@ -235,7 +235,7 @@ def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
 def test_cheapest_remedy_comes_first() -> None:
     device = find_gpu("H200")
     assert device is not None
-    found = remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
+    found = find_remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
     assert str(found) == "set gradient_checkpointing: true"
 
 

@@ -19,7 +19,7 @@ from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.cost.memory import bucket_bytes, bytes_of
+from massive_sft.cost.memory import bucket_bytes, bytes_per_number
 from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
@@ -264,7 +264,7 @@ def test_first_step_adds_the_bytes_that_the_engine_says(base: Path, precision: s
             added = held_bytes() - before
             engine.step(1e-3)
         if zero in (1, 2) and (precision, zero) != ("bf16", 1):
-            said -= bucket_bytes(engine.trained, zero, bytes_of(precision))  # given back at the end of the pass
+            said -= bucket_bytes(engine.trained, zero, bytes_per_number(precision))  # given back at the end of the pass
         assert added / engine.trained == pytest.approx(said / engine.trained, abs=0.5)
     finally:
         module.release()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from massive_sft.ledger import provenance
-from massive_sft.ledger.provenance import capture, redact, redact_arguments
+from massive_sft.ledger.provenance import capture_provenance, redact, redact_arguments
 
 CANARY = "cAnArY0123456789abcdef"
 
@@ -76,14 +76,14 @@ def test_arguments_secret_after_its_flag_is_hidden():
 def test_capture_holds_no_secret_of_command_line_or_environment(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["massive-sft", "run", f"--overlay=token={CANARY}", "--api-key", CANARY])
     monkeypatch.setenv("HF_TOKEN", CANARY)
-    text = json.dumps(capture(), allow_nan=False)
+    text = json.dumps(capture_provenance(), allow_nan=False)
     assert CANARY not in text
     assert "massive-sft run" in text
 
 
 def test_capture_names_versions_machine_and_sweep_file(tmp_path):
     (tmp_path / "x.yaml").write_text("schema: 1\n")
-    found = capture(tmp_path / "x.yaml")
+    found = capture_provenance(tmp_path / "x.yaml")
     assert found["sweep_file"]["name"] == "x.yaml"
     assert len(found["sweep_file"]["sha256"]) == 64
     assert found["libraries"]["pydantic"]

@@ -43,13 +43,13 @@ def test_tidy_has_one_row_a_metric_and_marks_the_primary_one() -> None:
 def test_tidy_of_nothing_is_an_empty_frame_of_the_same_columns() -> None:
     assert list(frames.tidy([]).columns) == list(frames.SCORES)
     assert tables.gains(frames.tidy([])).empty
-    assert frames.cells([]).empty
+    assert frames.cell_frame([]).empty
 
 
 def test_missing_scores_stay_missing_in_every_table() -> None:
     gone = pair("1", None, status=Status.PARTIAL, missing={"other-0shot": "data cannot be fetched"})
     failed = record("2", {}, status=Status.FAILED, error="out of memory", epoch=2)
-    scores, cells = frames.tidy([gone, failed]), frames.cells([gone, failed])
+    scores, cells = frames.tidy([gone, failed]), frames.cell_frame([gone, failed])
     table = tables.release_table(cells, scores)
     assert table["quiz-0shot"].isna()[0]
     assert table["other-0shot"].isna()[0]
@@ -61,7 +61,7 @@ def test_missing_scores_stay_missing_in_every_table() -> None:
 
 def test_release_table_follows_the_released_conventions() -> None:
     records = [pair("1", 0.5, 1.25, method="lora"), base()]
-    table = tables.release_table(frames.cells(records), frames.tidy(records))
+    table = tables.release_table(frames.cell_frame(records), frames.tidy(records))
     assert list(table.columns) == [*tables.RELEASED, "prose-0shot", "quiz-0shot", *tables.BESIDE]
     assert table.iloc[0, :8].tolist() == ["m", "d", 100, True, "constant", 1, 1.25, 50.0]
     pretrained = table.iloc[1]
@@ -72,7 +72,7 @@ def test_release_table_follows_the_released_conventions() -> None:
 
 def test_release_table_is_read_back_as_the_same_scores() -> None:
     records = [pair("1", 0.5), base()]
-    table = tables.release_table(frames.cells(records), frames.tidy(records)).drop(columns=tables.BESIDE)
+    table = tables.release_table(frames.cell_frame(records), frames.tidy(records)).drop(columns=tables.BESIDE)
     back = frames.released(pd.read_csv(io.BytesIO(tables.to_csv(table))))
     gains = tables.gains(back).set_index("column")["gain"]
     assert gains["quiz-0shot"] == pytest.approx(25.0)
@@ -155,7 +155,7 @@ def test_score_and_reason_of_one_benchmark_are_one_primary_row() -> None:
     scores = frames.tidy([both])
     assert scores.query("column == 'quiz-0shot'")["value"].tolist() == [0.5]
     assert scores["missing"].dropna().tolist() == ["not under the other template"]
-    assert len(tables.release_table(frames.cells([both]), scores)) == 1
+    assert len(tables.release_table(frames.cell_frame([both]), scores)) == 1
 
 
 def test_primary_metric_without_direction_comes_last() -> None:
@@ -222,7 +222,7 @@ def test_points_are_one_a_run_at_its_last_epoch() -> None:
         "layer_change": {"relative": 0.5, "relative_by_layer": {"1": 0.2, "0": 0.1}},
     }
     records = [pair(f"{epoch}", 0.25 + epoch / 10, epoch=epoch, trajectory=run, measures=measures) for epoch in (1, 2)]
-    points = correlate.points(frames.cells(records), tables.gains(frames.tidy([*records, base()])))
+    points = correlate.points(frames.cell_frame(records), tables.gains(frames.tidy([*records, base()])))
     quiz = points[points["column"] == "quiz-0shot"]
     assert quiz[["epoch", "log_perplexity_all", "layer_change"]].values.tolist() == [[2, 1.0, 0.5]]
     assert quiz["improvement"].item() == pytest.approx(0.2)
@@ -244,7 +244,7 @@ def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
 
 def all_findings(records: list[Record]) -> list[findings.Finding]:
     scores = frames.tidy(records)
-    return findings.findings(frames.cells(records), scores, tables.gains(scores))
+    return findings.collect_findings(frames.cell_frame(records), scores, tables.gains(scores))
 
 
 def test_findings_name_what_failed_diverged_and_is_partial() -> None:
@@ -282,12 +282,12 @@ def many(cell: str, values: list[float], **changes: object) -> Record:
 def test_copied_cells_are_found_and_common_scores_are_no_copy() -> None:
     generator = np.random.default_rng(1)
     different = [many(f"{i:x}e", [*generator.random(9), 0.0, 0.0, 0.0, 0.0, 0.0], epoch=i + 1) for i in range(12)]
-    assert findings.copied(frames.tidy(different)) == []
+    assert findings.find_copied(frames.tidy(different)) == []
     values = [
         score.tasks[name]["acc,none"].value or 0.0 for score in different[0].scores.values() for name in score.tasks
     ]
     copy = many("c", [*values[:6], *generator.random(8)], model="another")
-    (found,) = findings.copied(frames.tidy([*different, copy]))
+    (found,) = findings.find_copied(frames.tidy([*different, copy]))
     assert "identical scores on 6 of 14 benchmarks" in found.text
     assert set(found.cells) == {different[0].cell, copy.cell}
 
@@ -298,7 +298,9 @@ def test_cells_that_share_their_scores_with_others_are_alike_and_no_copies() -> 
     values[range(2, 8), range(6)] = values[0, :6]  # each of these scores is also that of a third cell
 
     def found() -> list[findings.Finding]:
-        return findings.copied(frames.tidy(many(f"{i:03x}", row, epoch=i + 1) for i, row in enumerate(values.tolist())))
+        return findings.find_copied(
+            frames.tidy(many(f"{i:03x}", row, epoch=i + 1) for i, row in enumerate(values.tolist()))
+        )
 
     assert found() == []
     values[2:4, :2] = 0.0

@@ -21,7 +21,7 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.ledger.provenance import capture, redact
+from massive_sft.ledger.provenance import capture_provenance, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, perplexity_key
@@ -137,7 +137,7 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
         for home in homes:
             _move(home, TRAJECTORY_FILES)
         _forget(invalidation, ledger)
-        provenance = capture()
+        provenance = capture_provenance()
         for record, folder in zip(invalidation.records, cells, strict=True):
             _move(folder, CELL_FILES)
             lease = leases[folder]

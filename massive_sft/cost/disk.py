@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.cost.memory import bytes_per_number, trained_weights
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Setting
@@ -63,12 +63,12 @@ def peak_disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
 
 def snapshot_bytes(shape: ModelShape, setting: Setting) -> int:
     """Return what one snapshot of a training takes."""
-    return bytes_of(setting.precision) * trained_weights(shape, setting)
+    return bytes_per_number(setting.precision) * trained_weights(shape, setting)
 
 
 def checkpoint_bytes(shape: ModelShape, setting: Setting) -> int:
     """Return what one resume checkpoint of a training takes."""
-    return (bytes_of(setting.precision) + STATE_BYTES) * trained_weights(shape, setting)
+    return (bytes_per_number(setting.precision) + STATE_BYTES) * trained_weights(shape, setting)
 
 
 def parse_size(text: str) -> float:

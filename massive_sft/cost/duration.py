@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from massive_sft.cost.cost_table import CostTable, ScoringCosts, TrainingCosts
 from massive_sft.cost.devices import Device
-from massive_sft.cost.memory import bytes_of, trained_weights
+from massive_sft.cost.memory import bytes_per_number, trained_weights
 from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import ScoringWorkload, TrainingWorkload
@@ -94,7 +94,7 @@ def training_seconds(
     operations = training_operations(shape, setting, layout, amount, epochs)
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
     workers = layout.workers if device.is_gpu else 1
-    number = bytes_of(setting.precision)
+    number = bytes_per_number(setting.precision)
     start = table.start(device.name)
     if start is None:
         start = START_S + number * shape.parameters / READ_BYTES_PER_SECOND
@@ -129,6 +129,6 @@ def _answering(shape: ModelShape, dtype: str, load: ScoringWorkload, device: Dev
         return 0.0
     room = BATCH_TOKENS if device.is_gpu else CPU_BATCH_TOKENS
     rows = max(1.0, min(load.answers, room / (load.prompt + 2 * load.answer)))
-    reading = bytes_of(dtype) * shape.parameters / (BANDWIDTH_SHARE * device.bandwidth)
+    reading = bytes_per_number(dtype) * shape.parameters / (BANDWIDTH_SHARE * device.bandwidth)
     computing = 2 * (shape.body + shape.head) * rows / speed
     return load.answers / rows * load.answer * max(reading, computing, DECODE_OVERHEAD_S)

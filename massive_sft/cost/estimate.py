@@ -19,9 +19,9 @@ from massive_sft.cost.duration import (
     scoring_seconds,
     training_seconds,
 )
-from massive_sft.cost.fit import Fit, fits
+from massive_sft.cost.fit import Fit, check_fits
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import bytes_of
+from massive_sft.cost.memory import bytes_per_number
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
@@ -162,7 +162,7 @@ class Estimator:
         total = mean("other", OTHER_S)
         tasks = [item for item in wanted if item.task is not None]
         if tasks:
-            total += mean("load", LOAD_S + bytes_of(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
+            total += mean("load", LOAD_S + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
             load = known.requests.load(item, known.bytes_per_token(model))
             seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), known.table)
@@ -171,7 +171,7 @@ class Estimator:
                 unknown[f"the size of {title} is not known until its requests are built (a run does)"] += 1
             total += seconds or ZERO
         if any(item.measure == "layer_change" for item in wanted):
-            reading = 2 * bytes_of("fp32") * shape.parameters / READ_BYTES_PER_SECOND
+            reading = 2 * bytes_per_number("fp32") * shape.parameters / READ_BYTES_PER_SECOND
             total += mean("layer_change", reading)
         return total, unknown
 
@@ -228,7 +228,7 @@ def estimate(plan: Plan) -> Cost:
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
         peak_disk(known, to_train),
-        tuple(fits(known, plan.runs)),
+        tuple(check_fits(known, plan.runs)),
         estimator.unknown,
         len(to_train),
         sum(_is_measured(known, run) for run in to_train),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import Memory, Verdict, capacity, judge, remedy, scoring_memory, training_memory
+from massive_sft.cost.memory import Memory, Verdict, capacity, find_remedy, judge, scoring_memory, training_memory
 from massive_sft.planning.plan import RunPlan
 
 NO_REMEDY = "no setting of resources is enough: use a device with more memory, or a smaller model"
@@ -39,7 +39,7 @@ class Fit:
     measured: bool
 
 
-def fits(known: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
+def check_fits(known: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
     """Return the memory of each kind of training, and of scoring each base model; unknown shapes are left out."""
     groups: dict[tuple[object, ...], list[RunPlan]] = {}
     for run in runs:
@@ -76,7 +76,7 @@ def _training(known: CostInputs, group: list[RunPlan]) -> Fit | None:
     verdict = judge(memory, available, certain=shape.source != "name")
     advice = ""
     if verdict != "fits":
-        advice = str(remedy(shape, recipe.setting, layout, longest, device) or NO_REMEDY)
+        advice = str(find_remedy(shape, recipe.setting, layout, longest, device) or NO_REMEDY)
     return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
 
 

@@ -55,7 +55,7 @@ class Memory:
         return self.least + sum(self.estimated.values())
 
 
-def bytes_of(precision: str) -> int:
+def bytes_per_number(precision: str) -> int:
     """Return the bytes of one number in ``bf16`` or ``fp32``."""
     return 2 if precision == "bf16" else 4
 
@@ -99,7 +99,7 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
             (on a GPU sized automatically that takes what is free, so there it is the smallest as well).
     """
     certain = _states(shape, setting, layout)
-    number, ranks = bytes_of(setting.precision), layout.workers
+    number, ranks = bytes_per_number(setting.precision), layout.workers
     trained = trained_weights(shape, setting)
     tokens = micro_tokens(layout, longest, smallest)
     activations = tokens * activation_bytes(shape.layers, shape.hidden, number, layout.gradient_checkpointing)
@@ -122,7 +122,7 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
 
 def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, int]:
     """Return weights, gradients and AdamW's state on one rank."""
-    number, ranks = bytes_of(setting.precision), layout.workers
+    number, ranks = bytes_per_number(setting.precision), layout.workers
     trained = trained_weights(shape, setting)
     held = shape.parameters + (trained if setting.method == "lora" else 0)
     off = layout.offload == "optimizer" and layout.gpus > 0
@@ -148,13 +148,13 @@ def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
     """Return what summing gradients in float32 adds where they are partitioned."""
     if layout.zero < 2 or (layout.offload == "optimizer" and layout.gpus):
         return 0
-    return (4 - bytes_of(setting.precision)) * math.ceil(trained / layout.workers)
+    return (4 - bytes_per_number(setting.precision)) * math.ceil(trained / layout.workers)
 
 
 def scoring_memory(shape: ModelShape, dtype: str, device: Device) -> Memory:
     """Return the memory of scoring a model on one GPU or in one process: its weights, and what libraries take."""
     return Memory(
-        {"weights": bytes_of(dtype) * shape.parameters},
+        {"weights": bytes_per_number(dtype) * shape.parameters},
         {"libraries": CUDA_BYTES if device.is_gpu else PROCESS_BYTES},
     )
 
@@ -187,7 +187,7 @@ class Remedy:
         return f"set {', '.join(self.changes)}"
 
 
-def remedy(shape: ModelShape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
+def find_remedy(shape: ModelShape, setting: Setting, layout: Layout, longest: int, device: Device) -> Remedy | None:
     """Return what to change so that a training fits: one change where that is enough, else several; None for nothing.
 
     A GPU or process less full costs speed or machines, so what costs least comes first.

@@ -95,14 +95,14 @@ def _cached_folder(hub: str, revision: str) -> Path | None:
 def _from_folder(folder: Path) -> ModelShape | None:
     """Read ``config.json``, and the count of weights from the headers of the weight files; None where that fails."""
     try:
-        shape = from_config(json.loads((folder / "config.json").read_bytes()))
+        shape = shape_from_config(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # what is wrong with a model's files is for `check` to say
     counted = _stored_weights(folder)
     return shape if counted is None else replace(shape, parameters=counted)
 
 
-def from_config(config: Mapping[str, Any]) -> ModelShape:
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     """Return the shape in a configuration of transformers. Raises KeyError, TypeError or ValueError for another."""
     config = config.get("text_config", config)
 
@@ -123,10 +123,10 @@ def from_config(config: Mapping[str, Any]) -> ModelShape:
         parameters=0,
         source="config",
     )
-    return replace(shape, parameters=count(shape))
+    return replace(shape, parameters=count_weights(shape))
 
 
-def count(shape: ModelShape) -> int:
+def count_weights(shape: ModelShape) -> int:
     """Return the weights of a decoder of this shape: embeddings, attention, MLP and norms (biases left out)."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     attention = 2 * shape.hidden * queries + 2 * shape.hidden * keys
@@ -155,7 +155,7 @@ def known_models() -> dict[str, ModelShape]:
         name: ModelShape(**dict(zip(table["columns"], row, strict=True)), parameters=0, source="known")
         for name, row in table["models"].items()
     }
-    return {name: replace(shape, parameters=count(shape)) for name, shape in shapes.items()}
+    return {name: replace(shape, parameters=count_weights(shape)) for name, shape in shapes.items()}
 
 
 def _from_name(name: str) -> ModelShape | None:

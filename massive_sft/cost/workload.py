@@ -175,12 +175,12 @@ class ScoringWorkloads:
             most = size["answer_tokens"] / answers if answers else 0.0
             tokens = (size["bytes"] + size["prompt_bytes"]) / bytes_per_token
             return ScoringWorkload(
-                tokens, answers, prompt / answers if answers else 0.0, typical_answer(most), sure=True
+                tokens, answers, prompt / answers if answers else 0.0, typical_answer_tokens(most), sure=True
             )
         return _known_load(title, item.shots or 0, item.task.limit)
 
 
-def typical_answer(most: float) -> float:
+def typical_answer_tokens(most: float) -> float:
     """Return the tokens of an answer that may have so many: models end or ramble, so half of them."""
     return most / 2
 

@@ -64,7 +64,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
-def capture(sweep_file: Path | None = None) -> dict[str, Any]:
+def capture_provenance(sweep_file: Path | None = None) -> dict[str, Any]:
     """Describe this process: what a record keeps of where it came from, as plain JSON values.
 
     Libraries are looked up by their installed metadata, never imported; one that is not installed is ``None``.

@@ -107,7 +107,7 @@ class Record(BaseModel):
             computed the scores.
         missing: why a benchmark has no score, by its name (PARTIAL).
         error: why it is FAILED (or DIVERGED, PRUNED).
-        provenance: see ``provenance.capture``.
+        provenance: see ``provenance.capture_provenance``.
         created, finished: when the work began and ended, ISO 8601, UTC.
         files: SHA-256 by path below the storage root of every file the record rests on.
     """

@@ -24,7 +24,7 @@ from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
-from massive_sft.sweep.content import Commits, Contents, Lock, locate
+from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.resources import ResourceRules, layout
@@ -133,7 +133,7 @@ def storage_root(sweep: Sweep) -> Path:
             that messages, shells and address files cannot carry.
     """
     place = f"{sweep.path}: storage.root"
-    root = locate(sweep.file.storage.root, sweep.folder, place)
+    root = resolve_path(sweep.file.storage.root, sweep.folder, place)
     if "://" in sweep.file.storage.root:
         rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
         raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))

@@ -15,7 +15,7 @@ from massive_sft.suites import all_tasks
 from massive_sft.suites.declared import facts_by_task, label, shots_of, title
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell
-from massive_sft.sweep.content import Contents, locate
+from massive_sft.sweep.content import Contents, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Protocol, Setting, Task, TemplateText
@@ -88,7 +88,7 @@ class Requirements:
             return task
         place = f"evaluation.tasks[{index}].path"
         try:
-            path = locate(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+            path = resolve_path(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
         except InvalidInput as error:
             self.contents.missing[place] = Problem(place, error.problems[0].rule, task.path)
             return task

@@ -15,7 +15,7 @@ from massive_sft.report.report_data import add_labels
 from massive_sft.report.section import FactBlock, Section
 from massive_sft.report.write import PAGE, page
 from massive_sft.study import frames, tables
-from massive_sft.study.findings import Finding, findings
+from massive_sft.study.findings import Finding, collect_findings
 from massive_sft.study.imported import Imported, ImportedLedger, approximation_note
 
 
@@ -50,9 +50,9 @@ def read_imported_data(table_ledger: ImportedLedger) -> ImportedReportData:
     """
     recorded = table_ledger.records()
     records = tuple(record for record in recorded.values() if record is not None)
-    cells, tidy = frames.cells(records), frames.tidy(records)
+    cells, tidy = frames.cell_frame(records), frames.tidy(records)
     gains = tables.gains(tidy)
-    warned = findings(cells, tidy, gains)
+    warned = collect_findings(cells, tidy, gains)
     warned += [Finding("damaged", error, ()) for error in table_ledger.ledger.corrupt.values()]
     if len(records) < len(recorded):
         absent = tuple(cell for cell, record in recorded.items() if record is None)

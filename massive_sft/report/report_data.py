@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.study import correlate, frames, tables
-from massive_sft.study.findings import Finding, findings
+from massive_sft.study.findings import Finding, collect_findings
 
 CURVE_POINTS = 100  # of a drawn loss curve
 
@@ -71,7 +71,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
         record = ledger.read_record(item.cell.id)
         if record is not None:
             records[item.cell.id] = _as_asked(record, item)
-    cells, scores = frames.cells(records.values()), frames.tidy(records.values())
+    cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
     gains = tables.gains(scores)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
@@ -97,7 +97,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
-        findings=(*findings(cells, scores, gains), *warned),
+        findings=(*collect_findings(cells, scores, gains), *warned),
         columns=_columns(plan, scores),
     )
 

@@ -14,7 +14,7 @@ from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process
-from massive_sft.ledger.provenance import capture
+from massive_sft.ledger.provenance import capture_provenance
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.store import Ledger
@@ -51,7 +51,7 @@ def make_record_writer(plan: Plan) -> RecordWriter:
     return RecordWriter(
         ledger=Ledger.open(plan.root),
         evaluation=plan.sweep.file.evaluation,
-        provenance=capture(plan.sweep.path),
+        provenance=capture_provenance(plan.sweep.path),
         owner=this_process(),
     )
 

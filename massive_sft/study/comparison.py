@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from massive_sft.study import metrics
-from massive_sft.study.findings import copied
+from massive_sft.study.findings import find_copied
 from massive_sft.study.frames import BASE
 from massive_sft.study.imported import approximation_note
 from massive_sft.study.released import ScoreColumn, task_of
@@ -63,7 +63,7 @@ def _theirs(imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]) -> pd.Da
     rows = primary_rows(imported)
     rows = rows[rows["value"].notna()]
     names = {name: tuple({task_of(name, column), *column.tasks}) for name, column in columns.items()}
-    doubtful = {cell for finding in copied(imported) for cell in finding.cells}
+    doubtful = {cell for finding in find_copied(imported) for cell in finding.cells}
     caution = rows["method"].map({method: approximation_note(method) for method in (BASE, "full", "lora")})
     return (
         pd.DataFrame(

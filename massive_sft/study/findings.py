@@ -40,15 +40,15 @@ class Finding:
     cells: tuple[str, ...]
 
 
-def findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFrame) -> list[Finding]:
+def collect_findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFrame) -> list[Finding]:
     """Return everything worth warning of, the gravest first.
 
     Args:
-        cells, scores, gains: of ``frames.cells``, ``frames.tidy`` and ``tables.gains``, from the same records.
+        cells, scores, gains: of ``frames.cell_frame``, ``frames.tidy`` and ``tables.gains``, from the same records.
     """
     return [
         *_errors(cells, "FAILED"),
-        *copied(scores),
+        *find_copied(scores),
         *_without_base(gains),
         *_errors(cells, "DIVERGED"),
         *_partial(cells, scores),
@@ -132,7 +132,7 @@ def mixed_layouts(cells: pd.DataFrame) -> list[Finding]:
     return findings
 
 
-def copied(scores: pd.DataFrame) -> list[Finding]:
+def find_copied(scores: pd.DataFrame) -> list[Finding]:
     """Find groups of cells that have exactly the same scores on more benchmarks than chance explains.
 
     Scores that many cells have (0, chance level, coarse ratings) tell nothing. For the others, the share of cell

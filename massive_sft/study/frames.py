@@ -45,7 +45,7 @@ CELLS: dict[str, str] = (
     | dict.fromkeys(("truncated", "dropped", "duplicates", "repeated"), "Int64")
     | {"layout": "string", "commit": "string", "created": "string", "finished": "string"}
 )
-"""Columns of ``cells``: perplexities per token (micro average) with their 95 % interval, losses in nats per token.
+"""Columns of ``cell_frame``: perplexities per token (micro average) with their 95 % interval, losses in nats per token.
 
 ``perplexity_*`` count special tokens such as EOS, ``perplexity_text_*`` and ``bits_per_byte_*`` the text alone; these
 are missing where a version measured that did not tell them apart."""
@@ -132,7 +132,7 @@ def _columns(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=primary.index, dtype="string").reindex(frame.index)
 
 
-def cells(records: Iterable[Record]) -> pd.DataFrame:
+def cell_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row a record with its coordinates, outcome, measures, counts and training: the columns of ``CELLS``.
 
     ``layout`` is JSON with sorted keys; ``steps``, ``tokens`` and ``seconds`` are those of the training up to the

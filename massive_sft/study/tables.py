@@ -29,7 +29,7 @@ def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     A base model's row has ``data_name`` pretrain, ``data_size`` and ``epoch`` 0, no ``lora`` and no ``lr_strategy``.
 
     Args:
-        cells, scores: of ``frames.cells`` and ``frames.tidy``, from the same records.
+        cells, scores: of ``frames.cell_frame`` and ``frames.tidy``, from the same records.
     """
     base = cells["method"] == BASE
     left = pd.DataFrame(

@@ -58,7 +58,7 @@ class Lock(BaseModel):
     commits: Commits
 
 
-def locate(text: str, folder: Path, place: str) -> Path:
+def resolve_path(text: str, folder: Path, place: str) -> Path:
     """Return the absolute path that ``text`` means; a relative one starts at ``folder``, the sweep file's.
 
     Raises:
@@ -119,7 +119,7 @@ class Contents:
         if model.path is None:
             return None
         try:
-            read = json.loads((locate(model.path, self.folder, "path") / "generation_config.json").read_bytes())
+            read = json.loads((resolve_path(model.path, self.folder, "path") / "generation_config.json").read_bytes())
             named = read["eos_token_id"]
             return tuple(sorted({int(token) for token in (named if isinstance(named, list) else [named])}))
         except (InvalidInput, OSError, ValueError, KeyError, TypeError):  # what is missing or wrong is told elsewhere
@@ -185,7 +185,7 @@ class Contents:
 
     def _absolute(self, text: str, place: str) -> str:
         try:
-            return str(locate(text, self.folder, place))
+            return str(resolve_path(text, self.folder, place))
         except InvalidInput as error:
             self.missing[place] = error.problems[0]
             return text
@@ -200,7 +200,7 @@ class Contents:
             weights: finds the files that weights are loaded from; others beside them are not read.
         """
         try:
-            path = locate(text, self.folder, place)
+            path = resolve_path(text, self.folder, place)
             if path.is_file():
                 return f"sha256:{self.hashes.of(path)}"
             if not path.is_dir():
@@ -228,7 +228,7 @@ class Contents:
         A file is its bytes and its extension, which decides how it is read: where it lies and its name do not matter.
         """
         try:
-            path = locate(str(dataset.path), self.folder, place)
+            path = resolve_path(str(dataset.path), self.folder, place)
             files = [path / name for name in dataset.files or ("",)]
             for file in files:
                 if not file.exists():

@@ -75,14 +75,14 @@ def describe_record(
         ledger: path of the storage root, for people.
     """
     names = record.coordinates if coordinates is None else coordinates._asdict()
-    epoch, end = int(names.get("epoch") or 0), milliseconds(record.finished)
+    epoch, end = int(names.get("epoch") or 0), to_milliseconds(record.finished)
     values = _unique({**_scores(record), **_numbers(_measures(record))})
     return CellRun(
         cell=record.cell,
         checksum=checksum(record),
         name=_title(names) if coordinates is None else str(coordinates),
         status="FAILED" if record.status is Status.FAILED else "FINISHED",
-        start=milliseconds(record.created),
+        start=to_milliseconds(record.created),
         end=end,
         params=_params(names, content),
         tags=_tags(record, ledger),
@@ -95,7 +95,7 @@ def checksum(record: Record) -> str:
     return fingerprint(record.model_dump(mode="json", by_alias=True, exclude_defaults=True))
 
 
-def milliseconds(time: str) -> int:
+def to_milliseconds(time: str) -> int:
     """Return a record's time in milliseconds since 1970."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
 

@@ -13,7 +13,7 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import Point, milliseconds
+from massive_sft.tracking.content import Point, to_milliseconds
 
 MAX_POINTS = 1000
 KEYS = ("loss", "lr", "grad_norm")
@@ -47,7 +47,7 @@ def loss_curve(ledger: Ledger, record: Record) -> RunCurve | None:
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     steps = [line for line in lines if line["epoch"] <= epoch]
-    times = _times(steps, milliseconds(record.created))
+    times = _times(steps, to_milliseconds(record.created))
     shown = _evenly(len(steps))
     points = [
         Point(f"training/{key}", float(steps[index][key]), times[index], int(steps[index]["step"]))

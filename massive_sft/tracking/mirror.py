@@ -22,7 +22,7 @@ from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.address import PLACE, database_path, resolve_uri
 from massive_sft.tracking.artifacts import copy_artifact, write_cell_artifacts
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
-from massive_sft.tracking.content import CellRun, checksum, describe_record, milliseconds
+from massive_sft.tracking.content import CellRun, checksum, describe_record, to_milliseconds
 from massive_sft.tracking.curve import RunCurve, loss_curve
 from massive_sft.tracking.probe import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
@@ -218,7 +218,7 @@ class Mirror:
     def _began(self) -> int:
         """Return when the sweep's first record was begun, in milliseconds since 1970; now when there is none."""
         records = (self._ledger.read_record(cell) for cell in self._cells)
-        return min((milliseconds(record.created) for record in records if record), default=round(time.time() * 1000))
+        return min((to_milliseconds(record.created) for record in records if record), default=round(time.time() * 1000))
 
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):

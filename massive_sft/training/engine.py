@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from massive_sft.core.errors import Corrupt, Problem
-from massive_sft.cost.memory import BUCKET_ELEMENTS, bucket_bytes, bytes_of
+from massive_sft.cost.memory import BUCKET_ELEMENTS, bucket_bytes, bytes_per_number
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.optimizer import adamw
@@ -149,7 +149,7 @@ class Engine:
         self.offload = layout.offload == "optimizer"
         self.parameters = parameters
         self.trained = trained
-        self._number = bytes_of(setting.precision)
+        self._number = bytes_per_number(setting.precision)
         self._has_frozen = not all(trains for _, trains in sizes)
         self.device: torch.device = self._engine.device
         self.ranks = dist.get_world_size()
