@@ -290,10 +290,10 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
     (tmp_path / "d.jsonl").write_text((row + "\n") * 300)
     datasets = {"d1": {"path": str(tmp_path / "d.jsonl"), "format": "alpaca"}, "d2": base_file()["datasets"]["d2"]}
     plan = make_plan(sweep_in(tmp_path, datasets=datasets, mixtures={"each": {"each": ["d1"]}}))
-    amount = training_workload(plan.root, plan.runs[0].trajectory.recipe)
-    assert amount is not None
-    assert amount.samples == pytest.approx(300, abs=1)
-    assert amount.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
+    workload = training_workload(plan.root, plan.runs[0].trajectory.recipe)
+    assert workload is not None
+    assert workload.samples == pytest.approx(300, abs=1)
+    assert workload.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
 
 
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:
@@ -330,8 +330,8 @@ def test_computed_tokens_are_those_of_the_micro_batches(layout: Layout) -> None:
             real += int(lengths[cut].sum()) if layout.packing else len(cut) * padded_width(int(lengths[cut].max()))
     widths = Counter(padded_width(int(length)) for length in lengths)
     tokens = int(lengths.sum())
-    amount = TrainingWorkload(640, tokens, tokens, 119, None, True, tuple(widths.items()))
-    assert computed_tokens(amount, FULL, layout) == pytest.approx(real, rel=0.1)
+    workload = TrainingWorkload(640, tokens, tokens, 119, None, True, tuple(widths.items()))
+    assert computed_tokens(workload, FULL, layout) == pytest.approx(real, rel=0.1)
 
 
 def test_padding_is_guessed_where_lengths_were_not_counted() -> None:
@@ -360,38 +360,38 @@ def test_line_goes_through_trainings_and_is_proportional_where_they_are_alike() 
 
 def test_measured_training_is_scaled_to_other_data_and_epochs() -> None:
     device, layout = this_machine(), Layout()
-    amount = TrainingWorkload(100, 4000, 2000, 64, 3.0, sure=True)
+    workload = TrainingWorkload(100, 4000, 2000, 64, 3.0, sure=True)
     row = training_of(0.05, 1e-4, 400, 1000, 1600)
-    found = training_seconds(LLAMA, FULL, layout, amount, 3, 1, device, row, CostTable())
+    found = training_seconds(LLAMA, FULL, layout, workload, 3, 1, device, row, CostTable())
     assert found.value == pytest.approx(2.0 + 0.05 * 12 + 1e-4 * USUAL * 12000 + 0.5, rel=0.03)
     assert found.sure
-    assert not training_seconds(LLAMA, FULL, layout, replace(amount, sure=False), 3, 1, device, row, CostTable()).sure
+    assert not training_seconds(LLAMA, FULL, layout, replace(workload, sure=False), 3, 1, device, row, CostTable()).sure
 
 
 def test_public_training_speeds_are_met_within_a_factor_of_two() -> None:
     """On one H200, 7B full tuning at length 4096: 10,471 tokens/s; on one H100, 8B LoRA: 12,473 tokens/s."""
-    amount = TrainingWorkload(10_000, 4096 * 10_000, 4096 * 10_000, 4096, None, sure=True)
+    workload = TrainingWorkload(10_000, 4096 * 10_000, 4096 * 10_000, 4096, None, sure=True)
     for hub, setting, kind, speed in [
         ("mistralai/Mistral-7B-v0.1", FULL, "H200", 10_471),
         ("meta-llama/Meta-Llama-3-8B", LORA, "H100", 12_473),
     ]:
         device = find_gpu(kind)
         assert device is not None
-        found = training_seconds(known_models()[hub], setting, on(1, 1), amount, 1, 1, device, None, CostTable())
+        found = training_seconds(known_models()[hub], setting, on(1, 1), workload, 1, 1, device, None, CostTable())
         assert not found.sure
-        assert speed / 2 < amount.tokens / found.value < 2 * speed
+        assert speed / 2 < workload.tokens / found.value < 2 * speed
 
 
 def test_unmeasured_kind_takes_the_speed_of_what_was_measured_on_its_device() -> None:
     device = find_gpu("H100")
     assert device is not None
-    amount = TrainingWorkload(100, 40_000, 40_000, 512, None, sure=True)
+    workload = TrainingWorkload(100, 40_000, 40_000, 512, None, sure=True)
     row = TrainingCosts(steps=1, tokens=1.0, seconds=10.0, operations=1e13)
     table = CostTable(training={training_key("other", "full", "bf16", {}, "H100"): row})
-    found = training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, table)
+    found = training_seconds(LLAMA, FULL, on(1, 1), workload, 1, 0, device, None, table)
     assert found.value > 6 * LLAMA.body * 40_000 / 1e12
     other = CostTable(training={training_key("other", "full", "bf16", {}, "A100-80GB"): row})
-    assert training_seconds(LLAMA, FULL, on(1, 1), amount, 1, 0, device, None, other).value < found.value / 10
+    assert training_seconds(LLAMA, FULL, on(1, 1), workload, 1, 0, device, None, other).value < found.value / 10
 
 
 def test_scoring_is_measured_or_computed_or_unknown() -> None:
@@ -748,8 +748,8 @@ def of_kind(kind: tuple[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]
 def computed(run: dict[str, Any]) -> float:
     """Tokens of an epoch with their padding."""
     widths = tuple((width, count) for width, count in run["widths"])
-    amount = TrainingWorkload(run["samples"], run["tokens"], run["tokens"], 128, None, True, widths)
-    return computed_tokens(amount, FULL.model_copy(update={"batch": run["batch"]}), Layout())
+    workload = TrainingWorkload(run["samples"], run["tokens"], run["tokens"], 128, None, True, widths)
+    return computed_tokens(workload, FULL.model_copy(update={"batch": run["batch"]}), Layout())
 
 
 def predicted_training(seen: dict[str, Any], run: dict[str, Any]) -> float:

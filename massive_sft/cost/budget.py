@@ -122,9 +122,9 @@ class _Costs:
 
     def __init__(self, plan: Plan):
         self.estimator = Estimator(plan, whole=True)
-        known = self.estimator.known
-        self.gpus = known.scoring_gpus if known.uses_gpus else 1
-        self.uses_gpus = known.uses_gpus
+        inputs = self.estimator.inputs
+        self.gpus = inputs.scoring_gpus if inputs.uses_gpus else 1
+        self.uses_gpus = inputs.uses_gpus
 
     def base(self, cell: CellPlan) -> Quantity:
         return self.estimator.cell(cell, None, cell.requirements).times(self.gpus / 3600)

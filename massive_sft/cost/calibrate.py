@@ -38,14 +38,14 @@ def calibrate(plan: Plan, ledger: Ledger) -> int:
         return 0
     with lease:
         table = read_cost_table(ledger.root)
-        known = dict(table.cells)
+        recorded = dict(table.cells)
         calibrator = _Calibrator(table, plan, ledger)
         for run in plan.runs:
             for cell in run.cells:
                 calibrator.cell(cell, run)
         for cell in plan.base:
             calibrator.cell(cell, None)
-        new = sum(known.get(cell) != revision for cell, revision in table.cells.items())
+        new = sum(recorded.get(cell) != revision for cell, revision in table.cells.items())
         if new:
             write_cost_table(ledger.root, table)
     return new
@@ -62,11 +62,11 @@ class _Calibrator:
         self.table, self.ledger = table, ledger
         self.dtype = plan.sweep.file.evaluation.protocol.dtype
         self.entries = ledger.entries({cell.cell.id for cell in plan.cells})
-        self.known = CostInputs(plan)
+        self.inputs = CostInputs(plan)
 
     def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
         """Add a cell's newest record, unless it was added before."""
-        entry, shape = self.entries.get(cell.cell.id), self.known.shape(cell.cell.model)
+        entry, shape = self.entries.get(cell.cell.id), self.inputs.shape(cell.cell.model)
         if entry is None or shape is None or self.table.cells.get(cell.cell.id) == entry.record:
             return
         record = self.ledger.read_record(cell.cell.id)
@@ -86,25 +86,25 @@ class _Calibrator:
         method = run.trajectory.recipe.setting.method if run else "none"
         rows = self.table.scoring.setdefault(scoring_key(shape.key, method, self.dtype, device_name(device)), {})
         asked = {item.id: item for item in cell.requirements}
-        amount = self.known.amount(run.trajectory.recipe) if run else None
-        text = self.known.bytes_per_token(cell.cell.model)
+        workload = self.inputs.workload(run.trajectory.recipe) if run else None
+        text = self.inputs.bytes_per_token(cell.cell.model)
         for what, took in seconds.items():
             if not isinstance(took, (int, float)):
                 continue
             row = rows.setdefault(what, ScoringCosts())
             row.count += 1
             row.seconds += took
-            load = self.known.requests.load(asked[what], text) if what in asked else None
+            load = self.inputs.requests.load(asked[what], text) if what in asked else None
             if load is not None and load.sure:
                 row.operations += scoring_operations(shape, load)
-            elif what == "perplexity" and amount is not None:
-                row.operations += perplexity_operations(shape, amount)
+            elif what == "perplexity" and workload is not None:
+                row.operations += perplexity_operations(shape, workload)
 
     def _training(self, run: RunPlan, record: Record, shape: ModelShape) -> None:
         """Add a training by what its record and its loss curve say. An incomplete one says nothing."""
         facts, setting = record.training, run.trajectory.recipe.setting
         name = next((name for name in record.files if name.endswith("/losses.jsonl")), None)
-        amount = self.known.amount(run.trajectory.recipe)
+        workload = self.inputs.workload(run.trajectory.recipe)
         try:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
@@ -112,18 +112,18 @@ class _Calibrator:
             steps = read_steps(self.ledger.root / str(name))
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone
-        if amount is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:
+        if workload is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:
             return
         self.table.trainings[run.trajectory.id] = record.attempt
         row = self.table.training.setdefault(
             training_key(shape.key, setting.method, setting.precision, layout, device_name(device)), TrainingCosts()
         )
-        padding = computed_tokens(amount, setting, used_layout) / amount.tokens
+        padding = computed_tokens(workload, setting, used_layout) / workload.tokens
         computed = [(tokens * padding, seconds) for tokens, seconds in steps]
         row.add(computed, len(run.trajectory.snapshots), whole, None if facts.get("resumed") else wall)
-        operations_per_token = training_operations(shape, setting, used_layout, amount, 1) / amount.tokens
+        operations_per_token = training_operations(shape, setting, used_layout, workload, 1) / workload.tokens
         row.operations += operations_per_token * sum(tokens for tokens, _ in steps[1:]) / (used_layout.gpus or 1)
         peak = facts.get("peak_bytes")
         if isinstance(peak, int) and peak > row.peak:
             row.peak = peak
-            row.peak_formula = training_memory(shape, setting, used_layout, amount.longest, smallest=False).total
+            row.peak_formula = training_memory(shape, setting, used_layout, workload.longest, smallest=False).total

@@ -37,17 +37,17 @@ class Disk:
         return self.kept + self.waiting + self.resume
 
 
-def peak_disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
+def peak_disk(inputs: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
     """Return what a plan holds at its peak; None where a model's shape is not known.
 
     Args:
         todo: the runs that are still to train.
     """
-    keep, kept, sure = known.plan.sweep.file.storage.keep_snapshots, 0, True
+    keep, kept, sure = inputs.plan.sweep.file.storage.keep_snapshots, 0, True
     left = {run.trajectory.id for run in todo}
     waiting, resume = [0], [0]
-    for run in known.plan.runs:
-        setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)
+    for run in inputs.plan.runs:
+        setting, shape = run.trajectory.recipe.setting, inputs.shape(run.trajectory.recipe.model)
         if shape is None:
             return None
         sure &= shape.source == "config"
@@ -57,7 +57,7 @@ def peak_disk(known: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
         if run.trajectory.id in left:
             waiting.append((count - stay) * snapshot)
             resume.append(checkpoint_bytes(shape, setting))
-    allowed = parse_size(known.plan.sweep.file.storage.max_waiting)
+    allowed = parse_size(inputs.plan.sweep.file.storage.max_waiting)
     return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
 
 

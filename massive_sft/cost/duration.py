@@ -46,7 +46,7 @@ UNKNOWN = Quantity(0.0, False)
 
 
 def training_operations(
-    shape: ModelShape, setting: Setting, layout: Layout, amount: TrainingWorkload, epochs: int
+    shape: ModelShape, setting: Setting, layout: Layout, workload: TrainingWorkload, epochs: int
 ) -> float:
     """Return the operations of a training: 2 a weight and token forward, and twice that backward (Kaplan et al. 2020).
 
@@ -54,9 +54,9 @@ def training_operations(
     LM head counts where there is loss. Attention adds 2 × layers × width × length a token under a causal mask.
     """
     width = shape.heads * shape.head_size
-    forward = amount.tokens * (2 * shape.body + 2 * shape.layers * width * amount.length)
+    forward = workload.tokens * (2 * shape.body + 2 * shape.layers * width * workload.length)
     passes = 3 if setting.method == "full" else 2
-    head = passes * 2 * shape.head * amount.targets
+    head = passes * 2 * shape.head * workload.targets
     return epochs * ((passes + layout.gradient_checkpointing) * forward + head)
 
 
@@ -65,16 +65,16 @@ def scoring_operations(shape: ModelShape, load: ScoringWorkload) -> float:
     return 2 * shape.body * (load.tokens + load.answers * load.answer) + 2 * shape.head * load.answers * load.answer
 
 
-def perplexity_operations(shape: ModelShape, amount: TrainingWorkload) -> float:
+def perplexity_operations(shape: ModelShape, workload: TrainingWorkload) -> float:
     """Return the operations of a forward pass over an epoch."""
-    return 2 * (shape.body + shape.head) * amount.tokens
+    return 2 * (shape.body + shape.head) * workload.tokens
 
 
 def training_seconds(
     shape: ModelShape,
     setting: Setting,
     layout: Layout,
-    amount: TrainingWorkload,
+    workload: TrainingWorkload,
     epochs: int,
     snapshots: int,
     device: Device,
@@ -88,10 +88,10 @@ def training_seconds(
         table: all sums, for the speed of the device otherwise.
     """
     if measured is not None and measured.steps:
-        steps = -(-amount.samples // setting.batch) * epochs
-        tokens = computed_tokens(amount, setting, layout) * epochs
-        return Quantity(measured.seconds_of(steps, tokens, snapshots), amount.sure)
-    operations = training_operations(shape, setting, layout, amount, epochs)
+        steps = -(-workload.samples // setting.batch) * epochs
+        tokens = computed_tokens(workload, setting, layout) * epochs
+        return Quantity(measured.seconds_of(steps, tokens, snapshots), workload.sure)
+    operations = training_operations(shape, setting, layout, workload, epochs)
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
     workers = layout.workers if device.is_gpu else 1
     number = bytes_per_number(setting.precision)

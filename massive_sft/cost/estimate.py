@@ -82,7 +82,7 @@ class Estimator:
     """
 
     def __init__(self, plan: Plan, whole: bool = False):
-        self.known, self.whole = CostInputs(plan), whole
+        self.inputs, self.whole = CostInputs(plan), whole
         self.unknown: Counter[str] = Counter()
         self._perplexed: set[str] = set()
         self._measured: dict[tuple[str, str], Mapping[str, ScoringCosts]] = {}
@@ -90,21 +90,21 @@ class Estimator:
 
     def training(self, run: RunPlan) -> Quantity | None:
         """Return the seconds of a run's training; None, and counted in ``unknown``, where it cannot be told."""
-        recipe, known = run.trajectory.recipe, self.known
-        shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
-        if shape is None or device is None or amount is None:
+        recipe, inputs = run.trajectory.recipe, self.inputs
+        shape, device, workload = inputs.shape(recipe.model), inputs.device(run), inputs.workload(recipe)
+        if shape is None or device is None or workload is None:
             self.unknown[self._why(run, shape is None, device is None)] += 1
             return None
         return training_seconds(
             shape,
             recipe.setting,
             run.layout,
-            amount,
+            workload,
             run.trajectory.epochs,
             len(run.trajectory.snapshots),
             device,
-            known.trained_alike(run, shape, device),
-            known.table,
+            inputs.trained_alike(run, shape, device),
+            inputs.table,
         )
 
     def _why(self, run: RunPlan, no_shape: bool, no_device: bool) -> str:
@@ -117,11 +117,11 @@ class Estimator:
 
     def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Quantity:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
-        known, recipe = self.known, run.trajectory.recipe if run else None
+        inputs, recipe = self.inputs, run.trajectory.recipe if run else None
         wanted = [item for item in items if item.measure not in INSTANT]
         if not wanted:
             return ZERO
-        shape, device = known.shape(cell.cell.model), known.scoring_device
+        shape, device = inputs.shape(cell.cell.model), inputs.scoring_device
         if shape is None or device is None:
             self.unknown[NO_GPU_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
             return ZERO
@@ -138,7 +138,7 @@ class Estimator:
 
     def _rows(self, shape: ModelShape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         if (shape.key, method) not in self._measured:
-            self._measured[shape.key, method] = self.known.scored_alike(shape, method, device)
+            self._measured[shape.key, method] = self.inputs.scored_alike(shape, method, device)
         return self._measured[shape.key, method]
 
     def _own(
@@ -150,13 +150,13 @@ class Estimator:
         device: Device,
     ) -> tuple[Quantity, Counter[str]]:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
-        known, unknown = self.known, Counter[str]()
-        dtype = known.plan.sweep.file.evaluation.protocol.dtype
+        inputs, unknown = self.inputs, Counter[str]()
+        dtype = inputs.plan.sweep.file.evaluation.protocol.dtype
 
         def mean(what: str, otherwise: float) -> Quantity:
             if what in rows:
                 return Quantity(rows[what].mean, True)
-            measured = known.table.mean(device.name, what)
+            measured = inputs.table.mean(device.name, what)
             return Quantity(otherwise if measured is None else measured, False)
 
         total = mean("other", OTHER_S)
@@ -164,8 +164,8 @@ class Estimator:
         if tasks:
             total += mean("load", LOAD_S + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
-            load = known.requests.load(item, known.bytes_per_token(model))
-            seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), known.table)
+            load = inputs.requests.load(item, inputs.bytes_per_token(model))
+            seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), inputs.table)
             if seconds is None:
                 title = item.id.split()[0]
                 unknown[f"the size of {title} is not known until its requests are built (a run does)"] += 1
@@ -180,16 +180,16 @@ class Estimator:
     ) -> Quantity:
         if recipe.id in self._perplexed:
             return ZERO
-        key, amount = perplexity_key(recipe), self.known.amount(recipe)
-        cached = not self.whole and (self.known.plan.root / "cache" / "perplexity" / key).is_dir()
+        key, workload = perplexity_key(recipe), self.inputs.workload(recipe)
+        cached = not self.whole and (self.inputs.plan.root / "cache" / "perplexity" / key).is_dir()
         done = cached or key in self._perplexed
         self._perplexed |= {key, recipe.id}
-        if done or amount is None:
+        if done or workload is None:
             return ZERO
-        operations, row = perplexity_operations(shape, amount), rows.get("perplexity")
+        operations, row = perplexity_operations(shape, workload), rows.get("perplexity")
         if row is not None and row.operations and row.seconds:
-            return Quantity(operations / row.operations * row.seconds, amount.sure)
-        speed = self.known.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
+            return Quantity(operations / row.operations * row.seconds, workload.sure)
+        speed = self.inputs.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
         return Quantity(operations / speed, False)
 
 
@@ -200,7 +200,7 @@ def _no_size(model: str) -> str:
 def estimate(plan: Plan) -> Cost:
     """Estimate what is left of a plan. Reads small files under its storage root; nothing is written."""
     estimator = Estimator(plan)
-    known = estimator.known
+    inputs = estimator.inputs
     training = evaluation = gpus = again = saved = ZERO
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
@@ -220,18 +220,18 @@ def estimate(plan: Plan) -> Cost:
             again += seconds
             continue
         evaluation += seconds
-        gpus += seconds.times(known.scoring_gpus)
+        gpus += seconds.times(inputs.scoring_gpus)
     return Cost(
         training,
         evaluation,
-        gpus if known.uses_gpus else None,
+        gpus if inputs.uses_gpus else None,
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
-        peak_disk(known, to_train),
-        tuple(check_fits(known, plan.runs)),
+        peak_disk(inputs, to_train),
+        tuple(check_fits(inputs, plan.runs)),
         estimator.unknown,
         len(to_train),
-        sum(_is_measured(known, run) for run in to_train),
+        sum(_is_measured(inputs, run) for run in to_train),
         len(gone),
         again,
     )
@@ -243,9 +243,9 @@ def _cells(plan: Plan) -> Iterable[tuple[RunPlan | None, CellPlan]]:
     yield from ((None, cell) for cell in plan.base)
 
 
-def _is_measured(known: CostInputs, run: RunPlan) -> bool:
-    shape, device = known.shape(run.trajectory.recipe.model), known.device(run)
-    return shape is not None and device is not None and known.trained_alike(run, shape, device) is not None
+def _is_measured(inputs: CostInputs, run: RunPlan) -> bool:
+    shape, device = inputs.shape(run.trajectory.recipe.model), inputs.device(run)
+    return shape is not None and device is not None and inputs.trained_alike(run, shape, device) is not None
 
 
 _TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Status.DIVERGED, Status.PRUNED})

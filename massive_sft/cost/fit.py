@@ -39,35 +39,35 @@ class Fit:
     measured: bool
 
 
-def check_fits(known: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
+def check_fits(inputs: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
     """Return the memory of each kind of training, and of scoring each base model; unknown shapes are left out."""
     groups: dict[tuple[object, ...], list[RunPlan]] = {}
     for run in runs:
         recipe = run.trajectory.recipe
-        setting, amount = recipe.setting, known.amount(recipe)
-        longest = amount.longest if amount else setting.max_length
+        setting, workload = recipe.setting, inputs.workload(recipe)
+        longest = workload.longest if workload else setting.max_length
         kind = (recipe.model, setting.method, setting.precision, setting.lora.rank, run.layout, run.gpu, longest)
         groups.setdefault(kind, []).append(run)
-    trained = (_training(known, group) for group in groups.values())
+    trained = (_training(inputs, group) for group in groups.values())
     models = {run.trajectory.recipe.model: run for group in groups.values() for run in group}
-    scored = (_scoring(known, run) for run in models.values())
+    scored = (_scoring(inputs, run) for run in models.values())
     return [fit for fit in (*trained, *scored) if fit is not None]
 
 
-def _training(known: CostInputs, group: list[RunPlan]) -> Fit | None:
+def _training(inputs: CostInputs, group: list[RunPlan]) -> Fit | None:
     run = group[0]
     recipe, layout = run.trajectory.recipe, run.layout
-    shape, device, amount = known.shape(recipe.model), known.device(run), known.amount(recipe)
+    shape, device, workload = inputs.shape(recipe.model), inputs.device(run), inputs.workload(recipe)
     if shape is None:
         return None
-    longest = amount.longest if amount else recipe.setting.max_length
+    longest = workload.longest if workload else recipe.setting.max_length
     memory = training_memory(shape, recipe.setting, layout, longest)
     where = f"{layout.gpus} × {run.gpu or 'GPU'}" if layout.gpus else "cpu"
     what = f"{recipe.model_name} {recipe.setting_name}"
     if device is None:
         return Fit(what, where, len(group), memory, memory.total, None, "unknown", "", measured=False)
     begun = training_memory(shape, recipe.setting, layout, longest, smallest=False)
-    alike, available = known.trained_alike(run, shape, device), capacity(device, layout)
+    alike, available = inputs.trained_alike(run, shape, device), capacity(device, layout)
     if alike is not None and alike.peak:
         # What the libraries really take beside the formula was seen once for this kind.
         needed = max(alike.peak + begun.total - alike.peak_formula, 0)
@@ -80,13 +80,13 @@ def _training(known: CostInputs, group: list[RunPlan]) -> Fit | None:
     return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
 
 
-def _scoring(known: CostInputs, run: RunPlan) -> Fit | None:
+def _scoring(inputs: CostInputs, run: RunPlan) -> Fit | None:
     """Return the memory of scoring a model, where it does not fit; that it does is no news."""
-    recipe, device = run.trajectory.recipe, known.scoring_device
-    shape = known.shape(recipe.model)
+    recipe, device = run.trajectory.recipe, inputs.scoring_device
+    shape = inputs.shape(recipe.model)
     if shape is None or device is None:
         return None
-    memory = scoring_memory(shape, known.plan.sweep.file.evaluation.protocol.dtype, device)
+    memory = scoring_memory(shape, inputs.plan.sweep.file.evaluation.protocol.dtype, device)
     verdict = judge(memory, device.memory, certain=shape.source != "name")
     if verdict == "fits":
         return None

@@ -34,7 +34,7 @@ class CostInputs:
         self.table: CostTable = read_cost_table(plan.root)
         self.requests = ScoringWorkloads(plan.root)
         self._shapes: dict[Model, ModelShape | None] = {}
-        self._amounts: dict[str, TrainingWorkload | None] = {}
+        self._workloads: dict[str, TrainingWorkload | None] = {}
 
     def shape(self, model: Model) -> ModelShape | None:
         """Return a base model's shape."""
@@ -42,11 +42,11 @@ class CostInputs:
             self._shapes[model] = shape_of(model)
         return self._shapes[model]
 
-    def amount(self, recipe: Recipe) -> TrainingWorkload | None:
+    def workload(self, recipe: Recipe) -> TrainingWorkload | None:
         """Return an epoch's amount."""
-        if recipe.id not in self._amounts:
-            self._amounts[recipe.id] = training_workload(self.plan.root, recipe)
-        return self._amounts[recipe.id]
+        if recipe.id not in self._workloads:
+            self._workloads[recipe.id] = training_workload(self.plan.root, recipe)
+        return self._workloads[recipe.id]
 
     def bytes_per_token(self, model: Model) -> float:
         """Return the text bytes of a token under a model's tokenizer, where its training data was counted."""
@@ -55,8 +55,8 @@ class CostInputs:
     @cached_property
     def _text(self) -> dict[Model, float]:
         recipes = (run.trajectory.recipe for run in self.plan.runs)
-        counted = ((recipe.model, self.amount(recipe)) for recipe in recipes)
-        return {model: amount.bytes_per_token for model, amount in counted if amount and amount.bytes_per_token}
+        counted = ((recipe.model, self.workload(recipe)) for recipe in recipes)
+        return {model: workload.bytes_per_token for model, workload in counted if workload and workload.bytes_per_token}
 
     def device(self, run: RunPlan) -> Device | None:
         """Return what a run trains on; None for GPUs of which no kind is named, and none or several were measured."""

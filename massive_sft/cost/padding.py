@@ -12,16 +12,16 @@ from massive_sft.sweep.spec import Layout
 USUAL = 1.15  # computed tokens a token, where lengths were not counted
 
 
-def computed_tokens(amount: TrainingWorkload, setting: Setting, layout: Layout) -> float:
+def computed_tokens(workload: TrainingWorkload, setting: Setting, layout: Layout) -> float:
     """Return the tokens of an epoch with their padding, as ``training.packing`` cuts a typical batch."""
     if layout.packing:
-        return amount.tokens
-    if not amount.widths:
-        return USUAL * amount.tokens
-    batch = min(setting.batch, amount.samples)
+        return workload.tokens
+    if not workload.widths:
+        return USUAL * workload.tokens
+    batch = min(setting.batch, workload.samples)
     share = max(1, -(-batch // layout.workers))
-    widths = list(_typical(amount.widths, share))
-    return amount.samples / share * _padded(widths, layout)
+    widths = list(_typical(workload.widths, share))
+    return workload.samples / share * _padded(widths, layout)
 
 
 def _typical(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[int]:
