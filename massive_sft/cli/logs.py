@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,8 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.store import Ledger
+from massive_sft.training.events import StepDone
+from massive_sft.training.losses import LOSSES, read_steps
 
 WIDTH = 60  # columns of the curve
 ROWS = 40  # epochs listed
@@ -62,7 +63,7 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     for number in sorted(published | own):
         state = "published" if number in published else "at work" if number == live else "ended"
         folder = published.get(number) or own[number]
-        losses = folder / "losses.jsonl"
+        losses = folder / LOSSES
         trace = own.get(number, folder) / "traceback.txt"
         text = trace.read_text() if trace.is_file() else ""
         logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
@@ -77,19 +78,14 @@ def shown_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:
     return next((attempt for attempt in reversed(tries) if attempt.losses and attempt.losses.stat().st_size), None)
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
-    """Return the steps of a curve that may still be written: a last line without its end is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def by_epoch(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_epoch(steps: Iterable[StepDone]) -> list[dict[str, Any]]:
     """Return what each epoch of a curve came to; losses in nats per trainable token, None where none is finite."""
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[int, list[StepDone]] = defaultdict(list)
     for step in steps:
-        groups[step["epoch"]].append(step)
+        groups[step.epoch].append(step)
     rows = []
     for epoch, members in sorted(groups.items()):
-        losses = [float(step["loss"]) for step in members]
+        losses = [step.loss for step in members]
         finite = [loss for loss in losses if math.isfinite(loss)]
         rows.append(
             {
@@ -100,8 +96,8 @@ def by_epoch(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mean": fmean(finite) if finite else None,
                 "min": min(finite, default=None),
                 "not_finite": len(losses) - len(finite),
-                "tokens": sum(step["tokens"] for step in members),
-                "seconds": sum(step["seconds"] for step in members),
+                "tokens": sum(step.tokens for step in members),
+                "seconds": sum(step.seconds for step in members),
             }
         )
     return rows
@@ -127,7 +123,7 @@ def logs_json(match: CellMatch) -> dict[str, Any]:
         "status": str(match.status),
         "trajectory": match.trajectory,
         "losses": str(curve.losses) if curve else None,
-        "epochs": by_epoch(read_curve(curve.losses)) if curve and curve.losses else [],
+        "epochs": by_epoch(read_steps(curve.losses)) if curve and curve.losses else [],
         "attempts": [
             {
                 "number": attempt.number,
@@ -154,7 +150,7 @@ def logs_view(match: CellMatch) -> Group:
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     if curve is not None and curve.losses is not None:
-        parts += _curve_view(curve, read_curve(curve.losses), match.coordinates.epoch)
+        parts += _curve_view(curve, list(read_steps(curve.losses)), match.coordinates.epoch)
     elif match.trajectory:
         parts.append(Text("no optimizer step was taken yet", style="dim"))
     for attempt in tries:
@@ -168,11 +164,11 @@ def logs_view(match: CellMatch) -> Group:
     return Group(*parts)
 
 
-def _curve_view(curve: AttemptLog, steps: list[dict[str, Any]], epoch: int) -> list[Any]:
+def _curve_view(curve: AttemptLog, steps: list[StepDone], epoch: int) -> list[Any]:
     if not steps:
         return [Text("no optimizer step was taken yet", style="dim")]
-    losses = [float(step["loss"]) for step in steps]
-    line = f"loss (nats a token) {losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g} at step {steps[-1]['step']:,}"
+    losses = [step.loss for step in steps]
+    line = f"loss (nats a token) {losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g} at step {steps[-1].step:,}"
     rows = by_epoch(steps)
     columns = [name for name in rows[0] if name != "not_finite" or any(row["not_finite"] for row in rows)]
     headers = [name.replace("_", " ") for name in columns]
