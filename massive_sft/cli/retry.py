@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.options import File, Overlays, Where, console
-from massive_sft.cli.run import Inline, Retrain, execute_plan, pinned
+from massive_sft.cli.run import Inline, Retrain, execute_plan, pin_revisions
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -23,7 +23,7 @@ def retry(
     file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    plan, selection = pinned(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
+    plan, selection = pin_revisions(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
     narrowed = select_failed(plan, selection)
     console().print(retry_view(narrowed, Ledger.open(plan.root, create=False), count_diverged(plan, selection)))
     if narrowed.cells:

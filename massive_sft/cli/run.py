@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
-    whole = pinned(make_plan(load_sweep(file, overlay or ())))
+    whole = pin_revisions(make_plan(load_sweep(file, overlay or ())))
     selected = select_cells(whole, parse_where(where))
     budgeted = apply_budget(selected, budget)
     selected = budgeted.plan if budgeted else selected
@@ -61,7 +61,7 @@ def run(
     execute_plan(selected, whole, inline, retrain)
 
 
-def pinned(whole: Plan) -> Plan:
+def pin_revisions(whole: Plan) -> Plan:
     """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none."""
     require_local_files(whole)
     if not whole.unpinned:
