@@ -150,7 +150,7 @@ def write_losses(path: Path) -> Path:
     return path
 
 
-def fill(plan: Plan, change: Callable[[Record], Record | None] = lambda record: record) -> Ledger:
+def write_records(plan: Plan, change: Callable[[Record], Record | None] = lambda record: record) -> Ledger:
     """Write a record for every cell of a plan, or what ``change`` makes of it (None: nothing), and loss curves."""
     ledger = Ledger.open(plan.root)
     runs = {cell.cell.id: run.trajectory.id for run in plan.runs for cell in run.cells}

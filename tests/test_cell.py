@@ -22,7 +22,7 @@ from massive_sft.sweep.cell import Cell, Cells, make_cells
 from massive_sft.sweep.content import Commits, Contents
 from massive_sft.sweep.identity import HASHED, NEUTRAL, UNHASHED, entry_content
 from massive_sft.sweep.load import check_sweep
-from massive_sft.sweep.trajectory import make_trajectories, sharing
+from massive_sft.sweep.trajectory import count_sharing, make_trajectories
 
 COMMITS = Commits(
     models={"org/m1": {"main": "1" * 40}, "org/m2": {"main": "2" * 40}},
@@ -661,9 +661,9 @@ def test_decaying_schedule_shares_only_within_one_horizon() -> None:
     file["blocks"] = [block(horizon=3, snapshots=[1, 3]), block(name="B", horizon=5, snapshots=[5, 3])]
     made = make_trajectories(cells_of(file).cells)
     assert [(run.recipe.horizon, run.snapshots) for run in made] == [(3, (1, 3)), (5, (3, 5))]
-    assert sharing(made).split_by_horizon == 2
+    assert count_sharing(made).split_by_horizon == 2
     file["blocks"] = [block(schedule=["cosine", {"name": "cosine", "final": 0.1}])]
-    assert sharing(make_trajectories(cells_of(file).cells)).split_by_horizon == 0
+    assert count_sharing(make_trajectories(cells_of(file).cells)).split_by_horizon == 0
 
 
 def test_run_trains_to_its_last_snapshot_not_to_the_horizon() -> None:
@@ -671,7 +671,7 @@ def test_run_trains_to_its_last_snapshot_not_to_the_horizon() -> None:
     file["blocks"] = [block(horizon=10, snapshots=[1, 4])]
     (run,) = make_trajectories(cells_of(file).cells)
     assert run.epochs == 4
-    saved = sharing([run])
+    saved = count_sharing([run])
     assert (saved.cell_epochs, saved.run_epochs, saved.cell_samples, saved.run_samples) == (5, 4, 500, 400)
 
 

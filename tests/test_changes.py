@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_records import fill
+from sample_records import write_records
 from small_sweep import small_sweep
 
 from massive_sft.cli.app import main
@@ -96,7 +96,7 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small_sweep(folder)
-    fill(make_plan(load_sweep(path)), with_token_length)
+    write_records(make_plan(load_sweep(path)), with_token_length)
     assert all(item.is_done for item in make_plan(load_sweep(path)).cells)
     for run in make_plan(load_sweep(path)).runs:
         for epoch in run.trajectory.snapshots:

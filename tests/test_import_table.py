@@ -396,7 +396,7 @@ def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(BESIDE)
     found, _ = write_ledger(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
     plan = plan_of(sweep_file(tmp_path))
-    ledger = sample_records.fill(plan)
+    ledger = sample_records.write_records(plan)
     page = write_report(plan, ledger, tmp_path / "out", [found]).read_text()
     frame = pd.read_csv(tmp_path / "out" / "beside-paper.csv")
     own = {item.cell.id: sample_records.number_of(item) for item in plan.cells}
@@ -434,7 +434,7 @@ def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> Non
 
 def test_beside_without_an_imported_table_is_refused(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
-    sample_records.fill(plan_of(path))
+    sample_records.write_records(plan_of(path))
     code, told = call("report", path, "--beside", tmp_path / "ledger")
     assert code == 2
     assert "holds no imported table" in told

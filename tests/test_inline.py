@@ -539,7 +539,7 @@ def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on
     assert "would be invalidated" in invalidate(path, "--where", "method=full", "--dry-run")
     ledger = Ledger.open(make_plan(load_sweep(path)).root)
     with (
-        ledger.begin(str(before["full-1"].trajectory), "somebody"),
+        ledger.begin_attempt(str(before["full-1"].trajectory), "somebody"),
         pytest.raises(InvalidInput, match="somebody works on it"),
     ):
         invalidate(path, "--where", "method=full")

@@ -85,7 +85,7 @@ def write_cell_through(root: Path) -> str:
     ledger = Ledger.open(root)
     if ledger.statuses({CELL: TRAJECTORY})[CELL] is Status.COMPLETE:
         return "nothing to do"
-    with ledger.begin(TRAJECTORY, "test") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "test") as attempt:
         ledger.write_spec(TRAJECTORY, {"seed": 0})
         snapshot = attempt.folder / "snapshots" / "epoch-3"
         (snapshot / "weights").mkdir(parents=True)
@@ -145,7 +145,7 @@ def crash(folder: Path) -> None:
 def stop_before_publishing(root: Path, where: str) -> None:
     """Hold the trajectory, stop before publishing or inside the system call ``where``, publish after SIGCONT."""
     ledger = Ledger.open(root)
-    attempt = ledger.begin(TRAJECTORY, "sleeper")
+    attempt = ledger.begin_attempt(TRAJECTORY, "sleeper")
     snapshot = attempt.folder / "snapshots" / "epoch-3"
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(b"sleeper")
@@ -236,10 +236,10 @@ def finish_in_its_place(root: Path) -> None:
     ledger = Ledger.open(root)
     now = [0.0]
     ledger._watch._clock = lambda: now[0]
-    assert ledger.begin(TRAJECTORY, "other") is None
+    assert ledger.begin_attempt(TRAJECTORY, "other") is None
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.RUNNING}
     now[0] = 60.0
-    with ledger.begin(TRAJECTORY, "other") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "other") as attempt:
         assert attempt.number == 2
         snapshot = attempt.folder / "snapshots" / "epoch-3"
         snapshot.mkdir(parents=True)
@@ -420,19 +420,19 @@ def test_cell_with_path_for_an_id_is_refused(ledger):
 def test_statuses_without_record_follow_the_leases(ledger):
     cells = {CELL: TRAJECTORY, cell_id(1): None}
     assert set(ledger.statuses(cells).values()) == {Status.WAITING}
-    with ledger.begin(TRAJECTORY, "a"), ledger.lease_cell(cell_id(1), "b"):
+    with ledger.begin_attempt(TRAJECTORY, "a"), ledger.lease_cell(cell_id(1), "b"):
         assert set(ledger.statuses(cells).values()) == {Status.RUNNING}
-        assert ledger.begin(TRAJECTORY, "c") is None
+        assert ledger.begin_attempt(TRAJECTORY, "c") is None
     assert set(ledger.statuses(cells).values()) == {Status.WAITING}
 
 
 def test_attempt_after_leases_were_removed_by_hand_gets_a_fresh_number(ledger):
     for _ in range(2):
-        ledger.begin(TRAJECTORY, "a").release()
+        ledger.begin_attempt(TRAJECTORY, "a").release()
     lease = ledger.trajectory_dir(TRAJECTORY) / "lease"
     for path in lease.iterdir():
         path.unlink()
-    with ledger.begin(TRAJECTORY, "b") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "b") as attempt:
         assert attempt.number == 3
 
 
@@ -444,7 +444,7 @@ def fill(attempt, content: bytes = b"x") -> Path:
 
 
 def test_attempt_sent_to_another_process_publishes_there(ledger):
-    with ledger.begin(TRAJECTORY, "a") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
         fill(attempt)
         published = pickle.loads(pickle.dumps(attempt)).publish("snapshots/epoch-3")
     assert published.is_own
@@ -454,7 +454,7 @@ def test_attempt_sent_to_another_process_publishes_there(ledger):
 
 def test_publish_over_sound_snapshot_keeps_the_first(ledger):
     for content, ours in [(b"first", True), (b"second", False)]:
-        with ledger.begin(TRAJECTORY, "a") as attempt:
+        with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
             fill(attempt, content)
             published = attempt.publish("snapshots/epoch-3")
             assert published.is_own is ours
@@ -466,11 +466,11 @@ def test_publish_over_sound_snapshot_keeps_the_first(ledger):
 
 @pytest.mark.parametrize("name", ["weights", "manifest.json"])
 def test_publish_over_damaged_snapshot_sets_it_aside(ledger, name):
-    with ledger.begin(TRAJECTORY, "a") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
         fill(attempt)
         published = attempt.publish("snapshots/epoch-3")
     (published.folder / name).write_bytes(b"y")
-    with ledger.begin(TRAJECTORY, "b") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "b") as attempt:
         fill(attempt, b"again")
         published = attempt.publish("snapshots/epoch-3")
         assert published.is_own
@@ -490,7 +490,7 @@ class Late(Claim):
 
 
 def test_set_aside_by_one_that_lost_the_lease_leaves_what_is_published(ledger):
-    with ledger.begin(TRAJECTORY, "a") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
         fill(attempt)
         published = attempt.publish("snapshots/epoch-3")
     with pytest.raises(LeaseLost):
@@ -502,7 +502,7 @@ def test_set_aside_by_one_that_lost_the_lease_leaves_what_is_published(ledger):
 
 
 def test_publish_released_or_empty_or_linked_is_refused(ledger):
-    with ledger.begin(TRAJECTORY, "a") as attempt:
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
         with pytest.raises(FileNotFoundError):
             attempt.publish("snapshots/epoch-3")
         (attempt.folder / "empty").mkdir()
@@ -718,7 +718,7 @@ def test_root_of_a_group_is_written_by_two_users():
             ledger.write_record(make_record(attempt=attempt), lease.claim)
         with register_run(ledger.sweeps, "small", "me:1") as run:
             publish_requirements(run, {})
-        with ledger.begin(TRAJECTORY, "me") as attempt:
+        with ledger.begin_attempt(TRAJECTORY, "me") as attempt:
             fill(attempt)
             attempt.publish("snapshots/epoch-3")
             remove_snapshot(ledger, TRAJECTORY, 3)

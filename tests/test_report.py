@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sample_records import fill, plan_of, sweep_file
+from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -62,7 +62,7 @@ def report(plan: Any, ledger: Ledger, out: Path) -> Page:
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
     plan = plan_of(sweep_file(tmp_path))
-    return report(plan, fill(plan), tmp_path / "out")
+    return report(plan, write_records(plan), tmp_path / "out")
 
 
 def test_report_of_a_finished_sweep_has_every_section(page: Page) -> None:
@@ -131,7 +131,7 @@ def test_names_of_users_never_become_markup(tmp_path: Path) -> None:
             return record
         return record.model_copy(update={"status": Status.FAILED, "error": evil, "scores": {}})
 
-    text = write_report(plan, fill(plan, fail), tmp_path / "out").read_text()
+    text = write_report(plan, write_records(plan, fail), tmp_path / "out").read_text()
     page = Page(text)
     assert text.count("<script") == 1 + text.count('<script type="application/json"')
     assert not [tag for tag, attrs in page.elements if tag == "img" or any(name.startswith("on") for name in attrs)]
@@ -152,7 +152,7 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
             return record.model_copy(update={"status": Status.DIVERGED, "error": "loss is not finite", "scores": {}})
         return record
 
-    page = report(plan, fill(plan, change), tmp_path / "out")
+    page = report(plan, write_records(plan, change), tmp_path / "out")
     heats = [(row, cell) for row in page.rows("gains")["rows"] for cell in row if isinstance(cell, list)]
     missing = [cell for _, cell in heats if cell[2] == "missing"]
     assert len(missing) == 12
@@ -185,7 +185,7 @@ def test_report_of_any_state_is_a_whole_page(kept: str, tmp_path: Path) -> None:
             return record.model_copy(update={"measures": {}, "training": {}, "counts": {}, "provenance": {}})
         return record if {"base": is_base, "one": record.cell == first, "no base": not is_base}[kept] else None
 
-    page = report(plan, fill(plan, change), tmp_path / "out")
+    page = report(plan, write_records(plan, change), tmp_path / "out")
     assert "made" in page.text["h1"]
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert len(table) == {"base": 2, "one": 1, "bare": 18, "failed": 18, "no base": 16}[kept]
@@ -193,7 +193,7 @@ def test_report_of_any_state_is_a_whole_page(kept: str, tmp_path: Path) -> None:
 
 def test_unsound_files_are_findings(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
-    ledger = fill(plan)
+    ledger = write_records(plan)
     next(ledger.root.glob("trajectories/*/training/*/losses.jsonl")).write_text("{")
     next(ledger.root.glob("cells/*/record-*.json")).write_text("{}")
     texts = [row[1] for row in report(plan, ledger, tmp_path / "out").rows("troubles")["rows"]]
@@ -202,14 +202,14 @@ def test_unsound_files_are_findings(tmp_path: Path) -> None:
 
 
 def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> None:
-    fill(plan_of(sweep_file(tmp_path)))
+    write_records(plan_of(sweep_file(tmp_path)))
     plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]}))
     page = report(plan, Ledger.open(plan.root), tmp_path / "out")
     assert page.rows("scores")["columns"][0]["levels"] == ["quiz-0shot"]
 
 
 def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
-    fill(plan_of(sweep_file(tmp_path)))
+    write_records(plan_of(sweep_file(tmp_path)))
     plan = plan_of(
         sweep_file(
             tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0, "limit": 7}]}

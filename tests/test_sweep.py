@@ -11,7 +11,7 @@ import pytest
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep.load import check_sweep, load_sweep
-from massive_sft.sweep.yaml_file import merge, read_yaml
+from massive_sft.sweep.yaml_file import merge_overlay, read_yaml
 
 EXAMPLE = Path(__file__).parent / "data" / "example.yaml"
 NAME = Path("sweeps/x.yaml")
@@ -259,7 +259,7 @@ def test_overlay_merges_mappings_replaces_lists_and_removes_nulls(tmp_path: Path
 
 
 def test_overlay_removes_what_the_file_lacks_as_well() -> None:
-    assert merge({}, {"budget": {"gpu_hours": None}}) == {"budget": {}}
+    assert merge_overlay({}, {"budget": {"gpu_hours": None}}) == {"budget": {}}
 
 
 def test_broken_only_block_says_what_is_broken_and_nothing_else(raw: dict[str, Any]) -> None:
@@ -343,5 +343,5 @@ def test_anchors_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_merge_leaves_its_arguments_alone() -> None:
     below = {"a": {"b": 1}}
-    assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert merge_overlay(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
     assert below == {"a": {"b": 1}}

@@ -137,7 +137,7 @@ def test_logs_of_a_running_cell_show_the_steps_written_so_far(sweep: Path, copie
     overlay = copied(settings={"defaults": {"seed": 1}})
     plan = plan_of(sweep, overlay)
     ledger, cell = Ledger.open(plan.root), cell_of(plan, "full", 2)
-    with ledger.begin(plan.runs[0].trajectory.id, "test") as attempt:
+    with ledger.begin_attempt(plan.runs[0].trajectory.id, "test") as attempt:
         steps(attempt.folder, [4.0, 3.0, "nan", 2.0], rest='{"step": 5, "ep')
         _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
     assert "RUNNING" in text and "attempt 1: at work" in text
@@ -151,7 +151,7 @@ def test_logs_of_a_failed_cell_show_the_traceback_of_every_attempt(sweep: Path, 
     plan = plan_of(sweep, overlay)
     recorder, run = make_record_writer(plan), plan.runs[0]
     for number in (1, 2):
-        with recorder.ledger.begin(run.trajectory.id, "test") as attempt:
+        with recorder.ledger.begin_attempt(run.trajectory.id, "test") as attempt:
             (attempt.folder / "traceback.txt").write_text(f"Traceback [/bold] of attempt {number}")
     recorder.failed(run.cells[0], 2, "OSError: [/disk] is full")
     (recorder.ledger.cell_dir(run.cells[0].cell.id) / "traceback.txt").write_text("Traceback of the cell")
@@ -368,7 +368,10 @@ def test_gc_leaves_alone_what_somebody_works_on(sweep: Path, littered: tuple[Pat
     overlay, plan, _ = littered
     ledger = Ledger.open(plan.root)
     before = everything(plan.root)
-    with ledger.begin(plan.runs[0].trajectory.id, "test"), ledger.begin(plan.runs[1].trajectory.id, "test"):
+    with (
+        ledger.begin_attempt(plan.runs[0].trajectory.id, "test"),
+        ledger.begin_attempt(plan.runs[1].trajectory.id, "test"),
+    ):
         before = everything(plan.root)
         shown = json.loads(call("gc", sweep, "--overlay", overlay, "--caches", "--json")[1])
     assert len(shown["waste"]) == 2  # the old temporary files of a cell and of a cache

@@ -28,7 +28,7 @@ from massive_sft.study.imported import (
     approximation_note,
     cell_content,
     coordinates_of,
-    describe_table,
+    describe_import,
     find_tables,
     open_imported,
     read_rows,
@@ -103,7 +103,7 @@ def write_ledger(root: Path, name: str, table: ReleasedTable, mlflow: str) -> tu
 
 def _described(path: Path, name: str, table: ReleasedTable, mlflow: str) -> Imported:
     """Return what was written of the table before, or write it."""
-    now = describe_table(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
+    now = describe_import(name, table, datetime.now(UTC).isoformat(timespec="seconds"), mlflow)
     if path.exists():
         before = open_imported(path).table
         now = now.model_copy(update={"when": before.when})

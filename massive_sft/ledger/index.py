@@ -53,7 +53,7 @@ Entries = dict[tuple[str, str], Entry]
 """Entries by cell and version."""
 
 
-def entry_of(record: Record, name: str, version: str) -> Entry:
+def make_entry(record: Record, name: str, version: str) -> Entry:
     """Return the entry of the record of this name and version."""
     return Entry(record.cell, record.trajectory, record.status, name, record.answers, version)
 

@@ -22,7 +22,7 @@ from massive_sft.core.fingerprint import canonical_json, hash_file
 from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import marker
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.index import Entry, Index, entry_of
+from massive_sft.ledger.index import Entry, Index, make_entry
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch, read_lease
 from massive_sft.ledger.paths import LedgerPaths, cell_key, checked_id
 from massive_sft.ledger.provenance import redact
@@ -139,7 +139,7 @@ class Ledger(LedgerPaths):
             if self.storage.put_if_absent(key, data):
                 break
             revision = revision.next()  # and never by listing again, which may say the same for a minute
-        self._try_to_index(lambda: self._index.add([entry_of(record, revision.name, self.storage.get(key).version)]))
+        self._try_to_index(lambda: self._index.add([make_entry(record, revision.name, self.storage.get(key).version)]))
         return self.storage.local(key)
 
     # Reading
@@ -225,7 +225,7 @@ class Ledger(LedgerPaths):
                     continue
             newest = self._newest(prefix)
             if newest is not None:
-                current[cell] = entry_of(*newest)
+                current[cell] = make_entry(*newest)
                 missed.append(current[cell])
         if missed:
             self._try_to_index(lambda: self._index.add(missed))
@@ -276,7 +276,7 @@ class Ledger(LedgerPaths):
 
     # Attempts
 
-    def begin(self, trajectory: str, owner: str, ttl_s: float = TTL_S) -> Attempt | None:
+    def begin_attempt(self, trajectory: str, owner: str, ttl_s: float = TTL_S) -> Attempt | None:
         """Start an attempt at a trajectory, or return None while somebody else holds it.
 
         Never waits. An owner that died on another machine is noticed by calling this again on the same ``Ledger``.

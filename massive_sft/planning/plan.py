@@ -27,10 +27,10 @@ from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.resources import ResourceRules, layout
+from massive_sft.sweep.resources import ResourceRules, make_layout
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
-from massive_sft.sweep.trajectory import Sharing, Trajectory, make_trajectories, sharing
+from massive_sft.sweep.trajectory import Sharing, Trajectory, count_sharing, make_trajectories
 from massive_sft.sweep.yaml_errors import format_location
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
@@ -112,7 +112,7 @@ class Plan:
 
     @cached_property
     def sharing(self) -> Sharing:
-        return sharing(run.trajectory for run in self.runs)
+        return count_sharing(run.trajectory for run in self.runs)
 
     @property
     def todo(self) -> tuple[RunPlan, ...]:
@@ -202,7 +202,7 @@ def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterabl
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
     states = ledger.states(trajectories) if ledger else {}
     for cell in cells.cells:
-        wanted, state = requirements.of(cell), states.get(cell.id, CellState(Status.WAITING))
+        wanted, state = requirements.for_cell(cell), states.get(cell.id, CellState(Status.WAITING))
         yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers))
 
 
@@ -214,10 +214,10 @@ def _run_plan(
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
     every = sweep.file.storage.resume_every
-    rule = rules.of(run.recipe)
+    rule = rules.find(run.recipe)
     return RunPlan(
         trajectory=run,
-        layout=layout(rule),
+        layout=make_layout(rule),
         cells=cells,
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,

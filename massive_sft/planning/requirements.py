@@ -74,7 +74,8 @@ class Requirements:
         self._known: dict[Any, tuple[Requirement, ...]] = {}
         self._ends = cache(contents.end_tokens)
 
-    def of(self, cell: Cell) -> tuple[Requirement, ...]:
+    def for_cell(self, cell: Cell) -> tuple[Requirement, ...]:
+        """Return what is asked of a cell."""
         if cell.recipe is None:
             # A base model is compared with every setting, so it is scored under each one's template.
             groups = (self._under(template, cell) for template in self._settings)
@@ -117,7 +118,7 @@ class Requirements:
             raise InvalidInput(Problem(place, rule, name) for name in twice)
 
     def _under(self, template: str | TemplateText, cell: Cell) -> tuple[Requirement, ...]:
-        protocol, ends = protocol_of(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
+        protocol, ends = cell_protocol(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
         key = (template, protocol, ends)
         if key not in self._known:
             identity = protocol.model_dump(mode="json", exclude={"fewshot"})
@@ -145,7 +146,7 @@ class Requirements:
                 yielded.add(name)
 
 
-def protocol_of(protocol: Protocol, cell: Cell) -> Protocol:
+def cell_protocol(protocol: Protocol, cell: Cell) -> Protocol:
     """Return how a cell is scored: merging adapters means nothing, and asks for nothing, where there is none."""
     has_adapter = cell.recipe is not None and cell.recipe.setting.method == "lora"
     return protocol if has_adapter else protocol.model_copy(update={"adapters": "unmerged"})

@@ -20,7 +20,7 @@ from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
 from massive_sft.models.snapshots import load_for_scoring
-from massive_sft.planning.requirements import Requirement, protocol_of
+from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
@@ -141,7 +141,7 @@ def score(
         OSError: the disk takes no more.
     """
     result = CellScores()
-    evaluation = evaluation.model_copy(update={"protocol": protocol_of(evaluation.protocol, cell)})
+    evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
     loaded = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
     for item in requirements:
         if item.task is None or item.template is None:

@@ -70,7 +70,7 @@ def train_run(
         ready: given each cell to do once, as soon as it can be scored: its epoch is published, or was before.
         retrain: train again where a published snapshot is needed and was removed.
     """
-    attempt = recorder.ledger.begin(run.trajectory.id, recorder.owner)
+    attempt = recorder.ledger.begin_attempt(run.trajectory.id, recorder.owner)
     if attempt is None:
         listen(skipped(str(run.trajectory.cells[0].coordinates), todo(run)))
         return

@@ -117,7 +117,7 @@ def open_imported_tables(path: Path) -> list[ImportedLedger]:
     return [open_imported(path) for path in paths]
 
 
-def describe_table(name: str, table: ReleasedTable, when: str, mlflow: str) -> Imported:
+def describe_import(name: str, table: ReleasedTable, when: str, mlflow: str) -> Imported:
     """Return what ``table.json`` says of a table that is imported under ``name``."""
     return Imported(
         schema=1,

@@ -16,10 +16,10 @@ from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
 from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
-from massive_sft.sweep.text_checks import text_problems
-from massive_sft.sweep.unused import unused_problems
+from massive_sft.sweep.text_checks import find_text_problems
+from massive_sft.sweep.unused import find_unused
 from massive_sft.sweep.yaml_errors import Location, format_location, independent_errors, to_problems
-from massive_sft.sweep.yaml_file import merge, read_yaml, with_text_keys
+from massive_sft.sweep.yaml_file import merge_overlay, read_yaml, with_text_keys
 
 ALL_MODELS = "all"
 TABLE = "table.json"  # what stands for a sweep file where a table was imported (study.imported)
@@ -70,7 +70,7 @@ def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
     try:
         raw = read_yaml(path)
         for overlay in overlays:
-            raw = merge(raw, read_yaml(overlay))
+            raw = merge_overlay(raw, read_yaml(overlay))
         return check_sweep(raw, path)
     except RecursionError:
         raise InvalidInput(Problem(str(path), "is nested too deeply, or an anchor in it holds itself")) from None
@@ -87,7 +87,7 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(to_place(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
-    if unfit := text_problems(raw, to_place):
+    if unfit := find_text_problems(raw, to_place):
         raise InvalidInput([*problems, *unfit])  # they would break what is said of all else
     broken: set[Location] = set()
     try:
@@ -188,7 +188,7 @@ class _NameChecks:
         self._block_names()
         blocks = dict(zip(_left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
         rules = dict(zip(_left("resources", raw, broken), file.resources, strict=True))
-        self.problems += unused_problems(file, self.settings.valid, blocks, rules, where)
+        self.problems += find_unused(file, self.settings.valid, blocks, rules, where)
         for index, rule in rules.items():
             for what in ("model", "mixture", "setting"):
                 self._known(what, getattr(rule.when, what) or (), ("resources", index, "when", what))

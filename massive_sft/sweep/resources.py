@@ -20,7 +20,7 @@ class ResourceRules:
         self._rules: Sequence[_Rule] = [_Rule(sweep, rule) for rule in sweep.file.resources]
         self._sweep = sweep
 
-    def of(self, recipe: Recipe) -> Resource | None:
+    def find(self, recipe: Recipe) -> Resource | None:
         """Return a training run's rule, if one matches."""
         return next((rule.resource for rule in self._rules if rule.matches(recipe)), None)
 
@@ -90,7 +90,7 @@ class _Rule:
         )
 
 
-def layout(rule: Resource | None) -> Layout:
+def make_layout(rule: Resource | None) -> Layout:
     """Return the layout of a training run under a rule, or under none."""
     if rule is None:
         # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.

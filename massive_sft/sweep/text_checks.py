@@ -13,7 +13,7 @@ from massive_sft.sweep.yaml_errors import Location, ToPlace
 NAMED = ("models", "model_sets", "datasets", "mixtures", "settings")  # sections whose keys are names
 
 
-def text_problems(raw: Mapping[str, Any], to_place: ToPlace) -> list[Problem]:
+def find_text_problems(raw: Mapping[str, Any], to_place: ToPlace) -> list[Problem]:
     """Return the texts that no file or path can hold, and the names that are too long, empty or cannot be printed."""
     problems = [Problem(to_place(place), rule) for place, text in _texts(raw, ()) if (rule := _unfit(text))]
     for section in NAMED:

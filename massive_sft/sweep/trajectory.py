@@ -63,7 +63,7 @@ def make_trajectories(cells: Iterable[Cell]) -> list[Trajectory]:
     ]
 
 
-def sharing(trajectories: Iterable[Trajectory]) -> Sharing:
+def count_sharing(trajectories: Iterable[Trajectory]) -> Sharing:
     """Count what sharing saves. Samples are None when a mixture's size is not known yet."""
     runs = list(trajectories)
     sizes = [run.recipe.mixture.size for run in runs]

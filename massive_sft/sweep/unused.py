@@ -22,7 +22,7 @@ TRAINING_FIELDS = (
 EVALUATION_FIELDS = ("gpus_per_replica", "replicas")
 
 
-def unused_problems(
+def find_unused(
     file: SweepFile,
     settings: Mapping[str, Setting],
     blocks: Mapping[int, tuple[Block, tuple[Variant, ...]]],

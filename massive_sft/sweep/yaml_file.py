@@ -51,7 +51,7 @@ def _values(value: Any, known: dict[int, int]) -> int:
 
 MAX_VALUES = 5_000_000
 
-__all__ = ["YAMLError", "merge", "read_tagged", "read_yaml", "with_text_keys"]
+__all__ = ["YAMLError", "merge_overlay", "read_tagged", "read_yaml", "with_text_keys"]
 
 
 class _AnyTag(SafeConstructor):
@@ -68,7 +68,7 @@ def read_tagged(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"))
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge_overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``below`` with ``above`` over it: mappings merge, all else replaces, a None removes the key."""
     merged = dict(below)
     for key, value in above.items():
@@ -76,7 +76,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
             lower = merged.get(key)
-            merged[key] = merge(lower if isinstance(lower, Mapping) else {}, value)
+            merged[key] = merge_overlay(lower if isinstance(lower, Mapping) else {}, value)
         else:
             merged[key] = value
     return merged
