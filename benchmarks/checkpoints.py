@@ -28,7 +28,7 @@ from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
-from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.policy import SHORTEST_INTERVAL_S, TIMES_COST
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
 from massive_sft.training.loop import train_trajectory
@@ -88,7 +88,7 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
     assert attempt is not None
     with attempt:
         train_trajectory(
-            spec, make_samples(steps * BATCH), attempt.folder, report, Checkpoints(home, attempt.claim, every)
+            spec, make_samples(steps * BATCH), attempt.folder, report, CheckpointStore(home, attempt.claim, every)
         )
     trained = [event.seconds for event in events if isinstance(event, StepDone)]
     last = max(index for index, event in enumerate(events) if isinstance(event, StepDone | CheckpointWritten))

@@ -16,7 +16,7 @@ from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep.spec import TrainingSpec
-from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
 from massive_sft.training.loop import train_trajectory
 from massive_sft.training.summary import TrainingSummary
@@ -102,7 +102,7 @@ def go(
     stop: Callable[[], bool] = never_stop,
 ) -> TrainingSummary:
     """Train under an attempt, by default with a checkpoint after every step."""
-    checkpoints = Checkpoints(attempt.home, attempt.claim, every)
+    checkpoints = CheckpointStore(attempt.home, attempt.claim, every)
     return train_trajectory(spec, make_samples(SAMPLES), attempt.folder, told, checkpoints, stop)
 
 

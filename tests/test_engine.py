@@ -23,7 +23,8 @@ from massive_sft.cost.memory import bucket_bytes, bytes_per_number
 from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
-from massive_sft.training.engine import Engine, free_memory, layout_problems
+from massive_sft.training.engine import Engine, free_memory
+from massive_sft.training.layout import layout_problems
 from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.micro_batch import OutOfMemory

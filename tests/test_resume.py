@@ -45,8 +45,8 @@ from massive_sft.running import training
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.checkpoints import policy
 from massive_sft.training.checkpoints.continuity import Continuity, LossJump
-from massive_sft.training.checkpoints.disk import Facts
-from massive_sft.training.checkpoints.policy import Interval, Start
+from massive_sft.training.checkpoints.disk import CheckpointFacts
+from massive_sft.training.checkpoints.policy import Interval, ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 
@@ -420,8 +420,8 @@ def test_repeated_loss_may_differ_by_2_percent_or_a_hundredth_of_a_nat(
     tmp_path: Path, before: float, now: float, jumps: bool
 ) -> None:
     """A loss near 0, in the tenth epoch of a small set, differs by more than 2 % for the rounding of bf16 alone."""
-    facts = Facts(1, 10, "", {}, {}, {})
-    start = Start(tmp_path, facts, (), {11: before}, ("layout: zero was 1, is 2",), strict=False, convert=False)
+    facts = CheckpointFacts(1, 10, "", {}, {}, {})
+    start = ResumePoint(tmp_path, facts, (), {11: before}, ("layout: zero was 1, is 2",), strict=False, convert=False)
     done = StepDone(11, 1, now, 1e-3, 1.0, 10, 5, 0.1)
     with pytest.raises(LossJump, match="nats") if jumps else nullcontext():
         Continuity(start, 2).check(done, LossCurve(20, 97))

@@ -22,7 +22,7 @@ from massive_sft.running.publishing import Publisher, outcome_place
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.sweep.unchanged import require_same_data, require_same_model
-from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.engine import warm_up
 from massive_sft.training.events import Event
 from massive_sft.training.loop import train_trajectory
@@ -113,7 +113,7 @@ def train(
     gpu = run.layout.gpus > 0
     peak_memory.begin(gpu)
     samples, counts = samples_of(run, ledger)
-    checkpoints = Checkpoints(attempt.home, attempt.claim, run.resume_every_s)
+    checkpoints = CheckpointStore(attempt.home, attempt.claim, run.resume_every_s)
 
     def cost() -> dict[str, Any]:
         seconds = time.perf_counter() - began

@@ -12,11 +12,12 @@ from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
 from massive_sft.training.batches import steps_per_epoch
-from massive_sft.training.checkpoints.disk import Checkpoints
+from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.divergence import DivergenceMonitor
-from massive_sft.training.engine import Engine, free_memory, layout_problems, quiet, warm_up
+from massive_sft.training.engine import Engine, free_memory, quiet, warm_up
 from massive_sft.training.events import Event
+from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.probe import MemoryProbe
 from massive_sft.training.ranks import join_group
@@ -30,7 +31,7 @@ def train_trajectory(
     samples: Samples,
     directory: Path,
     report: Callable[[Event], None],
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointStore | None = None,
     stop: Callable[[], bool] = never_stop,
     publish: Publish = publish_nothing,
 ) -> TrainingSummary:
@@ -77,7 +78,7 @@ def _load_and_train(
     samples: Samples,
     directory: Path,
     report: Callable[[Event], None],
-    checkpoints: Checkpoints | None,
+    checkpoints: CheckpointStore | None,
     stop: Callable[[], bool],
     publish: Publish,
 ) -> TrainingSummary:

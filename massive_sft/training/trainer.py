@@ -16,7 +16,7 @@ from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import micro_batch, snapshot
 from massive_sft.training.batches import batches_between, steps_per_epoch
 from massive_sft.training.checkpoints.manager import CheckpointManager
-from massive_sft.training.checkpoints.policy import Start
+from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine
 from massive_sft.training.events import Event, SnapshotWritten, StepDone
@@ -95,7 +95,7 @@ class TrajectoryTrainer:
             resumed=self.checkpoints.history if self.checkpoints else (),
         )
 
-    def _go_on_from(self, start: Start) -> None:
+    def _go_on_from(self, start: ResumePoint) -> None:
         """Take the steps up to a checkpoint into account, as if they had been taken here."""
         for done in start.steps:
             self._count(done)

@@ -15,7 +15,7 @@ from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.models import Models, unreachable
 from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
-from massive_sft.training.engine import layout_problems
+from massive_sft.training.layout import layout_problems
 
 Say = Callable[[str], None]
 Warn = Callable[[Problem], None]

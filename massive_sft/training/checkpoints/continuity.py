@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from massive_sft.core.errors import MassiveSFTError
-from massive_sft.training.checkpoints.policy import Start
+from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import StepDone
 
@@ -50,7 +50,7 @@ class Continuity:
       than 0.5 nats and five standard deviations of the noise between batches. Weights that were lost show there.
     """
 
-    def __init__(self, start: Start, attempt: int):
+    def __init__(self, start: ResumePoint, attempt: int):
         self._start = start
         self._attempt = attempt
         self._repeated = 0

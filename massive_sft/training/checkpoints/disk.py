@@ -15,15 +15,11 @@ commit removes it, and so does ``gc``; nothing is ever chosen by listing.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
@@ -40,27 +36,7 @@ _FACTS = "checkpoint.json"
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """Where a trajectory's checkpoints lie, who may write them, and how often.
-
-    Attributes:
-        home: the trajectory's folder.
-        claim: the right to write; verified before every commit.
-        every: seconds from the end of one to the begin of the next, 0 for one after every step; None to choose by
-            what one costs (``policy.Interval``).
-    """
-
-    home: Path
-    claim: Claim
-    every: float | None = None
-
-    @property
-    def folder(self) -> Path:
-        return self.home / RESUME
-
-
-@dataclass(frozen=True)
-class Facts:
+class CheckpointFacts:
     """What a checkpoint says of itself, as ``checkpoint.json``.
 
     Attributes:
@@ -84,85 +60,100 @@ class Facts:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-def begin(checkpoints: Checkpoints, step: int, token: str) -> str:
-    """Make the folder of a checkpoint and return its name; ``token`` sets apart the processes of one attempt.
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Where a trajectory's checkpoints lie, who may write them, and how often.
 
-    Leftovers go first, so that a disk never has to hold more than two. Raises LeaseLost.
+    Attributes:
+        home: the trajectory's folder.
+        claim: the right to write; verified before every commit.
+        interval_s: seconds from the end of one to the begin of the next, 0 for one after every step; None to choose by
+            what one costs (``policy.Interval``).
     """
-    clear(checkpoints)
-    name = f"{checkpoints.claim.number}-{step:08d}-{token}"
-    (checkpoints.folder / name / STATE).mkdir(parents=True)
-    return name
 
+    home: Path
+    claim: Claim
+    interval_s: float | None = None
 
-def commit(checkpoints: Checkpoints, name: str, facts: Facts, losses: Path, snapshots: Mapping[int, Path]) -> int:
-    """Complete the checkpoint ``name``, whose state all ranks have written, and make it the one that counts.
+    @property
+    def folder(self) -> Path:
+        return self.home / RESUME
 
-    Returns its size in bytes; links to snapshots count nothing.
+    def begin(self, step: int, token: str) -> str:
+        """Make the folder of a checkpoint and return its name; ``token`` sets apart the processes of one attempt.
 
-    Raises:
-        LeaseLost: another attempt owns the trajectory; what counted still does.
-        OSError: the disk refuses; likewise.
-    """
-    folder = checkpoints.folder / name
-    hashes = {}
-    for epoch, source in snapshots.items():
-        link_folder(source, folder / "snapshots" / f"epoch-{epoch}")
-        hashes[str(epoch)] = hash_file(source / snapshot.NAME)
-    shutil.copyfile(losses, folder / STATE / LOSSES)
-    files.write_json(folder / STATE / _FACTS, {"schema": SCHEMA, **asdict(facts), "snapshots": hashes})
-    seal_folder(folder / STATE)
-    files.sync_folder(folder)
-    checkpoints.claim.verify()
-    files.write_json(checkpoints.folder / LATEST, {"schema": SCHEMA, "name": name})
-    clear(checkpoints)
-    return sum(path.stat().st_size for path in (folder / STATE).rglob("*") if path.is_file())
+        Leftovers go first, so that a disk never has to hold more than two. Raises LeaseLost.
+        """
+        self.clear()
+        name = f"{self.claim.number}-{step:08d}-{token}"
+        (self.folder / name / STATE).mkdir(parents=True)
+        return name
 
+    def commit(self, name: str, facts: CheckpointFacts, losses: Path, snapshots: Mapping[int, Path]) -> int:
+        """Complete the checkpoint ``name``, whose state all ranks have written, and make it the one that counts.
 
-def read(folder: Path) -> tuple[Path, Facts] | None:
-    """Return the checkpoint that counts in a ``resume`` folder, its state and its snapshots verified; None without one.
+        Returns its size in bytes; links to snapshots count nothing.
 
-    Raises Corrupt when it is damaged in any way.
-    """
-    latest = folder / LATEST
-    try:
-        name = files.read_json(latest)["name"]
-        checkpoint = folder / name
-        verify_folder(checkpoint / STATE)
-        content = files.read_json(checkpoint / STATE / _FACTS)
-        if content.pop("schema") != SCHEMA:
-            raise Corrupt(f"{checkpoint}: was written by another version")
-        facts = Facts(**{**content, "history": tuple(content["history"])})
-    except FileNotFoundError as error:
-        if not latest.exists():
-            return None
-        raise Corrupt(f"{error.filename}: is missing") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"{latest}: names no checkpoint ({type(error).__name__}: {error})") from error
-    for epoch, value in facts.snapshots.items():
-        place = checkpoint / "snapshots" / f"epoch-{epoch}"
-        if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
-            raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
-        snapshot.verify(place)
-    return checkpoint, facts
+        Raises:
+            LeaseLost: another attempt owns the trajectory; what counted still does.
+            OSError: the disk refuses; likewise.
+        """
+        folder = self.folder / name
+        hashes = {}
+        for epoch, source in snapshots.items():
+            link_folder(source, folder / "snapshots" / f"epoch-{epoch}")
+            hashes[str(epoch)] = hash_file(source / snapshot.NAME)
+        shutil.copyfile(losses, folder / STATE / LOSSES)
+        files.write_json(folder / STATE / _FACTS, {"schema": SCHEMA, **asdict(facts), "snapshots": hashes})
+        seal_folder(folder / STATE)
+        files.sync_folder(folder)
+        self.claim.verify()
+        files.write_json(self.folder / LATEST, {"schema": SCHEMA, "name": name})
+        self.clear()
+        return sum(path.stat().st_size for path in (folder / STATE).rglob("*") if path.is_file())
 
+    def read(self) -> tuple[Path, CheckpointFacts] | None:
+        """Return the checkpoint that counts, its state and its snapshots verified; None without one.
 
-def clear(checkpoints: Checkpoints) -> None:
-    """Remove what does not count. Raises LeaseLost, so that a process that stood still leaves its successor alone.
+        Raises Corrupt when it is damaged in any way.
+        """
+        latest = self.folder / LATEST
+        try:
+            name = files.read_json(latest)["name"]
+            checkpoint = self.folder / name
+            verify_folder(checkpoint / STATE)
+            content = files.read_json(checkpoint / STATE / _FACTS)
+            if content.pop("schema") != SCHEMA:
+                raise Corrupt(f"{checkpoint}: was written by another version")
+            facts = CheckpointFacts(**{**content, "history": tuple(content["history"])})
+        except FileNotFoundError as error:
+            if not latest.exists():
+                return None
+            raise Corrupt(f"{error.filename}: is missing") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"{latest}: names no checkpoint ({type(error).__name__}: {error})") from error
+        for epoch, value in facts.snapshots.items():
+            place = checkpoint / "snapshots" / f"epoch-{epoch}"
+            if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
+                raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
+            snapshot.verify(place)
+        return checkpoint, facts
 
-    It may learn late that it lost the lease (NFS), so it leaves what a later attempt writes in any case.
-    """
-    checkpoints.claim.verify()
-    for folder in find_stale_checkpoints(checkpoints.home):
-        writer = folder.name.partition("-")[0]
-        if not writer.isdecimal() or int(writer) <= checkpoints.claim.number:
-            shutil.rmtree(folder)
+    def clear(self) -> None:
+        """Remove what does not count. Raises LeaseLost, so that a process that stood still leaves its successor alone.
 
+        It may learn late that it lost the lease (NFS), so it leaves what a later attempt writes in any case.
+        """
+        self.claim.verify()
+        for folder in find_stale_checkpoints(self.home):
+            writer = folder.name.partition("-")[0]
+            if not writer.isdecimal() or int(writer) <= self.claim.number:
+                shutil.rmtree(folder)
 
-def discard(checkpoints: Checkpoints) -> None:
-    """Make none count, before a training begins at its start. Raises LeaseLost."""
-    checkpoints.claim.verify()
-    (checkpoints.folder / LATEST).unlink(missing_ok=True)
+    def discard(self) -> None:
+        """Make none count, before a training begins at its start. Raises LeaseLost."""
+        self.claim.verify()
+        (self.folder / LATEST).unlink(missing_ok=True)
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -178,28 +169,3 @@ def link_folder(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     files.sync_folder(target.parent)
-
-
-def write_random_states(path: Path, device: torch.device) -> None:
-    """Write this process's random states: torch's on the CPU and on ``device``, numpy's and Python's."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    states = {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),  # type: ignore[union-attr,attr-defined]
-        "python": (version, internal, gauss_next),
-    }
-    torch.save(states, path)
-
-
-def read_random_states(path: Path, device: torch.device) -> None:
-    """Put back what ``write_random_states`` wrote."""
-    states = torch.load(path, map_location="cpu", weights_only=True)
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.batches import steps_per_epoch
-from massive_sft.training.checkpoints import disk, policy
+from massive_sft.training.checkpoints import policy, random_states
 from massive_sft.training.checkpoints.continuity import Continuity, Resumption
-from massive_sft.training.checkpoints.disk import STATE, Checkpoints, Facts
-from massive_sft.training.checkpoints.policy import Interval, Start
+from massive_sft.training.checkpoints.disk import STATE, CheckpointFacts, CheckpointStore, link_folder
+from massive_sft.training.checkpoints.policy import Interval, ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.engine import Engine, convert_checkpoint
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
@@ -32,7 +32,7 @@ class CheckpointManager:
     """The checkpoints of one training, on every rank; rank 0 writes what there is one of, and reports.
 
     Args:
-        checkpoints: where they lie.
+        store: where they lie.
         spec, samples: what is trained.
         engine: before its first step.
         rank: of this process.
@@ -42,7 +42,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        store: CheckpointStore,
         spec: TrainingSpec,
         samples: Samples,
         engine: Engine,
@@ -50,7 +50,7 @@ class CheckpointManager:
         directory: Path,
         report: Callable[[Event], None],
     ):
-        self._checkpoints = checkpoints
+        self._store = store
         self._spec = spec
         self._engine = engine
         self._rank = rank
@@ -60,9 +60,9 @@ class CheckpointManager:
         self._steps_per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
         self._continuity: Continuity | None = None
         self._past: tuple[Mapping[str, Any], ...] = ()
-        self._interval = Interval(checkpoints.every, time.perf_counter())
+        self._interval = Interval(store.interval_s, time.perf_counter())
 
-    def restore(self) -> Start | None:
+    def restore(self) -> ResumePoint | None:
         """Go on from the checkpoint: load weights, optimizer and random states, bring losses and snapshots here.
 
         Returns None where a training begins at its start.
@@ -71,29 +71,29 @@ class CheckpointManager:
             Unsupported: the checkpoint cannot be loaded with this layout.
             LeaseLost: another attempt owns the trajectory.
         """
-        number = self._checkpoints.claim.number
-        found = broadcast_from_rank0(
-            lambda: policy.find_start(self._checkpoints, self._spec, self._steps_per_epoch, self._identity)
+        number = self._store.claim.number
+        point = broadcast_from_rank0(
+            lambda: policy.find_resume_point(self._store, self._spec, self._steps_per_epoch, self._identity)
         )
-        if isinstance(found, StartedOver):
-            self._past = (asdict(Resumption(number, None, 0, notes=(found.reason,))),)
-            self._report(found)
-        if not isinstance(found, Start):
+        if isinstance(point, StartedOver):
+            self._past = (asdict(Resumption(number, None, 0, notes=(point.reason,))),)
+            self._report(point)
+        if not isinstance(point, ResumePoint):
             return None
-        self._load(found)
-        broadcast_from_rank0(lambda: self._bring(found))
-        random_states = found.folder / STATE / f"rank-{self._rank}.pt"
-        if random_states.exists():  # not for a rank that the writer did not have
-            disk.read_random_states(random_states, self._engine.device)
-        self._past = found.facts.history
-        self._continuity = Continuity(found, number)
-        self._report(Resumed(found.facts.step, found.facts.attempt, found.notes))
+        self._load(point)
+        broadcast_from_rank0(lambda: self._link_progress(point))
+        saved_states = point.folder / STATE / f"rank-{self._rank}.pt"
+        if saved_states.exists():  # not for a rank that the writer did not have
+            random_states.read(saved_states, self._engine.device)
+        self._past = point.facts.history
+        self._continuity = Continuity(point, number)
+        self._report(Resumed(point.facts.step, point.facts.attempt, point.notes))
         self._interval.since = time.perf_counter()
-        return found
+        return point
 
-    def _load(self, start: Start) -> None:
-        state = start.folder / STATE
-        if not start.convert:
+    def _load(self, point: ResumePoint) -> None:
+        state = point.folder / STATE
+        if not point.convert:
             self._engine.load(state)
             return
         converted = self._directory / "converted"
@@ -103,13 +103,13 @@ class CheckpointManager:
         if self._rank == 0:
             shutil.rmtree(converted)
 
-    def _bring(self, start: Start) -> None:
+    def _link_progress(self, point: ResumePoint) -> None:
         """Bring the losses and snapshots up to the checkpoint into this attempt; hard links, so the others' stay."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(start.folder / STATE / LOSSES, self._directory / LOSSES)
-        for epoch in start.facts.snapshots:
+        shutil.copyfile(point.folder / STATE / LOSSES, self._directory / LOSSES)
+        for epoch in point.facts.snapshots:
             name = f"snapshots/epoch-{epoch}"
-            disk.link_folder(start.folder / name, self._directory / name)
+            link_folder(point.folder / name, self._directory / name)
 
     def check(self, done: StepDone, curve: LossCurve) -> None:
         """Judge whether the losses go on as they should; ``curve`` holds those before. Raises LossJump."""
@@ -137,23 +137,23 @@ class CheckpointManager:
             if self._engine.ranks > 1:
                 raise
             with suppress(OSError):  # half of one must not fill the disk until the next
-                disk.clear(self._checkpoints)
+                self._store.clear()
             reason = f"{type(error).__name__}: {error}"
             self._report(CheckpointFailed(step, reason))
         else:
             self._report(CheckpointWritten(step, time.perf_counter() - began, size))
         self._interval.since = time.perf_counter()
-        self._interval.cost = self._interval.since - began
+        self._interval.cost_s = self._interval.since - began
         return reason
 
     def _write(self, step: int, limit: Limit, snapshots: Mapping[int, Path]) -> int:
-        number, token = self._checkpoints.claim.number, secrets.token_hex(3)
-        name = broadcast_from_rank0(lambda: disk.begin(self._checkpoints, step, token))
-        state = self._checkpoints.folder / name / STATE
+        number, token = self._store.claim.number, secrets.token_hex(3)
+        name = broadcast_from_rank0(lambda: self._store.begin(step, token))
+        state = self._store.folder / name / STATE
         self._engine.save(state)
-        disk.write_random_states(state / f"rank-{self._rank}.pt", self._engine.device)
+        random_states.write(state / f"rank-{self._rank}.pt", self._engine.device)
         dist.barrier()
-        facts = Facts(
+        facts = CheckpointFacts(
             attempt=number,
             step=step,
             identity=self._identity,
@@ -163,7 +163,7 @@ class CheckpointManager:
             history=self.history,
         )
         losses = self._directory / LOSSES
-        return broadcast_from_rank0(lambda: disk.commit(self._checkpoints, name, facts, losses, snapshots))
+        return broadcast_from_rank0(lambda: self._store.commit(name, facts, losses, snapshots))
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:

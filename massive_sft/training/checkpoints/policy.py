@@ -18,7 +18,7 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.checkpoints import disk
-from massive_sft.training.checkpoints.disk import Checkpoints, Facts
+from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
 from massive_sft.training.events import StartedOver, StepDone
 from massive_sft.training.losses import LOSSES, read_steps
 
@@ -41,23 +41,23 @@ class Interval:
     and a crash loses at most two minutes as long as one takes less than 6 seconds.
 
     Attributes:
-        every: seconds, or None to choose.
+        every_s: seconds, or None to choose.
         since: when the last one was written, or the training began; seconds of the caller's clock.
-        cost: seconds that the last one took.
+        cost_s: seconds that the last one took.
     """
 
-    every: float | None
+    every_s: float | None
     since: float
-    cost: float = 0.0
+    cost_s: float = 0.0
 
     def due(self, now: float) -> bool:
         """Return whether one is due at ``now``."""
-        interval = max(SHORTEST_INTERVAL_S, TIMES_COST * self.cost) if self.every is None else self.every
+        interval = max(SHORTEST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
         return now - self.since >= interval
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """A checkpoint that a training goes on from; equal on all ranks.
 
     Attributes:
@@ -71,7 +71,7 @@ class Start:
     """
 
     folder: Path
-    facts: Facts
+    facts: CheckpointFacts
     steps: tuple[StepDone, ...]
     repeated: Mapping[int, float]
     notes: tuple[str, ...]
@@ -104,15 +104,15 @@ def _processor() -> str:
     return f"cpu {next(names, platform.machine())} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def find_start(
-    checkpoints: Checkpoints, spec: TrainingSpec, per_epoch: int, trained: str
-) -> Start | StartedOver | None:
+def find_resume_point(
+    store: CheckpointStore, spec: TrainingSpec, per_epoch: int, trained: str
+) -> ResumePoint | StartedOver | None:
     """Return the checkpoint to go on from, why the one that lies there cannot be used, or None without one.
 
     For one rank; the others are told. One that cannot be used no longer counts afterwards.
 
     Args:
-        checkpoints: where it lies.
+        store: where it lies.
         spec: what is trained now.
         per_epoch: its optimizer steps an epoch.
         trained: its ``identity``.
@@ -122,7 +122,7 @@ def find_start(
         LeaseLost: another attempt owns the trajectory.
     """
     try:
-        checkpoint = disk.read(checkpoints.folder)
+        checkpoint = store.read()
         if checkpoint is None:
             return None
         folder, facts = checkpoint
@@ -131,22 +131,22 @@ def find_start(
         if len(steps) != facts.step:
             raise Corrupt(f"{folder}: holds {len(steps)} losses of {facts.step} steps")
     except Corrupt as error:
-        disk.discard(checkpoints)
+        store.discard()
         return StartedOver(str(error))
     changes = list(_changes("layout", facts.layout, spec.layout.model_dump(mode="json")))
     changes += _changes("environment", facts.environment, environment(spec.layout))
-    return Start(
+    return ResumePoint(
         folder=folder,
         facts=facts,
         steps=steps,
-        repeated=_seen_after(checkpoints.home / "attempts" / str(facts.attempt) / LOSSES, facts.step),
+        repeated=_seen_after(store.home / "attempts" / str(facts.attempt) / LOSSES, facts.step),
         notes=tuple(changes),
         strict=not changes and not spec.layout.gpus,
-        convert=_must_convert(facts, spec.layout, checkpoints.folder),
+        convert=_must_convert(facts, spec.layout, store.folder),
     )
 
 
-def _require_same_training(facts: Facts, spec: TrainingSpec, per_epoch: int, trained: str) -> None:
+def _require_same_training(facts: CheckpointFacts, spec: TrainingSpec, per_epoch: int, trained: str) -> None:
     if facts.identity != trained:
         raise Corrupt(f"the checkpoint of attempt {facts.attempt} is of another training")
     past = [epoch for epoch in spec.snapshots if epoch * per_epoch <= facts.step]
@@ -169,7 +169,7 @@ def _changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
             yield f"{what}: {name} was {before.get(name)}, is {now.get(name)}"
 
 
-def _must_convert(facts: Facts, layout: Layout, folder: Path) -> bool:
+def _must_convert(facts: CheckpointFacts, layout: Layout, folder: Path) -> bool:
     """Return whether a checkpoint's state must be converted for ``layout``.
 
     At stage 0 every rank holds all state, so the number of workers does not matter there.
