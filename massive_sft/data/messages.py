@@ -33,7 +33,7 @@ class BadRecord(NamedTuple):
     value: Any = UNSET
 
 
-class Turn(NamedTuple):
+class Message(NamedTuple):
     """One message: ``role`` is system, user or assistant."""
 
     role: str
@@ -59,20 +59,20 @@ def read_conversation(messages: Any, first: bool, text: Text, faults: list[BadRe
     A message is an object with role and content, or with from and value, or a text in turn. ``text`` returns a
     message's text or notes a fault. An answer with ``weight: 0`` or ``train: false`` is not trained.
     """
-    said = _said(messages, text, faults)
+    parsed = _read_messages(messages, text, faults)
     found = Conversation()
-    if said and said[0].role == "system":
-        found.system, said = said[0].text, said[1:]
+    if parsed and parsed[0].role == "system":
+        found.system, parsed = parsed[0].text, parsed[1:]
     if first:
-        said = said[:2]
-    roles = [message.role for message in said]
-    if not faults and (not said or roles != ["user", "assistant"] * (len(said) // 2)):
+        parsed = parsed[:2]
+    roles = [message.role for message in parsed]
+    if not faults and (not parsed or roles != ["user", "assistant"] * (len(parsed) // 2)):
         rule = "must be an optional system message, then user and assistant in turns, ending with the assistant"
         faults.append(BadRecord("conversations out of turn", rule, roles))
     if faults:
         return found
-    found.turns = [(said[turn].text, said[turn + 1].text) for turn in range(0, len(said), 2)]
-    found.untrained = tuple(turn for turn, answer in enumerate(said[1::2]) if not answer.trained)
+    found.turns = [(parsed[index].text, parsed[index + 1].text) for index in range(0, len(parsed), 2)]
+    found.untrained = tuple(turn for turn, answer in enumerate(parsed[1::2]) if not answer.trained)
     if len(found.untrained) == len(found.turns):
         faults.append(BadRecord("nothing to train", "has no answer to train: each has weight 0 or train false"))
     return found
@@ -90,20 +90,20 @@ def lost_columns(record: Any) -> list[BadRecord]:
     ]
 
 
-def _said(messages: Any, text: Text, faults: list[BadRecord]) -> list[Turn]:
+def _read_messages(messages: Any, text: Text, faults: list[BadRecord]) -> list[Message]:
     if not isinstance(messages, list):
         faults.append(BadRecord("messages that are no list", "messages must be a list", messages))
         return []
-    said: list[Turn] = []
+    parsed: list[Message] = []
     for number, message in enumerate(messages):
-        one = _one(message, number, text, faults)
-        if one is None:
+        read = _read_message(message, number, text, faults)
+        if read is None:
             return []
-        said.append(one)
-    return said
+        parsed.append(read)
+    return parsed
 
 
-def _one(message: Any, number: int, text: Text, faults: list[BadRecord]) -> Turn | None:
+def _read_message(message: Any, number: int, text: Text, faults: list[BadRecord]) -> Message | None:
     """Return one message, or None with what is wrong in ``faults``."""
     role, content = _role_and_content(message, number)
     if role is MISSING:
@@ -126,7 +126,7 @@ def _one(message: Any, number: int, text: Text, faults: list[BadRecord]) -> Turn
         return None
     trained = _trained(keys, ROLES[role], number, faults)
     words = text(content, f"message {number}", faults)
-    return None if words is None or trained is None else Turn(ROLES[role], words, trained)
+    return None if words is None or trained is None else Message(ROLES[role], words, trained)
 
 
 def _role_and_content(message: Any, number: int) -> tuple[Any, Any]:

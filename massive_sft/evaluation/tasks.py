@@ -34,7 +34,7 @@ from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavaila
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
-CLOSEST = 5  # names, or reasons, that are told
+CLOSEST = 5  # names, or reasons, that are printed
 local_files.track_changes()
 
 

@@ -1,4 +1,4 @@
-"""One rule for a fact that torch tells in many ways: memory ran out, on a GPU or on the CPU."""
+"""One rule for an error that torch raises in many forms: memory ran out, on a GPU or on the CPU."""
 
 from __future__ import annotations
 

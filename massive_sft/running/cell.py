@@ -33,7 +33,7 @@ DAMAGED = "its snapshot does not match its checksums; run with --retrain to trai
 Fields = dict[str, Any]  # of a record
 
 
-def _confirm(cell: Cell, claim: Claim) -> None:
+def _require_unchanged(cell: Cell, claim: Claim) -> None:
     """Refuse to go on with a cell that somebody took over (LeaseLost), or whose base model changed (InvalidInput)."""
     claim.verify()
     require_same_model(cell.model, cell.base)
@@ -45,7 +45,7 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
     What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
     """
     try:
-        record = _evaluated(cell, run, evaluator)
+        record = _evaluate(cell, run, evaluator)
     except Interrupted:
         return
     except LeaseLost as error:
@@ -57,13 +57,13 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
     listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 
-def _evaluated(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator) -> Record | None:
+def _evaluate(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator) -> Record | None:
     if run is None:
-        return evaluator.base(cell)
+        return evaluator.evaluate_base(cell)
     trained = find_trained(evaluator.ledger, run.trajectory.id, cell.cell.epoch)
     if trained is None:
         raise RuntimeError("the training came to its epoch, but what it published cannot be read")
-    return evaluator.trained(cell, run, trained)
+    return evaluator.evaluate_trained(cell, run, trained)
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class CellEvaluator:
     def ledger(self) -> Ledger:
         return self.recorder.ledger
 
-    def base(self, plan: CellPlan) -> Record | None:
+    def evaluate_base(self, plan: CellPlan) -> Record | None:
         """Score a base model and write its record; None while somebody else works on it."""
 
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             weights = digest(fresh.cell.base)
-            return {"attempt": claim.number, **self._scored(fresh, None, weights, self._details(fresh), claim)}
+            return {"attempt": claim.number, **self._score(fresh, None, weights, self._kept_fields(fresh), claim)}
 
         return self._under_lease(plan, make)
 
-    def trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
+    def evaluate_trained(self, plan: CellPlan, run: RunPlan, trained: Trained) -> Record | None:
         """Score and measure a cell that is trained and write its record; None while somebody else does.
 
         What needs a snapshot that was removed is missing, and the record says so.
@@ -101,7 +101,7 @@ class CellEvaluator:
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             reason = trained.diverged(fresh.cell.epoch)
             diverged: Fields = {"status": Status.DIVERGED, "error": reason}
-            details = diverged if reason else self._finished(fresh, run, claim)
+            details = diverged if reason else self._score_and_measure(fresh, run, claim)
             details["files"] = {**trained.files, **details.get("files", {})}
             details["training"] = trained.summary(fresh.cell.epoch)
             return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
@@ -125,17 +125,17 @@ class CellEvaluator:
                 seconds = fields["cost"]["seconds"]
                 seconds["other"] = time.perf_counter() - began - sum(seconds.values())
             record = self.recorder.record(fresh, created, **fields)
-            _confirm(plan.cell, lease.claim)
+            _require_unchanged(plan.cell, lease.claim)
             self.ledger.write_record(record, lease.claim)
         return record
 
-    def _details(self, plan: CellPlan) -> Fields:
+    def _kept_fields(self, plan: CellPlan) -> Fields:
         """Return what a cell has already, and an empty account of what the rest takes."""
         return self.recorder.earlier(plan) | {"cost": {"device": device_name(self.gpu), "seconds": {}}}
 
-    def _scored(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
+    def _score(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
-        confirm = partial(_confirm, plan.cell, claim)
+        confirm = partial(_require_unchanged, plan.cell, claim)
         evaluation = self.recorder.evaluation
         scored = score(plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, self.gpu)
         details["scores"] |= scored.scores
@@ -149,8 +149,8 @@ class CellEvaluator:
                 details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
         return details
 
-    def _finished(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
-        details = self._details(plan) | {"missing": {}}
+    def _score_and_measure(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
+        details = self._kept_fields(plan) | {"missing": {}}
         found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
         if found is None:
             why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
@@ -159,7 +159,7 @@ class CellEvaluator:
         else:
             snapshot, hashes = found
             weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-            details = self._scored(plan, snapshot, weights, details, claim)
+            details = self._score(plan, snapshot, weights, details, claim)
         for item in plan.unmet:
             if item.measure is not None and (item.measure != "layer_change" or found is not None):
                 with missing_on_failure(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: trainings, and cells that have a record or are left to others."""
+"""Events of a run: of its trainings, and of cells that have a record or are left to others."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FLUSH_STOPPED_S = 10.0  # the same, when somebody waits for the end
 
 
 class Progress(Protocol):
-    """What a run is told to, one call at a time."""
+    """Where a run reports to, one call at a time."""
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened."""
@@ -35,25 +35,25 @@ class Progress(Protocol):
         """Take note of a sentence about the run itself."""
 
 
-# Does what a plan leaves to do, here or on a cluster, and tells what happens.
+# Does what a plan leaves to do, here or on a cluster, and reports each event.
 Runner = Callable[[Plan, Listen], None]
 
 
 @contextmanager
-def checked(plan: Plan, whole: Plan, tell: Callable[[str], None], warn: Callable[[Problem], None]) -> Iterator[Run]:
+def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[[Problem], None]) -> Iterator[Run]:
     """Register a run and check what it needs; yield its registration, which stands while the block runs.
 
     Args:
         plan: the part of the sweep that is wanted.
         whole: the plan of all of it.
-        tell: told what is being checked.
-        warn: told what the user should know of what was found.
+        say: called with what is being checked.
+        warn: called with what the user should know of what was found.
 
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
     """
     with _registered(plan) as run:
-        require_runnable(plan, tell, warn)
+        require_runnable(plan, say, warn)
         save_last_plan(whole, Ledger.open(plan.root))
         yield run
 
@@ -68,7 +68,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
         plan: of what is wanted.
         run: its registration.
         runner: does a plan: this one, then what of it other runs held and did not finish.
-        progress: told what happens.
+        progress: gets each event, and sentences about the run.
         stop: afterwards true when it ended early.
 
     Raises:

@@ -22,7 +22,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
 
     Args:
         plan: of the sweep; local files are all there (``planning.plan.require_local_files``).
-        listen: told what happens.
+        listen: called with each event.
         retrain: train again where a snapshot that is needed was removed.
         stop: asked between cells, after each step and before each shard.
     """

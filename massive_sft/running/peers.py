@@ -39,9 +39,9 @@ def run_with_peers(
     A failure of the other run counts as the outcome, as one of this run would.
 
     Args:
-        run_plan: does a plan, and tells what happens.
-        listen: told what happens, in this run and of these cells in the others.
-        say: told who is waited for.
+        run_plan: does a plan, and reports each event.
+        listen: called with each event, of this run and of these cells in the others.
+        say: called with who is waited for.
         stop: whether to end early.
     """
     others = _Peers(plan, ledger, listen, say)

@@ -25,7 +25,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
 
     Args:
         plan: of the whole sweep.
-        say: told each commit.
+        say: called with each commit.
 
     Raises:
         InvalidInput: neither the hub nor this node has a revision, with every one of which that is so.

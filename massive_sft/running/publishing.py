@@ -40,7 +40,7 @@ class Publisher:
         attempt: the right to.
         counts: of its samples.
         cost: returns what it took so far: ``wall_seconds``, ``peak_bytes``, ``device``.
-        report: told of each snapshot that can be scored.
+        report: called with each snapshot that can be scored.
     """
 
     run: RunPlan

@@ -42,7 +42,7 @@ class Order:
 
 
 Ready = Callable[[Sequence[CellPlan]], None]
-# Trains what is ordered, tells its events, and returns once it is published. Raises what the training raises.
+# Trains what is ordered, reports its events, and returns once it is published. Raises what the training raises.
 Submit = Callable[[Order, Callable[[Event], None]], None]
 
 

@@ -1,4 +1,4 @@
-"""What a training tells while it runs. Imports nothing heavy."""
+"""Events of a training. Imports nothing heavy."""
 
 from __future__ import annotations
 

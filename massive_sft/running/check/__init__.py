@@ -30,8 +30,8 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
 
     Args:
         plan: of the sweep.
-        say: told what is being checked, for a progress display.
-        warn: told what stops no run, but the user should know.
+        say: called with what is being checked, for a progress display.
+        warn: called with what stops no run, but the user should know.
 
     Returns:
         Every problem found, each once; empty when a run can start.

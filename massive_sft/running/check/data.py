@@ -29,7 +29,7 @@ def data_problems(
 
     Args:
         lost: places (``datasets.NAME``) that the hub does not give.
-        warn: told what stands, but may not be what was meant.
+        warn: called with what stands, but may not be what was meant.
     """
     distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.runs}
     missing = [problem.place for problem in plan.missing]

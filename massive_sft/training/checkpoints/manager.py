@@ -37,7 +37,7 @@ class CheckpointManager:
         engine: before its first step.
         rank: of this process.
         directory: of this attempt, where losses and snapshots are.
-        report: told of what is read and written.
+        report: called with what is read and written.
     """
 
     def __init__(
