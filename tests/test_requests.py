@@ -85,14 +85,14 @@ def test_chat_template_has_a_turn_for_every_example(tmp_path: Path) -> None:
 def test_wrapping_follows_the_protocol_and_the_setting(tmp_path: Path) -> None:
     chatty = tokenizer()
     with pytest.raises(InvalidInput, match="chat needs a tokenizer with one chat template"):
-        wrapping.choose(schema.Protocol(template="chat"), "paper", chatty)
+        wrapping.choose_wrapping(schema.Protocol(template="chat"), "paper", chatty)
     chatty.chat_template = CHAT
     own = schema.TemplateText(prompt="Q {prompt} A")
-    assert wrapping.choose(schema.Protocol(template="none"), "paper", chatty) == wrapping.NONE
-    assert wrapping.choose(schema.Protocol(), "paper", chatty).text == PAPER.text
-    assert wrapping.choose(schema.Protocol(), own, chatty).text == own.prompt
-    assert wrapping.choose(schema.Protocol(), "chat", chatty).kind == "chat"
-    assert wrapping.choose(schema.Protocol(), "plain", chatty).stops == ()
+    assert wrapping.choose_wrapping(schema.Protocol(template="none"), "paper", chatty) == wrapping.NONE
+    assert wrapping.choose_wrapping(schema.Protocol(), "paper", chatty).text == PAPER.text
+    assert wrapping.choose_wrapping(schema.Protocol(), own, chatty).text == own.prompt
+    assert wrapping.choose_wrapping(schema.Protocol(), "chat", chatty).kind == "chat"
+    assert wrapping.choose_wrapping(schema.Protocol(), "plain", chatty).stops == ()
 
 
 def test_first_n_gives_every_question_the_same_examples_and_default_draws_with_the_seed(tmp_path: Path) -> None:

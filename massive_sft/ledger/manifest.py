@@ -26,7 +26,7 @@ def seal_folder(folder: Path) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    hashes = {name: _hash_and_flush(folder / name) for name in _names(folder)}
+    hashes = {name: hash_and_flush(folder / name) for name in _names(folder)}
     if not hashes:
         raise LedgerError(f"{folder}: is empty, there is nothing to publish")
     files.write_json(folder / NAME, {"schema": 1, "files": hashes})
@@ -65,7 +65,8 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _hash_and_flush(path: Path) -> str:
+def hash_and_flush(path: Path) -> str:
+    """Return the SHA-256 of a file, which is on the disk then."""
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

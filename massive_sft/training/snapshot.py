@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.manifest import hash_and_flush
 from massive_sft.models import pretrained
 from massive_sft.training.engine import Engine
 from massive_sft.training.ranks import is_rank0
@@ -78,22 +79,15 @@ def write(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], facts: 
             model.save_pretrained(partial, state_dict=dict(weights))
     _check_tensors(partial, expected)
     listed = sorted(path for path in partial.iterdir() if path.name != NAME)
-    for path in listed:
-        _flush(path)
     manifest = {
         "schema": SCHEMA,
         **facts,
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in listed},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_and_flush(path)} for path in listed},
     }
     files.write_json(partial / NAME, manifest)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     files.sync_folder(folder.parent)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _check_tensors(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
