@@ -1,5 +1,5 @@
 """Every outcome on disk: records, attempts, leases, provenance. Files are the truth.
 
-In: what a stage found out, and who says so. Out: sealed records, leases, an index, statuses.
+In: outcomes of cells and trajectories, under leases. Out: sealed records, an index, statuses, who runs what.
 Never: overwrites a record, decides what to do next, or imports anything heavy.
 """
