@@ -18,8 +18,8 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import lanes, schedule
+from massive_sft.scheduling.lane_pool import Shape
 from massive_sft.scheduling.modes import choose_mode
-from massive_sft.scheduling.pools import Shape
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]

@@ -30,10 +30,12 @@ from massive_sft.planning.plan import CellPlan, Plan, make_plan
 from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
-from massive_sft.scheduling.lanes import LaneFailed, Lanes, _Lane, ask, free_groups
+from massive_sft.scheduling.cell_queue import CellQueue
+from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
+from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode
-from massive_sft.scheduling.pools import CellQueue, LanePool, Message, Shape
 from massive_sft.scheduling.schedule import run_on_ray
+from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]

@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 from ray import PlacementGroupID
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import (
@@ -28,8 +27,9 @@ from ray.util.placement_group import (
 )
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
-from massive_sft.running.trial import Order, Submit
-from massive_sft.scheduling.pools import STARTS, Message, Shape
+from massive_sft.running.trial import Order
+from massive_sft.scheduling.lane_pool import Message, Shape
+from massive_sft.scheduling.pool import STARTS
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 
@@ -37,42 +37,11 @@ RESTARTS = 10  # of one lane's workers; then another lane takes up what it had
 POLL_S = 0.2  # seconds between looks at what could be started
 
 
-class LaneFailed(MassiveSFTError):
-    """A training failed in its lane; the text is what the lane said."""
-
-
 def shape_of(layout: Layout, cpus_per_worker: float) -> Shape:
     """Return the shape of the lanes that serve a layout. A GPU's worker holds one CPU beside it."""
     if layout.gpus:
         return Shape(layout.workers, 1.0, layout.gpus / layout.workers)
     return Shape(layout.workers, cpus_per_worker, 0.0)
-
-
-def ask(reference: Any) -> Any:
-    """Return what an actor of the run answers. Raises Interrupted when it is gone: then the run is, and no training."""
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        raise Interrupted("the run is gone") from error
-
-
-def submit_to(pool: Any, shape: Shape) -> Submit:
-    """Return a ``submit`` that has orders served by the pool's lanes."""
-
-    def submit(order: Order, report: Callable[[Event], None]) -> None:
-        ask(pool.submit.remote(shape, order.id, pickle.dumps(order)))
-        while True:
-            for message in ask(pool.messages.remote(order.id)):
-                if message.kind == "event":
-                    report(pickle.loads(message.content))
-                elif message.kind == "failed":
-                    raise LaneFailed(message.content)
-                elif message.kind == "stopped":
-                    raise Interrupted("the run ends")
-                else:
-                    return
-
-    return submit
 
 
 def lane_loop(config: dict[str, Any]) -> None:

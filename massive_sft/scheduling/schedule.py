@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,15 +23,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError
 from massive_sft.core.stop import Stop
-from massive_sft.planning.plan import CellPlan, Plan, RunPlan
-from massive_sft.running.events import CellRecorded, Listen, RunEvent, TrainingProgressed
+from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import Order, make_record_writer, retain, todo, train_run
-from massive_sft.scheduling.lanes import Lanes, ask, join, shape_of, submit_to
+from massive_sft.running.trial import make_record_writer, retain, todo
+from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
+from massive_sft.scheduling.lane_pool import LanePool
+from massive_sft.scheduling.lanes import Lanes, join, shape_of
 from massive_sft.scheduling.modes import Mode, choose_mode
-from massive_sft.scheduling.pools import CellQueue, LanePool, Relay, Shape
-from massive_sft.scheduling.scorers import cell_bytes, error_bytes, heard, score_stream
-from massive_sft.training.events import Event, StepDone
+from massive_sft.scheduling.relay import Relay, heard
+from massive_sft.scheduling.scorers import score_stream
+from massive_sft.scheduling.trials import run_trial
 
 SILENCE_S = 60.0  # seconds without progress after which the watchdog speaks
 PATIENCE = 3  # times it speaks before it ends the run
@@ -225,7 +226,7 @@ class _Round:
 
     def _tune(self) -> None:
         driver = tune.with_parameters(
-            _drive,
+            run_trial,
             runs={run.trajectory.id: run for run in self.runs},
             shapes=self.shapes,
             actors=(self.pool, self.queue, self.relay),
@@ -278,46 +279,3 @@ def _started(actor: Any, *arguments: Any) -> Any:
 def _free() -> dict[str, float]:
     available = ray.available_resources()
     return {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in ray.cluster_resources()}
-
-
-def _drive(
-    config: dict[str, Any],
-    runs: dict[str, RunPlan],
-    shapes: dict[str, Shape],
-    actors: tuple[Any, Any, Any],
-    recorder: RecordWriter,
-    retrain: bool,
-) -> None:
-    """One trial: have a run trained by a lane, hand each cell to the scorers as soon as it can be scored.
-
-    Holds no CPU and no GPU.
-    """
-    pool, queue, relay = actors
-    run, shape = runs[config["trajectory"]], shapes[config["trajectory"]]
-    ordered = False
-
-    def submit(order: Order, report: Callable[[Event], None]) -> None:
-        nonlocal ordered
-        ordered = True
-        submit_to(pool, shape)(order, report)
-
-    def tell(event: RunEvent) -> None:
-        ask(relay.tell.remote(pickle.dumps(event)))
-        if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
-            last.update(step=event.event.step, loss=event.event.loss)
-
-    def hand_over(cells: Sequence[CellPlan]) -> None:
-        ask(queue.put.remote([cell_bytes(cell, run) for cell in cells]))
-
-    last: dict[str, Any] = {"step": 0}
-    trial = run.trajectory.id
-    try:
-        if ray.get(pool.begin.remote(trial)):
-            train_run(run, recorder, submit, tell, hand_over, retrain)
-    except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
-        ask(relay.tell.remote(error_bytes(error)))
-    finally:
-        if not ordered:
-            ray.get(pool.skip.remote(shape))
-        ray.get(pool.end.remote(trial))
-    tune.report(last)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,14 +15,13 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
-from ray.exceptions import RayError
 
 from massive_sft.core.errors import MassiveSFTError
-from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.modes import Scorers
-from massive_sft.scheduling.pools import STARTS
+from massive_sft.scheduling.pool import STARTS
+from massive_sft.scheduling.relay import error_bytes, heard
 
 Row = dict[str, Any]
 
@@ -33,28 +31,6 @@ class ScorersFailed(MassiveSFTError):
 
 
 DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
-
-
-def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
-    """Return a cell as the queue takes it."""
-    return cell.cell.id, pickle.dumps((cell, run))
-
-
-def error_bytes(error: Exception) -> bytes:
-    """Return an error as ``heard`` takes it: one that may end in a sentence as it is, others with their traceback.
-
-    Ray would print it, and keep what it is from who waits for it.
-    """
-    plain = isinstance(error, MassiveSFTError | OSError) and not isinstance(error, RayError)
-    return pickle.dumps(error if plain else RuntimeError("".join(traceback.format_exception(error))))
-
-
-def heard(data: bytes) -> RunEvent:
-    """Return what another process tells. Raises what it raised, if that is what it tells."""
-    told: RunEvent | Exception = pickle.loads(data)
-    if isinstance(told, Exception):
-        raise told
-    return told
 
 
 class _Cells(Datasource):

@@ -1,12 +1,7 @@
-"""The two meeting points of a run: orders between trials and lanes, cells between trials and scorers.
-
-Both are actors that hold no resource. Orders and cells pass through as bytes, so that these processes import nothing
-heavy.
-"""
+"""The meeting point of trials and lanes: orders in, messages back."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +9,9 @@ from typing import Any, NamedTuple
 
 import ray
 
+from massive_sft.scheduling.pool import STARTS, Pool
+
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
-STARTS = 2  # times a lane's workers, or a scorer, may die before they ask for work, which is while they import
 
 
 class Shape(NamedTuple):
@@ -61,39 +57,8 @@ class _Order:
     reason: str = ""
 
 
-class _Pool:
-    """Waiting for a change of state, and who is at work, in an asynchronous actor."""
-
-    def __init__(self) -> None:
-        self.changed = asyncio.Condition()
-        self.progress = 0
-        self.stopping = False
-        self.begun: set[str] = set()
-
-    async def _notify(self) -> None:
-        self.progress += 1
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def stopped(self) -> None:
-        """Return once the run should end."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.stopping)
-
-    async def begin(self, work: str) -> bool:
-        """Say that somebody begins with something; return whether they should, which they should not at the end."""
-        if not self.stopping:
-            self.begun.add(work)
-        return not self.stopping
-
-    async def end(self, work: str) -> None:
-        """Say that somebody has left what they began, or should not begin."""
-        self.begun.discard(work)
-        await self._notify()
-
-
 @ray.remote(num_cpus=0)
-class LanePool(_Pool):
+class LanePool(Pool):
     """Orders between trials and lanes.
 
     An order is the lane's until it says done, failed or stopped. A lane that asks again while it has one was restarted,
@@ -264,110 +229,3 @@ class LanePool(_Pool):
     def _refuse(self, shape: Shape, message: Message) -> None:
         while self.queues[shape]:
             self.inbox[self.queues[shape].popleft().id].append(message)
-
-
-@ray.remote(num_cpus=0)
-class CellQueue(_Pool):
-    """Cells between trials and scorers. One is given out until it is acknowledged, so a retried reader loses none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: deque[tuple[str, bytes]] = deque()
-        self.out: dict[str, bytes] = {}
-        self.reader = 0
-        self.entered = 0
-        self.closed = False
-
-    async def enter(self, scorers: int) -> bool:
-        """Say that one of so many scorers is up, before it imports anything; return whether it is to go on.
-
-        It is not when as many as ``STARTS`` for each died before it was ``ready``: so would this one.
-        """
-        self.entered += 1
-        return self.entered <= STARTS * scorers
-
-    async def ready(self) -> None:
-        """Say that a scorer has imported all it needs."""
-        self.entered = 0
-        await self._notify()
-
-    async def put(self, cells: list[tuple[str, bytes]]) -> None:
-        """Add cells, by their ids."""
-        self.waiting.extend(cells)
-        await self._notify()
-
-    async def close(self) -> None:
-        """Say that no more cells come."""
-        self.closed = True
-        await self._notify()
-
-    async def stop(self) -> None:
-        """Give out nothing more: the run should end."""
-        self.stopping = self.closed = True
-        self.waiting.clear()
-        await self._notify()
-
-    async def take(self, reader: int) -> tuple[str, bytes] | None:
-        """Return a cell as soon as there is one; None when there will be no more for this reader."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.waiting or self.closed or reader != self.reader)
-            if not self.waiting or reader != self.reader:
-                return None
-            cell, data = self.waiting.popleft()
-            self.out[cell] = data
-        return cell, data
-
-    async def again(self) -> int:
-        """Put what was given out and not acknowledged back in front, for a reader that begins anew; return its number.
-
-        What an earlier one still asks for, it is no more there to take.
-        """
-        self.reader += 1
-        self.waiting.extendleft(reversed(self.out.items()))
-        self.out.clear()
-        await self._notify()
-        return self.reader
-
-    async def acknowledge(self, cell: str) -> None:
-        """Say that a cell has its record."""
-        self.out.pop(cell, None)
-        await self._notify()
-
-    async def state(self) -> dict[str, Any]:
-        """Return what waits, is given out and is begun, and a counter that moves with every change."""
-        return {
-            "waiting": len(self.waiting),
-            "out": list(self.out),
-            "begun": set(self.begun),
-            "closed": self.closed,
-            "entered": self.entered,
-            "progress": self.progress,
-        }
-
-
-@ray.remote(num_cpus=0)
-class Relay(_Pool):
-    """What trials tell the run that started them, as bytes, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[bytes] = []
-        self.closed = False
-
-    async def tell(self, event: bytes) -> None:
-        """Pass on what happened."""
-        self.told.append(event)
-        await self._notify()
-
-    async def close(self) -> None:
-        """Say that nothing more will happen."""
-        self.closed = True
-        await self._notify()
-
-    async def take(self) -> list[bytes] | None:
-        """Return what happened since the last call, as soon as something has; None at the end."""
-        async with self.changed:
-            while not self.told and not self.closed:
-                await self.changed.wait()
-            taken, self.told = self.told, []
-        return taken or None

@@ -1,0 +1,42 @@
+"""What the meeting points of a run share: waiting for a change of state, and who is at work.
+
+Each of them is an asynchronous actor that holds no resource. What is passed through it is bytes, so that its process
+imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+STARTS = 2  # times a lane's workers, or a scorer, may die before they ask for work, which is while they import
+
+
+class Pool:
+    """Waiting for a change of state, and who is at work, in an asynchronous actor."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Condition()
+        self.progress = 0
+        self.stopping = False
+        self.begun: set[str] = set()
+
+    async def _notify(self) -> None:
+        self.progress += 1
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def stopped(self) -> None:
+        """Return once the run should end."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.stopping)
+
+    async def begin(self, work: str) -> bool:
+        """Say that somebody begins with something; return whether they should, which they should not at the end."""
+        if not self.stopping:
+            self.begun.add(work)
+        return not self.stopping
+
+    async def end(self, work: str) -> None:
+        """Say that somebody has left what they began, or should not begin."""
+        self.begun.discard(work)
+        await self._notify()
