@@ -24,7 +24,7 @@ from massive_sft.core.stop import Stop
 from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Storage
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
 from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
@@ -346,7 +346,7 @@ def test_trial_whose_run_was_killed_records_no_failure(cluster: None) -> None:
 class Impatient(LeaseWatch):
     """Sees every lease as one that stood still for long enough."""
 
-    def free(self, folder: Path, seen: LeaseState | None) -> bool:
+    def may_be_taken(self, lease: Storage, seen: LeaseState | None) -> bool:
         return True
 
 
