@@ -175,4 +175,4 @@ class CellEvaluator:
             details["files"] |= files
             seconds[name] = time.perf_counter() - began
         else:
-            details["measures"][name] = measure_data(name, run, self.ledger, seconds)
+            details["measures"][name] = measure_data(name, run, self.ledger, seconds, self.gpu)

@@ -22,16 +22,14 @@ from massive_sft.sweep.unchanged import require_same_model
 LAYERS = "layers.parquet"
 
 
-def measure_data(
-    name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool = False
-) -> dict[str, Any]:
+def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool) -> dict[str, Any]:
     """Return a measure of a run's training data: ``perplexity`` under the base model, or ``token_length``.
 
     Perplexities are kept in the ledger's cache by data and base weights: the runs of one mixture share them.
 
     Args:
         seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
-        gpu: whether the model is on a GPU.
+        gpu: whether the model is put on a GPU.
 
     Raises InvalidInput when the base model or the data are no longer those that were planned.
     """

@@ -97,6 +97,7 @@ class _CellModel:
         self._guards.confirm()
         device = pretrained.device_of(self._gpu)
         model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
+        self.attention = pretrained.attention_of(model)
         return _GuardedScorer(model, tokenizer, self.ends(), self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
