@@ -5,6 +5,7 @@ A server process imports everything once and forks each command, so that one sta
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -13,11 +14,15 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from forked_workers import forking, listen, serve
+from processes import descendants
 
 MODULES = [
     "massive_sft.cli.app",
@@ -115,6 +120,24 @@ def start(*arguments: object, out: Path, fault: BadRecord | None = None) -> Base
     process = _CONTEXT.Process(target=run_command, args=(tuple(map(str, arguments)), out, fault))
     process.start()
     return process
+
+
+@contextlib.contextmanager
+def forked_workers() -> Iterator[None]:
+    """Have a Ray that this process starts fork its workers."""
+    with tempfile.TemporaryDirectory(prefix="workers-", dir="/tmp") as folder, forking(Path(folder, "socket")):
+        with listen(Path(folder, "socket")) as listening:
+            server = _CONTEXT.Process(target=serve, args=(listening,))
+            server.start()
+        try:
+            yield
+        finally:
+            left = [process.pid for process in descendants() if process.parent == server.pid]
+            server.kill()
+            server.join()
+            for worker in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
 
 
 def end(process: BaseProcess, seconds: float = 120) -> int:

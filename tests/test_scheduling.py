@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import ray
+from commands import forked_workers
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
@@ -44,9 +45,10 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A local Ray of two CPUs, shared by the tests of this module."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+    with forked_workers():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        yield
+        ray.shutdown()
 
 
 def run(path: Path, **keywords: Any) -> tuple[list[RunEvent], list[str]]:
@@ -178,7 +180,7 @@ class Holder:
 def listen(event):
     begun.append(event)
     if len(begun) == 2:
-        schedule.SILENCE_S = 5.0  # both trainings are begun, however long Tune took to start them
+        schedule.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
 
 begun = []
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
