@@ -122,6 +122,20 @@ def start(*arguments: object, out: Path, fault: BadRecord | None = None) -> Base
     return process
 
 
+def lead_session(arguments: tuple[str, ...], out: Path) -> None:
+    """As ``run_command``, in a session of its own, whose processes a terminal would send its signals to."""
+    os.setsid()
+    run_command(arguments, out)
+
+
+def start_session(*arguments: object, out: Path) -> BaseProcess:
+    """Start ``massive-sft`` with arguments in a session of its own; ``end`` must be called."""
+    out.touch()
+    process = _CONTEXT.Process(target=lead_session, args=(tuple(map(str, arguments)), out))
+    process.start()
+    return process
+
+
 @contextlib.contextmanager
 def forked_workers() -> Iterator[None]:
     """Have a Ray that this process starts fork its workers."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import end, start
+from commands import end, start, start_session
 from processes import Process, adopt_orphans, descendants
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -36,8 +36,8 @@ from massive_sft.sweep.load import load_sweep
 pytestmark = pytest.mark.timeout(300)
 
 GO_ON = "run the same command to go on"
-# Within which nobody is left. Ray ends its own processes (the last is the agent of its raylet), on an idle machine in 2 s;
-# at a load of 20 the same takes more than ten times as long.
+# Within which nobody is left: seconds on an idle machine, but the agents of a Ray that was killed look for their raylet
+# now and then, and write down what became of it before they end.
 LEFT_S = 60
 STEPS = 72  # of a training: long enough to be met in it
 
@@ -67,30 +67,26 @@ class Runner:
 
     def __init__(self, path: Path, *options: str):
         self.path = path
-        self.before = {process.pid for process in descendants()}
         self.log = path.parent / f"run-{time.monotonic_ns()}.log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "massive_sft", "run", *options, str(path)], stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True, env=environment,
-            )  # fmt: skip
+        self.process = start_session("run", *options, path, out=self.log)
+        self.before = {process.pid for process in descendants()} - {self.process.pid}
 
     def until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
         """Wait for something to happen while the run goes on."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, f"the run ended before:\n{self.log.read_text()}"
+            assert self.process.is_alive(), f"the run ended before:\n{self.log.read_text()}"
             assert time.monotonic() < deadline, f"it did not happen:\n{self.log.read_text()}"
             time.sleep(0.01)
 
     def press(self, number: int = signal.SIGINT) -> None:
         """Send a signal as a terminal does: to everybody in the foreground."""
+        assert self.process.pid is not None
         os.killpg(self.process.pid, number)
 
     def ended(self, seconds: float) -> str:
         """Wait for the end as a cancelled run ends, and that nobody is left; return what was printed."""
-        code = self.process.wait(timeout=seconds)
+        code = end(self.process, seconds)
         text = self.log.read_text()
         assert (code, "Traceback" in text) == (130, False), text
         assert GO_ON in text
