@@ -37,7 +37,7 @@ from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.inline import submit_inline
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import Order, make_record_writer, train_run
-from massive_sft.scheduling.schedule import run_on_ray
+from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
 

@@ -119,7 +119,7 @@ def import_all() -> None:
 
     import massive_sft.running.cell
     import massive_sft.running.training
-    import massive_sft.scheduling.schedule  # noqa: F401
+    import massive_sft.scheduling.run_on_ray  # noqa: F401
 
     gc.freeze()  # else each fork's first collection would copy it all
 

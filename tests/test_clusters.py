@@ -17,9 +17,9 @@ from small_sweep import small_sweep
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import lanes, schedule
+from massive_sft.scheduling import lanes, run_on_ray
 from massive_sft.scheduling.lane_pool import Shape
-from massive_sft.scheduling.modes import choose_mode
+from massive_sft.scheduling.roles import choose_mode
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -30,7 +30,7 @@ import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import schedule
+from massive_sft.scheduling import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
 folder = Path(sys.argv[1])
@@ -50,7 +50,7 @@ def where():
     return ray.get_runtime_context().get_node_id(), os.getcwd()
 
 seen = ray.get([where.remote(), where.remote()])
-schedule.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, print)
+run_on_ray.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, print)
 print("NODES", json.dumps(seen), flush=True)
 ray.shutdown()
 cluster.shutdown()
@@ -87,8 +87,8 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     path = small_sweep(tmp_path, resources=[{"gpus": 1}], measures=[])
     mode = choose_mode(make_plan(load_sweep(path)), {"CPU": 2.0, "GPU": 1.0})
     assert (mode.name, mode.scorers.gpus) == ("alternate", 1.0)
-    monkeypatch.setattr(schedule, "choose_mode", lambda plan, resources: mode)
-    monkeypatch.setattr(schedule, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
+    monkeypatch.setattr(run_on_ray, "choose_mode", lambda plan, resources: mode)
+    monkeypatch.setattr(run_on_ray, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
     monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
     workers = {"env_vars": {"PYTHONPATH": HERE}, "worker_process_setup_hook": "counted_gpu.install"}
     ray.init(
@@ -97,7 +97,7 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     )  # fmt: skip
     try:
         plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
-        schedule.run_on_ray(plan, lambda _: None, lambda _: None)
+        run_on_ray.run_on_ray(plan, lambda _: None, lambda _: None)
     finally:
         ray.shutdown()
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
@@ -110,12 +110,12 @@ import ray
 from pathlib import Path
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import schedule
+from massive_sft.scheduling import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
 try:
-    schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
+    run_on_ray.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), lambda _: None, print)
 except MassiveSFTError as error:
     sys.exit(str(error))
 finally:

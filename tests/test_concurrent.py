@@ -15,7 +15,7 @@ from disturbed import outcome, records, sweep_at, tasks_of, tracked, trainings, 
 
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import checksum
+from massive_sft.tracking.run_fields import checksum
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -19,9 +19,9 @@ from test_plan import sweep_in
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
+from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.files import write_bytes, write_json
-from massive_sft.core.sealed import seal
 from massive_sft.cost.budget import balanced_order, fit_to_budget
 from massive_sft.cost.calibrate import LEASE, calibrate
 from massive_sft.cost.cost_table import (

@@ -14,7 +14,7 @@ from commands import Room, command
 from disturbed import KEEP, copied, identities, outcome, record_path, records, sweep_at, tracked, trainings, undisturbed
 
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import checksum
+from massive_sft.tracking.run_fields import checksum
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -23,7 +23,7 @@ from massive_sft.ledger.storage import Folder
 from massive_sft.models import hub, pretrained
 from massive_sft.models.hub import pinned_folder
 from massive_sft.planning.plan import make_plan
-from massive_sft.running.pinning import pin
+from massive_sft.running.revision_pinning import pin
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Model
 

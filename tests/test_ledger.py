@@ -21,8 +21,8 @@ import pytest
 from pydantic import ValidationError
 
 from massive_sft.core import fingerprint
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, LeaseState

@@ -35,8 +35,8 @@ from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.tracking import connection_check
 from massive_sft.tracking import mirror as mirroring
-from massive_sft.tracking import probe
 from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
@@ -725,7 +725,7 @@ def test_tracker_lost_in_between_is_caught_up_and_secrets_never_reach_it(ledger,
 def test_tracker_that_stands_still_holds_nobody_up_and_is_caught_up(ledger, shared_server, monkeypatch):
     monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
     monkeypatch.setattr(mirroring, "MAX_DELAY_S", 0.2)
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connection_check, "TIMEOUT_S", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     names = {cell_id(number): coordinates(2) for number in (1, 2, 3)}
     uri = shared_server.uri

@@ -16,7 +16,7 @@ from disturbed import identities, outcome, records, sweep_at, tracked, trainings
 from sample_records import COMMIT, made_record, plan_of, sweep_file
 
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import checksum
+from massive_sft.tracking.run_fields import checksum
 
 pytestmark = pytest.mark.timeout(600)
 

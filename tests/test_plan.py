@@ -14,9 +14,9 @@ from small_sweep import small_sweep
 from test_cell import base_file, block, changed
 
 from massive_sft.cli.plan import plan_json
+from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
-from massive_sft.core.sealed import seal
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import make_plan, token_key
 from massive_sft.suites.task_files import task_facts

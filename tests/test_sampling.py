@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.sampling import draw, keys
+from massive_sft.data.row_sampling import draw, keys
 
 
 def test_keys_of_the_first_rows_are_these_numbers_for_ever():

@@ -34,8 +34,8 @@ from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
 from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
-from massive_sft.scheduling.modes import Mode, Scorers, choose_mode
-from massive_sft.scheduling.schedule import run_on_ray
+from massive_sft.scheduling.roles import Mode, Scorers, choose_mode
+from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.sweep.load import load_sweep
 
@@ -130,7 +130,7 @@ def test_alternating_run_trains_in_portions_and_scores_each(
 ) -> None:
     """The mode of one GPU, on CPUs: lanes take all, end, and scorers take all."""
     mode = Mode("alternate", {"CPU": 2.0, "GPU": 0.0}, Scorers(2, 1.0, 0.0), trials=2, at_once=1)
-    monkeypatch.setattr("massive_sft.scheduling.schedule.choose_mode", lambda plan, resources: mode)
+    monkeypatch.setattr("massive_sft.scheduling.run_on_ray.choose_mode", lambda plan, resources: mode)
     happened, _ = run(small_sweep(tmp_path, measures=[]))
     assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
     kinds = [type(event) for event in happened]
@@ -169,7 +169,7 @@ import os, sys
 import ray
 from pathlib import Path
 from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import schedule
+from massive_sft.scheduling import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
 @ray.remote(num_cpus=2)
@@ -180,15 +180,15 @@ class Holder:
 def listen(event):
     begun.append(event)
     if len(begun) == 2:
-        schedule.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
+        run_on_ray.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
 
 begun = []
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 holder = Holder.remote()
 ray.get(holder.ready.remote())
 try:
-    schedule.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), listen, print)
-except schedule.Stuck as error:
+    run_on_ray.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), listen, print)
+except run_on_ray.Stuck as error:
     print("STUCK", error, flush=True)
     os._exit(error.exit_code)
 """

@@ -14,7 +14,7 @@ from scipy import stats
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.study import correlate, findings, frames, metrics, tables
-from massive_sft.tracking.content import describe_record
+from massive_sft.tracking.run_fields import describe_record
 
 QUIZ, PROSE = "a" * 16, "b" * 16
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.tracking import probe, tracking_problem
+from massive_sft.tracking import connection_check, tracking_problem
 from massive_sft.tracking.address import (
     artifact_location,
     client_address,
@@ -217,8 +217,8 @@ def test_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
 
 
 def test_server_that_says_nothing_or_never_ends_is_given_up_in_time(monkeypatch):
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.3)
-    monkeypatch.setattr(probe, "ANSWER_TIMEOUT_S", 0.6)
+    monkeypatch.setattr(connection_check, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection_check, "ANSWER_TIMEOUT_S", 0.6)
 
     def drip(listening):
         connection, _ = listening.accept()
@@ -247,7 +247,7 @@ def test_database_is_a_problem_when_its_folder_or_its_content_is_wrong(tmp_path)
 
 
 def test_local_store_is_looked_at_though_no_address_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection_check, "TIMEOUT_S", 0.1)
     assert tracking_problem("", "p", tmp_path / "new" / "root") is None
     (tmp_path / "file").touch()
     assert "folder that can be written" in str(tracking_problem("", "p", tmp_path / "file" / "root"))

@@ -19,7 +19,7 @@ from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.store import Ledger
 from massive_sft.training.events import StepDone
-from massive_sft.training.losses import LOSSES, read_steps
+from massive_sft.training.loss_curve_file import LOSSES, read_steps
 
 WIDTH = 60  # columns of the curve
 ROWS = 40  # epochs listed

@@ -66,7 +66,7 @@ def pin_revisions(whole: Plan) -> Plan:
     require_local_files(whole)
     if not whole.unpinned:
         return whole
-    from massive_sft.running.pinning import pin
+    from massive_sft.running.revision_pinning import pin
 
     with console(is_error=True).status("asking the hub"):
         return pin(whole, lambda text: console().print(text, soft_wrap=True))
@@ -114,7 +114,7 @@ def _runner(inline: bool, retrain: bool, stop: Stop, say: Callable[[str], None])
 
     def run_there(plan: Plan, listen: Listen) -> None:
         from massive_sft.scheduling.cluster import connected
-        from massive_sft.scheduling.schedule import run_on_ray
+        from massive_sft.scheduling.run_on_ray import run_on_ray
 
         with connected():
             run_on_ray(plan, listen, say, retrain, stop)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from massive_sft.core.checksummed_json import unseal
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
-from massive_sft.core.sealed import unseal
 from massive_sft.planning.plan import token_key
 from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.cell import Recipe

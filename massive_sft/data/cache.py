@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import write_bytes
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.data.mixture import Counts
 from massive_sft.data.samples import Samples, padded_width
 

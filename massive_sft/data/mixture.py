@@ -10,9 +10,9 @@ import numpy as np
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.encoding import Encoded, RowEncoder, truncate
 from massive_sft.data.findings import Findings
+from massive_sft.data.row_sampling import draw
 from massive_sft.data.rows import Row
 from massive_sft.data.samples import Samples
-from massive_sft.data.sampling import draw
 from massive_sft.data.sources import load_rows
 from massive_sft.sweep import spec
 from massive_sft.sweep.schema import Setting, StrictModel

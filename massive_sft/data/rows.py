@@ -17,8 +17,8 @@ from massive_sft.data.messages import (
     lost_columns,
     read_conversation,
 )
-from massive_sft.data.misnamed import columns_inside, rows_inside
-from massive_sft.sweep import filter as filters
+from massive_sft.data.misnamed_files import columns_inside, rows_inside
+from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep.schema import Columns, Dataset
 from massive_sft.sweep.schema.field_types import ColumnPath
 

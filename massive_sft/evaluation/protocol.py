@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core import files
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import canonical_json, fingerprint
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.evaluation.requests import RequestSet
 from massive_sft.sweep import schema, semantics
 

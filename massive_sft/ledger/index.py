@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger.record import Record, Revision, Status
 from massive_sft.ledger.storage import Storage
 

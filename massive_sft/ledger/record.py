@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from typing_extensions import TypeAliasType
 
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt, Unsupported
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1

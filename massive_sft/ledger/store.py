@@ -17,9 +17,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
 from massive_sft.core.fingerprint import canonical_json, hash_file
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.ledger import marker
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.index import Entry, Index, make_entry

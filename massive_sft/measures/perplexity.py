@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from massive_sft.core import files
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.sealed import seal, unseal
 from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs

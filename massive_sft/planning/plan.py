@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from massive_sft.core.checksummed_json import unseal
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
-from massive_sft.core.sealed import unseal
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger

@@ -24,7 +24,7 @@ from massive_sft.running.outcome import Trained, find_snapshot, find_trained, sn
 from massive_sft.running.recorder import RecordWriter, now
 from massive_sft.running.scoring import score
 from massive_sft.sweep.cell import Cell
-from massive_sft.sweep.unchanged import require_same_model
+from massive_sft.sweep.unchanged_files import require_same_model
 
 GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
 DAMAGED = "its snapshot does not match its checksums; run with --retrain to train it again"

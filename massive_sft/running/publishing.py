@@ -17,12 +17,12 @@ from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
 from massive_sft.running.outcome import OUTCOME, find_snapshot, find_trained
-from massive_sft.sweep.unchanged import require_same_model
+from massive_sft.sweep.unchanged_files import require_same_model
 from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
 from massive_sft.training.divergence import window_of
 from massive_sft.training.events import Event, SnapshotPublished, StepDone
-from massive_sft.training.losses import LOSSES, read_steps
+from massive_sft.training.loss_curve_file import LOSSES, read_steps
 from massive_sft.training.summary import TrainingSummary
 
 

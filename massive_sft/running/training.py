@@ -21,7 +21,7 @@ from massive_sft.running.outcome import has_spent_checkpoint
 from massive_sft.running.publishing import Publisher, outcome_place
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
-from massive_sft.sweep.unchanged import require_same_data, require_same_model
+from massive_sft.sweep.unchanged_files import require_same_data, require_same_model
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.engine import warm_up
 from massive_sft.training.events import Event

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import FileHashes, fingerprint
-from massive_sft.sweep import filter as filters
+from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.identity import entry_content
 from massive_sft.sweep.paths import expand_variables

@@ -17,7 +17,7 @@ from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
 from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
-from massive_sft.sweep.unused import find_unused
+from massive_sft.sweep.unused_fields import find_unused
 from massive_sft.sweep.yaml_errors import Location, format_location, independent_errors, to_problems
 from massive_sft.sweep.yaml_file import merge_overlay, read_yaml, with_text_keys
 

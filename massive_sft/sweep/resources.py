@@ -10,7 +10,7 @@ from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Resource
 from massive_sft.sweep.spec import Layout
-from massive_sft.sweep.unused import EVALUATION_FIELDS
+from massive_sft.sweep.unused_fields import EVALUATION_FIELDS
 
 
 class ResourceRules:

@@ -4,4 +4,4 @@ In: records and loss curves of the ledger. Out: runs, metrics, artifacts in a tr
 Never: holds up a training, or knows something that the ledger does not.
 """
 
-from massive_sft.tracking.probe import tracking_problem as tracking_problem
+from massive_sft.tracking.connection_check import tracking_problem as tracking_problem

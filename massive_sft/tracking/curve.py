@@ -13,7 +13,7 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import Point, to_milliseconds
+from massive_sft.tracking.run_fields import Point, to_milliseconds
 
 MAX_POINTS = 1000
 KEYS = ("loss", "lr", "grad_norm")

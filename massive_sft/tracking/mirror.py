@@ -22,10 +22,10 @@ from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.address import PLACE, database_path, resolve_uri
 from massive_sft.tracking.artifacts import copy_artifact, write_cell_artifacts
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
-from massive_sft.tracking.content import CellRun, checksum, describe_record, to_milliseconds
+from massive_sft.tracking.connection_check import tracking_problem
 from massive_sft.tracking.curve import RunCurve, loss_curve
-from massive_sft.tracking.probe import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
+from massive_sft.tracking.run_fields import CellRun, checksum, describe_record, to_milliseconds
 from massive_sft.tracking.spool import Item, read_spool, write_spool
 from massive_sft.tracking.store import make_store, relocate_artifacts
 from massive_sft.tracking.tracker import Tracker, WriteArtifacts

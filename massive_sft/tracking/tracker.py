@@ -14,8 +14,8 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, artifact_location, database_path
 from massive_sft.tracking.client import TRACKER_ERRORS, make_client
-from massive_sft.tracking.content import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
 from massive_sft.tracking.curve import RunCurve
+from massive_sft.tracking.run_fields import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
 
 log = logging.getLogger(__name__)
 

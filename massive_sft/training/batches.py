@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from massive_sft.data import sampling
+from massive_sft.data import row_sampling
 
 # Keeps the order of training apart from the permutation that draws a part's rows under an equal seed.
 _ORDER = 0x6F72646572
@@ -47,8 +47,8 @@ def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     Indices are sorted by hashed keys rather than drawn from a generator, so the order never changes with the
     version of a library.
     """
-    epoch_seed = int(sampling.keys(np.array([epoch]), seed ^ _ORDER)[0])
-    return np.argsort(sampling.keys(np.arange(samples), epoch_seed), kind="stable")
+    epoch_seed = int(row_sampling.keys(np.array([epoch]), seed ^ _ORDER)[0])
+    return np.argsort(row_sampling.keys(np.arange(samples), epoch_seed), kind="stable")
 
 
 def steps_per_epoch(samples: int, batch: int) -> int:

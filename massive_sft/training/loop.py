@@ -19,7 +19,7 @@ from massive_sft.training.engine import Engine, free_memory, quiet, warm_up
 from massive_sft.training.events import Event
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
-from massive_sft.training.probe import MemoryProbe
+from massive_sft.training.memory_probe import MemoryProbe
 from massive_sft.training.ranks import join_group
 from massive_sft.training.step import StepRunner
 from massive_sft.training.summary import Publish, TrainingSummary, publish_nothing

@@ -12,8 +12,8 @@ from massive_sft.cost.memory import CPU_TOKENS, MOST_GPU_TOKENS
 from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.engine import Engine
+from massive_sft.training.memory_probe import MemoryProbe
 from massive_sft.training.packing import Limit, fitting_tokens
-from massive_sft.training.probe import MemoryProbe
 
 _NAME = "micro_batch.json"
 _REMEDIES = (

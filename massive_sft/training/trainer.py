@@ -20,7 +20,7 @@ from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine
 from massive_sft.training.events import Event, SnapshotWritten, StepDone
-from massive_sft.training.losses import LOSSES, to_line
+from massive_sft.training.loss_curve_file import LOSSES, to_line
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
 from massive_sft.training.step import Decision, StepRunner

@@ -14,7 +14,7 @@ from chaos.sweep import NAME, STEPS
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.tracking.content import CELL, RECORD, checksum
+from massive_sft.tracking.run_fields import CELL, RECORD, checksum
 
 TIMES = {"seconds", "run_seconds"}  # what may differ of what a record says of its training
 

@@ -17,7 +17,7 @@ from massive_sft.core.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.storage import Folder
-from massive_sft.tracking.content import CELL, RECORD
+from massive_sft.tracking.run_fields import CELL, RECORD
 
 # Phases. Each yields the ids (of trajectories or cells) that are in it now.
 

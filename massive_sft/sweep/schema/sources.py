@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from massive_sft.sweep import filter as filters
+from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep.schema.field_types import (
     ColumnPath,
     ColumnPaths,

@@ -23,7 +23,7 @@ from massive_sft.training.checkpoints.policy import Interval, ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.engine import Engine, convert_checkpoint
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
-from massive_sft.training.losses import LOSSES
+from massive_sft.training.loss_curve_file import LOSSES
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0
 
