@@ -238,7 +238,7 @@ def test_interrupt_while_checking_ends_with_a_sentence(
         raise KeyboardInterrupt
 
     path = small_sweep(tmp_path)
-    monkeypatch.setattr("massive_sft.cli.check.make_plan", interrupted)
+    monkeypatch.setattr("massive_sft.cli.check.load_plan", interrupted)
     code, _, text = call("check", path)
     assert (code, "interrupted; run the same command to go on" in text) == (130, True)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from massive_sft.cli.options import File, Json, Overlays, console, print_json
+from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
 from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.planning.plan import make_plan
-from massive_sft.sweep.load import load_sweep
 
 
 def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
@@ -16,7 +14,7 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     from massive_sft.running.check import check as find_problems
 
     out, warnings = console(), list[Problem]()
-    plan = make_plan(load_sweep(file, overlay or ()))
+    plan = load_plan(file, overlay)
     with console(is_error=True).status("checking") as status:
         problems = find_problems(plan, lambda what: status.update(Text(f"checking {what}")), warnings.append)
     if as_json:

@@ -9,10 +9,9 @@ import typer
 from rich.text import Text
 
 from massive_sft.cli.check import warn
-from massive_sft.cli.options import File, Overlays, console
+from massive_sft.cli.options import File, Overlays, console, load_plan
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.planning.plan import Plan, RunPlan, make_plan, require_local_files
-from massive_sft.sweep.load import load_sweep
+from massive_sft.planning.plan import Plan, RunPlan, require_local_files
 
 
 def inspect(
@@ -28,7 +27,7 @@ def inspect(
     from massive_sft.data.preview import render
     from massive_sft.running.training import build_recipe_samples
 
-    out, plan = console(), make_plan(load_sweep(file, overlay or ()))
+    out, plan = console(), load_plan(file, overlay)
     recipe = find_run(plan, model, mixture, setting).trajectory.recipe
     try:
         built, counts, tokenizer = build_recipe_samples(recipe)

@@ -75,11 +75,16 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def load_plan(file: Path, overlays: Sequence[Path] | None) -> Plan:
+    """Return a sweep file's plan. Raises InvalidInput with everything that is wrong with the file."""
+    return make_plan(load_sweep(file, overlays or ()))
+
+
 def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger]:
     """Return a sweep file's plan and its ledger, open for reading.
 
     Raises:
         InvalidInput: the file is wrong, or nothing was ever run into its storage root.
     """
-    plan = make_plan(load_sweep(file, overlays or ()))
+    plan = load_plan(file, overlays)
     return plan, Ledger.open(plan.root, create=False)

@@ -13,15 +13,14 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
-from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json, report_write_errors
+from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json, report_write_errors
 from massive_sft.cli.views import budget_view, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import budget_json, cost_json, cost_lines
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.plan import Plan, RunPlan, make_plan
+from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 
 ROWS = 40  # rows of the plan shown before "and N rows more"
@@ -36,7 +35,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What the sweep means and what is left of it: cells, training runs, what is shared, steps, tokens, cost."""
-    whole = make_plan(load_sweep(file, overlay or ()))
+    whole = load_plan(file, overlay)
     selected = select_cells(whole, parse_where(where))
     budgeted = None
     try:

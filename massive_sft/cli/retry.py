@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.options import File, Overlays, Where, console
+from massive_sft.cli.options import File, Overlays, Where, console, load_plan
 from massive_sft.cli.run import Inline, Retrain, execute_plan, pin_revisions
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import Clause, Selection, parse_where, select_cells
-from massive_sft.sweep.load import load_sweep
 
 RETRIED = (Status.FAILED, Status.PARTIAL)
 
@@ -23,7 +22,7 @@ def retry(
     file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    plan, selection = pin_revisions(make_plan(load_sweep(file, overlay or ()))), parse_where(where)
+    plan, selection = pin_revisions(load_plan(file, overlay)), parse_where(where)
     narrowed = select_failed(plan, selection)
     console().print(retry_view(narrowed, Ledger.open(plan.root, create=False), count_diverged(plan, selection)))
     if narrowed.cells:

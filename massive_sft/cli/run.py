@@ -12,7 +12,7 @@ from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.check import warn
-from massive_sft.cli.options import File, Overlays, Where, console
+from massive_sft.cli.options import File, Overlays, Where, console, load_plan
 from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.views import budget_view, changes_view
@@ -21,10 +21,9 @@ from massive_sft.core.stop import Stop
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
-from massive_sft.planning.plan import Plan, make_plan, require_local_files
+from massive_sft.planning.plan import Plan, require_local_files
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import Listen
-from massive_sft.sweep.load import load_sweep
 
 EXIT_INCOMPLETE = 1
 
@@ -44,7 +43,7 @@ def run(
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
-    whole = pin_revisions(make_plan(load_sweep(file, overlay or ())))
+    whole = pin_revisions(load_plan(file, overlay))
     selected = select_cells(whole, parse_where(where))
     budgeted = apply_budget(selected, budget)
     selected = budgeted.plan if budgeted else selected

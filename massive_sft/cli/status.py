@@ -8,14 +8,13 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli import import_table
-from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
+from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger.record import Status
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
-from massive_sft.sweep.load import load_sweep
 
 
 def status(file: File, overlay: Overlays = None, where: Where = None, as_json: Json = False) -> None:
@@ -23,7 +22,7 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     if is_imported(file):
         import_table.print_status(file, where, as_json)
         return
-    whole = make_plan(load_sweep(file, overlay or ()))
+    whole = load_plan(file, overlay)
     selected = select_cells(whole, parse_where(where))
     if as_json:
         print_json(status_json(selected))

@@ -61,8 +61,10 @@ def load_or_build(cache_dir: Path, key: str, build: Callable[[], tuple[Samples, 
 
 def _widths(samples: Samples) -> list[list[int]]:
     """Return (tokens, rounded up as micro-batches are; samples) of all samples, for estimates."""
-    counts = Counter(padded_width(int(length)) for length in samples.lengths)
-    return [[width, count] for width, count in sorted(counts.items())]
+    widths: Counter[int] = Counter()
+    for length, count in zip(*np.unique(samples.lengths, return_counts=True), strict=True):  # far fewer than samples
+        widths[padded_width(int(length))] += int(count)
+    return [[width, count] for width, count in sorted(widths.items())]
 
 
 def _arrays_path(cache_dir: Path, key: str) -> Path:
