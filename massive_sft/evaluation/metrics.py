@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lm_eval.api.registry import aggregation_registry, metric_registry
 from lm_eval.api.task import ConfigurableTask, Task
+
+from massive_sft.evaluation.task_errors import did_you_mean
 
 # What lm-eval 0.4.13 computes by itself (``ConfigurableTask.process_results``). Of likelihoods it drops any other
 # metric without a word; of an answer it hands on the pair of texts, which only these combine. ``bypass`` is no score.
@@ -32,7 +33,7 @@ def reasons(task: Task) -> Iterator[str]:
     own = own or task.get_config("process_results") is not None
     for name, function in functions.items():
         if not own and function is None:
-            yield f"names metrics that lm-eval does not know: {name}{_close(name, metric_registry)}"
+            yield f"names metrics that lm-eval does not know: {name}{did_you_mean(name, metric_registry)}"
         elif not own and not _is_computed(str(task.OUTPUT_TYPE), name, function, aggregations.get(name)):
             valid = ", ".join(COMPUTED[str(task.OUTPUT_TYPE)])
             more = ", one of the package evaluate, or a function" if task.OUTPUT_TYPE == "generate_until" else ""
@@ -54,8 +55,3 @@ def _is_computed(output: str, name: str, function: Any, aggregation: Any) -> boo
     known = metric_registry.get(name) if name in metric_registry else None
     pairs = function is known and (aggregation is None or not is_own(aggregation))
     return output == "generate_until" and not pairs
-
-
-def _close(name: str, known: Any) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 from massive_sft.core.errors import MassiveSFTError, describe_error
 
@@ -29,3 +30,9 @@ def as_task_unavailable(doing: str) -> Iterator[None]:
     # A task may raise a class of its own, and a script in it may call sys.exit: no list of types holds them all.
     except (Exception, SystemExit) as error:
         raise TaskUnavailable(f"{doing}: {describe_error(error)}") from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean X?)`` with the known name that is closest; empty where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -30,7 +30,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import fingerprint, hash_file
 from massive_sft.evaluation import local_files, metrics
-from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 
@@ -120,10 +120,7 @@ def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
                 "give the task a file of its own, and name it in the group"
             )
         else:
-            close = difflib.get_close_matches(key, sorted(_KEYS), n=1)
-            yield f"has the unknown key {key}{f' in {above}' if above else ''}" + (
-                f" (did you mean {close[0]}?)" if close else ""
-            )
+            yield f"has the unknown key {key}{f' in {above}' if above else ''}{did_you_mean(key, sorted(_KEYS))}"
     members = config.get("task")
     for member in members if isinstance(members, list) else []:
         if isinstance(member, Mapping):

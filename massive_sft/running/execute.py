@@ -52,9 +52,9 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
     """
-    with _registered(plan) as run:
+    with _registered(plan) as (run, ledger):
         require_runnable(plan, say, warn)
-        save_last_plan(whole, Ledger.open(plan.root))
+        save_last_plan(whole, ledger)
         yield run
 
 
@@ -102,7 +102,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
 
 
 @contextmanager
-def _registered(plan: Plan) -> Iterator[Run]:
+def _registered(plan: Plan) -> Iterator[tuple[Run, Ledger]]:
     """Register a run and say what it wants before the checks, which take their time, so that nobody removes it."""
     try:
         ledger = Ledger.open(plan.root)
@@ -111,7 +111,7 @@ def _registered(plan: Plan) -> Iterator[Run]:
         raise
     with register_run(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
         publish_requirements(run, requirements_left(plan))
-        yield run
+        yield run, ledger
 
 
 def _learn(plan: Plan, ledger: Ledger, say: Callable[[str], None]) -> None:
