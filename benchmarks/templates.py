@@ -16,7 +16,7 @@ from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.evaluation import wrapping
 from massive_sft.evaluation.encoding import RequestEncoder
-from massive_sft.models.pretrained import load_tokenizer
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.sweep import template
 from massive_sft.sweep.schema import Model, Setting
 

@@ -7,15 +7,15 @@ import sys
 from types import ModuleType
 from typing import Any
 
-ASKED = {"massive_sft.models.pretrained": "device_of", "massive_sft.models.peak_memory": "device_name"}
+ASKED, ANSWERS = "massive_sft.models.device", ("device_of", "device_name")
 
 
 class Finder:
-    """Changes the modules that know GPUs when a worker imports them, and not before: most of them never do."""
+    """Changes the module that knows GPUs when a worker imports it, and not before: most of them never do."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        if name not in ASKED:
+        if name != ASKED:
             return None
         sys.meta_path.remove(cls)  # type: ignore[arg-type]
         spec = importlib.util.find_spec(name)
@@ -25,7 +25,8 @@ class Finder:
 
         def executed(module: ModuleType) -> None:
             execute(module)
-            setattr(module, ASKED[name], lambda gpu: "cpu")
+            for answer in ANSWERS:
+                setattr(module, answer, lambda gpu: "cpu")
 
         spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec

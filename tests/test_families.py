@@ -30,7 +30,11 @@ from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.measures import layer_change
 from massive_sft.measures.perplexity import perplexity
 from massive_sft.models import pretrained
+from massive_sft.models.attention import attention_of, meta_model
+from massive_sft.models.configuration import load_config, positions_of
+from massive_sft.models.device import device_of
 from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.tokenizer import load_tokenizer, token_problems
 from massive_sft.sweep.schema import Lora, Model, Setting
 from massive_sft.training.lora import add_adapter, target_problems
 
@@ -104,7 +108,7 @@ def test_family_from_training_to_the_exported_model(base: Path, tmp_path: Path, 
 
 def test_output_layer_as_a_target_is_taken_where_it_has_its_own_weight(base: Path, tmp_path: Path) -> None:
     """An adapter on a tied one would move the embeddings when it is merged."""
-    made: Any = pretrained.meta_model(Model(path=str(base)))
+    made: Any = meta_model(Model(path=str(base)))
     (head,) = [name for name, module in made.named_modules() if module is made.get_output_embeddings()]
     lora = {"rank": 2, "alpha": 8, "targets": [head]}
     problems = target_problems(made, Lora(**lora))
@@ -126,7 +130,7 @@ def save(config: Any, folder: Path) -> Model:
 
 
 def targets(folder: Path, *names: str, family: str = "gpt2") -> list[str]:
-    made = pretrained.meta_model(save(family_config(family), folder))
+    made = meta_model(save(family_config(family), folder))
     return [str(problem) for problem in target_problems(made, Lora(targets=names))]
 
 
@@ -196,13 +200,13 @@ def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> 
         (capped, "flash_attention_2", "the package flash-attn is not installed"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            pretrained.meta_model(model, attention)
-    assert pretrained.attention_of(pretrained.meta_model(bloom)) == "eager"
-    assert pretrained.attention_of(pretrained.meta_model(capped)) == "eager"
-    assert pretrained.attention_of(pretrained.meta_model(capped, gpu=True)) == "flex_attention"
-    assert pretrained.attention_of(pretrained.meta_model(capped, "eager", gpu=True)) == "eager"
+            meta_model(model, attention)
+    assert attention_of(meta_model(bloom)) == "eager"
+    assert attention_of(meta_model(capped)) == "eager"
+    assert attention_of(meta_model(capped, gpu=True)) == "flex_attention"
+    assert attention_of(meta_model(capped, "eager", gpu=True)) == "eager"
     uncapped = save(family_config("gemma2", attn_logit_softcapping=None), tmp_path / "uncapped")
-    assert pretrained.attention_of(pretrained.meta_model(uncapped)) in ("sdpa", "eager")
+    assert attention_of(meta_model(uncapped)) in ("sdpa", "eager")
 
 
 def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
@@ -211,7 +215,7 @@ def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:
         (MixtralConfig(**SIZES, num_key_value_heads=1), "is a mixture of experts (num_local_experts)"),
     ):
         with pytest.raises(InvalidInput, match=said.split(" (")[0]):
-            pretrained.meta_model(save(config, tmp_path / type(config).__name__))
+            meta_model(save(config, tmp_path / type(config).__name__))
 
 
 CODE = """
@@ -243,37 +247,37 @@ def test_code_of_another_repository_is_refused_before_it_runs(tmp_path: Path, au
     model = save(config, tmp_path / "model")
     trusting = model.model_copy(update={"trust_remote_code": True})
     with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--modeling\.Conf, other"):
-        pretrained.load_config(trusting)
+        load_config(trusting)
     own = save(family_config("llama"), tmp_path / "own").model_copy(update={"trust_remote_code": True})
     tokenizer_of(own, auto_map)
     elsewhere = trusting.model_copy(update={"tokenizer": own.path})
     for one in (own, elsewhere):
         with pytest.raises(InvalidInput, match=r"code of another repository.*other/repo--own\.Own"):
-            pretrained.load_tokenizer(one)
+            load_tokenizer(one)
 
 
 def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     model = save(family_config("llama"), tmp_path)
     tokenizer_of(model, {"AutoTokenizer": [None, "own.Own"]})
-    assert not hasattr(pretrained.load_tokenizer(model), "trusted")
-    assert pretrained.load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
+    assert not hasattr(load_tokenizer(model), "trusted")
+    assert load_tokenizer(model.model_copy(update={"trust_remote_code": True})).trusted  # type: ignore[attr-defined]
     own = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "own"}
     (tmp_path / "config.json").write_text(json.dumps(own | {"auto_map": {"AutoConfig": "own.Own"}}))
     with pytest.raises(InvalidInput, match=r"needs code of its own .* allow it with trust_remote_code: true"):
-        pretrained.load_config(model)
+        load_config(model)
 
 
 def test_positions_and_token_ids_that_a_model_has(tmp_path: Path) -> None:
-    assert pretrained.positions_of(family_config("gpt2")) == 64
-    assert pretrained.positions_of(Gemma3Config(text_config=family_config("gemma3"))) == 64
-    assert pretrained.positions_of(BloomConfig()) is None
+    assert positions_of(family_config("gpt2")) == 64
+    assert positions_of(Gemma3Config(text_config=family_config("gemma3"))) == 64
+    assert positions_of(BloomConfig()) is None
     model = Model(path="m")
-    assert pretrained.token_problems(model, 259, 258) == []
-    assert "below 259" in pretrained.token_problems(model, 259, 259)[0].rule
+    assert token_problems(model, 259, 258) == []
+    assert "below 259" in token_problems(model, 259, 259)[0].rule
 
 
 def test_device_is_what_resources_give() -> None:
-    assert pretrained.device_of(gpu=False) == "cpu"
+    assert device_of(gpu=False) == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInput, match="no GPU that torch can use"):
-            pretrained.device_of(gpu=True)
+            device_of(gpu=True)

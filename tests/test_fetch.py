@@ -20,8 +20,9 @@ from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.sources import load_rows
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.storage import Folder
-from massive_sft.models import hub, pretrained
+from massive_sft.models import hub
 from massive_sft.models.hub import pinned_folder
+from massive_sft.models.location import source, weight_paths
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.revision_pinning import pin
 from massive_sft.sweep.load import load_sweep
@@ -121,8 +122,8 @@ def test_pinned_model_and_data_are_read_from_the_cache_without_asking_anybody(
     file = load_sweep(sweep).file
     model = file.models["llama"].model_copy(update={"revision": COMMIT})
     data = file.datasets["facts"].model_copy(update={"revision": OTHER})
-    assert pretrained.source(model)["pretrained_model_name_or_path"] == str(pinned_folder(model))
-    assert {path.parent for path in pretrained.weight_paths(model)} == {pinned_folder(model)}
+    assert source(model)["pretrained_model_name_or_path"] == str(pinned_folder(model))
+    assert {path.parent for path in weight_paths(model)} == {pinned_folder(model)}
     assert len(load_rows(data, "datasets.facts").rows) == 1440
     assert pinned_folder(file.models["llama"]) is None, "a branch may move"
 

@@ -19,7 +19,7 @@ from massive_sft.evaluation import build as requests
 from massive_sft.evaluation import wrapping
 from massive_sft.evaluation.requests import read_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
-from massive_sft.models.pretrained import load_tokenizer
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.check import check
 from massive_sft.sweep.load import load_sweep

@@ -13,7 +13,7 @@ from massive_sft.core.errors import InvalidInput
 from massive_sft.data.encoding import RowEncoder, truncate
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
-from massive_sft.models.pretrained import load_tokenizer
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.sweep.schema import Model, Setting, TemplateText
 
 BOS, EOS, PAD, TURN = range(len(SPECIAL))

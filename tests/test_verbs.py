@@ -33,8 +33,8 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import register_run
 from massive_sft.ledger.store import Ledger
-from massive_sft.models import pretrained
 from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where
@@ -276,7 +276,7 @@ def test_exported_models_load_and_answer_as_in_the_ledger(sweep: Path, full: str
         snapshot = snapshot_folder(ledger, run.trajectory.id, 2)
         assert torch.allclose(logits(loaded), logits(load_for_scoring(base, snapshot, "fp32")), atol=1e-4)
         ids = AutoTokenizer.from_pretrained(folder)("What is 2 + 2?")["input_ids"]
-        assert ids == pretrained.load_tokenizer(base)("What is 2 + 2?")["input_ids"]
+        assert ids == load_tokenizer(base)("What is 2 + 2?")["input_ids"]
         assert not [path for path in folder.iterdir() if path.name in ("manifest.json", "snapshot.json")]
 
 

@@ -145,6 +145,6 @@ def _merge(model: Model, snapshot: Path, target: Path) -> None:
 
 
 def _save_tokenizer(model: Model, target: Path) -> None:
-    from massive_sft.models import pretrained
+    from massive_sft.models.tokenizer import load_tokenizer
 
-    pretrained.load_tokenizer(model).save_pretrained(target)
+    load_tokenizer(model).save_pretrained(target)

@@ -12,7 +12,7 @@ from massive_sft.sweep.schema import Setting, TemplateText
 from massive_sft.sweep.template import CHAT
 
 if TYPE_CHECKING:
-    from massive_sft.models.pretrained import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 
 def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.template import CHAT
 
 if TYPE_CHECKING:
-    from massive_sft.models.pretrained import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class RowEncoder:
     """Encodes rows with a setting's template and loss mask.
 
     Args:
-        tokenizer: a fast tokenizer with an EOS token (``models.pretrained.load_tokenizer`` sees to it).
+        tokenizer: a fast tokenizer with an EOS token (``models.tokenizer.load_tokenizer`` sees to it).
         setting: its ``template`` and ``loss_on`` are used.
 
     Raises:

@@ -18,7 +18,7 @@ from massive_sft.sweep import spec
 from massive_sft.sweep.schema import Setting, StrictModel
 
 if TYPE_CHECKING:
-    from massive_sft.models.pretrained import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _BATCH = 512  # rows encoded in one call: enough to be fast, few enough to hold their offsets in memory
 

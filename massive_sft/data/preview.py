@@ -14,7 +14,7 @@ from massive_sft.data.mixture import Counts, PartCounts
 from massive_sft.data.samples import Samples
 
 if TYPE_CHECKING:
-    from massive_sft.models.pretrained import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # Trained text stands between these marks, so that it can be told apart without colour.
 OPEN, CLOSE = "⟦", "⟧"

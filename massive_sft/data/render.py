@@ -11,7 +11,7 @@ from massive_sft.sweep import template
 from massive_sft.sweep.schema import TemplateText
 
 if TYPE_CHECKING:
-    from massive_sft.models.pretrained import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 
 class Rendered(NamedTuple):

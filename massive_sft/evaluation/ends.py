@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from massive_sft.models import pretrained
+from massive_sft.models.configuration import load_config
+from massive_sft.models.location import source
 from massive_sft.sweep.schema import Model
 
 
@@ -20,12 +21,12 @@ def end_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
     Raises:
         InvalidInput: the model has no configuration.
     """
-    arguments = pretrained.source(model)
+    arguments = source(model)
     arguments["pretrained_model_name"] = arguments.pop("pretrained_model_name_or_path")
     try:
         config: Any = GenerationConfig.from_pretrained(**arguments)
     except OSError:  # there is none; transformers' own generation does the same
-        config = GenerationConfig.from_model_config(pretrained.load_config(model))
+        config = GenerationConfig.from_model_config(load_config(model))
     return ends_of(config, tokenizer)
 
 

@@ -24,6 +24,8 @@ from safetensors import safe_open
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.models import pretrained
+from massive_sft.models.attention import meta_model
+from massive_sft.models.location import weight_paths
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
@@ -131,7 +133,7 @@ def layer_change(base: Model, snapshot: Path) -> pa.Table:
         InvalidInput: when the base's weight files are not there or broken.
         Unsupported: when the adapter is of another kind than LoRA on linear layers.
     """
-    start = Tensors(pretrained.weight_paths(base))
+    start = Tensors(weight_paths(base))
     adapter = (snapshot / "adapter_config.json").is_file()
     if adapter:
         rows = list(_adapter_rows(start, snapshot, _weights_of(base, start)))
@@ -149,7 +151,7 @@ def _weights_of(base: Model, start: Tensors) -> dict[str, str]:
 
     All of them by their own names where some cannot be told from the model's.
     """
-    made = pretrained.meta_model(base)
+    made = meta_model(base)
     names = pretrained.stored_names(made)
     try:
         if len(names) == sum(1 for _ in made.parameters()):

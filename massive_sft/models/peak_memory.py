@@ -12,11 +12,6 @@ _FORGET = Path("/proc/self/clear_refs")
 _HIGH_WATER = "5"  # what proc(5) wants to be told to begin the high-water mark anew
 
 
-def device_name(gpu: bool) -> str:
-    """Return what computes here: the GPU's name where one was given, or ``cpu``."""
-    return torch.cuda.get_device_name() if gpu else "cpu"
-
-
 def begin(gpu: bool) -> None:
     """Forget what was held at most so far; where the system does not let us, the peak is that of the process."""
     if gpu:

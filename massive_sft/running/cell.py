@@ -15,7 +15,7 @@ from massive_sft.core.stop import never_stop
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.models.peak_memory import device_name
+from massive_sft.models.device import device_name
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, skipped
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure

@@ -12,8 +12,9 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.measures import layer_change
 from massive_sft.measures.perplexity import load_summary, perplexity
 from massive_sft.measures.token_length import token_length
-from massive_sft.models import pretrained
+from massive_sft.models.device import device_of
 from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.plan import RunPlan, perplexity_key
 from massive_sft.running.training import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
@@ -43,8 +44,8 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     began = time.perf_counter()
     samples, _ = samples_of(run, ledger)
     require_same_model(recipe.model, recipe.parts["base"])
-    model = load_for_scoring(recipe.model, None, recipe.setting.precision, device=pretrained.device_of(gpu))
-    result = perplexity(model, samples, special_tokens(pretrained.load_tokenizer(recipe.model)))
+    model = load_for_scoring(recipe.model, None, recipe.setting.precision, device=device_of(gpu))
+    result = perplexity(model, samples, special_tokens(load_tokenizer(recipe.model)))
     require_same_model(recipe.model, recipe.parts["base"])
     result.save(folder)
     seconds[name] = time.perf_counter() - began

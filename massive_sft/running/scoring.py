@@ -18,8 +18,10 @@ from massive_sft.evaluation.scorer import PlainScorer, Scorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
-from massive_sft.models import pretrained
+from massive_sft.models.attention import attention_of
+from massive_sft.models.device import device_of
 from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
@@ -80,7 +82,7 @@ class _CellModel:
 
     def tokenizer(self) -> Any:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
-        return self._once("tokenizer", lambda: pretrained.load_tokenizer(self._cell.model))
+        return self._once("tokenizer", lambda: load_tokenizer(self._cell.model))
 
     def ends(self) -> frozenset[int]:
         """Return the tokens that end an answer. Raises Unsupported where the tokenizer cannot be loaded."""
@@ -95,9 +97,9 @@ class _CellModel:
     def _load(self) -> Scorer:
         tokenizer, protocol = self.tokenizer(), self._protocol
         self._guards.confirm()
-        device = pretrained.device_of(self._gpu)
+        device = device_of(self._gpu)
         model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
-        self.attention = pretrained.attention_of(model)
+        self.attention = attention_of(model)
         return _GuardedScorer(model, tokenizer, self.ends(), self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:

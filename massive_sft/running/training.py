@@ -15,7 +15,10 @@ from massive_sft.data.samples import Samples
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.models import peak_memory, pretrained
+from massive_sft.models import peak_memory
+from massive_sft.models.configuration import load_config
+from massive_sft.models.device import device_name
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.plan import RunPlan, token_key
 from massive_sft.running.outcome import has_spent_checkpoint
 from massive_sft.running.publishing import Publisher, outcome_place
@@ -64,7 +67,7 @@ def samples_of(run: RunPlan, ledger: Ledger) -> tuple[Samples, Counts]:
 
 
 def _require_vocabulary(recipe: Recipe, largest: int) -> None:
-    vocabulary = getattr(pretrained.load_config(recipe.model).get_text_config(), "vocab_size", None)
+    vocabulary = getattr(load_config(recipe.model).get_text_config(), "vocab_size", None)
     if vocabulary is not None and largest >= vocabulary:
         rule = f"has {vocabulary} tokens, but its tokenizer makes token {largest} of {recipe.mixture.name}"
         raise InvalidInput(Problem(f"models.{recipe.model_name}", f"{rule}: they do not belong together"))
@@ -77,7 +80,7 @@ def _require_same_sources(recipe: Recipe) -> None:
 
 def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
     """Build a recipe's training samples without any cache; return them, their counts and the tokenizer."""
-    tokenizer = pretrained.load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
     return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
 
 
@@ -120,7 +123,7 @@ def train(
         return {
             "wall_seconds": seconds,
             "peak_bytes": peak_memory.peak_bytes(gpu),
-            "device": peak_memory.device_name(gpu),
+            "device": device_name(gpu),
         }
 
     publisher = Publisher(run, ledger, attempt, counts, cost, report)

@@ -9,6 +9,9 @@ import numpy as np
 from massive_sft.core.errors import InvalidInput, Problem, Unsupported
 from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
+from massive_sft.models.configuration import positions_of
+from massive_sft.models.location import place_of
+from massive_sft.models.tokenizer import token_problems
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import lora
 from massive_sft.training.loss import packs_cleanly
@@ -41,10 +44,10 @@ def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
     """
     layout = spec.layout
     model: Any = pretrained.load_model(spec.model, spec.setting.precision, layout.attention, layout.gpus > 0)
-    place = pretrained.place_of(spec.model)
+    place = place_of(spec.model)
     rows = model.get_input_embeddings().weight.shape[0]
-    problems = pretrained.token_problems(spec.model, rows, int(samples.tokens.max()))
-    positions = pretrained.positions_of(model.config)
+    problems = token_problems(spec.model, rows, int(samples.tokens.max()))
+    positions = positions_of(model.config)
     if positions and samples.lengths.max() > positions:
         problems.append(
             Problem("max_length", f"must be at most the model's {positions} positions", int(samples.lengths.max()))

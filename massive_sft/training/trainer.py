@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from massive_sft.core.errors import Interrupted
 from massive_sft.data.samples import Samples
-from massive_sft.models import pretrained
+from massive_sft.models.attention import attention_of
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import micro_batch, snapshot
 from massive_sft.training.batches import batches_between, steps_per_epoch
@@ -91,7 +91,7 @@ class TrajectoryTrainer:
             parameters=self.engine.parameters,
             trained_parameters=self.engine.trained,
             micro_batch=micro_batch.as_dict(self.runner.limit),
-            attention=pretrained.attention_of(self.model),
+            attention=attention_of(self.model),
             resumed=self.checkpoints.history if self.checkpoints else (),
         )
 

@@ -9,7 +9,7 @@ from massive_sft.data import cautions
 from massive_sft.data.mixture import PartCounts
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.store import Ledger
-from massive_sft.models import pretrained
+from massive_sft.models.tokenizer import token_problems
 from massive_sft.planning.plan import Plan, RunPlan, token_key
 from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.training import samples_of
@@ -78,6 +78,6 @@ def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: UsableModel) -> 
         place = f"{plan.sweep.path}: settings.{recipe.setting_name}.max_length"
         rule = f"lets through samples of {longest} tokens, but {recipe.model_name} has {model.positions} positions"
         yield Problem(place, f"{rule}; lower it", recipe.setting.max_length)
-    for item in pretrained.token_problems(recipe.model, model.rows, int(samples.tokens.max())):
+    for item in token_problems(recipe.model, model.rows, int(samples.tokens.max())):
         place = f"{plan.sweep.path}: models.{recipe.model_name}: {item.place}"
         yield Problem(place, f"{item.rule} (mixture {recipe.mixture.name})", item.value)

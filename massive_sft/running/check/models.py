@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.models import hub, pretrained
+from massive_sft.models import hub
+from massive_sft.models.attention import meta_model
+from massive_sft.models.configuration import positions_of
+from massive_sft.models.tokenizer import load_tokenizer, token_problems
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.training.lora import target_problems
@@ -65,11 +68,11 @@ class Models:
         """Yield what is wrong with a model whatever it is used for; put it into ``usable`` when that is nothing."""
         tokenizer = made = None
         try:
-            tokenizer = pretrained.load_tokenizer(model)
+            tokenizer = load_tokenizer(model)
         except InvalidInput as error:
             yield from error.problems
         try:
-            made = pretrained.meta_model(model)  # as it is scored; its weight files were looked at with its content
+            made = meta_model(model)  # as it is scored; its weight files were looked at with its content
         except InvalidInput as error:
             yield from error.problems
             return
@@ -78,10 +81,10 @@ class Models:
         embeddings: Any = made.get_input_embeddings()
         rows = int(embeddings.weight.shape[0])
         named = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
-        too_large = pretrained.token_problems(model, rows, max(named))
+        too_large = token_problems(model, rows, max(named))
         yield from too_large
         if not too_large:
-            positions = pretrained.positions_of(made.config)
+            positions = positions_of(made.config)
             self.usable[model] = UsableModel(name, model, tokenizer, rows, positions, made.config)
 
     def _training_problems(self, model: Model, name: str) -> Iterator[Problem]:
@@ -90,14 +93,14 @@ class Models:
         layouts: dict[tuple[str, bool], RunPlan] = {(run.layout.attention, run.layout.gpus > 0): run for run in runs}
         for attention, gpu in layouts:
             try:
-                pretrained.meta_model(model, attention, gpu)
+                meta_model(model, attention, gpu)
             except InvalidInput as error:
                 place = f"{self._plan.sweep.path}: resources: attention"
                 yield from (Problem(f"{place}: {name}", item.rule, item.value, item.choices) for item in error.problems)
         recipes = {run.trajectory.recipe.setting_name: run.trajectory.recipe for run in runs}
         adapted = {name: one.setting.lora for name, one in recipes.items() if one.setting.method == "lora"}
         if adapted:
-            made = pretrained.meta_model(model)
+            made = meta_model(model)
             for setting, lora in adapted.items():
                 for item in target_problems(made, lora):
                     place = f"{self._plan.sweep.path}: settings.{setting}.{item.place}"
