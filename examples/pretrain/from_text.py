@@ -19,21 +19,25 @@ from typing import Any
 
 import torch
 from overlap import Windows
-from pretrain import Base, Round, save, stream, train
+from pretrain import Base, Round, llama, neox, save, stream, train
 from text_files import Source, documents, texts_of
-from tokenizer import config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedModel
+from tokenizer import LLAMA, NEOX, config, put_bos_first, trained_bpe
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import PreTrainedModel
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import write_json
 
 VOCABULARY = 2048
+HIDDEN = 128
 POSITIONS = 1024  # trained on windows of 256; longer texts are scored worse
 BATCH, LENGTH = 12, 256
 STEPS = 400
 LEARNING_RATE = 3e-3
 HELD_OUT = 0.03  # of the documents, for the held-out perplexity
+PRE_TOKENIZER = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def corpus(sources: list[Source], benchmarks: list[Path], seed: int) -> Corpus:
     """
     read = _read(sources, benchmarks)
     windows = Windows(text for file in benchmarks for row in read[file] for text in row)
-    strip = [token for special in (LLAMA, NEOX) for token in special.values()]
+    strip = [token for special in (LLAMA, NEOX) for token in special.values() if token]
     kept: dict[str, None] = {}
     overlapping: dict[str, int] = {}
     for source in sources:
@@ -120,7 +124,10 @@ def pretrain(
     if steps < 1:
         raise InvalidInput(Problem("steps", "must be at least 1", steps))
     made = corpus(sources, benchmarks, seed)
-    bases = {"text-llama": llama(made.train), "text-neox": neox(made.train)}
+    bases = {
+        "text-llama": llama(llama_tokenizer(made.train), HIDDEN, POSITIONS),
+        "text-neox": neox(trained_bpe(made.train, PRE_TOKENIZER, VOCABULARY, NEOX), HIDDEN, POSITIONS),
+    }
     summaries = {}
     for name, base in bases.items():
         model = base.untrained()
@@ -157,55 +164,10 @@ def _report(
     }
 
 
-LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-NEOX = {"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
-
-
-def llama(texts: list[str]) -> Base:
-    """Return the Llama: RMSNorm, gated MLP, tied embeddings, ``<s>`` before every text."""
-    tokenizer = _bpe(texts, list(LLAMA.values()))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
-    shape = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-    )
-    return Base(tokenizer, shape, LLAMA["bos_token"], LLAMA["eos_token"], LLAMA["pad_token"])
-
-
-def neox(texts: list[str]) -> Base:
-    """Return the GPT-NeoX: LayerNorm with biases, fused QKV, parallel residual, a head of its own; no BOS."""
-    shape = GPTNeoXConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-    )
-    return Base(_bpe(texts, list(NEOX.values())), shape, None, NEOX["eos_token"], NEOX["pad_token"])
-
-
-def _bpe(texts: list[str], special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+def llama_tokenizer(texts: list[str]) -> Tokenizer:
+    """Return a byte-level BPE that puts ``<s>`` before every text."""
+    tokenizer = trained_bpe(texts, PRE_TOKENIZER, VOCABULARY, LLAMA)
+    put_bos_first(tokenizer)
     return tokenizer
 
 

@@ -8,14 +8,16 @@ another machine.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizer import MODEL_MAX_LENGTH, byte_tokenizer, config, merged_tokenizer
+from tokenizer import LLAMA, MODEL_MAX_LENGTH, NEOX, byte_tokenizer, config, merged_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
@@ -24,6 +26,7 @@ from massive_sft.tiny.corpus import documents
 
 DOCUMENTS = 60_000
 SEED = 0
+HIDDEN = 96
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,11 @@ ROUNDS = (Round(1300, 3e-3), Round(1200, 2e-3))
 
 @dataclass(frozen=True)
 class Base:
-    """A model to pretrain: its tokenizer, its shape and its special tokens (``bos`` may be none)."""
+    """A model to pretrain: its tokenizer, its shape and its special tokens by role (``bos_token`` may be none)."""
 
     tokenizer: Tokenizer
     config: PreTrainedConfig
-    bos: str | None
-    eos: str
-    pad: str
-
-    @property
-    def special(self) -> dict[str, str | None]:
-        """The special tokens as ``tokenizer_config.json`` names them."""
-        return {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+    special: Mapping[str, str | None]
 
     def untrained(self) -> PreTrainedModel:
         """Return the model with random weights; its config knows the tokenizer's size and special ids."""
@@ -63,37 +59,37 @@ class Base:
         return model
 
 
-def llama() -> Base:
-    """Return the Llama: RMSNorm, gated MLP, tied embeddings."""
+def llama(tokenizer: Tokenizer, hidden: int, positions: int) -> Base:
+    """Return the Llama: RMSNorm, gated MLP, tied embeddings; ``hidden`` wide, for ``positions`` tokens."""
     shape = LlamaConfig(
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=hidden,
+        intermediate_size=8 * math.ceil(hidden / 3),
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=MODEL_MAX_LENGTH,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
     )
-    return Base(byte_tokenizer(), shape, bos="<s>", eos="</s>", pad="<pad>")
+    return Base(tokenizer, shape, LLAMA)
 
 
-def neox(texts: list[str]) -> Base:
-    """Return the GPT-NeoX: LayerNorm with biases, fused QKV, parallel residual, a head of its own."""
+def neox(tokenizer: Tokenizer, hidden: int, positions: int) -> Base:
+    """Return the GPT-NeoX: LayerNorm with biases, fused QKV, parallel residual, a head of its own; no BOS."""
     shape = GPTNeoXConfig(
-        hidden_size=96,
-        intermediate_size=384,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=MODEL_MAX_LENGTH,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     )
-    return Base(merged_tokenizer(texts), shape, bos=None, eos="<|endoftext|>", pad="<|padding|>")
+    return Base(tokenizer, shape, NEOX)
 
 
 def stream(base: Base, texts: list[str]) -> torch.Tensor:
     """Return all texts as one row of token ids (int64), each text begun as its tokenizer wants and ended by EOS."""
-    eos = base.tokenizer.token_to_id(base.eos)
+    eos = base.tokenizer.token_to_id(base.special["eos_token"])
     return torch.tensor([token for encoding in base.tokenizer.encode_batch(texts) for token in [*encoding.ids, eos]])
 
 
@@ -137,9 +133,10 @@ def main() -> None:
     arguments = parser.parse_args()
     texts = list(documents(SEED, DOCUMENTS))
     random.Random(SEED).shuffle(texts)
-    for name, make in {"tiny-llama": llama, "tiny-neox": lambda: neox(texts[:5000])}.items():
+    tokenizers = {"tiny-llama": byte_tokenizer, "tiny-neox": lambda: merged_tokenizer(texts[:5000])}
+    for name, make in {"tiny-llama": llama, "tiny-neox": neox}.items():
         if arguments.only in (None, name):
-            base = make()
+            base = make(tokenizers[name](), HIDDEN, MODEL_MAX_LENGTH)
             model = base.untrained()
             sys.stderr.write(f"{name}: {sum(p.numel() for p in model.parameters())} parameters\n")
             tokens = stream(base, texts)
