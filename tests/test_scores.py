@@ -220,11 +220,13 @@ def test_benchmark_that_a_model_cannot_answer_is_missing_and_the_rest_is_scored(
 
 
 def test_protocol_of_another_engine_is_missing_not_mislabelled(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, write_tasks(tmp_path)["tiny_bpb"])
+    paths = write_tasks(tmp_path)
+    prepared = prepare(tmp_path, paths["tiny_bpb"], paths["tiny_mc"])
     trie = PROTOCOL.model_copy(update={"engine": "trie"})
     scorer = PlainScorer(world.llama(), world.tokenizer())
     evaluated = evaluate(prepared, trie, "w", lambda: scorer, tmp_path / "cell", ScoreCache(tmp_path / "cache"))
-    assert "asks for engine trie" in evaluated.missing["tiny_bpb-0shot"]
+    assert evaluated.missing.keys() == {"tiny_bpb-0shot", "tiny_mc-0shot"} and not evaluated.scores
+    assert all("asks for engine trie" in reason for reason in evaluated.missing.values())
 
 
 def test_documents_that_changed_since_the_requests_are_not_scored(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import aggregate, responses
-from massive_sft.evaluation.build import PreparedBenchmarks
+from massive_sft.evaluation.build import BenchmarkRequests, PreparedBenchmarks
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
+from massive_sft.evaluation.requests import Request
+from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.sweep import schema
@@ -34,6 +36,29 @@ class EvaluationResult:
     happened: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     load_seconds: float | None = None
+
+
+class _LazyScorer:
+    """A scorer that is made, its model loaded, when something is left to answer.
+
+    Attributes:
+        load_seconds: what that took; None when nothing was loaded.
+    """
+
+    def __init__(self, make: Callable[[], Scorer], engine: str):
+        self._make, self._engine = make, engine
+        self._scorer: Scorer | None = None
+        self.load_seconds: float | None = None
+
+    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+        """As ``Scorer.score``. Raises Unsupported where the scorer has another engine than the protocol."""
+        if self._scorer is None:
+            began = time.perf_counter()
+            self._scorer = self._make()
+            self.load_seconds = time.perf_counter() - began
+        if self._scorer.engine != self._engine:
+            raise Unsupported(f"the protocol asks for engine {self._engine}, this is {self._scorer.engine}")
+        return self._scorer.score(requests)
 
 
 def evaluate(
@@ -59,34 +84,42 @@ def evaluate(
         ends: the tokens that the scorer ends an answer at.
     """
     result = EvaluationResult(missing=dict(prepared.missing))
-    scorers: list[Scorer] = []
-
-    def answer(requests: Any) -> Any:
-        if not scorers:
-            began = time.perf_counter()
-            scorers.append(make_scorer())
-            result.load_seconds = time.perf_counter() - began
-            if scorers[0].engine != protocol.engine:
-                raise Unsupported(f"the protocol asks for engine {protocol.engine}, this is {scorers[0].engine}")
-        return scorers[0].score(requests)
-
+    scorer = _LazyScorer(make_scorer, protocol.engine)
     for benchmark in prepared.benchmarks:
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
-        cached = cache.get(weights, pid)
-        if cached is None:
-            shards = folder / "responses" / pid
-            began, loaded = time.perf_counter(), result.load_seconds
+        scores = cache.get(weights, pid)
+        if scores is None:
             try:
-                result.happened[label] = responses.answer_requests(benchmark.requests, shards, weights, answer)
-                scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
+                shards = folder / "responses" / pid
+                table, samples = _make_scores(benchmark, shards, weights, scorer, allow_code_execution, result)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
                 continue
-            loading = (result.load_seconds or 0.0) if loaded is None else 0.0
-            result.seconds[label] = time.perf_counter() - began - loading
-            cached = {**scores.table, "protocol": pid}, aggregate.parquet(scores.samples)
-            cache.put(weights, pid, *cached)
+            scores = {**table, "protocol": pid}, samples
+            cache.put(weights, pid, *scores)
         confirm()
-        write(folder / "scores", pid, *cached)
-        result.scores[label] = cached[0]
+        write(folder / "scores", pid, *scores)
+        result.scores[label] = scores[0]
+    result.load_seconds = scorer.load_seconds
     return result
+
+
+def _make_scores(
+    benchmark: BenchmarkRequests,
+    shards: Path,
+    weights: str,
+    scorer: _LazyScorer,
+    allow_code_execution: bool,
+    result: EvaluationResult,
+) -> tuple[dict[str, Any], bytes]:
+    """Answer what is left of a benchmark and aggregate it; what happened and what it took is added to ``result``.
+
+    Returns:
+        The table, and the per-sample values as Parquet.
+    """
+    label, began, loaded = benchmark.requests.label, time.perf_counter(), scorer.load_seconds
+    result.happened[label] = responses.answer_requests(benchmark.requests, shards, weights, scorer.score)
+    scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
+    loading = (scorer.load_seconds or 0.0) if loaded is None else 0.0
+    result.seconds[label] = time.perf_counter() - began - loading
+    return scores.table, aggregate.parquet(scores.samples)

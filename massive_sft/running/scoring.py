@@ -13,7 +13,7 @@ from massive_sft.evaluation.ends import end_tokens
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
-from massive_sft.evaluation.run import evaluate
+from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores
@@ -69,14 +69,23 @@ class CellScores:
     seconds: dict[str, float] = field(default_factory=dict)
     attention: str | None = None
 
+    def add(self, item: Requirement, result: EvaluationResult) -> None:
+        """Add what one benchmark came to."""
+        self.missing.update(result.missing)
+        if result.seconds:
+            self.seconds[item.id] = sum(result.seconds.values())
+        if result.load_seconds is not None:
+            self.seconds["load"] = self.seconds.get("load", 0.0) + result.load_seconds
+        for table in result.scores.values():
+            self.scores[table["protocol"]] = _recorded(item, table)
+
 
 class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
     def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
-        self._gpu = gpu
         self.attention: str | None = None
-        self._cell, self._snapshot, self._protocol, self._guards = cell, snapshot, evaluation.protocol, guards
+        self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
 
@@ -84,23 +93,40 @@ class _CellModel:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
         return self._once("tokenizer", lambda: load_tokenizer(self._cell.model))
 
-    def ends(self) -> frozenset[int]:
-        """Return the tokens that end an answer. Raises Unsupported where the tokenizer cannot be loaded."""
+    def evaluate(self, prepared: PreparedBenchmarks, weights: str, ledger: Ledger) -> EvaluationResult:
+        """Score what was prepared; the model is loaded only when something is left to answer.
+
+        Raises:
+            Unsupported: the tokenizer cannot be loaded.
+            LeaseLost, Interrupted: as the guards say.
+        """
+        return evaluate(
+            prepared,
+            self._evaluation.protocol,
+            weights,
+            self._scorer,
+            ledger.cell_dir(self._cell.id),
+            ScoreCache(ledger.cache_dir("scores")),
+            self._evaluation.allow_code_execution,
+            self._guards.confirm,
+            self._ends(),
+        )
+
+    def _ends(self) -> frozenset[int]:
         found: frozenset[int] = self._once("end tokens", lambda: end_tokens(self._cell.model, self.tokenizer()))
         return found
 
-    def scorer(self) -> Scorer:
-        """Return the scorer. Raises Unsupported where it cannot be loaded, LeaseLost where it may not."""
+    def _scorer(self) -> Scorer:
         scorer: Scorer = self._once("model", self._load)
         return scorer
 
     def _load(self) -> Scorer:
-        tokenizer, protocol = self.tokenizer(), self._protocol
+        tokenizer, protocol = self.tokenizer(), self._evaluation.protocol
         self._guards.confirm()
         device = device_of(self._gpu)
         model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
         self.attention = attention_of(model)
-        return _GuardedScorer(model, tokenizer, self.ends(), self._guards)
+        return _GuardedScorer(model, tokenizer, self._ends(), self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
         if what not in self._made and what not in self._failed:
@@ -145,32 +171,14 @@ def score(
     """
     result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
-    loaded = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
+    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
     for item in requirements:
-        if item.task is None or item.template is None:
-            continue
-        name = item.label
-        with missing_on_failure(result.missing, name, ledger.cell_dir(cell.id)):
-            wrapping = choose_wrapping(evaluation.protocol, item.template, loaded.tokenizer())
-            done = evaluate(
-                prepare_benchmark(item, evaluation, wrapping, ledger),
-                evaluation.protocol,
-                weights,
-                loaded.scorer,
-                ledger.cell_dir(cell.id),
-                ScoreCache(ledger.cache_dir("scores")),
-                evaluation.allow_code_execution,
-                confirm,
-                loaded.ends(),
-            )
-            result.missing.update(done.missing)
-            if done.seconds:
-                result.seconds[item.id] = sum(done.seconds.values())
-            if done.load_seconds is not None:
-                result.seconds["load"] = result.seconds.get("load", 0.0) + done.load_seconds
-            for table in done.scores.values():
-                result.scores[table["protocol"]] = _recorded(item, table)
-    result.attention = loaded.attention
+        if item.task is not None and item.template is not None:
+            with missing_on_failure(result.missing, item.label, ledger.cell_dir(cell.id)):
+                wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
+                benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
+                result.add(item, model.evaluate(benchmark, weights, ledger))
+    result.attention = model.attention
     return result
 
 
