@@ -52,6 +52,8 @@ OWNERS: dict[str, set[str]] = {
     "typer": {"cli"},
     "rich": {"cli", "data"},
 }
+MAX_MODULE_LINES = 350  # one subject; what is longer has two
+MAX_FUNCTION_LINES = 50  # with signature and docstring: what fits on a screen
 # Within a package that owns one: the only module that touches it.
 ALONE = {"deepspeed": "training/engine.py", "datasets": "data/sources.py", "huggingface_hub": "models/hub.py"}
 
@@ -102,6 +104,17 @@ def test_heavy_dependency_is_imported_only_by_its_owner(path: Path) -> None:
 def test_root_holds_packages_alone() -> None:
     loose = {path.name for path in PACKAGE.glob("*.py")}
     assert loose == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_and_its_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    lines = len(text.splitlines())
+    assert lines <= MAX_MODULE_LINES, f"{path}: {lines} lines, more than {MAX_MODULE_LINES}: move a subject out of it"
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {f"{path}:{one.lineno}: {one.name}": (one.end_lineno or 0) - one.lineno + 1 for one in functions}
+    long = [f"{place} has {size} lines" for place, size in sizes.items() if size > MAX_FUNCTION_LINES]
+    assert not long, f"more than {MAX_FUNCTION_LINES} lines: give a step of it a name: {', '.join(long)}"
 
 
 @pytest.mark.parametrize(("dependency", "module"), ALONE.items())
