@@ -82,6 +82,8 @@ def test_report_of_a_finished_sweep_has_every_section(page: Page) -> None:
     assert "18 COMPLETE" in page.text["span"]
     assert len(page.rows("scores")["rows"]) == 36
     assert len(page.rows("gains")["rows"]) == 8
+    facets = [[c["label"] for c in page.rows(key)["columns"] if c["kind"] == "facet"] for key in ("gains", "scores")]
+    assert facets == [["model", "mixture", "setting"], ["benchmark", "model", "mixture", "setting", "epoch", "seed"]]
 
 
 def test_report_loads_nothing_from_anywhere(page: Page) -> None:

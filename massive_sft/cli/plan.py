@@ -58,7 +58,7 @@ def plan(
 
 def plan_view(plan: Plan) -> Group:
     """Return the plan for people."""
-    columns = ("model", "data", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do")
+    columns = ("model", "mixture", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do")
     table = make_table(*columns, right=("size", "steps", "tokens"), fold=False)
     rows = _alike(plan.runs)
     for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:

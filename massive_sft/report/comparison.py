@@ -32,13 +32,13 @@ def comparison_section(data: ScoreData, table_ledger: ImportedLedger, frame: pd.
     cells, columns = frame["cell"].nunique(), sorted(set(scored["column"]) - set(frame["column"]))
     name, file = table_ledger.table.name, table_ledger.table.file
     notes = [
-        f"{cells:,} of {scored['cell'].nunique():,} scored cells have a row of the same model, data, size, method, "
+        f"{cells:,} of {scored['cell'].nunique():,} scored cells have a row of the same model, mixture, size, method, "
         f"schedule and epoch in {name} ({file}), imported and not measured here. The names agree, what "
         "they stand for need not: a difference is no effect of anything."
     ]
     if columns:
         notes.append(f"Without a column of {name} beside them: {', '.join(columns)}.")
-    head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
+    head = [Column(name, "facet") for name in ("benchmark", "model", "mixture", "setting", "epoch", "seed")]
     head += [Column("ours", "number"), Column("95 % interval"), Column("imported", "number")]
     head += [Column("difference", "number"), Column("metrics"), Column("caution", "long")]
     table = of_texts(f"beside-{name}", f"Beside {name}", head, [_row(row) for row in frames.to_rows(frame)])

@@ -83,7 +83,7 @@ def write_imported_report(data: ImportedReportData, out: Path) -> Path:
     table = tables.release_table(data.cells, data.scores)
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
-    labels = ["data_label", "setting_label"]
+    labels = ["mixture_label", "setting_label"]
     write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
     shown = bool(data.scores["column"].notna().any())
     sections = [

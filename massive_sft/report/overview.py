@@ -161,7 +161,7 @@ def _plural(format_number: int, noun: str) -> str:
 
 def data_section(data: ReportData) -> Section:
     """Return what each model saw of each mixture."""
-    columns = [Column("model", "facet"), Column("data", "facet")]
+    columns = [Column("model", "facet"), Column("mixture", "facet")]
     names = (
         "available",
         "samples",
@@ -189,7 +189,7 @@ def data_section(data: ReportData) -> Section:
         "data_tokens",
         "trainable_tokens",
     ]
-    rows = rows.drop_duplicates(["model", "data_label", *facts, "perplexity_all"])
+    rows = rows.drop_duplicates(["model", "mixture_label", *facts, "perplexity_all"])
     table = of_texts("data", "Training data", columns, [_data_row(row, facts) for row in to_rows(rows)])
     notes = [
         "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
@@ -200,7 +200,7 @@ def data_section(data: ReportData) -> Section:
 
 
 def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
-    values = [str(row["model"]), str(row["data_label"]), *(format_count(row[name]) for name in facts)]
+    values = [str(row["model"]), str(row["mixture_label"]), *(format_count(row[name]) for name in facts)]
     values.append(MISSING if is_missing(row["token_length"]) else format_number(row["token_length"], 1))
     for over in ("all", "response"):
         bounds = format_interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])

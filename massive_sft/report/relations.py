@@ -29,7 +29,7 @@ NO_CAUSE = (
 
 
 def loss_section(data: ReportData) -> Section | None:
-    """Return each run's training loss, a chart for each model and data; None where no curve is on disk."""
+    """Return each run's training loss, a chart for each model and mixture; None where no curve is on disk."""
     runs = last_epochs(data.cells)
     runs = runs[runs["trajectory"].isin(list(data.curves))]
     if runs.empty:
@@ -38,7 +38,7 @@ def loss_section(data: ReportData) -> Section | None:
     groups: dict[str, Sequence[Panel]] = {}
     for model, of_model in runs.groupby("model", sort=False):
         panels = []
-        for mixture, members in of_model.groupby("data_label", sort=False):
+        for mixture, members in of_model.groupby("mixture_label", sort=False):
             lines = [_loss_line(data, row, colours) for row in to_rows(members)]
             panels.append(Panel(str(mixture), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
         groups[str(model)] = panels
@@ -50,7 +50,7 @@ def loss_section(data: ReportData) -> Section | None:
 
 def _loss_line(data: ReportData, row: dict[str, Any], colours: dict[str, int]) -> Line:
     curve = data.curves[str(row["trajectory"])]
-    label = f"{row['model']} {row['data_label']} {row['setting_label']} seed {row['seed']}: {row['steps']} steps, "
+    label = f"{row['model']} {row['mixture_label']} {row['setting_label']} seed {row['seed']}: {row['steps']} steps, "
     label += f"loss {format_number(row['first_loss'])} to {format_number(row['last_loss'])} ({row['status']})"
     return Line(label, curve.points, colours[str(row["setting_label"])], 0)
 
@@ -153,7 +153,7 @@ def _title(column: object) -> str:
 def _dot(row: dict[str, Any], drawn: str, factor: float, models: dict[str, int], methods: dict[str, int]) -> Dot:
     x, better = row[drawn], row["improvement"]
     y = math.nan if is_missing(better) else float(better) * factor
-    label = f"{row['model']} {row['data_label']} {row['setting_label']} epoch {row['epoch']}"
+    label = f"{row['model']} {row['mixture_label']} {row['setting_label']} epoch {row['epoch']}"
     label += f": {format_number(x)}, {format_number(y, signed=True)}"
     place = math.nan if is_missing(x) else float(x)
     return Dot(label, place, y, models[str(row["model"])], methods[str(row["method"])])
@@ -205,10 +205,10 @@ def _profile(data: ReportData) -> Section | None:
     joined = cells.merge(data.layers, on="cell")
     if joined.empty:
         return None
-    colours, dashes = numbering(joined["data_label"]), numbering(joined["setting_label"])
+    colours, dashes = numbering(joined["mixture_label"]), numbering(joined["setting_label"])
     changes, gains = [], []
     correlations = correlate.layer_correlations(data.layers, data.points)
-    names = ["model", "cell", "layer", "change", "floor", "data_label", "setting_label", "epoch"]
+    names = ["model", "cell", "layer", "change", "floor", "mixture_label", "setting_label", "epoch"]
     for (model,), of_model in grouped(to_rows(joined[names].sort_values("layer", kind="stable")), "model").items():
         lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
@@ -237,12 +237,12 @@ def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: d
     first = rows[0]
     points = [(float(row["layer"]), float(row["change"])) for row in rows]
     faint = [row["change"] < 2 * row["floor"] for row in rows]
-    label = f"{first['data_label']} {first['setting_label']} epoch {first['epoch']}: "
+    label = f"{first['mixture_label']} {first['setting_label']} epoch {first['epoch']}: "
     largest = max(rows, key=lambda row: row["change"])
     label += f"{len(rows)} layers, {format_number(rows[0]['change'])} at the input, "
     label += f"{format_number(rows[-1]['change'])} at the output, "
     label += f"largest {format_number(largest['change'])} in layer {largest['layer']}"
-    return Line(label, points, colours[first["data_label"]], dashes[first["setting_label"]], True, faint)
+    return Line(label, points, colours[first["mixture_label"]], dashes[first["setting_label"]], True, faint)
 
 
 def _layer_dot(row: dict[str, Any]) -> Dot:

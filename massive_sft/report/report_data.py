@@ -38,7 +38,7 @@ class ReportData:
         records: newest sound record by cell id, with only the scores that the sweep asks for.
         statuses: status by cell id, as the ledger has it now (the plan may be older).
         planned: one row per trained cell that the sweep asks for, recorded or not.
-        cells, scores, gains: of ``study``; ``data_label`` and ``setting_label`` added.
+        cells, scores, gains: of ``study``; ``mixture_label`` and ``setting_label`` added.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
         curves: loss curve by trajectory id.
@@ -164,13 +164,13 @@ def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, S
 
 
 def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
-    """Add ``data_label`` (name and size) and ``setting_label`` (name and variant; the schedule with ``schedules``)."""
+    """Add ``mixture_label`` (name, size) and ``setting_label`` (name, variant; the schedule with ``schedules``)."""
     sizes = frame["size"].map(lambda size: "all rows" if pd.isna(size) else f"{size:,}")
-    data = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
+    mixture = frame["data"].str.cat("\N{NO-BREAK SPACE}" + sizes.astype("string"))
     schedule = frame["schedule"].str.cat(frame["horizon"].astype("string").radd("/").fillna(""))
     setting = frame["setting"].str.cat(" " + schedule) if schedules else frame["setting"]
     return frame.assign(
-        data_label=data.mask(frame["method"] == frames.BASE, "base model"),
+        mixture_label=mixture.mask(frame["method"] == frames.BASE, "base model"),
         setting_label=setting.str.cat((" " + frame["variant"].fillna("")).str.rstrip()),
     )
 

@@ -31,7 +31,7 @@ class ScoreData(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
 
-ROW = ["model", "data_label", "setting_label", "epoch"]
+ROW = ["model", "mixture_label", "setting_label", "epoch"]
 
 
 def numbering(values: Iterable[str]) -> dict[str, int]:
@@ -40,7 +40,7 @@ def numbering(values: Iterable[str]) -> dict[str, int]:
 
 
 def heatmap_section(data: ScoreData) -> Section:
-    """Return the gains of each condition's last epoch: model × data × benchmark."""
+    """Return the gains of each condition's last epoch: model × mixture × benchmark."""
     means = tables.over_seeds(_complete(data, last_epochs(data.planned)))
     columns = [column for column in data.columns if column in set(means["column"])]
     largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
@@ -52,7 +52,7 @@ def heatmap_section(data: ScoreData) -> Section:
         heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
         seeds = f"{max(row['seeds'] for row in members)} of {first['asked_seeds']}"
         rows.append([*(str(label[name]) for name in ROW), seeds, *heats])
-    head = [Column("model", "facet"), Column("data", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
+    head = [Column("model", "facet"), Column("mixture", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
     heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
     if len(epochs) < 2:
@@ -120,7 +120,7 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
 
 def scores_section(data: ScoreData) -> Section:
     """Return one row per cell and benchmark, base models included."""
-    head = [Column(name, "facet") for name in ("benchmark", "model", "data", "setting", "epoch", "seed")]
+    head = [Column(name, "facet") for name in ("benchmark", "model", "mixture", "setting", "epoch", "seed")]
     numbers = [Column(name, "number") for name in ("score", "n", "base", "gain")]
     bounds = Column("95 % interval", "text")
     columns = [
@@ -196,7 +196,7 @@ def epochs_section(data: ScoreData) -> Section | None:
     known = known[known.groupby("trajectory")["epoch"].transform("nunique") > 1]
     if known.empty:
         return None
-    colours, dashes = numbering(known["data_label"]), numbering(known["setting_label"])
+    colours, dashes = numbering(known["mixture_label"]), numbering(known["setting_label"])
     rows = to_rows(known[[*LINE, "model", "column", "trajectory"]].sort_values("epoch", kind="stable"))
     groups: dict[str, Sequence[Panel]] = {}
     for (model,), of_model in grouped(rows, "model").items():
@@ -216,7 +216,7 @@ def epochs_section(data: ScoreData) -> Section | None:
     return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, keys)])
 
 
-LINE = ["data_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]
+LINE = ["mixture_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]
 
 
 def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dict[str, int]) -> Line:
@@ -227,11 +227,9 @@ def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dic
         points.insert(0, (0.0, float(first["base"]) * factor))
     story = [f"epoch {row['epoch']}: {_with_interval(row)}" for row in rows]
     seed = "" if is_missing(first["seed"]) else f" seed {first['seed']}"
-    label = (
-        f"{first['data_label']} {first['setting_label']}{seed}; base {format_score(first['base'], first['metric'])}; "
-    )
-    colour, dash = colours[first["data_label"]], dashes[first["setting_label"]]
-    return Line(label + "; ".join(story), points, colour, dash, marked=True)
+    mixture, setting = first["mixture_label"], first["setting_label"]
+    label = f"{mixture} {setting}{seed}; base {format_score(first['base'], first['metric'])}; "
+    return Line(label + "; ".join(story), points, colours[mixture], dashes[setting], marked=True)
 
 
 def _with_interval(row: dict[str, Any]) -> str:

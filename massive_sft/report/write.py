@@ -38,7 +38,7 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     table = tables.release_table(data.cells, data.scores)
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
-    labels = ["data_label", "setting_label"]
+    labels = ["mixture_label", "setting_label"]
     write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
     added = []
     for table_ledger in imported:
