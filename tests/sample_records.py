@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
@@ -143,10 +143,10 @@ def write_layers(path: Path) -> Path:
 
 
 def write_losses(path: Path) -> Path:
-    """Write a loss curve of two epochs of 32 steps, as far as a report reads it."""
+    """Write a loss curve of two epochs of 32 steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    steps = [{"step": step, "epoch": 1 + (step > 32), "loss": 2 - step / 64} for step in range(1, 65)]
-    path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    steps = [StepDone(step, 1 + (step > 32), 2 - step / 64, 1e-5, 1.0, 900, 300, 0.1) for step in range(1, 65)]
+    path.write_text("".join(map(to_line, steps)))
     return path
 
 

@@ -43,6 +43,7 @@ from massive_sft.cost.shapes import known_models, shape_of
 from massive_sft.cost.workload import ScoringWorkload, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.data.samples import padded_width
 from massive_sft.ledger.lease import Lease
+from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
@@ -576,10 +577,10 @@ def record_of(plan: Plan, cell: CellPlan, run: RunPlan | None, ledger: Ledger, *
     if run is not None:
         steps = [(index, 900 + 200 * (index % 3)) for index in range(4 * run.trajectory.epochs)]
         name = f"trajectories/{run.trajectory.id}/training/attempt-1/losses.jsonl"
-        lines = [{"step": index + 1, "tokens": tokens, "seconds": 0.1 + 1e-3 * tokens} for index, tokens in steps]
-        write_bytes(ledger.root / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        lines = [StepDone(index + 1, 1, 2.0, 1e-5, 1.0, tokens, 300, 0.1 + 1e-3 * tokens) for index, tokens in steps]
+        write_bytes(ledger.root / name, "".join(map(to_line, lines)).encode())
         files[name] = "0" * 64
-        whole = sum(line["seconds"] for line in lines) + 2.0 * len(run.trajectory.snapshots)
+        whole = sum(line.seconds for line in lines) + 2.0 * len(run.trajectory.snapshots)
         facts = {"run_seconds": whole, "wall_seconds": whole + 5.0, "peak_bytes": 10**9, "device": "cpu", "resumed": []}
         facts |= {"layout": run.layout.model_dump(mode="json")}
     asked = {item.id: 10.0 for item in cell.requirements if item.task}

@@ -1,6 +1,7 @@
 """The ledger reads true whatever happens to the processes that write it, and to the files."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -26,6 +27,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerErro
 from massive_sft.ledger import index, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, LeaseState
+from massive_sft.ledger.loss_curve import StepDone, read_steps, to_line
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import register_run
@@ -809,3 +811,14 @@ def test_hash_is_remembered_of_a_file_that_did_not_change_and_not_of_one_that_ju
         assert hashes.of(data) == "0" * 64
         hashes.save()
         assert len(read) == reads
+
+
+def test_loss_curve_ends_where_its_writer_was_killed_and_refuses_what_is_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    step = StepDone(1, 1, 2.0, 1e-5, math.inf, 9, 3, 0.5)
+    path.write_text(to_line(step) + to_line(step)[:-9])
+    assert list(read_steps(path)) == [step]
+    for line in ("{\n", "[1]\n", '{"step": 1}\n', to_line(step).replace("inf", "x")):
+        path.write_text(to_line(step) + line)
+        with pytest.raises(ValueError, match=r"losses.jsonl:2: is no optimizer step"):
+            list(read_steps(path))

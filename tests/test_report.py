@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from sample_records import plan_of, sweep_file, write_records
 
+from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.report import chart, formatting, report_data, table
@@ -224,9 +226,9 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
     losses = [1.0, 3.0, *[2.0] * 300]
-    losses[200] = "nan"  # type: ignore[call-overload]
-    steps = [json.dumps({"step": i, "epoch": 1 if i < 151 else 2, "loss": loss}) for i, loss in enumerate(losses)]
-    path.write_text("\n".join(steps))
+    losses[200] = math.nan
+    steps = [StepDone(i, 1 if i < 151 else 2, loss, 1e-5, 1.0, 9, 3, 1.0) for i, loss in enumerate(losses)]
+    path.write_text("".join(map(to_line, steps)))
     curve = report_data.read_curve(path)
     assert (len(curve.points), curve.steps) == (76, 4)
     assert curve.points[0] == (2.5 / 151, 2.0)

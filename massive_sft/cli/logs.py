@@ -17,9 +17,8 @@ from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
+from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
 from massive_sft.ledger.store import Ledger
-from massive_sft.training.events import StepDone
-from massive_sft.training.loss_curve_file import LOSSES, read_steps
 
 WIDTH = 60  # columns of the curve
 ROWS = 40  # epochs listed

@@ -7,7 +7,6 @@ from massive_sft.cost.cost_table import (
     ScoringCosts,
     TrainingCosts,
     read_cost_table,
-    read_steps,
     scoring_key,
     training_key,
     write_cost_table,
@@ -19,6 +18,7 @@ from massive_sft.cost.memory import training_memory
 from massive_sft.cost.padding import computed_tokens
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.lease import Lease, this_process
+from massive_sft.ledger.loss_curve import curve_file, read_steps
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
@@ -103,13 +103,13 @@ class _Calibrator:
     def _training(self, run: RunPlan, record: Record, shape: ModelShape) -> None:
         """Add a training by what its record and its loss curve say. An incomplete one says nothing."""
         facts, setting = record.training, run.trajectory.recipe.setting
-        name = next((name for name in record.files if name.endswith("/losses.jsonl")), None)
+        curve = curve_file(record)
         workload = self.inputs.workload(run.trajectory.recipe)
         try:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
             used_layout = Layout.model_validate(layout)
-            steps = read_steps(self.ledger.root / str(name))
+            steps = [(step.tokens, step.seconds) for step in read_steps(self.ledger.root / str(curve))]
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone
         if workload is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:

@@ -6,7 +6,6 @@ at any time: the next run makes it anew out of the records it sees.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -204,9 +203,3 @@ def _row(kind: Any, values: Mapping[str, Any]) -> Any:
 def write_cost_table(root: Path, table: CostTable) -> None:
     """Replace the table under a storage root. Raises OSError."""
     write_json(root / NAME, {"schema": SCHEMA, **asdict(table)})
-
-
-def read_steps(path: Path) -> list[tuple[float, float]]:
-    """Return (tokens, seconds) of each step of a loss curve. Raises OSError, KeyError, TypeError or ValueError."""
-    steps = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(float(step["tokens"]), float(step["seconds"])) for step in steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from massive_sft.core.errors import Corrupt
+from massive_sft.ledger.loss_curve import curve_file, read_steps
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
@@ -179,14 +179,14 @@ def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
     """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
     last: dict[str, tuple[Record, str]] = {}
     for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
-        for name in record.files:
-            if record.trajectory and name.endswith("/losses.jsonl"):
-                last[record.trajectory] = (record, name)
+        name = curve_file(record)
+        if record.trajectory and name is not None:
+            last[record.trajectory] = (record, name)
     curves = {}
     for trajectory, (record, name) in last.items():
         try:
             curves[trajectory] = read_curve(ledger.verified_file(record, name))
-        except (Corrupt, ValueError, KeyError, OSError) as error:
+        except (Corrupt, ValueError, OSError) as error:
             warned.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
     return curves
 
@@ -194,13 +194,13 @@ def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
 def read_curve(path: Path) -> ThinnedCurve:
     """Read and thin a ``losses.jsonl``; a step whose loss is not finite breaks the curve.
 
-    Raises ValueError or KeyError when it is none.
+    Raises ValueError when it is none.
     """
-    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = list(read_steps(path))
     if not steps:
         raise ValueError("empty")
-    per_epoch = sum(step["epoch"] == 1 for step in steps) or len(steps)
-    losses = [float(step["loss"]) for step in steps]
+    per_epoch = sum(step.epoch == 1 for step in steps) or len(steps)
+    losses = [step.loss for step in steps]
     size = math.ceil(len(losses) / CURVE_POINTS)
     points = []
     for start in range(0, len(losses), size):

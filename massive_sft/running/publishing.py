@@ -14,6 +14,7 @@ from typing import Any
 from massive_sft.core.files import write_json
 from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.loss_curve import LOSSES, read_steps
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
 from massive_sft.running.outcome import OUTCOME, find_snapshot, find_trained
@@ -22,7 +23,6 @@ from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
 from massive_sft.training.divergence import window_of
 from massive_sft.training.events import Event, SnapshotPublished, StepDone
-from massive_sft.training.loss_curve_file import LOSSES, read_steps
 from massive_sft.training.summary import TrainingSummary
 
 

@@ -120,11 +120,7 @@ def train(
 
     def cost() -> dict[str, Any]:
         seconds = time.perf_counter() - began
-        return {
-            "wall_seconds": seconds,
-            "peak_bytes": peak_memory.peak_bytes(gpu),
-            "device": device_name(gpu),
-        }
+        return {"wall_seconds": seconds, "peak_bytes": peak_memory.peak_bytes(gpu), "device": device_name(gpu)}
 
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):

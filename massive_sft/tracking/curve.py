@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -45,12 +44,11 @@ def loss_curve(ledger: Ledger, record: Record) -> RunCurve | None:
     path = _file(ledger, record.trajectory, epoch) if record.trajectory and epoch else None
     if path is None:
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = [line for line in lines if line["epoch"] <= epoch]
+    steps = [step for step in read_steps(path) if step.epoch <= epoch]
     times = _times(steps, to_milliseconds(record.created))
     shown = _evenly(len(steps))
     points = [
-        Point(f"training/{key}", float(steps[index][key]), times[index], int(steps[index]["step"]))
+        Point(f"training/{key}", float(getattr(steps[index], key)), times[index], steps[index].step)
         for index in shown
         for key in KEYS
     ]
@@ -59,7 +57,12 @@ def loss_curve(ledger: Ledger, record: Record) -> RunCurve | None:
     if len(finite) < len(points):
         note += f", {len(points) - len(finite)} numbers not finite"
     # Neither how far the run went on nor how long its steps took makes another curve.
-    return RunCurve(fingerprint([[step["step"], *(step[key] for key in KEYS)] for step in steps]), finite, note)
+    drawn = [[step.step, *(_as_json(getattr(step, key)) for key in KEYS)] for step in steps]
+    return RunCurve(fingerprint(drawn), finite, note)
+
+
+def _as_json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
@@ -69,8 +72,8 @@ def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
     One that differs from its manifest is reported and does not count.
     """
     home = ledger.trajectory_dir(trajectory) / "training"
-    longest = sorted(home.glob("attempt-*/losses.jsonl"), key=lambda path: path.stat().st_size, reverse=True)
-    for path in [*home.glob(f"epoch-{epoch}/losses.jsonl"), *longest]:
+    longest = sorted(home.glob(f"attempt-*/{LOSSES}"), key=lambda path: path.stat().st_size, reverse=True)
+    for path in [*home.glob(f"epoch-{epoch}/{LOSSES}"), *longest]:
         try:
             verify_folder(path.parent)
         except Corrupt as error:
@@ -80,12 +83,12 @@ def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
     return None
 
 
-def _times(steps: list[dict[str, Any]], end: int) -> list[int]:
+def _times(steps: list[StepDone], end: int) -> list[int]:
     """Return when each step ended, in milliseconds, when the last one ended at ``end``."""
     times, now = [], float(end)
     for step in reversed(steps):
         times.append(round(now))
-        now -= 1000 * float(step["seconds"])
+        now -= 1000 * step.seconds
     return times[::-1]
 
 

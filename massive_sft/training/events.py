@@ -5,28 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimizer step, also a line of ``losses.jsonl``.
-
-    Attributes:
-        step, epoch: counted from 1.
-        loss: nats per trainable token, mean over the batch, before the update. NaN or infinity when not finite.
-        lr: the learning rate of the update.
-        grad_norm: of the whole gradient, before clipping.
-        tokens, trainable_tokens: of the batch, over all ranks, without padding.
-        seconds: wall-clock time of the step.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    trainable_tokens: int
-    seconds: float
+from massive_sft.ledger.loss_curve import StepDone
 
 
 @dataclass(frozen=True)

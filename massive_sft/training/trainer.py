@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from massive_sft.core.errors import Interrupted
 from massive_sft.data.samples import Samples
+from massive_sft.ledger.loss_curve import LOSSES, to_line
 from massive_sft.models.attention import attention_of
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import micro_batch, snapshot
@@ -20,7 +21,6 @@ from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine
 from massive_sft.training.events import Event, SnapshotWritten, StepDone
-from massive_sft.training.loss_curve_file import LOSSES, to_line
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
 from massive_sft.training.step import Decision, StepRunner

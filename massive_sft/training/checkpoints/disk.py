@@ -26,9 +26,9 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import Claim
+from massive_sft.ledger.loss_curve import LOSSES
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.training import snapshot
-from massive_sft.training.loss_curve_file import LOSSES
 
 SCHEMA = 1
 STATE = "state"

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from massive_sft.data.samples import Samples
+from massive_sft.ledger.loss_curve import LOSSES
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints import policy, random_states
@@ -23,7 +24,6 @@ from massive_sft.training.checkpoints.policy import Interval, ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.engine import Engine, convert_checkpoint
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
-from massive_sft.training.loss_curve_file import LOSSES
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0
 

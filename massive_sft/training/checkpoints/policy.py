@@ -16,11 +16,11 @@ import torch
 from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.data.samples import Samples
+from massive_sft.ledger.loss_curve import LOSSES, read_steps
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.checkpoints import disk
 from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
 from massive_sft.training.events import StartedOver, StepDone
-from massive_sft.training.loss_curve_file import LOSSES, read_steps
 
 LIBRARIES = ("massive-sft", "torch", "deepspeed", "transformers", "peft", "numpy")
 # What DeepSpeed's files depend on. The other fields of a layout only change how a step is computed or where state is.
