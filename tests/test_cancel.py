@@ -21,7 +21,7 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
-from massive_sft.core.stop import Stop
+from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.runs import find_live_runs, register_run
@@ -226,7 +226,10 @@ def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_l
 def test_run_under_nohup_heeds_no_closed_terminal(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with register_run(Folder(tmp_path), "small", "here:1") as run, Stop().handle_signals(run.end_requested, print):
+        with (
+            register_run(Folder(tmp_path), "small", "here:1") as run,
+            StopSignal().handle_signals(run.end_requested, print),
+        ):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     finally:

@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from small_sweep import small_sweep
 
 from massive_sft.core.errors import Interrupted, InvalidInput
-from massive_sft.core.stop import Stop
+from massive_sft.core.stop import StopSignal
 from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
@@ -86,7 +86,7 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
 
 def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_path: Path) -> None:
     """The run is stopped by the record: were it to wait for the training, all would be complete."""
-    stop = Stop()
+    stop = StopSignal()
 
     def listen(event: RunEvent) -> None:
         if isinstance(event, CellRecorded):

@@ -17,7 +17,7 @@ from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import Interrupted
-from massive_sft.core.stop import Stop
+from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
@@ -75,7 +75,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.running.execute import checked, execute
 
-    out, err, stop = console(), console(is_error=True), Stop()
+    out, err, stop = console(), console(is_error=True), StopSignal()
     wanted = {cell.cell.id for cell in selected.cells}
     status = err.status("checking")
 
@@ -103,7 +103,9 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
 
 
-def _runner(inline: bool, retrain: bool, stop: Stop, say: Callable[[str], None]) -> Callable[[Plan, Listen], None]:
+def _runner(
+    inline: bool, retrain: bool, stop: StopSignal, say: Callable[[str], None]
+) -> Callable[[Plan, Listen], None]:
     """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
 
     def run_here(plan: Plan, listen: Listen) -> None:

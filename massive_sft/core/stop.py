@@ -19,7 +19,7 @@ KILL_MESSAGE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
 
 
-class Stop:
+class StopSignal:
     """A flag that a run should end; calling it returns the flag. Once set, it stays set."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.stop import Stop
+from massive_sft.core.stop import StopSignal
 from massive_sft.cost.calibrate import calibrate
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.run_requirements import publish_requirements
@@ -58,7 +58,7 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
         yield run
 
 
-def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop) -> Plan:
+def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Plan:
     """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
 
     Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a

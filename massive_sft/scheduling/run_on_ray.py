@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError
-from massive_sft.core.stop import Stop
+from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
@@ -52,7 +52,7 @@ class Stuck(MassiveSFTError):
 
 
 def run_on_ray(
-    plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False, stop: Stop | None = None
+    plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False, stop: StopSignal | None = None
 ) -> None:
     """Do what a plan leaves to do on the Ray cluster that this process is connected to, or until ``stop`` says so.
 
@@ -70,7 +70,7 @@ def run_on_ray(
     """
     mode = choose_mode(plan, ray.cluster_resources())
     say(str(mode))
-    stop = stop or Stop()
+    stop = stop or StopSignal()
     for runs in mode.rounds(plan.todo):
         if stop():
             return
@@ -89,7 +89,7 @@ class _Round:
     listen: Listen
     say: Callable[[str], None]
     retrain: bool
-    stop: Stop
+    stop: StopSignal
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
