@@ -813,7 +813,7 @@ def test_plan_of_a_budget_prints_what_it_takes_and_leaves_out(tmp_path: Path) ->
     assert content["cost"]["gpu_seconds"]["value"] / 3600 <= 0.6
     told = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.6"]).stdout
     assert "GPU-hours" in told
-    assert f"left out are {len(content['budget']['left_out'])} runs" in told
+    assert f"left out are {len(content['budget']['left_out'])} training runs" in told
 
 
 def test_budget_that_is_no_number_or_pays_for_nothing_is_said(tmp_path: Path) -> None:

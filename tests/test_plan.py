@@ -78,10 +78,10 @@ def test_rules_that_come_to_nothing_are_said(tmp_path: Path) -> None:
     told = [f"{str(item.place).partition(': ')[2]}: {item.rule}" for item in plan.warnings]
     for_estimates = "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
     assert told == [
-        "resources: no rule matches 1 of 2 runs, e.g. m1 d1 full: one worker trains them on the CPU",
+        "resources: no rule matches 1 of 2 training runs, e.g. m1 d1 full: one worker trains them on the CPU",
         f"resources[0].replicas: {for_estimates}",
-        "resources[1]: is never reached: earlier rules take all 1 runs that it matches",
-        "resources[2]: matches no run",
+        "resources[1]: is never reached: earlier rules take all 1 training runs that it matches",
+        "resources[2]: matches no training run",
         f"resources[3].gpus_per_replica: {for_estimates}",
         "evaluation.protocol.engine: is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5",
     ]

@@ -64,14 +64,15 @@ def plan_totals(plan: Plan) -> list[Text]:
         lines[-1] += f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
     if saved.split_by_horizon:
         lines.append(
-            f"{saved.split_by_horizon} runs differ only in the horizon of a decaying schedule: "
+            f"{saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule: "
             "the shorter is no prefix of the longer, so they are not shared"
         )
     lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
         lines.append(
-            f"{gone} runs lack scores whose snapshots were removed: they stay PARTIAL unless run with --retrain"
+            f"{gone} training runs lack scores whose snapshots were removed: their cells stay PARTIAL unless you "
+            "run with --retrain"
         )
     lines.append(f"semantics: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}")
     lines.append(f"storage: {plan.root}")

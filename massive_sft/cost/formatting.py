@@ -27,7 +27,7 @@ def cost_lines(cost: Cost) -> list[str]:
     if cost.money is not None and not _is_unknown(cost.money):
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
     measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
-    shared = f"  a run for each cell would train {_time(cost.saved)} longer" if cost.saved.value else ""
+    shared = f"  a training run for each cell would take {_time(cost.saved)} longer" if cost.saved.value else ""
     lines = [
         total,
         shared,
@@ -89,7 +89,7 @@ def _judgement(fit: Fit) -> str:
 
 
 def _fit(fit: Fit) -> str:
-    runs = f", {fit.runs} runs" if fit.runs > 1 else ""
+    runs = f", {fit.runs} training runs" if fit.runs > 1 else ""
     needed = f"{'' if fit.measured else '≈ '}{format_bytes(fit.needed)} of {format_bytes(fit.available or 0)}"
     return f"{fit.what} on {fit.where}{runs} needs {needed}"
 
@@ -102,7 +102,7 @@ def budget_lines(portion: BudgetedPlan) -> list[str]:
     )
     if not portion.left_out:
         return [f"{head}; nothing is left out"]
-    lines = [f"{head}; left out are {portion.runs_left_out} runs:"]
+    lines = [f"{head}; left out are {portion.runs_left_out} training runs:"]
     lines += [f"  {item}" for item in portion.left_out[:MAX_LINES]]
     if len(portion.left_out) > MAX_LINES:
         lines.append(f"  and {len(portion.left_out) - MAX_LINES} more (--json lists them all)")

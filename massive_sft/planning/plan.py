@@ -254,7 +254,7 @@ def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
         if steps is not None and setting.warmup_steps >= steps:
             place = f"{sweep.path}: settings.{name}.warmup_steps"
             problems.setdefault(
-                name, Problem(place, f"is not over when a run of {steps} steps ends", setting.warmup_steps)
+                name, Problem(place, f"is not over when a training run of {steps} steps ends", setting.warmup_steps)
             )
     return problems.values()
 

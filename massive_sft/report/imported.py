@@ -119,6 +119,6 @@ def _what(table: Imported) -> Section:
     facts += [("Trained rows", approximation_note("lora")), ("Base rows", approximation_note("none"))]
     note = (
         "These numbers were imported, not measured here. Rows of equal names but for the epoch are taken for snapshots "
-        "of one run. There are no intervals: the table has no per-sample values, and no seed was repeated."
+        "of one training run. There are no intervals: the table has no per-sample values, and no seed was repeated."
     )
     return Section("imported", "What was imported", [note], [FactBlock(facts)])

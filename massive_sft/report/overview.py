@@ -97,7 +97,8 @@ def runs_section(data: ReportData) -> Section:
     note += f"they would take {saved.cell_epochs:,} epochs."
     if saved.split_by_horizon:
         note += (
-            f" {saved.split_by_horizon} runs differ only in the horizon of a decaying schedule and cannot be shared."
+            f" {saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule and cannot be "
+            "shared."
         )
     protocol = plan.sweep.file.evaluation.protocol
     facts = [
@@ -140,7 +141,7 @@ def _models(data: ReportData) -> Any:
 def _settings(plan: Plan) -> Any:
     columns = [Column(name) for name in ("setting", "method", "schedule", "snapshots")]
     columns += [Column(name, "number") for name in ("learning rate", "batch", "max length")]
-    columns += [Column("precision"), Column("LoRA"), Column("layout"), Column("runs", "number")]
+    columns += [Column("precision"), Column("LoRA"), Column("layout"), Column("training runs", "number")]
     rows: Counter[tuple[str, ...]] = Counter()
     for run in plan.runs:
         recipe, setting = run.trajectory.recipe, run.trajectory.recipe.setting

@@ -23,8 +23,8 @@ NAMES = {
     "layer_change": "layer change",
 }
 NO_CAUSE = (
-    "One point a training run, at its last epoch. Runs of one model are not independent and the intervals (Fisher's z) "
-    "treat them as if they were. A correlation is no cause."
+    "One point a training run, at its last epoch. Those of one model are not independent and the intervals (Fisher's "
+    "z) treat them as if they were. A correlation is no cause."
 )
 
 
@@ -175,7 +175,7 @@ def _bounds(row: dict[str, Any], name: str) -> str:
 _CORRELATION = [
     Column("measure", "facet"),
     Column("benchmark", "facet"),
-    Column("runs", "facet"),
+    Column("training runs", "facet"),
     Column("n", "number"),
     Column("Pearson r", "number"),
     Column("95 % interval"),
@@ -214,7 +214,7 @@ def _profile(data: ReportData) -> Section | None:
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
         dots = [_layer_dot(row) for row in to_rows(correlations[correlations["model"] == model])]
         n = correlations.loc[correlations["model"] == model, "n"]
-        caption = f"n = {n.max()} runs" if len(n) else ""
+        caption = f"n = {n.max()} training runs" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
         gains.append(
             Panel(

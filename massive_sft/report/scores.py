@@ -60,7 +60,7 @@ def heatmap_section(data: ScoreData) -> Section:
     if not len(means) or means["asked_seeds"].max() == 1:
         at = [head.label for head in heads].index("seeds")
         heads, rows = _without(at, heads), [_without(at, row) for row in rows]
-    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each run's last epoch"
+    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
     notes = [
         f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
         "interval is below it. Blue is better than the base, orange worse, whichever way the metric points (↓: lower "
@@ -212,7 +212,7 @@ def epochs_section(data: ScoreData) -> Section | None:
         groups[str(model)] = panels
     keys = [Key(name, colour=index) for name, index in colours.items()]
     keys += [Key(name, dash=index) for name, index in dashes.items()]
-    notes = ["Runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
+    notes = ["Training runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
     return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, keys)])
 
 

@@ -39,10 +39,8 @@ class ResourceRules:
                 chosen[number] = chosen.get(number, 0) + 1
         if left and self._rules:
             first = f"{left[0].model_name} {left[0].mixture.name} {left[0].setting_name}"
-            rule = (
-                f"no rule matches {len(left)} of {len(recipes)} runs, e.g. {first}: one worker trains them on the CPU"
-            )
-            yield Problem(place, rule)
+            rule = f"no rule matches {len(left)} of {len(recipes)} training runs, e.g. {first}"
+            yield Problem(place, f"{rule}: one worker trains them on the CPU")
         for number, numbered_rule in enumerate(self._rules):
             at = f"{place}[{number}]"
             if numbered_rule.resource.when.phase != "evaluate" and number not in chosen:
@@ -56,7 +54,7 @@ class ResourceRules:
 
 
 def describe_layouts(layouts: Iterable[Layout]) -> str:
-    """Return how many runs train on what, for people: ``3 on 8 GPUs, 2 on the CPU by 1 worker``."""
+    """Return how many training runs are on what, for people: ``3 on 8 GPUs, 2 on the CPU by 1 worker``."""
     counts = Counter((layout.gpus, layout.workers) for layout in layouts)
     return ", ".join(
         f"{runs:,} on {_count(gpus, 'GPU') if gpus else 'the CPU by ' + _count(workers, 'worker')}"
@@ -69,7 +67,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _unreached(matches: int) -> str:
-    return f"is never reached: earlier rules take all {matches} runs that it matches" if matches else "matches no run"
+    if matches:
+        return f"is never reached: earlier rules take all {matches} training runs that it matches"
+    return "matches no training run"
 
 
 class _Rule:
