@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.measures import layer_change
+from massive_sft.models.weight_tensors import WeightTensors
 from massive_sft.sweep.schema import Model
 
 
@@ -65,7 +66,7 @@ def test_layer_change_adapter_equals_the_merged_difference(tmp_path: Path) -> No
     table = layer_change.layer_change(Model(path=str(base)), snapshot).to_pylist()
     adapted = [row for row in table if row["method"] == "lora"]
     assert len(adapted) == 2 * 7
-    assert {row["tensor"] for row in table} == set(layer_change.Tensors([base / "model.safetensors"]).names())
+    assert {row["tensor"] for row in table} == set(WeightTensors([base / "model.safetensors"]).names())
     for row in (row for row in table if row["method"] == "frozen"):
         assert row["delta_norm"] == row["max_abs"] == 0
         assert row["base_norm"] == pytest.approx(float(start[row["tensor"]].double().norm()), rel=1e-6)

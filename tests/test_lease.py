@@ -14,6 +14,7 @@ import pytest
 
 from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import lease as lease_module
+from massive_sft.ledger import process_identity
 from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.run_requirements import is_still_required, publish_requirements
 from massive_sft.ledger.runs import find_live_runs, register_run
@@ -218,7 +219,7 @@ def test_lease_long_untouched_elsewhere_does_not_look_live_and_of_a_process_here
 @pytest.mark.parametrize("alive", [True, False])
 def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_is_no_more(tmp_path, monkeypatch, alive):
     """As where /proc is mounted with hidepid=2 and the owner is another user."""
-    first_line = lease_module._first_line
+    first_line = process_identity._first_line
     with subprocess.Popen(["sleep", "60"]) as child:
         monkeypatch.setattr(lease_module.os, "getpid", lambda: child.pid)
         lease = acquire(tmp_path)
@@ -227,7 +228,7 @@ def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_i
             child.kill()
             child.wait()
         monkeypatch.setattr(
-            lease_module, "_first_line", lambda path: None if path.endswith("/stat") else first_line(path)
+            process_identity, "_first_line", lambda path: None if path.endswith("/stat") else first_line(path)
         )
         assert look(tmp_path).owner_is_gone() is not alive
         assert (acquire(tmp_path, "b") is None) is alive

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
+from massive_sft.data.columns import conditions, lookup
 from massive_sft.data.findings import Findings
 from massive_sft.data.messages import (
     MESSAGE_COLUMNS,
@@ -19,7 +18,7 @@ from massive_sft.data.messages import (
 )
 from massive_sft.data.misnamed_files import columns_inside, rows_inside
 from massive_sft.sweep import dataset_filter as filters
-from massive_sft.sweep.schema import Columns, Dataset
+from massive_sft.sweep.schema import Dataset
 from massive_sft.sweep.schema.field_types import ColumnPath
 
 
@@ -67,56 +66,6 @@ class Mapped:
     system: str | None = None
     untrained: tuple[int, ...] = ()
     faults: list[BadRecord] = field(default_factory=list)
-
-
-@lru_cache(maxsize=1024)
-def parse_path(column: str) -> tuple[str | int, ...]:
-    """Split a column path: ``instances[0].output`` gives ``("instances", 0, "output")``."""
-    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", column))
-
-
-def lookup(value: Any, column: ColumnPath) -> Any:
-    """Return what stands at a column path or number; ``MISSING`` when nothing does.
-
-    A column whose very name is the path wins over the path.
-    """
-    if isinstance(column, str) and isinstance(value, dict) and column in value:
-        return value[column]
-    for step in (column,) if isinstance(column, int) else parse_path(column):
-        if isinstance(step, int):
-            present = isinstance(value, list) and step < len(value)
-        else:
-            present = isinstance(value, dict) and step in value
-        if not present:
-            return MISSING
-        value = value[step]
-    return value
-
-
-class Condition(NamedTuple):
-    column: ColumnPath
-    values: frozenset[str | None]
-    keep: bool
-
-
-def conditions(dataset: Dataset) -> list[Condition]:
-    """Return a dataset's filter as conditions that all must hold."""
-    numbered = headerless(dataset.mapping)
-    return [
-        Condition(int(column) if numbered and column.isdigit() else column, values, keep)
-        for (column, keep), values in filters.parse(dataset.filter).items()
-    ]
-
-
-def named_columns(mapping: Columns) -> tuple[ColumnPath, ...]:
-    """Return every column that a mapping names."""
-    messages = () if mapping.messages is None else (mapping.messages,)
-    return (*(mapping.prompt or ()), *(mapping.completion or ()), *messages)
-
-
-def headerless(mapping: Columns) -> bool:
-    """Column numbers mean that the file has no header."""
-    return any(isinstance(column, int) for column in named_columns(mapping))
 
 
 class Converter:

@@ -20,9 +20,10 @@ from typing import IO
 import numpy as np
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.data.columns import headerless
 from massive_sft.data.findings import Findings
 from massive_sft.data.misnamed_files import misnamed
-from massive_sft.data.rows import Converter, Record, Row, headerless
+from massive_sft.data.rows import Converter, Record, Row
 from massive_sft.models.hub import pinned_folder
 from massive_sft.sweep.schema import Dataset
 

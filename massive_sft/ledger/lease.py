@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import LeaseLost
+from massive_sft.ledger.process_identity import is_running, process_identity
 from massive_sft.ledger.storage import Storage
 
 TTL_S = 60.0
@@ -56,19 +56,7 @@ class LeaseState:
 
     def owner_is_gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
-        return self._is_running() is False
-
-    def _is_running(self) -> bool | None:
-        """Return whether the owner's process goes on, None when that cannot be known from here."""
-        process = self.owner.get("process")
-        if not isinstance(process, dict) or None in process.values() or type(process.get("pid")) is not int:
-            return None
-        here = _process(process["pid"])
-        if any(here[key] != process.get(key) for key in ("host", "boot", "pid_namespace")):
-            return None
-        if here["started"] is None and _is_hidden(process["pid"]):
-            return None
-        return here == process
+        return is_running(self.owner.get("process")) is False
 
     def seems_live(self, now: float | None = None) -> bool:
         """Whether a process seems to hold it, by one read: for display, never for taking over.
@@ -81,7 +69,7 @@ class LeaseState:
         """
         if self.released:
             return False
-        running = self._is_running()
+        running = is_running(self.owner.get("process"))
         age = (time.time() if now is None else now) - self.modified
         return age <= 10 * self.ttl_s(TTL_S) if running is None else running
 
@@ -213,7 +201,7 @@ class Lease:
             "token": claim.token,
             "ttl": ttl_s,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "process": _process(os.getpid()),
+            "process": process_identity(os.getpid()),
         }
         taken = cls(claim, json.dumps(head).encode() + b"\n", ttl_s)
         if not lease.put_if_absent(str(claim.number), taken._content("held")):
@@ -271,50 +259,3 @@ class Lease:
 
 def _highest(lease: Storage) -> int:
     return max((int(item.name) for item in lease.list() if item.name.isdecimal()), default=0)
-
-
-def _process(pid: int) -> dict[str, Any]:
-    """Name a process so that it cannot be taken for another; a value is None where the system does not tell."""
-    return {
-        "host": socket.gethostname(),
-        "boot": _first_line("/proc/sys/kernel/random/boot_id"),
-        "pid_namespace": _link("/proc/self/ns/pid"),
-        "pid": pid,
-        "started": _started(pid),
-    }
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process started (clock ticks since boot), None when it is no more or cannot be known."""
-    stat = _first_line(f"/proc/{pid}/stat")
-    if stat is None:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_hidden(pid: int) -> bool:
-    """Return whether a process is there of which /proc tells this user nothing (its mount option ``hidepid``)."""
-    if _first_line(f"/proc/{pid}/stat") is not None:
-        return False
-    try:
-        os.kill(pid, 0)  # asks only
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _first_line(path: str) -> str | None:
-    try:
-        return Path(path).read_text().partition("\n")[0]
-    except OSError:
-        return None
-
-
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None

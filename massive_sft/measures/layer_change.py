@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.models import pretrained
 from massive_sft.models.attention import meta_model
 from massive_sft.models.location import weight_paths
+from massive_sft.models.weight_tensors import WeightTensors
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.schema import Model
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
@@ -67,54 +65,6 @@ class _Sums:
     changed: int = 0
 
 
-class Tensors:
-    """The tensors of weight files, read one at a time.
-
-    Args:
-        files: safetensors, or PyTorch's own, whose tensors stay on the disk as well where they are in its newer format.
-    """
-
-    def __init__(self, files: Sequence[Path]):
-        self._readers: dict[str, Callable[[], torch.Tensor]] = {}
-        for path in files:
-            self._readers |= _safetensors(path) if path.suffix == ".safetensors" else _pytorch(path)
-        self._folder = files[0].parent
-
-    def names(self) -> list[str]:
-        return sorted(self._readers)
-
-    def find(self, name: str) -> str:
-        """Return a tensor's name here; a checkpoint of the inner model alone lacks its prefix (``transformer.h.0``).
-
-        Raises:
-            Corrupt: when there is none, or more than one that fits.
-        """
-        found = [name] if name in self._readers else []
-        found = found or [known for known in self._readers if f".{name}".endswith(f".{known}")]
-        found = found or [known for known in self._readers if f".{known}".endswith(f".{name}")]
-        if len(found) != 1:
-            raise Corrupt(f"{self._folder}: has {len(found)} tensors for {name}")
-        return found[0]
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor by name, or as ``find`` finds it."""
-        return self._readers[self.find(name)]()
-
-
-def _safetensors(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    def read(name: str) -> torch.Tensor:
-        with safe_open(path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    return {name: partial(read, name) for name in weight_files.read_header(path)}
-
-
-def _pytorch(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    return {name: partial(tensors.__getitem__, name) for name in tensors}
-
-
 def layer_change(base: Model, snapshot: Path) -> pa.Table:
     """Measure the change of every floating-point tensor of a snapshot.
 
@@ -133,7 +83,7 @@ def layer_change(base: Model, snapshot: Path) -> pa.Table:
         InvalidInput: when the base's weight files are not there or broken.
         Unsupported: when the adapter is of another kind than LoRA on linear layers.
     """
-    start = Tensors(weight_paths(base))
+    start = WeightTensors(weight_paths(base))
     adapter = (snapshot / "adapter_config.json").is_file()
     if adapter:
         rows = list(_adapter_rows(start, snapshot, _weights_of(base, start)))
@@ -146,7 +96,7 @@ def layer_change(base: Model, snapshot: Path) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _weights_of(base: Model, start: Tensors) -> dict[str, str]:
+def _weights_of(base: Model, start: WeightTensors) -> dict[str, str]:
     """Return a base's tensors by the names of the model's weights, each once: its files may hold a tied one twice.
 
     All of them by their own names where some cannot be told from the model's.
@@ -161,8 +111,8 @@ def _weights_of(base: Model, start: Tensors) -> dict[str, str]:
     return {name: name for name in start.names()}
 
 
-def _full_rows(start: Tensors, snapshot: Path) -> Iterator[dict[str, Any]]:
-    end = Tensors(weight_files.find(snapshot))
+def _full_rows(start: WeightTensors, snapshot: Path) -> Iterator[dict[str, Any]]:
+    end = WeightTensors(weight_files.find(snapshot))
     for name in end.names():
         after = end.read(name)
         if not after.is_floating_point():
@@ -195,7 +145,7 @@ def _rounding(weights: torch.Tensor) -> float:
     return float((spacing.square() / 12).where(weights != 0, 0).sum())
 
 
-def _adapter_rows(start: Tensors, snapshot: Path, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _adapter_rows(start: WeightTensors, snapshot: Path, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Rows of the adapted ones among a model's weights, then of the others.
 
     Only products as thin as the rank are made, but for the largest change.
@@ -206,7 +156,7 @@ def _adapter_rows(start: Tensors, snapshot: Path, weights: Mapping[str, str]) ->
         raise Unsupported(f"{snapshot}: layer_change reads plain LoRA adapters, not {unusual or config['peft_type']}")
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    adapter = Tensors([snapshot / "adapter_model.safetensors"])
+    adapter = WeightTensors([snapshot / "adapter_model.safetensors"])
     frozen = set(weights.values())
     for name in adapter.names():
         if name.endswith(".lora_B.weight"):
