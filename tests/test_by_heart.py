@@ -19,10 +19,10 @@ from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.evaluation.build import prepare
 from massive_sft.evaluation.encoding import RequestEncoder
-from massive_sft.evaluation.ends import ends_of
+from massive_sft.evaluation.end_tokens import ends_of
+from massive_sft.evaluation.evaluate import evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Generation, read_requests
-from massive_sft.evaluation.run import evaluate
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.wrapping import choose_wrapping
 from massive_sft.sweep import schema

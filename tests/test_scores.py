@@ -26,8 +26,8 @@ from scorer_lm import ScorerLM
 from massive_sft.evaluation import build, intervals, responses, wrapping
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.build import PreparedBenchmarks
+from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
-from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.sweep import schema

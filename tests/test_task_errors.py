@@ -12,8 +12,8 @@ from evaluation_world import own_datasets_cache, write_tasks
 
 from massive_sft.evaluation import wrapping
 from massive_sft.evaluation.build import prepare
+from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
-from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.task_errors import as_task_unavailable
 from massive_sft.sweep import schema

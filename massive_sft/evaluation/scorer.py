@@ -12,7 +12,7 @@ import torch
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching, generate
 from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated
-from massive_sft.evaluation.ends import ends_of
+from massive_sft.evaluation.end_tokens import ends_of
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response

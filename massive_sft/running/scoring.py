@@ -9,11 +9,11 @@ from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, describe_error
 from massive_sft.evaluation.build import PreparedBenchmarks, prepare
-from massive_sft.evaluation.ends import end_tokens
+from massive_sft.evaluation.end_tokens import end_tokens
+from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
-from massive_sft.evaluation.run import EvaluationResult, evaluate
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores

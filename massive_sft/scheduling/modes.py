@@ -1,4 +1,4 @@
-"""Who holds what: how a run divides the cluster between lanes and scorers."""
+"""Modes: how a run divides the cluster between lanes and scorers."""
 
 from __future__ import annotations
 
