@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Corrupt
@@ -29,3 +31,8 @@ def unseal(data: bytes, place: str) -> bytes:
     if data != _HEAD.format(hashlib.sha256(body).hexdigest()).encode() + body + _TAIL:
         raise Corrupt(f"{place}: the content does not match its checksum")
     return body
+
+
+def read_sealed(path: Path) -> Any:
+    """Return the content of a file that holds what ``seal`` returned. Raises ``Corrupt``, OSError."""
+    return json.loads(unseal(path.read_bytes(), str(path)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.checksummed_json import unseal
+from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.planning.plan import token_key
@@ -74,7 +74,7 @@ def _counted(root: Path, recipe: Recipe) -> tuple[dict[str, int] | None, tuple[t
     """Return the token cache's totals of a mixture and how long its samples are."""
     path = root / "cache" / "tokens" / f"{token_key(recipe)}.json"
     try:
-        value = json.loads(unseal(path.read_bytes(), str(path)))
+        value = read_sealed(path)
         total = value["counts"]["total"]
         wanted = ("samples", "tokens", "trainable_tokens", "longest", "text_bytes")
         counted = {name: int(total[name]) for name in wanted}

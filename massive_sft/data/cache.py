@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from massive_sft.core.checksummed_json import seal, unseal
+from massive_sft.core.checksummed_json import read_sealed, seal
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import write_bytes
 from massive_sft.data.mixture import Counts
@@ -78,7 +77,7 @@ def _counts_path(cache_dir: Path, key: str) -> Path:
 def _read_counts(cache_dir: Path, key: str) -> tuple[Counts, str]:
     """Return the counts and the arrays' SHA-256. Raises FileNotFoundError, ``Corrupt``."""
     path = _counts_path(cache_dir, key)
-    value = json.loads(unseal(path.read_bytes(), str(path)))
+    value = read_sealed(path)
     if value.get("schema") != SCHEMA:
         raise Corrupt(f"{path}: is no cache entry of schema {SCHEMA}")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core import files
-from massive_sft.core.checksummed_json import seal, unseal
+from massive_sft.core.checksummed_json import read_sealed, seal
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import canonical_json, fingerprint
 from massive_sft.evaluation.requests import RequestSet
@@ -57,7 +57,7 @@ class ScoreCache:
         """Return (table, per-sample values as Parquet), or ``None`` when there are none that are sound."""
         table_path, samples_path = paths(self.root / weights, protocol)
         try:
-            entry = json.loads(unseal(table_path.read_bytes(), str(table_path)))
+            entry = read_sealed(table_path)
             samples = samples_path.read_bytes()
         except FileNotFoundError:
             return None

@@ -7,7 +7,6 @@ told apart; bits per byte are of the text alone, perplexity is told with them an
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from massive_sft.core import files
-from massive_sft.core.checksummed_json import seal, unseal
+from massive_sft.core.checksummed_json import read_sealed, seal
 from massive_sft.core.errors import Corrupt
 from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
@@ -119,7 +118,7 @@ def load_summary(folder: Path) -> dict[str, Any] | None:
     """Return the summary that ``Perplexity.save`` wrote; None when there is none, or none that is sound."""
     path = folder / "perplexity.json"
     try:
-        summary: dict[str, Any] = json.loads(unseal(path.read_bytes(), str(path)))
+        summary: dict[str, Any] = read_sealed(path)
     except FileNotFoundError:
         return None
     except Corrupt as error:

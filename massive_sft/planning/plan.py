@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from massive_sft.core.checksummed_json import unseal
+from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
@@ -289,7 +289,7 @@ def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
     """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
     try:
         path = Ledger(root).cache_dir("tokens") / f"{token_key(recipe)}.json"
-        total = json.loads(unseal(path.read_bytes(), str(path)))["counts"]["total"]
+        total = read_sealed(path)["counts"]["total"]
         return int(total["samples"]), int(total["tokens"])
     except (OSError, Corrupt, KeyError, TypeError, ValueError):
         return None, None
