@@ -125,6 +125,12 @@ def test_gain_without_a_matching_base_is_missing_and_says_why(others: list[Recor
     assert row["why"] == why
 
 
+def test_models_that_end_answers_in_their_own_ways_share_a_column() -> None:
+    first, second = (benchmark("quiz", {"acc,none": score(0.5)}, asked=f"quiz@0 {key * 16}") for key in "12")
+    records = [record("1", {"1" * 16: first}), record("2", {"2" * 16: second}, model="other")]
+    assert frames.tidy(records)["column"].unique().tolist() == ["quiz-0shot"]
+
+
 def test_gain_is_never_taken_across_protocols() -> None:
     under = {"1": "quiz@0 1111111111111111", "2": "quiz@0 2222222222222222"}
     made = {key: benchmark("quiz", {"acc,none": score(0.5)}, asked=asked) for key, asked in under.items()}

@@ -61,7 +61,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
         The columns of ``SCORES``. Values are in the metric's own unit. ``primary`` marks the one metric that is a
         task's score (``metrics.primary_metric``) of the part that stands for the benchmark (``metrics.headline``);
         ``column`` names it: the benchmark, with the task where there are several, and with the beginning of what
-        was asked where a benchmark's name stands for several protocols (another template, another limit).
+        was asked where a benchmark's name stands for several protocols of a model (another template, another limit).
         ``missing`` says why a benchmark has no score.
     """
     kept = list(records)
@@ -111,11 +111,14 @@ def _identity(record: Record) -> dict[str, Any]:
 
 
 def _columns(frame: pd.DataFrame) -> pd.Series:
-    """Name the primary rows' columns of a wide table, so that each holds one protocol and one task."""
+    """Name the primary rows' columns of a wide table, so that each holds one task, and of a model one protocol.
+
+    Models differ in the tokens that end an answer, which are part of what was asked of each: that makes no column.
+    """
     primary = frame[frame["primary"].fillna(False)]
     scored = primary[primary["asked"].notna()]
     tasks = scored.groupby("benchmark")["task"].nunique().to_dict()
-    asked = scored.groupby("benchmark")["asked"].nunique().to_dict()
+    asked = scored.groupby(["model", "benchmark"])["asked"].nunique().groupby("benchmark").max().to_dict()
     # One cell scored twice under what was asked once: the requests changed, say with the library.
     protocols = scored.groupby(["cell", "benchmark", "asked"])["protocol"].nunique()
     several = protocols.groupby("benchmark").max().to_dict()
