@@ -32,7 +32,7 @@ DROPOUT = {"rank": 4, "dropout": 0.3}
 class Case:
     """One way of training, and the step after which it is interrupted."""
 
-    zero: int
+    zero: int | str
     precision: str
     method: str
     workers: int

@@ -1,4 +1,4 @@
-"""DeepSpeed's internals that training/engine.py touches: each is named here, and the installed release has it.
+"""DeepSpeed's internals that training/deepspeed_engine.py touches: each is named here, and the installed release has it.
 
 No release promises them. A new one that drops or renames something fails here by name, before a training goes wrong.
 """
@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from tiny_training import make_base, make_samples, make_spec
 
-from massive_sft.training import engine as engine_module
-from massive_sft.training.engine import Engine, free_memory
+from massive_sft.training import deepspeed_engine
+from massive_sft.training.deepspeed_engine import DeepSpeedEngine
+from massive_sft.training.engine import free_memory
 from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import collate
 from massive_sft.training.ranks import join_group
 
 ROOT = Path(__file__).parent.parent
-# What a documented API has not got, by the expression in engine.py whose attribute it is.
+# What a documented API has not got, by the expression in deepspeed_engine.py whose attribute it is.
 MODULES = {
     "deepspeed.ops": {"__compatible_ops__"},
     "accelerator.get_accelerator()": {"_name"},
@@ -69,7 +70,7 @@ PUBLIC = {
 
 def test_every_internal_that_the_engine_touches_is_named() -> None:
     touched: dict[str, set[str]] = defaultdict(set)
-    for node in ast.walk(ast.parse(Path(engine_module.__file__).read_text())):
+    for node in ast.walk(ast.parse(Path(deepspeed_engine.__file__).read_text())):
         if isinstance(node, ast.Attribute):
             touched[ast.unparse(node.value)].add(node.attr)
     named: dict[str, set[str]] = defaultdict(set)
@@ -90,7 +91,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def owners_at(base: Path, zero: int, precision: str) -> Iterator[dict[str, Any]]:
-    """Yield what the expressions in engine.py stand for, in the middle of a step."""
+    """Yield what the expressions in deepspeed_engine.py stand for, in the middle of a step."""
     from deepspeed import accelerator, ops
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -98,7 +99,7 @@ def owners_at(base: Path, zero: int, precision: str) -> Iterator[dict[str, Any]]
     spec, samples = make_spec(base, layout={"zero": zero}, precision=precision), make_samples(4)
     join_group(spec.layout)
     module = SummedLoss(load_for_training(spec, samples))
-    engine = Engine(module, spec.setting, spec.layout)
+    engine = DeepSpeedEngine(module, spec.setting, spec.layout)
     try:
         engine.accumulate([collate(samples, np.arange(4), packing=False)], 10)
         inner, optimizer = engine._engine, engine._engine.optimizer
@@ -146,7 +147,7 @@ def test_installed_deepspeed_has_what_the_engine_touches(
             for name in sorted(names)
             if not hasattr(owners[owner], name)
         ]
-        assert not missing, "training/engine.py must be made to fit this release of DeepSpeed"
+        assert not missing, "training/deepspeed_engine.py must be made to fit this release of DeepSpeed"
 
 
 def test_deepspeed_is_pinned_below_the_next_minor_release() -> None:

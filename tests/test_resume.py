@@ -73,13 +73,17 @@ MATRIX = [
         (3, "bf16", "lora", 1, 5),
         (3, "fp32", "full", 2, 1),
         (3, "fp32", "lora", 2, 3),
+        ("auto", "fp32", "full", 1, 1),
+        ("auto", "bf16", "full", 1, 3),
+        ("auto", "fp32", "lora", 1, 5),
+        ("auto", "bf16", "lora", 1, 6),
     ]
 ]
-if os.environ.get("RESUME_MATRIX") == "full":  # by hand: all 28, each at every place
+if os.environ.get("RESUME_MATRIX") == "full":  # by hand: all 32, each at every place
     MATRIX = [
         Case(*values)
-        for values in product(range(4), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES)
-        if values[:2] != (0, "bf16")
+        for values in product((*range(4), "auto"), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES)
+        if values[:2] != (0, "bf16") and (values[0], values[3]) != ("auto", 2)
     ]
 
 
@@ -131,10 +135,10 @@ def order(what: str, case: Case, base: Path, folder: Path) -> dict[str, Any]:
 
 
 def test_matrix_covers_every_pair() -> None:
-    factors = [(0, 1, 2, 3), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES]
+    factors = [(0, 1, 2, 3, "auto"), ("fp32", "bf16"), ("full", "lora"), (1, 2), PLACES]
     rows = [(case.zero, case.precision, case.method, case.workers, case.step) for case in MATRIX]
     for one, other in combinations(range(len(factors)), 2):
-        wanted = set(product(factors[one], factors[other])) - {(0, "bf16")}
+        wanted = set(product(factors[one], factors[other])) - {(0, "bf16"), ("auto", 2)}
         assert {(row[one], row[other]) for row in rows} >= wanted
 
 
@@ -500,6 +504,8 @@ def test_resume_with_another_way_of_computing_goes_on_and_says_so(
         (2, {"zero": 1}, "fp32", "lora"),
         (1, {"offload": "optimizer"}, "fp32", "lora"),
         (3, {"offload": "optimizer"}, "fp32", "full"),
+        (1, {"zero": "auto"}, "bf16", "full"),
+        (2, {"zero": "auto"}, "fp32", "lora"),
     ],
     ids=str,
 )
@@ -516,9 +522,9 @@ def test_resume_at_another_stage_goes_on_with_the_same_state(
     assert next(iter(layout)) in summary.resumed[0]["notes"][0]
 
 
-@pytest.mark.parametrize(("zero", "now"), [(0, 1), (1, 0), (1, 3), (3, 2)])
+@pytest.mark.parametrize(("zero", "now"), [(0, 1), (1, 0), (1, 3), (3, 2), ("auto", 1), (0, "auto"), (3, "auto")])
 def test_resume_at_a_stage_that_cannot_be_converted_is_refused_with_the_remedy(
-    base: Path, tmp_path: Path, zero: int, now: int
+    base: Path, tmp_path: Path, zero: int | str, now: int | str
 ) -> None:
     case = Case(zero, "fp32", "full", 1, 2)
     interrupted(case.spec(base), tmp_path, case.step)
@@ -542,14 +548,21 @@ def test_resume_on_two_workers_of_what_one_began(two_workers: Path, case: Case) 
 
 
 @pytest.mark.parametrize(
-    "case",
-    [case for case in MATRIX if case.workers == 2 and case.method == "full" and case.zero != 2],
-    ids=lambda case: case.name,
+    ("case", "zero"),
+    [
+        (case, zero)
+        for case in MATRIX
+        if case.workers == 2 and case.method == "full" and case.zero != 2
+        for zero in ((None, "auto") if case.zero == 1 else (None,))
+    ],
+    ids=lambda value: value.name if isinstance(value, Case) else str(value),
 )
-def test_resume_on_one_worker_of_what_two_began(base: Path, two_workers: Path, tmp_path: Path, case: Case) -> None:
+def test_resume_on_one_worker_of_what_two_began(
+    base: Path, two_workers: Path, tmp_path: Path, case: Case, zero: str | None
+) -> None:
     shutil.copytree(two_workers / case.name / "home", tmp_path / "home")
     with begin(tmp_path / "home") as attempt:
-        go(replace(case, workers=1).spec(base), attempt, Told())
+        go(replace(case, workers=1, zero=zero or case.zero).spec(base), attempt, Told())
     undisturbed = losses(two_workers / case.name / "undisturbed")
     assert losses(attempt.folder)[: case.step + 2] == pytest.approx(undisturbed[: case.step + 2], rel=1e-2)
     assert len(weights(attempt.folder)) == 2
@@ -566,9 +579,9 @@ def test_checkpoints_leave_one_at_a_time_and_keep_snapshots_without_copying_them
     assert linked.samefile(attempt.folder / "snapshots" / "epoch-1" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", ["auto", 0, 1, 2])
 def test_resumed_training_leaves_no_model_in_memory(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int | str
 ) -> None:
     load = pretrained.load_model
     loaded = []

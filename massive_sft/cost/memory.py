@@ -1,8 +1,9 @@
 """Bytes that a training run holds on one GPU, or in one process on a CPU: addend by addend, and what to do about it.
 
-How the engine holds things follows ``training.engine.config`` and DeepSpeed 0.19: stage 1 in bf16 is its BF16_Optimizer
-(whole float32 gradients, a partitioned float32 master copy), every other stage its ZeRO optimizers (Rajbhandari et al.
-2020); the sizes of its buckets and of what stage 3 gathers are its defaults.
+How an engine holds things follows ``training.plain_engine``, or ``training.deepspeed_engine.config`` and DeepSpeed
+0.19: stage 1 in bf16 is its BF16_Optimizer (whole float32 gradients, a partitioned float32 master copy), every other
+stage its ZeRO optimizers (Rajbhandari et al. 2020); the sizes of its buckets and of what stage 3 gathers are its
+defaults.
 """
 
 from __future__ import annotations
@@ -99,20 +100,21 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
             (on a GPU sized automatically that takes what is free, so there it is the smallest as well).
     """
     certain = _states(shape, setting, layout)
+    stage = _stage(setting, layout)
     number, ranks = bytes_per_number(setting.precision), layout.workers
     trained = trained_weights(shape, setting)
     tokens = micro_tokens(layout, longest, smallest)
     activations = tokens * activation_bytes(shape.layers, shape.hidden, number, layout.gradient_checkpointing)
     logits = tokens * logit_bytes(shape.vocabulary, number)
     # The update begins when activations are gone: a float32 copy of this rank's gradients.
-    update = 4 * trained // ranks if layout.zero > 1 else 0
+    update = 4 * trained // ranks if stage > 1 else 0
     estimated = {
         "activations": activations,
         "logits": logits,
         "update": max(0, update - activations - logits),
         "float32 gradients": _wide_gradients(trained, setting, layout),
-        "buckets": bucket_bytes(trained, layout.zero, number) if layout.zero > 1 else 0,
-        "gathered": number * min(shape.parameters, GATHERED_WEIGHTS) if layout.zero == 3 else 0,
+        "buckets": bucket_bytes(trained, stage, number) if stage > 1 else 0,
+        "gathered": number * min(shape.parameters, GATHERED_WEIGHTS) if stage == 3 else 0,
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
     if not layout.gpus:  # the process holds the snapshot beside the weights, when no activation is left
@@ -120,17 +122,22 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
     return Memory(certain, {name: size for name, size in estimated.items() if size})
 
 
+def _stage(setting: Setting, layout: Layout) -> int:
+    """Return the stage of ZeRO whose states a layout has; without DeepSpeed that of one worker in this precision."""
+    return (0 if setting.precision == "fp32" else 1) if layout.stage is None else layout.stage
+
+
 def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, int]:
     """Return weights, gradients and AdamW's state on one rank."""
-    number, ranks = bytes_per_number(setting.precision), layout.workers
+    number, ranks, stage = bytes_per_number(setting.precision), layout.workers, _stage(setting, layout)
     trained = trained_weights(shape, setting)
     held = shape.parameters + (trained if setting.method == "lora" else 0)
     off = layout.offload == "optimizer" and layout.gpus > 0
-    shard = trained if layout.zero == 0 else math.ceil(trained / ranks)
+    shard = trained if stage == 0 else math.ceil(trained / ranks)
     states = {
-        "weights": number * (math.ceil(held / ranks) if layout.zero == 3 else held),
-        "gradients": 4 * trained if layout.zero < 2 else 0 if off else number * shard,
-        "master copy": 0 if off or layout.zero == 0 else 4 * shard,
+        "weights": number * (math.ceil(held / ranks) if stage == 3 else held),
+        "gradients": 4 * trained if stage < 2 else 0 if off else number * shard,
+        "master copy": 0 if off or stage == 0 else 4 * shard,
         "moments": 0 if off else 8 * shard,
     }
     return {name: size for name, size in states.items() if size}
@@ -146,7 +153,7 @@ def bucket_bytes(trained: int, zero: int, number: int) -> int:
 
 def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
     """Return what summing gradients in float32 adds where they are partitioned."""
-    if layout.zero < 2 or (layout.offload == "optimizer" and layout.gpus):
+    if _stage(setting, layout) < 2 or (layout.offload == "optimizer" and layout.gpus):
         return 0
     return (4 - bytes_per_number(setting.precision)) * math.ceil(trained / layout.workers)
 
@@ -209,15 +216,16 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
         steps.append(("gradient_checkpointing: true", {"gradient_checkpointing": True}))
     if layout.micro_batch not in ("auto", 1):
         steps.append(("micro_batch: 1", {"micro_batch": 1}))
-    if layout.zero < 3 and layout.workers > 1:
+    stage = layout.stage or 0
+    if stage < 3 and layout.workers > 1:
         steps.append(("zero: 3", {"zero": 3}))
-    if layout.offload == "none" and layout.gpus and (layout.zero > 1 or layout.workers > 1):
+    if layout.offload == "none" and layout.gpus and (stage > 1 or layout.workers > 1):
         steps.append(("offload: optimizer", {"offload": "optimizer"}))
-    if layout.offload == "none" and layout.gpus and layout.zero < 2 and layout.workers == 1:
+    if layout.offload == "none" and layout.gpus and stage < 2 and layout.workers == 1:
         # Stage 1 would keep the gradients on the GPU.
         steps.append(("zero: 2, offload: optimizer", {"offload": "optimizer", "zero": 2}))
     for text, change in steps:
-        if layout.zero or "offload" not in change or "zero" in change:  # offloading begins at stage 1
+        if layout.zero != 0 or "offload" not in change or "zero" in change:  # offloading begins at stage 1
             yield Remedy((text,), layout.model_copy(update=change), longest)
     words: tuple[str, ...] = ()
     changed = on_gpu = layout  # the latter without offload, which is slow

@@ -23,3 +23,9 @@ def device_of(gpu: bool) -> str:
 def device_name(gpu: bool) -> str:
     """Return what computes here: the GPU's name where one was given, or ``cpu``."""
     return torch.cuda.get_device_name() if gpu else "cpu"
+
+
+def unused_bytes(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process's tensors may take: free ones, and those its allocator keeps."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -23,6 +23,7 @@ from massive_sft.report.section import FactBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, to_rows
+from massive_sft.sweep.spec import Layout
 
 
 def head(data: ReportData) -> list[tuple[str, str]]:
@@ -147,13 +148,17 @@ def _settings(plan: Plan) -> Any:
         recipe, setting = run.trajectory.recipe, run.trajectory.recipe.setting
         first = run.trajectory.cells[0].coordinates
         lora = f"rank {setting.lora.rank}, alpha {setting.lora.alpha:g}" if setting.method == "lora" else MISSING
-        layout = f"{_plural(run.layout.workers, 'worker')}, {_plural(run.layout.gpus, 'GPU')}, ZeRO-{run.layout.zero}"
+        layout = f"{_plural(run.layout.workers, 'worker')}, {_plural(run.layout.gpus, 'GPU')}{_engine(run.layout)}"
         schedule = recipe.schedule.label + (f" over {first.horizon}" if first.horizon else "")
         epochs = ", ".join(map(str, run.trajectory.snapshots))
         name = f"{recipe.setting_name} {first.variant}".strip()
         row = (name, setting.method, schedule, epochs, f"{setting.lr:g}", str(setting.batch), str(setting.max_length))
         rows[(*row, setting.precision, lora, layout)] += 1
     return of_texts("settings", "Settings", columns, [[*row, str(runs)] for row, runs in rows.items()])
+
+
+def _engine(layout: Layout) -> str:
+    return "" if layout.stage is None else f", ZeRO-{layout.stage}"
 
 
 def _plural(format_number: int, noun: str) -> str:

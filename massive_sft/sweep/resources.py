@@ -93,7 +93,6 @@ class _Rule:
 def make_layout(rule: Resource | None) -> Layout:
     """Return the layout of a training run under a rule, or under none."""
     if rule is None:
-        # ZeRO-0 cannot accumulate bf16 gradients in fp32, so the default is the next stage.
         return Layout()
     return Layout(
         workers=rule.workers or max(rule.gpus, 1),

@@ -41,12 +41,19 @@ class Layout(StrictModel):
 
     workers: Positive = 1
     gpus: NotNegative = 0
-    zero: Literal[0, 1, 2, 3] = 1
+    zero: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False
     gradient_checkpointing: Flag = False
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+
+    @property
+    def stage(self) -> Literal[0, 1, 2, 3] | None:
+        """The stage of DeepSpeed's ZeRO; None for torch alone, which ``auto`` takes for one worker without offload."""
+        if self.zero != "auto":
+            return self.zero
+        return None if self.workers == 1 and self.offload == "none" else 1
 
 
 class TrainingSpec(StrictModel):

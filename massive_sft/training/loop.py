@@ -15,7 +15,7 @@ from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.divergence import DivergenceMonitor
-from massive_sft.training.engine import Engine, free_memory, quiet, warm_up
+from massive_sft.training.engine import free_memory, make_engine, quiet, warm_up
 from massive_sft.training.events import Event
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
@@ -89,7 +89,7 @@ def _load_and_train(
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
     monitor = DivergenceMonitor(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
     probe = MemoryProbe(loss, spec, samples) if ranks > 1 else None
-    engine = Engine(loss, spec.setting, spec.layout)
+    engine = make_engine(loss, spec.setting, spec.layout)
     try:
         limit = micro_batch.first_limit(spec, samples, engine, model)
         if probe is not None:

@@ -78,7 +78,7 @@ class MemoryProbe:
         first = packing.plan_step(longest, lengths, engine.ranks, limit, layout.packing)[0][0]
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
         gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED_WEIGHTS)
-        coming = engine.first_step_bytes() + (gathered if layout.zero == 3 else 0)
+        coming = engine.first_step_bytes() + (gathered if layout.stage == 3 else 0)
         try:
             beside = torch.empty(coming, dtype=torch.uint8, device=engine.device)
             self._module(batch).backward()

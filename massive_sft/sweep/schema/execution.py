@@ -39,7 +39,7 @@ class Resource(StrictModel):
     gpus: Devices = 0
     gpu: Text | None = None
     workers: Annotated[Positive, Field(le=MAX_DEVICES)] | None = None
-    zero: Annotated[Literal[0, 1, 2, 3], Integer] = 1
+    zero: Literal["auto"] | Annotated[Literal[0, 1, 2, 3], Integer] = "auto"
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False

@@ -21,8 +21,9 @@ from massive_sft.training.checkpoints import policy, random_states
 from massive_sft.training.checkpoints.continuity import Continuity, Resumption
 from massive_sft.training.checkpoints.disk import STATE, CheckpointFacts, CheckpointStore, link_folder
 from massive_sft.training.checkpoints.policy import Interval, ResumePoint
+from massive_sft.training.deepspeed_engine import convert_checkpoint
 from massive_sft.training.divergence import LossCurve
-from massive_sft.training.engine import Engine, convert_checkpoint
+from massive_sft.training.engine import Engine
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0

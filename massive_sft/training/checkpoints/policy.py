@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from massive_sft import __version__
 from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.data.samples import Samples
@@ -22,9 +23,7 @@ from massive_sft.training.checkpoints import disk
 from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
 from massive_sft.training.events import StartedOver, StepDone
 
-LIBRARIES = ("massive-sft", "torch", "deepspeed", "transformers", "peft", "numpy")
-# What DeepSpeed's files depend on. The other fields of a layout only change how a step is computed or where state is.
-STORED = ("zero", "workers")
+LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "numpy")
 # Stages whose states DeepSpeed converts into each other, and to other numbers of workers.
 CONVERTIBLE = ({1, 2}, {3})
 # Raised when a change of the engine gives a step other last bits, which no library's version tells.
@@ -91,7 +90,8 @@ def environment(layout: Layout) -> dict[str, Any]:
     """Return what the last bits of a loss depend on beside the layout."""
     device = torch.cuda.get_device_name() if layout.gpus else _processor()
     threads = 0 if layout.gpus else torch.get_num_threads()
-    return {**{name: version(name) for name in LIBRARIES}, "engine": ENGINE, "device": device, "threads": threads}
+    libraries = {"massive-sft": __version__, **{name: version(name) for name in LIBRARIES}}
+    return {**libraries, "engine": ENGINE, "device": device, "threads": threads}
 
 
 def _processor() -> str:
@@ -172,17 +172,23 @@ def _changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
 def _must_convert(facts: CheckpointFacts, layout: Layout, folder: Path) -> bool:
     """Return whether a checkpoint's state must be converted for ``layout``.
 
-    At stage 0 every rank holds all state, so the number of workers does not matter there.
+    It depends on the stage and the number of workers; the other fields of a layout only change how a step is computed
+    or where state is. At stage 0 every rank holds all state, so the number of workers does not matter there.
 
     Raises Unsupported where it cannot.
     """
-    before, now = ({name: fields[name] for name in STORED} for fields in (facts.layout, layout.model_dump()))
-    if before == now or before["zero"] == now["zero"] == 0:
+    written = Layout.model_validate(facts.layout)
+    before, now = written.stage, layout.stage
+    if (before, written.workers) == (now, layout.workers) or before == now == 0:
         return False
-    if any({before["zero"], now["zero"]} <= stages for stages in CONVERTIBLE):
+    if any({before, now} <= stages for stages in CONVERTIBLE) or (before in (1, 2) and now is None):
         return True
     raise Unsupported(
-        f"{folder}: the training stopped at step {facts.step} with zero: {before['zero']}, and DeepSpeed converts its "
-        f"state only between stages 1 and 2, so it cannot go on with zero: {now['zero']}; set zero: {before['zero']} "
-        "again, or remove that folder to train from the start"
+        f"{folder}: the training stopped at step {facts.step} with {_describe(written)}, whose state cannot be brought "
+        f"to {_describe(layout)}: DeepSpeed converts stages 1 and 2 into each other and to zero: auto, any to other "
+        f"numbers of workers; set {_describe(written)} again, or remove that folder to train from the start"
     )
+
+
+def _describe(layout: Layout) -> str:
+    return f"zero: {layout.zero}" + (f" and {layout.workers} workers" if layout.workers > 1 else "")
