@@ -55,7 +55,7 @@ def test_resources_first_matching_rule_wins(tmp_path: Path) -> None:
     layouts = {
         (run.trajectory.recipe.mixture.name, run.trajectory.recipe.setting_name): run.layout for run in plan.runs
     }
-    assert {key: (layout.gpus, layout.workers, layout.zero) for key, layout in layouts.items()} == {
+    assert {key: (layout.gpus, layout.workers, layout.stage) for key, layout in layouts.items()} == {
         ("d1", "full"): (8, 8, 3),
         ("d1", "lora"): (1, 1, 1),
         ("all", "full"): (2, 2, 1),

@@ -12,7 +12,7 @@ from massive_sft.sweep.schema.field_types import (
     AboveZero,
     Devices,
     Flag,
-    Integer,
+    IntegerOrText,
     Number,
     Positive,
     Strings,
@@ -39,7 +39,7 @@ class Resource(StrictModel):
     gpus: Devices = 0
     gpu: Text | None = None
     workers: Annotated[Positive, Field(le=MAX_DEVICES)] | None = None
-    zero: Literal["auto"] | Annotated[Literal[0, 1, 2, 3], Integer] = "auto"
+    zero: Annotated[Literal["auto", 0, 1, 2, 3], IntegerOrText] = "auto"
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False

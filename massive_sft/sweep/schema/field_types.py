@@ -25,6 +25,13 @@ def _integer(value: Any) -> Any:
     return value
 
 
+def _integer_or_text(value: Any) -> Any:
+    """Likewise; a text is compared with the literals that are texts."""
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError("must be an integer or a text")
+    return value
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
@@ -72,6 +79,7 @@ Devices = Annotated[int, Field(strict=True, ge=0, le=MAX_DEVICES)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Epoch = Annotated[int, Field(strict=True, gt=0, le=MAX_EPOCHS)]
 Integer = BeforeValidator(_integer)  # goes before a Literal of numbers
+IntegerOrText = BeforeValidator(_integer_or_text)  # likewise, with texts among them
 
 OneOrMore = BeforeValidator(_as_tuple)  # goes before a tuple: one value stands for a list of it
 Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1), Distinct]
