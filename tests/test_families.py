@@ -205,8 +205,12 @@ def test_attention_that_would_be_another_function_is_refused(tmp_path: Path) -> 
     assert attention_of(meta_model(capped)) == "eager"
     assert attention_of(meta_model(capped, gpu=True)) == "flex_attention"
     assert attention_of(meta_model(capped, "eager", gpu=True)) == "eager"
+    assert attention_of(meta_model(bloom, gpu=True, packed=True)) == "eager"
+    assert attention_of(meta_model(capped, packed=True)) == "eager"
     uncapped = save(family_config("gemma2", attn_logit_softcapping=None), tmp_path / "uncapped")
     assert attention_of(meta_model(uncapped)) in ("sdpa", "eager")
+    assert attention_of(meta_model(uncapped, packed=True)) == attention_of(meta_model(uncapped))
+    assert attention_of(meta_model(uncapped, gpu=True, packed=True)) == "flex_attention"
 
 
 def test_what_is_no_dense_text_model_is_refused(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from massive_sft.models.location import place_of, require_weights
 from massive_sft.sweep.schema import Model
 
 
-def meta_model(model: Model, attention: str = "auto", gpu: bool = False) -> PreTrainedModel:
+def meta_model(model: Model, attention: str = "auto", gpu: bool = False, packed: bool = False) -> PreTrainedModel:
     """Make a model without its weights, on the ``meta`` device, with the attention that it is computed with.
 
     Takes well below a second at any size. ``auto`` takes what computes the family's attention exactly: sdpa; where
-    logits are soft-capped, which sdpa ignores, flex_attention on a GPU and eager elsewhere; eager for a family without
+    logits are soft-capped, which sdpa ignores, flex_attention on a GPU and eager elsewhere; flex_attention for packed
+    samples on a GPU, for which sdpa makes a dense mask, in the square of a row's length; eager for a family without
     these.
 
     Args:
@@ -28,6 +29,7 @@ def meta_model(model: Model, attention: str = "auto", gpu: bool = False) -> PreT
         attention: ``auto``, or transformers' name of an implementation.
         gpu: whether it will train on a GPU. Scores are made without flex_attention, which would be compiled again and
             again while a generation grows.
+        packed: whether samples will stand one after another in a row.
 
     Returns:
         The model; ``attention_of`` tells which implementation it has.
@@ -47,11 +49,15 @@ def meta_model(model: Model, attention: str = "auto", gpu: bool = False) -> PreT
         raise InvalidInput(Problem(place_of(model), rule, attention))
     if attention != "auto":
         return _on_meta(model, config, attention)
-    first = ("flex_attention" if gpu else "eager") if capped else "sdpa"
-    try:
-        return _on_meta(model, config, first)
-    except InvalidInput:
-        return _on_meta(model, config, "eager")
+    candidates = [] if capped else ["sdpa"]
+    if gpu and (capped or packed):
+        candidates.insert(0, "flex_attention")
+    for candidate in candidates:
+        try:
+            return _on_meta(model, config, candidate)
+        except InvalidInput:
+            continue
+    return _on_meta(model, config, "eager")
 
 
 def attention_of(model: Any) -> str:

@@ -26,16 +26,18 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def load_model(model: Model, dtype: str, attention: str = "auto", gpu: bool = False) -> PreTrainedModel:
+def load_model(
+    model: Model, dtype: str, attention: str = "auto", gpu: bool = False, packed: bool = False
+) -> PreTrainedModel:
     """Load a base model's weights in ``dtype`` (``bf16`` or ``fp32``) on the CPU, in eval mode.
 
     Args:
-        attention, gpu: as ``meta_model``.
+        attention, gpu, packed: as ``meta_model``.
 
     Raises:
         InvalidInput: when it cannot be loaded, lacks weights, or is of a kind that is not supported.
     """
-    chosen = attention_of(meta_model(model, attention, gpu))
+    chosen = attention_of(meta_model(model, attention, gpu, packed))
     require_weights(model)
     try:
         with no_progress_bar():

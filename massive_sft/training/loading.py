@@ -10,6 +10,7 @@ from massive_sft.core.errors import InvalidInput, Problem, Unsupported
 from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
 from massive_sft.models.configuration import positions_of
+from massive_sft.models.device import device_of
 from massive_sft.models.location import place_of
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.sweep.spec import TrainingSpec
@@ -43,7 +44,8 @@ def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
         Unsupported: when its kind cannot be packed.
     """
     layout = spec.layout
-    model: Any = pretrained.load_model(spec.model, spec.setting.precision, layout.attention, layout.gpus > 0)
+    gpu, precision = layout.gpus > 0, spec.setting.precision
+    model: Any = pretrained.load_model(spec.model, precision, layout.attention, gpu, layout.packing)
     place = place_of(spec.model)
     rows = model.get_input_embeddings().weight.shape[0]
     problems = token_problems(spec.model, rows, int(samples.tokens.max()))
@@ -53,8 +55,9 @@ def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
             Problem("max_length", f"must be at most the model's {positions} positions", int(samples.lengths.max()))
         )
     require_no_problems(problems)
-    if spec.layout.packing and not packs_cleanly(model, rows):
+    # Where it will train: FlashAttention knows no CPU, and for one flex_attention would be compiled apart.
+    if layout.packing and not packs_cleanly(model.to(device_of(gpu)), rows):
         raise Unsupported(f"{place}: this kind of model sees across packed samples; set packing: false")
-    if spec.layout.gradient_checkpointing:
+    if layout.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return lora.add_adapter(model, spec.setting) if spec.setting.method == "lora" else model
