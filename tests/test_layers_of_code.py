@@ -47,7 +47,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"models", "training", "evaluation", "measures", "scheduling", "cli"},
     "ruamel": {"sweep"},
     "pandas": {"study", "report"},
-    "scipy": {"study", "cli"},
+    "scipy": {"study"},
     "jinja2": {"data", "report", "cli"},
     "typer": {"cli"},
     "rich": {"cli", "data"},

@@ -26,7 +26,6 @@ from typer.testing import CliRunner
 
 from massive_sft.cli import diff, doctor, export, gc, logs, publish
 from massive_sft.cli.machine_checks import Level, check_packages, pinned_versions
-from massive_sft.cli.paired import compare
 from massive_sft.cli.retry import count_diverged, retry_view, select_failed
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.record import Status
@@ -42,6 +41,7 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import snapshot_folder
 from massive_sft.running.recorder import now
 from massive_sft.running.trial import make_record_writer
+from massive_sft.study.paired import compare
 from massive_sft.sweep.load import load_sweep
 from massive_sft.tracking.tracker import runs_page
 

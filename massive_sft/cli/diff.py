@@ -16,10 +16,10 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
-from massive_sft.cli.paired import Paired, SampleValues, compare, read_samples
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
+from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
 
 # Of the provenance: different for any two records, and no reason for different results.
 _OWN = ("captured", "argv")
@@ -115,7 +115,7 @@ def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
     scores = [dict(cell.record.scores) if cell.record else {} for cell in (first_cell, second_cell)]
     rows: list[Pair] = []
     for protocol in [name for name in scores[0] if name in scores[1]]:
-        samples = (read_samples(first_cell, protocol), read_samples(second_cell, protocol))
+        samples = (_samples(first_cell, protocol), _samples(second_cell, protocol))
         rows += _rows(scores[0].pop(protocol), scores[1].pop(protocol), True, samples)
     for benchmark in dict.fromkeys(item.benchmark for side in scores for item in side.values()):
         left, right = ([item for item in side.values() if item.benchmark == benchmark] for side in scores)
@@ -125,6 +125,10 @@ def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
             rows += [row for item in left for row in _rows(item, None, False, (None, None))]
             rows += [row for item in right for row in _rows(None, item, False, (None, None))]
     return sorted(rows, key=lambda row: row.benchmark)
+
+
+def _samples(match: CellMatch, protocol: str) -> SampleValues | None:
+    return None if match.record is None else read_samples(match.ledger, match.record, protocol)
 
 
 def _rows(

@@ -17,6 +17,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.study import correlate, frames, tables
+from massive_sft.study.asked import asked_records
 from massive_sft.study.findings import Finding, collect_findings
 
 CURVE_POINTS = 100  # of a drawn loss curve
@@ -66,11 +67,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     Raises Unsupported when a newer version of massive-sft wrote a record.
     """
     warned: list[Finding] = []
-    records = {}
-    for item in plan.cells:
-        record = ledger.read_record(item.cell.id)
-        if record is not None:
-            records[item.cell.id] = _as_asked(record, item)
+    records = asked_records(plan, ledger)
     cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
     gains = tables.gains(scores)
     curves = _curves(ledger, records.values(), warned)
@@ -108,16 +105,6 @@ def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
     rows = tables.primary_rows(scores)
     rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
     return tuple(map(str, rank.index))
-
-
-def _as_asked(record: Record, item: CellPlan) -> Record:
-    """Return the record with only the sweep's own scores, under the sweep's own names.
-
-    A cell may be shared with another sweep, which scored it on more, or calls it by another name.
-    """
-    wanted = {asked.id for asked in item.requirements}
-    scores = {protocol: benchmark for protocol, benchmark in record.scores.items() if benchmark.asked in wanted}
-    return record.model_copy(update={"scores": scores, "coordinates": item.cell.coordinates._asdict()})
 
 
 def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.cli.cell_lookup import CellMatch
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
 
 SampleValues = dict[tuple[str, str, str], dict[int, float]]
 LEVEL = 0.95
@@ -72,20 +73,31 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     return Paired(mean, interval, n, len(first.keys() ^ second.keys()), mcnemar)
 
 
-def read_samples(match: CellMatch, protocol: str) -> SampleValues | None:
+def samples_file(ledger: Ledger, record: Record, protocol: str) -> Path | None:
+    """Return the Parquet file of a cell's per-sample values under a protocol; None when the ledger holds none.
+
+    Raises ``Corrupt`` when the file is not the one that the record rests on.
+    """
+    path = ledger.cell_dir(record.cell) / "scores" / f"{protocol}.parquet"
+    if not path.is_file():
+        return None
+    stated = record.files.get(path.relative_to(ledger.root).as_posix())
+    if stated is not None and stated != hash_file(path):
+        raise Corrupt(f"{path}: is not the file that the record of {record.cell} rests on")
+    return path
+
+
+def read_samples(ledger: Ledger, record: Record, protocol: str) -> SampleValues | None:
     """Return a cell's per-sample values by (task, metric, filter), then by document.
 
     Values that are sums over bytes or words, or no numbers, are left out: their mean is not the score. None when the
-    ledger holds no such file. Raises ``Corrupt`` when the file is not the one that the record rests on.
+    ledger holds no such file. Raises ``Corrupt`` as ``samples_file``.
     """
     import pyarrow.parquet as pq
 
-    path: Path = match.ledger.cell_dir(match.id) / "scores" / f"{protocol}.parquet"
-    if match.record is None or not path.is_file():
+    path = samples_file(ledger, record, protocol)
+    if path is None:
         return None
-    stated = match.record.files.get(path.relative_to(match.ledger.root).as_posix())
-    if stated is not None and stated != hash_file(path):
-        raise Corrupt(f"{path}: is not the file that the record of {match.id} rests on")
     samples: SampleValues = {}
     for row in pq.read_table(path).to_pylist():
         if row["value"] is not None and row["weight"] is None:
