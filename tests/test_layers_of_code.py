@@ -30,6 +30,7 @@ LAYERS = [
     ["running"],
     ["scheduling"],
     ["tiny"],
+    ["api"],
     ["cli"],
     ["__init__", "__main__"],
 ]

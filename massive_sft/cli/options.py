@@ -13,11 +13,11 @@ from typing import Annotated, TextIO, cast
 import typer
 from rich.console import Console
 
+from massive_sft.api.plan import plan
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import DISK_FULL
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, make_plan
-from massive_sft.sweep.load import load_sweep
+from massive_sft.planning.plan import Plan
 
 PIPE_WIDTH = 200  # columns of output that is no terminal's
 
@@ -77,7 +77,7 @@ def print_json(value: object) -> None:
 
 def load_plan(file: Path, overlays: Sequence[Path] | None) -> Plan:
     """Return a sweep file's plan. Raises InvalidInput with everything that is wrong with the file."""
-    return make_plan(load_sweep(file, overlays or ()))
+    return plan(file, overlays or ())
 
 
 def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger]:
@@ -86,5 +86,5 @@ def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger
     Raises:
         InvalidInput: the file is wrong, or nothing was ever run into its storage root.
     """
-    plan = load_plan(file, overlays)
-    return plan, Ledger.open(plan.root, create=False)
+    found = load_plan(file, overlays)
+    return found, Ledger.open(found.root, create=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from massive_sft.api import plan
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, Where, console, load_plan
@@ -21,9 +21,8 @@ from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
-from massive_sft.planning.plan import Plan, require_local_files
+from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.running.events import Listen
 
 EXIT_INCOMPLETE = 1
 
@@ -61,18 +60,14 @@ def run(
 
 
 def pin_revisions(whole: Plan) -> Plan:
-    """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none."""
-    require_local_files(whole)
-    if not whole.unpinned:
-        return whole
-    from massive_sft.running.revision_pinning import pin
-
-    with console(is_error=True).status("asking the hub"):
-        return pin(whole, lambda text: console().print(text, soft_wrap=True))
+    """Return the plan with hub revisions as commits, each said."""
+    with console(is_error=True).status("asking the hub") if whole.unpinned else nullcontext():
+        return plan.pin_revisions(whole, lambda text: console().print(text, soft_wrap=True))
 
 
 def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
+    from massive_sft.api.run import choose_runner
     from massive_sft.running.execute import checked, execute
 
     out, err, stop = console(), console(is_error=True), StopSignal()
@@ -85,7 +80,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     with survive_lost_output(), status, checked(selected, whole, tell, warn) as registered:
         status.stop()
         with RunProgress(selected, out) as progress:
-            done = execute(selected, registered, _runner(inline, retrain, stop, progress.say), progress, stop)
+            done = execute(selected, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
@@ -101,26 +96,6 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on")
     raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
-
-
-def _runner(
-    inline: bool, retrain: bool, stop: StopSignal, say: Callable[[str], None]
-) -> Callable[[Plan, Listen], None]:
-    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
-
-    def run_here(plan: Plan, listen: Listen) -> None:
-        from massive_sft.running.inline import run_inline
-
-        run_inline(plan, listen, retrain, stop)
-
-    def run_there(plan: Plan, listen: Listen) -> None:
-        from massive_sft.scheduling.cluster import connected
-        from massive_sft.scheduling.run_on_ray import run_on_ray
-
-        with connected():
-            run_on_ray(plan, listen, say, retrain, stop)
-
-    return run_here if inline else run_there
 
 
 def _counts(plan: Plan) -> str:

@@ -19,6 +19,7 @@ from lm_eval.api.task import Task
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.gold import gold_text, write_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, config_hash, content_of, load, seeded
@@ -123,11 +124,12 @@ def _build(
     loaded = load(task, allow_code_execution)
     own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
-    leaves, lists = [], {}
+    leaves, lists, golds = [], {}, {}
     for name in sorted(loaded.tasks):
         with seeded(), as_task_unavailable(f"{name}: requests cannot be built"):
             listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
+        golds[name] = _golds(loaded.tasks[name])
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
         leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
@@ -149,7 +151,15 @@ def _build(
         },
         generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
-    return sets.write_set(root, described, lists)
+    built = sets.write_set(root, described, lists)
+    for name, texts in golds.items():
+        write_gold(built, name, texts)
+    return built
+
+
+def _golds(task: Task) -> dict[int, str | None]:
+    docs = {int(instance.doc_id): instance.doc for instance in task.instances}
+    return {number: gold_text(task, doc) for number, doc in docs.items()}
 
 
 def _size(requests: list[Request]) -> dict[str, int]:

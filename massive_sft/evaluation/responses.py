@@ -72,8 +72,8 @@ def write_shard(
     files.write_bytes(path, gzip.compress(text.encode(), mtime=0))
 
 
-def read_shard(path: Path, weights: str, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
-    """Read one shard's responses, and what happened.
+def read_shard(path: Path, weights: str | None, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+    """Read one shard's responses, and what happened; with ``weights`` None whatever weights answered.
 
     Raises:
         FileNotFoundError: it has not been scored.
@@ -86,7 +86,7 @@ def read_shard(path: Path, weights: str, requests: Sequence[Request]) -> tuple[l
         raise Corrupt(f"{path}: cannot be read ({error})") from error
     if header.get("schema") != SCHEMA or header.get("responses") != sets.checksum(lines):
         raise Corrupt(f"{path}: does not match its checksum")
-    if header["weights"] != weights:
+    if weights is not None and header["weights"] != weights:
         raise Corrupt(f"{path}: was answered by other weights")
     if header["requests"] != _checksum_of(requests) or len(lines) != len(requests):
         raise Corrupt(f"{path}: answers other requests")
@@ -127,7 +127,7 @@ def answer_requests(requests: RequestSet, folder: Path, weights: str, answer: An
 
 
 def read_responses(
-    requests: RequestSet, leaf: Leaf, folder: Path, weights: str
+    requests: RequestSet, leaf: Leaf, folder: Path, weights: str | None
 ) -> tuple[list[Request], list[Response]]:
     """Read a leaf's requests and their responses, in order. Raises like ``read_shard``."""
     asked = sets.read_requests(requests, leaf)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
 from massive_sft.study import metrics
 
@@ -188,6 +189,24 @@ def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["cell", "layer", "change"])
     return frame.astype({"cell": "string", "layer": "int64", "change": "float64"})
+
+
+def measure_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per number that was measured of a cell beside its scores, layers apart (``layer_changes``).
+
+    Columns: ``cell``, ``measure`` (``perplexity``, ``layer_change``, ``token_length``), ``name`` of the number within
+    it (``response.perplexity_micro``; ``[0]`` and ``[1]`` bound an interval), ``value``.
+    """
+    rows = [
+        {"cell": record.cell, "measure": measure, "name": name, "value": float(value)}
+        for record in records
+        for measure, numbers in record.measures.items()
+        for name, value in flatten(numbers).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        if name != "schema" and "_by_layer" not in name
+    ]
+    frame = pd.DataFrame(rows, columns=["cell", "measure", "name", "value"])
+    return frame.astype({"cell": "string", "measure": "string", "name": "string", "value": "float64"})
 
 
 def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,0 +1,39 @@
+"""Plan a sweep file, and pin what it takes from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from massive_sft.planning.plan import Plan, make_plan, require_local_files
+from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.sweep.load import load_sweep
+
+
+def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | None = None) -> Plan:
+    """Return what a sweep file asks for, what its storage root already holds, and what is left; nothing is written.
+
+    Args:
+        file: the sweep file.
+        overlays: files merged over it.
+        where: only these cells, as ``--where``: ``"method=lora and epoch!=1"``.
+
+    Raises:
+        InvalidInput: with everything that is wrong with the file, or with ``where``.
+        Unsupported: a newer version of massive-sft made the storage root.
+    """
+    selection = parse_where(where)
+    return select_cells(make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays])), selection)
+
+
+def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:
+    """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none.
+
+    Raises InvalidInput where a local file is missing, or neither the hub nor this node has a revision.
+    """
+    require_local_files(whole)
+    if not whole.unpinned:
+        return whole
+    from massive_sft.running.revision_pinning import pin
+
+    return pin(whole, say)

@@ -1,0 +1,86 @@
+"""Run a sweep file, and choose what runs a plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from massive_sft.api.plan import pin_revisions, plan
+from massive_sft.core.errors import Interrupted
+from massive_sft.core.stop import StopSignal
+from massive_sft.planning.plan import Plan
+from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.running.events import CellRecorded, Listen, RunEvent
+from massive_sft.running.execute import Progress, Runner, checked, execute
+from massive_sft.study.results import Results, results_of
+
+log = logging.getLogger(__name__)
+
+
+class LoggedProgress:
+    """Reports a run to the log of this module: a line a cell, and what the run says of itself."""
+
+    def listen(self, event: RunEvent) -> None:
+        """Take note of what happened."""
+        if isinstance(event, CellRecorded):
+            log.info("%s %s %s", event.record.status, event.cell.id, event.cell.coordinates)
+
+    def say(self, text: str) -> None:
+        """Take note of a sentence about the run itself."""
+        log.info("%s", text)
+
+
+def run(
+    file: str | Path,
+    overlays: Iterable[str | Path] = (),
+    where: str | None = None,
+    inline: bool = False,
+    retrain: bool = False,
+    progress: Progress | None = None,
+) -> Results:
+    """Check a sweep, then train, score and measure what is missing of it; return its results.
+
+    What is done already is not done again, so running is resuming; a cell that FAILED or is PARTIAL says so in
+    ``Results.cells``. Call it on the main thread: Ctrl-C ends the run after the step or shard in hand.
+
+    Args:
+        file: the sweep file.
+        overlays: files merged over it.
+        where: only these cells, as ``--where``.
+        inline: in this process, one after another; else on Ray, on the cluster that ``RAY_ADDRESS`` names or here.
+        retrain: train again where a snapshot that is needed was removed.
+        progress: gets each event and sentences about the run; without, the log of ``massive_sft.api.run`` does.
+
+    Raises:
+        InvalidInput: with every problem that stands in the way; nothing was trained.
+        Interrupted: Ctrl-C, SIGTERM or ``massive-sft cancel`` ended it; the same call goes on.
+        Stuck: nothing moves on the cluster.
+    """
+    progress, stop = progress or LoggedProgress(), StopSignal()
+    whole = pin_revisions(plan(file, overlays), progress.say)
+    selected = select_cells(whole, parse_where(where))
+    if not all(cell.is_done for cell in selected.cells):
+        with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
+            execute(selected, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
+    if stop():
+        raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
+    return results_of(plan(file, overlays, where))
+
+
+def choose_runner(inline: bool, retrain: bool, stop: StopSignal, say: Callable[[str], None]) -> Runner:
+    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
+
+    def run_here(plan: Plan, listen: Listen) -> None:
+        from massive_sft.running.inline import run_inline
+
+        run_inline(plan, listen, retrain, stop)
+
+    def run_there(plan: Plan, listen: Listen) -> None:
+        from massive_sft.scheduling.cluster import connected
+        from massive_sft.scheduling.run_on_ray import run_on_ray
+
+        with connected():
+            run_on_ray(plan, listen, say, retrain, stop)
+
+    return run_here if inline else run_there

@@ -1,0 +1,146 @@
+"""Frames of what lies in files beside the records: loss curves, per-sample values, answers.
+
+A file that is not there adds no rows. One that is unsound does not either, and is noted (``Ledger.report_corrupt``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json
+from massive_sft.evaluation.answers import Answer, read_answers
+from massive_sft.evaluation.requests import RequestSet, read_set
+from massive_sft.ledger.loss_curve import StepDone, curve_file, read_steps
+from massive_sft.ledger.record import BenchmarkScores, Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.study import metrics
+from massive_sft.study.paired import samples_file
+
+T = TypeVar("T")
+
+_OF = {"cell": "string", "benchmark": "string", "protocol": "string"}
+LOSSES: dict[str, str] = {"trajectory": "string", "step": "int64", "epoch": "int64"} | {
+    name: "int64" if "tokens" in name else "float64"
+    for name in StepDone.__dataclass_fields__
+    if name not in ("step", "epoch")
+}
+SAMPLES: dict[str, str] = (
+    _OF
+    | {"task": "string", "doc": "int64", "metric": "string", "filter": "string"}
+    | {"value": "float64", "weight": "float64", "detail": "string"}
+)
+ANSWERS: dict[str, str] = (
+    _OF
+    | dict.fromkeys(Answer.__dataclass_fields__, "string")
+    | {"doc": "int64", "logprob": "float64", "metric": "string", "value": "float64"}
+)
+
+
+def loss_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per training run and optimizer step: ``trajectory`` and the fields of ``StepDone``.
+
+    Each run's curve is the one that its last recorded epoch rests on.
+    """
+    by_epoch = sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0))
+    last = {record.trajectory: (record, name) for record in by_epoch if (name := curve_file(record))}
+    rows = [
+        {"trajectory": trajectory, **asdict(step)}
+        for trajectory, (record, name) in last.items()
+        for step in _read(ledger, ledger.root / name, lambda _: _verified_steps(ledger, record, name))  # noqa: B023
+    ]
+    return pd.DataFrame(rows, columns=list(LOSSES)).astype(LOSSES)
+
+
+def _verified_steps(ledger: Ledger, record: Record, name: str) -> list[StepDone]:
+    return list(read_steps(ledger.verified_file(record, name)))
+
+
+def sample_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per cell, protocol, task, document, metric and filter: the columns of ``SAMPLES``.
+
+    ``value`` is the metric's on one document, ``weight`` what it is divided by in sums over bytes or words; ``detail``
+    is JSON, of metrics whose value for a document is no number.
+    """
+    parts = [
+        _sample_rows(ledger, record, protocol).assign(cell=record.cell, benchmark=scores.benchmark, protocol=protocol)
+        for record in records
+        for protocol, scores in record.scores.items()
+    ]
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return whole.reindex(columns=list(SAMPLES)).astype(SAMPLES)
+
+
+def _sample_rows(ledger: Ledger, record: Record, protocol: str) -> pd.DataFrame:
+    columns = [name for name in SAMPLES if name not in _OF]
+
+    def read(_: Path) -> list[pd.DataFrame]:
+        path = samples_file(ledger, record, protocol)
+        return [] if path is None else [pq.read_table(path, columns=columns).to_pandas()]
+
+    folder = ledger.cell_dir(record.cell) / "scores"
+    return next(iter(_read(ledger, folder / f"{protocol}.parquet", read)), pd.DataFrame(columns=columns))
+
+
+def answer_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per cell, protocol, task and document: the columns of ``ANSWERS``.
+
+    The fields of ``evaluation.answers.Answer``, and ``value``: the document's value of ``metric``, the task's score.
+    A cell has no rows where the requests are no longer cached (``gc`` removes them), or where equal weights were
+    scored in another cell, whose rows they are.
+    """
+    request_sets = cache(lambda path: read_set(path))
+    rows = [
+        row
+        for record in records
+        for protocol, scores in record.scores.items()
+        for row in _answer_rows(ledger, record, protocol, scores, request_sets)
+    ]
+    return pd.DataFrame(rows, columns=list(ANSWERS)).astype(ANSWERS)
+
+
+def _answer_rows(
+    ledger: Ledger,
+    record: Record,
+    protocol: str,
+    scores: BenchmarkScores,
+    request_sets: Callable[[Path], RequestSet],
+) -> Iterator[dict[str, object]]:
+    home = ledger.cell_dir(record.cell)
+
+    def read(path: Path) -> list[Answer]:
+        requests = request_sets(ledger.cache_dir("requests") / read_json(path)["requests"])
+        return list(read_answers(requests, home / "responses" / protocol))
+
+    answers = _read(ledger, home / "scores" / f"{protocol}.json", read)
+    if not answers:
+        return
+    keys = {task: metrics.primary_metric(by_key) for task, by_key in scores.tasks.items()}
+    frame = _sample_rows(ledger, record, protocol)
+    columns = (frame[name].tolist() for name in ("task", "doc", "metric", "filter", "value"))
+    values = {
+        (task, doc, f"{metric},{chosen}"): value for task, doc, metric, chosen, value in zip(*columns, strict=True)
+    }
+    for answer in answers:
+        key = keys.get(answer.task)
+        about = {"cell": record.cell, "benchmark": scores.benchmark, "protocol": protocol, **asdict(answer)}
+        value = values.get((answer.task, answer.doc, str(key)))
+        yield about | {"metric": key and metrics.split(key)[0], "value": value}
+
+
+def _read(ledger: Ledger, path: Path, read: Callable[[Path], list[T]]) -> list[T]:
+    """Return what ``read`` makes of a file; nothing where it is not there, or unsound, which is noted."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return []
+    except (Corrupt, OSError, ValueError, KeyError) as error:
+        ledger.report_corrupt(path, f"{path}: cannot be read ({error})")
+        return []

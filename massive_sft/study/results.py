@@ -1,0 +1,162 @@
+"""Everything that a storage root, a sweep or an imported table has come to, as tidy pandas frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.study import file_frames, frames, tables
+from massive_sft.study.asked import asked_records
+from massive_sft.study.hyperparameters import hyperparameters
+from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.sweep.load import load_sweep
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results as frames that join on ``cell`` (and ``trajectory``). What is missing is NaN or NA, never 0.
+
+    Files are read when they are first asked for. One that is damaged counts as not there: it is warned of (by
+    logging), and noted in ``ledger.corrupt``. The mixture that a model was tuned on is named ``mixture``.
+
+    Attributes:
+        ledger: where all of it lies, open for reading.
+        records: the newest sound record of each cell that has one, by cell id.
+        planned: the rows of ``cells`` for those that have none yet; empty where no sweep was named.
+        content_of: returns what a cell's id is the hash of. Raises ``Corrupt``, FileNotFoundError.
+    """
+
+    ledger: Ledger
+    records: Mapping[str, Record]
+    planned: pd.DataFrame
+    content_of: Callable[[str], Mapping[str, Any]]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row a cell: coordinates, status, measures, counts, training, then every hyperparameter.
+
+        The columns of ``frames.CELLS``, and those of the settings as the sweep file names them: ``lr``, ``batch``,
+        ``lora.rank``, ``optimizer.weight_decay``, ... A cell without a record has only coordinates, status and these.
+        """
+        recorded = frames.cell_frame(self.records.values())
+        whole = pd.concat([recorded, self.planned], ignore_index=True) if len(self.planned) else recorded
+        rows = [self._hyperparameters(cell) for cell in whole["cell"]]
+        settings = pd.DataFrame(rows, index=whole.index).convert_dtypes()
+        new = [name for name in settings.columns if name not in whole.columns]
+        return _with_mixture(pd.concat([whole, settings[new]], axis=1))
+
+    def _hyperparameters(self, cell: str) -> dict[str, Any]:
+        try:
+            return hyperparameters(self.content_of(cell))
+        except FileNotFoundError:
+            return {}
+        except Corrupt as error:
+            self.ledger.report_corrupt(self.ledger.cell_dir(cell) / "cell.json", str(error))
+            return {}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per cell, benchmark, task or group, metric and filter: the columns of ``frames.SCORES``.
+
+        ``primary`` marks the row that is the benchmark's score, and ``column`` names it.
+        """
+        return _with_mixture(self._tidy)
+
+    @cached_property
+    def _tidy(self) -> pd.DataFrame:
+        return frames.tidy(self.records.values())
+
+    @cached_property
+    def gains(self) -> pd.DataFrame:
+        """The trained cells' rows of ``scores`` beside their base model's, with the columns of ``tables.gains``."""
+        return _with_mixture(tables.gains(self._tidy))
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """One row per measured number: the columns of ``frames.measure_frame``."""
+        return frames.measure_frame(self.records.values())
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row per cell and layer: ``cell``, ``layer`` (from 0) and its relative Frobenius ``change``."""
+        return frames.layer_changes(self.records.values())
+
+    @cached_property
+    def losses(self) -> pd.DataFrame:
+        """One row per training run and optimizer step: the columns of ``file_frames.LOSSES``.
+
+        ``loss`` is in nats per trainable token, mean over the batch, before the update.
+        """
+        return file_frames.loss_frame(self.ledger, self.records.values())
+
+    def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
+        """Return per-sample values: see ``file_frames.sample_frame``.
+
+        Args:
+            cells: ids of the cells to read; all of them without. Ids of cells without a record add nothing.
+        """
+        return file_frames.sample_frame(self.ledger, self._chosen(cells))
+
+    def answers(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
+        """Return prompts, gold answers and the models' answers: see ``file_frames.answer_frame``.
+
+        Args:
+            cells: as of ``samples``.
+        """
+        return file_frames.answer_frame(self.ledger, self._chosen(cells))
+
+    def _chosen(self, cells: Iterable[str] | None) -> list[Record]:
+        wanted = self.records if cells is None else dict.fromkeys(cells)
+        return [self.records[cell] for cell in wanted if cell in self.records]
+
+
+def _with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame under the sweep file's word for what records call ``data``."""
+    return frame.rename(columns={"data": "mixture"})
+
+
+def load(source: str | Path, overlays: Iterable[str | Path] = ()) -> Results:
+    """Open results.
+
+    Args:
+        source: a sweep file (its cells, under its names, with the scores that it asks for), a storage root (all that
+            lies there), or an imported table's ``table.json``.
+        overlays: files merged over the sweep file.
+
+    Raises:
+        InvalidInput: the sweep file is wrong, or nothing was ever run into the storage root.
+        Unsupported: a newer version of massive-sft wrote there.
+    """
+    path, merged = Path(source), [Path(overlay) for overlay in overlays]
+    if path.is_dir() or is_imported(path):
+        if merged:
+            raise InvalidInput(Problem("overlays", "go with a sweep file", str(path)))
+        ledger = open_imported(path).ledger if is_imported(path) else Ledger.open(path, create=False)
+        cells = open_imported(path).table.cells if is_imported(path) else ledger.ids("cells")
+        found = ((cell, ledger.read_record(cell)) for cell in cells)
+        records = {cell: record for cell, record in found if record is not None}
+        return Results(ledger, records, frames.cell_frame(()), ledger.read_cell)
+    return results_of(make_plan(load_sweep(path, merged)))
+
+
+def results_of(plan: Plan) -> Results:
+    """Return what a plan's cells have come to. Raises InvalidInput when nothing was ever run into its storage root."""
+    ledger = Ledger.open(plan.root, create=False)
+    records, by_id = asked_records(plan, ledger), {item.cell.id: item for item in plan.cells}
+    waiting = [
+        {"cell": item.cell.id, "trajectory": item.cell.recipe.id if item.cell.recipe else None}
+        | {"status": str(item.status), **item.cell.coordinates._asdict()}
+        for item in plan.cells
+        if item.cell.id not in records
+    ]
+    planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
+    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content)

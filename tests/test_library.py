@@ -1,0 +1,171 @@
+"""``import massive_sft``: a plan, a run, results as frames; light until it is used; docs/library.md runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sample_records import plan_of, sweep_file, write_records
+from small_sweep import small_sweep
+
+import massive_sft as ms
+from massive_sft.study import frames
+
+DOCS = Path(__file__).parent.parent / "docs"
+STORED = Path(__file__).parent / "data" / "ledger_schema_1"
+FULL, LORA, BASE, RETRIED = "80fab46f94768efe", "ab7f89630244a782", "4ab12e1316e797cc", "00000000000000bb"
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep ``my.yaml`` after the code of docs/library.md ran in it."""
+    folder = tmp_path_factory.mktemp("library")
+    shutil.move(small_sweep(folder), folder / "my.yaml")
+    text = (DOCS / "library.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.+?)^```", text, re.M | re.S))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(code, "docs/library.md", "exec"), {"__name__": "docs"})
+    return folder
+
+
+def test_code_of_the_page_trains_and_scores_all(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    assert (results.cells["status"] == "COMPLETE").sum() == len(results.cells) == 5
+    assert not results.ledger.corrupt
+
+
+def test_answers_hold_what_was_asked_what_is_right_and_what_was_said(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    answers, samples = results.answers(), results.samples()
+    assert len(answers) == 5 * 2 * 12
+    assert answers["gold"].notna().all() and answers["prompt"].str.startswith("###Question: ").all()
+    chosen, written = (answers[answers["kind"] == kind] for kind in ("loglikelihood", "generate_until"))
+    assert ((chosen["answer"] == chosen["gold"]) == (chosen["value"] == 1.0)).all()
+    assert ((written["answer"].str.strip() == written["gold"]) == (written["value"] == 1.0)).all()
+    assert chosen["logprob"].lt(0).all() and written["finish"].isin(["stop", "eos", "length"]).all()
+    values = samples.merge(answers, on=["cell", "protocol", "task", "doc", "metric"], suffixes=("", "_of_answer"))
+    assert len(values) == len(answers) and (values["value"] == values["value_of_answer"]).all()
+
+
+def test_means_of_samples_are_the_scores(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    keys = ["cell", "protocol", "task", "metric", "filter"]
+    means = results.samples().groupby(keys)["value"].mean()
+    scores = results.scores.query("kind == 'task'").set_index(keys)["value"]
+    assert scores.to_dict() == pytest.approx(means.to_dict())
+
+
+def test_some_cells_alone_are_read(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    some = results.cells.query("method == 'lora'")["cell"]
+    assert set(results.samples(some)["cell"]) == set(results.answers(some)["cell"]) == set(some)
+
+
+def test_requests_of_an_earlier_version_have_no_gold(ran: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(ran / "ledger", tmp_path / "ledger")
+    for path in root.glob("cache/requests/*/*.gold.jsonl.gz"):
+        path.unlink()
+    answers = ms.load(root).answers()
+    assert len(answers) == 5 * 2 * 12 and answers["gold"].isna().all()
+    shutil.rmtree(root / "cache" / "requests")
+    assert ms.load(root).answers().empty
+
+
+def test_root_of_an_earlier_version_loads_with_hyperparameters() -> None:
+    results = ms.load(STORED)
+    cells = results.cells.set_index("cell")
+    assert cells.loc[FULL, ["lr", "batch", "max_length", "template"]].tolist() == [
+        0.001, 32, 128, "###Question: {prompt}\n###Answer: ",
+    ]  # fmt: skip
+    assert cells.loc[LORA, ["lr", "lora.rank"]].tolist() == [0.005, 4]
+    assert cells.loc[[BASE, RETRIED], "lr"].isna().all() and pd.isna(cells.loc[FULL, "lora.rank"])
+    assert results.losses.groupby("trajectory")["step"].max().tolist() == [3, 3]
+    assert set(results.measures["measure"]) == {"perplexity", "layer_change", "token_length"}
+    assert len(results.samples()) == 72
+    assert not results.ledger.corrupt
+
+
+def test_sweep_s_cells_without_a_record_are_there_with_their_hyperparameters(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    kept = {item.cell.id for item in plan_of(path).cells[:3]}
+    write_records(plan_of(path), lambda record: record if record.cell in kept else None)
+    cells = ms.load(path).cells
+    assert cells["status"].value_counts().to_dict() == {"COMPLETE": 3, "WAITING": 15}
+    assert cells.loc[cells["method"] != "none", "lr"].notna().all()
+    assert cells.loc[cells["status"] == "WAITING", "last_loss"].isna().all()
+    assert dict(cells.dtypes.astype(str).items()).items() >= {
+        (name if name != "data" else "mixture", kind) for name, kind in frames.CELLS.items()
+    }
+    assert set(ms.load(tmp_path / "ledger").cells["cell"]) == kept
+
+
+def test_sweep_shows_the_scores_that_it_asks_for_alone(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    write_records(plan_of(path))
+    fewer = sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]})
+    assert set(ms.load(fewer).scores["benchmark"]) == {"quiz-0shot"}
+    assert set(ms.load(tmp_path / "ledger").scores["benchmark"]) == {"quiz-0shot", "prose-0shot"}
+
+
+def test_gains_of_the_library_are_those_of_the_report(tmp_path: Path) -> None:
+    from massive_sft.report.report_data import read_report_data
+
+    plan = plan_of(sweep_file(tmp_path))
+    ledger = write_records(plan)
+    expected = read_report_data(plan, ledger).gains.drop(columns=["mixture_label", "setting_label"])
+    pd.testing.assert_frame_equal(ms.load(tmp_path / "sweep.yaml").gains, expected.rename(columns={"data": "mixture"}))
+
+
+def test_damaged_file_is_noted_and_adds_no_rows(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    plan = plan_of(path)
+    ledger = write_records(plan)
+    damaged = next(ledger.root.glob("trajectories/*/training/attempt-1/losses.jsonl"))
+    damaged.write_text("{}\n")
+    results = ms.load(path)
+    assert results.losses["trajectory"].nunique() == len(plan.runs) - 1
+    assert list(results.ledger.corrupt) == [damaged]
+
+
+def test_plan_takes_where_and_overlays(tmp_path: Path) -> None:
+    path, overlay = sweep_file(tmp_path), tmp_path / "overlay.yaml"
+    overlay.write_text("settings: {lora: {lr: 5.0e-3}}\n")
+    chosen = ms.plan(str(path), [overlay], where="method=lora and model=small")
+    assert {run.trajectory.recipe.setting.lr for run in chosen.runs} == {5e-3}
+    assert {cell.cell.coordinates.method for cell in chosen.cells} == {"lora"}
+    with pytest.raises(ms.InvalidInput, match="unknown key, got 'colour'"):
+        ms.plan(path, where="colour=red")
+
+
+def test_load_of_nothing_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ms.InvalidInput, match="is no ledger"):
+        ms.load(tmp_path)
+    with pytest.raises(ms.InvalidInput, match="is no ledger"):
+        ms.load(sweep_file(tmp_path))
+
+
+def test_import_is_light_and_every_name_is_there() -> None:
+    heavy = ["torch", "ray", "lm_eval", "transformers", "mlflow", "pandas", "pydantic", "typer"]
+    code = (
+        "import sys, massive_sft as ms; assert ms.__version__ and set(ms.__all__) <= set(dir(ms));"
+        f"print([name for name in {heavy} if name in sys.modules]); ms.plan, ms.estimate, ms.Plan;"
+        f"print([name for name in {heavy[:-2]} if name in sys.modules]); [getattr(ms, name) for name in ms.__all__]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "[]"]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ms.nothing  # noqa: B018 - asked for on purpose
+
+
+def test_cells_recorded_by_hand_have_no_hyperparameters(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    write_records(plan)
+    assert "lr" not in ms.load(plan.root).cells.columns
