@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from gc import freeze
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from massive_sft import __version__
 from massive_sft.cli import (
     cancel,
     check,
@@ -21,6 +22,7 @@ from massive_sft.cli import (
     fetch,
     gc,
     import_table,
+    init,
     inspect,
     invalidate,
     logs,
@@ -57,11 +59,26 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
     *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
     *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
-    *(import_table.import_table, import_table.export_table),
+    *(import_table.import_table, import_table.export_table, init.init, init.schema),
 )
-app = typer.Typer(
-    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
-)
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"massive-sft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def massive_sft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Supervised fine-tuning studies as one declared, resumable sweep."""
+
+
 for verb in VERBS:
     app.command()(verb)
 

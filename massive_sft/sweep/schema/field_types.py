@@ -32,11 +32,13 @@ def _integer_or_text(value: Any) -> Any:
     return value
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Return a list of one for a value that stands for it."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def _as_epochs(value: Any) -> Any:
+def as_epochs(value: Any) -> Any:
+    """Return the epochs of a range such as ``1..10``, or of a list that one epoch may stand for. Raises ValueError."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", value)
         if not match or int(match[1]) > int(match[2]):
@@ -44,7 +46,7 @@ def _as_epochs(value: Any) -> Any:
         if int(match[2]) > MAX_EPOCHS:
             raise ValueError(f"must end by epoch {MAX_EPOCHS}")
         return tuple(range(int(match[1]), int(match[2]) + 1))
-    return _as_tuple(value)
+    return as_tuple(value)
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -81,9 +83,9 @@ Epoch = Annotated[int, Field(strict=True, gt=0, le=MAX_EPOCHS)]
 Integer = BeforeValidator(_integer)  # goes before a Literal of numbers
 IntegerOrText = BeforeValidator(_integer_or_text)  # likewise, with texts among them
 
-OneOrMore = BeforeValidator(_as_tuple)  # goes before a tuple: one value stands for a list of it
+OneOrMore = BeforeValidator(as_tuple)  # goes before a tuple: one value stands for a list of it
 Strings = Annotated[tuple[Text, ...], OneOrMore, Field(min_length=1), Distinct]
-Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(_as_epochs), Field(min_length=1), Distinct]
+Epochs = Annotated[tuple[Epoch, ...], BeforeValidator(as_epochs), Field(min_length=1), Distinct]
 
 # A column of a record: a path such as ``instances[0].output``, or its number where there is no header.
 ColumnPath = Text | NotNegative

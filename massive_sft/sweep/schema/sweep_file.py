@@ -14,7 +14,8 @@ from massive_sft.sweep.schema.strict_model import StrictModel
 from massive_sft.sweep.schema.training import Schedule
 
 
-def _as_schedules(value: Any) -> Any:
+def as_schedules(value: Any) -> Any:
+    """Return a list of schedules with their names written as fields."""
     return tuple(
         {"name": item} if isinstance(item, str) else item
         for item in (value if isinstance(value, (list, tuple)) else [value])
@@ -28,7 +29,7 @@ class Block(StrictModel):
     model: Strings
     mixture: Strings
     setting: Strings
-    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_as_schedules), Field(min_length=1), Distinct]
+    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(as_schedules), Field(min_length=1), Distinct]
     horizon: Epoch
     snapshots: Epochs
     exclude: tuple[dict[str, Any], ...] = ()

@@ -34,7 +34,8 @@ class TemplateText(StrictModel):
         return self
 
 
-def _none_is_null(value: Any) -> Any:
+def none_is_null(value: Any) -> Any:
+    """Return None for the text ``none``."""
     return None if value == "none" else value
 
 
@@ -50,7 +51,7 @@ class Optimizer(StrictModel):
     eps: Annotated[Rate, Field(le=1)] = 1e-8
     weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     decay: Literal["matrices", "all"] = "matrices"
-    clip: Annotated[Annotated[AboveZero, Field(le=1e30)] | None, BeforeValidator(_none_is_null)] = 1.0
+    clip: Annotated[Annotated[AboveZero, Field(le=1e30)] | None, BeforeValidator(none_is_null)] = 1.0
 
     @property
     def unused_fields(self) -> frozenset[str]:
