@@ -128,7 +128,7 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
     if kind == "missing":
         return Problem(place, "is required")
     if kind == "literal_error":
-        choices = re.findall(r"'([^']+)'", str(context["expected"])) or re.split(r", | or ", str(context["expected"]))
+        choices = [choice.strip("'") for choice in re.split(r", | or ", str(context["expected"]))]
         return Problem(place, "must be one of the valid values", value, choices)
     if kind in BOUNDS:
         sign, key = BOUNDS[kind]
