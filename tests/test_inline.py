@@ -245,7 +245,7 @@ def test_stale_plan_overwrites_nothing(tmp_path: Path) -> None:
 
 def test_failure_never_replaces_what_is_done(finished: Path) -> None:
     plan = make_plan(load_sweep(finished / "sweep.yaml"))
-    stale = replace(plan.runs[0].cells[0], status=Status.WAITING)
+    stale = replace(plan.runs[0].cells[0], recorded=Status.WAITING)
     record = make_record_writer(plan).failed(stale, 1, "too late")
     assert record is not None and record.status is Status.COMPLETE
 

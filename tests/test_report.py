@@ -220,7 +220,7 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
         )
     )
     (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
-    assert row[1].startswith("18 complete cells have no prose@0 as the sweep asks for it now")
+    assert row[1].startswith("18 cells have no prose@0 as the sweep asks for it now")
 
 
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:

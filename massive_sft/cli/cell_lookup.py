@@ -34,7 +34,10 @@ class CellMatch:
 
     @property
     def status(self) -> Status:
-        return self.record.status if self.record else self.plan.status if self.plan else Status.WAITING
+        """For the sweep where it has the cell, else as the record states it."""
+        if self.plan is not None:
+            return self.plan.with_record(self.record).status
+        return self.record.status if self.record else Status.WAITING
 
     @property
     def trajectory(self) -> str | None:

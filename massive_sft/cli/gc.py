@@ -152,9 +152,9 @@ def unkept_snapshots(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Garba
 def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     """Whether a cell lacks nothing, neither of what this sweep asks nor of what the runs that go on do."""
     record = ledger.read_record(cell.cell.id)
-    if record is None or record.status not in (Status.COMPLETE, Status.DIVERGED):
+    if record is None or cell.with_record(record).status not in (Status.COMPLETE, Status.DIVERGED):
         return False
-    return cell.with_record(record).is_done and not is_still_required(ledger.sweeps, record.cell, record.answers)
+    return not is_still_required(ledger.sweeps, record.cell, record.answers)
 
 
 def _remove(item: Garbage, ledger: Ledger) -> bool:

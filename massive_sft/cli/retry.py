@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.options import File, Overlays, Where, console, load_plan
 from massive_sft.cli.run import Inline, Retrain, execute_plan, pin_revisions
 from massive_sft.cli.views import STYLES, make_table
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import explain
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import Clause, Selection, parse_where, select_cells
 
@@ -50,7 +49,7 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
     """
     table = make_table("cell", "what", "status", "why")
     for item in narrowed.cells:
-        why = Text("\n".join(_reasons(ledger.read_record(item.cell.id))))
+        why = Text("\n".join(explain(item, ledger)))
         status = Text(str(item.status), style=STYLES[item.status])
         table.add_row(item.cell.id, Text(str(item.cell.coordinates)), status, why)
     notes: list[Text] = []
@@ -65,11 +64,3 @@ def retry_view(narrowed: Plan, ledger: Ledger, diverged: int = 0) -> Group:
 def count_diverged(plan: Plan, where: Selection) -> int:
     """Return how many of the cells that ``where`` holds for have diverged."""
     return sum(cell.status is Status.DIVERGED for cell in select_cells(plan, where).cells)
-
-
-def _reasons(record: Record | None) -> Sequence[str]:
-    if record is None:
-        return ()
-    if record.error:
-        return (record.error.splitlines()[0],)
-    return [f"{name}: {why}" for name, why in record.missing.items()]

@@ -10,8 +10,9 @@ from rich.text import Text
 from massive_sft.cli import import_table
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
+from massive_sft.planning.outcome import explain
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
@@ -27,7 +28,7 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     if as_json:
         print_json(status_json(selected))
     else:
-        console().print(status_view(selected), changes_view(find_changes(whole)))
+        console().print(status_view(selected, Ledger(selected.root)), changes_view(find_changes(whole)))
 
 
 def status_json(plan: Plan) -> list[dict[str, Any]]:
@@ -44,11 +45,11 @@ def status_json(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def status_view(plan: Plan) -> Group:
-    """Return every cell's status for people, those with something to do first."""
-    table = make_table("cell", "what", "status", "lacks")
+def status_view(plan: Plan, ledger: Ledger) -> Group:
+    """Return every cell's status for people, those with something to do first, with why they are not complete."""
+    table = make_table("cell", "what", "status", "why")
     for item in sorted(plan.cells, key=lambda item: item.is_done):
-        lacks = ", ".join(asked.name for asked in item.unmet) if item.status is not Status.WAITING else ""
         status = Text(str(item.status), style=STYLES[item.status])
-        table.add_row(item.cell.id, str(item.cell.coordinates), status, lacks)
+        why = Text("\n".join(explain(item, ledger)))
+        table.add_row(item.cell.id, Text(str(item.cell.coordinates)), status, why)
     return Group(table, Text(), *plan_totals(plan), warnings_view(plan))

@@ -155,6 +155,20 @@ class Ledger(LedgerPaths):
         newest_record = self._newest(cell_key(cell))
         return None if newest_record is None else newest_record[0]
 
+    def history(self, cell: str) -> Iterator[Record]:
+        """Yield a cell's sound records, the newest first; where the newest is unsound, none, as ``read_record``.
+
+        Raises Unsupported when a newer version of massive-sft wrote one.
+        """
+        prefix = cell_key(cell)
+        for _, item in sorted(self._revisions(prefix), key=itemgetter(0), reverse=True):
+            path = self.storage.local(f"{prefix}/{item.name}")
+            try:
+                yield load_record(self.storage.get(f"{prefix}/{item.name}").data, str(path))
+            except (FileNotFoundError, Corrupt) as error:
+                self.report_corrupt(path, str(error))
+                return
+
     def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
         for item in self.storage.list(prefix):
             if item.name.startswith("record-") and (revision := Revision.of(item.name)):

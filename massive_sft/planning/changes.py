@@ -68,7 +68,7 @@ def find_changes(plan: Plan) -> list[str]:
 
 def _again(plan: Plan) -> str:
     """Return what finished cells lack by now; empty when nothing."""
-    finished = [cell for cell in plan.cells if cell.status is Status.COMPLETE and cell.unmet]
+    finished = [cell for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
     scored = sum(any(item.task is not None for item in cell.unmet) for cell in finished)
     measured = sum(any(item.measure is not None for item in cell.unmet) for cell in finished)
     counts = ((scored, "scored"), (measured, "measured"))

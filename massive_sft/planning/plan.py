@@ -21,7 +21,7 @@ from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, joi
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger
-from massive_sft.planning.requirements import Requirement, Requirements, find_unmet
+from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
@@ -41,22 +41,31 @@ UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell: how far it is and what it still lacks."""
+    """One cell: how far it is and what it still lacks.
+
+    Attributes:
+        recorded: the status of its newest record, whichever sweep made that; WAITING or RUNNING without one.
+    """
 
     cell: Cell
-    status: Status
+    recorded: Status
     requirements: tuple[Requirement, ...]
     unmet: tuple[Requirement, ...]
 
     @property
+    def status(self) -> Status:
+        """How far it is for this sweep."""
+        return judge(self.recorded, self.requirements, self.unmet)
+
+    @property
     def is_done(self) -> bool:
-        return self.status in FINAL_STATUSES and not self.unmet
+        return self.status in FINAL_STATUSES
 
     def with_record(self, record: Record | None) -> CellPlan:
         """Return the plan of the cell after its newest record, which another process may have written since."""
         if record is None:
             return self
-        return replace(self, status=record.status, unmet=find_unmet(self.requirements, record.status, record.answers))
+        return replace(self, recorded=record.status, unmet=find_unmet(self.requirements, record.status, record.answers))
 
 
 @dataclass(frozen=True)

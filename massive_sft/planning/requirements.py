@@ -59,6 +59,19 @@ def find_unmet(
     return tuple(item for item in requirements if item.id not in answers)
 
 
+def judge(recorded: Status, requirements: Collection[Requirement], unmet: Collection[Requirement]) -> Status:
+    """Return how far a cell is for a sweep, by what the sweep asks of it and not by what others on the root asked too.
+
+    Args:
+        recorded: as its newest record, or a lease, has it.
+        requirements, unmet: of the sweep.
+    """
+    if recorded in (Status.COMPLETE, Status.PARTIAL):
+        return Status.PARTIAL if unmet else Status.COMPLETE
+    answered = bool(requirements) and not unmet
+    return Status.COMPLETE if recorded is Status.FAILED and answered else recorded
+
+
 class Requirements:
     """What the sweep wants of each cell, worked out once per template, way of scoring and end tokens."""
 

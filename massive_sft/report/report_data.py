@@ -16,6 +16,7 @@ from massive_sft.ledger.loss_curve import curve_file, read_steps
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
+from massive_sft.planning.requirements import find_unmet
 from massive_sft.study import correlate, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.findings import Finding, collect_findings
@@ -108,17 +109,18 @@ def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
-    """Find what complete cells do not have yet, because the sweep asks for more than when they were recorded."""
+    """Find what cells do not have yet, because the sweep asks for more than when they were recorded."""
     cells: dict[str, list[str]] = {}
     for item in plan.cells:
         record = records.get(item.cell.id)
-        if record is not None and record.status is Status.COMPLETE:
-            lacking = [asked.name for asked in item.requirements if asked.id not in record.answers]
+        if record is not None and record.status is Status.PARTIAL:
+            unmet = find_unmet(item.requirements, record.status, record.answers)
+            lacking = [asked.name for asked in unmet if asked.label not in record.missing]
             if lacking:
                 cells.setdefault(", ".join(lacking), []).append(item.cell.id)
     tail = "; the next run adds it, and scores made in another way are not shown"
     return [
-        Finding("to do", f"{len(ids)} complete cells have no {what} as the sweep asks for it now{tail}", tuple(ids))
+        Finding("to do", f"{len(ids)} cells have no {what} as the sweep asks for it now{tail}", tuple(ids))
         for what, ids in cells.items()
     ]
 

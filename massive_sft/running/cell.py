@@ -16,6 +16,7 @@ from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
+from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, skipped
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
@@ -118,7 +119,7 @@ class CellEvaluator:
             newest = self.ledger.read_record(plan.cell.id)
             fresh = plan.with_record(newest)
             if newest is not None and fresh.is_done:
-                return newest
+                return as_asked(newest, fresh, self.ledger)
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
             fields = make(fresh, lease.claim)
             if "cost" in fields:

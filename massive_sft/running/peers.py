@@ -13,6 +13,7 @@ from massive_sft.ledger.index import Entry
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease, this_process
 from massive_sft.ledger.record import Revision, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import find_unmet
 from massive_sft.running.events import CellRecorded, CellSkipped, Listen, RunEvent
@@ -109,7 +110,7 @@ class _Peers:
     def _report(self, cell: CellPlan) -> None:
         record = self.ledger.read_record(cell.cell.id)
         if record is not None:
-            self.listen(CellRecorded(cell.cell, record))
+            self.listen(CellRecorded(cell.cell, as_asked(record, cell.with_record(record), self.ledger)))
 
     def _holders(self, cell: CellPlan) -> Iterator[str]:
         """Yield who holds a cell or its training. A lease that its owner left standing is given back in its name."""
@@ -129,7 +130,7 @@ class _Peers:
 def _refreshed(cell: CellPlan, entry: Entry | None) -> CellPlan:
     if entry is None:
         return cell
-    return replace(cell, status=entry.status, unmet=find_unmet(cell.requirements, entry.status, entry.answers))
+    return replace(cell, recorded=entry.status, unmet=find_unmet(cell.requirements, entry.status, entry.answers))
 
 
 def _restricted(plan: Plan, cells: Collection[CellPlan]) -> Plan:

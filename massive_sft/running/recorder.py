@@ -9,6 +9,7 @@ from typing import Any
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan
 from massive_sft.sweep.schema import Evaluation
 
@@ -45,9 +46,12 @@ class RecordWriter:
         with lease:
             newest = self.ledger.read_record(plan.cell.id)
             if newest is not None and plan.with_record(newest).is_done:
-                return newest
+                return as_asked(newest, plan, self.ledger)
             self.ledger.write_cell(plan.cell.id, plan.cell.content)
-            record = self.record(plan, now(), attempt, status=Status.FAILED, error=error, **self.earlier(plan))
+            kept = self.earlier(plan)
+            if newest is not None:  # of the training that the scores rest on
+                kept |= {"training": newest.training, "counts": newest.counts}
+            record = self.record(plan, now(), attempt, status=Status.FAILED, error=error, **kept)
             self.ledger.write_record(record, lease.claim)
         return record
 

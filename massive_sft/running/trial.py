@@ -150,10 +150,10 @@ def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
         if is_kept(run, cell.cell.epoch, policy) or sweeps_keeping_snapshot(ledger.sweeps, cell.cell.id):
             continue
         record = ledger.read_record(cell.cell.id)
-        if record is not None and _is_settled(record, ledger):
+        if record is not None and _is_settled(cell.with_record(record), record, ledger):
             remove_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
 
 
-def _is_settled(record: Record, ledger: Ledger) -> bool:
-    answered = record.status is Status.COMPLETE and not is_still_required(ledger.sweeps, record.cell, record.answers)
-    return answered or record.status is Status.DIVERGED
+def _is_settled(cell: CellPlan, record: Record, ledger: Ledger) -> bool:
+    answered = cell.status is Status.COMPLETE and not is_still_required(ledger.sweeps, record.cell, record.answers)
+    return answered or cell.status is Status.DIVERGED

@@ -1,0 +1,53 @@
+"""What a sweep gets to see of a cell's record: its own scores, status and reasons, not those of others on the root."""
+
+from __future__ import annotations
+
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import CellPlan
+
+
+def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
+    """Return a cell's newest record as far as its sweep asks for it, under the sweep's names.
+
+    Another sweep may have scored the cell on more, failed at something that this one never asked, or call it by
+    another name. All measures stay.
+
+    Args:
+        item: the cell's plan, as of this record or an older one.
+    """
+    fresh = item.with_record(record)
+    wanted = {asked.id for asked in item.requirements}
+    scores = {protocol: benchmark for protocol, benchmark in record.scores.items() if benchmark.asked in wanted}
+    missing = find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {}
+    own = {"status": fresh.status, "coordinates": item.cell.coordinates._asdict(), "scores": scores, "missing": missing}
+    return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))
+
+
+def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:
+    """Return why a cell lacks what its sweep asks of it, by label; nothing for what no run has tried yet.
+
+    A record says what its own run found missing, so a reason may stand in an older one than the newest.
+    """
+    left = {asked.label for asked in item.unmet}
+    found: dict[str, str] = {}
+    for record in ledger.history(item.cell.id) if left else ():
+        found = {name: why for name, why in record.missing.items() if name in left} | found
+        if found.keys() == left:
+            break
+    return found
+
+
+def explain(item: CellPlan, ledger: Ledger) -> list[str]:
+    """Return why a cell is PARTIAL or FAILED, a sentence each; empty for any other."""
+    if item.status is Status.FAILED:
+        record = ledger.read_record(item.cell.id)
+        return [record.error.splitlines()[0]] if record is not None and record.error else []
+    if item.status is not Status.PARTIAL:
+        return []
+    reasons = find_reasons(item, ledger)
+    untried = [asked.label for asked in item.unmet if asked.label not in reasons]
+    return [
+        *(f"{name}: {why}" for name, why in reasons.items()),
+        *([f"{', '.join(untried)}: not done yet"] if untried else []),
+    ]

@@ -1,0 +1,108 @@
+"""Two sweeps on one root: what one asks of a shared cell changes nothing in what the other says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sample_records import plan_of, sweep_file, write_records
+
+from massive_sft.cli.retry import select_failed
+from massive_sft.cli.status import status_json, status_view
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.changes import find_changes, save_last_plan
+from massive_sft.planning.plan import Plan
+from massive_sft.planning.selection import parse_where
+from massive_sft.report.report_data import read_report_data
+
+QUIZ, BROKEN = {"name": "quiz", "shots": 0}, {"name": "broken", "shots": 0}
+WHY = "UndefinedError: 'quest' is undefined"
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Plan:
+    """A sweep that asks for quiz alone, all of it complete."""
+    (tmp_path / "sound").mkdir()
+    plan = plan_of(file_of(tmp_path, "sound", QUIZ))
+    save_last_plan(plan, write_records(plan))
+    return plan_of(plan.sweep.path)
+
+
+@pytest.fixture
+def broken(sound: Plan, tmp_path: Path) -> Plan:
+    """Another sweep over the same cells that asks for a broken benchmark too, after its run."""
+    (tmp_path / "broken").mkdir()
+    plan = plan_of(file_of(tmp_path, "broken", QUIZ, BROKEN))
+    write_records(plan, partial)
+    return plan_of(plan.sweep.path)
+
+
+def file_of(folder: Path, name: str, *tasks: dict[str, Any]) -> Path:
+    storage = {"root": str(folder / "ledger")}
+    return sweep_file(folder / name, name=name, evaluation={"tasks": list(tasks)}, storage=storage)
+
+
+def partial(record: Record) -> Record:
+    scores = {key: item for key, item in record.scores.items() if item.benchmark == "quiz-0shot"}
+    return record.model_copy(update={"scores": scores, "status": Status.PARTIAL, "missing": {"broken-0shot": WHY}})
+
+
+def shown(plan: Plan) -> str:
+    console = Console(width=220)
+    with console.capture() as text:
+        console.print(status_view(plan, Ledger(plan.root)))
+    return text.get()
+
+
+def test_broken_benchmark_of_one_sweep_leaves_the_other_complete(sound: Plan, broken: Plan) -> None:
+    before = read_report_data(sound, Ledger.open(sound.root))  # with the records of the broken sweep's run
+    again = plan_of(sound.sweep.path)
+    assert again.statuses == {Status.COMPLETE: 18} and not again.todo
+    assert {item["status"] for item in status_json(again)} == {"COMPLETE"}
+    assert "18 cells: 18 COMPLETE; 0 to do" in shown(again) and WHY not in shown(again)
+    assert not find_changes(again) and not select_failed(again, parse_where(None)).cells
+    assert {str(status) for status in before.statuses.values()} == {"COMPLETE"}
+    assert not before.findings and not before.scores["missing"].notna().any()
+    assert set(before.cells["status"]) == {"COMPLETE"}
+
+
+def test_reason_stands_on_the_line_of_the_sweep_that_asked(broken: Plan) -> None:
+    assert broken.statuses == {Status.PARTIAL: 18}
+    lines = [line for line in shown(broken).splitlines() if "PARTIAL" in line and "epoch" in line]
+    assert len(lines) == 16 and all(f"broken-0shot: {WHY}" in line for line in lines)
+    (finding,) = [item for item in read_report_data(broken, Ledger.open(broken.root)).findings if WHY in item.text]
+    assert finding.kind == "PARTIAL" and len(finding.cells) == 18
+
+
+def test_reason_outlives_a_later_run_of_the_other_sweep(sound: Plan, broken: Plan) -> None:
+    write_records(sound)  # as a run that made them again under what this sweep asks
+    again = plan_of(broken.sweep.path)
+    assert again.statuses == {Status.PARTIAL: 18}
+    assert shown(again).count(WHY) == 18
+    assert plan_of(sound.sweep.path).statuses == {Status.COMPLETE: 18}
+
+
+def test_cells_that_another_sweep_finished_are_not_complete_before_they_have_what_this_one_asks(
+    sound: Plan, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    plan = plan_of(file_of(tmp_path, "other", QUIZ, {"name": "prose", "shots": 0}))
+    assert plan.statuses == {Status.PARTIAL: 18}
+    assert "18 cells: 18 PARTIAL; 18 to do" in shown(plan) and shown(plan).count("prose-0shot: not done yet") == 18
+
+
+def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path: Path) -> None:
+    cell = sound.cells[0]
+    ledger = Ledger.open(sound.root)
+    whole = ledger.read_record(cell.cell.id)
+    assert whole is not None
+    ledger.write_record(whole.model_copy(update={"status": Status.FAILED, "error": "OSError: full\nmore"}))
+    assert plan_of(sound.sweep.path).statuses == {Status.COMPLETE: 18}
+    asks_more = plan_of(file_of(tmp_path, "sound", QUIZ, BROKEN))
+    failed = [line for line in shown(asks_more).splitlines() if "FAILED" in line and cell.cell.id in line]
+    assert len(failed) == 1 and "OSError: full" in failed[0]
+    data = read_report_data(plan_of(file_of(tmp_path, "sound", QUIZ)), ledger)
+    assert data.statuses[cell.cell.id] is Status.COMPLETE and not data.findings
