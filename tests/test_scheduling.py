@@ -28,7 +28,15 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Storage
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
-from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
+from massive_sft.running.events import (
+    BenchmarkScored,
+    CellRecorded,
+    CellSkipped,
+    RunEvent,
+    ScoringStarted,
+    TrainingProgressed,
+    TrainingStarted,
+)
 from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling.cell_queue import CellQueue
@@ -75,6 +83,8 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
     shutil.copytree(inline / "world", tmp_path / "world")
     happened, _ = run(small_sweep(tmp_path))
     assert sum(isinstance(event, CellRecorded) for event in happened) == 5
+    assert len({event.cell.id for event in happened if isinstance(event, ScoringStarted)}) == 5
+    assert sum(isinstance(event, BenchmarkScored) for event in happened) == 10  # two each
     expected, found = records(inline), records(tmp_path)
     assert found.keys() == expected.keys()
     for name, record in found.items():

@@ -6,23 +6,42 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from massive_sft.cli.views import STYLES
-from massive_sft.ledger.record import Status
+from massive_sft.cost.time_left import TimeLeft
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.planning.plan import Plan
-from massive_sft.running import events
-from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
-from massive_sft.training.events import CheckpointFailed, Event, Resumed, SnapshotWritten, StartedOver, StepDone
+from massive_sft.running.events import (
+    BenchmarkScored,
+    CellRecorded,
+    CellSkipped,
+    RunEvent,
+    ScoringStarted,
+    TrainingProgressed,
+    TrainingStarted,
+)
+from massive_sft.study.metrics import headline, primary_metric, scale, split, unit
+from massive_sft.training.events import (
+    CheckpointFailed,
+    Event,
+    Resumed,
+    SnapshotPublished,
+    SnapshotWritten,
+    StartedOver,
+    StepDone,
+)
 
-WINDOW_S = 30.0  # seconds over which tokens per second are counted
+SCORED = "scored"
+STEPS = 20  # of a training, over which its speed is counted
 
 
 class _Outlived:
@@ -68,49 +87,93 @@ class RunProgress:
     """Tells what happens in a run; a context manager. Its methods are called by one thread at a time."""
 
     def __init__(self, plan: Plan, console: Console):
-        self._console = console
-        self._training: set[str] = set()
+        self._runs = {run.trajectory.id: run for run in plan.todo}
+        self._training: dict[str, _Training] = {}
+        self._trained: set[str] = set()
+        self._scoring: set[str] = set()
+        self._last_score = ""
         self._statuses: Counter[Status] = Counter()
-        self._steps: deque[tuple[float, int]] = deque()
-        todo = sum(not cell.is_done for cell in plan.cells)
+        self._left = TimeLeft.of(plan)
         self._bar = Progress(
-            TextColumn("{task.description}", style="bold"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"), _Clock(self.clock),
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
-        self._task = self._bar.add_task("cells", total=todo, detail="")
+        todo = sum(not cell.is_done for cell in plan.cells)
+        self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
+        self._cells = self._bar.add_task(SCORED, total=todo, detail="")
+        self._began = time.monotonic()
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
-        if isinstance(event, TrainingStarted):
-            self._training.add(event.trajectory.id)
-        elif isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
-            self._steps.append((time.monotonic(), event.event.tokens))
-        elif isinstance(event, CellRecorded):
-            self._statuses[event.record.status] += 1
-            self._training.discard(str(event.record.trajectory))
-            self._bar.advance(self._task)
+        match event:
+            case TrainingStarted():
+                self._training[event.trajectory.id] = _Training()
+            case TrainingProgressed():
+                self._note_training(event.trajectory.id, event.event)
+            case ScoringStarted():
+                self._scoring.add(event.cell.id)
+            case BenchmarkScored():
+                self._last_score = headline_text(event.scores) or self._last_score
+            case CellRecorded():
+                self._note_record(event.record)
         line = run_event_line(event)
         if line:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
-        self._bar.update(self._task, detail=self._detail())
+        self._show()
+
+    def _note_training(self, trajectory: str, event: Event) -> None:
+        run = self._runs.get(trajectory)
+        if isinstance(event, StepDone):
+            self._training.setdefault(trajectory, _Training()).add(event)
+            if run is not None and run.steps_per_epoch:
+                self._left.trained(trajectory, event.step / (run.steps_per_epoch * run.trajectory.epochs))
+        elif isinstance(event, SnapshotPublished) and run is not None and event.epoch == run.trajectory.epochs:
+            self._end_training(trajectory)
+
+    def _note_record(self, record: Record) -> None:
+        self._statuses[record.status] += 1
+        self._scoring.discard(record.cell)
+        self._left.recorded(record.cell)
+        self._bar.advance(self._cells)
+        run = self._runs.get(str(record.trajectory))
+        ended = record.status in (Status.FAILED, Status.DIVERGED)  # there is no later epoch to wait for
+        if run is not None and (ended or record.cell == run.cells[-1].cell.id):
+            self._end_training(run.trajectory.id)
+
+    def _end_training(self, trajectory: str) -> None:
+        self._training.pop(trajectory, None)
+        self._left.trained(trajectory)
+        if trajectory not in self._trained:
+            self._trained.add(trajectory)
+            self._bar.advance(self._trainings)
 
     def say(self, text: str) -> None:
         """Print a line about the run itself."""
         self._bar.console.print(Text(text, style="dim"), highlight=False, soft_wrap=True)
 
-    def _detail(self) -> str:
-        now = time.monotonic()
-        while self._steps and self._steps[0][0] < now - WINDOW_S:
-            self._steps.popleft()
-        span = now - self._steps[0][0] if self._steps else 0.0
-        parts = [f"{len(self._training)} training"]
-        parts += [f"{self._statuses[status]} {status}" for status in Status if self._statuses[status]]
-        parts += [f"{sum(tokens for _, tokens in self._steps) / span:,.0f} tokens/s"] if span > 1 else []
+    def _show(self) -> None:
+        self._bar.update(self._trainings, detail=self._training_detail())
+        self._bar.update(self._cells, detail=self._scoring_detail())
+
+    def clock(self) -> str:
+        """Return how long the run has taken, and what it still takes."""
+        elapsed = time.monotonic() - self._began
+        return f"{_duration(elapsed)}, about {_duration(self._left.seconds(elapsed))} left"
+
+    def _training_detail(self) -> str:
+        seen = [training for training in self._training.values() if training.seconds]
+        parts = [f"{len(self._training)} now"]
+        parts += [f"loss {seen[-1].loss:.3f}", f"{sum(one.speed for one in seen):,.0f} tokens/s"] if seen else []
         return ", ".join(parts)
 
+    def _scoring_detail(self) -> str:
+        parts = [f"{len(self._scoring)} now"]
+        parts += [f"{self._statuses[status]} {status}" for status in Status if self._statuses[status]]
+        return ", ".join([*parts, *([self._last_score] if self._last_score else [])])
+
     def __enter__(self) -> RunProgress:
+        self._show()
         self._bar.start()
         return self
 
@@ -120,20 +183,69 @@ class RunProgress:
         self._bar.stop()
 
 
+class _Clock(ProgressColumn):
+    """The run's time behind the last row, made anew whenever the rows are drawn."""
+
+    def __init__(self, clock: Callable[[], str]):
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        """Return the text of one row."""
+        return Text(self._clock() if task.description == SCORED else "", style="progress.elapsed")
+
+
+class _Training:
+    """A training in hand: its last loss, and its speed over its last steps alone, whatever it waited for between."""
+
+    def __init__(self) -> None:
+        self.loss = float("nan")
+        self._steps: deque[tuple[int, float]] = deque(maxlen=STEPS)
+
+    def add(self, step: StepDone) -> None:
+        self.loss = step.loss
+        self._steps.append((step.tokens, step.seconds))
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self._steps)
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return sum(tokens for tokens, _ in self._steps) / self.seconds
+
+
+def headline_text(benchmark: BenchmarkScores) -> str:
+    """Return a benchmark's score as people read it, such as ``gsm8k-5shot exact_match 41.2 %``; empty without one."""
+    for kind, name in sorted(headline(benchmark)):
+        scores = (benchmark.groups if kind == "group" else benchmark.tasks)[name]
+        key = primary_metric(scores)
+        value = None if key is None else scores[key].value
+        if key is not None and value is not None:
+            metric, _ = split(key)
+            return f"{benchmark.benchmark} {metric} {scale(metric) * value:.1f} {unit(metric)}".strip()
+    return ""
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def run_event_line(event: RunEvent) -> Text:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
-    if isinstance(event, events.TrainingStarted):
+    if isinstance(event, TrainingStarted):
         cell = event.trajectory.cells[-1]
         return Text(f"training {cell.coordinates} (attempt {event.attempt})")
-    if isinstance(event, events.CellRecorded):
+    if isinstance(event, CellRecorded):
         record = event.record
         missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
         detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
         status = (str(record.status), STYLES[record.status])
         return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
-    if isinstance(event, events.CellSkipped):
+    if isinstance(event, CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
-    return Text(_event_line(event.event))
+    return Text(_event_line(event.event) if isinstance(event, TrainingProgressed) else "")
 
 
 def _event_line(event: Event) -> str:

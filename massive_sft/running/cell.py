@@ -13,12 +13,12 @@ from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import digest, fingerprint, hash_file
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.lease import Claim
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
-from massive_sft.running.events import CellRecorded, Listen, skipped
+from massive_sft.running.events import BenchmarkScored, CellRecorded, Listen, ScoringStarted, ignore, skipped
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers
 from massive_sft.running.outcome import Trained, find_snapshot, find_trained, snapshot_folder
@@ -45,6 +45,7 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
 
     What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
     """
+    evaluator.progress(ScoringStarted(cell.cell))
     try:
         record = _evaluate(cell, run, evaluator)
     except Interrupted:
@@ -74,11 +75,13 @@ class CellEvaluator:
     Attributes:
         stop: asked before each shard; once it is true Interrupted is raised, and what is scored stays.
         gpu: whether models are scored on a GPU, as ``resources`` say of the runs.
+        progress: told of cells and benchmarks on the way.
     """
 
     recorder: RecordWriter
     stop: Callable[[], bool] = never_stop
     gpu: bool = False
+    progress: Listen = ignore
 
     @property
     def ledger(self) -> Ledger:
@@ -138,7 +141,13 @@ class CellEvaluator:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
         confirm = partial(_require_unchanged, plan.cell, claim)
         evaluation = self.recorder.evaluation
-        scored = score(plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, self.gpu)
+
+        def tell(scores: BenchmarkScores) -> None:
+            self.progress(BenchmarkScored(plan.cell, scores))
+
+        scored = score(
+            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, self.gpu
+        )
         details["scores"] |= scored.scores
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from massive_sft.ledger.record import Record
+from massive_sft.ledger.record import BenchmarkScores, Record
 from massive_sft.planning.plan import CellPlan
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.trajectory import Trajectory
@@ -29,6 +29,21 @@ class TrainingProgressed:
 
 
 @dataclass(frozen=True)
+class ScoringStarted:
+    """A cell is being scored and measured."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class BenchmarkScored:
+    """One benchmark of a cell that is being scored is done; its record is still to come."""
+
+    cell: Cell
+    scores: BenchmarkScores
+
+
+@dataclass(frozen=True)
 class CellRecorded:
     """A cell has a new record."""
 
@@ -49,8 +64,12 @@ class CellSkipped:
     cells: tuple[str, ...]
 
 
-RunEvent = TrainingStarted | TrainingProgressed | CellRecorded | CellSkipped
+RunEvent = TrainingStarted | TrainingProgressed | ScoringStarted | BenchmarkScored | CellRecorded | CellSkipped
 Listen = Callable[[RunEvent], None]
+
+
+def ignore(event: RunEvent) -> None:
+    """Take no note of it."""
 
 
 def skipped(what: str, cells: Iterable[CellPlan]) -> CellSkipped:

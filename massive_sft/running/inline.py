@@ -27,7 +27,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         stop: asked between cells, after each step and before each shard.
     """
     recorder = make_record_writer(plan)
-    evaluator = CellEvaluator(recorder, stop, plan.uses_gpus)
+    evaluator = CellEvaluator(recorder, stop, plan.uses_gpus, listen)
     for cell in plan.base:
         if not (cell.is_done or stop()):
             evaluate_cell(cell, None, evaluator, listen)

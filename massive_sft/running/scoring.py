@@ -69,15 +69,16 @@ class CellScores:
     seconds: dict[str, float] = field(default_factory=dict)
     attention: str | None = None
 
-    def add(self, item: Requirement, result: EvaluationResult) -> None:
-        """Add what one benchmark came to."""
+    def add(self, item: Requirement, result: EvaluationResult) -> list[BenchmarkScores]:
+        """Add what one benchmark came to; return its scores."""
         self.missing.update(result.missing)
         if result.seconds:
             self.seconds[item.id] = sum(result.seconds.values())
         if result.load_seconds is not None:
             self.seconds["load"] = self.seconds.get("load", 0.0) + result.load_seconds
-        for table in result.scores.values():
-            self.scores[table["protocol"]] = _recorded(item, table)
+        added = {table["protocol"]: _recorded(item, table) for table in result.scores.values()}
+        self.scores |= added
+        return list(added.values())
 
 
 class _CellModel:
@@ -151,6 +152,7 @@ def score(
     ledger: Ledger,
     stop: Callable[[], bool],
     confirm: Callable[[], None],
+    tell: Callable[[BenchmarkScores], None],
     gpu: bool = False,
 ) -> CellScores:
     """Score one model on the benchmarks in ``requirements``. Finished shards and scores in the ledger are reused.
@@ -162,6 +164,7 @@ def score(
         weights: the id of the weights' content, under which scores are shared.
         stop: asked before each shard.
         confirm: called before the model is loaded and before anything is written; raises when it may not count.
+        tell: called with each benchmark's scores.
         gpu: whether the model is on a GPU.
 
     Raises:
@@ -177,7 +180,8 @@ def score(
             with missing_on_failure(result.missing, item.label, ledger.cell_dir(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
                 benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
-                result.add(item, model.evaluate(benchmark, weights, ledger))
+                for scores in result.add(item, model.evaluate(benchmark, weights, ledger)):
+                    tell(scores)
     result.attention = model.attention
     return result
 

@@ -35,7 +35,8 @@ from massive_sft.scheduling.relay import Relay, heard
 from massive_sft.scheduling.scorers import score_stream
 from massive_sft.scheduling.trials import run_trial
 
-SILENCE_S = 60.0  # seconds without progress after which the watchdog speaks
+SILENCE_S = 60.0  # seconds without progress after which the watchdog speaks where nobody works
+SILENT_WORK_S = 1800.0  # the same where a lane or a scorer has work in hand: one step or one shard may take minutes
 PATIENCE = 3  # times it speaks before it ends the run
 # A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
 # and scorers survive, does not reach it.
@@ -101,6 +102,7 @@ class _Round:
         self.relay = _started(Relay)
         self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
         self.lock = threading.Lock()
+        self.heard = 0  # events
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -188,10 +190,11 @@ class _Round:
             states = ray.get([self.pool.state.remote(), self.queue.state.remote()])
             if over(*states):
                 break
-            progress = sum(state["progress"] for state in states)
+            progress = self.heard + sum(state["progress"] for state in states)
+            silence = SILENT_WORK_S if states[0]["held"] or states[1]["begun"] else SILENCE_S
             if progress != seen:
                 moved, seen, spoken = time.monotonic(), progress, 0
-            elif time.monotonic() - moved > SILENCE_S * (spoken + 1):
+            elif time.monotonic() - moved > silence * (spoken + 1):
                 spoken += 1
                 text = self._waiting(*states)
                 self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
@@ -217,7 +220,7 @@ class _Round:
         )
 
     def _score(self) -> None:
-        score_stream(self.queue, self.recorder, self.mode.scorers, self._told)
+        score_stream(self.queue, self.relay, self.recorder, self.mode.scorers, self._told)
 
     def _hear(self) -> None:
         while (told := ray.get(self.relay.take.remote())) is not None:
@@ -246,6 +249,7 @@ class _Round:
 
     def _told(self, event: RunEvent) -> None:
         with self.lock:
+            self.heard += 1
             self.listen(event)
             if isinstance(event, CellRecorded) and event.cell.id in self.by_cell:
                 run = self.by_cell[event.cell.id]

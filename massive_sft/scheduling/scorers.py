@@ -60,7 +60,7 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: RecordWriter, queue: Any, scorers: Scorers):
+    def __init__(self, recorder: RecordWriter, queue: Any, relay: Any, scorers: Scorers):
         if not ray.get(queue.enter.remote(scorers.count)):
             raise ScorersFailed("no more of them is started")
 
@@ -68,7 +68,13 @@ class ScoringActor:
 
         self._queue = queue
         stopped = queue.stopped.remote()
-        self._finisher = CellEvaluator(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0)
+
+        def progress(event: RunEvent) -> None:
+            relay.tell.remote(pickle.dumps(event))  # not waited for: nothing depends on it
+
+        self._evaluator = CellEvaluator(
+            recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0, progress
+        )
         ray.get(queue.ready.remote())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -80,7 +86,7 @@ class ScoringActor:
             happened: list[RunEvent] = []
             if ray.get(self._queue.begin.remote(identity)):
                 try:
-                    evaluate_cell(cell, run, self._finisher, happened.append)
+                    evaluate_cell(cell, run, self._evaluator, happened.append)
                 except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
                     done.append((identity, error_bytes(error)))
             ray.get(self._queue.end.remote(identity))
@@ -88,8 +94,12 @@ class ScoringActor:
         return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
-def score_stream(queue: Any, recorder: RecordWriter, scorers: Scorers, listen: Callable[[RunEvent], None]) -> None:
+def score_stream(
+    queue: Any, relay: Any, recorder: RecordWriter, scorers: Scorers, listen: Callable[[RunEvent], None]
+) -> None:
     """Score the queue's cells until it is closed; each is acknowledged once its record is written.
+
+    What happens on the way goes through ``relay``, records through the stream.
 
     Raises:
         ScorersFailed: the scorers' processes die while they start.
@@ -105,7 +115,7 @@ def score_stream(queue: Any, recorder: RecordWriter, scorers: Scorers, listen: C
     )
     rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
         ScoringActor,
-        fn_constructor_args=(recorder, queue, scorers),
+        fn_constructor_args=(recorder, queue, relay, scorers),
         batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),

@@ -1,0 +1,115 @@
+"""What a run tells while it goes on: trainings and scorings apart, their speed and scores, the time left."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+import sample_records
+from rich.console import Console
+from small_sweep import small_sweep
+
+from massive_sft.cli.progress import RunProgress, headline_text
+from massive_sft.cost.time_left import GUESS_S, PRIOR_S, TimeLeft
+from massive_sft.ledger.record import Status
+from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.running.events import (
+    BenchmarkScored,
+    CellRecorded,
+    ScoringStarted,
+    TrainingProgressed,
+    TrainingStarted,
+)
+from massive_sft.sweep.load import load_sweep
+from massive_sft.training.events import SnapshotPublished, StepDone
+
+SCORES = sample_records.benchmark("facts_mc", {"acc,none": sample_records.score(0.375)})
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Two trainings of two epochs and a base model: five cells."""
+    return make_plan(load_sweep(small_sweep(tmp_path_factory.mktemp("sweep"))))
+
+
+def step(number: int, loss: float = 1.5, seconds: float = 0.5) -> StepDone:
+    return StepDone(number, 1, loss, 1e-3, 1.0, tokens=1000, trainable_tokens=500, seconds=seconds)
+
+
+def rows(progress: RunProgress) -> dict[str, str]:
+    """The drawn rows by their first word."""
+    console = Console(file=io.StringIO(), width=200)
+    console.print(progress._bar.get_renderable())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return {line.split()[0]: line for line in lines if line.strip()}
+
+
+def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(plan: Plan) -> None:
+    progress = RunProgress(plan, Console(file=io.StringIO(), force_terminal=True, width=200))
+    full, _ = plan.todo
+    progress.listen(TrainingStarted(full.trajectory, 1))
+    for number in (1, 2):
+        progress.listen(TrainingProgressed(full.trajectory, step(number)))
+    progress.listen(ScoringStarted(plan.base[0].cell))
+    progress.listen(BenchmarkScored(plan.base[0].cell, SCORES))
+    shown = rows(progress)
+    assert re.search(r"0/2 +1 now, loss 1\.500, 2,000 tokens/s", shown["trained"])
+    assert re.search(r"0/5 +1 now, facts_mc-0shot acc 37\.5 %", shown["scored"])
+    assert re.search(r"0:00:0\d, about \d+:\d\d:\d\d left", shown["scored"])
+
+    progress.listen(TrainingProgressed(full.trajectory, SnapshotPublished(1)))
+    assert "0/2" in rows(progress)["trained"]
+    progress.listen(TrainingProgressed(full.trajectory, SnapshotPublished(2)))
+    base = sample_records.record(plan.base[0].cell.id, {}, method="none")
+    progress.listen(CellRecorded(plan.base[0].cell, base))
+    shown = rows(progress)
+    assert re.search(r"1/2 +0 now *$", shown["trained"])
+    assert re.search(r"1/5 +0 now, 1 COMPLETE, facts_mc", shown["scored"])
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])
+def test_training_that_failed_is_no_longer_shown_as_training(plan: Plan, status: Status) -> None:
+    progress = RunProgress(plan, Console(file=io.StringIO(), force_terminal=True, width=200))
+    run = plan.todo[0]
+    progress.listen(TrainingStarted(run.trajectory, 1))
+    cell = run.cells[0].cell
+    failed = sample_records.record(cell.id, {}, status=status, error="why", trajectory=run.trajectory.id)
+    progress.listen(CellRecorded(cell, failed))
+    assert re.search(r"1/2 +0 now", rows(progress)["trained"])
+
+
+def test_score_without_a_value_is_not_told() -> None:
+    assert headline_text(SCORES) == "facts_mc-0shot acc 37.5 %"
+    assert headline_text(sample_records.benchmark("empty", {"acc,none": sample_records.score(None)})) == ""
+
+
+def test_time_left_of_a_plan_counts_every_part(plan: Plan) -> None:
+    left = TimeLeft.of(plan)
+    whole = left.seconds(0.0)
+    assert whole > 0
+    for run in plan.todo:
+        left.trained(run.trajectory.id)
+    trained = left.seconds(0.0)
+    for cell in plan.cells:
+        left.recorded(cell.cell.id)
+    assert whole > trained > left.seconds(0.0) == 0.0
+
+
+def test_time_left_is_the_estimate_at_first_and_what_was_seen_later() -> None:
+    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 2000.0})
+    assert left.seconds(0.0) == 4000.0
+    left.trained("a")
+    assert left.seconds(500.0) == pytest.approx(3000.0 * (PRIOR_S + 500.0) / (PRIOR_S + 1000.0))  # twice as fast
+    left.trained("b", 0.5)
+    left.trained("b", 0.25)  # what was done stays done, also where a training began again
+    assert left.seconds(0.0) == pytest.approx(2500.0 * PRIOR_S / (PRIOR_S + 1500.0))
+
+
+def test_time_left_of_unknown_parts_is_a_number() -> None:
+    assert TimeLeft({"a": None}, {"b": 100.0, "c": 300.0}).seconds(0.0) == 600.0
+    assert TimeLeft({"a": None}, {"b": None}).seconds(0.0) == 2 * GUESS_S
+    left = TimeLeft({}, {"b": None})
+    left.recorded("not of this run")
+    left.recorded("b")
+    assert left.seconds(10.0) == 0.0
