@@ -41,6 +41,7 @@ from massive_sft.training.events import (
 )
 
 SCORED = "scored"
+PAUSE_S = 2.0  # seconds without a step, beside three of its longest, after which a training is doing something else
 STEPS = 20  # of a training, over which its speed is counted
 
 
@@ -103,9 +104,12 @@ class RunProgress:
         self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
         self._cells = self._bar.add_task(SCORED, total=todo, detail="")
         self._began = time.monotonic()
+        self._working_since: float | None = None  # the start of a cluster says nothing of its speed
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
+        if self._working_since is None and isinstance(event, ScoringStarted | TrainingProgressed):
+            self._working_since = time.monotonic()
         match event:
             case TrainingStarted():
                 self._training[event.trajectory.id] = _Training()
@@ -158,13 +162,16 @@ class RunProgress:
 
     def clock(self) -> str:
         """Return how long the run has taken, and what it still takes."""
-        elapsed = time.monotonic() - self._began
-        return f"{_duration(elapsed)}, about {_duration(self._left.seconds(elapsed))} left"
+        now = time.monotonic()
+        worked = now - self._working_since if self._working_since else 0.0
+        return f"{_duration(now - self._began)}, about {_duration(self._left.seconds(worked))} left"
 
     def _training_detail(self) -> str:
-        seen = [training for training in self._training.values() if training.seconds]
-        parts = [f"{len(self._training)} now"]
-        parts += [f"loss {seen[-1].loss:.3f}", f"{sum(one.speed for one in seen):,.0f} tokens/s"] if seen else []
+        now = [training for training in self._training.values() if training.is_stepping]
+        parts = [f"{len(now)} now"]
+        waiting = len(self._training) - len(now)
+        parts += [f"{waiting} starting or saving"] if waiting else []
+        parts += [f"loss {now[-1].loss:.3f}", f"{sum(one.speed for one in now):,.0f} tokens/s"] if now else []
         return ", ".join(parts)
 
     def _scoring_detail(self) -> str:
@@ -201,19 +208,24 @@ class _Training:
     def __init__(self) -> None:
         self.loss = float("nan")
         self._steps: deque[tuple[int, float]] = deque(maxlen=STEPS)
+        self._heard = 0.0
 
     def add(self, step: StepDone) -> None:
         self.loss = step.loss
         self._steps.append((step.tokens, step.seconds))
+        self._heard = time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        return sum(seconds for _, seconds in self._steps)
+    def is_stepping(self) -> bool:
+        """Whether it took a step, and the next is not overdue: else it waits for a lane, loads or writes a snapshot."""
+        if not self._steps:
+            return False
+        return time.monotonic() - self._heard < PAUSE_S + 3 * max(seconds for _, seconds in self._steps)
 
     @property
     def speed(self) -> float:
         """Tokens a second."""
-        return sum(tokens for tokens, _ in self._steps) / self.seconds
+        return sum(tokens for tokens, _ in self._steps) / max(1e-9, sum(seconds for _, seconds in self._steps))
 
 
 def headline_text(benchmark: BenchmarkScores) -> str:
@@ -224,7 +236,8 @@ def headline_text(benchmark: BenchmarkScores) -> str:
         value = None if key is None else scores[key].value
         if key is not None and value is not None:
             metric, _ = split(key)
-            return f"{benchmark.benchmark} {metric} {scale(metric) * value:.1f} {unit(metric)}".strip()
+            shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
+            return f"{benchmark.benchmark} {metric} {shown}"
     return ""
 
 

@@ -16,7 +16,7 @@ class TimeLeft:
     """The parts of a run, trainings and cells, with the seconds that each is estimated to take.
 
     A part that cannot be estimated counts as the mean of those that can. They are done side by side, so their seconds
-    pass at another rate than those of the clock; the rate is taken from what was done since the run began, and from
+    pass at another rate than those of the clock; the rate is taken from what was done since the first was begun, and from
     the estimate itself (one after another) as if it had been right for ``PRIOR_S``.
 
     Args:
@@ -58,7 +58,7 @@ class TimeLeft:
             self._share[part] = max(self._share[part], min(1.0, share))
 
     def seconds(self, elapsed_s: float) -> float:
-        """Return the seconds left after ``elapsed_s``; 0 when every part is done."""
+        """Return the seconds left, ``elapsed_s`` after the first part was begun; 0 when every part is done."""
         done = sum(self._seconds[part] * share for part, share in self._share.items())
         left = sum(self._seconds.values()) - done
         return left * (PRIOR_S + elapsed_s) / (PRIOR_S + done)
