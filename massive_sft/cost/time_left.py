@@ -16,7 +16,7 @@ class TimeLeft:
     """The parts of a run, trainings and cells, with the seconds that each is estimated to take.
 
     A part that cannot be estimated counts as the mean of those that can. They are done side by side, so their seconds
-    pass at another rate than those of the clock; the rate is taken from what was done since the first was begun, and from
+    pass at another rate than those of the clock. That is taken from what was done since the first was begun, and from
     the estimate itself (one after another) as if it had been right for ``PRIOR_S``.
 
     Args:
