@@ -1,5 +1,6 @@
 """The mirror shows what the ledger says, once, whatever happens to the tracker and to the process that writes."""
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -40,8 +42,9 @@ from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
-from massive_sft.tracking.tracker import Tracker
+from massive_sft.tracking.tracker import Tracker, runs_page
 from massive_sft.tracking.ui import quiet_environment
+from massive_sft.tracking.view import view_metrics
 
 SWEEP = "study"
 TRAJECTORY = "00000000000000aa"
@@ -135,7 +138,7 @@ def runs_of(uri: str, sweep: str = SWEEP) -> tuple[object, dict[str, object]]:
     found = client.search_runs([client.get_experiment_by_name(sweep).experiment_id], run_view_type=ViewType.ALL)
     (parent,) = [run for run in found if "massive_sft.sweep" in run.data.tags]
     children = [run for run in found if run is not parent]
-    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    assert all(run.data.tags["massive_sft.parent"] == parent.info.run_id for run in children)
     by_cell = {run.data.tags["massive_sft.cell"]: run for run in children}
     assert len(by_cell) == len(children)
     return parent, by_cell
@@ -158,7 +161,7 @@ def everything(uri: str, sweep: str = SWEEP) -> dict:
         shown[cell] = {
             "info": (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
             "params": run.data.params,
-            "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
+            "tags": {key: value for key, value in run.data.tags.items() if key != "massive_sft.parent"},
             "metrics": {key: history(uri, run, key) for key in run.data.metrics},
             "files": files_of(client, run.info.run_id),
         }
@@ -191,8 +194,8 @@ def test_record_becomes_a_run_below_the_sweeps_own(ledger):
     assert parent.info.end_time == run.info.end_time, "the sweep ended with its last cell"
     assert (run.info.run_name, run.info.status) == (str(coordinates(2)), "FINISHED")
     assert (run.info.start_time, run.info.end_time) == (CREATED_MS, CREATED_MS + 90_000)
-    assert run.data.params["setting.optimizer.betas"] == "[0.9, 0.999]"
-    assert (run.data.params["setting.lr"], run.data.params["model"]) == ("1e-05", "tiny")
+    assert run.data.params["optimizer.betas"] == "[0.9, 0.999]"
+    assert (run.data.params["lr"], run.data.params["model"], run.data.params["mixture"]) == ("1e-05", "tiny", "alpaca")
     assert (run.data.params["size"], run.data.params["epoch"]) == ("100", "2")
     assert "horizon" not in run.data.params
     tags = {key.removeprefix("massive_sft."): value for key, value in run.data.tags.items()}
@@ -200,21 +203,141 @@ def test_record_becomes_a_run_below_the_sweeps_own(ledger):
     assert tags["ledger"] == str(ledger.root)
 
 
-def test_scores_and_measures_become_metrics_at_the_cells_epoch_and_none_is_left_out(ledger):
+def test_scores_and_measures_become_metrics_that_compare_as_bars_and_none_is_left_out(ledger):
     cell = write(ledger, epoch=2)
     mirror(ledger, {cell: coordinates(2)})
     run = child_of(ledger, cell)
     assert run.data.metrics == {
-        "mmlu-0shot/mmlu/acc": 0.25,
-        "mmlu-0shot/mmlu/em.strict-match": 0.5,
+        "mmlu/acc": 0.25,
+        "mmlu/em.strict-match": 0.5,
         "perplexity/response/perplexity_micro": 3.5,
         "layer_change/relative": 0.1,
-        "layer_change/layer_00": 0.2,
-        "layer_change/layer_03": 0.3,
-        "training/last_loss": 0.5,
-        "training/steps": 6.0,
+        "layer_change/by_layer": 0.3,
+        "training/summary/last_loss": 0.5,
+        "training/summary/steps": 6.0,
     }
-    assert history(uri_of(ledger), run, "mmlu-0shot/mmlu/acc") == [(2, 0.25, CREATED_MS + 90_000)]
+    # At step 0 MLflow draws bars of several runs, at any other a line of one point.
+    assert history(uri_of(ledger), run, "mmlu/acc") == [(0, 0.25, CREATED_MS + 90_000)]
+    profile = history(uri_of(ledger), run, "layer_change/by_layer")
+    assert [(layer, change) for layer, change, _ in profile] == [(0, 0.2), (3, 0.3)]
+
+
+def test_parts_of_a_benchmark_and_shots_are_told_apart(ledger):
+    parts = {name: {"acc,none": score(0.5)} for name in ("mmlu_law", "mmlu_math")}
+    grouped = benchmark(0.5) | {"tasks": parts, "groups": {"mmlu": {"acc,none": score(0.75)}}}
+    several = benchmark(0.5, "mmlu-5shot", "mmlu@5 abc") | {"shots": 5}
+    cell = write(ledger, scores={"a" * 12: grouped, "b" * 12: several})
+    mirror(ledger, {cell: coordinates(2)})
+    scores = {key for key in child_of(ledger, cell).data.metrics if key.startswith("mmlu")}
+    assert scores == {
+        "mmlu/acc",
+        "mmlu/parts/mmlu_law.acc",
+        "mmlu/parts/mmlu_math.acc",
+        "mmlu-5shot/acc",
+        "mmlu-5shot/em.strict-match",
+    }
+
+
+def test_gain_over_the_base_is_a_metric_and_follows_the_bases_record(ledger):
+    base = Coordinates("tiny", "none", "none", "none", 0, "none", None, 0, None, "")
+    names = {write(ledger, 1): coordinates(2), cell_id(2): base}
+    mirror(ledger, names)
+    assert not [key for key in child_of(ledger, cell_id(1)).data.metrics if key.startswith("gain")]
+    for before, gain in ((0.125, 0.125), (0.75, -0.5)):
+        scores = {"aaaaaaaaaaaa": benchmark(before), "cccccccccccc": benchmark(0.5, asked="mmlu@0 other")}
+        write(ledger, 2, coordinates=base._asdict(), trajectory=None, scores=scores, training={})
+        mirror(ledger, names)
+        shown = child_of(ledger, cell_id(1)).data.metrics
+        assert {key: value for key, value in shown.items() if key.startswith("gain")} == {
+            "gain/mmlu/acc": gain,
+            "gain/mmlu/em.strict-match": 0.0,
+        }
+    assert not [key for key in child_of(ledger, cell_id(2)).data.metrics if key.startswith("gain")]
+
+
+def test_duration_is_the_training_up_to_the_epoch_and_the_cells_own_scoring(ledger):
+    training = {"seconds": 600.5, "steps": 6, "last_loss": 0.5}
+    cell = write(ledger, training=training, cost={"seconds": {"mmlu@0 abc": 2.25, "load": 0.5}})
+    mirror(ledger, {cell: coordinates(2)})
+    run = child_of(ledger, cell)
+    assert (run.info.start_time, run.info.end_time) == (CREATED_MS - 600_500, CREATED_MS + 2750)
+    parent, _ = runs_of(uri_of(ledger))
+    assert parent.info.start_time == run.info.start_time
+
+
+def test_experiment_opens_on_its_runs_with_columns_of_parameters_scores_and_gains(ledger):
+    base = Coordinates("tiny", "none", "none", "none", 0, "none", None, 0, None, "")
+    names = {write(ledger, 1): coordinates(2), cell_id(2): base}
+    write(ledger, 2, coordinates=base._asdict(), trajectory=None, training={})
+    mirror(ledger, names)
+    experiment = MlflowClient(uri_of(ledger)).get_experiment_by_name(SWEEP)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.massive-sft"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    shown = ["model", "mixture", "method", "lr", "epoch"]
+    assert state["selectedColumns"] == [
+        *(f"params.`{name}`" for name in shown),
+        "metrics.`mmlu/acc`",
+        "metrics.`gain/mmlu/acc`",
+    ]
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["training/loss", "mmlu/acc", "gain/mmlu/acc"]
+    key = "workflowType=machine_learning&viewStateShareKey=massive-sft"
+    assert runs_page(uri_of(ledger), SWEEP) == f"/#/experiments/{experiment.experiment_id}/runs?{key}"
+
+
+def test_view_gains_columns_as_scores_come_until_somebody_makes_it_their_own(ledger):
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    client, tag = MlflowClient(uri_of(ledger)), "mlflow.sharedViewState.massive-sft"
+    experiment = client.get_experiment_by_name(SWEEP)
+    more = {"aaaaaaaaaaaa": benchmark(0.25), "bbbbbbbbbbbb": benchmark(0.5, "arc-0shot", "arc@0 abc")}
+    write(ledger, scores=more)
+    mirror(ledger, {cell: coordinates(2)})
+    grown = client.get_experiment(experiment.experiment_id).tags[tag]
+    assert view_metrics(grown) == ["mmlu/acc", "arc/acc"]
+    own = json.dumps(json.loads(grown) | {"updatedAt": 1 + json.loads(grown)["updatedAt"]})
+    client.set_experiment_tag(experiment.experiment_id, tag, own)
+    write(ledger, scores=more | {"cccccccccccc": benchmark(0.5, "piqa-0shot", "piqa@0 abc")})
+    mirror(ledger, {cell: coordinates(2)})
+    assert client.get_experiment(experiment.experiment_id).tags[tag] == own
+
+
+def test_two_runs_differ_in_the_parameters_in_which_their_cells_do(ledger):
+    data = {"parts": [{"count": 160, "source": {"files": "data:0011"}}], "sample_seed": 0}
+    counts = {"parts": [{"name": "alpaca", "samples": 158}]}
+    names = {}
+    for number, changed in enumerate(({}, {"count": 80})):
+        cell = write(ledger, number, counts=counts)
+        content = {"setting": SETTING | {"lr": 1e-5 * (1 + number)}, "schedule": {"name": "constant"}}
+        ledger.cell_dir(cell).joinpath("cell.json").unlink()
+        ledger.write_cell(cell, content | {"data": data | {"parts": [data["parts"][0] | changed]}, "epoch": 2})
+        names[cell] = coordinates(2)._replace(data=f"mixture {number}")
+    mirror(ledger, names)
+    first, second = (child_of(ledger, cell) for cell in names)
+    keys = first.data.params.keys() | second.data.params.keys()
+    differing = {key for key in keys if first.data.params.get(key) != second.data.params.get(key)}
+    assert differing == {"lr", "mixture", "mixture.id"}
+    assert first.data.params["mixture.parts"] == "alpaca 158"
+    (used,) = first.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("mixture 0", first.data.params["mixture.id"])
+
+
+def test_runs_of_an_earlier_version_are_written_anew_under_the_names_of_this_one(ledger):
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    parent, children = runs_of(uri_of(ledger))
+    client, run = MlflowClient(uri_of(ledger)), children[cell].info.run_id
+    client.delete_tag(run, "massive_sft.parent")
+    client.set_tag(run, "mlflow.parentRunId", parent.info.run_id)
+    client.log_metric(run, "mmlu-0shot/mmlu/acc", 0.25)
+    client.create_run(parent.info.experiment_id, tags={"mlflow.parentRunId": parent.info.run_id, "mine": "yes"})
+    mirror(ledger, {cell: coordinates(2)})
+    found = client.search_runs([parent.info.experiment_id])
+    (rebuilt,) = [run for run in found if "massive_sft.cell" in run.data.tags]
+    assert rebuilt.data.tags["massive_sft.parent"] == parent.info.run_id
+    assert rebuilt.data.metrics["mmlu/acc"] == 0.25
+    assert "mmlu-0shot/mmlu/acc" not in rebuilt.data.metrics
+    assert len(found) == 3, "the sweep's run is the same, and a run that somebody else nested stays"
 
 
 def test_names_that_mlflow_refuses_are_cleaned_and_stay_apart(ledger):
@@ -223,7 +346,7 @@ def test_names_that_mlflow_refuses_are_cleaned_and_stay_apart(ledger):
     mirror(ledger, {cell: coordinates(2)})
     keys = [key for key in child_of(ledger, cell).data.metrics if key.startswith("mmlu")]
     assert len(keys) == 4
-    assert "mmlu-0shot/x_.._y/acc" in keys
+    assert "mmlu/parts/x_.._y.acc" in keys
 
 
 def test_one_benchmark_under_two_protocols_shows_both(ledger):
@@ -231,7 +354,7 @@ def test_one_benchmark_under_two_protocols_shows_both(ledger):
     cell = write(ledger, scores=scores)
     mirror(ledger, {cell: coordinates(2)})
     metrics = child_of(ledger, cell).data.metrics
-    assert (metrics["mmlu-0shot aaaaaaaa/mmlu/acc"], metrics["mmlu-0shot bbbbbbbb/mmlu/acc"]) == (0.25, 0.75)
+    assert (metrics["mmlu aaaaaaaa/acc"], metrics["mmlu bbbbbbbb/acc"]) == (0.25, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +418,7 @@ def test_files_go_with_a_run_and_of_the_responses_twenty_of_each_task(ledger, tm
     client, run = MlflowClient(uri_of(ledger)), child_of(ledger, cell)
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     assert {path.name for path in folder.iterdir()} >= {"record.json", "cell.json", "layers.parquet"}
+    assert (folder / "layers.csv").read_text() == "layer,relative_change\n0,0.2\n3,0.3\n"
     assert json.loads((folder / "record.json").read_text())["cell"] == cell
     sample = [json.loads(line) for line in (folder / "responses-sample.jsonl").read_text().splitlines()]
     assert [line["index"] for line in sample] == list(range(20))
@@ -326,7 +450,7 @@ def test_newer_record_updates_the_same_run_even_within_one_second(ledger):
     after = child_of(ledger, cell)
     assert after.info.run_id == before.info.run_id
     assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
-    assert after.data.metrics["mmlu-0shot/mmlu/acc"] == 0.125
+    assert after.data.metrics["mmlu/acc"] == 0.125
     assert after.data.tags["massive_sft.error"] == ""
     assert len(history(uri_of(ledger), after, "training/loss")) == 4
 
@@ -843,8 +967,9 @@ def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, 
     (ledger.root / "mlflow.db").unlink()
     code = (
         "from pathlib import Path; from massive_sft.ledger.store import Ledger; "
-        "from massive_sft.tracking.mirror import mirror_all; "
-        f"exit(bool(mirror_all(Ledger.open({str(ledger.root)!r}), 'study', {{{cell!r}: None}}, '')))"
+        "from massive_sft.sweep.cell import Coordinates; from massive_sft.tracking.mirror import mirror_all; "
+        f"cells = {{{cell!r}: {coordinates(2)!r}}}; "
+        f"exit(bool(mirror_all(Ledger.open({str(ledger.root)!r}), 'study', cells, '')))"
     )
     here = tmp_path / "here"
     here.mkdir()

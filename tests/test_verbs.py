@@ -523,7 +523,9 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     assert (code, "5 cells" in text) == (0, True)
     store = plan_of(sweep, overlay).root / "mlflow.db"
     assert store.is_file()
-    assert re.fullmatch(r"/#/experiments/\d+/runs", runs_page(f"sqlite:///{store}", "small"))
+    assert re.fullmatch(
+        r"/#/experiments/\d+/runs\?workflowType=machine_learning&.*", runs_page(f"sqlite:///{store}", "small")
+    )
     assert runs_page(f"sqlite:///{store}", "another") == ""
     absent = store.with_name("absent.db")
     assert (runs_page(f"sqlite:///{absent}", "small"), absent.exists()) == ("", False)

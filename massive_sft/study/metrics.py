@@ -52,9 +52,14 @@ def _position(order: tuple[str, ...], name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
+def bare_name(benchmark: BenchmarkScores) -> str:
+    """Return a benchmark's name without its shots: ``mmlu`` of ``mmlu-5shot``."""
+    return benchmark.benchmark.removesuffix(f"-{'own' if benchmark.shots is None else benchmark.shots}shot")
+
+
 def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
     """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks."""
-    title = benchmark.benchmark.removesuffix(f"-{'own' if benchmark.shots is None else benchmark.shots}shot")
+    title = bare_name(benchmark)
     if title in benchmark.groups:
         return frozenset({("group", title)})
     return _kinds("group", benchmark.groups) or _kinds("task", benchmark.tasks)

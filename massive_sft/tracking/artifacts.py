@@ -14,6 +14,7 @@ from massive_sft.core.files import read_compressed_lines
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
+from massive_sft.tracking.run_fields import layer_profile
 
 SAMPLE_RESPONSES = 20
 """Responses shown of each task."""
@@ -31,6 +32,10 @@ def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
         ("cell.json", ledger.read_cell(record.cell)),
     ):
         (folder / name).write_text(json.dumps(_redacted(content), indent=1, ensure_ascii=False) + "\n")
+    layers = layer_profile(record)
+    if layers:
+        lines = [f"{layer},{change!r}\n" for layer, change in layers]
+        (folder / "layers.csv").write_text("layer,relative_change\n" + "".join(lines))
     for name in (name for name in record.files if name.endswith("/layers.parquet")):
         try:
             (folder / "layers.parquet").write_bytes(ledger.verified_file(record, name).read_bytes())

@@ -25,7 +25,7 @@ from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
 from massive_sft.tracking.connection_check import tracking_problem
 from massive_sft.tracking.curve import RunCurve, loss_curve
 from massive_sft.tracking.queue import Pending, Queue
-from massive_sft.tracking.run_fields import CellRun, checksum, describe_record, to_milliseconds
+from massive_sft.tracking.run_fields import CellRun, describe_record, span, version
 from massive_sft.tracking.spool import Item, read_spool, write_spool
 from massive_sft.tracking.store import make_store, relocate_artifacts
 from massive_sft.tracking.tracker import Tracker, WriteArtifacts
@@ -52,6 +52,7 @@ class Mirror:
         self._ledger = Ledger(ledger.root)  # an own one: it is read in another thread
         self._sweep = sweep
         self._cells = dict(cells)
+        self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
         self._uri = uri
         self._place = ledger.sweep(sweep)
         self._folder = ledger.sweep_dir(sweep)
@@ -210,15 +211,24 @@ class Mirror:
         Those that wait or were refused are known already.
         """
         known = set(self._queue.items)
+        bases = {model: self._base_of(model) for model in self._base_rows}
         records = ((cell, self._ledger.read_record(cell)) for cell in self._cells if cell not in known)
-        missed = [cell for cell, record in records if record and tracker.known.get(cell) != checksum(record)]
+        missed = [
+            cell
+            for cell, record in records
+            if record and tracker.known.get(cell) != version(record, bases.get(self._cells[cell].model))
+        ]
         self._queue.put(missed)
         return bool(missed)
 
     def _began(self) -> int:
-        """Return when the sweep's first record was begun, in milliseconds since 1970; now when there is none."""
+        """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
         records = (self._ledger.read_record(cell) for cell in self._cells)
-        return min((to_milliseconds(record.created) for record in records if record), default=round(time.time() * 1000))
+        return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
+
+    def _base_of(self, model: str) -> Record | None:
+        row = self._base_rows.get(model)
+        return None if row is None else self._ledger.read_record(row)
 
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
@@ -228,7 +238,7 @@ class Mirror:
                 log.warning("%s is gone and cannot be mirrored", item)
         else:
             record, run, curve = self._read(item)
-            if tracker.known.get(item) != run.checksum:
+            if tracker.known.get(item) != run.version:
                 tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
 
     def _read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
@@ -236,7 +246,9 @@ class Mirror:
             record = self._ledger.read_record(cell)
             if record is None:
                 raise _Unreadable(f"{cell} has no record")
-            run = describe_record(record, self._ledger.read_cell(cell), self._cells.get(cell), str(self._ledger.root))
+            names = self._cells.get(cell)
+            base = None if names is None else self._base_of(names.model)
+            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.root), base)
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise _Unreadable(f"{cell} cannot be read: {error}") from error

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,18 +10,28 @@ from typing import Any, Literal
 
 from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import BenchmarkScores, Record, Status
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.tracking.metric_names import (
+    clean_name,
+    finite_numbers,
+    gain_values,
+    main_paths,
+    metric_names,
+    score_values,
+)
 
 # Limits of every MLflow server since 2.0, though newer ones take more; the whole is in the run's record.json.
 KEY_LENGTH = 250
 PARAM_LENGTH = 500
 TAG_LENGTH = 1000
 
-SWEEP, CELL, RECORD, CURVE, WRITTEN = (
-    f"massive_sft.{name}" for name in ("sweep", "cell", "record", "curve", "written")
+SWEEP, CELL, RECORD, GAINS, CURVE, WRITTEN = (
+    f"massive_sft.{name}" for name in ("sweep", "cell", "record", "gains", "curve", "written")
 )
+BY_LAYER = "layer_change/by_layer"
+"""Its steps are layers, so that MLflow draws the profile."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +45,53 @@ class Point:
 
 
 @dataclass(frozen=True)
+class MixtureInput:
+    """What a cell was trained on, for the tracker's column ``Dataset``.
+
+    Attributes:
+        name: of the mixture.
+        digest: of its content.
+        parts: its parts with their samples, for people.
+    """
+
+    name: str
+    digest: str
+    parts: str
+
+
+@dataclass(frozen=True)
 class CellRun:
     """A cell's record as the tracker shows it.
 
     Attributes:
         cell: its id.
-        checksum: of the record; the same record is never written twice.
+        version: checksums of the record and of its gains; the same are never written twice.
         name: the coordinates, for people.
         status: the tracker's word; the record's own is a tag.
-        start, end: milliseconds since 1970.
+        start, end: milliseconds since 1970; between them the training up to the cell's epoch, then its scoring.
         params: coordinates and content; what makes the cell what it is.
         tags: ids, status, origin.
-        points: scores, measures and the training's summary, at the cell's epoch.
+        mixture: None for a base model.
+        points: scores, gains, measures and the training's summary, at step 0, which MLflow compares as bars; the
+            change by layer.
+        main: names of each benchmark's main score and its gain, the columns of the sweep's view.
     """
 
     cell: str
-    checksum: str
+    version: tuple[str, str]
     name: str
     status: Literal["FINISHED", "FAILED"]
     start: int
     end: int
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    mixture: MixtureInput | None
     points: tuple[Point, ...]
+    main: tuple[str, ...]
 
 
 def describe_record(
-    record: Record, content: Mapping[str, Any], coordinates: Coordinates | None, ledger: str
+    record: Record, content: Mapping[str, Any], coordinates: Coordinates | None, ledger: str, base: Record | None = None
 ) -> CellRun:
     """Return what to show of a record.
 
@@ -73,21 +100,34 @@ def describe_record(
         content: what the cell is, of its ``cell.json``.
         coordinates: its names in the sweep; None for a cell that left the sweep, shown under its record's names.
         ledger: path of the storage root, for people.
+        base: the newest record of the cell's base model, which gains are taken over.
     """
-    names = record.coordinates if coordinates is None else coordinates._asdict()
-    epoch, end = int(names.get("epoch") or 0), to_milliseconds(record.finished)
-    values = _unique({**_scores(record), **_numbers(_measures(record))})
+    coordinate_names = record.coordinates if coordinates is None else coordinates._asdict()
+    start, end = span(record)
+    values = {**score_values(record), **gain_values(record, base), **finite_numbers(_measures(record))}
+    names = metric_names(values)
+    points = [Point(_shortened(names[path], KEY_LENGTH), value, end, 0) for path, value in values.items()]
+    points += [Point(BY_LAYER, change, end, layer) for layer, change in layer_profile(record)]
+    mixture = _mixture(record, str(coordinate_names.get("data")), content)
     return CellRun(
         cell=record.cell,
-        checksum=checksum(record),
-        name=_title(names) if coordinates is None else str(coordinates),
+        version=version(record, base),
+        name=_title(coordinate_names) if coordinates is None else str(coordinates),
         status="FAILED" if record.status is Status.FAILED else "FINISHED",
-        start=to_milliseconds(record.created),
+        start=start,
         end=end,
-        params=_params(names, content),
+        params=_params(coordinate_names, content, mixture),
         tags=_tags(record, ledger),
-        points=tuple(Point(key, value, end, epoch) for key, value in values.items()),
+        mixture=mixture,
+        points=tuple(points),
+        main=tuple(_shortened(names[path], KEY_LENGTH) for path in main_paths(record) if path in names),
     )
+
+
+def version(record: Record, base: Record | None) -> tuple[str, str]:
+    """Return what tells one state of a cell from another: its record, and its gains where it has any."""
+    gains = gain_values(record, base)
+    return checksum(record), fingerprint([[*path, gain] for path, gain in sorted(gains.items())]) if gains else ""
 
 
 def checksum(record: Record) -> str:
@@ -100,21 +140,44 @@ def to_milliseconds(time: str) -> int:
     return round(datetime.fromisoformat(time).timestamp() * 1000)
 
 
-def clean_name(name: str) -> str:
-    """Return one part of a metric's or parameter's name with only what MLflow allows, on any system."""
-    kept = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
-    return re.sub(r"^\.{1,2}$|^$", "_", kept)
-
-
 def _title(names: Mapping[str, Any]) -> str:
     if names.keys() == set(Coordinates._fields):
         return str(Coordinates(**names))
     return ", ".join(f"{axis}={value}" for axis, value in names.items())  # made by another version
 
 
-def _params(names: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
-    """Return coordinates, then content under dotted names; what is None or empty is left out, not made up."""
-    flat = {**dict(_flattened(content)), **names}
+def span(record: Record) -> tuple[int, int]:
+    """Return when a cell's own work began and ended: its training up to its epoch, then scoring and measuring.
+
+    The records' times are whole seconds, so what that took counts where it is known.
+    """
+    scoring_began, finished = to_milliseconds(record.created), to_milliseconds(record.finished)
+    training_s = record.training.get("seconds")
+    took: Any = record.cost.get("seconds")
+    scoring_s = sum(took.values()) if isinstance(took, Mapping) else 0.0
+    start = scoring_began - round(1000 * training_s) if isinstance(training_s, int | float) else scoring_began
+    return start, scoring_began + round(1000 * scoring_s) if scoring_s else finished
+
+
+def _mixture(record: Record, name: str, content: Mapping[str, Any]) -> MixtureInput | None:
+    if "data" not in content:
+        return None
+    counts: Any = record.counts.get("parts")
+    parts = [f"{part['name']} {part['samples']}" for part in counts] if isinstance(counts, list) else []
+    return MixtureInput(name, fingerprint(content["data"]), ", ".join(parts))
+
+
+def _params(names: Mapping[str, Any], content: Mapping[str, Any], mixture: MixtureInput | None) -> dict[str, str]:
+    """Return coordinates, then content under dotted names; what is None or empty is left out, not made up.
+
+    The setting's own fields stand bare (``lr``, ``lora.rank``). A mixture is told by its parts' names and the
+    fingerprint of what they hold; ``cell.json`` has it all.
+    """
+    told = {key: value for key, value in content.items() if key not in ("setting", "data")}
+    flat = {**dict(_flattened(content.get("setting", {}))), **dict(_flattened(told)), **names}
+    flat["mixture"] = flat.pop("data", None)
+    if mixture is not None:
+        flat |= {"mixture.id": mixture.digest, "mixture.parts": mixture.parts}
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items() if value != ""}
     return {
         _shortened(clean_name(key), KEY_LENGTH): _shortened(redact(value), PARAM_LENGTH)
@@ -153,56 +216,21 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}
 
 
-def _scores(record: Record) -> dict[tuple[str, ...], float]:
-    """Return ``benchmark/task/metric`` → value; a score that could not be had is left out.
-
-    A benchmark under several protocols (a base model under several templates) carries the protocol's id.
-    """
-    protocols = Counter(scores.benchmark for scores in record.scores.values())
-    numbers: dict[tuple[str, ...], float] = {}
-    for protocol, scores in record.scores.items():
-        name = scores.benchmark if protocols[scores.benchmark] == 1 else f"{scores.benchmark} {protocol[:8]}"
-        numbers |= {(name, *key): value for key, value in _values(scores)}
-    return numbers
-
-
-def _values(scores: BenchmarkScores) -> Iterator[tuple[tuple[str, str], float]]:
-    for name, metrics in [*scores.groups.items(), *scores.tasks.items()]:
-        for metric, score in metrics.items():
-            if score.value is not None:
-                # ``none`` is the name of lm-eval's filter that filters nothing.
-                yield (name, metric.removesuffix(",none").replace(",", ".")), float(score.value)
-
-
 def _measures(record: Record) -> dict[str, Any]:
-    measures: dict[str, Any] = dict(record.measures)
+    """Return measures and the training's summary; beside the curves of ``training`` the latter would hide them."""
+    training = {key: value for key, value in record.training.items() if key != "layout"}
+    measures = dict(record.measures)
     change = measures.get("layer_change")
     if isinstance(change, Mapping):
-        by_layer = change.get("relative_by_layer")
-        layers = by_layer if isinstance(by_layer, Mapping) else {}
-        kept = {key: value for key, value in change.items() if key != "relative_by_layer"}
-        measures["layer_change"] = {**kept, **{f"layer_{layer:0>2}": value for layer, value in layers.items()}}
-    training = {key: value for key, value in record.training.items() if key != "layout"}
-    return {**measures, "training": training}
+        measures["layer_change"] = {key: value for key, value in change.items() if key != "relative_by_layer"}
+    return {**measures, "training": {"summary": training}}
 
 
-def _numbers(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float]:
-    """Return the numbers among nested values by path; lists, texts and schema numbers are in record.json."""
-    numbers: dict[tuple[str, ...], float] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            numbers |= _numbers(item, (*path, key))
-        elif isinstance(item, int | float) and not isinstance(item, bool) and key != "schema" and math.isfinite(item):
-            numbers[*path, key] = float(item)
-    return numbers
-
-
-def _unique(values: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    """Return values by MLflow's names; where two names would become one, each gets a hash of its own."""
-    names = {path: "/".join(map(clean_name, path)) for path in values}
-    taken = Counter(names.values())
-    unique = {p: name if taken[name] == 1 else f"{name}-{digest(json.dumps(p))[:6]}" for p, name in names.items()}
-    return {_shortened(unique[path], KEY_LENGTH): value for path, value in values.items()}
+def layer_profile(record: Record) -> list[tuple[int, float]]:
+    """Return each layer (from 0) with its relative change; nothing where it was not measured."""
+    change: Any = record.measures.get("layer_change")
+    by_layer = change.get("relative_by_layer") if isinstance(change, Mapping) else None
+    return sorted((int(layer), float(value)) for layer, value in (by_layer or {}).items())
 
 
 def _shortened(text: str, limit: int) -> str:

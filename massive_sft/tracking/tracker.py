@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, artifact_location, database_path
 from massive_sft.tracking.client import TRACKER_ERRORS, make_client
 from massive_sft.tracking.curve import RunCurve
-from massive_sft.tracking.run_fields import CELL, CURVE, RECORD, SWEEP, WRITTEN, CellRun, Point
+from massive_sft.tracking.run_fields import CELL, CURVE, GAINS, RECORD, SWEEP, WRITTEN, CellRun, MixtureInput, Point
+from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics
 
 log = logging.getLogger(__name__)
 
 # MLflow takes 1,000 entities a call, of which 100 parameters and 100 tags, in one megabyte.
 MAX_METRICS, MAX_NAMES = 800, 100
-PARENT = "mlflow.parentRunId"
+PARENT = "massive_sft.parent"
+NESTED = "mlflow.parentRunId"
+"""How earlier versions tied cells to the sweep's run: MLflow's list hides them then until somebody expands it."""
 CURVE_ID = f"{CURVE}_id"
+NOTE = "mlflow.note.content"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Versions of MLflow that read it open the experiment on its runs, and not on the traces of an agent."""
 
 WriteArtifacts = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
 
 
 def runs_page(uri: str, sweep: str) -> str:
-    """Return where a sweep's runs are below a tracker's address, for its own first page shows none of them.
+    """Return where a sweep's runs are below a tracker's address, in the sweep's own view.
 
-    Empty where the tracker does not answer, or knows no such sweep; a local store that is not there is not made.
+    MLflow's first page shows none of them, and its default columns none of their numbers. Empty where the tracker
+    does not answer, or knows no such sweep; a local store that is not there is not made.
     """
     path = database_path(uri)
     if path is not None and not path.exists():
@@ -40,14 +48,19 @@ def runs_page(uri: str, sweep: str) -> str:
         experiment = make_client(uri).get_experiment_by_name(sweep)
     except TRACKER_ERRORS:
         return ""
-    return f"/#/experiments/{experiment.experiment_id}/runs" if experiment else ""
+    if experiment is None:
+        return ""
+    view = f"&viewStateShareKey={KEY}" if TAG in experiment.tags else ""
+    return f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning{view}"
 
 
 class Tracker:
-    """A sweep's runs: a parent, and a child for each cell. Every method raises ``TRACKER_ERRORS``.
+    """A sweep's runs: one of its own, and one for each cell beside it, whose tag ``PARENT`` names the former.
+
+    Every method raises ``TRACKER_ERRORS``.
 
     Attributes:
-        known: checksum of the record that each cell's run shows.
+        known: the version that each cell's run shows (``run_fields.version``).
     """
 
     def __init__(self, uri: str, sweep: str, ledger: Path, began: Callable[[], int]):
@@ -64,9 +77,13 @@ class Tracker:
         """
         self._client = make_client(uri)
         self._uri = uri
-        self._experiment = self._find_experiment(sweep)
+        experiment = self._find_experiment(sweep, ledger)
+        self._experiment = str(experiment.experiment_id)
+        view = experiment.tags.get(TAG)
+        self._columns = [] if view is None else view_metrics(view)
         self._parent = self._find_parent(sweep, ledger, began)
-        self.known: dict[str, str] = {}
+        self._remove_nested()
+        self.known: dict[str, tuple[str, str]] = {}
         self._ended: int | None = None
         self.refresh()
 
@@ -75,11 +92,13 @@ class Tracker:
         child = self._child(run)
         tags, shown = child.data.tags, child.data.metrics
         written = int(tags.get(WRITTEN, 0))
-        # Of two values at one step MLflow shows the one with the later time, so a correction needs a later one.
+        # MLflow tells a metric's value at its last step.
+        last = {point.key: point.value for point in run.points}
+        # Of two values at one step it shows the one with the later time, so a correction needs a later one.
         points = [
             Metric(point.key, point.value, point.timestamp + written, point.step)
             for point in run.points
-            if shown.get(point.key) != point.value
+            if shown.get(point.key) != last[point.key]
         ]
         new_tags = dict(run.tags)
         if curve is not None and tags.get(CURVE_ID) != curve.id:
@@ -96,11 +115,15 @@ class Tracker:
             self._client.log_batch(identity, *batch)
         if child.info.run_name != run.name:
             self._client.update_run(identity, name=run.name)
+        if run.mixture is not None and not (child.inputs and child.inputs.dataset_inputs):
+            self._client.log_inputs(identity, datasets=[_dataset(run.mixture)])
         self._upload(identity, attach)
         self._client.set_terminated(identity, run.status, run.end)
+        self._show(run.main)
         # Last: it says that all of the above is there.
-        self._client.log_batch(identity, tags=[RunTag(RECORD, run.checksum), RunTag(WRITTEN, str(written + 1))])
-        self.known[run.cell] = run.checksum
+        done = {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
+        self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
+        self.known[run.cell] = run.version
         self._ended = max(self._ended or run.end, run.end)
 
     def attach(self, attach: WriteArtifacts) -> None:
@@ -118,7 +141,7 @@ class Tracker:
         that shows a record stays, else the one with the lower id.
         """
         by_cell: dict[str, Run] = {}
-        for run in self._search(PARENT, self._parent, None):
+        for run in self._search({PARENT: self._parent}):
             cell = run.data.tags[CELL]
             kept, duplicate = sorted(
                 (by_cell.get(cell, run), run), key=lambda run: (RECORD not in run.data.tags, _id(run))
@@ -126,23 +149,44 @@ class Tracker:
             by_cell[cell] = kept
             if _id(duplicate) != _id(kept):
                 self._remove(duplicate)
-        self.known = {cell: run.data.tags.get(RECORD, "") for cell, run in by_cell.items()}
+        self.known = {
+            cell: (run.data.tags.get(RECORD, ""), run.data.tags.get(GAINS, "")) for cell, run in by_cell.items()
+        }
         self._ended = max((run.info.end_time for run in by_cell.values() if run.info.end_time), default=None)
 
-    def _find_experiment(self, name: str) -> str:
+    def _find_experiment(self, name: str, ledger: Path) -> Experiment:
         existing = self._client.get_experiment_by_name(name)
         if existing is None:
             path = database_path(self._uri)
-            location = artifact_location(self._uri)
-            created: str = self._client.create_experiment(name, artifact_location=location)
+            made = self._client.create_experiment(name, artifact_location=artifact_location(self._uri))
             log.info("made the experiment %s in %s", name, path or redact(self._uri))
-            return created
+            existing = self._client.get_experiment(made)
         if existing.lifecycle_stage != "active":
             remedy = f"`mlflow experiments restore -x {existing.experiment_id}`, or rename the sweep"
             rule = f"has this experiment in its trash: {remedy}"
             raise InvalidInput(Problem(PLACE, rule, name))
-        identity: str = existing.experiment_id
-        return identity
+        note = f"A mirror of the ledger in `{ledger}`; its columns and charts are the view `{KEY}`."
+        for key, value in (KIND | {NOTE: note}).items():
+            if key not in existing.tags:
+                self._client.set_experiment_tag(existing.experiment_id, key, value)
+        return existing
+
+    def _show(self, metrics: Sequence[str]) -> None:
+        """Add columns to the sweep's view, unless somebody has made it their own."""
+        if self._columns is None or set(metrics) <= set(self._columns):
+            return
+        columns = list(dict.fromkeys([*self._columns, *metrics]))
+        view = make_view(columns, round(time.time() * 1000))
+        self._client.set_experiment_tag(self._experiment, TAG, view)
+        self._columns = columns
+
+    def _remove_nested(self) -> None:
+        """Remove the runs that earlier versions wrote: in MLflow neither a metric nor a parameter can be renamed."""
+        earlier = [run for run in self._search({NESTED: self._parent}) if CELL in run.data.tags]
+        for run in earlier:
+            self._client.delete_run(_id(run))
+        if earlier:
+            log.warning("%d runs of an earlier version are in the tracker's trash; they are written anew", len(earlier))
 
     def _remove(self, run: Run) -> None:
         log.warning("the tracker had a second run of %s; it is in its trash: %s", run.info.run_name, _id(run))
@@ -165,7 +209,7 @@ class Tracker:
             SWEEP: sweep,
             "massive_sft.ledger": where,
             "mlflow.source.name": "massive-sft",
-            "mlflow.note.content": f"The sweep `{sweep}`: a mirror of the ledger in `{where}`.",
+            NOTE: f"The sweep `{sweep}`: a mirror of the ledger in `{where}`.",
         }
         parent = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
         created: str = parent.info.run_id
@@ -173,10 +217,10 @@ class Tracker:
 
     def _parents(self, sweep: str) -> list[Run]:
         """Return the parent run, if there is one; the second of two that were made by a repeated call is removed."""
-        parents = sorted(self._search(SWEEP, sweep, None), key=_id)
+        parents = sorted(self._search({SWEEP: sweep}), key=_id)
         if len(parents) < 2:
             return parents
-        childless = [run for run in parents if not any(self._search(PARENT, _id(run), None))]
+        childless = [run for run in parents if not any(self._search({tag: _id(run)}) for tag in (PARENT, NESTED))]
         kept = next((run for run in parents if run not in childless), parents[0])
         for run in childless:
             if run is not kept:
@@ -184,16 +228,15 @@ class Tracker:
         return [kept]
 
     def _child(self, run: CellRun) -> Run:
-        for existing in self._search(CELL, run.cell, self._parent):
+        for existing in self._search({CELL: run.cell, PARENT: self._parent}):
             return existing
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
         tags = {PARENT: self._parent, CELL: run.cell}
         return self._client.create_run(self._experiment, start_time=run.start, tags=tags, run_name=run.name)
 
-    def _search(self, tag: str, value: str, parent: str | None) -> Iterator[Run]:
-        """Yield the runs with a tag, the oldest first."""
-        wanted = {tag: value} | ({} if parent is None else {PARENT: parent})
-        query = " and ".join(f"tags.`{key}` = '{text}'" for key, text in wanted.items())
+    def _search(self, tags: Mapping[str, str]) -> Iterator[Run]:
+        """Yield the runs with all of these tags, the oldest first."""
+        query = " and ".join(f"tags.`{key}` = '{text}'" for key, text in tags.items())
         token = None
         while True:
             page: Any = self._client.search_runs(
@@ -212,6 +255,11 @@ class Tracker:
 
 def _id(run: Run) -> str:
     return str(run.info.run_id)
+
+
+def _dataset(mixture: MixtureInput) -> DatasetInput:
+    made = Dataset(mixture.name, mixture.digest, "massive-sft mixture", mixture.parts or mixture.name)
+    return DatasetInput(made, tags=[InputTag("mlflow.data.context", "training")])
 
 
 def _metric(point: Point) -> Metric:

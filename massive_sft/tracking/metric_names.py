@@ -1,0 +1,110 @@
+"""A cell's scores and gains under the names that the tracker shows. Pure; no tracker here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from massive_sft.core.fingerprint import digest
+from massive_sft.ledger.record import BenchmarkScores, Record, Score
+from massive_sft.study.metrics import bare_name, headline, primary_metric
+
+MetricPath = tuple[str, ...]
+"""A metric's name before it is cleaned and joined: ``("gain", "gsm8k", "exact_match.strict-match")``."""
+
+GAIN = "gain"
+PARTS = "parts"
+
+
+def score_values(record: Record) -> dict[MetricPath, float]:
+    """Return a record's scores: ``gsm8k/exact_match`` where a benchmark is one task or group, and
+    ``mmlu/parts/mmlu_anatomy.acc`` for what it consists of. One that could not be had is left out."""
+    titles = _titles(record)
+    return {
+        _path(titles[protocol], scores, part, metric): score.value
+        for protocol, scores in record.scores.items()
+        for _, part, metrics in _parts(scores)
+        for metric, score in metrics.items()
+        if score.value is not None
+    }
+
+
+def gain_values(record: Record, base: Record | None) -> dict[MetricPath, float]:
+    """Return what a benchmark's own scores gained over those of the base model under the same protocol."""
+    if base is None or base.cell == record.cell:
+        return {}
+    titles = _titles(record)
+    return {
+        (GAIN, *_path(titles[protocol], scores, part, metric)): score.value - before
+        for protocol, scores in record.scores.items()
+        if protocol in base.scores
+        for kind, part, metrics in _parts(scores)
+        if (kind, part) in headline(scores)
+        for metric, score in metrics.items()
+        if score.value is not None and (before := _value(base.scores[protocol], kind, part, metric)) is not None
+    }
+
+
+def main_paths(record: Record) -> Iterator[MetricPath]:
+    """Yield the one metric of each benchmark that people look at first (``study.metrics``), then its gain."""
+    titles = _titles(record)
+    for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
+        for kind, part, metrics in _parts(scores):
+            metric = primary_metric(metrics)
+            if (kind, part) in headline(scores) and metric is not None:
+                path = _path(titles[protocol], scores, part, metric)
+                yield path
+                yield GAIN, *path
+
+
+def metric_names(paths: Iterable[MetricPath]) -> dict[MetricPath, str]:
+    """Return names that MLflow takes; where two would become one, each gets a hash of its own."""
+    names = {path: "/".join(map(clean_name, path)) for path in paths}
+    taken = Counter(names.values())
+    return {p: name if taken[name] == 1 else f"{name}-{digest(json.dumps(p))[:6]}" for p, name in names.items()}
+
+
+def clean_name(name: str) -> str:
+    """Return one part of a metric's or parameter's name with only what MLflow allows, on any system."""
+    kept = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
+    return re.sub(r"^\.{1,2}$|^$", "_", kept)
+
+
+def finite_numbers(value: Mapping[str, object], path: MetricPath = ()) -> dict[MetricPath, float]:
+    """Return the numbers among nested values by path; lists, texts and schema numbers are in record.json."""
+    numbers: dict[MetricPath, float] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            numbers |= finite_numbers(item, (*path, key))
+        elif isinstance(item, int | float) and not isinstance(item, bool) and key != "schema" and math.isfinite(item):
+            numbers[*path, key] = float(item)
+    return numbers
+
+
+def _titles(record: Record) -> dict[str, str]:
+    """Return each protocol's benchmark as it is shown: with its shots where it has any, and with the protocol's id
+    where several have one name (a base model under several templates)."""
+    names = {p: scores.benchmark if scores.shots else bare_name(scores) for p, scores in record.scores.items()}
+    several = Counter(names.values())
+    return {p: name if several[name] == 1 else f"{name} {p[:8]}" for p, name in names.items()}
+
+
+def _parts(scores: BenchmarkScores) -> Iterator[tuple[str, str, Mapping[str, Score]]]:
+    for kind, parts in (("group", scores.groups), ("task", scores.tasks)):
+        for part, metrics in parts.items():
+            yield kind, part, metrics
+
+
+def _path(title: str, scores: BenchmarkScores, part: str, metric: str) -> MetricPath:
+    # ``none`` is the name of lm-eval's filter that filters nothing.
+    name = metric.removesuffix(",none").replace(",", ".")
+    alone = len(scores.groups) + len(scores.tasks) == 1
+    return (title, name) if alone or part == bare_name(scores) else (title, PARTS, f"{part}.{name}")
+
+
+def _value(scores: BenchmarkScores, kind: str, part: str, metric: str) -> float | None:
+    found = (scores.groups if kind == "group" else scores.tasks).get(part, {}).get(metric)
+    return found.value if found else None
