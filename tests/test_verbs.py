@@ -534,7 +534,7 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
 def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(f"storage: {{root: {tmp_path / 'nothing'}}}\n")
-    for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep), ("logs", "ab", "--sweep", sweep)):
+    for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep)):
         code, text = call(*arguments, "--overlay", overlay)
         assert (code, "is no ledger" in text) == (2, True)
     assert not (tmp_path / "nothing").exists()

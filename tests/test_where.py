@@ -46,7 +46,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         ("size=all", 4, 2),
         ("size=96", 4, 2),
         ('variant=""', 13, 6),
-        ("data='a ''b'' \"c\"|d' and method=full", 2, 1),
+        ("mixture='a ''b'' \"c\"|d' and method=full", 2, 1),
         ('data="a \'b\' ""c""|d"|facts and method=full', 4, 2),
     ],
 )
@@ -71,7 +71,7 @@ def test_narrowed_run_keeps_its_whole_trajectory(plan: Plan) -> None:
     ("text", "messages"),
     [
         ("", ["--where, character 1: must be KEY=VALUE"]),
-        ("modle=x", ["--where: unknown key, got 'modle' (did you mean 'model'?); valid: model, data"]),
+        ("modle=x", ["--where: unknown key, got 'modle' (did you mean 'model'?); valid: model, mixture"]),
         ("model", ["--where, character 1: must be KEY=VALUE or KEY!=VALUE, got 'model'"]),
         ("model=", ['needs a value after model= (an empty one is ""), got \'\'']),
         ("model=a|", ["--where, character 9: needs a value"]),
@@ -102,5 +102,5 @@ def test_value_that_no_cell_has_is_refused_with_those_that_are_there(plan: Plan)
 
 
 def test_names_that_look_like_syntax_are_reached_by_quotes_alone(tmp_path: Path) -> None:
-    assert parse_where("data='and'").conditions == parse_where("data=and").conditions
+    assert parse_where("mixture='and'").conditions == parse_where("data=and").conditions
     assert parse_where("variant=lr=1e-05,lora.rank=8").conditions[0].values == ("lr=1e-05,lora.rank=8",)

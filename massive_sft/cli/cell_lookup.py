@@ -1,19 +1,24 @@
-"""Finds a cell by the beginning of its id: one of the sweep, or any other of its ledger."""
+"""Finds a cell by the beginning of its id: in a sweep or its ledger, given or looked for in the current folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.cli.options import load_plan
+from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.sweep.cell import Coordinates
 
 MAX_LISTED = 10  # cells named when the beginning fits several
+FOLDERS = (Path("."), Path("sweeps"))  # where sweep files are looked for, as seen from the current folder
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,14 @@ class CellMatch:
         named: dict[str, Any] = dict(self.record.coordinates) if self.record else {}
         return Coordinates(**named)
 
+    @property
+    def asked_record(self) -> Record | None:
+        """Its record, status and reasons as its sweep asks for them, with all scores; as it is where no sweep does."""
+        if self.plan is None or self.record is None:
+            return self.record
+        asked = as_asked(self.record, self.plan, self.ledger)
+        return asked.model_copy(update={"scores": self.record.scores})
+
     @cached_property
     def content(self) -> dict[str, Any]:
         """What the id is the hash of. Raises ``Corrupt`` or FileNotFoundError where only the ledger would know it."""
@@ -82,10 +95,74 @@ def find_record(ledger: Ledger, beginning: str) -> Record:
     return record
 
 
-def find_cell(plan: Plan, ledger: Ledger, beginning: str) -> CellMatch:
-    """Return the cell of a sweep or else of its ledger. Raises InvalidInput as ``match_id``."""
-    of_sweep = {cell.cell.id: (cell, run) for run in plan.runs for cell in run.cells}
-    of_sweep |= {cell.cell.id: (cell, None) for cell in plan.base}  # type: ignore[misc]
+def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | None = None) -> CellMatch:
+    """Return the cell whose id begins so, whatever its status.
+
+    Args:
+        sweep: a sweep file, or a storage root; None for all sweep files in the current folder and its ``sweeps``. Those
+            are what says what a storage root's cells are, too, with the ones beside it.
+        overlays: merged over the sweep file.
+
+    Raises:
+        InvalidInput: no cell begins so, or more than one does; or it is one of several sweep files.
+        Corrupt: its newest record is damaged and no sweep file says what it is.
+    """
+    if sweep is not None and not sweep.is_dir():
+        plan = load_plan(sweep, overlays)
+        return find_cell(plan, _ledger(plan.root), beginning)
+    if overlays:
+        raise InvalidInput(Problem("--overlay", "needs the sweep file, too: --sweep FILE"))
+    places = dict(_known(sweep))
+    if not places:
+        rule = "no sweep file is here whose storage could hold it; name one: --sweep FILE"
+        raise InvalidInput(Problem("cell", rule, beginning))
+    ids = {place: {*_planned(plan), *ledger.entries()} for place, (plan, ledger) in places.items()}
+    chosen = match_id(list(dict.fromkeys(cell for known in ids.values() for cell in sorted(known))), beginning)
+    found = {place: find_cell(*places[place], chosen) for place, known in ids.items() if chosen in known}
+    asking = {place: match for place, match in found.items() if match.plan is not None}
+    if len(asking) > 1:
+        raise InvalidInput(
+            Problem("cell", "is of several sweeps; say which: --sweep FILE", chosen, [*map(str, asking)])
+        )
+    return next(iter((asking or found).values()))
+
+
+def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]]]:
+    """Yield the sweep files at hand, with their plans, and the storage root that was named, with its ledger."""
+    beside = () if root is None else (root.absolute(), root.absolute().parent)
+    folders = dict.fromkeys(folder.absolute() for folder in (*FOLDERS, *beside))
+    for path in (path for folder in folders for path in sorted(folder.glob("*.y*ml"))):
+        with suppress(MassiveSFTError, OSError):  # is no sweep file, or one that cannot be planned
+            plan = load_plan(path, None)
+            if root is None or plan.root == root.resolve() or plan.root == root.absolute():
+                yield path, (plan, _ledger(plan.root))
+    if root is not None:
+        yield root, (None, Ledger.open(root, create=False))
+
+
+def _ledger(root: Path) -> Ledger:
+    """Return the ledger at a root, open for reading; where nothing was ever run, one without records."""
+    return Ledger.open(root, create=False) if root.exists() else Ledger(root)
+
+
+def _planned(plan: Plan | None) -> dict[str, tuple[CellPlan, RunPlan | None]]:
+    if plan is None:
+        return {}
+    trained = {cell.cell.id: (cell, run) for run in plan.runs for cell in run.cells}
+    return {**trained, **{cell.cell.id: (cell, None) for cell in plan.base}}
+
+
+def find_cell(plan: Plan | None, ledger: Ledger, beginning: str) -> CellMatch:
+    """Return the cell of a sweep or else of its ledger.
+
+    Raises:
+        InvalidInput: as ``match_id``.
+        Corrupt: its newest record is damaged and no sweep says what it is.
+    """
+    of_sweep = _planned(plan)
     chosen = match_id(list(dict.fromkeys([*of_sweep, *ledger.entries()])), beginning)
     cell, run = of_sweep.get(chosen, (None, None))
-    return CellMatch(chosen, cell, run, ledger.read_record(chosen), ledger)
+    record = ledger.read_record(chosen)
+    if record is None and cell is None:
+        raise Corrupt(f"{ledger.cell_dir(chosen)}: its record is damaged")
+    return CellMatch(chosen, cell, run, record, ledger)

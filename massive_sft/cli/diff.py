@@ -14,8 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import CellMatch, find_cell
-from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
@@ -60,10 +60,9 @@ class Pair:
 Differences = dict[str, tuple[Any, Any]]
 
 
-def diff(first: CellId, second: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
+def diff(first: CellId, second: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
     """What differs between two cells, and their scores side by side; differences are second less first."""
-    plan, ledger = read_plan(sweep, overlay)
-    first_cell, second_cell = find_cell(plan, ledger, first), find_cell(plan, ledger, second)
+    first_cell, second_cell = (locate_cell(cell, sweep, overlay) for cell in (first, second))
     if as_json:
         print_json(diff_json(first_cell, second_cell))
     else:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from massive_sft.cli.card import render_card
-from massive_sft.cli.cell_lookup import CellMatch, find_cell
-from massive_sft.cli.options import CellId, Overlays, Sweep, console, read_plan, report_write_errors
+from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.options import CellId, Overlays, Sweep, console, report_write_errors
 from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
 from massive_sft.core.files import format_bytes, read_json, write_json
 from massive_sft.core.fingerprint import hash_file
@@ -28,12 +28,12 @@ _OWN = ("manifest.json", "snapshot.json")
 def export(
     cell: CellId,
     folder: Annotated[Path, typer.Argument(help="Where to put it; must not exist, or be empty.", show_default=False)],
-    sweep: Sweep,
+    sweep: Sweep = None,
     overlay: Overlays = None,
     merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to its base, in fp32.")] = False,
 ) -> None:
     """Write a cell's weights as a model folder with tokenizer and model card."""
-    match = find_cell(*read_plan(sweep, overlay), cell)
+    match = locate_cell(cell, sweep, overlay)
     export_model(match, folder, merge)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     line = f"{match.coordinates} is in {folder} ({format_bytes(size)}); README.md says how to load it"
@@ -86,7 +86,13 @@ def _checked(match: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[st
     if merge and match.coordinates.method != "lora":
         problems.append(Problem("--merge", "needs an adapter, but all weights were trained: leave it out", match.id))
     if match.plan is None:
-        problems.append(Problem("cell", "is not in this sweep file: name the one that has it, for its base", match.id))
+        problems.append(
+            Problem(
+                "cell",
+                "is in no sweep file at hand: name the one that has it, for its base",
+                match.id,
+            )
+        )
     if problems:
         raise InvalidInput(problems)
     snapshot = find_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch)

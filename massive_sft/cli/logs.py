@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import CellMatch, find_cell
-from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
@@ -42,9 +42,9 @@ class AttemptLog:
     traceback: str
 
 
-def logs(cell: CellId, sweep: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
+def logs(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
     """A cell's loss curve, its attempts with their tracebacks, and where its files are."""
-    match = find_cell(*read_plan(sweep, overlay), cell)
+    match = locate_cell(cell, sweep, overlay)
     if as_json:
         print_json(logs_json(match))
     else:

@@ -23,7 +23,12 @@ PIPE_WIDTH = 200  # columns of output that is no terminal's
 
 File = Annotated[Path, typer.Argument(help="The sweep file.", show_default=False)]
 Sweep = Annotated[
-    Path, typer.Option("--sweep", help="The sweep file whose storage holds the cell.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--sweep",
+        help="The sweep file or storage root that has the cell; without it those of this folder and its sweeps/.",
+        show_default=False,
+    ),
 ]
 CellId = Annotated[str, typer.Argument(help="A cell's id, or its beginning.", show_default=False)]
 Overlays = Annotated[

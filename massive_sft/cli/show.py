@@ -1,4 +1,4 @@
-"""``show``: one cell's record."""
+"""``show``: one cell, its record where it has one."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import find_record
+from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, format_interval, make_table
-from massive_sft.ledger.record import BenchmarkScores, Record
+from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
-from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import storage_root
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.sweep.load import load_sweep
 
 
-def show(cell: CellId, file: Sweep, overlay: Overlays = None, as_json: Json = False) -> None:
-    """One cell's record: scores, measures, training, data, provenance."""
-    if is_imported(file):
-        ledger = open_imported(file).ledger
+def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
+    """One cell's record: scores, measures, training, data, provenance; of one without, what is asked of it."""
+    if sweep is not None and is_imported(sweep):
+        record: Record | None = find_record(open_imported(sweep).ledger, cell)
     else:
-        ledger = Ledger.open(storage_root(load_sweep(file, overlay or ())), create=False)
-    record = find_record(ledger, cell)
+        match = locate_cell(cell, sweep, overlay)
+        record = match.asked_record
     if as_json:
-        print_json(record.model_dump(mode="json", by_alias=True))
+        print_json(record.model_dump(mode="json", by_alias=True) if record else waiting_json(match))
     else:
-        console().print(record_view(record))
+        console().print(record_view(record) if record else waiting_view(match))
+
+
+def waiting_json(match: CellMatch) -> dict[str, Any]:
+    """Return what is known of a cell without a record, under a record's names."""
+    about = {"cell": match.id, "trajectory": match.trajectory, "coordinates": match.coordinates._asdict()}
+    return {"schema": 1, **about, "status": str(match.status), "scores": {}, "measures": {}}
+
+
+def waiting_view(match: CellMatch) -> Group:
+    """Return what is known of a cell without a record, for people."""
+    requirements = match.plan.requirements if match.plan else ()
+    asked = ", ".join(item.label for item in requirements) or "nothing but its training"
+    return Group(_head(match.id, match.coordinates, match.status), Text(f"no record yet; asked for: {asked}"))
 
 
 def record_view(record: Record) -> Group:
     """Return a record for people."""
     coordinates = Coordinates(**record.coordinates)  # type: ignore[arg-type]
-    head = Text.assemble(
-        (record.cell, "bold"), "  ", str(coordinates), "  ", (str(record.status), STYLES[record.status])
-    )
-    parts: list[Any] = [head, _facts(record)]
+    parts: list[Any] = [_head(record.cell, coordinates, record.status), _facts(record)]
     if record.error:
         parts.append(Text(record.error, style="red"))
     if record.scores:
@@ -53,6 +60,10 @@ def record_view(record: Record) -> Group:
     if record.counts:
         parts += [Text(), Text("data", style="bold"), _tree(record.counts.get("total", record.counts))]
     return Group(*parts)
+
+
+def _head(cell: str, coordinates: Coordinates, status: Status) -> Text:
+    return Text.assemble((cell, "bold"), "  ", str(coordinates), "  ", (str(status), STYLES[status]))
 
 
 def scores_table(scores: Iterable[BenchmarkScores]) -> Table:

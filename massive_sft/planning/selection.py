@@ -3,7 +3,8 @@
 Conditions are joined by ``and``. Each names a key, ``=`` or ``!=``, and one value or several with ``|`` between them:
 ``=`` holds for a cell that has one of them, ``!=`` for a cell that has none. A value with spaces, ``|`` or quotes is
 quoted, ``"w/o a"`` or ``'it''s'``, its own kind of quote doubled. The keys are the coordinates by which cells are
-called, ``status``, and ``cell`` and ``trajectory``: ids, or their beginnings.
+called (``mixture`` is what JSON output and records keep as ``data``, which is understood too), ``status``, and ``cell``
+and ``trajectory``: ids, or their beginnings.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from massive_sft.sweep.cell import Coordinates
 
 OPTION = "--where"
 IDS = ("cell", "trajectory")
-KEYS = (*Coordinates._fields, "status", *IDS)
+FIELDS = {"mixture" if name == "data" else name: name for name in Coordinates._fields}
+KEYS = (*FIELDS, "status", *IDS)
 # How a coordinate without a value is written.
 _ABSENT = {"size": "all", "horizon": "none", "seed": "none"}
 _NUMBERS = ("size", "horizon", "epoch", "seed")
@@ -100,7 +102,8 @@ def _condition(text: str, position: int, problems: list[Problem]) -> tuple[Claus
         position = match.end()
         bar = _BAR.match(text, position)
         if bar is None:
-            return Clause(head[1], head[2] == "!=", tuple(values)), position
+            key = "mixture" if head[1] == "data" else head[1]
+            return Clause(key, head[2] == "!=", tuple(values)), position
         position = bar.end()
 
 
@@ -129,7 +132,7 @@ def _text(plan: CellPlan, key: str) -> str:
         return plan.cell.recipe.id if plan.cell.recipe else ""
     if key == "status":
         return str(plan.status)
-    value = getattr(plan.cell.coordinates, key)
+    value = getattr(plan.cell.coordinates, FIELDS[key])
     return _ABSENT[key] if value is None else str(value)
 
 
