@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 
 # Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
 # create_run that is repeated blindly after a lost answer makes a second run.
@@ -22,6 +23,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
+from sqlalchemy import Engine, event  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from massive_sft.tracking.address import client_address  # noqa: E402
@@ -37,9 +39,22 @@ def make_client(uri: str) -> MlflowClient:
 
 
 def make_tables(uri: str, artifacts: str) -> None:
-    """Make a local store's tables in a database that is not there yet; ``artifacts`` is the address of a folder."""
+    """Make a local store's tables in a database that is not there yet; ``artifacts`` is the address of a folder.
+
+    What it writes reaches the disk when the system likes: MLflow makes hundreds of changes one by one, and a disk may
+    take ten milliseconds for each.
+    """
+
+    def connected(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("pragma synchronous = off")
+        connection.execute("pragma journal_mode = memory")
+
     silence_loggers()
-    SqlAlchemyStore(client_address(uri), artifacts).engine.dispose()
+    event.listen(Engine, "connect", connected)
+    try:
+        SqlAlchemyStore(client_address(uri), artifacts).engine.dispose()
+    finally:
+        event.remove(Engine, "connect", connected)
 
 
 def silence_loggers() -> None:

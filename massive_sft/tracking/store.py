@@ -31,6 +31,8 @@ def make_store(path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that died
         folder.mkdir()
         make_tables(sqlite_address(folder / path.name), (path.parent / ARTIFACTS).as_uri())
+        with (folder / path.name).open("rb") as made:
+            os.fsync(made)
         os.replace(folder / path.name, path)
         folder.rmdir()
 
