@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import evaluation_world as world
 import lm_eval
@@ -55,10 +56,11 @@ def no_model() -> PlainScorer:
 
 
 def lm_eval_results(lm: Any, root: Path, specs: list[Any], **options: Any) -> dict[str, Any]:
-    """Return lm-eval's own results, end to end."""
+    """Return lm-eval's own results, end to end, without what it tells of this machine."""
     manager = TaskManager(include_path=str(root), include_defaults=False)
     defaults = {"bootstrap_iters": 0, "fewshot_random_seed": 1234, "log_samples": False}
-    return lm_eval.simple_evaluate(model=lm, tasks=specs, task_manager=manager, **(defaults | options))
+    with patch("lm_eval.evaluator.add_env_info"):
+        return lm_eval.simple_evaluate(model=lm, tasks=specs, task_manager=manager, **(defaults | options))
 
 
 def absolute(path: Path, **fewshot: Any) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_number_of_a_group_counts_as_lm_eval_has_it(tmp_path: Path, monkeypatch:
     (tmp_path / "below.yaml").write_text(yaml.safe_dump({"group": "below", "num_fewshot": 3, "task": ["tiny_mc"]}))
     path = tmp_path / "outer.yaml"
     path.write_text(yaml.safe_dump({"group": "outer", **GROUPS[name]}))
-    leaves = TaskManager(include_path=str(tmp_path)).load(["outer"])["tasks"]
+    leaves = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["outer"])["tasks"]
     assert asked(schema.Task(path=str(path))) == tuple({leaf.get_config("num_fewshot") for leaf in leaves.values()})
 
 
