@@ -6,11 +6,11 @@ A server process imports everything once and forks each command, so that one sta
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
+import ctypes
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,23 +18,23 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from forked_workers import forking, listen, serve
+import forked_python
+from forked_python import listen, ray_workers, serve
 from processes import descendants
 
-MODULES = [
-    "massive_sft.cli.app",
-    "massive_sft.running.execute",
-    "massive_sft.running.inline",
-    "mlflow.store.tracking.sqlalchemy_store",
-]
+# For the server, which knows no other folder of modules before it is asked.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(MODULES)
+_CONTEXT.set_forkserver_preload(["preloaded"])
 
 # Events of the interpreter that touch a path, and which of their arguments it is.
 _PLACE = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1}
+
+CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,17 @@ def install(fault: BadRecord) -> None:
     sys.addaudithook(audit)
 
 
-def run_command(arguments: tuple[str, ...], out: Path, fault: BadRecord | None = None) -> None:
-    """Run the command line in this process, which it ends; what it prints goes to ``out``."""
+def print_to(out: Path) -> None:
+    """Have what this process prints go to a file."""
     with out.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - a terminal's, too
+
+
+def run_command(arguments: tuple[str, ...], out: Path, fault: BadRecord | None = None) -> None:
+    """Run the command line in this process, which it ends; what it prints goes to ``out``."""
+    print_to(out)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a shell, also where the tests run under nohup
     if fault is not None:
         install(fault)
@@ -122,36 +127,53 @@ def start(*arguments: object, out: Path, fault: BadRecord | None = None) -> Base
     return process
 
 
-def lead_session(arguments: tuple[str, ...], out: Path) -> None:
-    """As ``run_command``, in a session of its own, whose processes a terminal would send its signals to."""
+def lead_session(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a session of its own, whose processes a terminal would send its signals to.
+
+    A Ray that it starts has forks for workers, which are of that session too.
+    """
     os.setsid()
-    run_command(arguments, out)
+    folder, parent = Path(tempfile.mkdtemp(prefix="forks-", dir="/tmp")), os.getpid()
+    with listen(folder / "socket") as listening:
+        if os.fork() == 0:
+            serve(listening, over=lambda: os.getppid() != parent)
+            shutil.rmtree(folder)
+            os._exit(0)
+    with ray_workers(folder / "socket"):
+        function(*arguments)
 
 
-def start_session(*arguments: object, out: Path) -> BaseProcess:
-    """Start ``massive-sft`` with arguments in a session of its own; ``end`` must be called."""
-    out.touch()
-    process = _CONTEXT.Process(target=lead_session, args=(tuple(map(str, arguments)), out))
+def start_session(function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a function of a module in a session of its own; ``end`` must be called."""
+    process = _CONTEXT.Process(target=lead_session, args=(function, *arguments))
     process.start()
     return process
 
 
 @contextlib.contextmanager
-def forked_workers() -> Iterator[None]:
-    """Have a Ray that this process starts fork its workers."""
-    with tempfile.TemporaryDirectory(prefix="workers-", dir="/tmp") as folder, forking(Path(folder, "socket")):
-        with listen(Path(folder, "socket")) as listening:
+def fork_server() -> Iterator[Path]:
+    """Serve ``forked_python``: the address of its server, whose forks end with it."""
+    with tempfile.TemporaryDirectory(prefix="forks-", dir="/tmp") as folder:
+        address = Path(folder, "socket")
+        with listen(address) as listening:
             server = _CONTEXT.Process(target=serve, args=(listening,))
             server.start()
         try:
-            yield
+            yield address
         finally:
             left = [process.pid for process in descendants() if process.parent == server.pid]
             server.kill()
             server.join()
-            for worker in left:
+            for fork in left:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
+                    os.kill(fork, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def forked_workers() -> Iterator[None]:
+    """Have a Ray that this process starts fork its workers."""
+    with fork_server() as address, ray_workers(address):
+        yield
 
 
 def end(process: BaseProcess, seconds: float = 120) -> int:
@@ -170,10 +192,34 @@ def command(*arguments: object, out: Path, fault: BadRecord | None = None, secon
     return code, out.read_text()
 
 
+def run_with_forks(function: Callable[..., None], arguments: tuple[object, ...], out: Path, address: Path) -> None:
+    """Call a function that starts a Ray, whose workers are forks, or torchrun, whose ranks are."""
+    print_to(out)
+    with ray_workers(address):
+        function(*arguments)
+
+
+def call(function: Callable[..., None], *arguments: object, out: Path, seconds: float = 300) -> tuple[int, str]:
+    """Call a function of a module in a process of its own; return its exit code and what it printed."""
+    with fork_server() as address:
+        process = _CONTEXT.Process(target=run_with_forks, args=(function, arguments, out, address))
+        process.start()
+        code = end(process, seconds)
+        return code, out.read_text()
+
+
+def torchrun(script: Path, *arguments: object) -> None:
+    """Have two ranks run a script; to be called by ``call``."""
+    from torch.distributed.run import main
+
+    options = ["--standalone", "--nproc-per-node=2", "--no-python"]
+    main([*options, sys.executable, forked_python.__file__, str(script), *map(str, arguments)])
+
+
 class Room:
     """A small disk of its own (tmpfs in a mount namespace), and a process in there that runs commands on it.
 
-    A context manager. Raises RuntimeError where ``unshare -rm`` is refused: these tests are never skipped.
+    A context manager. Raises RuntimeError where ``unshare`` is refused: these tests are never skipped.
     """
 
     def __init__(self, folder: Path, size: str):
@@ -181,16 +227,20 @@ class Room:
 
     def __enter__(self) -> Room:
         self.folder.mkdir(parents=True)
-        command = ["unshare", "-rm", sys.executable, __file__, str(self.folder), self._size]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if self._ask("ready") != "ready":
-            raise RuntimeError("`unshare -rm` and a tmpfs in it are needed for these tests; allow user namespaces")
+        self._asking, answering = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve_room, args=(answering, self.folder))
+        self._process.start()
+        answering.close()
+        try:
+            self._ask("mount", f"size={self._size}")
+        except EOFError as error:
+            why = "user namespaces and a tmpfs in one are needed for these tests (`unshare -rm`); allow them"
+            raise RuntimeError(why) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait()
-        self._process.stdout.close()  # type: ignore[union-attr]
+        self._asking.close()
+        end(self._process)
 
     @property
     def seen(self) -> Path:
@@ -202,24 +252,33 @@ class Room:
 
         The disk has room again afterwards.
         """
-        code = self._ask("run", *map(str, arguments), full_at)
+        fault = BadRecord(full_at, Fill(self.folder / "ballast")) if full_at else None
+        code = self._ask("run", tuple(map(str, arguments)), fault)
         return int(code), _out(self.folder).read_text()
 
     def mount(self, options: str) -> None:
         """Mount the disk anew with other options."""
-        self._ask("mount", options)
+        self._ask("mount", f"remount,{options}")
 
-    def _ask(self, *words: str) -> str:
-        try:
-            print(json.dumps(words), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            return ""
-        return self._process.stdout.readline().strip()  # type: ignore[union-attr]
+    def _ask(self, what: str, *words: object) -> object:
+        self._asking.send((what, *words))
+        return self._asking.recv()
 
 
 def _out(folder: Path) -> Path:
     """Return where a command's output goes: beside the disk, for there it could not be written."""
     return folder.with_name(f"{folder.name}.out")
+
+
+def _unshare() -> None:
+    """Become root of a user namespace, and have mounts that nobody else sees (``unshare -rm``)."""
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 def _fork(arguments: tuple[str, ...], out: Path, fault: BadRecord | None) -> int:
@@ -239,25 +298,20 @@ def _fork(arguments: tuple[str, ...], out: Path, fault: BadRecord | None) -> int
         os._exit(code)
 
 
-def _serve(folder: Path, size: str) -> None:
+def _serve_room(asked: Connection, folder: Path) -> None:
     """Serve a ``Room`` inside its namespaces."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    for module in MODULES:
-        importlib.import_module(module)
-    for line in sys.stdin:
-        what, *words = json.loads(line)
-        answer = what
+    _unshare()
+    while True:
+        try:
+            what, *words = asked.recv()
+        except EOFError:
+            return
+        answer = 0
         if what == "mount":
-            subprocess.run(["mount", "-o", f"remount,{words[0]}", folder], check=True)
-        elif what == "run":
-            *arguments, pattern = words
-            fault = BadRecord(pattern, Fill(folder / "ballast")) if pattern else None
-            answer = str(_fork(tuple(arguments), _out(folder), fault))
+            subprocess.run(["mount", "-t", "tmpfs", "-o", words[0], "tmpfs", folder], check=True)
+        else:
+            arguments, fault = words
+            answer = _fork(arguments, _out(folder), fault)
             if fault is not None:
                 (folder / "ballast").unlink(missing_ok=True)
-        sys.stdout.write(f"{answer}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), sys.argv[2])
+        asked.send(answer)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import end, start, start_session
+from commands import command, end, run_command, start, start_session
 from processes import Process, adopt_orphans, descendants
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -68,7 +68,8 @@ class Runner:
     def __init__(self, path: Path, *options: str):
         self.path = path
         self.log = path.parent / f"run-{time.monotonic_ns()}.log"
-        self.process = start_session("run", *options, path, out=self.log)
+        self.log.touch()
+        self.process = start_session(run_command, ("run", *options, str(path)), self.log)
         self.before = {process.pid for process in descendants()} - {self.process.pid}
 
     def until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
@@ -191,8 +192,8 @@ def test_inline_run_is_cancelled_alike(undisturbed: dict[str, tuple[object, obje
         run.press(number)
         run.ended(20)
         assert_true_statuses(path)
-    again = subprocess.run([sys.executable, "-m", "massive_sft", "run", "--inline", str(path)], timeout=120)
-    assert again.returncode == 0
+    code, printed = command("run", "--inline", path, out=tmp_path / "printed")
+    assert code == 0, printed
     assert results(path) == undisturbed
 
 

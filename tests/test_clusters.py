@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+from commands import call, forked_workers
+from ray.cluster_utils import Cluster
 from ray.train.torch import TorchConfig, TorchTrainer
 from small_sweep import small_sweep
 
@@ -24,37 +27,28 @@ from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
-NODES = """
-import json, os, sys
-import ray
-from pathlib import Path
-from ray.cluster_utils import Cluster
-from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import run_on_ray
-from massive_sft.sweep.load import load_sweep
 
-folder = Path(sys.argv[1])
-for name in ("head", "second", "driver"):
-    (folder / name).mkdir()
-os.chdir(folder / "head")
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-os.chdir(folder / "second")
-cluster.add_node(num_cpus=1)
-os.chdir(folder / "driver")
-ray.init(address=cluster.address, log_to_driver=False)
+def run_on_two_nodes(folder: Path) -> None:
+    """Run the sweep in a folder on a head and a second node, each with a working folder of its own."""
+    for name in ("head", "second", "driver"):
+        (folder / name).mkdir()
+    os.chdir(folder / "head")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    os.chdir(folder / "second")
+    cluster.add_node(num_cpus=1)
+    os.chdir(folder / "driver")
+    ray.init(address=cluster.address, log_to_driver=False)
 
-@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-def where():
-    import time
-    time.sleep(2)
-    return ray.get_runtime_context().get_node_id(), os.getcwd()
+    @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+    def where() -> tuple[str, str]:
+        time.sleep(2)
+        return ray.get_runtime_context().get_node_id(), os.getcwd()
 
-seen = ray.get([where.remote(), where.remote()])
-run_on_ray.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, print)
-print("NODES", json.dumps(seen), flush=True)
-ray.shutdown()
-cluster.shutdown()
-"""
+    seen = ray.get([where.remote(), where.remote()])
+    run_on_ray.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, print)
+    print("NODES", json.dumps(seen), flush=True)  # noqa: T201
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def statuses(folder: Path) -> dict[str, Status]:
@@ -65,18 +59,14 @@ def statuses(folder: Path) -> dict[str, Status]:
 def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path) -> None:
     """A lane of two workers, which one node has no room for, and one of a single worker."""
     small_sweep(tmp_path, resources=[{"when": {"setting": "full"}, "workers": 2, "zero": 2}], measures=[])
-    done = subprocess.run([sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = next(line for line in done.stdout.splitlines() if line.startswith("NODES "))
+    code, printed = call(run_on_two_nodes, tmp_path, out=tmp_path / "printed")
+    assert code == 0, printed[-2000:]
+    told = next(line for line in printed.splitlines() if line.startswith("NODES "))
     nodes, folders = zip(*json.loads(told.removeprefix("NODES ")), strict=True)
     assert len(set(nodes)) == 2
     assert {Path(name).name for name in folders} == {"head", "second"}, "each worker starts in its own node's folder"
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
     assert len(statuses(tmp_path)) == 5
-
-
-# Where workers find this folder's modules, beside what they find already.
-HERE = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 
 def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,16 +80,16 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     monkeypatch.setattr(run_on_ray, "choose_mode", lambda plan, resources: mode)
     monkeypatch.setattr(run_on_ray, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
     monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
-    workers = {"env_vars": {"PYTHONPATH": HERE}, "worker_process_setup_hook": "counted_gpu.install"}
-    ray.init(
-        "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,
-        runtime_env=workers,
-    )  # fmt: skip
-    try:
-        plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
-        run_on_ray.run_on_ray(plan, lambda _: None, lambda _: None)
-    finally:
-        ray.shutdown()
+    with forked_workers():
+        ray.init(
+            "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,
+            runtime_env={"worker_process_setup_hook": "counted_gpu.install"},
+        )  # fmt: skip
+        try:
+            plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))
+            run_on_ray.run_on_ray(plan, lambda _: None, lambda _: None)
+        finally:
+            ray.shutdown()
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
     assert len(statuses(tmp_path)) == 5
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import call, torchrun
 from safetensors.torch import load_file
 from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
@@ -31,8 +30,6 @@ from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.packing import collate
 from massive_sft.training.ranks import join_group
 
-HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # Larger than the gradients that rounding decides, so that AdamW does not blow those up to a whole learning rate.
 SMOOTH = {"eps": 1e-4, "clip": 1.0}
 
@@ -117,14 +114,8 @@ def two_ranks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, spec, memory in two_rank_specs(base):
             content = spec.model_copy(update={"trajectory": name}).model_dump(mode="json")
             file.write(json.dumps({"spec": content, "memory": memory}) + "\n")
-    done = subprocess.run(
-        [*TORCHRUN, str(HERE / "torchrun_layouts.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"PYTHONPATH": f"{HERE.parent}:{HERE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, printed = call(torchrun, Path(__file__).with_name("torchrun_layouts.py"), folder, out=folder / "printed")
+    assert code == 0, printed[-3000:]
     return folder
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call, torchrun
 from resuming import (
     CASE,
     PLACES,
@@ -114,17 +115,10 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def torchrun(orders: Iterable[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Have two ranks serve orders."""
+def run_orders(orders: Iterable[dict[str, Any]], folder: Path) -> tuple[int, str]:
+    """Have two ranks serve orders; return the exit code and what they printed."""
     (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, str(HERE / "torchrun_resume.py"), str(folder / "orders.jsonl")],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=ENVIRONMENT,
-    )
+    return call(torchrun, HERE / "torchrun_resume.py", folder / "orders.jsonl", out=folder / "printed")
 
 
 def order(what: str, case: Case, base: Path, folder: Path) -> dict[str, Any]:
@@ -182,10 +176,10 @@ def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hand_over(held.enter_context(begin(folder / "killed")), folder / "killed")
         hand_over(held.enter_context(begin(folder / "short")), folder / "short")
         orders.append(order("short", SHORT, base, folder / "short"))
-        done = torchrun([*orders, order("kill", KILLED, base, folder / "killed")], folder)
-        assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
-        done = torchrun([order("go on", KILLED, base, folder / "killed"), *again], folder)
-        assert done.returncode == 0, done.stderr[-3000:]
+        _, printed = run_orders([*orders, order("kill", KILLED, base, folder / "killed")], folder)
+        assert "Signal 9 (SIGKILL)" in printed, printed[-3000:]
+        code, printed = run_orders([order("go on", KILLED, base, folder / "killed"), *again], folder)
+        assert code == 0, printed[-3000:]
     return folder
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import ray
-from commands import forked_workers
+from commands import call, forked_workers
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
@@ -39,11 +38,12 @@ from massive_sft.running.events import (
 )
 from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
+from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
 from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
 from massive_sft.scheduling.modes import Mode, Scorers, choose_mode
-from massive_sft.scheduling.run_on_ray import run_on_ray
+from massive_sft.scheduling.run_on_ray import Stuck, run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.sweep.load import load_sweep
 
@@ -174,43 +174,38 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert not records(tmp_path)
 
 
-STUCK = """
-import os, sys
-import ray
-from pathlib import Path
-from massive_sft.planning.plan import make_plan
-from massive_sft.scheduling import run_on_ray
-from massive_sft.sweep.load import load_sweep
+def run_beside_a_holder(path: Path) -> None:
+    """Run a sweep on a Ray all of whose CPUs somebody else holds."""
 
-@ray.remote(num_cpus=2)
-class Holder:
-    def ready(self):
-        return True
+    @ray.remote(num_cpus=2)
+    class Holder:
+        def ready(self) -> bool:
+            return True
 
-def listen(event):
-    begun.append(event)
-    if len(begun) == 2:
-        run_on_ray.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
+    begun = []
 
-begun = []
-ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-holder = Holder.remote()
-ray.get(holder.ready.remote())
-try:
-    run_on_ray.run_on_ray(make_plan(load_sweep(Path(sys.argv[1]))), listen, print)
-except run_on_ray.Stuck as error:
-    print("STUCK", error, flush=True)
-    os._exit(error.exit_code)
-"""
+    def listen(event: RunEvent) -> None:
+        begun.append(event)
+        if len(begun) == 2:
+            run_on_ray_module.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    try:
+        run_on_ray(make_plan(load_sweep(path)), listen, print)
+    except Stuck as error:
+        print("STUCK", error, flush=True)  # noqa: T201
+        os._exit(error.exit_code)
 
 
 def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     """Somebody else holds the whole cluster: a process of its own, for it leaves a lane that waits."""
     path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
-    done = subprocess.run([sys.executable, "-c", STUCK, str(path)], capture_output=True, text=True, timeout=150)
-    assert done.returncode == 1
-    assert "nothing moved for" in done.stdout
-    reason = done.stdout.partition("STUCK ")[2]
+    code, printed = call(run_beside_a_holder, path, out=tmp_path / "printed", seconds=150)
+    assert code == 1
+    assert "nothing moved for" in printed
+    reason = printed.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
     assert "free: 0 CPU" in reason
 

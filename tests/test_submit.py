@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -23,6 +22,8 @@ from zipfile import ZipFile
 import pytest
 import ray
 import typer
+from commands import print_to, start_session
+from forked_python import ADDRESS
 from ray._private import services
 from ruamel.yaml import YAML
 from small_sweep import small_sweep
@@ -401,25 +402,30 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         name: os.environ[name] for name in ("HOME", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
     }
     environment = kept | {"PATH": f"{scripts}:/usr/bin:/bin", "RUNS": str(runs), "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(
-        [f"{scripts}/ray", "start", "--head", "--block", *options],
-        env=environment,
-        cwd=folder,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_session(start_ray, options, environment, folder)
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_for(lambda: answers(address), 120)
         yield address, runs
     finally:
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(3)
+        process.join(3)
         end_session(process.pid)
-        process.wait()
+        process.join()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray(options: list[str], environment: dict[str, str], folder: str) -> None:
+    """Run ``ray start --head --block`` in this process."""
+    from ray.scripts.scripts import main
+
+    print_to(Path(os.devnull))
+    forks = os.environ[ADDRESS]
+    os.environ.clear()
+    os.environ |= environment | {ADDRESS: forks}
+    os.chdir(folder)
+    sys.argv = ["ray", "start", "--head", "--block", *options]
+    main()
 
 
 def answers(address: str) -> bool:

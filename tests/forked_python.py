@@ -1,8 +1,8 @@
-"""Ray's workers as forks of a process that has imported what they need: one starts at once instead of in seconds.
+"""Python programs as forks of a process that has imported what they need: they begin at once instead of in seconds.
 
-Ray starts a worker as ``python default_worker.py ...``. After ``forking`` it starts this file instead, which hands all
-that it is (arguments, environment, folder, files, group, signals) to a server. That forks, and the fork becomes Ray's
-worker; this process stays for it, ends when it ends, and takes it along when it is killed.
+``python forked_python.py SCRIPT ...`` does what ``python SCRIPT ...`` does. It hands all that it is (arguments,
+environment, folder, files, group, signals) to a server. That forks, and the fork runs the script; this process stays
+for it, ends as it ends, and takes it along when it is killed. Ray's workers begin so too, after ``ray_workers``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ADDRESS = "TESTS_FORKED_WORKERS"  # the variable that names the server's socket
+ADDRESS = "TESTS_FORKED_PYTHON"  # the variable that names the server's socket
 STANDARD = (0, 1, 2)
 
 
 @contextlib.contextmanager
-def forking(address: Path) -> Iterator[None]:
+def ray_workers(address: Path) -> Iterator[None]:
     """Have a Ray that this process starts get its workers from the server at ``address``."""
     import inspect
 
@@ -33,7 +33,7 @@ def forking(address: Path) -> Iterator[None]:
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
         bound = inspect.signature(start).bind(*arguments, **options)
-        bound.arguments["worker_path"] = __file__
+        bound.arguments |= {"worker_path": __file__, "setup_worker_path": __file__}
         return start(*bound.args, **bound.kwargs)
 
     services.start_raylet = start_raylet
@@ -46,13 +46,14 @@ def forking(address: Path) -> Iterator[None]:
 
 
 def hand_over(arguments: list[str]) -> int:
-    """Have the server fork a worker in this process's stead; return its exit code when it has ended."""
+    """Have the server fork in this process's stead; return the exit code when the fork has ended."""
     blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
     order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "blocked": blocked}
+    order["group"] = None if os.getsid(0) == os.getpid() else os.getpgid(0)  # none: a session of its own
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[ADDRESS])
         socket.send_fds(server, [b"."], STANDARD)
-        server.sendall(json.dumps(order | {"group": os.getpgid(0)}).encode() + b"\n")
+        server.sendall(json.dumps(order).encode() + b"\n")
         ended = server.makefile().read()
     return int(ended or 1)
 
@@ -66,73 +67,44 @@ def listen(address: Path) -> socket.socket:
 
 
 def serve(listening: socket.socket, over: Callable[[], bool] = lambda: False) -> None:
-    """Fork a worker for each who asks, until ``over``; those that are left then go on alone."""
-    # Ray keeps what these were when it was imported: no job yet, and who must live as long as its workers do.
-    os.environ |= {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
-    import_all()
+    """Fork for each who asks, until ``over``; the forks that are left then go on alone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    waiting: dict[int, socket.socket] = {}  # who waits for the end of which worker
+    waiting: dict[int, socket.socket] = {}  # who waits for the end of which fork
     with listening, selectors.DefaultSelector() as ready:
         ready.register(listening, selectors.EVENT_READ)
         while not over():
             for key, _ in ready.select(0.05):
                 if key.fileobj is listening:
                     asking = listening.accept()[0]
-                    worker = fork_worker(asking)
-                    waiting[worker] = asking
-                    ready.register(asking, selectors.EVENT_READ, worker)
+                    made = fork(asking)
+                    waiting[made] = asking
+                    ready.register(asking, selectors.EVENT_READ, made)
                 else:  # it was killed
                     ready.unregister(key.fileobj)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(key.data, signal.SIGKILL)
-            for worker, asking in list(waiting.items()):
-                ended, status = os.waitpid(worker, os.WNOHANG)
+            for made, asking in list(waiting.items()):
+                ended, status = os.waitpid(made, os.WNOHANG)
                 if ended:
-                    del waiting[worker]
+                    del waiting[made]
                     with contextlib.suppress(KeyError):
                         ready.unregister(asking)
                     with contextlib.suppress(OSError):
                         asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+                        asking.shutdown(socket.SHUT_WR)  # other forks have it open too
                     asking.close()
 
 
-def import_all() -> None:
-    """Import what drivers and workers of a run do."""
-    import gc
-
-    import ray.actor
-    from ray._raylet import ActorClassID
-
-    class FreshID:
-        """Ids of classes without Ray's generator, whose state the forks would share, and so their ids of tasks."""
-
-        @staticmethod
-        def from_random() -> ActorClassID:
-            return ActorClassID(os.urandom(ActorClassID.size()))
-
-    ray.actor.ActorClassID = FreshID
-
-    import ray.data
-    import ray.train.torch
-    import ray.tune
-
-    import massive_sft.running.cell
-    import massive_sft.running.training
-    import massive_sft.scheduling.run_on_ray  # noqa: F401
-
-    gc.freeze()  # else each fork's first collection would copy it all
-
-
-def fork_worker(asking: socket.socket) -> int:
-    """Fork a worker for who asks; return its process id."""
+def fork(asking: socket.socket) -> int:
+    """Fork for who asks; return the fork's process id."""
     _, files, _, _ = socket.recv_fds(asking, 1, len(STANDARD))
     order = json.loads(asking.makefile().readline())
-    worker = os.fork()
-    if worker:
+    made = os.fork()
+    if made:
         for file in files:
             os.close(file)
-        return worker
+        return made
     try:
         become(order, files)
     except SystemExit as end:
@@ -142,22 +114,21 @@ def fork_worker(asking: socket.socket) -> int:
 
         traceback.print_exc()
         code = 1
+    else:
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def become(order: dict[str, Any], files: list[int]) -> None:
-    """Go on as the process that asked would have gone on as Ray's worker."""
+    """Go on as the process that asked would have gone on without this file."""
     import runpy
-
-    from ray._private import workers
-    from ray._raylet import Config
 
     for file, number in zip(files, STANDARD, strict=True):
         os.dup2(file, number)
         os.close(file)
-    os.setpgid(0, order["group"])
+    os.setpgid(0, order["group"]) if order["group"] else os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -165,15 +136,34 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    Config.initialize("")  # Ray has read the server's
+    arguments = order["arguments"]
+    if not arguments[0].endswith(".py") or arguments[0] == __file__:
+        arguments = [ray_script(arguments), *arguments]
     here = sys.path.index(str(Path(__file__).parent)) if str(Path(__file__).parent) in sys.path else 0
     more = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     sys.path[here:here] = more
-    script = str(Path(workers.__file__ or "").parent / "default_worker.py")
-    sys.argv = [script, *order["arguments"]]
+    sys.argv = arguments
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - its own
-    runpy.run_path(script, run_name="__main__")
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def ray_script(arguments: list[str]) -> str:
+    """Return which of Ray's scripts is meant: this file stands for both.
+
+    A worker with a runtime environment is asked for as ``setup_worker.py default_worker.py ...``, which ends in the
+    second in that environment.
+    """
+    from ray._private import workers
+    from ray._raylet import Config
+
+    Config.initialize("")  # Ray has read the server's
+    return str(
+        Path(workers.__file__ or "").parent / ("setup_worker.py" if arguments[0] == __file__ else "default_worker.py")
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(hand_over(sys.argv[1:]))
+    ended = hand_over(sys.argv[1:])
+    if ended < 0:
+        os.kill(os.getpid(), -ended)
+    sys.exit(ended)
