@@ -944,8 +944,9 @@ def test_call_that_is_served_after_it_was_given_up_leaves_no_second_run(ledger, 
     monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     names = {cell_id(1): coordinates(2)}
-    with Slow(shared_server) as slow:
+    with Slow(shared_server) as slow, contextlib.ExitStack() as at_end:
         threading.Thread(target=slow.serve_forever, daemon=True).start()
+        at_end.callback(slow.shutdown)  # it would spin for ever once its socket is closed
         running = Mirror.open(ledger, "late", names, slow.uri)
         slow.armed = True
         running.put(write(ledger))
@@ -953,7 +954,6 @@ def test_call_that_is_served_after_it_was_given_up_leaves_no_second_run(ledger, 
         slow.let_go.set()
         assert slow.sent.wait(10)
         assert not running.close()
-        slow.shutdown()
     client = MlflowClient(shared_server.uri)
     experiment = client.get_experiment_by_name("late").experiment_id
     assert len(client.search_runs([experiment], run_view_type=ViewType.ALL)) == 3, "it was made twice"
