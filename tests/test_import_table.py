@@ -336,6 +336,9 @@ def test_imported_table_is_a_study_like_any_other(
     assert code == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert "These numbers were imported, not measured here" in page
+    heads = re.findall(r"<th .*?</th>", page, re.DOTALL)
+    assert heads
+    assert not [head for head in heads if "no score" in head]
     assert "unknown seed, LoRA rank" in page
     code, told = call("export-table", root, "paper", tmp_path / "back.csv")
     assert "byte for byte as in odd.csv" in told

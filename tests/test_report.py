@@ -223,6 +223,72 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
     assert row[1].startswith("18 cells have no prose@0 as the sweep asks for it now")
 
 
+def test_filter_is_named_with_its_metric(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+
+    def change(record: Record) -> Record:
+        scores = {
+            protocol: made.model_copy(update={"tasks": {"quiz": {"acc,strict-match": made.tasks["quiz"]["acc,none"]}}})
+            for protocol, made in record.scores.items()
+            if "quiz" in made.tasks
+        }
+        return record.model_copy(update={"scores": record.scores | scores})
+
+    page = report(plan, write_records(plan, change), tmp_path / "out")
+    metric = [column["label"] for column in page.rows("scores")["columns"]].index("metric")
+    assert {row[metric] for row in page.rows("scores")["rows"]} == {"acc (strict-match)", "bits_per_byte"}
+    assert any("acc (strict-match) %" in text for text in page.text["small"])
+
+
+def test_mixture_has_one_row_a_model_unless_settings_made_other_data_of_it(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    ledger = write_records(plan, lambda record: _measured_alike(record, cut=0))
+    columns, rows = (report(plan, ledger, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
+    assert len(rows) == 4
+    assert "settings" not in [column["label"] for column in columns]
+    other = plan_of(sweep_file(tmp_path, storage={"root": str(tmp_path / "other")}))
+    ledger = write_records(other, lambda record: _measured_alike(record, cut=7))
+    columns, rows = (report(other, ledger, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
+    at = [column["label"] for column in columns].index("settings")
+    assert sorted(row[at] for row in rows) == ["full"] * 4 + ["lora"] * 4
+
+
+def _measured_alike(record: Record, cut: int) -> Record:
+    """The record with the same perplexity for every cell, and ``cut`` truncated samples under LoRA."""
+    if record.trajectory is None:
+        return record
+    counts = {"total": {"samples": 1000, "truncated": cut if record.coordinates["method"] == "lora" else 0}}
+    over = {"perplexity_micro": 2.0, "tokens": 500}
+    return record.model_copy(update={"counts": counts, "measures": {"perplexity": {"schema": 2, "all": over}}})
+
+
+def test_table_has_what_people_plot_behind_the_released_columns(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    report(plan, write_records(plan), tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("cell")
+    details = ["lr", "batch", "perplexity_all", "perplexity_response", "layer_change"]
+    assert list(table.columns)[-7:] == [*details, "gain prose-0shot", "gain quiz-0shot"]
+    base = table[(table["data_name"] == "pretrain") & (table["model_name"] == "small")].iloc[0]
+    row = table[(table["setting"] == "lora") & (table["model_name"] == "small")].iloc[0]
+    assert (row["lr"], row["batch"]) == (1e-4, 32)
+    assert row["gain quiz-0shot"] == pytest.approx(row["quiz-0shot"] - base["quiz-0shot"])
+    assert base[[*details[:2], "gain quiz-0shot"]].isna().all()
+
+
+def test_epochs_of_a_run_stand_together_in_order_wherever_blocks_name_them(tmp_path: Path) -> None:
+    blocks = [
+        {"name": name, "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
+        | {"horizon": 10, "snapshots": snapshots}
+        for name, snapshots in (("A", [10, 2]), ("B", [1, 3]))
+    ]
+    plan = plan_of(sweep_file(tmp_path, blocks=blocks))
+    report(plan, write_records(plan), tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    for _, rows in table[table["data_name"] != "pretrain"].groupby("data_name"):
+        assert rows["epoch"].tolist() == [1, 2, 3, 10]
+        assert rows.index.tolist() == list(range(rows.index[0], rows.index[0] + 4))
+
+
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
     losses = [1.0, 3.0, *[2.0] * 300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ from scipy import stats
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
+from massive_sft.ledger.store import Ledger
 from massive_sft.study import correlate, findings, frames, metrics, tables
+from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
 from massive_sft.tracking.run_fields import describe_record
 
 QUIZ, PROSE = "a" * 16, "b" * 16
@@ -312,3 +315,95 @@ def test_cells_that_share_their_scores_with_others_are_alike_and_no_copies() -> 
     values[2:4, :2] = 0.0
     (copy,) = found()
     assert "identical scores on 6 of 8 benchmarks" in copy.text
+
+
+def samples(values: list[float], weights: list[float] | None = None) -> Samples:
+    documents = tuple(("quiz", index) for index in range(len(values)))
+    return Samples(documents, np.array(values, float), np.array(weights or [1.0] * len(values)))
+
+
+def test_paired_interval_of_a_mean_is_students_of_the_differences() -> None:
+    before, after = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    difference = np.array(after) - np.array(before)
+    low, high = stats.t.interval(0.95, 5, difference.mean(), stats.sem(difference))
+    # As a fraction, and as a metric that tells percent.
+    for scale in (1.0, 100.0):
+        scores = (scale * 2 / 6, scale * 4 / 6)
+        assert paired_interval(samples(before), samples(after), scores) == pytest.approx((scale * low, scale * high))
+
+
+def test_paired_interval_of_bits_per_byte_agrees_with_resampling_the_documents() -> None:
+    generator = np.random.default_rng(0)
+    weights = generator.integers(50, 200, 300).astype(float)
+    before = -weights * generator.normal(0.5, 0.1, 300)
+    after = before + weights * generator.normal(0.03, 0.02, 300)
+    to_bits = -1 / math.log(2)
+    scores = (to_bits * before.sum() / weights.sum(), to_bits * after.sum() / weights.sum())
+    found = paired_interval(samples(list(before), list(weights)), samples(list(after), list(weights)), scores)
+    draws = generator.integers(0, 300, (4000, 300))
+    gains = to_bits * (after - before)[draws].sum(axis=1) / weights[draws].sum(axis=1)
+    assert found == pytest.approx(tuple(np.quantile(gains, [0.025, 0.975])), abs=3e-4)
+    assert found is not None
+    assert found[1] < 0
+
+
+def test_paired_interval_is_only_told_where_it_can_be_had() -> None:
+    one, other = samples([0.0, 1.0, 0.0]), samples([1.0, 1.0, 0.0])
+    assert paired_interval(one, one, (1 / 3, 1 / 3)) is None, "no answer changed"
+    assert paired_interval(one, other, (1 / 3, 0.9)) is None, "the score is no mean of these values"
+    assert paired_interval(one, samples([1.0, 1.0]), (1 / 3, 1.0)) is None, "other questions"
+
+
+def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    answers = {"1": [1.0, 1.0, 1.0, 0.0], "b": [0.0, 1.0, 0.0, 0.0], "2": None}
+    records = []
+    for name, values in answers.items():
+        about = {"method": "none"} if name == "b" else {"epoch": 1 + (name == "2")}
+        made = pair(name, 0.75 if values is None else sum(values) / 4, **about)
+        records.append(made)
+        if values is not None:
+            path = ledger.cell_dir(made.cell) / "scores" / f"{QUIZ}.parquet"
+            path.parent.mkdir(parents=True)
+            rows = [
+                {"task": "quiz", "doc": doc, "metric": "acc", "filter": "none", "value": value, "weight": None}
+                for doc, value in enumerate(values)
+            ]
+            pd.DataFrame(rows).astype({"weight": "float64"}).to_parquet(path)
+    gains = tables.gains(frames.tidy(records))
+    reader = SampleReader(ledger, {made.cell: made for made in records})
+    found = with_paired_intervals(gains, {"m": records[1].cell}, reader)
+    rows = found[found["metric"] == "acc"].set_index("epoch")
+    assert rows["gain_interval"].to_dict() == {1: "paired", 2: "independent"}
+    low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([1, 0, 1, 0]))
+    assert (rows["gain_low"][1], rows["gain_high"][1]) == pytest.approx((low, high))
+    before = gains[gains["metric"] == "acc"].set_index("epoch")
+    assert rows["gain_low"][2] == before["gain_low"][2]
+
+
+def test_correlation_that_one_point_makes_says_so() -> None:
+    changed = [0.0, 0.0, 0.0, 0.0, 0.0, 10.0]
+    better = [0.1, -0.1, 0.2, 0.0, -0.2, 5.0]
+    lonely = correlate.correlate(changed, better)
+    assert (lonely.pearson > 0.9, lonely.pearson_p < 0.01, lonely.note) == (True, True, "hangs on one point")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=30)
+    y = x + generator.normal(size=30)
+    found = correlate.correlate(x, y)
+    without = [stats.pearsonr(np.delete(x, index), np.delete(y, index)).statistic for index in range(30)]
+    assert (found.pearson_least, found.pearson_most) == pytest.approx((min(without), max(without)))
+    assert found.note == ""
+
+
+def test_much_truncated_mixtures_are_warned_of() -> None:
+    counts = {"total": {"samples": 200, "truncated": 19}}
+    few, many = (
+        pair("1", 0.5, counts=counts),
+        pair("2", 0.5, data="long", counts={"total": {"samples": 50, "truncated": 9}}),
+    )
+    records = [few, many, base()]
+    scores = frames.tidy(records)
+    found = findings.collect_findings(frames.cell_frame(records), scores, tables.gains(scores))
+    (warned,) = [item for item in found if item.kind == "truncated"]
+    assert warned.cells == (many.cell,)
+    assert warned.text.startswith("m: 9 of 50 samples of long (18%) lost text to the maximum length")

@@ -20,7 +20,7 @@ from massive_sft.report.formatting import (
 )
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import FactBlock, Section, TableBlock
-from massive_sft.report.table import Column, of_texts
+from massive_sft.report.table import Column, of_texts, without
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, to_rows
 from massive_sft.sweep.spec import Layout
@@ -167,7 +167,7 @@ def _plural(format_number: int, noun: str) -> str:
 
 def data_section(data: ReportData) -> Section:
     """Return what each model saw of each mixture."""
-    columns = [Column("model", "facet"), Column("mixture", "facet")]
+    columns = [Column("model", "facet"), Column("mixture", "facet"), Column("settings")]
     names = (
         "available",
         "samples",
@@ -195,8 +195,13 @@ def data_section(data: ReportData) -> Section:
         "data_tokens",
         "trainable_tokens",
     ]
-    rows = rows.drop_duplicates(["model", "mixture_label", *facts, "perplexity_all"])
-    table = of_texts("data", "Training data", columns, [_data_row(row, facts) for row in to_rows(rows)])
+    settings: dict[tuple[str, ...], list[str]] = {}
+    for row in to_rows(rows):
+        settings.setdefault(tuple(_data_row(row, facts)), []).append(str(row["setting_label"]))
+    told = [[*row[:2], ", ".join(dict.fromkeys(settings[row])), *row[2:]] for row in settings]
+    if len({tuple(row[:2]) for row in told}) == len(told):
+        columns, told = without(2, columns), [without(2, row) for row in told]
+    table = of_texts("data", "Training data", columns, told)
     notes = [
         "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
         "dropped ones are not in the training, duplicates occur more than once. Perplexity per token, under the "

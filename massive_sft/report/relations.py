@@ -24,7 +24,8 @@ NAMES = {
 }
 NO_CAUSE = (
     "One point a training run, at its last epoch. Those of one model are not independent and the intervals (Fisher's "
-    "z) treat them as if they were. A correlation is no cause."
+    "z) treat them as if they were. A correlation is no cause; one that hangs on one point is none without it: read "
+    "Spearman's ρ and the range of r with any one run left out."
 )
 
 
@@ -161,10 +162,16 @@ def _dot(row: dict[str, Any], drawn: str, factor: float, models: dict[str, int],
 
 def summary(row: dict[str, Any]) -> str:
     """Return a correlation in one line."""
-    if row["note"]:
+    if is_missing(row["pearson"]):
         return f"n = {row['n']}: {row['note']}"
     pearson = f"r = {format_number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
-    return f"n = {row['n']}, {pearson}\nρ = {format_number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
+    text = f"n = {row['n']}, {pearson}\nρ = {format_number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
+    return f"{text}\n{row['note']}: r = {_without_one(row)} without one" if row["note"] else text
+
+
+def _without_one(row: dict[str, Any]) -> str:
+    ends = [format_number(row[name], 2) for name in ("pearson_least", "pearson_most")]
+    return MISSING if MISSING in ends else " to ".join(ends)
 
 
 def _bounds(row: dict[str, Any], name: str) -> str:
@@ -180,6 +187,7 @@ _CORRELATION = [
     Column("Pearson r", "number"),
     Column("95 % interval"),
     Column("p", "number"),
+    Column("r without any one"),
     Column("Spearman ρ", "number"),
     Column("95 % interval"),
     Column("p", "number"),
@@ -197,6 +205,7 @@ def _correlation_row(row: dict[str, Any]) -> list[str]:
             _bounds(row, name),
             MISSING if is_missing(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
         ]
+        numbers += [_without_one(row)] if name == "pearson" else []
     return [measure, column, str(row["group"]), str(row["n"]), *numbers, str(row["note"])]
 
 

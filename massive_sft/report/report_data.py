@@ -20,6 +20,7 @@ from massive_sft.planning.requirements import find_unmet
 from massive_sft.study import correlate, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.findings import Finding, collect_findings
+from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
 
 CURVE_POINTS = 100  # of a drawn loss curve
 
@@ -69,8 +70,10 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     """
     warned: list[Finding] = []
     records = asked_records(plan, ledger)
+    records = _by_epoch(records)
     cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
-    gains = tables.gains(scores)
+    bases = {str(record.coordinates["model"]): cell for cell, record in records.items() if record.trajectory is None}
+    gains = with_paired_intervals(tables.gains(scores), bases, SampleReader(ledger, records))
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
     warned += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
@@ -106,6 +109,18 @@ def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
     rows = tables.primary_rows(scores)
     rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
     return tuple(map(str, rank.index))
+
+
+def _by_epoch(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Return records with those of one training run together, by epoch, wherever the sweep's blocks name them."""
+    order: dict[str, int] = {}
+    for record in records.values():
+        order.setdefault(record.trajectory or record.cell, len(order))
+    key = {
+        cell: (order[record.trajectory or cell], int(record.coordinates.get("epoch") or 0))
+        for cell, record in records.items()
+    }
+    return {cell: records[cell] for cell in sorted(records, key=lambda cell: key[cell])}
 
 
 def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:

@@ -10,7 +10,7 @@ import pandas as pd
 from massive_sft.report.chart import Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
 from massive_sft.report.section import FigureBlock, Section, TableBlock
-from massive_sft.report.table import Column, Heat, Table, Value, of_texts
+from massive_sft.report.table import Column, Heat, Table, Value, of_texts, without
 from massive_sft.study import metrics, tables
 from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, to_rows
 
@@ -56,10 +56,10 @@ def heatmap_section(data: ScoreData) -> Section:
     heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
     if len(epochs) < 2:
-        heads, rows = _without(3, heads), [_without(3, row) for row in rows]
+        heads, rows = without(3, heads), [without(3, row) for row in rows]
     if not len(means) or means["asked_seeds"].max() == 1:
         at = [head.label for head in heads].index("seeds")
-        heads, rows = _without(at, heads), [_without(at, row) for row in rows]
+        heads, rows = without(at, heads), [without(at, row) for row in rows]
     last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
     notes = [
         f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
@@ -71,10 +71,6 @@ def heatmap_section(data: ScoreData) -> Section:
     ]
     table = Table("gains", "Gains over the base model", heads, rows, page=60)
     return Section("gains", "Gains", notes, [TableBlock(table)])
-
-
-def _without(index: int, items: Sequence[Any]) -> list[Any]:
-    return [*items[:index], *items[index + 1 :]]
 
 
 def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
@@ -94,12 +90,20 @@ def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
 def _score_column(means: pd.DataFrame, column: str) -> Column:
     rows = means[means["column"] == column]
     metric, n = rows["metric"].dropna(), rows["n"].dropna()
-    size = f"n {format_count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else "no score"
+    size = f"n {format_count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else ""
     if metric.empty:
-        return Column(column, "number", size)
+        return Column(column, "number", "no score")
     lower = ((rows["gain"] * rows["improvement"]) < 0).any()
     unit = metrics.unit(metric.iloc[0])
-    return Column(column, "number", f"{metric.iloc[0]}{' ' + unit if unit else ''}{' ↓' if lower else ''}\n{size}")
+    name = _metric_name(to_rows(rows.dropna(subset=["metric"]).head(1))[0])
+    return Column(column, "number", f"{name}{' ' + unit if unit else ''}{' ↓' if lower else ''}\n{size}".rstrip())
+
+
+def _metric_name(row: dict[str, Any]) -> str:
+    """Return the name of a row's metric, with its filter."""
+    if is_missing(row["metric"]):
+        return MISSING
+    return metrics.full_name(str(row["metric"]), None if is_missing(row["filter"]) else str(row["filter"]))
 
 
 def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
@@ -132,6 +136,7 @@ def scores_section(data: ScoreData) -> Section:
         numbers[2],
         numbers[3],
         bounds,
+        Column("how"),
         Column("why not", "long"),
     ]
     base = tables.primary_rows(data.scores)
@@ -141,9 +146,10 @@ def scores_section(data: ScoreData) -> Section:
     rows = [_score_row(row) for row in to_rows(every)]
     notes = [
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
-        "method for bits per byte), n questions, and its gain. The gain's interval combines both scores' intervals as "
-        "if they were independent; both models answer the same questions, so it is rather too wide. Fractions are in "
-        "percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
+        "method for bits per byte), n questions, and its gain. The gain's interval is of the differences on the same "
+        "questions where every question's value is in the ledger (how: paired); elsewhere, or where no answer "
+        "changed, it combines both scores' intervals as if they were independent and is rather too wide. Fractions "
+        "are in percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
     ]
     return Section("scores", "Scores", notes, [TableBlock(of_texts("scores", "Scores", columns, rows))])
 
@@ -154,6 +160,7 @@ SHOWN = [
     "method",
     "seed",
     "metric",
+    "filter",
     "value",
     "low",
     "high",
@@ -163,7 +170,7 @@ SHOWN = [
     "gain_low",
     "gain_high",
 ]
-SHOWN += ["missing", "why"]
+SHOWN += ["gain_interval", "missing", "why"]
 
 
 def _score_row(row: dict[str, Any]) -> list[str]:
@@ -175,13 +182,14 @@ def _score_row(row: dict[str, Any]) -> list[str]:
         MISSING if row["method"] == BASE else str(row["setting_label"]),
         str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
-        MISSING if is_missing(metric) else str(metric),
+        _metric_name(row),
         format_score(row["value"], metric),
         format_interval(row["low"], row["high"], metric),
         format_count(row["n"]),
         format_score(row["base"], metric),
         format_score(row["gain"], metric, True),
         format_interval(row["gain_low"], row["gain_high"], metric, True),
+        "" if is_missing(row["gain_interval"]) else str(row["gain_interval"]),
         why,
     ]
 

@@ -82,6 +82,11 @@ class Table:
         return safe_json({"page": self.page, "columns": columns, "rows": rows})
 
 
+def without(index: int, items: Sequence[Any]) -> list[Any]:
+    """Return a row or a head without one of its columns."""
+    return [*items[:index], *items[index + 1 :]]
+
+
 def _packed(value: Value) -> Any:
     if isinstance(value, Heat):
         return [value.text, value.note, value.tone, value.strength, int(value.sure), value.title]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -18,6 +19,7 @@ from massive_sft.report import comparison, overview, relations, scores
 from massive_sft.report.report_data import ReportData, read_report_data
 from massive_sft.report.section import Section
 from massive_sft.study import tables
+from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import ImportedLedger
 
 PAGE = "report.html"
@@ -27,8 +29,9 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out`` and return the page.
 
     Works on any state of a sweep: what is not there yet is listed as missing. ``table`` is one row a cell in the
-    released table's conventions, ``scores`` every metric of every task with its interval (``study.frames.tidy``).
-    Imported tables whose rows are to stand beside the sweep's cells add a section and a ``beside-<name>.csv`` each.
+    released table's conventions, then its learning rate, batch, measures and gains; ``scores`` every metric of every
+    task with its interval (``study.frames.tidy``). Imported tables whose rows are to stand beside the sweep's cells
+    add a section and a ``beside-<name>.csv`` each.
 
     Raises:
         Unsupported: a newer version of massive-sft wrote a record.
@@ -36,6 +39,7 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     """
     data = read_report_data(plan, ledger)
     table = tables.release_table(data.cells, data.scores)
+    table = tables.with_details(table, data.cells, data.gains, _settings(plan))
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["mixture_label", "setting_label"]
@@ -47,6 +51,11 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
         added.append(comparison.comparison_section(data, table_ledger, frame))
     write_bytes(out / PAGE, render(data, added).encode())
     return out / PAGE
+
+
+def _settings(plan: Plan) -> pd.DataFrame:
+    rows = [{"cell": item.cell.id, **hyperparameters(item.cell.content)} for item in plan.cells]
+    return pd.DataFrame(rows, columns=["cell", "lr", "batch"]).astype({"cell": "string", "batch": "Int64"})
 
 
 def sections(data: ReportData) -> list[Section]:

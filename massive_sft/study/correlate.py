@@ -15,6 +15,7 @@ from massive_sft.study.tables import primary_rows
 
 MIN_PAIRS = 4
 OVERALL = "overall"
+LEVEL = 0.05
 _Z = float(stats.norm.ppf(0.975))
 
 
@@ -23,7 +24,7 @@ class Correlation:
     """Two correlations of the same ``n`` pairs; NaN with a ``note`` where they cannot be had.
 
     Intervals are 95 % ones by Fisher's z, for Spearman with the variance of Bonett and Wright (2000). p is two-sided,
-    against no correlation.
+    against no correlation. ``pearson_least`` and ``pearson_most`` bound Pearson's r with any one pair left out.
     """
 
     n: int
@@ -36,12 +37,15 @@ class Correlation:
     spearman_high: float = math.nan
     spearman_p: float = math.nan
     note: str = ""
+    pearson_least: float = math.nan
+    pearson_most: float = math.nan
 
 
 def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | np.ndarray | pd.Series) -> Correlation:
     """Correlate the pairs of which both are finite.
 
-    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary.
+    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, and ``hangs on one
+    point`` where without some pair one side does not vary, r has the other sign, or what was significant is not.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     both = np.isfinite(first) & np.isfinite(second)
@@ -53,6 +57,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         return Correlation(n, note="constant")
     pearson, spearman = stats.pearsonr(first, second), stats.spearmanr(first, second)
     r, rho = float(pearson.statistic), float(spearman.statistic)
+    left_out = _left_out(first, second)
     return Correlation(
         n,
         r,
@@ -61,7 +66,37 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         rho,
         *_fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3))),
         float(spearman.pvalue),
+        "hangs on one point" if _hangs_on_one(r, float(pearson.pvalue), left_out, n - 1) else "",
+        float(np.nanmin(left_out)) if np.isfinite(left_out).any() else math.nan,
+        float(np.nanmax(left_out)) if np.isfinite(left_out).any() else math.nan,
     )
+
+
+def _left_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return Pearson's r without each pair in turn, NaN where one side does not vary any more; shape (pairs,)."""
+    n = len(x) - 1
+    x, y = x - x.mean(), y - y.mean()
+
+    def spread(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        # Both sums are 0, so the mean of the others is -value / n.
+        return np.asarray(a @ b - a * b - a * b / n)
+
+    variances = np.stack([spread(x, x), spread(y, y)])
+    scale = np.array([[x @ x], [y @ y]])
+    varies = (variances > 1e-12 * scale).all(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = spread(x, y) / np.sqrt(variances.prod(axis=0))
+    return np.where(varies, np.clip(r, -1, 1), math.nan)
+
+
+def _hangs_on_one(r: float, p: float, left_out: np.ndarray, n: int) -> bool:
+    if not np.isfinite(left_out).all() or ((left_out * r < 0).any() and p < LEVEL):
+        return True
+    weakest = float(np.abs(left_out).min())
+    if p >= LEVEL or weakest >= 1:
+        return False
+    t = weakest * math.sqrt((n - 2) / (1 - weakest * weakest))
+    return float(2 * stats.t.sf(t, n - 2)) >= LEVEL
 
 
 def _constant(values: np.ndarray) -> bool:

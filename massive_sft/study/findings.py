@@ -19,10 +19,14 @@ LEAST_EQUAL, LEAST_SHARE = 4, 0.25
 """Fewer equal telling scores, or a smaller share of the benchmarks both cells have, never make them look copied."""
 RARE = 200
 """A score tells something when at most two cells, and one more for each so many cells of the table, have it."""
+_AXES = {"data": "mixture"}  # the sweep file's word
 LEAST_OWN = 2
 """Scores that only the cells of the group have."""
 SURPRISE = 3.0
 """Decimal digits by which equal scores must be less likely than one such pair by chance in the whole table."""
+
+MUCH_TRUNCATED = 0.1
+"""Share of a mixture's samples that may be truncated without a warning."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Finding:
     """Something that limits what the numbers can say.
 
     Attributes:
-        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, rounding.
+        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, truncated, rounding.
         text: a sentence for people.
         cells: the ids of the cells it is about.
     """
@@ -52,6 +56,7 @@ def collect_findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFr
         *_without_base(gains),
         *_errors(cells, "DIVERGED"),
         *_partial(cells, scores),
+        *_truncated(cells),
         *_rounded_away(cells),
         *_errors(cells, "PRUNED"),
         *mixed_layouts(cells),
@@ -95,6 +100,19 @@ def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
         text += f"below {ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
         text += "their training may be too small for the precision that weights are stored in"
         findings.append(Finding("rounding", text, tuple(rows["cell"])))
+    return findings
+
+
+def _truncated(cells: pd.DataFrame) -> list[Finding]:
+    trained = cells[cells["method"] != BASE]
+    share = trained["truncated"].astype("float64") / trained["samples"].astype("float64")
+    cut = trained.assign(share=share)[share > MUCH_TRUNCATED]
+    findings = []
+    for (model, mixture), rows in cut.groupby(["model", "data"]):
+        worst = rows.sort_values("share").iloc[-1]
+        text = f"{model}: {worst['truncated']} of {worst['samples']} samples of {mixture} ({worst['share']:.0%}) lost "
+        text += "text to the maximum length; the model was not trained on what the mixture says"
+        findings.append(Finding("truncated", text, tuple(rows["cell"])))
     return findings
 
 
@@ -197,7 +215,10 @@ def _copied(members: list[pd.Series], equal: int, both: int, columns: list[str])
 def _copied_alike(pairs: list[list[pd.Series]], columns: list[str]) -> Finding:
     """Return the finding on pairs of cells that differ alike and agree on the same benchmarks."""
     first, second = pairs[0]
-    differing = [f"{axis} ({left or 'none'}, {right or 'none'})" for axis, left, right in _difference(first, second)]
+    differing = [
+        f"{_AXES.get(axis, axis)} ({left or 'none'}, {right or 'none'})"
+        for axis, left, right in _difference(first, second)
+    ]
     models = Counter(" and ".join(dict.fromkeys(str(row["model"]) for row in pair)) for pair in pairs)
     text = f"{len(pairs)} pairs of cells ({', '.join(f'{model}: {count}' for model, count in sorted(models.items()))})"
     text += f" that differ in {' and '.join(differing)} have identical scores on the same {len(columns)} benchmarks"

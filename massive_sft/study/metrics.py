@@ -33,6 +33,11 @@ def split(key: str) -> tuple[str, str]:
     return metric, filter_name
 
 
+def full_name(metric: str, filter_name: str | None) -> str:
+    """Return a metric's name with lm-eval's filter, where one chose the answer: ``exact_match (strict-match)``."""
+    return metric if filter_name in (None, "", "none") else f"{metric} ({filter_name})"
+
+
 def primary_metric(scores: Mapping[str, Score]) -> str | None:
     """Return the ``metric,filter`` that is a task's score; it depends on the names and directions alone."""
 

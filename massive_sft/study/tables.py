@@ -16,6 +16,9 @@ RELEASED = ["model_name", "data_name", "data_size", "lora", "lr_strategy", "epoc
 BESIDE = ["setting", "method", "horizon", "seed", "variant", "status", "cell"]
 """What the released table lacks and cells are told apart by; after the benchmarks, so that the rest lines up."""
 
+DETAILS = ["lr", "batch", "perplexity_all", "perplexity_response", "layer_change"]
+"""What ``with_details`` adds beside the gains."""
+
 
 def primary_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of ``tidy`` that are benchmarks' scores, one per cell and ``column``."""
@@ -49,6 +52,24 @@ def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([left, wide, cells[BESIDE]], axis=1)
 
 
+def with_details(table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
+    """Return a ``release_table`` with further columns behind its own, for people who want all of a cell in one row.
+
+    Added: ``DETAILS`` and, for each benchmark, its gain in the unit of its score under ``gain <column>``.
+
+    Args:
+        table: of these cells.
+        gains: of ``gains``.
+        settings: ``cell``, ``lr`` and ``batch``.
+    """
+    rows = primary_rows(gains)
+    scaled = rows.assign(gain=rows["gain"] * rows["metric"].map(metrics.scale, na_action="ignore").astype("float64"))
+    wide = scaled.pivot(index="cell", columns="column", values="gain").dropna(axis=1, how="all").add_prefix("gain ")
+    about = cells.merge(settings, on="cell", how="left").set_index("cell")[DETAILS]
+    beside = about.join(wide).reindex(table["cell"]).set_axis(table.index)
+    return pd.concat([table, beside], axis=1)
+
+
 def to_csv(table: pd.DataFrame) -> bytes:
     """Return a table as CSV, in UTF-8; a missing value is an empty field."""
     return table.to_csv(index=False, lineterminator="\n").encode()
@@ -76,6 +97,7 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
       Donner 2008): it stays honest where all answers are wrong and the standard error is 0.
     - ``improvement``: the gain with the sign turned where lower is better; missing where the direction is not known.
     - ``why``: why there is no gain.
+    - ``gain_interval``: ``independent``; ``paired_gains.with_paired_intervals`` makes ``paired`` ones.
     """
     is_base = scores["method"] == BASE
     names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
@@ -91,6 +113,7 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
     sign = frame["higher_is_better"].map({True: 1.0, False: -1.0}).astype("float64")
     frame["improvement"] = frame["gain"] * sign
     frame["why"] = _why(frame, set(scores.loc[is_base, "model"]))
+    frame["gain_interval"] = pd.Series("independent", index=frame.index, dtype="string").mask(frame["gain"].isna())
     return frame.drop(columns=["known", "several"])
 
 
@@ -109,16 +132,17 @@ def _why(frame: pd.DataFrame, models: set[str]) -> pd.Series:
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row per condition (a cell without its seed) and ``column`` of the primary rows of ``gains``.
 
-    Columns: ``CONDITION``, ``column``, ``metric``, ``benchmark``, ``n`` (questions; missing where seeds differ),
-    ``seeds`` (how many have a gain), ``asked_seeds`` (how many there are), ``value``, ``gain``, ``improvement`` (means
-    over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The interval is the
-    single cell's with one seed, Student's t over the seeds with more.
+    Columns: ``CONDITION``, ``column``, ``metric``, ``filter``, ``benchmark``, ``n`` (questions; missing where seeds
+    differ), ``seeds`` (how many have a gain), ``asked_seeds`` (how many there are), ``value``, ``gain``,
+    ``improvement`` (means over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The
+    interval is the single cell's with one seed, Student's t over the seeds with more.
     """
     rows = primary_rows(frame)
     keys = [*CONDITION, "column"]
     grouped = rows.groupby(keys, dropna=False, sort=False)
     result = grouped.agg(
         metric=("metric", "first"),
+        filter=("filter", "first"),
         benchmark=("benchmark", "first"),
         n=("n", lambda n: n.iloc[0] if n.nunique() == 1 else pd.NA),
         seeds=("gain", "count"),
@@ -130,6 +154,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         gain_low=("gain_low", "mean"),
         gain_high=("gain_high", "mean"),
         why=("why", "first"),
+        gain_interval=("gain_interval", "first"),
     ).reset_index()
     many = result["seeds"] > 1
     half = [
@@ -138,5 +163,6 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     result["gain_low"] = result["gain_low"].mask(many, result["gain"] - half)
     result["gain_high"] = result["gain_high"].mask(many, result["gain"] + half)
-    result["interval"] = np.where(many, "t over seeds", "one run")
-    return result.drop(columns="spread")
+    one = result["gain_interval"].map({"paired": "one run, paired by question"}).fillna("one run")
+    result["interval"] = one.mask(many, "t over seeds")
+    return result.drop(columns=["spread", "gain_interval"])
