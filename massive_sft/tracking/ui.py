@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
@@ -15,6 +19,8 @@ from massive_sft.tracking.store import relocate_artifacts
 
 HOST = "127.0.0.1"
 PORT = 5000
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_S = 3.0  # seconds that a server that was asked to end may take
 
 
 def ui_command(uri: str, port: int = PORT) -> list[str]:
@@ -44,6 +50,9 @@ def ui_address(uri: str, port: int = PORT) -> str:
 def serve_ui(uri: str, port: int = PORT) -> int:
     """Serve a local store's pages until interrupted; return the exit status.
 
+    Ctrl-C, SIGTERM and a closed terminal (SIGHUP, unless ``nohup`` ignores it) end the server and its workers with this
+    process. For the main thread.
+
     Raises:
         InvalidInput: nothing was mirrored yet, the port is taken, or the address is a server's.
     """
@@ -62,12 +71,52 @@ def serve_ui(uri: str, port: int = PORT) -> int:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise InvalidInput(Problem("--port", f"must be free ({error})", port)) from error
-    process = subprocess.Popen(command, env=quiet_environment())
+    # A group of its own, so that its workers end with it and nobody else does.
+    with _signals_raised():
+        process = subprocess.Popen(command, env=quiet_environment(), start_new_session=True)
+        try:
+            return process.wait()
+        except _Ended as ended:
+            return 0 if ended.number == signal.SIGINT else 128 + ended.number
+        finally:
+            _end_group(process)
+
+
+class _Ended(BaseException):
+    """A signal says that this process should end."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Within it a signal that ends this process is raised as ``_Ended``."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        # The terminal interrupts both; the server ends by itself.
-        return process.wait()
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its group: asked first, then killed; signals wait meanwhile."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=END_S)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def quiet_environment() -> dict[str, str]:
