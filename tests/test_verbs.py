@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +20,7 @@ import pytest
 import torch
 import typer
 from peft import PeftModel
+from processes import adopt_orphans, descendants, free_port
 from rich.console import Console
 from ruamel.yaml import YAML
 from scipy import stats
@@ -529,6 +533,30 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     assert runs_page(f"sqlite:///{store}", "another") == ""
     absent = store.with_name("absent.db")
     assert (runs_page(f"sqlite:///{absent}", "small"), absent.exists()) == ("", False)
+
+
+def test_pages_and_their_workers_end_when_the_terminal_is_closed(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay, port = copied(), free_port()
+    assert call("mirror", sweep, "--overlay", overlay)[0] == 0
+    command = [sys.executable, "-m", "massive_sft", "ui", str(sweep), "--overlay", str(overlay), "--port", str(port)]
+    adopt_orphans()
+    before = {process.pid for process in descendants()}
+
+    def family() -> set[int]:
+        return {process.pid for process in descendants()} - before
+
+    served = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while len(family()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(family()) >= 3, "the verb, its server and a worker of that"
+        served.send_signal(signal.SIGHUP)
+        assert served.wait(20) == 128 + signal.SIGHUP
+        assert family() == set()
+    finally:
+        for process in family():
+            os.kill(process, signal.SIGKILL)
 
 
 def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:
