@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,30 @@ def test_inspect_marks_the_trained_text(call: Callable[..., tuple[int, str, str]
     assert "</s>⟧" in out
 
 
+def test_inspect_of_a_benchmark_shows_prompt_shots_and_what_is_scored(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    tasks = [{"path": str(tmp_path / "world" / "tasks" / "facts_mc.yaml")}]
+    tasks.append({"path": str(tmp_path / "world" / "tasks" / "facts_gen.yaml"), "shots": [0, 2]})
+    path = small_sweep(tmp_path, evaluation={"protocol": {"dtype": "fp32", "template": "training"}, "tasks": tasks})
+    code, out, _ = call("inspect", path, "--task", "facts_mc", "-n", 1)
+    assert code == 0 and "facts_mc-0shot: 120 questions, 0 shots, template training" in out
+    (asked,) = [line for line in out.splitlines() if "right: " in line]
+    right = asked.partition("right: ")[2]
+    assert re.search(r"<s>###Question: What is .*\?\n###Answer:⟦ \w+⟧\nor ⟦", out)  # the space is the answer's
+    assert len(re.findall(r"⟦ \w+⟧", out)) == 4 and f"⟦ {right}⟧" in out
+    code, out, _ = call("inspect", path, "--task", "facts_gen-2shot", "-n", 1)
+    assert code == 0 and "2 shots" in out and "0 shots" not in out
+    assert len(re.findall(r"\?", out)) == 3 and "generated: up to 16 tokens after ' '" in out
+    code, _, text = call("inspect", path, "--task", "facts_gem")
+    assert (code, "--task: is not asked of these cells" in text, "facts_gen-0shot, facts_gen-2shot" in text) == (
+        2,
+        True,
+        True,
+    )
+    assert not (tmp_path / "ledger").exists()
+
+
 def test_inspect_needs_no_weights_and_says_all_that_is_missing_where_it_fails(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -194,10 +219,8 @@ def test_inspect_of_an_unknown_model_names_the_known_ones(
 
 def test_show_of_an_unknown_cell_is_a_sentence(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     path = small_sweep(tmp_path)
-    assert "is no ledger" in call("show", "abc", "--sweep", path)[2]
-    call("check", path)  # makes the ledger
-    code, _, text = call("show", "abc", "--sweep", path)
-    assert (code, "is the beginning of no cell's id, got 'abc'" in text) == (2, True)
+    code, _, text = call("show", "xyz", "--sweep", path)
+    assert (code, "is the beginning of no cell's id, got 'xyz'" in text) == (2, True)
 
 
 def test_names_are_printed_as_they_are(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -227,6 +250,7 @@ def test_terminal_that_knows_ascii_alone_gets_question_marks(tmp_path: Path) -> 
 def test_show_looks_where_the_overlay_says(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(f"storage: {{root: {tmp_path / 'elsewhere'}}}\n")
+    (tmp_path / "elsewhere").mkdir()  # and no ledger
     _, _, text = call("show", "abc", "--sweep", small_sweep(tmp_path), "--overlay", overlay)
     assert "elsewhere" in text
 

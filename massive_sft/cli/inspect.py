@@ -1,8 +1,10 @@
-"""``inspect``: training samples as the model gets them."""
+"""``inspect``: training samples, or a benchmark's questions, as the model gets them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +13,9 @@ from rich.text import Text
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, console, load_plan
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, require_local_files
+from massive_sft.suites.declared import title
 
 
 def inspect(
@@ -20,9 +24,15 @@ def inspect(
     model: Annotated[str | None, typer.Option(help="Of this model's tokenizer.")] = None,
     mixture: Annotated[str | None, typer.Option(help="Of this mixture.")] = None,
     setting: Annotated[str | None, typer.Option(help="Under this setting.")] = None,
-    samples: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 3,
+    task: Annotated[
+        str | None, typer.Option(help="Questions of this benchmark instead: its name, or with shots as in mmlu-5shot.")
+    ] = None,
+    samples: Annotated[int, typer.Option("-n", min=1, help="How many samples, or questions.")] = 3,
 ) -> None:
-    """Training samples as the model gets them, the trained tokens marked."""
+    """Training samples as the model gets them, the trained tokens marked; or a benchmark's prompts with their shots."""
+    if task is not None:
+        _inspect_task(load_plan(file, overlay), (model, mixture, setting), task, samples)
+        return
     from massive_sft.data import cautions
     from massive_sft.data.preview import render
     from massive_sft.running.training import build_recipe_samples
@@ -40,6 +50,37 @@ def inspect(
         warn(caution)
     shown = min(samples, len(built))
     out.print(render(built, counts, tokenizer, [index * len(built) // shown for index in range(shown)]))
+
+
+def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], name: str, count: int) -> None:
+    """Print questions of a benchmark as the model of the first run that fits gets them, of each number of shots."""
+    from massive_sft.cli.question_view import questions_view
+    from massive_sft.evaluation.encoding import max_length_of
+    from massive_sft.evaluation.wrapping import choose_wrapping
+    from massive_sft.models.configuration import load_config
+    from massive_sft.models.tokenizer import load_tokenizer
+    from massive_sft.running.scoring import prepare_benchmark
+
+    cell = find_run(plan, *axes).cells[-1]
+    named, model = cell.cell.coordinates, cell.cell.model
+    asked = [item for item in cell.requirements if item.task is not None]
+    chosen = [item for item in asked if item.task is not None and name in (item.label, item.name, title(item.task))]
+    if not chosen:
+        names = list(dict.fromkeys(item.label for item in asked))
+        raise InvalidInput(Problem("--task", "is not asked of these cells", name, names))
+    tokenizer, evaluation = load_tokenizer(model), plan.sweep.file.evaluation
+    console().print(Text(f"for {named.model} under {named.setting}"))
+    with tempfile.TemporaryDirectory() as folder:
+        # A storage root is not made for this; one that is there has the requests, or gets them for the run.
+        ledger = Ledger.open(plan.root if plan.root.exists() else Path(folder))
+        for item in chosen:
+            wrapping = choose_wrapping(evaluation.protocol, item.template or "", tokenizer)
+            done = prepare_benchmark(item, evaluation, wrapping, ledger)
+            for reason in done.missing.values():
+                raise InvalidInput(Problem("--task", reason))
+            for built in done.benchmarks:
+                length = max_length_of(load_config(model), tokenizer)
+                console().print(questions_view(built.requests, tokenizer, length, count), soft_wrap=True)
 
 
 def find_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:

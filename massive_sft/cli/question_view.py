@@ -1,0 +1,82 @@
+"""A benchmark's questions as a model gets them: decoded from its own tokens, with the scored answer marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from massive_sft.data.preview import CLOSE, OPEN
+from massive_sft.evaluation.encoding import RequestEncoder
+from massive_sft.evaluation.gold import read_gold
+from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling, read_requests
+
+LEGEND = f"The text between {OPEN} and {CLOSE} is what is scored; the model reads what stands before it."
+
+
+def questions_view(requests: RequestSet, tokenizer: Any, max_length: int, count: int) -> Group:
+    """Return a benchmark's questions for a rich console, spread over all of them.
+
+    Args:
+        max_length: the model's context in tokens: what is longer loses its beginning, as in scoring.
+        count: how many.
+    """
+    encoder = RequestEncoder(tokenizer)
+    listed = [
+        (leaf.name, doc, list(group), read_gold(requests, leaf.name).get(doc))
+        for leaf in requests.leaves
+        for doc, group in groupby(read_requests(requests, leaf), key=lambda request: request.doc)
+    ]
+    shown = min(count, len(listed))
+    shots = "each task's own shots" if requests.shots is None else f"{requests.shots} shots"
+    head = f"{requests.label}: {len(listed):,} questions, {shots}, template {requests.template_kind}"
+    parts = [Text(head, style="bold"), Text(LEGEND, style="dim")]
+    for task, doc, asked, gold in (listed[index * len(listed) // shown] for index in range(shown)):
+        parts += [Text(), Text(f"{task} question {doc}" + ("" if gold is None else f", right: {gold}"), style="bold")]
+        parts += _question(asked, encoder, tokenizer, max_length)
+    return Group(*parts)
+
+
+def _question(asked: Sequence[Request], encoder: RequestEncoder, tokenizer: Any, max_length: int) -> Iterator[Text]:
+    known: list[int] | None = None
+    for request in asked:
+        if isinstance(request, Generation):
+            tokens, lead = encoder.prompt(request.context, request.lead)
+            yield from _passage(tokens, [], tokenizer, max_length - request.max_tokens)
+            until = ", ".join(map(repr, request.until))
+            rest = f" after {lead!r}, which is no part of it" if lead else ""
+            yield Text(f"generated: up to {request.max_tokens} tokens{rest}, ended by {until}", style="magenta")
+        elif isinstance(request, Rolling):
+            for before, scored in encoder.windows(request.text, max_length):
+                yield from _passage(before, scored, tokenizer, max_length)
+        elif isinstance(request, Likelihood):
+            before, scored = encoder.pair(request.context, request.continuation, request.joined)
+            if before == known:  # the choices of one question
+                yield Text(f"or {_marked([], scored, tokenizer)} ({len(scored)} tokens)")
+            else:
+                yield from _passage(before, scored, tokenizer, max_length)
+            known = before
+
+
+def _passage(before: Sequence[int], scored: Sequence[int], tokenizer: Any, max_length: int) -> Iterator[Text]:
+    """Yield what is read and what is scored, after a line of their sizes."""
+    cut = max(0, len(before) + len(scored) - (1 if scored else 0) - max_length)
+    lost = f", the first {cut} cut off" if cut else ""
+    yield Text(f"{len(before)} tokens read{lost}, {len(scored)} scored", style="dim")
+    yield _marked(before[cut:], scored, tokenizer)
+
+
+def _marked(before: Sequence[int], scored: Sequence[int], tokenizer: Any) -> Text:
+    whole = _decoded(tokenizer, [*before, *scored])
+    read = _decoded(tokenizer, before) if before else ""
+    text = Text(read)
+    if scored:
+        text.append(OPEN, style="dim").append(whole[len(read) :], style="bold green").append(CLOSE, style="dim")
+    return text
+
+
+def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
