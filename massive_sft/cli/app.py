@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from massive_sft import __version__
 from massive_sft.cli import (
+    answers,
+    best,
     cancel,
     check,
     diff,
@@ -57,7 +59,7 @@ class _Group(TyperGroup):
 # and `show` answer at once.
 VERBS: tuple[Callable[..., None], ...] = (
     *(plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
-    *(logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
+    *(best.best, answers.answers, logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
     *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
     *(import_table.import_table, import_table.export_table, init.init, init.schema),
 )

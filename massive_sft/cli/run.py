@@ -15,6 +15,7 @@ from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, Where, console, load_plan
 from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
+from massive_sft.cli.score_table import score_table
 from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import Interrupted
 from massive_sft.core.stop import StopSignal
@@ -69,6 +70,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.api.run import choose_runner
     from massive_sft.running.execute import checked, execute
+    from massive_sft.study.results import results_of
 
     out, err, stop = console(), console(is_error=True), StopSignal()
     wanted = {cell.cell.id for cell in selected.cells}
@@ -84,6 +86,8 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
+    if not stop():
+        out.print(score_table(results_of(done), wanted))
     out.print(f"{summary}; results in {selected.root}", soft_wrap=True)
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)

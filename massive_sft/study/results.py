@@ -14,10 +14,12 @@ from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.study.ranking import rank_cells
 from massive_sft.sweep.load import load_sweep
 
 
@@ -98,6 +100,14 @@ class Results:
         """
         return file_frames.loss_frame(self.ledger, self.records.values())
 
+    def best(self, metric: str | None = None) -> pd.DataFrame:
+        """Rank each model's cells, best first, and say which cannot be told apart: see ``ranking.rank_cells``.
+
+        Args:
+            metric: a benchmark, or ``TASK/METRIC[,FILTER]``; every benchmark's own without.
+        """
+        return _with_mixture(rank_cells(self.ledger, self.records, metric))
+
     def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
         """Return per-sample values: see ``file_frames.sample_frame``.
 
@@ -124,28 +134,30 @@ def _with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns={"data": "mixture"})
 
 
-def load(source: str | Path, overlays: Iterable[str | Path] = ()) -> Results:
+def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | None = None) -> Results:
     """Open results.
 
     Args:
         source: a sweep file (its cells, under its names, with the scores that it asks for), a storage root (all that
             lies there), or an imported table's ``table.json``.
         overlays: files merged over the sweep file.
+        where: only these cells of the sweep, as ``--where``.
 
     Raises:
-        InvalidInput: the sweep file is wrong, or nothing was ever run into the storage root.
+        InvalidInput: the sweep file or ``where`` is wrong, or nothing was ever run into the storage root.
         Unsupported: a newer version of massive-sft wrote there.
     """
     path, merged = Path(source), [Path(overlay) for overlay in overlays]
     if path.is_dir() or is_imported(path):
-        if merged:
-            raise InvalidInput(Problem("overlays", "go with a sweep file", str(path)))
+        if merged or where is not None:
+            raise InvalidInput(Problem(str(path), "overlays and where go with a sweep file"))
         ledger = open_imported(path).ledger if is_imported(path) else Ledger.open(path, create=False)
         cells = open_imported(path).table.cells if is_imported(path) else ledger.ids("cells")
         found = ((cell, ledger.read_record(cell)) for cell in cells)
         records = {cell: record for cell, record in found if record is not None}
         return Results(ledger, records, frames.cell_frame(()), ledger.read_cell)
-    return results_of(make_plan(load_sweep(path, merged)))
+    selection = parse_where(where)
+    return results_of(select_cells(make_plan(load_sweep(path, merged)), selection))
 
 
 def results_of(plan: Plan) -> Results:

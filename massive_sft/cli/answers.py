@@ -1,0 +1,126 @@
+"""``answers CELL [CELL]``: what a benchmark asked, what is right and what cells answered, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from massive_sft.cli.cell_lookup import CellMatch, find_cell
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.views import make_table
+from massive_sft.core.errors import InvalidInput, Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 10
+PROMPT_TAIL = 1000  # characters of a prompt that are shown: of many examples the last, and the question
+KEYS = ["benchmark", "task", "doc"]
+NONE = (
+    "no answers: they lie with another cell of equal weights, or the requests are gone from the storage root's cache "
+    "(`massive-sft check` builds them)"
+)
+
+
+def answers(
+    first: CellId,
+    sweep: Sweep,
+    second: Annotated[str | None, typer.Argument(help="Another cell's, to compare.", show_default=False)] = None,
+    overlay: Overlays = None,
+    benchmark: Annotated[str | None, typer.Option(help="Only this benchmark, with or without shots, or task.")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only those of which the values differ.")] = False,
+    count: Annotated[int, typer.Option("-n", min=1, help="Questions to show.")] = SHOWN,
+    as_json: Json = False,
+) -> None:
+    """What was asked, what is right and what one or two cells answered, side by side."""
+    if changed and second is None:
+        raise InvalidInput(Problem("--changed", "compares two cells; name a second one"))
+    plan, ledger = read_plan(sweep, overlay)
+    cells = [find_cell(plan, ledger, cell) for cell in (first, second) if cell is not None]
+    rows = read_rows(cells, benchmark, changed)
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(answers_view(cells, rows, count))
+
+
+def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed: bool = False) -> list[dict[str, Any]]:
+    """Return one object a document that all cells answered: prompt, gold, and each cell's answer and value.
+
+    Raises InvalidInput where no benchmark or task has the name.
+    """
+    frames = [_frame(cell) for cell in cells]
+    joined = frames[0].drop(columns=["cell", "protocol"])
+    shared = ["kind", "prompt", "gold", "metric"]
+    for number, frame in enumerate(frames[1:], 1):
+        joined = joined.merge(frame.drop(columns=[*shared, "cell", "protocol"]), on=KEYS, suffixes=("", f"_{number}"))
+    rows = [_row(row, len(cells)) for row in joined.astype(object).where(joined.notna(), None).to_dict("records")]
+    if benchmark is not None:
+        names = {name: None for row in rows for name in _names(row)}
+        if rows and benchmark not in names:
+            raise InvalidInput(Problem("--benchmark", "is none that these cells answered", benchmark, tuple(names)))
+        rows = [row for row in rows if benchmark in _names(row)]
+    return [row for row in rows if _differs(row)] if changed else rows
+
+
+def _frame(cell: CellMatch) -> pd.DataFrame:
+    from massive_sft.study.file_frames import answer_frame
+
+    if cell.record is None:
+        raise InvalidInput(Problem("cell", "has no record yet", cell.id))
+    return answer_frame(cell.ledger, [cell.record])
+
+
+def _row(row: dict[Any, Any], cells: int) -> dict[str, Any]:
+    ends = ["", *(f"_{number}" for number in range(1, cells))]
+    said = [{name: row[f"{name}{end}"] for name in ("answer", "value", "logprob", "finish")} for end in ends]
+    return {**{name: row[name] for name in (*KEYS, "kind", "prompt", "gold", "metric")}, "answers": said}
+
+
+def _names(row: dict[str, Any]) -> tuple[str, ...]:
+    label = str(row["benchmark"])
+    head, _, tail = label.rpartition("-")
+    return (label, head if tail.endswith("shot") else label, str(row["task"]))
+
+
+def _differs(row: dict[str, Any]) -> bool:
+    left, right = row["answers"]
+    if left["value"] is None or right["value"] is None:
+        return bool(left["answer"] != right["answer"])
+    return bool(left["value"] != right["value"])
+
+
+def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int) -> Group:
+    """Return the first ``count`` documents for people."""
+    if not rows:
+        return Group(Text(NONE if all(_frame(cell).empty for cell in cells) else "no such question"))
+    heads = [f"{cell.id} {cell.coordinates}" for cell in cells]
+    parts: list[Any] = []
+    for row in rows[:count]:
+        parts += [
+            Text(f"{row['benchmark']} {row['task']} {row['doc']}", style="bold"),
+            Text(row["prompt"], style="dim"),
+        ]
+        table = make_table("gold", *heads)
+        table.add_row(Text(row["gold"] or "—"), *(_said(said, row["metric"]) for said in row["answers"]))
+        parts += [table, Text()]
+    more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
+    return Group(*parts, Text(f"{min(count, len(rows))} questions{more}", style="dim"))
+
+
+def _tail(prompt: str) -> str:
+    """Return a prompt's end; --json has the whole."""
+    return (
+        prompt if len(prompt) <= PROMPT_TAIL else f"[{len(prompt) - PROMPT_TAIL:,} characters] …{prompt[-PROMPT_TAIL:]}"
+    )
+
+
+def _said(said: dict[str, Any], metric: str | None) -> Text:
+    value = "" if said["value"] is None else f"  [{metric} {said['value']:.4g}]"
+    style = {1.0: "green", 0.0: "red"}.get(said["value"], "") if said["value"] is not None else ""
+    text = said["answer"] if said["answer"] is not None else f"{said['logprob']:.4g} nats"
+    return Text.assemble((text.strip(), style), (value, "dim"))

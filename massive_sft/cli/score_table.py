@@ -1,0 +1,64 @@
+"""The scores of a sweep as a table in the terminal: a row a cell, a column a benchmark, with the gain over the base."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from massive_sft.cli.views import make_table
+
+if TYPE_CHECKING:
+    from massive_sft.study.results import Results
+
+MAX_ROWS, MAX_COLUMNS = 30, 6
+NOTE = "in brackets the gain over the base model; bold where 0 is outside its 95 % interval"
+
+
+def score_table(results: Results, cells: Collection[str]) -> Group:
+    """Return these cells' scores on the benchmarks, base models first; an empty group where there are none."""
+    from massive_sft.study.metrics import unit
+
+    primary = results.scores.query("primary and value.notna() and cell in @cells")
+    columns = primary.drop_duplicates("column")[["column", "metric"]].values.tolist()
+    if not columns:
+        return Group()
+    shown = columns[:MAX_COLUMNS]
+    scored = set(primary["cell"])
+    records = [record for record in results.records.values() if record.cell in scored]
+    records.sort(key=lambda record: record.coordinates["method"] != "none")
+    texts = _texts(results)
+    heads = [f"{column} {metric}{unit(metric) and f' {unit(metric)}'}" for column, metric in shown]
+    table = make_table("cell", "what", *heads, right=heads)
+    for record in records[:MAX_ROWS]:
+        row = [texts.get((record.cell, column), Text("—", style="dim")) for column, _ in shown]
+        table.add_row(record.cell, Text(_name(record.coordinates)), *row)
+    more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
+    left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
+    notes = [Text(f"and {left} more: the report has them all")] if left else []
+    return Group(table, *notes, Text(NOTE, style="dim"))
+
+
+def _texts(results: Results) -> dict[tuple[str, str], Text]:
+    """Return what stands in the table by cell and column."""
+    from massive_sft.study.frames import to_rows
+    from massive_sft.study.metrics import scale
+
+    gains = {(row["cell"], row["column"]): row for row in to_rows(results.gains.query("primary and gain.notna()"))}
+    texts = {}
+    for row in to_rows(results.scores.query("primary and value.notna()")):
+        factor, gain = scale(row["metric"]), gains.get((row["cell"], row["column"]))
+        text = Text(f"{row['value'] * factor:.4g}")
+        if gain is not None:
+            sure = not gain["gain_low"] <= 0 <= gain["gain_high"]
+            text.append(f" ({gain['gain'] * factor:+.3g})", style="bold" if sure else "")
+        texts[row["cell"], row["column"]] = text
+    return texts
+
+
+def _name(coordinates: Mapping[str, Any]) -> str:
+    from massive_sft.sweep.cell import Coordinates
+
+    return str(Coordinates(**coordinates))

@@ -1,0 +1,150 @@
+"""Which cells of a model score best on a benchmark, and which of the others cannot be told apart from the best.
+
+Cells that differ in their seed alone are one candidate. A candidate's difference from the best one has a 95 % interval:
+of the questions that both answered, in pairs (``paired``), where each is one cell; else of both candidates' own
+intervals (Zou and Donner 2008), which is wider. Whose interval holds 0 cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.study import paired
+from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
+
+COLUMNS: dict[str, str] = (
+    dict.fromkeys(("model", "column", "metric"), "string")
+    | {"higher_is_better": "boolean", "rank": "Int64"}
+    | {name: "Int64" if name in ("size", "horizon", "epoch") else "string" for name in CONDITION if name != "model"}
+    | {"cell": "string", "seeds": "Int64"}
+    | dict.fromkeys(("value", "low", "high", "difference", "difference_low", "difference_high"), "float64")
+    | {"tied": "boolean"}
+)
+"""Columns of ``rank_cells``."""
+MIN_SEEDS = 2
+
+Values = Callable[[str, str], paired.SampleValues | None]  # of a cell under a protocol
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval; NaN where it has none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def minus(self, other: Interval) -> Interval:
+        """Return the difference, as of independent numbers."""
+        value = self.value - other.value
+        low = value - math.hypot(self.value - self.low, other.high - other.value)
+        return Interval(value, low, value + math.hypot(self.high - self.value, other.value - other.low))
+
+
+def rank_cells(ledger: Ledger, records: Mapping[str, Record], metric: str | None = None) -> pd.DataFrame:
+    """Rank each model's candidates, its base model among them, on a metric or on every benchmark's own.
+
+    Args:
+        records: by cell id.
+        metric: a benchmark's column, its name with or without shots, or ``TASK/METRIC[,FILTER]``; None for all columns.
+
+    Returns:
+        One row a candidate, best first: ``COLUMNS``. ``cell`` is that of its first seed; ``value`` is the mean over its
+        seeds in the metric's own unit, ``low`` and ``high`` its 95 % interval, Student's t over several seeds.
+        ``difference`` = its value - the best one's; ``tied``: whether 0 lies in that interval, missing for the best
+        one, and where no interval can be had.
+
+    Raises:
+        InvalidInput: there is no such metric, or which direction of it is better is not known.
+    """
+
+    @cache
+    def read(cell: str, protocol: str) -> paired.SampleValues | None:
+        return paired.read_samples(ledger, records[cell], protocol)
+
+    rows = [row for row in to_rows(_chosen(tidy(records.values()), metric)) if not pd.isna(row["value"])]
+    ranked = [row for part in grouped(rows, "column", "model").values() for row in _ranked(part, read)]
+    return pd.DataFrame(ranked, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _chosen(scores: pd.DataFrame, metric: str | None) -> pd.DataFrame:
+    """Return the rows that a metric names, its direction known, with the ``column`` that they are of."""
+    primary = scores[scores["primary"].fillna(False)]
+    directed = scores["higher_is_better"].notna()
+    if metric is None:
+        return primary[directed.reindex(primary.index)]
+    name, _, key = metric.partition("/")
+    titles = scores["benchmark"].str.replace(r"-(\d+|own)shot$", "", regex=True)
+    named = (scores["column"] == metric) | (scores["benchmark"] == metric) | (titles == metric)
+    found = primary[named.fillna(False).reindex(primary.index)]
+    if found.empty and key:
+        keys = scores["metric"] + "," + scores["filter"]
+        asked = (scores["task"] == name) & ((scores["metric"] == key) | (keys == key))
+        found = scores[asked.fillna(False)]
+        filters = found["filter"].where(found["filter"] != "none", "").radd(",").replace(",", "")
+        found = found.assign(column=found["benchmark"] + " " + found["task"] + "/" + found["metric"] + filters)
+    if found.empty:
+        raise InvalidInput(Problem("--metric", "no score of the sweep has this name", metric, _names(scores)))
+    if not directed.reindex(found.index).all():
+        raise InvalidInput(Problem("--metric", "its task does not say whether higher or lower is better", metric))
+    return found
+
+
+def _names(scores: pd.DataFrame) -> tuple[str, ...]:
+    keyed = scores[scores["metric"].notna() & ~scores["primary"].fillna(False)]
+    return tuple(dict.fromkeys([*scores["column"].dropna(), *(keyed["task"] + "/" + keyed["metric"])]))
+
+
+def _ranked(rows: Sequence[dict[str, Any]], read: Values) -> Iterator[dict[str, Any]]:
+    """Yield one model's candidates on one column, best first."""
+    sign = 1.0 if rows[0]["higher_is_better"] else -1.0
+    candidates = list(grouped(rows, *CONDITION).values())
+    candidates.sort(key=lambda seeds: -sign * _over_seeds(seeds).value)
+    for number, seeds in enumerate(candidates, 1):
+        first, own = seeds[0], _over_seeds(seeds)
+        row = {name: first[name] for name in (*CONDITION, "column", "metric", "higher_is_better", "cell")}
+        row |= {"rank": number, "seeds": len(seeds), **asdict(own)}
+        if number > 1:
+            apart = _difference(candidates[0], seeds, read)
+            row |= {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
+            row["tied"] = None if math.isnan(apart.low) else apart.low <= 0 <= apart.high
+        yield row
+
+
+def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
+    if len(seeds) < MIN_SEEDS:
+        return Interval(*(seeds[0][name] for name in ("value", "low", "high")))
+    values = pd.Series([row["value"] for row in seeds])
+    half = float(stats.t.ppf(0.975, len(seeds) - 1)) * float(values.std()) / math.sqrt(len(seeds))
+    return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], read: Values) -> Interval:
+    if len(best) == len(other) == 1 and best[0]["protocol"] == other[0]["protocol"]:
+        samples = [_values(row, read) for row in (best[0], other[0])]
+        if samples[0] is not None and samples[1] is not None:
+            pairs = paired.compare(samples[0], samples[1])
+            if pairs is not None and pairs.interval is not None:
+                return Interval(pairs.mean, *pairs.interval)
+            if pairs is not None and pairs.mean == 0 and pairs.n > 1:  # not one question apart
+                return Interval(0.0, 0.0, 0.0)
+    return _over_seeds(other).minus(_over_seeds(best))
+
+
+def _values(row: Mapping[str, Any], read: Values) -> dict[int, float] | None:
+    """Return a score's value by document; None where there are none, or where their mean is not the score."""
+    values = (read(row["cell"], row["protocol"]) or {}).get((row["task"], row["metric"], row["filter"]))
+    if not values:
+        return None
+    mean = math.fsum(values.values()) / len(values)
+    return values if math.isclose(mean, row["value"], rel_tol=1e-6, abs_tol=1e-9) else None

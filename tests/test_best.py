@@ -1,0 +1,182 @@
+"""``best``, ``answers`` and the table of scores after a run: who won, by how much, and what that is worth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from sample_records import benchmark, plan_of, score, sweep_file, write_records
+from scipy import stats
+from typer.testing import CliRunner
+
+import massive_sft as ms
+from massive_sft.cli.app import app
+from massive_sft.cli.score_table import MAX_ROWS, score_table
+from massive_sft.core.errors import InvalidInput, MassiveSFTError
+from massive_sft.ledger.record import Record
+from massive_sft.study.paired import compare
+from massive_sft.sweep.cell import Coordinates
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
+    if isinstance(done.exception, MassiveSFTError):
+        return done.exception.exit_code, str(done.exception)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def with_values(path: Path, quiz: Callable[[Coordinates], float], half: float = 0.01, prose: float = 2.0) -> Path:
+    """Write the sweep's records with these accuracies on ``quiz``, and the same bits per byte on ``prose``."""
+
+    def change(record: Record) -> Record:
+        at = Coordinates(**record.coordinates)  # type: ignore[arg-type]
+        by_name = {item.benchmark: (protocol, item) for protocol, item in record.scores.items()}
+        made = {}
+        for name, (protocol, item) in by_name.items():
+            number = score(quiz(at), half=half) if name == "quiz-0shot" else score(prose, higher=False)
+            metric = "acc,none" if name == "quiz-0shot" else "bits_per_byte,none"
+            made[protocol] = benchmark(name.removesuffix("-0shot"), {metric: number}, asked=item.asked)
+        return record.model_copy(update={"scores": made})
+
+    write_records(plan_of(path), change)
+    return path
+
+
+def by_setting(at: Coordinates) -> float:
+    """LoRA is best at epoch 2; the second dataset, epoch 1 and full tuning each cost much; the base is worst."""
+    if at.method == "none":
+        return 0.1
+    return 0.8 - 0.1 * (at.data == "second") - 0.2 * (at.epoch == 1) - 0.35 * (at.method == "full")
+
+
+def test_best_of_each_model_comes_first_and_others_are_told_apart(tmp_path: Path) -> None:
+    ranking = ms.load(with_values(sweep_file(tmp_path), by_setting)).best("quiz")
+    first = ranking[ranking["rank"] == 1].set_index("model")
+    assert (
+        first[["mixture", "setting", "epoch", "value"]].loc[["small", "large"]].values.tolist()
+        == [["first", "lora", 2, 0.8]] * 2
+    )
+    assert not ranking["tied"].fillna(False).any() and len(ranking) == 18
+    assert ranking.groupby("model")["value"].apply(lambda values: values.is_monotonic_decreasing).all()
+    assert ranking.loc[ranking["method"] == "none", "difference"].tolist() == pytest.approx([-0.7, -0.7])
+
+
+def test_what_cannot_be_told_apart_is_marked(tmp_path: Path) -> None:
+    path = with_values(sweep_file(tmp_path), by_setting, half=0.1)
+    ranking = ms.load(path).best("quiz")
+    half = math.hypot(0.1, 0.1)
+    assert (ranking["tied"].fillna(False) == (ranking["difference"].abs() <= half + 1e-12)).all()
+    code, text = call("best", path, "--metric", "quiz", "--where", "model=small")
+    lines = text.splitlines()
+    assert code == 0 and "acc, %; higher is better" in lines[0]
+    assert "first[1000] lora constant epoch 2 " in lines[2] and "70 .. 90" in lines[2]
+    assert "second[1000] lora constant epoch 2 *" in lines[3] and "-24.14 .. +4.142" in lines[3]
+    assert "(base)" in lines[4] and " *" not in lines[4]
+    assert "large" not in text
+
+
+def test_lower_is_better_where_the_task_says_so_and_equals_tie(tmp_path: Path) -> None:
+    path = with_values(sweep_file(tmp_path), by_setting)
+    ranking = ms.load(path).best("prose-0shot")
+    assert not ranking["higher_is_better"].any() and ranking.loc[ranking["rank"] > 1, "tied"].all()
+    assert (
+        "and 3 more that cannot be told apart" in call("best", path, "--metric", "prose", "--where", "model=small")[1]
+    )
+
+
+def test_seeds_are_one_candidate_with_students_interval(tmp_path: Path) -> None:
+    settings = {"full": {"method": "full", "lr": 1e-5, "batch": 32}}
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 1}
+    blocks = [block | {"snapshots": [1], "override": {"seed": [0, 1, 2]}}]
+    path = sweep_file(tmp_path, settings=settings, blocks=blocks)
+    values = {0: 0.5, 1: 0.6, 2: 0.7}
+    ranking = ms.load(with_values(path, lambda at: 0.1 if at.seed is None else values[at.seed])).best("quiz")
+    assert ranking["seeds"].tolist() == [3, 3, 1]
+    expected = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.6, 0.7]))
+    assert ranking.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([0.6, *expected])
+    assert "(3 seeds)" in call("best", path)[1]
+
+
+def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> None:
+    """Whose intervals overlap widely are told apart where one answers all that the other does, and more."""
+    path = with_values(sweep_file(tmp_path), lambda at: 0.7 if at.method == "lora" and at.epoch == 2 else 0.6, half=0.1)
+    results = ms.load(path)
+    better = [float(doc % 10 < 7) for doc in range(100)]
+    worse = [float(doc % 10 < 6) for doc in range(100)]
+    for record in results.records.values():
+        protocol = next(name for name, item in record.scores.items() if item.benchmark == "quiz-0shot")
+        values = better if record.coordinates["method"] == "lora" and record.coordinates["epoch"] == 2 else worse
+        rows = [
+            {
+                "task": "quiz",
+                "doc": doc,
+                "metric": "acc",
+                "filter": "none",
+                "value": value,
+                "weight": None,
+                "detail": None,
+            }
+            for doc, value in enumerate(values)
+        ]
+        file = results.ledger.cell_dir(record.cell) / "scores" / f"{protocol}.parquet"
+        file.parent.mkdir(parents=True)
+        pd.DataFrame(rows).to_parquet(file)
+    ranking = ms.load(path).best("quiz").query("model == 'small'").reset_index(drop=True)
+    pairs = compare(dict(enumerate(better)), dict(enumerate(worse)))
+    assert pairs is not None and pairs.interval is not None
+    assert ranking.loc[1, ["tied", "difference_low", "difference_high"]].tolist() == [True, 0, 0]  # the same answers
+    assert ranking.loc[2:, "difference_high"].tolist() == pytest.approx([pairs.interval[1]] * 7)
+    assert not ranking.loc[2:, "tied"].any()
+
+
+def test_metric_by_task_and_unknown_ones(tmp_path: Path) -> None:
+    path = with_values(sweep_file(tmp_path), by_setting)
+    results = ms.load(path)
+    assert results.best("quiz/acc")["value"].tolist() == results.best("quiz/acc,none")["value"].tolist()
+    assert set(results.best()["column"]) == {"quiz-0shot", "prose-0shot"}
+    for unknown in ("quizz", "quiz/f1"):
+        with pytest.raises(InvalidInput, match=r"valid: prose-0shot, quiz-0shot"):
+            results.best(unknown)
+    code, text = call("best", path, "--metric", "quiz", "--json")
+    rows = json.loads(text)
+    assert (code, len(rows), rows[0]["tied"], rows[1]["tied"]) == (0, 18, None, False)
+
+
+def test_no_scores_yet_is_a_sentence(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    write_records(plan_of(path), lambda record: None)
+    assert call("best", path) == (0, "no scores yet\n")
+
+
+def printed(view: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(view)
+    return text.get()
+
+
+def test_score_table_has_gains_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    results = ms.load(with_values(sweep_file(tmp_path), by_setting))
+    lines = printed(score_table(results, set(results.records))).splitlines()
+    assert "quiz-0shot acc %" in lines[0] and "prose-0shot bits_per_byte" in lines[0]
+    assert "(base)" in lines[1] and "(base)" in lines[2] and lines[1].endswith("10")
+    assert len(lines) == 1 + 18 + 1 and any("80 (+70)" in line for line in lines)
+    lora = set(results.cells.query("method == 'lora'")["cell"])
+    chosen = printed(score_table(results, lora)).splitlines()
+    assert len(chosen) == 1 + 8 + 1 and all("(+" in line for line in chosen[1:-1])
+    assert printed(score_table(results, set())) == ""
+
+
+def test_score_table_of_many_cells_is_cut(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"], "schedule": "constant"}
+    blocks = [block | {"horizon": 5, "snapshots": "1..5"}]
+    results = ms.load(with_values(sweep_file(tmp_path, blocks=blocks), by_setting))
+    assert f"and {42 - MAX_ROWS} cells more" in printed(score_table(results, set(results.records)))
