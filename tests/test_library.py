@@ -179,7 +179,7 @@ def run_verb(*arguments: object) -> tuple[int, str]:
     return done.exit_code, str(done.exception) if isinstance(done.exception, ms.MassiveSFTError) else done.output
 
 
-def test_answers_stand_side_by_side(ran: Path) -> None:
+def test_answers_stand_side_by_side(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = ms.load(ran / "my.yaml").cells.set_index("method")["cell"]
     base, tuned = cells["none"], cells["lora"].iloc[-1]
     code, text = run_verb("answers", base, tuned, "--sweep", ran / "my.yaml", "--benchmark", "facts_mc", "-n", 3)
@@ -190,7 +190,8 @@ def test_answers_stand_side_by_side(ran: Path) -> None:
     assert (code, len(rows)) == (0, 24)
     changed = json.loads(run_verb("answers", base, tuned, "--sweep", ran / "my.yaml", "--changed", "--json")[1])
     assert changed == [row for row in rows if len({said["value"] for said in row["answers"]}) > 1]
-    one = json.loads(run_verb("answers", base[:8], "--sweep", ran / "my.yaml", "--json")[1])
+    monkeypatch.chdir(ran)  # where the sweep is found
+    one = json.loads(run_verb("answers", base[:8], "--json")[1])
     assert [row["answers"][0] for row in one] == [row["answers"][0] for row in rows]
 
 

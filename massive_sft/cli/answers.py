@@ -9,8 +9,8 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import CellMatch, find_cell
-from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json, read_plan
+from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
 
@@ -28,8 +28,8 @@ NONE = (
 
 def answers(
     first: CellId,
-    sweep: Sweep,
     second: Annotated[str | None, typer.Argument(help="Another cell's, to compare.", show_default=False)] = None,
+    sweep: Sweep = None,
     overlay: Overlays = None,
     benchmark: Annotated[str | None, typer.Option(help="Only this benchmark, with or without shots, or task.")] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only those of which the values differ.")] = False,
@@ -39,8 +39,7 @@ def answers(
     """What was asked, what is right and what one or two cells answered, side by side."""
     if changed and second is None:
         raise InvalidInput(Problem("--changed", "compares two cells; name a second one"))
-    plan, ledger = read_plan(sweep, overlay)
-    cells = [find_cell(plan, ledger, cell) for cell in (first, second) if cell is not None]
+    cells = [locate_cell(cell, sweep, overlay) for cell in (first, second) if cell is not None]
     rows = read_rows(cells, benchmark, changed)
     if as_json:
         print_json(rows)

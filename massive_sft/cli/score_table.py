@@ -38,7 +38,9 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
     left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
     notes = [Text(f"and {left} more: the report has them all")] if left else []
-    return Group(table, *notes, Text(NOTE, style="dim"))
+    if any("(" in texts[key].plain for key in texts if key[0] in scored):
+        notes.append(Text(NOTE, style="dim"))
+    return Group(table, *notes)
 
 
 def _texts(results: Results) -> dict[tuple[str, str], Text]:
