@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -13,9 +13,6 @@ from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SHOWN = 10
 PROMPT_TAIL = 1000  # characters of a prompt that are shown: of many examples the last, and the question
@@ -52,12 +49,9 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed:
 
     Raises InvalidInput where no benchmark or task has the name.
     """
-    frames = [_frame(cell) for cell in cells]
-    joined = frames[0].drop(columns=["cell", "protocol"])
-    shared = ["kind", "prompt", "gold", "metric"]
-    for number, frame in enumerate(frames[1:], 1):
-        joined = joined.merge(frame.drop(columns=[*shared, "cell", "protocol"]), on=KEYS, suffixes=("", f"_{number}"))
-    rows = [_row(row, len(cells)) for row in joined.astype(object).where(joined.notna(), None).to_dict("records")]
+    by_document = [_answers(cell) for cell in cells]
+    shared = [key for key in by_document[0] if all(key in answered for answered in by_document)]
+    rows = [_row([answered[key] for answered in by_document]) for key in shared]
     if benchmark is not None:
         names = {name: None for row in rows for name in _names(row)}
         if rows and benchmark not in names:
@@ -66,18 +60,20 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed:
     return [row for row in rows if _differs(row)] if changed else rows
 
 
-def _frame(cell: CellMatch) -> pd.DataFrame:
+def _answers(cell: CellMatch) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return a cell's answers by benchmark, task and document."""
     from massive_sft.study.file_frames import answer_frame
+    from massive_sft.study.frames import to_json_rows
 
     if cell.record is None:
         raise InvalidInput(Problem("cell", "has no record yet", cell.id))
-    return answer_frame(cell.ledger, [cell.record])
+    rows = to_json_rows(answer_frame(cell.ledger, [cell.record]))
+    return {tuple(row[name] for name in KEYS): row for row in rows}
 
 
-def _row(row: dict[Any, Any], cells: int) -> dict[str, Any]:
-    ends = ["", *(f"_{number}" for number in range(1, cells))]
-    said = [{name: row[f"{name}{end}"] for name in ("answer", "value", "logprob", "finish")} for end in ends]
-    return {**{name: row[name] for name in (*KEYS, "kind", "prompt", "gold", "metric")}, "answers": said}
+def _row(answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    said = [{name: row[name] for name in ("answer", "value", "logprob", "finish")} for row in answered]
+    return {**{name: answered[0][name] for name in (*KEYS, "kind", "prompt", "gold", "metric")}, "answers": said}
 
 
 def _names(row: dict[str, Any]) -> tuple[str, ...]:
@@ -96,7 +92,7 @@ def _differs(row: dict[str, Any]) -> bool:
 def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int) -> Group:
     """Return the first ``count`` documents for people."""
     if not rows:
-        return Group(Text(NONE if all(_frame(cell).empty for cell in cells) else "no such question"))
+        return Group(Text(NONE if any(not _answers(cell) for cell in cells) else "no such question"))
     heads = [f"{cell.id} {cell.coordinates}" for cell in cells]
     parts: list[Any] = []
     for row in rows[:count]:
@@ -108,7 +104,8 @@ def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], cou
         table.add_row(Text(row["gold"] or "—"), *(_said(said, row["metric"]) for said in row["answers"]))
         parts += [table, Text()]
     more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
-    return Group(*parts, Text(f"{min(count, len(rows))} questions{more}", style="dim"))
+    shown = min(count, len(rows))
+    return Group(*parts, Text(f"{shown} question{'' if shown == 1 else 's'}{more}", style="dim"))
 
 
 def _tail(prompt: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -11,9 +11,6 @@ from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
 from massive_sft.cli.views import make_table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_TIED = 5  # listed below a winner
 NOTE = (
@@ -33,19 +30,14 @@ def best(
     as_json: Json = False,
 ) -> None:
     """The best cell of each model on a benchmark, with its interval, and those that cannot be told apart from it."""
+    from massive_sft.study.frames import to_json_rows
     from massive_sft.study.results import load
 
-    ranking = load(file, overlay or (), where).best(metric)
+    rows = to_json_rows(load(file, overlay or (), where).best(metric))
     if as_json:
-        print_json(to_objects(ranking))
+        print_json(rows)
     else:
-        console().print(best_view(to_objects(ranking)))
-
-
-def to_objects(ranking: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a ranking's rows as JSON values; what is missing is null."""
-    kept = ranking.astype(object).where(ranking.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in kept.to_dict("records")]
+        console().print(best_view(rows))
 
 
 def best_view(rows: Sequence[dict[str, Any]]) -> Group:

@@ -214,6 +214,11 @@ def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
+def to_json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows as JSON values by column name; what is missing is None."""
+    return to_rows(frame.astype(object).where(frame.notna(), None))
+
+
 def grouped(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Group rows by the values of some columns, missing ones alike, in order of appearance.
 
