@@ -22,7 +22,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import lanes, run_on_ray
 from massive_sft.scheduling.lane_pool import Shape
-from massive_sft.scheduling.modes import choose_mode
+from massive_sft.scheduling.resource_split import choose_mode
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]

@@ -42,7 +42,7 @@ from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
 from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
-from massive_sft.scheduling.modes import Mode, Scorers, choose_mode
+from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
 from massive_sft.scheduling.run_on_ray import Stuck, run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.sweep.load import load_sweep

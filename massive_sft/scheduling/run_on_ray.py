@@ -30,8 +30,8 @@ from massive_sft.running.trial import make_record_writer, retain, todo
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, join, shape_of
-from massive_sft.scheduling.modes import Mode, choose_mode
 from massive_sft.scheduling.relay import Relay, heard
+from massive_sft.scheduling.resource_split import Mode, choose_mode
 from massive_sft.scheduling.scorers import score_stream
 from massive_sft.scheduling.trials import run_trial
 

@@ -19,9 +19,9 @@ from ray.data.block import BlockMetadata
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.scheduling.modes import Scorers
 from massive_sft.scheduling.pool import STARTS
 from massive_sft.scheduling.relay import error_bytes, heard
+from massive_sft.scheduling.resource_split import Scorers
 
 Row = dict[str, Any]
 
