@@ -38,7 +38,7 @@ CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 
 
 @dataclass(frozen=True)
-class BadRecord:
+class Fault:
     """What strikes a process right before it makes, writes or renames something to a path that fits a pattern.
 
     Attributes:
@@ -80,7 +80,7 @@ class Fill:
                     continue
 
 
-def install(fault: BadRecord) -> None:
+def install(fault: Fault) -> None:
     """Let a fault strike this process once."""
     fits, left = re.compile(fault.pattern).search, [fault.skip + 1]
 
@@ -107,7 +107,7 @@ def print_to(out: Path) -> None:
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - a terminal's, too
 
 
-def run_command(arguments: tuple[str, ...], out: Path, fault: BadRecord | None = None) -> None:
+def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = None) -> None:
     """Run the command line in this process, which it ends; what it prints goes to ``out``."""
     print_to(out)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a shell, also where the tests run under nohup
@@ -119,7 +119,7 @@ def run_command(arguments: tuple[str, ...], out: Path, fault: BadRecord | None =
     main()
 
 
-def start(*arguments: object, out: Path, fault: BadRecord | None = None) -> BaseProcess:
+def start(*arguments: object, out: Path, fault: Fault | None = None) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
     out.touch()
     process = _CONTEXT.Process(target=run_command, args=(tuple(map(str, arguments)), out, fault))
@@ -186,7 +186,7 @@ def end(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def command(*arguments: object, out: Path, fault: BadRecord | None = None, seconds: float = 120) -> tuple[int, str]:
+def command(*arguments: object, out: Path, fault: Fault | None = None, seconds: float = 120) -> tuple[int, str]:
     """Run ``massive-sft``; return its exit code and what it printed."""
     code = end(start(*arguments, out=out, fault=fault), seconds)
     return code, out.read_text()
@@ -252,7 +252,7 @@ class Room:
 
         The disk has room again afterwards.
         """
-        fault = BadRecord(full_at, Fill(self.folder / "ballast")) if full_at else None
+        fault = Fault(full_at, Fill(self.folder / "ballast")) if full_at else None
         code = self._ask("run", tuple(map(str, arguments)), fault)
         return int(code), _out(self.folder).read_text()
 
@@ -281,7 +281,7 @@ def _unshare() -> None:
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
-def _fork(arguments: tuple[str, ...], out: Path, fault: BadRecord | None) -> int:
+def _fork(arguments: tuple[str, ...], out: Path, fault: Fault | None) -> int:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

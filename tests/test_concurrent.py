@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from commands import BadRecord, end, start, stop
+from commands import Fault, end, start, stop
 from disturbed import outcome, records, sweep_at, tasks_of, tracked, trainings, undisturbed
 
 from massive_sft.ledger.record import Status
@@ -64,7 +64,7 @@ def test_two_runs_of_one_sweep_share_the_work_and_both_end_complete(tmp_path: Pa
 def test_run_goes_on_beside_and_after_one_that_dies_while_it_makes_the_mlflow_store(tmp_path: Path) -> None:
     """MLflow makes its tables one by one: another run must neither take half of them for a foreign database nor stay."""
     sweep = sweep_at(tmp_path)
-    halfway = BadRecord(r"db_migrations/versions/", stop, reading=True)
+    halfway = Fault(r"db_migrations/versions/", stop, reading=True)
     first = start("run", sweep, "--inline", out=tmp_path / "first", fault=halfway)
     until(lambda: stands_still(first))
     assert not list(tmp_path.glob("ledger/mlflow.db"))
@@ -82,7 +82,7 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
     storage = {"root": str(tmp_path / "ledger")} | FULL_UNTIL_SCORED
     less = sweep_at(tmp_path, name="less", storage=storage)
     more = sweep_at(tmp_path, name="more", storage=storage, evaluation=tasks_of("arith_mc"))
-    first = start("run", less, "--inline", out=tmp_path / "first", fault=BadRecord(r"\.epoch-1\.partial", stop))
+    first = start("run", less, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
     until(lambda: stands_still(first))
     second = start("run", more, "--inline", out=tmp_path / "second")
     until(lambda: list(tmp_path.glob("ledger/sweeps/more/runs/*/wants.json")))
@@ -99,7 +99,7 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
 
 def test_run_takes_over_what_another_held_when_it_died(tmp_path: Path) -> None:
     sweep = sweep_at(tmp_path)
-    first = start("run", sweep, "--inline", out=tmp_path / "first", fault=BadRecord(r"\.epoch-1\.partial", stop))
+    first = start("run", sweep, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
     until(lambda: stands_still(first))
     second = start("run", sweep, "--inline", out=tmp_path / "second")
     until(lambda: "waits for 1 cells that" in (tmp_path / "second").read_text())

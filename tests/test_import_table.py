@@ -143,7 +143,7 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "
     code += "from massive_sft.cli.import_table import write_ledger; "
-    code += "commands.install(commands.BadRecord('/record-', commands.kill, skip=2)); "
+    code += "commands.install(commands.Fault('/record-', commands.kill, skip=2)); "
     code += "write_ledger(Path(sys.argv[1]), 'paper', read_table(Path(sys.argv[2]), known_columns()), '')"
     killed = subprocess.run([sys.executable, "-c", code, root, odd], cwd=Path(__file__).parent, check=False)
     assert killed.returncode == -9

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from commands import BadRecord, command, kill
+from commands import Fault, command, kill
 from disturbed import identities, outcome, records, sweep_at, tracked, trainings, undisturbed
 from sample_records import COMMIT, made_record, plan_of, sweep_file
 
@@ -41,7 +41,7 @@ def test_crash_after_training_never_trains_again_and_loses_at_most_a_shard(tmp_p
     trained: dict[Path, tuple[int, int]] = {}
     answered: dict[Path, tuple[int, int]] = {}
     for phase, pattern in PHASES.items():
-        fault = BadRecord(pattern.format(cell=cell), kill)
+        fault = Fault(pattern.format(cell=cell), kill)
         code, printed = command("run", sweep, "--inline", out=tmp_path / "out", fault=fault)
         assert code == -signal.SIGKILL, (phase, printed)
         now = identities(tmp_path, f"ledger/trajectories/{trajectory}/[st]*/**/*")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import BadRecord, command, kill
+from commands import Fault, command, kill
 from disturbed import identities
 from small_sweep import small_sweep
 
@@ -111,7 +111,7 @@ def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_pat
     path = sweep_at(tmp_path, storage={"root": str(tmp_path / "ledger"), "resume_every": every})
 
     def killed(at: str) -> dict[Path, tuple[int, int]]:
-        code, printed = command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(at, kill))
+        code, printed = command("run", path, "--inline", out=tmp_path / "out", fault=Fault(at, kill))
         assert code == -signal.SIGKILL, printed
         return identities(tmp_path, FIRST)
 
@@ -195,7 +195,7 @@ def of_another_layout(path: Path) -> Path:
 
 def test_training_begun_anew_on_another_layout_leaves_the_pair_of_an_epoch_together(tmp_path: Path) -> None:
     path = sweep_at(tmp_path)
-    command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(r"snapshots/\.epoch-2\.partial", kill))
+    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"snapshots/\.epoch-2\.partial", kill))
     kept = identities(tmp_path, FIRST)
     run_inline(planned(of_another_layout(path)), lambda event: None)
     assert identities(tmp_path, FIRST) == kept
@@ -207,7 +207,7 @@ def test_training_begun_anew_on_another_layout_leaves_the_pair_of_an_epoch_toget
 
 def test_snapshot_left_without_its_outcome_gives_way_to_one_that_differs(tmp_path: Path) -> None:
     path = sweep_at(tmp_path)
-    command("run", path, "--inline", out=tmp_path / "out", fault=BadRecord(r"/training/epoch-1$", kill))
+    command("run", path, "--inline", out=tmp_path / "out", fault=Fault(r"/training/epoch-1$", kill))
     (left,) = tmp_path.glob("ledger/trajectories/*/snapshots/epoch-1/adapter_model.safetensors")
     before = hash_file(left)
     run_inline(planned(of_another_layout(path)), lambda event: None)

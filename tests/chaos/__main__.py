@@ -19,7 +19,7 @@ from typing import Any
 from processes import adopt_orphans, descendants, left_after
 
 from chaos import watch
-from chaos.faults import AIMS, ALL, BadRecord, draw, hits_training, strike
+from chaos.faults import AIMS, ALL, Fault, draw, hits_training, strike
 from chaos.stage import Stage, run_undisturbed
 from chaos.sweep import settle
 from chaos.verify import problems
@@ -51,7 +51,7 @@ class Campaign:
 
     folder: Path
     seed: int
-    pending: list[BadRecord]
+    pending: list[Fault]
     struck: list[dict[str, Any]] = field(default_factory=list)
     rounds: int = 0
     seconds: float = 0.0
@@ -65,7 +65,7 @@ class Campaign:
         known = json.loads(path.read_text())
         if known["seed"] != seed:
             raise SystemExit(f"{folder} holds the campaign of seed {known['seed']}; choose another --folder")
-        return cls(folder, **known | {"pending": [BadRecord(**fault) for fault in known["pending"]]})
+        return cls(folder, **known | {"pending": [Fault(**fault) for fault in known["pending"]]})
 
     def save(self) -> None:
         """Write it down."""

@@ -29,7 +29,7 @@ AWAY = 3.0  # seconds without a tracker or a node
 
 
 @dataclass(frozen=True)
-class BadRecord:
+class Fault:
     """A kind of fault, aimed at a phase."""
 
     kind: str
@@ -39,21 +39,21 @@ class BadRecord:
         return f"{self.kind}, {self.phase}"
 
 
-ALL = [BadRecord(kind, phase) for kind, phases in AIMS.items() for phase in phases]
+ALL = [Fault(kind, phase) for kind, phases in AIMS.items() for phase in phases]
 
 
-def draw(random_: random.Random, rounds: int) -> list[BadRecord]:
+def draw(random_: random.Random, rounds: int) -> list[Fault]:
     """Return the faults to strike with: one of each kind, or all of them so many times (``rounds`` > 0), shuffled."""
-    chosen = ALL * rounds or [BadRecord(kind, random_.choice(phases)) for kind, phases in AIMS.items()]
+    chosen = ALL * rounds or [Fault(kind, random_.choice(phases)) for kind, phases in AIMS.items()]
     return random_.sample(chosen, len(chosen))
 
 
-def hits_training(fault: BadRecord) -> bool:
+def hits_training(fault: Fault) -> bool:
     """Whether a fault costs a training its workers: again and again without a step in between, it would be given up."""
     return fault.kind in ("kill a worker", "kill a lane", "kill a raylet") and fault.phase != "scoring"
 
 
-def strike(fault: BadRecord, stage: Stage, spared: Collection[str]) -> str | None:
+def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
     """Strike if somebody is in the fault's phase right now; return who was struck, None when nobody was.
 
     Whoever works on what is ``spared`` is left alone.
@@ -73,7 +73,7 @@ def strike(fault: BadRecord, stage: Stage, spared: Collection[str]) -> str | Non
     return None
 
 
-def _target(fault: BadRecord, stage: Stage, where: str) -> int | None:
+def _target(fault: Fault, stage: Stage, where: str) -> int | None:
     """Return the process that the fault hits while ``where`` is in its phase."""
     if fault.kind == "kill the driver":
         return _driver(fault, stage, where)
@@ -90,14 +90,14 @@ def _target(fault: BadRecord, stage: Stage, where: str) -> int | None:
     return None if worker is None else worker.pid
 
 
-def _driver(fault: BadRecord, stage: Stage, where: str) -> int | None:
+def _driver(fault: Fault, stage: Stage, where: str) -> int | None:
     """Return the driver if who is in the phase works for it, and is not left of a driver that was killed before."""
     owner, driver = watch.owner(stage.root, fault.phase, where), stage.driver_pid
     began, since = (None if pid is None else started(pid) for pid in (owner, driver))
     return None if began is None or since is None or began < since else driver
 
 
-def _raylet(fault: BadRecord, stage: Stage, where: str) -> int | None:
+def _raylet(fault: Fault, stage: Stage, where: str) -> int | None:
     """Return the raylet of the node where somebody trains or scores ``where``."""
     if fault.phase == "scoring":
         pid = watch.owner(stage.root, fault.phase, where)
@@ -109,7 +109,7 @@ def _raylet(fault: BadRecord, stage: Stage, where: str) -> int | None:
     return raylet if raylet in stage.raylet_pids else None
 
 
-def _act(fault: BadRecord, stage: Stage, pid: int) -> None:
+def _act(fault: Fault, stage: Stage, pid: int) -> None:
     if fault.kind == "stop a lease holder":
         stage.later(STOPPED, lambda: _go_on(pid))
         return
