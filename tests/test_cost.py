@@ -432,7 +432,7 @@ def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path)
     assert cost.unknown == {NO_GPU_KIND: 3}
     told = "\n".join(cost_lines(cost))
     assert "training not known, evaluation not known" in told and "GPU-hours" not in told
-    assert "not counted, 3 parts: no kind of GPU is named" in told
+    assert "unknown, 3 parts: no kind of GPU is named" in told
     assert cost.fits[0].verdict == "unknown"
 
 
@@ -440,7 +440,19 @@ def test_unknown_model_and_benchmark_are_named(tmp_path: Path) -> None:
     unknown = cost_of(tmp_path, **TASKS, **H100).unknown
     assert unknown == {"the size of m1 is not known until it is on the disk": 3}
     mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": [{"name": "mine", "shots": 0}]}).unknown
-    assert mine == {"the size of mine@0 is not known until its requests are built (a run does)": 2}
+    assert mine == {"the size of mine@0 is not known until its requests are built (check does)": 2}
+
+
+def test_sum_that_lacks_a_part_is_not_known_rather_than_too_small(tmp_path: Path) -> None:
+    tasks = {"tasks": [{"name": "gsm8k", "shots": 0}, {"name": "mine", "shots": 0}]}
+    cost = cost_of(tmp_path, **NAMED, **H100, evaluation=tasks, budget={"price_per_gpu_hour": 2.0})
+    head = cost_lines(cost)[0]
+    assert head.startswith("cost: training ≈ ") and head.endswith("evaluation not known, one after another")
+    figures = cost_json(cost)
+    assert [figures[name]["complete"] for name in ("training", "evaluation", "gpu_seconds", "money")] == [True, False, False, False]
+    assert figures["evaluation"]["value"] > 0  # of gsm8k, for programs
+    known = cost_lines(cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": tasks["tasks"][:1]}))[0]
+    assert "evaluation ≈ " in known and "GPU-hours" in known
 
 
 def test_gpu_hours_and_money_come_from_layouts_and_the_price(tmp_path: Path) -> None:

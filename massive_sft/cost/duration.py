@@ -27,21 +27,27 @@ READ_BYTES_PER_SECOND = 1e9
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, and whether it rests on measurements and counts of this very kind of work alone."""
+    """A number, and what it rests on.
+
+    Attributes:
+        sure: whether it rests on measurements and counts of this very kind of work alone.
+        complete: whether all parts of a sum are in it; else it is less than the whole, by nobody knows how much.
+    """
 
     value: float
     sure: bool
+    complete: bool = True
 
     def __add__(self, other: Quantity) -> Quantity:
-        return Quantity(self.value + other.value, self.sure and other.sure)
+        return Quantity(self.value + other.value, self.sure and other.sure, self.complete and other.complete)
 
     def times(self, factor: float) -> Quantity:
         """Return the figure so many times."""
-        return Quantity(self.value * factor, self.sure)
+        return Quantity(self.value * factor, self.sure, self.complete)
 
 
 ZERO = Quantity(0.0, True)
-UNKNOWN = Quantity(0.0, False)
+UNKNOWN = Quantity(0.0, False, complete=False)
 """In a sum: something is missing that could not be estimated."""
 
 

@@ -40,7 +40,7 @@ class Cost:
     """The price of what is left to do.
 
     Attributes:
-        training, evaluation: seconds, one after another; what could not be estimated is left out.
+        training, evaluation: seconds, one after another; not ``complete`` where something could not be estimated.
         gpu_seconds: None where no GPU is used.
         price: of a GPU-hour; None where the file names none.
         saved: seconds that the trainings left would take more with a run for each cell.
@@ -113,7 +113,7 @@ class Estimator:
             return _no_size(recipe.model_name)
         if no_device:
             return NO_GPU_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
-        return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
+        return _no_rows(recipe)
 
     def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Quantity:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
@@ -168,7 +168,7 @@ class Estimator:
             seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), inputs.table)
             if seconds is None:
                 title = item.id.split()[0]
-                unknown[f"the size of {title} is not known until its requests are built (a run does)"] += 1
+                unknown[f"the size of {title} is not known until its requests are built (check does)"] += 1
             total += seconds or ZERO
         if any(item.measure == "layer_change" for item in wanted):
             reading = 2 * bytes_per_number("fp32") * shape.parameters / READ_BYTES_PER_SECOND
@@ -184,13 +184,20 @@ class Estimator:
         cached = not self.whole and (self.inputs.plan.root / "cache" / "perplexity" / key).is_dir()
         done = cached or key in self._perplexed
         self._perplexed |= {key, recipe.id}
-        if done or workload is None:
+        if done:
+            return ZERO
+        if workload is None:
+            self.unknown[_no_rows(recipe)] += 1
             return ZERO
         operations, row = perplexity_operations(shape, workload), rows.get("perplexity")
         if row is not None and row.operations and row.seconds:
             return Quantity(operations / row.operations * row.seconds, workload.sure)
         speed = self.inputs.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
         return Quantity(operations / speed, False)
+
+
+def _no_rows(recipe: Recipe) -> str:
+    return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
 
 
 def _no_size(model: str) -> str:

@@ -16,31 +16,29 @@ MAX_LINES = 10  # lines of what does not fit, or is left out, before "and so man
 
 
 def cost_lines(cost: Cost) -> list[str]:
-    """Return a plan's cost for people; nothing when nothing is left to do."""
+    """Return a plan's cost for people; nothing when nothing is left to do.
+
+    A sum of which a part could not be estimated is not known: what is left of it would read as the whole.
+    """
     again = f"cost of `run --retrain`: {cost.retrainings} trainings again and what they are needed for, "
     more = [again + _time(cost.retraining)] if cost.retrainings else []
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
         return more
     total = f"cost: training {_time(cost.training)}, evaluation {_time(cost.evaluation)}, one after another"
-    if cost.gpu_seconds is not None and not _is_unknown(cost.gpu_seconds):
+    if cost.gpu_seconds is not None and cost.gpu_seconds.complete:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
-    if cost.money is not None and not _is_unknown(cost.money):
+    if cost.money is not None and cost.money.complete:
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
     measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
-    shared = f"  a training run for each cell would take {_time(cost.saved)} longer" if cost.saved.value else ""
+    shared = f"  a training run for each cell would take {_time(cost.saved)} longer"
     lines = [
         total,
-        shared,
+        shared if cost.saved.value and cost.saved.complete else "",
         f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
     ]
-    lines += [f"  not counted, {count:,} parts: {why}" for why, count in cost.unknown.items()]
+    lines += [f"  unknown, {count:,} part{'s' if count > 1 else ''}: {why}" for why, count in cost.unknown.items()]
     lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
     return [line for line in (*lines, *more) if line]
-
-
-def _is_unknown(figure: Quantity) -> bool:
-    """Whether nothing of a sum could be estimated."""
-    return not (figure.value or figure.sure)
 
 
 def _about(figure: Quantity) -> str:
@@ -52,7 +50,7 @@ def _number(value: float) -> str:
 
 
 def _time(figure: Quantity) -> str:
-    if _is_unknown(figure):
+    if not figure.complete:
         return "not known"
     seconds = figure.value
     if seconds < 120:
@@ -123,7 +121,10 @@ def budget_json(portion: BudgetedPlan) -> dict[str, Any]:
 
 
 def cost_json(cost: Cost) -> dict[str, Any]:
-    """Return a plan's cost as JSON values: seconds and bytes; null for what is not known or means nothing here."""
+    """Return a plan's cost as JSON values: seconds and bytes; null for what means nothing here.
+
+    A figure that is not ``complete`` is the sum of what could be estimated; ``unknown`` says what it lacks.
+    """
     return {
         "training": _figure(cost.training),
         "evaluation": _figure(cost.evaluation),
@@ -141,7 +142,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
 
 
 def _figure(figure: Quantity | None) -> dict[str, Any] | None:
-    return None if figure is None else {"value": figure.value, "sure": figure.sure}
+    return None if figure is None else {"value": figure.value, "sure": figure.sure, "complete": figure.complete}
 
 
 def _fit_json(fit: Fit) -> dict[str, Any]:
