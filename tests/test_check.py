@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -22,13 +23,15 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
-from massive_sft.core.errors import Problem
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import FileHashes
 from massive_sft.evaluation import build
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.check import check
 from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.task_content import TaskContent
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -173,6 +176,38 @@ def test_every_broken_benchmark_is_named_with_its_place_at_once(home: Path, task
         place = f"{home / 'sweep.yaml'}: evaluation.tasks[{number}]: "
         assert any(text.startswith(place) and re.search(rule, text) for text in problems), (name, problems)
     assert len(problems) == len(BROKEN), problems
+
+
+def test_data_of_a_task_file_may_be_named_by_a_variable(
+    home: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, named = ({"dataset_kwargs": {"data_files": {"test": f"{place}q.jsonl"}}} for place in ("", "${QUESTIONS}/"))
+    paths = [write_task(task_folder, "plain", plain), write_task(task_folder, "named", named)]
+    monkeypatch.delenv("QUESTIONS", raising=False)
+    (problem,) = found(home, evaluation=evaluation({"path": paths[1]}))
+    assert "named.yaml needs the environment variable QUESTIONS, which is not set" in problem
+    monkeypatch.setenv("QUESTIONS", str(task_folder))
+    assert found(home, evaluation=evaluation(*({"path": path} for path in paths))) == []
+    same = task_folder / "same.yaml"
+    same.write_text(Path(paths[0]).read_text().replace("task: plain", "task: named"))
+    assert TaskContent(FileHashes()).of(Path(paths[1])) == TaskContent(FileHashes()).of(same)
+
+
+def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_unless_a_cluster_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    workers = (os.cpu_count() or 1) + 1
+    rules = [{"when": {"setting": "full"}, "gpus": 1}, {"when": {"setting": "lora"}, "workers": workers}]
+    small_sweep(home, resources=rules)
+    done = CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"])
+    texts = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "error"]
+    assert isinstance(done.exception, InvalidInput) and len(texts) == 2
+    assert "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, got 1" in texts[0]
+    assert f"resources.workers: asks for more workers than this machine's {workers - 1} CPUs" in texts[1]
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout) == []
 
 
 def copied(home: Path, name: str, source: str = "tiny-llama") -> Path:

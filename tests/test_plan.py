@@ -87,6 +87,22 @@ def test_rules_that_come_to_nothing_are_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"facts": 0.7, "arith": 0.3}, []),
+        ({"facts": 3, "arith": 1}, []),
+        ({"arith": 0.5, "facts": 0.7}, ["add up to 1.2, not 1: taken in proportion, arith 41.7%, facts 58.3%"]),
+    ],
+)
+def test_weights_that_are_no_fractions_of_one_are_said_with_what_they_come_to(
+    tmp_path: Path, weights: dict[str, float], told: list[str]
+) -> None:
+    plan = make_plan(load_sweep(small_sweep(tmp_path, mixtures={"one": {"weights": weights, "samples": 96}})))
+    assert [item.rule for item in plan.warnings] == told
+    assert all(item.place.endswith("sweep.yaml: mixtures.one.weights") for item in plan.warnings)
+
+
 def test_task_is_known_by_its_content_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(folder: str, question: str, data: str = "data.jsonl") -> str:
         place = tmp_path / folder

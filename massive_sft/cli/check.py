@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
@@ -12,11 +14,14 @@ from massive_sft.core.errors import InvalidInput, Problem
 def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     """Try everything a run needs (files, models, tokenizers, data, benchmarks, storage, tracker); train nothing."""
     from massive_sft.running.check import check as find_problems
+    from massive_sft.running.check.machine import machine_problems
 
     out, warnings = console(), list[Problem]()
     plan = load_plan(file, overlay)
     with console(is_error=True).status("checking") as status:
         problems = find_problems(plan, lambda what: status.update(Text(f"checking {what}")), warnings.append)
+    if not os.environ.get("RAY_ADDRESS"):  # a run would be on this machine
+        problems += machine_problems(plan)
     if as_json:
         listed = [("error", problem) for problem in problems] + [("warning", warning) for warning in warnings]
         print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in listed])

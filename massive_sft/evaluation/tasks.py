@@ -33,6 +33,7 @@ from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
+from massive_sft.sweep.paths import expand_variables
 
 CLOSEST = 5  # names, or reasons, that are printed
 local_files.track_changes()
@@ -189,8 +190,9 @@ def _defaults(task: Task) -> TaskDefaults:
 def _load_file(path: Path) -> Any:
     """Load a task file, or a group file with its siblings.
 
-    A task's data files may be relative to the task file; those of a group's members are relative to the working
-    folder, as lm-eval reads them.
+    A task's data files may be relative to the task file, and ``${NAME}`` in what names its data is expanded, as in
+    sweep files; those of a group's members are relative to the working folder and taken as they stand, as lm-eval reads
+    them.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     config = load_yaml(path, resolve_func=True)
@@ -199,7 +201,10 @@ def _load_file(path: Path) -> Any:
         known = all(name in siblings.task_index for name in config.get("task") or [] if isinstance(name, str))
         manager = siblings if known else TaskManager(include_path=path.parent)
         return manager.load([config["group"]])
-    kwargs = config.get("dataset_kwargs") or {}
+    kwargs = _expanded(config.get("dataset_kwargs") or {}, path)
+    config |= {"dataset_kwargs": kwargs} if kwargs else {}
+    if isinstance(config.get("dataset_path"), str):
+        config["dataset_path"] = _expanded(config["dataset_path"], path)
     if "data_files" not in kwargs:
         return TaskManager(include_defaults=False).load([config])
     files = _beside(path.parent, kwargs["data_files"])
@@ -210,6 +215,19 @@ def _load_file(path: Path) -> Any:
         if empty:
             raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")
         return TaskManager(include_defaults=False).load([config])
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    """Return a value with ``${NAME}`` replaced in its texts. Raises TaskUnavailable where a variable is not set."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    try:
+        return expand_variables(value) if isinstance(value, str) else value
+    except KeyError as error:
+        reason = f"{path} needs the environment variable {error.args[0]}, which is not set"
+        raise TaskUnavailable(f"{path.stem} cannot be loaded: {reason}") from None
 
 
 def _beside(folder: Path, data_files: Any) -> Any:

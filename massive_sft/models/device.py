@@ -20,6 +20,11 @@ def device_of(gpu: bool) -> str:
     return "cuda" if gpu else "cpu"
 
 
+def count_gpus() -> int:
+    """Return how many GPUs torch can use here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def device_name(gpu: bool) -> str:
     """Return what computes here: the GPU's name where one was given, or ``cpu``."""
     return torch.cuda.get_device_name() if gpu else "cpu"

@@ -195,6 +195,7 @@ def make_plan(sweep: Sweep) -> Plan:
             *cells.warnings,
             *_long_warmups(sweep, runs),
             *rules.warnings([run.trajectory.recipe for run in runs]),
+            *_scaled_weights(sweep),
             *_not_built(sweep),
         ),
         missing=_placed(sweep, contents.missing.values()),
@@ -266,6 +267,18 @@ def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
                 name, Problem(place, f"is not over when a training run of {steps} steps ends", setting.warmup_steps)
             )
     return problems.values()
+
+
+def _scaled_weights(sweep: Sweep) -> Iterable[Problem]:
+    """Tell of weights that look like fractions of one and do not add up to it; whole numbers are a ratio."""
+    for name, entry in sweep.file.mixtures.entries.items():
+        weights = entry.weights or {}
+        total = math.fsum(weights.values())
+        if math.isclose(total, 1, abs_tol=1e-3) or all(weight.is_integer() for weight in weights.values()):
+            continue
+        shares = ", ".join(f"{dataset} {weight / total:.1%}" for dataset, weight in weights.items())
+        place = f"{sweep.path}: mixtures.{name}.weights"
+        yield Problem(place, f"add up to {total:g}, not 1: taken in proportion, {shares}")
 
 
 def _not_built(sweep: Sweep) -> Iterable[Problem]:

@@ -1,0 +1,24 @@
+"""Whether this machine can hold what ``resources`` ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from massive_sft.core.errors import Problem
+from massive_sft.models.device import count_gpus
+from massive_sft.planning.plan import Plan
+
+ELSEWHERE = "check it where it will run"
+
+
+def machine_problems(plan: Plan) -> Iterator[Problem]:
+    """Say which trainings that are left cannot be on this machine; a cluster tells so when a run connects to it."""
+    layouts = {run.layout for run in plan.todo}
+    gpus, workers = (max((getattr(layout, name) for layout in layouts), default=0) for name in ("gpus", "workers"))
+    place, cpus = f"{plan.sweep.path}: resources", os.cpu_count() or 1
+    if gpus and gpus > (there := count_gpus()):
+        yield Problem(f"{place}.gpus", f"asks for more GPUs than this machine's {there}; {ELSEWHERE}", gpus)
+    if workers > cpus:
+        rule = f"asks for more workers than this machine's {cpus} CPUs; {ELSEWHERE}"
+        yield Problem(f"{place}.workers", rule, workers)
