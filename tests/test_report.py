@@ -73,6 +73,7 @@ def test_report_of_a_finished_sweep_has_every_section(page: Page) -> None:
         "troubles",
         "ran",
         "gains",
+        "differences",
         "scores",
         "epochs",
         "losses",
@@ -287,6 +288,34 @@ def test_epochs_of_a_run_stand_together_in_order_wherever_blocks_name_them(tmp_p
     for _, rows in table[table["data_name"] != "pretrain"].groupby("data_name"):
         assert rows["epoch"].tolist() == [1, 2, 3, 10]
         assert rows.index.tolist() == list(range(rows.index[0], rows.index[0] + 4))
+
+
+def test_differences_show_methods_datasets_left_out_and_means(tmp_path: Path) -> None:
+    mixtures = {"one": {"each": ["first", "second"], "samples": 100}, "all": {"concat": ["one"]}}
+    mixtures |= {"rest": {"leave_one_out": "all"}}
+    block = {"name": "A", "model": "all", "mixture": ["all", "rest"], "setting": ["full", "lora"]}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+    plan = plan_of(sweep_file(tmp_path, mixtures=mixtures, blocks=[block]))
+    page = report(plan, write_records(plan), tmp_path / "out")
+    scores = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["model_name", "data_name", "setting"])["quiz-0shot"]
+
+    def shown(key: str) -> dict[tuple[str, ...], float]:
+        """The first benchmark's differences by the facets before it."""
+        columns, rows = (page.rows(key)[name] for name in ("columns", "rows"))
+        at = [column["label"] for column in columns].index("quiz-0shot")
+        texts = [[column["levels"][row[i]] for i, column in enumerate(columns[:3])] for row in rows]
+        return {tuple(text): float(row[at][0].replace("−", "-")) for text, row in zip(texts, rows, strict=True)}
+
+    lora = shown("lora-full")["small", "all\N{NO-BREAK SPACE}200", "lora − full"]
+    assert lora == pytest.approx(scores["small", "all", "lora"] - scores["small", "all", "full"], abs=0.051)
+    left_out = shown("left-out")
+    assert len(left_out) == 8
+    without = scores["large", "rest-second", "full"]
+    assert left_out["large", "second in all", "full"] == pytest.approx(
+        scores["large", "all", "full"] - without, abs=0.051
+    )
+    assert {name for name, _, _ in shown("model-mean")} == {"all models"}
+    assert {name for _, name, _ in shown("mixture-mean")} == {"all mixtures"}
 
 
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:

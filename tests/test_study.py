@@ -15,7 +15,7 @@ from scipy import stats
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
-from massive_sft.study import correlate, findings, frames, metrics, tables
+from massive_sft.study import contrasts, correlate, findings, frames, metrics, tables
 from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
 from massive_sft.tracking.run_fields import describe_record
 
@@ -372,7 +372,7 @@ def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path)
             pd.DataFrame(rows).astype({"weight": "float64"}).to_parquet(path)
     gains = tables.gains(frames.tidy(records))
     reader = SampleReader(ledger, {made.cell: made for made in records})
-    found = with_paired_intervals(gains, {"m": records[1].cell}, reader)
+    found = with_paired_intervals(gains, reader)
     rows = found[found["metric"] == "acc"].set_index("epoch")
     assert rows["gain_interval"].to_dict() == {1: "paired", 2: "independent"}
     low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([1, 0, 1, 0]))
@@ -407,3 +407,44 @@ def test_much_truncated_mixtures_are_warned_of() -> None:
     (warned,) = [item for item in found if item.kind == "truncated"]
     assert warned.cells == (many.cell,)
     assert warned.text.startswith("m: 9 of 50 samples of long (18%) lost text to the maximum length")
+
+
+def test_lora_is_compared_with_full_tuning_of_the_same_run_and_protocol() -> None:
+    records = [
+        pair("1", 0.5, 1.2),
+        pair("2", 0.75, 1.1, method="lora", setting="lora"),
+        pair("3", 0.9, method="lora", setting="lora", epoch=2),  # nothing to compare with
+        pair("4", 0.1, method="lora", setting="lora", seed=1),
+    ]
+    pairs = contrasts.lora_less_full(frames.cell_frame(records))
+    assert pairs == [(records[1].cell, records[0].cell, "lora − full")]
+    found = contrasts.differences(frames.tidy(records), pairs).set_index("column")
+    assert found["gain"].to_dict() == pytest.approx({"quiz-0shot": 0.25, "prose-0shot": -0.1})
+    assert found["improvement"].to_dict() == pytest.approx({"quiz-0shot": 0.25, "prose-0shot": 0.1})
+    assert found.loc["quiz-0shot", "gain_high"] == pytest.approx(0.25 + math.hypot(0.1, 0.1))
+
+
+def test_what_a_dataset_gives_to_a_mixture_is_the_score_with_it_less_the_score_without() -> None:
+    records = [
+        pair("1", 0.5, data="all", size=300),
+        pair("2", 0.25, data="w/o-a", size=200),
+        pair("3", 0.75, data="w/o-a", size=200, model="other"),
+    ]
+    left_out = {"w/o-a": ("all", "a"), "w/o-b": ("all", "b")}
+    pairs = contrasts.with_less_without(frames.cell_frame(records), left_out)
+    assert pairs == [(records[0].cell, records[1].cell, "a in all")]
+    found = contrasts.differences(frames.tidy(records), pairs).set_index("column")
+    assert found.loc["quiz-0shot", "gain"] == pytest.approx(0.25)
+
+
+def test_mean_over_models_is_of_the_gains_with_students_interval() -> None:
+    values = {"m": 0.5, "n": 0.75, "o": 0.6}
+    records = [pair(name, value, model=name) for name, value in values.items()]
+    records += [pair(f"{name}1", 0.9, model=name, data="alone") for name in "m"]
+    records += [base(f"{name}b", quiz=0.25, model=name) for name in values]
+    means = contrasts.mean_over(tables.over_seeds(tables.gains(frames.tidy(records))), ["model"])
+    row = means.set_index("column").loc["quiz-0shot"]
+    gains = np.array(list(values.values())) - 0.25
+    low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
+    assert (row["data"], row["members"], row["gain"]) == ("d", 3, pytest.approx(gains.mean()))
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))

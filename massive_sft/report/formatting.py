@@ -80,5 +80,6 @@ def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = Fals
         return MISSING
     if metric is None:
         return f"{format_number(low, 2)} to {format_number(high, 2)}"
-    digits, factor = _score_digits(metric) - short, metrics.scale(metric)
+    factor = metrics.scale(metric)
+    digits = _score_digits(metric) - (short and factor > 1)
     return " to ".join(format_number(float(bound) * factor, digits, signed) for bound in (low, high))

@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import find_unmet
-from massive_sft.study import correlate, frames, tables
+from massive_sft.study import contrasts, correlate, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.findings import Finding, collect_findings
 from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
@@ -42,6 +42,7 @@ class ReportData:
         statuses: status by cell id, as the ledger has it now (the plan may be older).
         planned: one row per trained cell that the sweep asks for, recorded or not.
         cells, scores, gains: of ``study``; ``mixture_label`` and ``setting_label`` added.
+        lora_less_full, with_less_without: of ``contrasts.differences``.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
         curves: loss curve by trajectory id.
@@ -56,6 +57,8 @@ class ReportData:
     cells: pd.DataFrame
     scores: pd.DataFrame
     gains: pd.DataFrame
+    lora_less_full: pd.DataFrame
+    with_less_without: pd.DataFrame
     points: pd.DataFrame
     layers: pd.DataFrame
     curves: Mapping[str, ThinnedCurve]
@@ -72,8 +75,8 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     records = asked_records(plan, ledger)
     records = _by_epoch(records)
     cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
-    bases = {str(record.coordinates["model"]): cell for cell, record in records.items() if record.trajectory is None}
-    gains = with_paired_intervals(tables.gains(scores), bases, SampleReader(ledger, records))
+    reader = SampleReader(ledger, records)
+    gains = with_paired_intervals(tables.gains(scores), reader)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
     warned += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
@@ -87,6 +90,10 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     warned += [*_lacking(plan, records), *_waiting(statuses)]
     planned = _planned(plan, records, statuses)
     schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
+
+    def compared(pairs: list[contrasts.Pair]) -> pd.DataFrame:
+        return add_labels(with_paired_intervals(contrasts.differences(scores, pairs), reader), schedules)
+
     return ReportData(
         plan=plan,
         records=records,
@@ -95,12 +102,26 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
         cells=add_labels(cells, schedules),
         scores=add_labels(scores, schedules),
         gains=add_labels(gains, schedules),
+        lora_less_full=compared(contrasts.lora_less_full(cells)),
+        with_less_without=compared(contrasts.with_less_without(cells, _left_out(plan))),
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
         findings=(*collect_findings(cells, scores, gains), *warned),
         columns=_columns(plan, scores),
     )
+
+
+def _left_out(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Return the whole mixture and the dataset that it has beside, by the name of each mixture that leaves one out."""
+    sweep = plan.sweep
+    wholes = {name: entry.leave_one_out for name, entry in sweep.file.mixtures.entries.items() if entry.leave_one_out}
+    return {
+        f"{name}-{part.name}": (whole, part.name)
+        for name, whole in wholes.items()
+        for mixture in sweep.mixtures.get(whole, ())
+        for part in mixture.parts
+    }
 
 
 def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:

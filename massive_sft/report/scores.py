@@ -9,10 +9,11 @@ import pandas as pd
 
 from massive_sft.report.chart import Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
+from massive_sft.report.heat import ROW, count_comparisons, heat_labels, heat_table, metric_name
 from massive_sft.report.section import FigureBlock, Section, TableBlock
-from massive_sft.report.table import Column, Heat, Table, Value, of_texts, without
+from massive_sft.report.table import Column, of_texts
 from massive_sft.study import metrics, tables
-from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, to_rows
+from massive_sft.study.frames import BASE, COORDINATES, grouped, last_epochs, to_rows
 
 
 class ScoreData(Protocol):
@@ -31,9 +32,6 @@ class ScoreData(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
 
-ROW = ["model", "mixture_label", "setting_label", "epoch"]
-
-
 def numbering(values: Iterable[str]) -> dict[str, int]:
     """Number distinct names by their first appearance: their colour or dash wherever they are drawn."""
     return {name: index for index, name in enumerate(dict.fromkeys(values))}
@@ -43,33 +41,17 @@ def heatmap_section(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × mixture × benchmark."""
     means = tables.over_seeds(_complete(data, last_epochs(data.planned)))
     columns = [column for column in data.columns if column in set(means["column"])]
-    largest = means.groupby("column")["improvement"].agg(lambda values: values.abs().max())
-    labels = {key: rows[0] for key, rows in grouped(to_rows(data.planned), *CONDITION).items()}
-    rows: list[list[Value]] = []
-    for key, members in grouped(to_rows(means), *CONDITION).items():
-        label, first = labels[key], members[0]
-        by_column = {row["column"]: row for row in members}
-        heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
-        seeds = f"{max(row['seeds'] for row in members)} of {first['asked_seeds']}"
-        rows.append([*(str(label[name]) for name in ROW), seeds, *heats])
-    head = [Column("model", "facet"), Column("mixture", "facet"), Column("setting", "facet"), Column("epoch", "facet")]
-    heads = [*head, Column("seeds"), *(_score_column(means, column) for column in columns)]
+    table = heat_table("gains", "Gains over the base model", means, heat_labels(data.planned), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
-    if len(epochs) < 2:
-        heads, rows = without(3, heads), [without(3, row) for row in rows]
-    if not len(means) or means["asked_seeds"].max() == 1:
-        at = [head.label for head in heads].index("seeds")
-        heads, rows = without(at, heads), [without(at, row) for row in rows]
     last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
     notes = [
         f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
         "interval is below it. Blue is better than the base, orange worse, whichever way the metric points (↓: lower "
         "is better); the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: "
         "missing.",
-        f"{sum(isinstance(value, Heat) and value.tone != 'missing' for row in rows for value in row)} comparisons, not "
-        "corrected for their number: about one in twenty intervals excludes 0 by chance alone.",
+        f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "
+        "excludes 0 by chance alone.",
     ]
-    table = Table("gains", "Gains over the base model", heads, rows, page=60)
     return Section("gains", "Gains", notes, [TableBlock(table)])
 
 
@@ -85,41 +67,6 @@ def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
     late = merged["status"].isin(["WAITING", "RUNNING"])
     merged["why"] = reason.mask(late, merged["status"]).fillna("not scored").mask(merged["gain"].notna())
     return merged
-
-
-def _score_column(means: pd.DataFrame, column: str) -> Column:
-    rows = means[means["column"] == column]
-    metric, n = rows["metric"].dropna(), rows["n"].dropna()
-    size = f"n {format_count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else ""
-    if metric.empty:
-        return Column(column, "number", "no score")
-    lower = ((rows["gain"] * rows["improvement"]) < 0).any()
-    unit = metrics.unit(metric.iloc[0])
-    name = _metric_name(to_rows(rows.dropna(subset=["metric"]).head(1))[0])
-    return Column(column, "number", f"{name}{' ' + unit if unit else ''}{' ↓' if lower else ''}\n{size}".rstrip())
-
-
-def _metric_name(row: dict[str, Any]) -> str:
-    """Return the name of a row's metric, with its filter."""
-    if is_missing(row["metric"]):
-        return MISSING
-    return metrics.full_name(str(row["metric"]), None if is_missing(row["filter"]) else str(row["filter"]))
-
-
-def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
-    if row is None or is_missing(row["gain"]):
-        why = "not scored" if row is None or is_missing(row["why"]) else str(row["why"])
-        return Heat(MISSING, "", "missing", 0.0, False, f"missing: {why}")
-    metric, better = row["metric"], row["improvement"]
-    text, ends = format_score(row["gain"], metric, True), (row["gain_low"], row["gain_high"])
-    bounds, note = format_interval(*ends, metric, True), format_interval(*ends, metric, True, short=True)
-    sure = not is_missing(row["gain_low"]) and (row["gain_low"] > 0 or row["gain_high"] < 0)
-    tone = "flat" if is_missing(better) or not better else "good" if better > 0 else "bad"
-    strength = 0.0 if tone == "flat" or not largest else round(abs(float(better)) / float(largest), 2)
-    story = f"{row['column']}: score {format_score(row['value'], metric)}, "
-    story += f"gain {text} (95 %: {bounds}; {row['interval']}), "
-    story += f"n {format_count(row['n'])}, {row['seeds']} of {row['asked_seeds']} seeds"
-    return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
 
 
 def scores_section(data: ScoreData) -> Section:
@@ -182,7 +129,7 @@ def _score_row(row: dict[str, Any]) -> list[str]:
         MISSING if row["method"] == BASE else str(row["setting_label"]),
         str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
-        _metric_name(row),
+        metric_name(row),
         format_score(row["value"], metric),
         format_interval(row["low"], row["high"], metric),
         format_count(row["n"]),

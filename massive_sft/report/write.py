@@ -16,6 +16,7 @@ from massive_sft.core.files import write_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.report import comparison, overview, relations, scores
+from massive_sft.report.differences import differences_section
 from massive_sft.report.report_data import ReportData, read_report_data
 from massive_sft.report.section import Section
 from massive_sft.study import tables
@@ -65,6 +66,7 @@ def sections(data: ReportData) -> list[Section]:
         overview.warnings_section(data.findings),
         overview.runs_section(data),
         scores.heatmap_section(data) if shown else None,
+        differences_section(data) if shown else None,
         scores.scores_section(data) if shown else None,
         scores.epochs_section(data) if shown else None,
         relations.loss_section(data),

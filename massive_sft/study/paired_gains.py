@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from scipy import stats
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
+from massive_sft.study.frames import to_rows
 from massive_sft.study.paired import samples_file
 
 PAIRED = "paired"
@@ -41,20 +43,22 @@ class Samples:
 
 @dataclass
 class SampleReader:
-    """Reads cells' per-sample values, those of base models once for all cells that are compared with them.
+    """Reads cells' per-sample values, the files last read kept.
 
     An unsound file is reported to the ledger and counts as not there.
     """
 
     ledger: Ledger
     records: Mapping[str, Record]
-    _kept: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
-    _last: tuple[tuple[str, str], pd.DataFrame] | None = None
 
-    def read(self, cell: str, key: Key, keep: bool = False) -> Samples | None:
-        """Return a cell's values; None where the ledger has none. ``keep`` holds the file for the next call."""
+    def __post_init__(self) -> None:
+        # Two cells are compared at a time, and many with one base.
+        self._file = lru_cache(maxsize=4)(self._read)
+
+    def read(self, cell: str, key: Key) -> Samples | None:
+        """Return a cell's values; None where the ledger has none."""
         protocol, task, metric, chosen = key
-        frame = self._frame(cell, protocol, keep)
+        frame = self._file(cell, protocol)
         rows = frame[(frame["metric"] == metric) & (frame["filter"] == chosen) & frame["value"].notna()]
         rows = rows[rows["task"] == task] if task else rows
         if rows.empty or rows["weight"].isna().nunique() > 1:
@@ -62,16 +66,6 @@ class SampleReader:
         weights = rows["weight"].fillna(1.0).to_numpy(np.float64)
         documents = tuple(zip(rows["task"].astype(str), rows["doc"].astype(int), strict=True))
         return Samples(documents, rows["value"].to_numpy(np.float64), weights)
-
-    def _frame(self, cell: str, protocol: str, keep: bool) -> pd.DataFrame:
-        at = (cell, protocol)
-        if at in self._kept:
-            return self._kept[at]
-        if self._last is None or self._last[0] != at:
-            self._last = (at, self._read(cell, protocol))
-        if keep:
-            self._kept[at] = self._last[1]
-        return self._last[1]
 
     def _read(self, cell: str, protocol: str) -> pd.DataFrame:
         columns = ["task", "doc", "metric", "filter", "value", "weight"]
@@ -113,27 +107,23 @@ def _scale(ratio: float, score: float) -> float:
     return score / ratio
 
 
-def with_paired_intervals(gains: pd.DataFrame, bases: Mapping[str, str], reader: SampleReader) -> pd.DataFrame:
-    """Return the rows of ``tables.gains`` with paired intervals where both cells' values of each question are there.
+def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataFrame:
+    """Return the rows of ``tables.gains`` or ``contrasts.differences`` with paired intervals where both cells' values
+    of each question are there.
 
     Only primary rows are; their ``gain_interval`` is ``paired`` then.
-
-    Args:
-        gains: of ``tables.gains``.
-        bases: the base model's cell by the model's name.
-        reader: of the ledger's per-sample values.
     """
     frame = gains.copy()
-    wanted = frame[frame["primary"].fillna(False) & frame["gain"].notna()].sort_values("cell", kind="stable")
-    names = ["cell", "model", "protocol", "kind", "task", "metric", "filter", "value", "base"]
+    wanted = frame[frame["primary"].fillna(False) & frame["gain"].notna()]
+    wanted = wanted.sort_values(["base_cell", "protocol", "cell"], kind="stable")
+    names = ["cell", "base_cell", "protocol", "kind", "task", "metric", "filter", "value", "base"]
     found: dict[int, tuple[float, float]] = {}
-    columns: Iterable[tuple[int, ...]] = zip(wanted.index, *(wanted[name] for name in names), strict=True)
-    for index, cell, model, protocol, kind, task, metric, chosen, value, base in columns:
-        if model not in bases:
-            continue
-        key = (str(protocol), "" if kind == "group" else str(task), str(metric), str(chosen))
-        own, before = reader.read(str(cell), key), reader.read(bases[str(model)], key, keep=True)
-        bounds = paired_interval(before, own, (float(base), float(value))) if own and before else None
+    for index, row in zip(wanted.index, to_rows(wanted[names]), strict=True):
+        task = "" if row["kind"] == "group" else str(row["task"])
+        key = (str(row["protocol"]), task, str(row["metric"]), str(row["filter"]))
+        before, own = (reader.read(str(row[name]), key) for name in ("base_cell", "cell"))
+        scores = (float(row["base"]), float(row["value"]))
+        bounds = paired_interval(before, own, scores) if own and before else None
         if bounds is not None:
             found[index] = bounds
     rows = list(found)

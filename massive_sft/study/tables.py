@@ -90,7 +90,7 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
 
     A protocol's id holds the requests with their template, so equal ids are asked the same way. Added columns:
 
-    - ``base``, ``base_stderr``, ``base_low``, ``base_high``, ``base_n``: the base model's score.
+    - ``base_cell``, ``base``, ``base_stderr``, ``base_low``, ``base_high``, ``base_n``: the base model's score.
     - ``gain`` = value - base; ``gain_stderr``, of independent errors. Both models answer the same questions, so
       their errors are rather positively correlated and this is an upper bound.
     - ``gain_low``, ``gain_high``: 95 % interval from the two scores' own intervals (Newcombe 1998, method 10; Zou and
@@ -101,20 +101,28 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
     """
     is_base = scores["method"] == BASE
     names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
-    bases = scores[is_base & scores["protocol"].notna()].rename(columns=names)
+    bases = scores[is_base & scores["protocol"].notna()].rename(columns={"cell": "base_cell", **names})
     twice = bases.duplicated(SAME, keep=False)
-    unique = bases[~twice][[*SAME, *names.values()]].assign(known=True)
+    unique = bases[~twice][[*SAME, "base_cell", *names.values()]].assign(known=True)
     several = bases.loc[twice, SAME].drop_duplicates().assign(several=True)
     frame = scores[~is_base].merge(unique, on=SAME, how="left").merge(several, on=SAME, how="left")
-    frame["gain"] = frame["value"] - frame["base"]
-    frame["gain_stderr"] = np.hypot(frame["stderr"], frame["base_stderr"])
-    frame["gain_low"] = frame["gain"] - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"])
-    frame["gain_high"] = frame["gain"] + np.hypot(frame["high"] - frame["value"], frame["base"] - frame["base_low"])
-    sign = frame["higher_is_better"].map({True: 1.0, False: -1.0}).astype("float64")
-    frame["improvement"] = frame["gain"] * sign
+    frame = gain_over(frame)
     frame["why"] = _why(frame, set(scores.loc[is_base, "model"]))
-    frame["gain_interval"] = pd.Series("independent", index=frame.index, dtype="string").mask(frame["gain"].isna())
     return frame.drop(columns=["known", "several"])
+
+
+def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add what ``gains`` tells of ``value`` (``low``, ``high``, ``stderr``) over ``base``, but for ``why``."""
+    gain = frame["value"] - frame["base"]
+    sign = frame["higher_is_better"].map({True: 1.0, False: -1.0}).astype("float64")
+    return frame.assign(
+        gain=gain,
+        gain_stderr=np.hypot(frame["stderr"], frame["base_stderr"]),
+        gain_low=gain - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"]),
+        gain_high=gain + np.hypot(frame["high"] - frame["value"], frame["base"] - frame["base_low"]),
+        improvement=gain * sign,
+        gain_interval=pd.Series("independent", index=frame.index, dtype="string").mask(gain.isna()),
+    )
 
 
 def _why(frame: pd.DataFrame, models: set[str]) -> pd.Series:
