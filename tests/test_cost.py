@@ -449,7 +449,12 @@ def test_sum_that_lacks_a_part_is_not_known_rather_than_too_small(tmp_path: Path
     head = cost_lines(cost)[0]
     assert head.startswith("cost: training ≈ ") and head.endswith("evaluation not known, one after another")
     figures = cost_json(cost)
-    assert [figures[name]["complete"] for name in ("training", "evaluation", "gpu_seconds", "money")] == [True, False, False, False]
+    assert [figures[name]["complete"] for name in ("training", "evaluation", "gpu_seconds", "money")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert figures["evaluation"]["value"] > 0  # of gsm8k, for programs
     known = cost_lines(cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": tasks["tasks"][:1]}))[0]
     assert "evaluation ≈ " in known and "GPU-hours" in known

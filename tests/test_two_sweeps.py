@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 from sample_records import plan_of, sweep_file, write_records
 
+from massive_sft.cli.cell_lookup import find_cell
+from massive_sft.cli.logs import logs_json
 from massive_sft.cli.retry import select_failed
 from massive_sft.cli.status import status_json, status_view
 from massive_sft.ledger.record import Record, Status
@@ -101,6 +103,9 @@ def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path
     assert whole is not None
     ledger.write_record(whole.model_copy(update={"status": Status.FAILED, "error": "OSError: full\nmore"}))
     assert plan_of(sound.sweep.path).statuses == {Status.COMPLETE: 18}
+    match = find_cell(plan_of(sound.sweep.path), ledger, cell.cell.id)
+    assert match.asked_record is not None and match.asked_record.error is None
+    assert (match.status, logs_json(match)["error"]) == (Status.COMPLETE, None)
     asks_more = plan_of(file_of(tmp_path, "sound", QUIZ, BROKEN))
     failed = [line for line in shown(asks_more).splitlines() if "FAILED" in line and cell.cell.id in line]
     assert len(failed) == 1 and "OSError: full" in failed[0]

@@ -36,7 +36,7 @@ def render_card(match: CellMatch, model: Model, merged: bool, weights: dict[str,
     )
     environment.filters["cell"] = _table_cell
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    record = match.record
+    record = match.asked_record
     is_adapter = match.coordinates.method == "lora" and not merged
     return environment.get_template("README.md.jinja").render(
         match=match,

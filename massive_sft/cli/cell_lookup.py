@@ -56,7 +56,7 @@ class CellMatch:
         named: dict[str, Any] = dict(self.record.coordinates) if self.record else {}
         return Coordinates(**named)
 
-    @property
+    @cached_property
     def asked_record(self) -> Record | None:
         """Its record, status and reasons as its sweep asks for them, with all scores; as it is where no sweep does."""
         if self.plan is None or self.record is None:

@@ -132,7 +132,7 @@ def logs_json(match: CellMatch) -> dict[str, Any]:
             }
             for attempt in tries
         ],
-        "error": match.record.error if match.record else None,
+        "error": match.asked_record.error if match.asked_record else None,
         "traceback": _cell_traceback(match) or None,
         "files": [str(path) for path in _files(match)],
     }
@@ -144,8 +144,8 @@ def logs_view(match: CellMatch) -> Group:
         (match.id, "bold"), "  ", str(match.coordinates), "  ", (str(match.status), STYLES[match.status])
     )
     parts: list[Any] = [head]
-    if match.record is not None and match.record.error:
-        parts.append(Text(match.record.error, style="red"))
+    if match.asked_record is not None and match.asked_record.error:
+        parts.append(Text(match.asked_record.error, style="red"))
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     if curve is not None and curve.losses is not None:
@@ -196,7 +196,7 @@ def _cell_traceback(match: CellMatch) -> str:
 
 
 def _went_well(match: CellMatch) -> bool:
-    return match.record is not None and not match.record.error and not match.record.missing
+    return match.asked_record is not None and not match.asked_record.error and not match.asked_record.missing
 
 
 def _files(match: CellMatch) -> list[Path]:
