@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from massive_sft.cli import diff, doctor, export, gc, logs, publish
+from massive_sft.cli.card import TrainedPrompt
 from massive_sft.cli.machine_checks import Level, check_packages, pinned_versions
 from massive_sft.cli.retry import count_diverged, retry_view, select_failed
 from massive_sft.core.errors import MassiveSFTError
@@ -47,6 +48,8 @@ from massive_sft.running.recorder import now
 from massive_sft.running.trial import make_record_writer
 from massive_sft.study.paired import compare
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.schema import Model
+from massive_sft.tiny import WEIGHTS
 from massive_sft.tracking.tracker import runs_page
 
 NAME = "ll[/red]ama|*"
@@ -292,6 +295,42 @@ def test_model_card_tells_base_data_setting_scores_and_cell(sweep: Path, lora: s
     for part in (lora, r"ll\[/red\]ama\|\*", "tiny-llama", "facts.jsonl", "setting.lora.rank | 4", "PeftModel.from_pretrained", "git.commit"):  # fmt: skip
         assert part in text
     assert "| facts\\_gen-0shot | facts\\_gen | exact\\_match | 0" in text
+
+
+def test_example_of_the_model_card_asks_with_the_prompt_of_the_training(
+    sweep: Path,
+    full: str,
+    lora: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the folder above the exported ones
+    for cell in (full, lora):
+        call("export", cell, Path(f"out {cell}"), "--sweep", sweep)
+        card = (tmp_path / f"out {cell}" / "README.md").read_text()
+        assert "```text\n###Question: {prompt}\n###Answer: \n```" in card
+        names: dict[str, Any] = {}
+        exec(card.split("```python\n")[1].split("```")[0], names)
+        assert names["tokenizer"].decode(names["inputs"].input_ids[0], skip_special_tokens=True) == (
+            "###Question: What is the capital of France?\n###Answer:"
+        )
+        answer = names["output"][0, names["inputs"].input_ids.shape[1] :]
+        shown = names["tokenizer"].decode(answer, skip_special_tokens=True).strip()
+        assert capsys.readouterr().out == f"{shown}\n"
+
+
+def test_chat_template_goes_along_only_where_training_used_it(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(WEIGHTS / "tiny-llama", base)
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    for name, trained in (("text", {"prompt": "Q: {prompt}\nA: "}), ("chat", {"chat": "0" * 16})):
+        prompt = export.save_tokenizer(Model(path=str(base)), trained, tmp_path / name)
+        assert prompt == TrainedPrompt(trained.get("prompt"), "</s>")
+        assert bool(AutoTokenizer.from_pretrained(tmp_path / name).chat_template) == (name == "chat")
 
 
 def test_export_refuses_every_wrong_thing_at_once(sweep: Path, tmp_path: Path) -> None:

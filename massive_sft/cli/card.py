@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from massive_sft.cli.cell_lookup import CellMatch
@@ -16,14 +17,31 @@ from massive_sft.sweep.schema import Model
 _SHOWN_APART = ("base", "data", "epoch", "train_semantics")
 
 
-def render_card(match: CellMatch, model: Model, merged: bool, weights: dict[str, str]) -> str:
+@dataclass(frozen=True)
+class TrainedPrompt:
+    """How a model was asked in its training.
+
+    Attributes:
+        template: a text with ``{prompt}``; None for the tokenizer's chat template.
+        end: the token that ended every answer.
+    """
+
+    template: str | None
+    end: str
+
+
+def render_card(
+    match: CellMatch, model: Model, merged: bool, weights: dict[str, str], prompt: TrainedPrompt, folder: str
+) -> str:
     """Return the README.md of an exported cell, as Markdown with YAML front matter.
 
     Args:
-        found: a trained cell of the sweep.
+        match: a trained cell of the sweep.
         model: its base.
         merged: whether the adapter was added to the base.
         weights: SHA-256 of the weight files by name.
+        prompt: how to ask it.
+        folder: the name of the folder that it is in.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -54,6 +72,10 @@ def render_card(match: CellMatch, model: Model, merged: bool, weights: dict[str,
         training=dict(record.training) if record else {},
         provenance=_provenance(match),
         weights=weights,
+        template=prompt.template,
+        end=prompt.end,
+        fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", prompt.template or "")), default=0)),
+        folder=folder,
     )
 
 

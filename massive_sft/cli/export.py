@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from massive_sft.cli.card import render_card
+from massive_sft.cli.card import TrainedPrompt, render_card
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Overlays, Sweep, console, report_write_errors
 from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
@@ -44,7 +45,8 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
     """Write a cell's model to ``folder``, whole or not at all.
 
     A full snapshot is copied as it is, an adapter too, naming its base by hub id or absolute path; with ``merge``
-    the adapter is added to the base in fp32, in which a small change is not lost. The tokenizer is the base's.
+    the adapter is added to the base in fp32, in which a small change is not lost. The tokenizer is the base's, its chat
+    template left out unless the model was trained with it.
 
     Raises:
         InvalidInput: it is a base model, its snapshot is not there (with how to get it back), ``folder`` is not
@@ -63,9 +65,9 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
             _copy(snapshot, hashes, partial)
             if (partial / ADAPTER).is_file():
                 _name_base(partial / ADAPTER, model)
-        _save_tokenizer(model, partial)
+        prompt = save_tokenizer(model, match.content["setting"]["template"], partial)
         weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
-        (partial / "README.md").write_text(render_card(match, model, merge, weights))
+        (partial / "README.md").write_text(render_card(match, model, merge, weights, prompt, folder.absolute().name))
         partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
         for path in partial.iterdir():
             path.chmod(0o644)
@@ -150,7 +152,21 @@ def _merge(model: Model, snapshot: Path, target: Path) -> None:
         merged.save_pretrained(target)
 
 
-def _save_tokenizer(model: Model, target: Path) -> None:
+def save_tokenizer(model: Model, trained: Mapping[str, Any], target: Path) -> TrainedPrompt:
+    """Write the base's tokenizer, without a chat template that training did not use; return how training asked.
+
+    Args:
+        trained: the template in the content of the cell's setting: ``prompt``, a text, where it is no chat template.
+    """
+    from massive_sft.data.chat import end_of_turn
     from massive_sft.models.tokenizer import load_tokenizer
 
-    load_tokenizer(model).save_pretrained(target)
+    tokenizer = load_tokenizer(model)
+    template = trained.get("prompt")
+    end = str(tokenizer.eos_token)
+    if template is None:
+        end = end_of_turn(tokenizer) or end
+    else:
+        tokenizer.chat_template = None  # whoever chats with the model would ask it in a way that it never saw
+    tokenizer.save_pretrained(target)
+    return TrainedPrompt(template, end)
