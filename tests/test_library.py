@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from sample_records import plan_of, sweep_file, write_records
+from scipy import stats
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
@@ -64,6 +65,20 @@ def test_means_of_samples_are_the_scores(ran: Path) -> None:
     means = results.samples().groupby(keys)["value"].mean()
     scores = results.scores.query("kind == 'task'").set_index(keys)["value"]
     assert scores.to_dict() == pytest.approx(means.to_dict())
+
+
+def test_gains_have_intervals_of_the_questions_that_both_answered(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    primary, samples = results.gains.query("primary"), results.samples()
+    assert (primary["gain_interval"] == "paired").any()
+    for row in primary[primary["gain_interval"] == "paired"].to_dict("records"):
+        base = results.cells.query("method == 'none'")["cell"].iloc[0]
+        own, before = (
+            samples[(samples["cell"] == cell) & (samples["task"] == row["task"])].set_index("doc")["value"]
+            for cell in (row["cell"], base)
+        )
+        interval = stats.ttest_1samp((own - before).to_numpy(), 0).confidence_interval(0.95)
+        assert (row["gain_low"], row["gain_high"]) == pytest.approx((interval.low, interval.high))
 
 
 def test_some_cells_alone_are_read(ran: Path) -> None:

@@ -1,26 +1,26 @@
 """Which cells of a model score best on a benchmark, and which of the others cannot be told apart from the best.
 
 Cells that differ in their seed alone are one candidate. A candidate's difference from the best one has a 95 % interval:
-of the questions that both answered, in pairs (``paired``), where each is one cell; else of both candidates' own
+of the questions that both answered, in pairs (``paired_gains``), where each is one cell; else of both candidates' own
 intervals (Zou and Donner 2008), which is wider. Whose interval holds 0 cannot be told apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.study import paired
 from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
+from massive_sft.study.paired_gains import Key, SampleReader, paired_interval
 
 COLUMNS: dict[str, str] = (
     dict.fromkeys(("model", "column", "metric"), "string")
@@ -32,8 +32,6 @@ COLUMNS: dict[str, str] = (
 )
 """Columns of ``rank_cells``."""
 MIN_SEEDS = 2
-
-Values = Callable[[str, str], paired.SampleValues | None]  # of a cell under a protocol
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,9 @@ def rank_cells(ledger: Ledger, records: Mapping[str, Record], metric: str | None
     Raises:
         InvalidInput: there is no such metric, or which direction of it is better is not known.
     """
-
-    @cache
-    def read(cell: str, protocol: str) -> paired.SampleValues | None:
-        return paired.read_samples(ledger, records[cell], protocol)
-
+    reader = SampleReader(ledger, records)
     rows = [row for row in to_rows(_chosen(tidy(records.values()), metric)) if not pd.isna(row["value"])]
-    ranked = [row for part in grouped(rows, "column", "model").values() for row in _ranked(part, read)]
+    ranked = [row for part in grouped(rows, "column", "model").values() for row in _ranked(part, reader)]
     return pd.DataFrame(ranked, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -105,7 +99,7 @@ def _names(scores: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*scores["column"].dropna(), *(keyed["task"] + "/" + keyed["metric"])]))
 
 
-def _ranked(rows: Sequence[dict[str, Any]], read: Values) -> Iterator[dict[str, Any]]:
+def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[dict[str, Any]]:
     """Yield one model's candidates on one column, best first."""
     sign = 1.0 if rows[0]["higher_is_better"] else -1.0
     candidates = list(grouped(rows, *CONDITION).values())
@@ -115,7 +109,7 @@ def _ranked(rows: Sequence[dict[str, Any]], read: Values) -> Iterator[dict[str, 
         row = {name: first[name] for name in (*CONDITION, "column", "metric", "higher_is_better", "cell")}
         row |= {"rank": number, "seeds": len(seeds), **asdict(own)}
         if number > 1:
-            apart = _difference(candidates[0], seeds, read)
+            apart = _difference(candidates[0], seeds, reader)
             row |= {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
             row["tied"] = None if math.isnan(apart.low) else apart.low <= 0 <= apart.high
         yield row
@@ -129,22 +123,23 @@ def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
     return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 
-def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], read: Values) -> Interval:
-    if len(best) == len(other) == 1 and best[0]["protocol"] == other[0]["protocol"]:
-        samples = [_values(row, read) for row in (best[0], other[0])]
-        if samples[0] is not None and samples[1] is not None:
-            pairs = paired.compare(samples[0], samples[1])
-            if pairs is not None and pairs.interval is not None:
-                return Interval(pairs.mean, *pairs.interval)
-            if pairs is not None and pairs.mean == 0 and pairs.n > 1:  # not one question apart
-                return Interval(0.0, 0.0, 0.0)
-    return _over_seeds(other).minus(_over_seeds(best))
+def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], reader: SampleReader) -> Interval:
+    whole = _over_seeds(other).minus(_over_seeds(best))
+    if not len(best) == len(other) == 1 or best[0]["protocol"] != other[0]["protocol"]:
+        return whole
+    samples = [reader.read(row["cell"], _key(row)) for row in (best[0], other[0])]
+    if samples[0] is None or samples[1] is None:
+        return whole
+    if samples[0].documents == samples[1].documents and np.array_equal(samples[0].values, samples[1].values):
+        return Interval(0.0, 0.0, 0.0)  # not one question apart
+    bounds = paired_interval(samples[0], samples[1], (best[0]["value"], other[0]["value"]))
+    return whole if bounds is None else Interval(whole.value, *bounds)
 
 
-def _values(row: Mapping[str, Any], read: Values) -> dict[int, float] | None:
-    """Return a score's value by document; None where there are none, or where their mean is not the score."""
-    values = (read(row["cell"], row["protocol"]) or {}).get((row["task"], row["metric"], row["filter"]))
-    if not values:
-        return None
-    mean = math.fsum(values.values()) / len(values)
-    return values if math.isclose(mean, row["value"], rel_tol=1e-6, abs_tol=1e-9) else None
+def _key(row: Mapping[str, Any]) -> Key:
+    return (
+        str(row["protocol"]),
+        "" if row["kind"] == "group" else str(row["task"]),
+        str(row["metric"]),
+        str(row["filter"]),
+    )

@@ -19,6 +19,7 @@ from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
 from massive_sft.study.ranking import rank_cells
 from massive_sft.sweep.load import load_sweep
 
@@ -79,8 +80,9 @@ class Results:
 
     @cached_property
     def gains(self) -> pd.DataFrame:
-        """The trained cells' rows of ``scores`` beside their base model's, with the columns of ``tables.gains``."""
-        return _with_mixture(tables.gains(self._tidy))
+        """The trained cells' rows of ``scores`` beside their base model's: see ``tables.gains``, ``paired_gains``."""
+        reader = SampleReader(self.ledger, self.records)
+        return _with_mixture(with_paired_intervals(tables.gains(self._tidy), reader))
 
     @cached_property
     def measures(self) -> pd.DataFrame:
