@@ -386,6 +386,8 @@ def test_correlation_that_one_point_makes_says_so() -> None:
     better = [0.1, -0.1, 0.2, 0.0, -0.2, 5.0]
     lonely = correlate.correlate(changed, better)
     assert (lonely.pearson > 0.9, lonely.pearson_p < 0.01, lonely.note) == (True, True, "hangs on one point")
+    spread = correlate.correlate([0.0, 0.1, 0.2, 0.3, 0.4, 10.0], better)
+    assert (spread.pearson_p < 0.01, spread.note) == (True, "hangs on one point")
     generator = np.random.default_rng(0)
     x = generator.normal(size=30)
     y = x + generator.normal(size=30)

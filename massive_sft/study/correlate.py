@@ -45,7 +45,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
     """Correlate the pairs of which both are finite.
 
     ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, and ``hangs on one
-    point`` where without some pair one side does not vary, r has the other sign, or what was significant is not.
+    point`` where without some pair one side does not vary, or a significant r is less than half.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     both = np.isfinite(first) & np.isfinite(second)
@@ -66,7 +66,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         rho,
         *_fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3))),
         float(spearman.pvalue),
-        "hangs on one point" if _hangs_on_one(r, float(pearson.pvalue), left_out, n - 1) else "",
+        "hangs on one point" if _hangs_on_one(r, float(pearson.pvalue), left_out) else "",
         float(np.nanmin(left_out)) if np.isfinite(left_out).any() else math.nan,
         float(np.nanmax(left_out)) if np.isfinite(left_out).any() else math.nan,
     )
@@ -89,14 +89,11 @@ def _left_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(varies, np.clip(r, -1, 1), math.nan)
 
 
-def _hangs_on_one(r: float, p: float, left_out: np.ndarray, n: int) -> bool:
-    if not np.isfinite(left_out).all() or ((left_out * r < 0).any() and p < LEVEL):
+def _hangs_on_one(r: float, p: float, left_out: np.ndarray) -> bool:
+    if not np.isfinite(left_out).all():
         return True
-    weakest = float(np.abs(left_out).min())
-    if p >= LEVEL or weakest >= 1:
-        return False
-    t = weakest * math.sqrt((n - 2) / (1 - weakest * weakest))
-    return float(2 * stats.t.sf(t, n - 2)) >= LEVEL
+    weakest = float((left_out * math.copysign(1, r)).min())
+    return p < LEVEL and weakest < abs(r) / 2
 
 
 def _constant(values: np.ndarray) -> bool:
