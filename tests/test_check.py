@@ -193,7 +193,7 @@ def test_data_of_a_task_file_may_be_named_by_a_variable(
     assert TaskContent(FileHashes()).of(Path(paths[1])) == TaskContent(FileHashes()).of(same)
 
 
-def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_unless_a_cluster_is_named(
+def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_or_that_the_named_cluster_is_not_there(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -204,10 +204,13 @@ def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_unless_a_c
     done = CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"])
     texts = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "error"]
     assert isinstance(done.exception, InvalidInput) and len(texts) == 2
-    assert "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, got 1" in texts[0]
+    assert (
+        "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, or name its" in texts[0]
+    )
     assert f"resources.workers: asks for more workers than this machine's {workers - 1} CPUs" in texts[1]
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout) == []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (entry,) = json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout)
+    assert entry["text"].startswith("RAY_ADDRESS: names no cluster that answers")
 
 
 def copied(home: Path, name: str, source: str = "tiny-llama") -> Path:

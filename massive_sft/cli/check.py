@@ -9,19 +9,18 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
 from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.planning.plan import Plan
 
 
 def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     """Try everything a run needs (files, models, tokenizers, data, benchmarks, storage, tracker); train nothing."""
     from massive_sft.running.check import check as find_problems
-    from massive_sft.running.check.machine import machine_problems
 
     out, warnings = console(), list[Problem]()
     plan = load_plan(file, overlay)
     with console(is_error=True).status("checking") as status:
         problems = find_problems(plan, lambda what: status.update(Text(f"checking {what}")), warnings.append)
-    if not os.environ.get("RAY_ADDRESS"):  # a run would be on this machine
-        problems += machine_problems(plan)
+        problems += _layout_problems(plan)
     if as_json:
         listed = [("error", problem) for problem in problems] + [("warning", warning) for warning in warnings]
         print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in listed])
@@ -34,6 +33,17 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         out.print(warnings_view(plan))
         amount = f"{len(plan.todo)} training runs and {len(plan.cells)} cells"
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
+
+
+def _layout_problems(plan: Plan) -> list[Problem]:
+    """Return what of the layouts cannot be where a run would be: on this machine, or the cluster that is named."""
+    if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
+        from massive_sft.running.check.machine import machine_problems
+
+        return list(machine_problems(plan))
+    from massive_sft.scheduling.capacity import capacity_problems
+
+    return capacity_problems(plan)
 
 
 def warn(warning: Problem) -> None:

@@ -9,11 +9,11 @@ from massive_sft.core.errors import Problem
 from massive_sft.models.device import count_gpus
 from massive_sft.planning.plan import Plan
 
-ELSEWHERE = "check it where it will run"
+ELSEWHERE = "check it where it will run, or name its cluster (RAY_ADDRESS)"
 
 
 def machine_problems(plan: Plan) -> Iterator[Problem]:
-    """Say which trainings that are left cannot be on this machine; a cluster tells so when a run connects to it."""
+    """Say which trainings that are left cannot be on this machine."""
     layouts = {run.layout for run in plan.todo}
     gpus, workers = (max((getattr(layout, name) for layout in layouts), default=0) for name in ("gpus", "workers"))
     place, cpus = f"{plan.sweep.path}: resources", os.cpu_count() or 1

@@ -1,0 +1,20 @@
+"""Whether the cluster that ``RAY_ADDRESS`` names can hold a plan."""
+
+from __future__ import annotations
+
+import ray
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.planning.plan import Plan
+from massive_sft.scheduling.cluster import connected
+from massive_sft.scheduling.resource_split import choose_mode
+
+
+def capacity_problems(plan: Plan) -> list[Problem]:
+    """Connect to the cluster; return why it cannot be used, or which trainings that are left cannot be on it."""
+    try:
+        with connected():
+            choose_mode(plan, ray.cluster_resources())
+    except InvalidInput as error:
+        return error.problems
+    return []
