@@ -216,3 +216,18 @@ def test_answers_of_what_is_not_there_are_sentences(ran: Path) -> None:
     assert "--changed: compares two cells" in text
     _, text = run_verb("answers", base, "--sweep", ran / "my.yaml", "--benchmark", "facts")
     assert "is none that these cells answered, got 'facts'" in text
+
+
+def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(ran / "ledger", tmp_path / "ledger", ignore=shutil.ignore_patterns("mlflow*"))
+    cell = ms.load(root).cells.query("method == 'lora' and epoch == 2")["cell"].iloc[0]
+    for path in root.glob(f"cells/{cell}/record-*"):
+        path.unlink()
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(json.dumps({"storage": {"root": str(root)}}))
+    code, text = run_verb("run", ran / "my.yaml", "--overlay", overlay, "--inline", "--where", "method=lora")
+    assert code == 0, text
+    table = text.splitlines()[-5:]
+    assert "facts_gen-0shot exact_match %" in table[0] and "facts_mc-0shot acc %" in table[0]
+    assert [line.split()[0] for line in table[1:3]] == list(ms.load(ran / "my.yaml", where="method=lora").cells["cell"])
+    assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 COMPLETE; results in ")
