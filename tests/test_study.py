@@ -256,6 +256,19 @@ def all_findings(records: list[Record]) -> list[findings.Finding]:
     return findings.collect_findings(frames.cell_frame(records), scores, tables.gains(scores))
 
 
+def test_missing_measure_is_found_but_is_no_benchmark_of_a_table() -> None:
+    why = {"layer_change": "its snapshot was removed"}
+    records = [base(), pair("1", 0.5, status=Status.PARTIAL, missing=why)]
+    assert [item.text for item in all_findings(records)] == [
+        "layer_change is missing in 1 cells: its snapshot was removed"
+    ]
+    cells, scores = frames.cell_frame(records), frames.tidy(records)
+    settings = pd.DataFrame({"cell": cells["cell"], "lr": 1e-3, "batch": 8})
+    table = tables.with_details(tables.release_table(cells, scores), cells, tables.gains(scores), settings)
+    assert list(table.columns).count("layer_change") == 1
+    assert tables.to_parquet(table)
+
+
 def test_findings_name_what_failed_diverged_and_is_partial() -> None:
     records = [
         base(),

@@ -12,6 +12,7 @@ import pandas as pd
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
 from massive_sft.study import metrics
+from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 COORDINATES = ["model", "data", "setting", "method", "size", "schedule", "horizon", "epoch", "seed", "variant"]
 CONDITION = [name for name in COORDINATES if name != "seed"]
@@ -86,7 +87,9 @@ def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
     for benchmark, why in sorted(record.missing.items()):
         # A base model may have the score under one template and lack it under another: the score's row is the one.
         scored = any(benchmark_scores.benchmark == benchmark for benchmark_scores in record.scores.values())
-        yield identity | {"benchmark": benchmark, "missing": why, "primary": not scored}
+        # A measure has columns of its own in ``cell_frame``.
+        primary = not scored and benchmark not in MEASURE_SEMANTICS
+        yield identity | {"benchmark": benchmark, "missing": why, "primary": primary}
 
 
 def _benchmark_rows(benchmark_scores: BenchmarkScores) -> Iterator[dict[str, Any]]:
