@@ -355,8 +355,8 @@ def measure_training(check: Check) -> None:
     full = {**LLAMA_2, "num_hidden_layers": 26 if memory > 130e9 else 12} if check.gpu else TINY
     lora = {**LLAMA_3, "num_hidden_layers": 32} if check.gpu else TINY
     length = 4096 if check.gpu else 64
-    whole, long = [length] * 32, [length // 2] * 64
-    mixed = mixed_lengths(128, 350 if check.gpu else 20, 2048 if check.gpu else 60)
+    whole, long = [length] * (32 if check.gpu else 8), [length // 2] * (64 if check.gpu else 32)
+    mixed = mixed_lengths(128 if check.gpu else 32, 350 if check.gpu else 20, 2048 if check.gpu else 60)
     few = {"micro_batch": 1}
     for name, config, layout, method, lengths in (
         ("full", full, {}, "full", whole),

@@ -196,7 +196,7 @@ def test_task_without_the_data_folder_is_unavailable_and_says_why(plan, tmp_path
     folder = SWEEP.parent / "local_data"
     alone.write_text((folder / "gsm8k_bpb.yaml").read_text() + "# alone\n")
     (tmp_path / "data.py").write_bytes((folder / "data.py").read_bytes())
-    with pytest.raises(TaskUnavailable, match="needs an environment variable that is not set"):
+    with pytest.raises(TaskUnavailable, match="needs the environment variable DATA, which is not set"):
         _requests(Task(path=str(alone)), tmp_path / "requests")
 
 
