@@ -10,27 +10,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from calling import call
 from rich.console import Console
 from sample_records import benchmark, plan_of, score, sweep_file, write_records
 from scipy import stats
-from typer.testing import CliRunner
 
 import massive_sft as ms
-from massive_sft.cli.app import app
 from massive_sft.cli.score_table import MAX_ROWS, score_table
-from massive_sft.core.errors import InvalidInput, MassiveSFTError
+from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record
 from massive_sft.study.paired import compare
 from massive_sft.sweep.cell import Coordinates
-
-
-def call(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
-    if isinstance(done.exception, MassiveSFTError):
-        return done.exception.exit_code, str(done.exception)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 def with_values(path: Path, quiz: Callable[[Coordinates], float], half: float = 0.01, prose: float = 2.0) -> Path:

@@ -6,24 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from calling import call
 from sample_records import plan_of, sweep_file, write_records
-from typer.testing import CliRunner
 
-from massive_sft.cli.app import app
-from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
-
-
-def call(*arguments: object) -> tuple[int, str]:
-    """Run a verb; return its exit code and what it printed, a refusal's sentence included."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
-    if isinstance(done.exception, InvalidInput):
-        return done.exception.exit_code, str(done.exception)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 @pytest.fixture

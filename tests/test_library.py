@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from calling import call
 from sample_records import plan_of, sweep_file, write_records
 from scipy import stats
 from small_sweep import small_sweep
-from typer.testing import CliRunner
 
 import massive_sft as ms
-from massive_sft.cli.app import app
 from massive_sft.study import frames
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -189,32 +188,27 @@ def test_cells_recorded_by_hand_have_no_hyperparameters(tmp_path: Path) -> None:
     assert "lr" not in ms.load(plan.root).cells.columns
 
 
-def run_verb(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
-    return done.exit_code, str(done.exception) if isinstance(done.exception, ms.MassiveSFTError) else done.output
-
-
 def test_answers_stand_side_by_side(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = ms.load(ran / "my.yaml").cells.set_index("method")["cell"]
     base, tuned = cells["none"], cells["lora"].iloc[-1]
-    code, text = run_verb("answers", base, tuned, "--sweep", ran / "my.yaml", "--benchmark", "facts_mc", "-n", 3)
+    code, text = call("answers", base, tuned, "--sweep", ran / "my.yaml", "--benchmark", "facts_mc", "-n", 3)
     assert (code, "3 questions, 9 more (-n)" in text) == (0, True)
     assert text.count("###Question: ") == 3 and text.count(f"{base} llama (base)") == text.count(tuned) == 3
-    code, text = run_verb("answers", base, tuned, "--sweep", ran / "my.yaml", "--json")
+    code, text = call("answers", base, tuned, "--sweep", ran / "my.yaml", "--json")
     rows = json.loads(text)
     assert (code, len(rows)) == (0, 24)
-    changed = json.loads(run_verb("answers", base, tuned, "--sweep", ran / "my.yaml", "--changed", "--json")[1])
+    changed = json.loads(call("answers", base, tuned, "--sweep", ran / "my.yaml", "--changed", "--json")[1])
     assert changed == [row for row in rows if len({said["value"] for said in row["answers"]}) > 1]
     monkeypatch.chdir(ran)  # where the sweep is found
-    one = json.loads(run_verb("answers", base[:8], "--json")[1])
+    one = json.loads(call("answers", base[:8], "--json")[1])
     assert [row["answers"][0] for row in one] == [row["answers"][0] for row in rows]
 
 
 def test_answers_of_what_is_not_there_are_sentences(ran: Path) -> None:
     base = ms.load(ran / "my.yaml").cells.set_index("method")["cell"]["none"]
-    _, text = run_verb("answers", base, "--sweep", ran / "my.yaml", "--changed")
+    _, text = call("answers", base, "--sweep", ran / "my.yaml", "--changed")
     assert "--changed: compares two cells" in text
-    _, text = run_verb("answers", base, "--sweep", ran / "my.yaml", "--benchmark", "facts")
+    _, text = call("answers", base, "--sweep", ran / "my.yaml", "--benchmark", "facts")
     assert "is none that these cells answered, got 'facts'" in text
 
 
@@ -225,7 +219,7 @@ def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Pat
         path.unlink()
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(json.dumps({"storage": {"root": str(root)}}))
-    code, text = run_verb("run", ran / "my.yaml", "--overlay", overlay, "--inline", "--where", "method=lora")
+    code, text = call("run", ran / "my.yaml", "--overlay", overlay, "--inline", "--where", "method=lora")
     assert code == 0, text
     table = text.splitlines()[-5:]
     assert "facts_gen-0shot exact_match %" in table[0] and "facts_mc-0shot acc %" in table[0]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
+from calling import call
 from peft import PeftModel
 from processes import adopt_orphans, descendants, free_port
 from rich.console import Console
@@ -26,13 +26,11 @@ from ruamel.yaml import YAML
 from scipy import stats
 from small_sweep import small_sweep
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-from massive_sft.cli import diff, doctor, export, gc, logs, publish
+from massive_sft.cli import export, logs
 from massive_sft.cli.card import TrainedPrompt
 from massive_sft.cli.machine_checks import Level, check_packages, pinned_versions
 from massive_sft.cli.retry import count_diverged, retry_view, select_failed
-from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import register_run
@@ -53,19 +51,6 @@ from massive_sft.tiny import WEIGHTS
 from massive_sft.tracking.tracker import runs_page
 
 NAME = "ll[/red]ama|*"
-app = typer.Typer(pretty_exceptions_enable=False)
-for verb in (logs.logs, diff.diff, export.export, gc.gc, doctor.doctor, publish.report, publish.ui, publish.mirror):
-    app.command()(verb)
-
-
-def call(*arguments: object) -> tuple[int, str]:
-    """Run a verb; return its exit code and what it printed, an error's sentence included."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "220"})
-    if isinstance(done.exception, MassiveSFTError):
-        return done.exception.exit_code, str(done.exception)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 def printed(view: Any) -> str:
