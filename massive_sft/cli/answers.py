@@ -15,7 +15,6 @@ from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
 
 SHOWN = 10
-PROMPT_TAIL = 1000  # characters of a prompt that are shown: of many examples the last, and the question
 KEYS = ["benchmark", "task", "doc"]
 NONE = (
     "no answers: they lie with another cell of equal weights, or the requests are gone from the storage root's cache "
@@ -106,13 +105,6 @@ def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], cou
     more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
     shown = min(count, len(rows))
     return Group(*parts, Text(f"{shown} question{'' if shown == 1 else 's'}{more}", style="dim"))
-
-
-def _tail(prompt: str) -> str:
-    """Return a prompt's end; --json has the whole."""
-    return (
-        prompt if len(prompt) <= PROMPT_TAIL else f"[{len(prompt) - PROMPT_TAIL:,} characters] …{prompt[-PROMPT_TAIL:]}"
-    )
 
 
 def _said(said: dict[str, Any], metric: str | None) -> Text:
