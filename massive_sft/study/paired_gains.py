@@ -16,10 +16,9 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import to_rows
-from massive_sft.study.paired import samples_file
+from massive_sft.study.paired import LEVEL, samples_file
 
 PAIRED = "paired"
-LEVEL = 0.95
 _CLOSE = 1e-6  # how far a score may be from what its per-sample values give
 
 Key = tuple[str, str, str, str]
