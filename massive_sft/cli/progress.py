@@ -94,7 +94,8 @@ class RunProgress:
         self._scoring: set[str] = set()
         self._last_score = ""
         self._statuses: Counter[Status] = Counter()
-        self._left = TimeLeft.of(plan)
+        # Estimates of a large plan take seconds, and only the bar shows them.
+        self._left = TimeLeft.of(plan) if console.is_terminal else TimeLeft({}, {})
         self._bar = Progress(
             TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"), _Clock(self.clock),
