@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
-from scipy import stats
 
 from massive_sft.study.frames import CONDITION, grouped, last_epochs, to_rows
-from massive_sft.study.tables import SAME, gain_over, primary_rows
+from massive_sft.study.tables import SAME, gain_over, mean_half_width, primary_rows
 
 RUN = ["model", "schedule", "horizon", "epoch", "seed"]
 """What two cells must share to be compared, beside their mixture or their setting."""
@@ -76,7 +74,7 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
         if len(members) < 2:
             continue
         first, gains = members[0], pd.Series([float(row["gain"]) for row in members])
-        half = float(stats.t.ppf(0.975, len(members) - 1)) * float(gains.std()) / math.sqrt(len(members))
+        half = mean_half_width(len(members), float(gains.std()))
         mean = {name: pd.Series([float(row[name]) for row in members]).mean() for name in ("value", "improvement")}
         ends = {"gain": gains.mean(), "gain_low": gains.mean() - half, "gain_high": gains.mean() + half}
         counts = {name: sum(int(row[name]) for row in members) for name in ("seeds", "asked_seeds")}

@@ -25,6 +25,12 @@ Key = tuple[str, str, str, str]
 """Protocol, task (empty for all tasks of the protocol, a group's), metric, filter."""
 
 
+def key_of(row: Mapping[str, object]) -> Key:
+    """Return the key of a row of ``frames.tidy``."""
+    task = "" if row["kind"] == "group" else str(row["task"])
+    return str(row["protocol"]), task, str(row["metric"]), str(row["filter"])
+
+
 @dataclass(frozen=True)
 class Samples:
     """Per-sample values and what their sum is divided by, float64, shape (documents,): 1 each where it is a mean."""
@@ -118,9 +124,7 @@ def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataF
     names = ["cell", "base_cell", "protocol", "kind", "task", "metric", "filter", "value", "base"]
     found: dict[int, tuple[float, float]] = {}
     for index, row in zip(wanted.index, to_rows(wanted[names]), strict=True):
-        task = "" if row["kind"] == "group" else str(row["task"])
-        key = (str(row["protocol"]), task, str(row["metric"]), str(row["filter"]))
-        before, own = (reader.read(str(row[name]), key) for name in ("base_cell", "cell"))
+        before, own = (reader.read(str(row[name]), key_of(row)) for name in ("base_cell", "cell"))
         scores = (float(row["base"]), float(row["value"]))
         bounds = paired_interval(before, own, scores) if own and before else None
         if bounds is not None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
-from massive_sft.study.paired_gains import Key, SampleReader, paired_interval
+from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
+from massive_sft.study.tables import mean_half_width
 
 COLUMNS: dict[str, str] = (
     dict.fromkeys(("model", "column", "metric"), "string")
@@ -119,7 +119,7 @@ def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
     if len(seeds) < MIN_SEEDS:
         return Interval(*(seeds[0][name] for name in ("value", "low", "high")))
     values = pd.Series([row["value"] for row in seeds])
-    half = float(stats.t.ppf(0.975, len(seeds) - 1)) * float(values.std()) / math.sqrt(len(seeds))
+    half = mean_half_width(len(seeds), float(values.std()))
     return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 
@@ -127,19 +127,10 @@ def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     whole = _over_seeds(other).minus(_over_seeds(best))
     if not len(best) == len(other) == 1 or best[0]["protocol"] != other[0]["protocol"]:
         return whole
-    samples = [reader.read(row["cell"], _key(row)) for row in (best[0], other[0])]
+    samples = [reader.read(row["cell"], key_of(row)) for row in (best[0], other[0])]
     if samples[0] is None or samples[1] is None:
         return whole
     if samples[0].documents == samples[1].documents and np.array_equal(samples[0].values, samples[1].values):
         return Interval(0.0, 0.0, 0.0)  # not one question apart
     bounds = paired_interval(samples[0], samples[1], (best[0]["value"], other[0]["value"]))
     return whole if bounds is None else Interval(whole.value, *bounds)
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return (
-        str(row["protocol"]),
-        "" if row["kind"] == "group" else str(row["task"]),
-        str(row["metric"]),
-        str(row["filter"]),
-    )

@@ -111,6 +111,16 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=["known", "several"])
 
 
+def mean_half_width(count: int, spread: float) -> float:
+    """Return half the 95 % interval of a mean, by Student's t.
+
+    Args:
+        count: values, two at least.
+        spread: their standard deviation, of a sample.
+    """
+    return float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+
+
 def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
     """Add what ``gains`` tells of ``value`` (``low``, ``high``, ``stderr``) over ``base``, but for ``why``."""
     gain = frame["value"] - frame["base"]
@@ -166,7 +176,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     many = result["seeds"] > 1
     half = [
-        float(stats.t.ppf(0.975, seeds - 1)) * spread / math.sqrt(seeds) if seeds > 1 else math.nan
+        mean_half_width(seeds, spread) if seeds > 1 else math.nan
         for seeds, spread in zip(result["seeds"], result["spread"], strict=True)
     ]
     result["gain_low"] = result["gain_low"].mask(many, result["gain"] - half)
