@@ -776,12 +776,21 @@ class Server:
         until(self.answers)
 
     def answers(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            try:
+                connection.request("GET", "/health")
+                return connection.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+    def listens(self) -> bool:
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.process.wait()
+        until(lambda: not self.listens())  # its worker, which holds the socket, may die after its parent
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
