@@ -62,7 +62,7 @@ def run(
     selected = select_cells(whole, parse_where(where))
     if not all(cell.is_done for cell in selected.cells):
         with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
-            execute(selected, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
+            execute(selected, whole, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
     return results_of(plan(file, overlays, where))

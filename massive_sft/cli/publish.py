@@ -9,6 +9,7 @@ import typer
 
 from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.planning.outcome import as_plan_asks
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
 
@@ -76,7 +77,7 @@ def mirror(file: File, overlay: Overlays = None) -> None:
         return
     plan, ledger = read_plan(file, overlay)
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
-    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow)
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, as_plan_asks(plan))
     _tell(left, len(ledger.entries(names)))
 
 

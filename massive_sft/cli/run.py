@@ -82,7 +82,8 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> No
     with survive_lost_output(), status, checked(selected, whole, tell, warn) as registered:
         status.stop()
         with RunProgress(selected, out) as progress:
-            done = execute(selected, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
+            runner = choose_runner(inline, retrain, stop, progress.say)
+            done = execute(selected, whole, registered, runner, progress, stop)
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import CellPlan
+from massive_sft.planning.plan import CellPlan, Plan
 
 
 def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
@@ -22,6 +24,20 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
     missing = find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {}
     own = {"status": fresh.status, "coordinates": item.cell.coordinates._asdict(), "scores": scores, "missing": missing}
     return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))
+
+
+def as_plan_asks(plan: Plan) -> Callable[[Record], Record]:
+    """Return what makes of a record what ``as_asked`` does; that of a cell outside the plan stays as it is.
+
+    It reads reasons through a ledger of its own, so another thread may call it.
+    """
+    items, ledger = {item.cell.id: item for item in plan.cells}, Ledger(plan.root)
+
+    def asked(record: Record) -> Record:
+        item = items.get(record.cell)
+        return record if item is None else as_asked(record, item, ledger)
+
+    return asked
 
 
 def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:

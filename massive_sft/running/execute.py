@@ -14,6 +14,7 @@ from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import Run, register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
+from massive_sft.planning.outcome import as_plan_asks
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
@@ -58,7 +59,7 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
         yield run
 
 
-def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Plan:
+def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Plan:
     """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
 
     Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a
@@ -66,6 +67,7 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
 
     Args:
         plan: of what is wanted.
+        whole: the plan of all of the sweep, which the tracker shows.
         run: its registration.
         runner: does a plan: this one, then what of it other runs held and did not finish.
         progress: gets each event, and sentences about the run.
@@ -75,8 +77,8 @@ def execute(plan: Plan, run: Run, runner: Runner, progress: Progress, stop: Stop
         Stuck: when nothing moves on the cluster.
     """
     file, ledger = plan.sweep.file, Ledger.open(plan.root)
-    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
-    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow)
+    names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
+    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, as_plan_asks(whole))
 
     def listen(event: RunEvent) -> None:
         progress.listen(event)

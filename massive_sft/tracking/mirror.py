@@ -1,7 +1,8 @@
 """The mirror: one writer in a thread that brings the tracker to what the ledger says, whatever the tracker does.
 
-It never holds the sweep up. What the tracker should show follows from the ledger alone, so on every connection each
-cell's newest record is compared with the checksum that its run carries, and what differs is written. A crash at any
+It never holds the sweep up. What the tracker should show follows from the ledger and from what the sweep asks, so on
+every connection each cell's newest record is compared with the checksum that its run carries, and what differs is
+written. A crash at any
 point, a lost connection, a deleted store, a record of another process: all end in the same comparison.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
@@ -36,6 +37,13 @@ FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 """Seconds between tries while the tracker does not answer."""
 SPOOL = "mirror-spool.jsonl"
 
+AsAsked = Callable[[Record], Record]
+"""Returns a record as far as the sweep asks for it: another sweep on the same root may have made it, or added to it."""
+
+
+def _as_recorded(record: Record) -> Record:
+    return record
+
 
 class _Busy(MassiveSFTError):
     """Another process mirrors this sweep."""
@@ -48,12 +56,13 @@ class _Unreadable(MassiveSFTError):
 class Mirror:
     """Mirrors one sweep. Made by ``Mirror.open``; ``close`` must be called at the end."""
 
-    def __init__(self, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], uri: str):
+    def __init__(self, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], uri: str, as_asked: AsAsked):
         self._ledger = Ledger(ledger.root)  # an own one: it is read in another thread
         self._sweep = sweep
         self._cells = dict(cells)
         self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
         self._uri = uri
+        self._as_asked = as_asked
         self._place = ledger.sweep(sweep)
         self._folder = ledger.sweep_dir(sweep)
         self._watch = LeaseWatch()
@@ -66,7 +75,14 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     @classmethod
-    def open(cls, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str) -> Mirror:
+    def open(
+        cls,
+        ledger: Ledger,
+        sweep: str,
+        cells: Mapping[str, Coordinates],
+        tracking_uri: str,
+        as_asked: AsAsked = _as_recorded,
+    ) -> Mirror:
         """Connect to the tracker and start to mirror: first what was missed before, then what is ``put``.
 
         Where another process mirrors this sweep, its turn is awaited; meanwhile everything stays pending.
@@ -76,6 +92,7 @@ class Mirror:
             sweep: its name.
             cells: the names of the sweep's cells by id.
             tracking_uri: the sweep file's ``tracking.mlflow``.
+            as_asked: makes of each record what the sweep shows of it; called in the mirror's thread.
 
         Raises:
             InvalidInput: the address is wrong, or no server answers there.
@@ -84,7 +101,7 @@ class Mirror:
         problem = tracking_problem(tracking_uri, PLACE, ledger.root)
         if problem:
             raise InvalidInput(problem)
-        mirror = cls(ledger, sweep, cells, uri)
+        mirror = cls(ledger, sweep, cells, uri, as_asked)
         try:
             mirror._first_connection()
         except TRACKER_ERRORS as error:
@@ -212,7 +229,7 @@ class Mirror:
         """
         known = set(self._queue.items)
         bases = {model: self._base_of(model) for model in self._base_rows}
-        records = ((cell, self._ledger.read_record(cell)) for cell in self._cells if cell not in known)
+        records = ((cell, self._newest(cell)) for cell in self._cells if cell not in known)
         missed = [
             cell
             for cell, record in records
@@ -228,7 +245,11 @@ class Mirror:
 
     def _base_of(self, model: str) -> Record | None:
         row = self._base_rows.get(model)
-        return None if row is None else self._ledger.read_record(row)
+        return None if row is None else self._newest(row)
+
+    def _newest(self, cell: str) -> Record | None:
+        record = self._ledger.read_record(cell)
+        return None if record is None else self._as_asked(record)
 
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
@@ -243,7 +264,7 @@ class Mirror:
 
     def _read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
         try:
-            record = self._ledger.read_record(cell)
+            record = self._newest(cell)
             if record is None:
                 raise _Unreadable(f"{cell} has no record")
             names = self._cells.get(cell)
@@ -299,12 +320,18 @@ class Mirror:
         self._spooled = bool(items)
 
 
-def mirror_all(ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str) -> Pending:
+def mirror_all(
+    ledger: Ledger,
+    sweep: str,
+    cells: Mapping[str, Coordinates],
+    tracking_uri: str,
+    as_asked: AsAsked = _as_recorded,
+) -> Pending:
     """Bring the tracker to what the ledger says of a sweep: catch up, or rebuild a store that was deleted.
 
     Arguments and errors are those of ``Mirror.open``. Returns what could not be written.
     """
-    mirror = Mirror.open(ledger, sweep, cells, tracking_uri)
+    mirror = Mirror.open(ledger, sweep, cells, tracking_uri, as_asked)
     for cell in ledger.entries(cells):
         mirror.put(cell)
     return mirror.close()

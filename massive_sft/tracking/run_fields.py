@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -96,11 +96,11 @@ def describe_record(
     """Return what to show of a record.
 
     Args:
-        record: the cell's newest.
+        record: the cell's newest, as the sweep asks for it.
         content: what the cell is, of its ``cell.json``.
         coordinates: its names in the sweep; None for a cell that left the sweep, shown under its record's names.
         ledger: path of the storage root, for people.
-        base: the newest record of the cell's base model, which gains are taken over.
+        base: the newest record of the cell's base model, likewise, which gains are taken over.
     """
     coordinate_names = record.coordinates if coordinates is None else coordinates._asdict()
     start, end = span(record)
@@ -122,6 +122,14 @@ def describe_record(
         points=tuple(points),
         main=tuple(_shortened(names[path], KEY_LENGTH) for path in main_paths(record) if path in names),
     )
+
+
+def stale_metrics(shown: Iterable[str], run: CellRun) -> set[str]:
+    """Return which of the metrics that a run shows the cell no longer has: scores that were invalidated, or that the
+    sweep no longer asks for. Its curves are not among them, nor what somebody logged under a name of one part.
+    """
+    current = {point.key for point in run.points}
+    return {key for key in shown if "/" in key and not key.startswith("training/")} - current
 
 
 def version(record: Record, base: Record | None) -> tuple[str, str]:

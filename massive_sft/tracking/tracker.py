@@ -16,7 +16,18 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.tracking.address import PLACE, artifact_location, database_path
 from massive_sft.tracking.client import TRACKER_ERRORS, make_client
 from massive_sft.tracking.curve import RunCurve
-from massive_sft.tracking.run_fields import CELL, CURVE, GAINS, RECORD, SWEEP, WRITTEN, CellRun, MixtureInput, Point
+from massive_sft.tracking.run_fields import (
+    CELL,
+    CURVE,
+    GAINS,
+    RECORD,
+    SWEEP,
+    WRITTEN,
+    CellRun,
+    MixtureInput,
+    Point,
+    stale_metrics,
+)
 from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics
 
 log = logging.getLogger(__name__)
@@ -172,10 +183,13 @@ class Tracker:
         return existing
 
     def _show(self, metrics: Sequence[str]) -> None:
-        """Add columns to the sweep's view, unless somebody has made it their own."""
-        if self._columns is None or set(metrics) <= set(self._columns):
+        """Add columns to the sweep's view."""
+        self._set_columns(list(dict.fromkeys([*(self._columns or ()), *metrics])))
+
+    def _set_columns(self, columns: list[str]) -> None:
+        """Let the sweep's view have these columns, unless somebody has made it their own."""
+        if self._columns is None or columns == self._columns:
             return
-        columns = list(dict.fromkeys([*self._columns, *metrics]))
         view = make_view(columns, round(time.time() * 1000))
         self._client.set_experiment_tag(self._experiment, TAG, view)
         self._columns = columns
@@ -228,8 +242,16 @@ class Tracker:
         return [kept]
 
     def _child(self, run: CellRun) -> Run:
+        """Find or make the run of a cell. One with numbers that no longer hold is made anew: MLflow can remove a run,
+        but no metric of it.
+        """
         for existing in self._search({CELL: run.cell, PARENT: self._parent}):
-            return existing
+            stale = stale_metrics(existing.data.metrics, run)
+            if not stale:
+                return existing
+            log.info("%s has no %s any more: its run is in the trash, and written anew", run.name, ", ".join(stale))
+            self._set_columns([name for name in self._columns or () if name not in stale])
+            self._client.delete_run(_id(existing))
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
         tags = {PARENT: self._parent, CELL: run.cell}
         return self._client.create_run(self._experiment, start_time=run.start, tags=tags, run_name=run.name)
