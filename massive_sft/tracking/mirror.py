@@ -321,11 +321,7 @@ class Mirror:
 
 
 def mirror_all(
-    ledger: Ledger,
-    sweep: str,
-    cells: Mapping[str, Coordinates],
-    tracking_uri: str,
-    as_asked: AsAsked = _as_recorded,
+    ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str, as_asked: AsAsked = _as_recorded
 ) -> Pending:
     """Bring the tracker to what the ledger says of a sweep: catch up, or rebuild a store that was deleted.
 
