@@ -11,30 +11,43 @@ from massive_sft.sweep.schema.strict_model import StrictModel, exactly_one
 
 
 class Fewshot(StrictModel):
+    """Which examples a prompt shows."""
+
     sampler: Literal["first_n", "default"] = "first_n"
+    """Which examples of the task's few-shot split are shown: its first ones, to every question the same, or those
+    that the task's own sampler draws (``default``)."""
     seed: Seed = 1234
+    """Of the draw; without effect under ``first_n``."""
 
 
 class Protocol(StrictModel):
     """How scores are made, the same for base and tuned models."""
 
     engine: Literal["plain", "trie"] = "plain"
+    """How answers are computed. ``trie`` is not built yet: ``check`` and ``run`` refuse it."""
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """The precision that models are scored in."""
     template: Literal["none", "training", "chat"] = "training"
+    """What wraps a question: the template that the model was trained with (a base model is scored under each
+    setting's), the tokenizer's chat template, or nothing, as in lm-eval."""
     adapters: Literal["unmerged", "merged"] = "unmerged"
+    """Whether a LoRA adapter is merged into the weights before it is scored."""
     fewshot: Fewshot = Fewshot()
+    """Which examples a prompt shows."""
 
 
 class Task(StrictModel):
-    """A benchmark: a task or group that lm-eval knows by ``name``, or a task file at ``path``.
-
-    Without ``shots`` each of its tasks has the number that its task file names (``num_fewshot``), else 0.
-    """
+    """A benchmark: lm-eval's by ``name``, or a task file at ``path``."""
 
     name: Text | None = None
+    """A task or group of lm-eval."""
     path: Text | None = None
+    """A task file; relative to the sweep file, ``${NAME}`` expanded."""
     shots: Annotated[tuple[NotNegative, ...], OneOrMore, Field(min_length=1)] | None = None
+    """How many examples a prompt shows; a list asks for each. Left out: the task file's ``num_fewshot``, else 0, of a
+    group each task's own."""
     limit: Positive | None = None
+    """Only the first so many questions of each task; all when left out."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Task:
@@ -43,11 +56,19 @@ class Task(StrictModel):
 
 
 class Evaluation(StrictModel):
+    """What is scored, and how."""
+
     base: Flag = True
+    """Whether base models are scored too; gains need them."""
     protocol: Protocol = Protocol()
+    """How scores are made."""
     suites: Annotated[tuple[Text, ...], Distinct] = ()
+    """Named lists of benchmarks that ship with the package: ``paper_zero_shot``."""
     tasks: tuple[Task, ...] = ()
+    """The benchmarks."""
     allow_code_execution: Flag = False
+    """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file). It runs as you, on the
+    machine that scores."""
 
 
 Measure = Literal["perplexity", "layer_change", "token_length"]

@@ -22,31 +22,50 @@ from massive_sft.sweep.schema.strict_model import StrictModel
 
 
 class When(StrictModel):
+    """What a rule is for: a training run that fits all that is named. Empty: every one."""
+
     model: Strings | None = None
+    """Models or model sets."""
     mixture: Strings | None = None
+    """Mixtures, or entries of ``mixtures``."""
     setting: Strings | None = None
+    """Settings."""
     method: Literal["full", "lora"] | None = None
+    """Of the setting."""
     phase: Literal["train", "evaluate"] | None = None
+    """Training alone, or scoring alone; a rule for ``evaluate`` is read by ``plan``'s estimates only."""
 
 
 class Resource(StrictModel):
-    """Who runs on what; the first rule that matches wins. Never part of identity.
-
-    ``gpu`` is the kind of GPU, such as ``H100``: what `plan` estimates memory and time for.
-    """
+    """Who runs on what; the first rule that matches wins. Never part of identity."""
 
     when: When = When()
+    """Which training runs the rule is for."""
     gpus: Devices = 0
+    """GPUs of one training; 0 trains and scores on the CPU."""
     gpu: Text | None = None
+    """The kind of GPU, such as ``H100``: what ``plan`` estimates memory and time for."""
     workers: Annotated[Positive, Field(le=MAX_DEVICES)] | None = None
+    """Processes of one training on the CPU; with ``gpus`` there is one on each. One when left out."""
     zero: Annotated[Literal["auto", 0, 1, 2, 3], IntegerOrText] = "auto"
+    """The stage of DeepSpeed's ZeRO, which shares optimizer states (1), gradients (2) and weights (3) among workers; 0
+    shares nothing and needs fp32. ``auto``: torch alone for one worker without offload, else 1."""
     offload: Literal["none", "optimizer"] = "none"
+    """Where the optimizer's states lie: beside the weights, or in host memory (needs ``zero`` of 1 or more, or
+    ``auto``)."""
     micro_batch: Positive | Literal["auto"] = "auto"
+    """Samples in one pass of a worker. ``auto`` begins with the tokens that should fit and halves them when memory
+    runs out."""
     packing: Flag = False
+    """Whether several samples share a row, kept apart by the attention, instead of being padded to one length."""
     gradient_checkpointing: Flag = False
+    """Whether activations are computed again in the backward pass: less memory, a third more work."""
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    """The implementation. ``auto`` takes one that computes the model's family exactly."""
     gpus_per_replica: Devices = 0
+    """GPUs of one scorer, for ``plan``'s estimates only."""
     replicas: Annotated[Positive, Field(le=MAX_DEVICES)] | Literal["auto"] = "auto"
+    """Scorers, for ``plan``'s estimates only."""
 
     @model_validator(mode="after")
     def _one_worker_a_gpu(self) -> Resource:
@@ -56,27 +75,40 @@ class Resource(StrictModel):
 
 
 class KeepSnapshots(StrictModel):
+    """Which snapshots stay after their cell is complete: none, a training's last, or all."""
+
     full: Literal["none", "last", "all"] = "none"
+    """Snapshots of full tuning, each as large as the model."""
     lora: Literal["none", "last", "all"] = "all"
+    """Adapters."""
 
 
 class Storage(StrictModel):
-    """Where everything lies.
-
-    ``resume_every`` is the time between a training's resume checkpoints in seconds, 0 for one after every step;
-    ``auto`` takes two minutes, or 20 times what one costs.
-    """
+    """Where everything lies."""
 
     root: Text
+    """The folder of all results, which sweeps may share; relative to the sweep file, ``${NAME}`` expanded."""
     keep_snapshots: KeepSnapshots = KeepSnapshots()
+    """Which snapshots stay after their cell is complete."""
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
+    """What snapshots that wait to be scored may take on the disk: how many trainings are done before scoring begins,
+    where both take turns on the same GPUs."""
     resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MAX_COUNT)] = "auto"
+    """Seconds between a training's resume checkpoints, 0 for one after every step; ``auto`` takes two minutes, or 20
+    times what one costs."""
 
 
 class Tracking(StrictModel):
+    """Where results are mirrored to."""
+
     mlflow: str = ""
+    """The address of an MLflow server, ``${NAME}`` expanded; empty: a local store under the storage root."""
 
 
 class Budget(StrictModel):
+    """What a sweep may take."""
+
     gpu_hours: AboveZero | None = None
+    """``plan`` and ``run`` take what this pays for: base rows, then a balanced part of models × mixtures."""
     price_per_gpu_hour: Annotated[Number, Field(ge=0)] | None = None
+    """What ``plan`` counts money with."""

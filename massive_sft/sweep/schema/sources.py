@@ -33,14 +33,20 @@ def _only_with_hub(entry: Model | Dataset, *names: str) -> None:
 
 
 class Model(StrictModel):
-    """A base model: ``hub`` (an id) or ``path`` (a local folder, ``${NAME}`` expanded)."""
+    """A base model: ``hub`` or ``path``."""
 
     hub: HubName | None = None
+    """An id of the hub, ``owner/name``."""
     path: Text | None = None
+    """A local folder that transformers loads; relative to the sweep file, ``${NAME}`` expanded."""
     revision: HubRevision = "main"
+    """A branch, tag or commit of the hub; the first run pins it to a commit (``lock.json``)."""
     tokenizer: Text | None = None
+    """The folder of another tokenizer than the model's own."""
     gated: Flag = False
+    """A note that the hub asks for a token (``HF_TOKEN``); ``check`` finds that out by itself."""
     trust_remote_code: Flag = False
+    """Whether Python code in the model's folder may run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -50,11 +56,14 @@ class Model(StrictModel):
 
 
 class Columns(StrictModel):
-    """Where the text is: paths such as ``instances[0].output`` or column numbers; several are joined by newlines."""
+    """Where the text is: paths such as ``instances[0].output``, or column numbers where a file has no header."""
 
     prompt: ColumnPaths | None = None
+    """Joined by newlines, those that are empty or missing left out."""
     completion: ColumnPaths | None = None
+    """Joined likewise."""
     messages: ColumnPath | None = None
+    """A list of messages with roles."""
 
     @model_validator(mode="after")
     def _pair_or_messages(self) -> Columns:
@@ -72,25 +81,34 @@ FORMATS: dict[str, Columns] = {
 
 
 class Dataset(StrictModel):
-    """An instruction dataset and how its rows become a prompt and a completion.
-
-    ``filter`` maps a column path (or ``prompt``, ``completion``) to the accepted value or values; under ``not``
-    to the refused ones. ``limit`` keeps the first rows that pass it. ``strip`` removes special-token texts, the
-    longest first.
-    """
+    """An instruction dataset and how its rows become a prompt and a completion."""
 
     hub: HubName | None = None
+    """An id of the hub, ``owner/name``."""
     path: Text | None = None
+    """A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, or a folder with ``files``; ``${NAME}`` expanded."""
     revision: HubRevision = "main"
+    """A branch, tag or commit of the hub; the first run pins it to a commit."""
     subset: Text | None = None
+    """The hub's name of a part, such as ``main`` of gsm8k."""
     split: Text = "train"
+    """Of the hub."""
     files: Annotated[tuple[FileName, ...], OneOrMore, Field(min_length=1), Distinct] | None = None
+    """Of the folder, or of the hub's repository; one after another."""
     format: Literal["alpaca", "gsm8k", "p3", "messages"] | None = None
+    """Columns by name: ``alpaca`` (instruction and input, output), ``gsm8k`` (question, answer), ``p3`` (prompt,
+    completion), ``messages``."""
     columns: Columns | None = None
+    """Columns of your own, in place of a format."""
     turns: Literal["first", "all"] = "all"
+    """Of messages: train the first answer only, or all."""
     filter: Annotated[dict[str, Any], AfterValidator(filters.validate)] = Field(default_factory=dict)
+    """Maps a column path (or ``prompt``, ``completion``) to the accepted value or values; under ``not`` to the refused
+    ones."""
     limit: Positive | None = None
+    """Only the first so many rows that pass the filter."""
     strip: tuple[Text, ...] = ()
+    """Texts of special tokens that are removed from the data, the longest first."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
@@ -114,11 +132,17 @@ class MixtureEntry(StrictModel):
     """One line of ``mixtures``: a rule that yields one mixture or, for ``each`` and ``leave_one_out``, several."""
 
     each: Strings | None = None
+    """Datasets; each is a mixture of its own, named after it."""
     concat: Strings | None = None
+    """Entries of ``mixtures`` whose rows are put together into one mixture."""
     leave_one_out: Text | None = None
+    """An entry of one mixture; yields it without each of its datasets, named ``ENTRY-DATASET``."""
     weights: dict[str, Weight] | None = None
+    """The share of each dataset, in proportion; with ``samples``."""
     samples: Positive | None = None
+    """How many: of each dataset with ``each`` (all when left out), in total with ``weights``."""
     max_repeats: Positive = 1
+    """How often a row may be taken where a dataset has fewer than are asked for."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> MixtureEntry:
@@ -137,10 +161,11 @@ class MixtureEntry(StrictModel):
 class Mixtures(BaseModel):
     """All mixtures of a sweep, by name, and the seed that draws their samples."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, MixtureEntry]
 
     sample_seed: Seed = 0
+    """Draws the rows."""
 
     @property
     def entries(self) -> dict[str, MixtureEntry]:

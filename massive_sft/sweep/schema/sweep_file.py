@@ -26,14 +26,24 @@ class Block(StrictModel):
     """A full cross of models × mixtures × settings × schedules × snapshots, less its excludes."""
 
     name: Text
+    """For people, and for ``--where block=...``."""
     model: Strings
+    """Models or model sets; ``all``: every model."""
     mixture: Strings
+    """Mixtures, or entries of ``mixtures``."""
     setting: Strings
+    """Settings."""
     schedule: Annotated[tuple[Schedule, ...], BeforeValidator(as_schedules), Field(min_length=1), Distinct]
+    """Learning-rate schedules: a name, or its fields."""
     horizon: Epoch
+    """Epochs that the schedule is made for."""
     snapshots: Epochs
+    """Epochs after which the model is a cell: one, a list, or a range such as ``1..10``. The last ends the training."""
     exclude: tuple[dict[str, Any], ...] = ()
+    """Cells that are left out, each described by coordinates (``model``, ``mixture``, ``setting``, ``size``,
+    ``schedule``, ``snapshot``) or fields of a setting."""
     override: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the settings that are replaced, such as ``seed`` or ``lora.rank``; a list is one more axis."""
 
 
 class SweepFile(StrictModel):
@@ -43,16 +53,30 @@ class SweepFile(StrictModel):
     """
 
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
+    """Of sweep files: 1."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_BYTES)]
+    """Of the sweep: of its folder in the storage root, and of the MLflow experiment."""
     models: dict[str, Model]
+    """Base models, by name."""
     model_sets: dict[str, Strings] = Field(default_factory=dict)
+    """Names for several models; ``all`` is built in."""
     datasets: dict[str, Dataset]
+    """Instruction data, by name."""
     mixtures: Mixtures
+    """Training sets, by name: each entry a rule that yields one or several."""
     settings: dict[str, dict[str, Any]]
+    """How models are trained, by name; ``defaults`` are merged under every other one."""
     blocks: tuple[Block, ...]
+    """What is crossed with what; their union is the sweep, and a cell of two blocks is one cell."""
     evaluation: Evaluation = Evaluation()
+    """What is scored, and how."""
     measures: Annotated[tuple[Measure, ...], Distinct] = ()
+    """What is measured of each trained cell; ``docs/measures.md``."""
     resources: tuple[Resource, ...] = ()
+    """What runs on what; the first rule that matches a training run wins."""
     storage: Storage
+    """Where everything lies."""
     tracking: Tracking = Tracking()
+    """Where results are mirrored to."""
     budget: Budget = Budget()
+    """What a sweep may take."""
