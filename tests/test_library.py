@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from calling import call
+from doc_pages import DOCS, follow
 from sample_records import plan_of, sweep_file, write_records
 from scipy import stats
 from small_sweep import small_sweep
@@ -19,7 +19,6 @@ from small_sweep import small_sweep
 import massive_sft as ms
 from massive_sft.study import frames
 
-DOCS = Path(__file__).parent.parent / "docs"
 STORED = Path(__file__).parent / "data" / "ledger_schema_1"
 FULL, LORA, BASE, RETRIED = "80fab46f94768efe", "ab7f89630244a782", "4ab12e1316e797cc", "00000000000000bb"
 
@@ -31,11 +30,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep ``my.yaml`` after the code of docs/library.md ran in it."""
     folder = tmp_path_factory.mktemp("library")
     shutil.move(small_sweep(folder), folder / "my.yaml")
-    text = (DOCS / "library.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"^```python\n(.+?)^```", text, re.M | re.S))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(compile(code, "docs/library.md", "exec"), {"__name__": "docs"})
+    follow(DOCS / "library.md", folder)
     return folder
 
 
