@@ -50,6 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {},
     "gpt2": {},
     "bloom": {},
+    "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
 }
 
 
