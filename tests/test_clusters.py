@@ -75,9 +75,10 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     What is scheduled is real. The training itself is told that it has no GPU, and its processes talk through gloo.
     """
     path = small_sweep(tmp_path, resources=[{"gpus": 1}], measures=[])
-    mode = choose_mode(make_plan(load_sweep(path)), {"CPU": 2.0, "GPU": 1.0})
+    plan = make_plan(load_sweep(path))
+    mode = choose_mode(plan, plan.todo, {"CPU": 2.0, "GPU": 1.0})
     assert (mode.name, mode.scorers.gpus) == ("alternate", 1.0)
-    monkeypatch.setattr(run_on_ray, "choose_mode", lambda plan, resources: mode)
+    monkeypatch.setattr(run_on_ray, "choose_mode", lambda *_: mode)
     monkeypatch.setattr(run_on_ray, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
     monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
     with forked_workers():

@@ -94,6 +94,23 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
     assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
 
 
+def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, tmp_path: Path) -> None:
+    shutil.copytree(inline / "world", tmp_path / "world")
+    shutil.copytree(inline / "ledger", tmp_path / "ledger")
+    expected, path = records(inline), small_sweep(tmp_path)
+    for cell in make_plan(load_sweep(path)).cells:
+        if cell.cell.coordinates.method != "full":  # whose snapshots are removed
+            shutil.rmtree(tmp_path / "ledger" / "cells" / cell.cell.id)
+    happened, said = run(path)
+    assert said == ["mode score: nothing is left to train; 2 scorers with 1 CPU each"]
+    assert not any(isinstance(event, TrainingStarted) for event in happened)
+    assert sum(isinstance(event, CellRecorded) for event in happened) == 3
+    found = records(tmp_path)
+    assert {name: (record.status, record.scores) for name, record in found.items()} == {
+        name: (Status.COMPLETE, record.scores) for name, record in expected.items()
+    }
+
+
 def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_path: Path) -> None:
     """The run is stopped by the record: were it to wait for the training, all would be complete."""
     stop = StopSignal()
@@ -140,7 +157,7 @@ def test_alternating_run_trains_in_portions_and_scores_each(
 ) -> None:
     """The mode of one GPU, on CPUs: lanes take all, end, and scorers take all."""
     mode = Mode("alternate", {"CPU": 2.0, "GPU": 0.0}, Scorers(2, 1.0, 0.0), trials=2, at_once=1)
-    monkeypatch.setattr("massive_sft.scheduling.run_on_ray.choose_mode", lambda plan, resources: mode)
+    monkeypatch.setattr("massive_sft.scheduling.run_on_ray.choose_mode", lambda *_: mode)
     happened, _ = run(small_sweep(tmp_path, measures=[]))
     assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
     kinds = [type(event) for event in happened]
@@ -248,48 +265,60 @@ def plan_with(world: Path, *resources: dict[str, Any], **changes: Any) -> Plan:
     return make_plan(load_sweep(small_sweep(world, resources=list(resources), **changes)))
 
 
+def mode_of(plan: Plan, cluster: dict[str, float]) -> Mode:
+    """Return the mode in which every run of a plan is trained."""
+    return choose_mode(plan, plan.todo, cluster)
+
+
 def test_mode_of_cpus_is_share(world: Path) -> None:
-    mode = choose_mode(plan_with(world), {"CPU": 2.0})
+    mode = mode_of(plan_with(world), {"CPU": 2.0})
     assert (mode.name, mode.lane_capacity["CPU"], mode.scorers) == ("share", 1.0, Scorers(1, 1.0, 0.0))
 
 
 def test_mode_of_one_gpu_is_alternate(world: Path) -> None:
-    mode = choose_mode(plan_with(world, {"gpus": 1}), {"CPU": 16.0, "GPU": 1.0})
+    mode = mode_of(plan_with(world, {"gpus": 1}), {"CPU": 16.0, "GPU": 1.0})
     assert (mode.name, mode.lane_capacity["GPU"], mode.scorers.count) == ("alternate", 1.0, 1)
 
 
 def test_mode_of_a_lane_that_needs_all_gpus_is_alternate(world: Path) -> None:
-    assert choose_mode(plan_with(world, {"gpus": 8}), {"CPU": 64.0, "GPU": 8.0}).name == "alternate"
+    assert mode_of(plan_with(world, {"gpus": 8}), {"CPU": 64.0, "GPU": 8.0}).name == "alternate"
 
 
 def test_mode_of_many_gpus_is_split_and_holds_no_more_than_there_is(world: Path) -> None:
-    mode = choose_mode(plan_with(world, {"gpus": 2}), {"CPU": 64.0, "GPU": 8.0})
+    mode = mode_of(plan_with(world, {"gpus": 2}), {"CPU": 64.0, "GPU": 8.0})
     assert mode.name == "split"
     assert mode.lane_capacity["GPU"] + mode.scorers.count * mode.scorers.gpus == 8
 
 
+def test_mode_of_nothing_to_train_scores_on_all_there_is(world: Path) -> None:
+    mode = choose_mode(plan_with(world, {"gpus": 1}), [], {"CPU": 16.0, "GPU": 4.0})
+    assert (mode.name, mode.scorers) == ("score", Scorers(4, 1.0, 1.0))
+    mode = choose_mode(plan_with(world), [], {"CPU": 64.0, "GPU": 8.0})
+    assert (mode.name, mode.scorers) == ("score", Scorers(5, 1.0, 0.0)), "no more than there are cells"
+
+
 def test_more_workers_than_the_cluster_has_is_refused(world: Path) -> None:
     with pytest.raises(InvalidInput, match="more workers than the 2 CPUs that the cluster has, got 3"):
-        choose_mode(plan_with(world, {"workers": 3}), {"CPU": 2.0})
+        mode_of(plan_with(world, {"workers": 3}), {"CPU": 2.0})
     with pytest.raises(InvalidInput, match="more GPUs than the 0 that the cluster has, got 4"):
-        choose_mode(plan_with(world, {"gpus": 4}), {"CPU": 2.0})
+        mode_of(plan_with(world, {"gpus": 4}), {"CPU": 2.0})
 
 
 def test_portions_keep_waiting_snapshots_below_the_limit(world: Path) -> None:
     storage = {"root": str(world / "ledger"), "max_waiting": "1MB"}
-    mode = choose_mode(plan_with(world, {"gpus": 1}, storage=storage), {"CPU": 2.0, "GPU": 1.0})
+    mode = mode_of(plan_with(world, {"gpus": 1}, storage=storage), {"CPU": 2.0, "GPU": 1.0})
     runs = plan_with(world, {"gpus": 1}).todo
     assert [len(portion) for portion in mode.rounds(runs)] == [1, 1]
 
 
 def test_weights_that_nobody_reads_do_not_shorten_a_portion(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, {"gpus": 1}, storage={"root": str(tmp_path / "ledger"), "max_waiting": "1GB"})
-    before = choose_mode(plan, {"CPU": 2.0, "GPU": 1.0}).at_once
+    before = mode_of(plan, {"CPU": 2.0, "GPU": 1.0}).at_once
     assert before > 1
     for weights in (tmp_path / "world").rglob("model.safetensors"):
         with (weights.parent / "consolidated.safetensors").open("wb") as other:
             other.truncate(10**10)  # sparse
-    assert choose_mode(plan, {"CPU": 2.0, "GPU": 1.0}).at_once == before
+    assert mode_of(plan, {"CPU": 2.0, "GPU": 1.0}).at_once == before
 
 
 def test_size_is_read_in_bytes() -> None:

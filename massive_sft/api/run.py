@@ -13,6 +13,7 @@ from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.execute import Progress, Runner, checked, execute
+from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.study.results import Results, results_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def run(
     file: str | Path,
     overlays: Iterable[str | Path] = (),
     where: str | None = None,
-    inline: bool = False,
+    inline: bool | None = None,
     retrain: bool = False,
     progress: Progress | None = None,
 ) -> Results:
@@ -48,7 +49,8 @@ def run(
         file: the sweep file.
         overlays: files merged over it.
         where: only these cells, as ``--where``.
-        inline: in this process, one after another; else on Ray, on the cluster that ``RAY_ADDRESS`` names or here.
+        inline: in this process, one after another; if False on Ray, on the cluster that ``RAY_ADDRESS`` names or here.
+            None: in this process if no cluster is named and what is left takes less time than Ray's start.
         retrain: train again where a snapshot that is needed was removed.
         progress: gets each event and sentences about the run; without, the log of ``massive_sft.api.run`` does.
 
@@ -68,8 +70,15 @@ def run(
     return results_of(plan(file, overlays, where))
 
 
-def choose_runner(inline: bool, retrain: bool, stop: StopSignal, say: Callable[[str], None]) -> Runner:
-    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do."""
+def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Callable[[str], None]) -> Runner:
+    """Return what does a plan: in this process, or on a cluster, connected to once there is something to do.
+
+    Args:
+        inline: as for ``run``; with None each plan that is to be done is looked at by itself.
+        retrain: train again where a snapshot that is needed was removed.
+        stop: the wish that the run ends.
+        say: told of lanes and waiting, and of a plan that goes without Ray by itself.
+    """
 
     def run_here(plan: Plan, listen: Listen) -> None:
         from massive_sft.running.inline import run_inline
@@ -83,4 +92,12 @@ def choose_runner(inline: bool, retrain: bool, stop: StopSignal, say: Callable[[
         with connected():
             run_on_ray(plan, listen, say, retrain, stop)
 
-    return run_here if inline else run_there
+    def run_shorter(plan: Plan, listen: Listen) -> None:
+        from massive_sft.running.short_plan import seconds_of_short_plan
+
+        seconds = None if named_cluster() else seconds_of_short_plan(plan, retrain)
+        if seconds is not None:
+            say(f"in this process: what is left takes about {seconds:.0f} s, as Ray's start would (--ray starts it)")
+        (run_there if seconds is None else run_here)(plan, listen)
+
+    return run_shorter if inline is None else run_here if inline else run_there

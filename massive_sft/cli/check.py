@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
 from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.planning.plan import Plan
+from massive_sft.scheduling.named_cluster import named_cluster
 
 
 def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
@@ -37,13 +36,13 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
 
 def _layout_problems(plan: Plan) -> list[Problem]:
     """Return what of the layouts cannot be where a run would be: on this machine, or the cluster that is named."""
-    if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
-        from massive_sft.running.check.machine import machine_problems
+    if named_cluster():
+        from massive_sft.scheduling.capacity import capacity_problems
 
-        return list(machine_problems(plan))
-    from massive_sft.scheduling.capacity import capacity_problems
+        return capacity_problems(plan)
+    from massive_sft.running.check.machine import machine_problems
 
-    return capacity_problems(plan)
+    return list(machine_problems(plan))
 
 
 def warn(warning: Problem) -> None:

@@ -18,7 +18,7 @@ RETRIED = (Status.FAILED, Status.PARTIAL)
 
 
 def retry(
-    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = False, retrain: Retrain = False
+    file: File, overlay: Overlays = None, where: Where = None, inline: Inline = None, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
     plan, selection = pin_revisions(load_plan(file, overlay)), parse_where(where)

@@ -28,7 +28,12 @@ from massive_sft.planning.selection import parse_where, select_cells
 EXIT_INCOMPLETE = 1
 
 Inline = Annotated[
-    bool, typer.Option("--inline", help="In this process, one after another, without Ray: for debugging.")
+    bool | None,
+    typer.Option(
+        "--inline/--ray",
+        help="In this process, one after another, or on Ray; else on Ray unless what is left takes less than a minute.",
+        show_default=False,
+    ),
 ]
 Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")]
 
@@ -38,7 +43,7 @@ def run(
     overlay: Overlays = None,
     where: Where = None,
     budget: BudgetHours = None,
-    inline: Inline = False,
+    inline: Inline = None,
     retrain: Retrain = False,
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
@@ -66,7 +71,7 @@ def pin_revisions(whole: Plan) -> Plan:
         return plan.pin_revisions(whole, lambda text: console().print(text, soft_wrap=True))
 
 
-def execute_plan(selected: Plan, whole: Plan, inline: bool, retrain: bool) -> None:
+def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
     from massive_sft.api.run import choose_runner
     from massive_sft.running.execute import checked, execute

@@ -39,9 +39,9 @@ def load_for_scoring(
     if snapshot is None:
         loaded: Any = pretrained.load_model(model, dtype)
     elif (snapshot / "adapter_config.json").is_file():
-        loaded = PeftModel.from_pretrained(
-            pretrained.load_model(model, dtype), str(snapshot), autocast_adapter_dtype=False
-        )
+        base = pretrained.load_model(model, dtype)
+        with pretrained.quiet():
+            loaded = PeftModel.from_pretrained(base, str(snapshot), autocast_adapter_dtype=False)
         if adapters == "merged":
             _untie(loaded)
             loaded = loaded.merge_and_unload()

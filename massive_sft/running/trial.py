@@ -61,6 +61,11 @@ def todo(run: RunPlan) -> list[CellPlan]:
     return [cell for cell in run.cells if not cell.is_done]
 
 
+def is_trained(run: RunPlan, ledger: Ledger) -> bool:
+    """Return whether a training of each of a run's epochs is published and sound."""
+    return all(find_trained(ledger, run.trajectory.id, cell.cell.epoch) for cell in run.cells)
+
+
 def train_run(
     run: RunPlan, recorder: RecordWriter, submit: Submit, listen: Listen, ready: Ready, retrain: bool = False
 ) -> None:
@@ -130,8 +135,7 @@ class _Trial:
             self.hand_over([cell for cell in self.remaining if cell.cell.epoch == event.epoch])
 
     def _must_train(self, run: RunPlan, retrain: bool) -> bool:
-        is_trained = all(self.trained(cell) for cell in run.cells)
-        return not is_trained or (retrain and not all(self._is_complete(cell) for cell in todo(run)))
+        return not is_trained(run, self.ledger) or (retrain and not all(self._is_complete(cell) for cell in todo(run)))
 
     def _is_complete(self, cell: CellPlan) -> bool:
         """Return whether a cell is trained, and its snapshot there unless it diverged."""

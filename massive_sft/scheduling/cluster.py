@@ -20,6 +20,7 @@ from ray._private.services import canonicalize_bootstrap_address
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
+from massive_sft.scheduling.named_cluster import named_cluster
 
 TIMEOUT_S = 10.0  # seconds for the cluster's head to take a connection
 
@@ -91,8 +92,8 @@ def _cluster() -> str | None:
     Raises:
         InvalidInput: it names none, or none that answers; Ray would try for minutes, and not say what it tries.
     """
-    named = os.environ.get("RAY_ADDRESS", "").strip()
-    if named in ("", "local"):
+    named = named_cluster()
+    if named is None:
         return None
     if named.startswith(("http://", "https://")):
         rule = "is a dashboard's address, which `submit` takes; to run from here name the head's host:port, or unset it"

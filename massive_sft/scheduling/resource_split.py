@@ -31,8 +31,8 @@ class Mode:
     """The division of a cluster.
 
     Attributes:
-        name: ``split`` (some GPUs train while the others score), ``alternate`` (all train, then all score), or
-            ``share`` (half of the CPUs each).
+        name: ``split`` (some GPUs train while the others score), ``alternate`` (all train, then all score), ``share``
+            (half of the CPUs each), or ``score`` (nothing is left to train).
         lane_capacity: CPUs and GPUs that lanes may hold.
         scorers: the pool that scores.
         trials: Tune trials at a time: one more than lanes, so that no lane waits for the next order.
@@ -59,24 +59,34 @@ class Mode:
         yield from (tuple(runs[start : start + size]) for start in range(0, max(1, len(runs)), size))
 
     def __str__(self) -> str:
-        held = " and ".join(f"{n:g} {name}" for name, n in self.lane_capacity.items() if n)
         each = f"{self.scorers.gpus:g} GPU" if self.scorers.gpus else f"{self.scorers.cpus:g} CPU"
+        scorers = f"{self.scorers.count} scorer{'s' * (self.scorers.count > 1)} with {each} each"
+        if self.name == "score":
+            return f"mode score: nothing is left to train; {scorers}"
+        held = " and ".join(f"{n:g} {name}" for name, n in self.lane_capacity.items() if n)
         then = f"{self.at_once} runs, then score them" if self.alternates else "score meanwhile"
-        return f"mode {self.name}: lanes train on {held}; {self.scorers.count} scorers with {each} each; train {then}"
+        return f"mode {self.name}: lanes train on {held}; {scorers}; train {then}"
 
 
-def choose_mode(plan: Plan, cluster: Mapping[str, float]) -> Mode:
-    """Return how to divide a cluster of so many ``CPU`` and ``GPU`` for a plan.
+def choose_mode(plan: Plan, runs: Sequence[RunPlan], cluster: Mapping[str, float]) -> Mode:
+    """Return how to divide a cluster for a plan.
+
+    Args:
+        plan: what is left to do.
+        runs: those of its runs that are to be trained; the cells of the others are scored only.
+        cluster: how many ``CPU`` and ``GPU`` it has.
 
     Raises:
         InvalidInput: when a run's workers cannot be on the cluster together, all such runs at once.
     """
     cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    layouts = {run.layout for run in plan.todo}
+    layouts = {run.layout for run in runs}
     largest = max((layout.gpus for layout in layouts), default=0)
     problems = [_too_large(plan, layout, cpus, gpus) for layout in layouts]
     if any(problems):
         raise InvalidInput([problem for problem in problems if problem])
+    if not runs:
+        return Mode("score", {}, _scorers_alone(plan, cpus, gpus), 1, 1)
     if not largest:
         half = cpus / 2
         scorers = Scorers(max(1, math.floor(half)), min(1.0, half), 0.0)
@@ -85,6 +95,14 @@ def choose_mode(plan: Plan, cluster: Mapping[str, float]) -> Mode:
         held = max(largest, math.floor(gpus / 2))
         return _mode("split", {"CPU": cpus, "GPU": held}, Scorers(int(gpus - held), 1.0, 1.0), layouts, plan)
     return _mode("alternate", {"CPU": cpus, "GPU": gpus}, Scorers(max(1, int(gpus)), 1.0, 1.0), layouts, plan)
+
+
+def _scorers_alone(plan: Plan, cpus: float, gpus: float) -> Scorers:
+    """Return scorers on all that there is, no more than there are cells."""
+    cells = sum(not cell.is_done for cell in plan.cells)
+    if plan.uses_gpus and gpus >= 1:
+        return Scorers(max(1, min(cells, int(gpus))), 1.0, 1.0)
+    return Scorers(max(1, min(cells, math.floor(cpus))), min(1.0, cpus), 0.0)
 
 
 def _too_large(plan: Plan, layout: Layout, cpus: float, gpus: float) -> Problem | None:

@@ -8,9 +8,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
@@ -23,10 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError
 from massive_sft.core.stop import StopSignal
-from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import make_record_writer, retain, todo
+from massive_sft.running.trial import is_trained, make_record_writer, retain, todo
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, join, shape_of
@@ -46,6 +46,7 @@ SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in 
 LEAVE_S = 30.0  # the same, for the workers of lanes
 
 State = Mapping[str, Any]  # of a pool
+Scorable = tuple[CellPlan, RunPlan | None]  # a cell and its run; a base model has none
 
 
 class Stuck(MassiveSFTError):
@@ -69,23 +70,28 @@ def run_on_ray(
     Raises:
         Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE_S``.
     """
-    mode = choose_mode(plan, ray.cluster_resources())
+    recorder = make_record_writer(plan)
+    to_train = [run for run in plan.todo if retrain or not is_trained(run, recorder.ledger)]
+    ready: list[Scorable] = [(cell, None) for cell in plan.base if not cell.is_done]
+    ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
+    mode = choose_mode(plan, to_train, ray.cluster_resources())
     say(str(mode))
     stop = stop or StopSignal()
-    for runs in mode.rounds(plan.todo):
+    for runs in mode.rounds(to_train):
         if stop():
             return
-        _Round(plan, mode, runs, make_record_writer(plan), listen, say, retrain, stop).run()
-        plan = replace(plan, base=())  # the base models are scored in the first round
+        _Round(plan, mode, runs, ready, recorder, listen, say, retrain, stop).run()
+        ready = []  # scored in the first round
 
 
 @dataclass
 class _Round:
-    """One Tune experiment with its lanes, and the stream that scores what it trains."""
+    """One Tune experiment with its lanes, and the stream that scores what it trains and what is ``ready`` before."""
 
     plan: Plan
     mode: Mode
     runs: tuple[RunPlan, ...]
+    ready: Sequence[Scorable]
     recorder: RecordWriter
     listen: Listen
     say: Callable[[str], None]
@@ -95,8 +101,9 @@ class _Round:
 
     def __post_init__(self) -> None:
         self.shapes = {run.trajectory.id: shape_of(run.layout, self.mode.lane_cpus(run.layout)) for run in self.runs}
-        self.by_cell = {cell.cell.id: run for run in self.runs for cell in run.cells}
-        self.left = Counter({run.trajectory.id: len(todo(run)) for run in self.runs})
+        runs = (*self.runs, *(run for _, run in self.ready if run))
+        self.by_cell = {cell.cell.id: run for run in runs for cell in run.cells}
+        self.left = {run.trajectory.id: len(todo(run)) for run in runs}
         self.pool = _started(LanePool, Counter(self.shapes.values()))
         self.queue = _started(CellQueue)
         self.relay = _started(Relay)
@@ -107,8 +114,7 @@ class _Round:
 
     def run(self) -> None:
         """Train and score; return when every cell has its record, or when nothing is in hand in a run that ends."""
-        base = [cell_bytes(cell, None) for cell in self.plan.base if not cell.is_done]
-        ray.get(self.queue.put.remote(base))
+        ray.get(self.queue.put.remote([cell_bytes(cell, run) for cell, run in self.ready]))
         threads = {"hear": self._thread(self._hear)}
         try:
             if not self.mode.alternates:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -121,14 +120,6 @@ def _exclude_imports_from_collection() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within it the libraries below do not warn of their own deprecated calls, which users cannot change."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
-        yield
 
 
 def free_memory() -> None:

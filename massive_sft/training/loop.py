@@ -9,13 +9,14 @@ import torch
 
 from massive_sft.core.stop import never_stop
 from massive_sft.data.samples import Samples
+from massive_sft.models.pretrained import quiet
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
 from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.divergence import DivergenceMonitor
-from massive_sft.training.engine import free_memory, make_engine, quiet, warm_up
+from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
