@@ -156,7 +156,7 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
 ) -> None:
     path = long_sweep(tmp_path)
 
-    run = Runner(path)
+    run = Runner(path, "--ray")
     run.until(lambda: trains(path))
     run.press()
     text = run.ended(40)
@@ -164,15 +164,15 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     assert list((plan_root(path) / "trajectories").glob("*/resume/latest.json")), "it left no checkpoint"
     assert_true_statuses(path)
 
-    run = Runner(path)
+    run = Runner(path, "--ray")
     run.until(lambda: scores(path))
     code, text = cancel(path)
     assert (code, "has ended" in text) == (0, True), text
     assert "massive-sft cancel: ending" in run.ended(10)
     assert_true_statuses(path)
 
-    run = Runner(path)
-    run.until(lambda: "mode share" in run.log.read_text())
+    run = Runner(path, "--ray")
+    run.until(lambda: "mode s" in run.log.read_text())
     run.press()
     time.sleep(0.1)
     run.press()

@@ -242,7 +242,7 @@ def test_full_disk_ends_a_run_on_ray_with_a_sentence(room: Room) -> None:
     """Full from when the driver mirrors the first record: a lane trains and a scorer scores at that time."""
     sweep_at(room.seen / "ray", storage={"root": str(room.folder / "ray" / "ledger")} | KEEP)
     sweep = room.folder / "ray" / "small.yaml"
-    code, printed = room.command("run", sweep, full_at=FULL_AT["artifacts"])
+    code, printed = room.command("run", sweep, "--ray", full_at=FULL_AT["artifacts"])
     assert (code, "Traceback" in printed) == (1, False), printed
     assert printed.rstrip().endswith("No space left on device; make room, then run the same command to go on"), printed
     code, printed = room.command("run", sweep, "--inline")
