@@ -4,6 +4,7 @@ What a fenced block is for stands behind its language:
 
 - ``console``: lines that begin with ``$ `` are commands, what stands below one is what it prints; ``...`` stands for
   any text, white space for any other. A command that prints nothing, as far as the page says, must succeed.
+- ``console measured``: likewise, but what was measured differs between machines: any number stands for any other.
 - ``python``: code, in one namespace for the whole page. A ``text`` block right behind it is what it prints.
 - any language and a name, such as ``yaml my.yaml``: a file of that name.
 - everything else, such as ``sh``, is shown alone: it needs what a test has not (a GPU, a cluster, the hub).
@@ -31,24 +32,29 @@ from massive_sft.core.errors import MassiveSFTError
 
 DOCS = Path(__file__).parent.parent / "docs"
 LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MEASURED = "measured"
+NUMBER = re.compile(r"[-+]?\d[\d.]*(e-?\d+)?")
 SHELL = re.compile(r"[|<>&;*$()`]")  # what makes a command line more than words
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is that of its fence."""
+    """A fenced block: ``line`` is that of its fence; ``behind`` says whether it follows another one at once."""
 
     language: str
     name: str
     text: str
     line: int
+    behind: bool
 
 
-def blocks(page: Path) -> list[Block]:
-    """Return a page's fenced blocks."""
-    text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w+) ?(\S*)\n(.*?)^```$", text, re.M | re.S)
-    return [Block(match[1], match[2], match[3], text.count("\n", 0, match.start()) + 1) for match in found]
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield a page's fenced blocks."""
+    text, end = page.read_text(encoding="utf-8"), 0
+    for match in re.finditer(r"^```(\w*) ?(\S*)\n(.*?)^```$", text, re.M | re.S):
+        behind = not text[end : match.start()].strip()
+        yield Block(match[1], match[2], match[3], text.count("\n", 0, match.start()) + 1, behind)
+        end = match.end()
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
@@ -61,24 +67,23 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 def follow(page: Path, folder: Path) -> None:
     """Do what a page says, in a folder. Raises AssertionError where something else is printed than it says."""
     namespace: dict[str, Any] = {"__name__": "docs"}
-    said = None
+    printed: str | None = None  # by the code above
     with contextlib.chdir(folder):
         for block in blocks(page):
             place = f"{page.name}:{block.line}"
-            if block.name:
+            if block.language == "text" and block.behind and printed is not None:
+                _compare(place, block.text, 0, printed)
+            printed = None
+            if block.language == "console":
+                for command, wanted in commands(block):
+                    _compare(f"{place}: $ {command}", wanted, *_call(command), measured=block.name == MEASURED)
+            elif block.name:
                 Path(block.name).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.name).write_text(block.text, encoding="utf-8")
-            elif block.language == "console":
-                for command, printed in commands(block):
-                    _compare(f"{place}: $ {command}", printed, *_call(command))
             elif block.language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as stream:
                     exec(compile("\n" * block.line + block.text, page.name, "exec"), namespace)
-                said = stream.getvalue()
-                continue
-            elif block.language == "text" and said is not None:
-                _compare(place, block.text, 0, said)
-            said = None
+                printed = stream.getvalue()
 
 
 def _call(command: str) -> tuple[int, str]:
@@ -97,7 +102,9 @@ def _call(command: str) -> tuple[int, str]:
     return called.exit_code, called.output
 
 
-def _compare(place: str, wanted: str, code: int, printed: str) -> None:
+def _compare(place: str, wanted: str, code: int, printed: str, measured: bool = False) -> None:
+    if measured:
+        wanted, printed = (NUMBER.sub("#", text) for text in (wanted, printed))
     if not wanted.strip():
         assert code == 0, f"{place} ended with {code}:\n{printed}"
     elif not doctest.OutputChecker().check_output(wanted, printed, LIKE):

@@ -10,7 +10,7 @@ from doc_pages import DOCS, follow
 
 ROOT = DOCS.parent
 PAGES = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "cluster" / "README.md"]
-FOLLOWED = ("benchmarks", "families", "prompts")
+FOLLOWED = ("benchmarks", "families", "interpreting", "prompts")
 
 pytestmark = pytest.mark.timeout(240)
 
