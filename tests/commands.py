@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import forked_python
-from forked_python import listen, ray_workers, serve
+from forked_python import forked_ray, listen, serve
 from processes import descendants
 
 # For the server, which knows no other folder of modules before it is asked.
@@ -139,7 +139,7 @@ def lead_session(function: Callable[..., None], *arguments: object) -> None:
             serve(listening, over=lambda: os.getppid() != parent)
             shutil.rmtree(folder)
             os._exit(0)
-    with ray_workers(folder / "socket"):
+    with forked_ray(folder / "socket"):
         function(*arguments)
 
 
@@ -172,7 +172,7 @@ def fork_server() -> Iterator[Path]:
 @contextlib.contextmanager
 def forked_workers() -> Iterator[None]:
     """Have a Ray that this process starts fork its workers."""
-    with fork_server() as address, ray_workers(address):
+    with fork_server() as address, forked_ray(address):
         yield
 
 
@@ -195,7 +195,7 @@ def command(*arguments: object, out: Path, fault: Fault | None = None, seconds: 
 def run_with_forks(function: Callable[..., None], arguments: tuple[object, ...], out: Path, address: Path) -> None:
     """Call a function that starts a Ray, whose workers are forks, or torchrun, whose ranks are."""
     print_to(out)
-    with ray_workers(address):
+    with forked_ray(address):
         function(*arguments)
 
 

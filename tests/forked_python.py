@@ -2,7 +2,8 @@
 
 ``python forked_python.py SCRIPT ...`` does what ``python SCRIPT ...`` does. It hands all that it is (arguments,
 environment, folder, files, group, signals) to a server. That forks, and the fork runs the script; this process stays
-for it, ends as it ends, and takes it along when it is killed. Ray's workers begin so too, after ``ray_workers``.
+for it, ends as it ends, and takes it along when it is killed. So begins all that a Ray has of Python, after
+``forked_ray``.
 """
 
 from __future__ import annotations
@@ -11,38 +12,48 @@ import contextlib
 import json
 import os
 import selectors
+import shlex
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ADDRESS = "TESTS_FORKED_PYTHON"  # the variable that names the server's socket
+BY_PIPE = "RAY_enable_pipe_based_agent_to_parent_health_check"  # Ray's agents ask not whose children they are
 STANDARD = (0, 1, 2)
 
 
 @contextlib.contextmanager
-def ray_workers(address: Path) -> Iterator[None]:
-    """Have a Ray that this process starts get its workers from the server at ``address``."""
+def forked_ray(address: Path) -> Iterator[None]:
+    """Have a Ray that this process starts get its workers, monitors and agents from the server at ``address``."""
     import inspect
+    from unittest import mock
 
     from ray._private import services
 
-    start = services.start_raylet
+    start_raylet, start_process = services.start_raylet, services.start_ray_process
 
-    def start_raylet(*arguments: Any, **options: Any) -> Any:
-        bound = inspect.signature(start).bind(*arguments, **options)
+    def start_with_workers(*arguments: Any, **options: Any) -> Any:
+        bound = inspect.signature(start_raylet).bind(*arguments, **options)
         bound.arguments |= {"worker_path": __file__, "setup_worker_path": __file__}
-        return start(*bound.args, **bound.kwargs)
+        return start_raylet(*bound.args, **bound.kwargs)
 
-    services.start_raylet = start_raylet
-    os.environ[ADDRESS] = str(address)
-    try:
+    def start_forked(command: list[str], *arguments: Any, **options: Any) -> Any:
+        if command[:2] == [sys.executable, "-u"]:
+            command = [sys.executable, __file__, *command[2:]]
+        return start_process(command, *arguments, **options)
+
+    python = [sys.executable, __file__]  # of the dashboard and the agents, which the raylet starts
+    replaced = {
+        "start_raylet": start_with_workers,
+        "start_ray_process": start_forked,
+        "_build_python_executable_command_memory_profileable": lambda *_, **__: python,
+    }
+    environment = {ADDRESS: str(address), BY_PIPE: "1"}
+    with mock.patch.multiple(services, **replaced), mock.patch.dict(os.environ, environment):
         yield
-    finally:
-        services.start_raylet = start
-        del os.environ[ADDRESS]
 
 
 def hand_over(arguments: list[str]) -> int:
@@ -123,8 +134,6 @@ def fork(asking: socket.socket) -> int:
 
 def become(order: dict[str, Any], files: list[int]) -> None:
     """Go on as the process that asked would have gone on without this file."""
-    import runpy
-
     for file, number in zip(files, STANDARD, strict=True):
         os.dup2(file, number)
         os.close(file)
@@ -136,15 +145,35 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    arguments = order["arguments"]
-    if not arguments[0].endswith(".py") or arguments[0] == __file__:
-        arguments = [ray_script(arguments), *arguments]
     here = sys.path.index(str(Path(__file__).parent)) if str(Path(__file__).parent) in sys.path else 0
     more = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     sys.path[here:here] = more
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - its own, as are these
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.execvp = execute  # type: ignore[assignment]
+    run(order["arguments"])
+
+
+def run(arguments: list[str]) -> None:
+    """Run a script, or the one of Ray's that this file stands for."""
+    import runpy
+
+    from ray._raylet import Config
+
+    Config.initialize("")  # Ray has read the server's environment
+    if not arguments[0].endswith(".py") or arguments[0] == __file__:
+        arguments = [ray_script(arguments), *arguments]
     sys.argv = arguments
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - its own
     runpy.run_path(arguments[0], run_name="__main__")
+
+
+def execute(file: str, args: list[str], execvp: Callable[[str, list[str]], NoReturn] = os.execvp) -> None:
+    """Execute a program; if it is this file, in this process: Ray's setup_worker.py ends so."""
+    words = shlex.split(args[-1])
+    if words[:3] == ["exec", sys.executable, __file__]:
+        run(words[3:])
+    else:
+        execvp(file, args)
 
 
 def ray_script(arguments: list[str]) -> str:
@@ -154,9 +183,7 @@ def ray_script(arguments: list[str]) -> str:
     second in that environment.
     """
     from ray._private import workers
-    from ray._raylet import Config
 
-    Config.initialize("")  # Ray has read the server's
     return str(
         Path(workers.__file__ or "").parent / ("setup_worker.py" if arguments[0] == __file__ else "default_worker.py")
     )

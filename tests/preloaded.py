@@ -6,14 +6,19 @@ import gc
 import importlib
 import os
 
+from forked_python import BY_PIPE
+
 MODULES = [
     *("massive_sft.cli.app", "massive_sft.running.execute", "massive_sft.running.inline"),
     *("massive_sft.scheduling.run_on_ray", "mlflow.store.tracking.sqlalchemy_store"),
     *("ray.data", "ray.train.torch", "ray.tune", "torch.distributed.run", "torch._inductor.compile_fx"),
     *("deepspeed.comm.mori", "scipy.io"),
+    *("ray.autoscaler._private.monitor", "ray._private.log_monitor", "ray.dashboard.dashboard", "ray.dashboard.agent"),
+    *("ray.dashboard.modules.usage_stats.usage_stats_head", "ray.dashboard.modules.reporter.reporter_agent"),
 ]
-# Ray keeps what these are when it is imported: no job yet, and a process that lives as long as Ray's workers do.
-FOR_WORKERS = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
+# Ray keeps what these are when it is imported: no job yet, a process that lives as long as Ray's workers do, and how its
+# agents learn that Ray is gone.
+FOR_WORKERS = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid()), BY_PIPE: "1"}
 
 
 def draw_class_ids_afresh() -> None:
