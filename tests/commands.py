@@ -143,6 +143,24 @@ def lead_session(function: Callable[..., None], *arguments: object) -> None:
         function(*arguments)
 
 
+def start_hiding(folders: tuple[object, ...], function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a function of a module in a session of its own, which sees empty folders in the place of some.
+
+    A Ray that it starts has workers that do so too, so they are no forks. ``end`` must be called.
+    """
+    process = _CONTEXT.Process(target=_hide_and_call, args=(folders, function, *arguments))
+    process.start()
+    return process
+
+
+def _hide_and_call(folders: tuple[object, ...], function: Callable[..., None], *arguments: object) -> None:
+    os.setsid()
+    _unshare()
+    for folder in folders:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
+    function(*arguments)
+
+
 def start_session(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a function of a module in a session of its own; ``end`` must be called."""
     process = _CONTEXT.Process(target=lead_session, args=(function, *arguments))

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from zipfile import ZipFile
 import pytest
 import ray
 import typer
-from commands import print_to, start_session
+from commands import Room, print_to, start_hiding, start_session
 from forked_python import ADDRESS
 from ray._private import services
 from ruamel.yaml import YAML
@@ -35,7 +36,8 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.scheduling import cluster, package
 from massive_sft.scheduling.cluster import connected
-from massive_sft.scheduling.jobs import job_status, list_jobs, resolve_address
+from massive_sft.scheduling.cluster_paths import Answer, Wanted
+from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address
 from massive_sft.scheduling.package import find_tree, write_package
 from massive_sft.scheduling.portable import client_only
 from massive_sft.scheduling.submit import entrypoint, submit_sweep
@@ -189,10 +191,9 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
     root = tmp_path / "tree"
 
     def change(content: dict[str, Any]) -> None:
-        content["models"]["base"] = {"path": str(root / "models/base"), "tokenizer": "~/tokenizer"}
         content["models"]["gone"] = {"path": "../models/gone"}
         content["models"]["empty"] = {"path": "../data"}
-        content["datasets"]["own"]["path"] = str(outside)
+        content["datasets"]["folder"] = {"path": "../data", "format": "alpaca"}
         content["datasets"]["near"] = {"path": "../../elsewhere/own.jsonl", "format": "alpaca"}
         content["datasets"]["ignored"] = {"path": "../data/private.jsonl", "format": "alpaca"}
         content["evaluation"]["tasks"] = [{"path": "../tasks/foreign.yaml"}, {"path": "../tasks/wide.yaml"}]
@@ -201,15 +202,13 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
 
     write(root / ".gitignore", "private.*\n")
     write(root / "data/private.jsonl")
-    yaml_file(root / "tasks/foreign.yaml", {"task": "f", "dataset_kwargs": {"data_files": {"test": str(outside)}}})
+    yaml_file(root / "tasks/foreign.yaml", {"task": "f", "metadata": {"questions": str(outside)}})
     yaml_file(root / "tasks/wide.yaml", {"task": "w", "dataset_kwargs": {"data_files": "../../elsewhere/own.jsonl"}})
     found = refusals(root, change)
     assert {place: rule.split(":")[0].split(" (")[0] for place, rule in found.items()} == {
-        "models.base.path": "is a path of this machine",
-        "models.base.tokenizer": "is a path of this machine",
         "models.gone.path": "there is no such file or folder",
         "models.empty.path": f"{root}/data has no weights",
-        "datasets.own.path": "is a path of this machine",
+        "datasets.folder.path": f"{root}/data is a folder",
         "datasets.near.path": f"is outside the packaged folder {root}",
         "datasets.ignored.path": "is left out of the package",
         "evaluation.tasks[0].path: foreign.yaml": "names a path of this machine",
@@ -217,7 +216,6 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
         "storage.root": "must be a folder of the cluster that all its nodes see, such as ${RUNS",
         "tracking.mlflow": "is a file of this machine",
     }
-    assert found["models.base.path"].endswith("write ../models/base")
 
 
 @pytest.mark.parametrize("ignored", ["part-1.safetensors", "*.index.json", "generation_config.json"])
@@ -238,17 +236,64 @@ def test_model_folder_with_an_ignored_file_that_is_read_is_refused(tmp_path: Pat
     assert "is left out of the package" in refusals(tmp_path, change)["models.base.path"]
 
 
-def test_file_url_in_a_task_is_a_path_of_this_machine(tmp_path: Path) -> None:
-    outside = write(tmp_path / "elsewhere/own.jsonl")
-    named = {"data_files": {"test": f"file://{outside}"}}
-    yaml_file(tmp_path / "tree/tasks/url.yaml", {"task": "u", "description": "a" * 300, "dataset_kwargs": named})
-    found = refusals(
-        tmp_path / "tree", lambda content: content["evaluation"].update(tasks=[{"path": "../tasks/url.yaml"}])
-    )
-    assert "names a path of this machine" in found["evaluation.tasks[0].path: url.yaml"]
+@pytest.mark.parametrize("data", [{"data_dir": "quiz"}, {"data_files": {"test": "quiz/*.jsonl"}}])
+def test_data_folder_of_a_task_file_is_packaged_whole(tmp_path: Path, data: dict[str, Any]) -> None:
+    """Beside the task file, and in the folder that the job runs in: the package's top."""
+    for place in ("tasks/quiz", "quiz"):
+        for name in ("a.jsonl", "b.jsonl"):
+            write(tmp_path / place / name)
+        yaml_file(tmp_path / "tasks/own.yaml", {"task": "own", "dataset_path": "json", "dataset_kwargs": data})
+        path = yaml_file(tmp_path / "tasks/quiz.yaml", {"task": "own", "dataset_path": "json", "dataset_kwargs": data})
+
+        def change(content: dict[str, Any]) -> None:
+            content["evaluation"]["tasks"] = [{"path": "../tasks/quiz.yaml"}]
+
+        assert path.is_file() and refusals(tmp_path, change) == {}
+        write(tmp_path / place / ".gitignore", "b.*\n")
+        assert "is left out of the package" in refusals(tmp_path, change)["evaluation.tasks[0].path: quiz.yaml"]
+        shutil.rmtree(tmp_path / place)
 
 
-@pytest.mark.parametrize("root", ["runs", "/home/me/runs", "${RUNS:-../runs}", "runs/${USER}", "s3://bucket/runs"])
+def test_absolute_paths_are_the_clusters_wherever_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the sweep file and of task files, files and folders, also behind variables, URLs and includes."""
+    shared = tmp_path / "shared"
+    for name in ("config.json", "tokenizer.json"):
+        write(shared / "base" / name, "{}")
+    write(shared / "base/model.safetensors", EMPTY_WEIGHTS)
+    folder = write(shared / "quiz/part/a.jsonl").parent.parent
+    inner = {"dataset_path": str(folder), "description": "/no_think"}
+    yaml_file(shared / "tasks/far.yaml", {"task": "far", "include": "${SHARED}/tasks/part.yaml", **inner})
+    yaml_file(shared / "tasks/part.yaml", {"dataset_kwargs": {"data_files": f"file://{shared}/gone.jsonl"}})
+
+    def change(content: dict[str, Any]) -> None:
+        content["models"]["base"] = {"path": "${SHARED}/base", "tokenizer": str(shared / "base")}
+        content["datasets"]["own"]["path"] = str(shared / "train.jsonl")
+        tasks = [{"path": "../tasks/own.yaml"}, {"path": "../tasks/near.yaml"}, {"path": "${SHARED}/tasks/far.yaml"}]
+        content["evaluation"]["tasks"] = tasks
+        content["storage"]["root"] = str(shared / "runs")
+
+    named = {"data_files": {"test": "${UNSET}/b.jsonl", "train": "${SHARED:-/nowhere}/c.jsonl"}}
+    yaml_file(tmp_path / "tree/tasks/near.yaml", {"task": "near", "data_dir": "/shared/of/the/cluster", **named})
+    assert refusals(tmp_path / "tree", change) == {}
+    monkeypatch.setenv("SHARED", str(shared))
+    monkeypatch.delenv("UNSET", raising=False)
+    monkeypatch.chdir(tmp_path / "tree")
+    wanted = Wanted(load_sweep(sweep_file(tmp_path / "tree", change)))
+    assert wanted.paths.keys() == {
+        *(str(shared / name) for name in ("base", "base/config.json", "base/tokenizer.json", "base/model.safetensors")),
+        *(str(shared / name) for name in ("train.jsonl", "quiz", "quiz/part/a.jsonl", "gone.jsonl", "c.jsonl")),
+        *(str(shared / name) for name in ("tasks/far.yaml", "tasks/part.yaml")),
+        "/shared/of/the/cluster",
+    }
+    assert [str(problem) for problem in wanted.problems] == [
+        "evaluation.tasks[1].path: near.yaml: needs the environment variable UNSET, which is not set, "
+        "got '${UNSET}/b.jsonl'"
+    ]
+
+
+@pytest.mark.parametrize("root", ["runs", "${RUNS:-../runs}", "runs/${USER}", "s3://bucket/runs"])
 def test_storage_that_the_job_would_lose_is_refused(tmp_path: Path, root: str) -> None:
     found = refusals(tmp_path, lambda content: content["storage"].update(root=root))
     assert found.keys() == {"storage.root"}
@@ -387,22 +432,40 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+PORT = free_port()  # of the head, for its nodes
+
+
+def node_options(**ports: int) -> list[str]:
+    """Return what ``ray start`` takes for a node whose ports are its own."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in ports.items()]
+    options += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    return [*options, "--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
+
+
+def node_environment(runs: Path) -> dict[str, str]:
+    kept = ("HOME", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "PYTHONPATH")
+    own = {name: os.environ[name] for name in kept if name in os.environ}
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return own | {"PATH": path, "RUNS": str(runs), "RAY_AUTH_MODE": "disabled"}
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def session() -> Iterator[str]:
+    """The folder of the head's sockets and packages: short, for the paths of sockets end after 107 bytes."""
+    folder = tempfile.mkdtemp(prefix="msft-", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head(session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A head of this machine with ports and folders of its own: its dashboard's address, and its ``$RUNS``."""
     runs = tmp_path_factory.mktemp("cluster-runs")
-    folder = tempfile.mkdtemp(prefix="msft-", dir="/tmp")  # short: socket paths end after 107 bytes
     dashboard = free_port()
-    ports = {name: free_port() for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")}
-    options = [f"--{name}={value}" for name, value in (ports | {"dashboard-port": dashboard}).items()]
-    options += [f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
-    options += ["--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
-    scripts = str(Path(sys.executable).parent)
-    kept = {
-        name: os.environ[name] for name in ("HOME", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
-    }
-    environment = kept | {"PATH": f"{scripts}:/usr/bin:/bin", "RUNS": str(runs), "RAY_AUTH_MODE": "disabled"}
-    process = start_session(start_ray, options, environment, folder)
+    ports = {"dashboard_port": dashboard, "dashboard_agent_listen_port": free_port()}
+    options = node_options(port=PORT, ray_client_server_port=free_port(), **ports)
+    options += ["--head", "--node-name=head", f"--temp-dir={session}"]
+    process = start_session(start_ray, options, node_environment(runs), session)
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_for(lambda: answers(address), 120)
@@ -412,20 +475,43 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         process.join(3)
         end_session(process.pid)
         process.join()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_ray(options: list[str], environment: dict[str, str], folder: str) -> None:
-    """Run ``ray start --head --block`` in this process."""
+    """Run ``ray start --block`` in this process."""
     from ray.scripts.scripts import main
 
     print_to(Path(os.devnull))
-    forks = os.environ[ADDRESS]
+    forks = {ADDRESS: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
     os.environ.clear()
-    os.environ |= environment | {ADDRESS: forks}
+    os.environ |= environment | forks
     os.chdir(folder)
-    sys.argv = ["ray", "start", "--head", "--block", *options]
+    sys.argv = ["ray", "start", "--block", *options]
     main()
+
+
+@contextmanager
+def second_node(address: str, runs: Path, *hidden: object) -> Iterator[None]:
+    """Have the head's cluster another node, which does not see what is in some folders."""
+    options = node_options(dashboard_agent_listen_port=free_port())
+    options += [f"--address=127.0.0.1:{PORT}", "--node-name=second"]
+    process = start_hiding(hidden, start_ray, options, node_environment(runs), "/")
+    try:
+        wait_for(lambda: alive(address) == 2, 120)
+        yield
+    finally:
+        process.terminate()
+        process.join(5)
+        end_session(process.pid)
+        process.join()
+        wait_for(lambda: alive(address) == 1, 60)
+
+
+def alive(address: str) -> int:
+    """Return how many nodes of a cluster are alive."""
+    with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=10) as answer:
+        nodes = json.loads(answer.read())["data"]["summary"]
+    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
 
 def answers(address: str) -> bool:
@@ -516,6 +602,21 @@ time.sleep(int(open("seconds").read()))
 """
 
 
+# In the place of the module that looks for paths.
+ANSWER = f"""
+print({Answer(1, 0, []).to_line()!r})
+"""
+
+
+def own_package(root: Path, seconds: int) -> None:
+    """Write a ``massive_sft`` into a tree that only tells what it was called with."""
+    for name in ("__init__.py", "scheduling/__init__.py"):
+        write(root / "massive_sft" / name, "")
+    write(root / "massive_sft/__main__.py", MAIN)
+    write(root / "massive_sft/scheduling/cluster_paths.py", ANSWER)
+    write(root / "seconds", str(seconds))
+
+
 @pytest.mark.slow
 def test_job_sees_its_tree_first_and_nothing_of_this_environment(
     head: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -525,12 +626,12 @@ def test_job_sees_its_tree_first_and_nothing_of_this_environment(
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the address given wins
     path = sweep_file(tmp_path)
-    write(tmp_path / "massive_sft/__init__.py", "")
-    write(tmp_path / "massive_sft/__main__.py", MAIN)
-    write(tmp_path / "seconds", "0")
+    own_package(tmp_path, seconds=0)
     said: list[str] = []
     identifier = submit_sweep(load_sweep(path), (), address, tmp_path, said.append)
-    assert said == [f"packaging {tmp_path}: {find_tree(tmp_path)}"]
+    asked = ["asking every node of the cluster for the paths that the sweep names"]
+    asked += ["1 nodes see the storage root and all 0 paths"]
+    assert said == [f"packaging {tmp_path}: {find_tree(tmp_path)}", *asked]
     wait_for(lambda: job_status(address, identifier).ended is not None, 60)
     with urllib.request.urlopen(f"{address}/api/jobs/{identifier}", timeout=10) as answer:
         details = answer.read().decode()
@@ -547,12 +648,100 @@ def test_job_sees_its_tree_first_and_nothing_of_this_environment(
 def test_job_that_is_stopped_ends_and_says_so(head: tuple[str, Path], tmp_path: Path) -> None:
     address, _ = head
     path = sweep_file(tmp_path)
-    write(tmp_path / "massive_sft/__init__.py", "")
-    write(tmp_path / "massive_sft/__main__.py", MAIN)
-    write(tmp_path / "seconds", "600")
+    own_package(tmp_path, seconds=600)
     identifier = submit_sweep(load_sweep(path), (), address, tmp_path, lambda _: None)
     wait_for(lambda: job_status(address, identifier).status == "RUNNING", 60)
     stopped = CliRunner().invoke(cli, ["job", identifier, "--stop", "--address", address])
     assert stopped.output == "stopping\n"
     wait_for(lambda: job_status(address, identifier).status == "STOPPED", 30)
     assert CliRunner().invoke(cli, ["job", identifier, "--address", address]).exit_code == 1
+
+
+def shared_sweep(tree: Path, shared: Path, **changes: Any) -> Path:
+    """Write a sweep file into ``tree`` whose every path is one of ``shared``, and what it names there.
+
+    The model and the storage are named by a variable of the cluster, the rest by absolute paths; of the benchmark it
+    is the folder of its data that is named, within its file.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        write(shared / "base" / name, "{}")
+    write(shared / "base/model.safetensors", EMPTY_WEIGHTS)
+    write(shared / "train.jsonl", '{"instruction": "a", "output": "b"}\n')
+    write(shared / "quiz/test.jsonl", "{}\n")
+
+    def change(content: dict[str, Any]) -> None:
+        content["models"]["base"]["path"] = "${SHARED:-" + str(shared) + "}/base"
+        content["datasets"]["own"]["path"] = str(shared / "train.jsonl")
+        content["storage"]["root"] = str(shared / "runs")
+        for name, value in changes.items():
+            content[name].update(value)
+
+    path = sweep_file(tree, change)
+    for unused in ("models", "data"):
+        shutil.rmtree(tree / unused)
+    yaml_file(tree / "tasks/own.yaml", {"task": "own", "dataset_path": "json", "data_dir": str(shared / "quiz")})
+    return path
+
+
+@pytest.mark.slow
+def test_paths_that_only_the_cluster_has_are_looked_for_there_and_allowed(
+    head: tuple[str, Path], tmp_path: Path
+) -> None:
+    address, _ = head
+    before = len(list_jobs(address))
+    with Room(tmp_path / "shared", "1m") as client:  # which sees an empty folder there
+        path = shared_sweep(tmp_path / "tree", tmp_path / "shared")
+        code, told = client.command("submit", path, "--address", address, "--working-dir", tmp_path / "tree")
+    assert code == 0, told
+    assert "1 nodes see the storage root and all 7 paths" in told
+    assert len(list_jobs(address)) == before + 1, "the job that looked is not kept"
+    assert not (tmp_path / "shared/runs").exists() and not list((tmp_path / "shared").glob(".massive-sft*"))
+    job_id = list_jobs(address)[-1].id
+    wait_for(lambda: job_status(address, job_id).ended is not None, 120)  # the model is none, so it ends soon
+    assert "there is no" not in "".join(job_logs(address, job_id))
+
+
+@pytest.mark.slow
+def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_started(
+    head: tuple[str, Path], session: str, tmp_path: Path
+) -> None:
+    address, runs = head
+    before = len(list_jobs(address))
+    own = {"datasets": {"gone": {"path": "/shared/gone.jsonl", "format": "alpaca"}}}
+    path = shared_sweep(tmp_path / "tree", tmp_path / "shared", **own, models={"unset": {"path": "${UNSET}/base"}})
+    with second_node(address, runs, session, tmp_path / "shared"), pytest.raises(InvalidInput) as caught:
+        submit_sweep(load_sweep(path), (), address, tmp_path / "tree", lambda _: None)
+    told = {
+        (problem.place.removeprefix(f"{path}: "), str(problem.value)): problem.rule for problem in caught.value.problems
+    }
+    shared = tmp_path / "shared"
+    only_second = {
+        ("models.base.path", "${SHARED:-" + str(shared) + "}/base"),
+        *(("models.base.path", str(shared / "base" / name)) for name in ("config.json", "tokenizer.json")),
+        ("models.base.path", str(shared / "base/model.safetensors")),
+        ("datasets.own.path", str(shared / "train.jsonl")),
+        ("evaluation.tasks[0].path: own.yaml", str(shared / "quiz")),
+        ("evaluation.tasks[0].path: own.yaml", str(shared / "quiz/test.jsonl")),
+        ("storage.root", str(shared / "runs")),
+    }
+    on_both = {("datasets.gone.path", "/shared/gone.jsonl"), ("models.unset.path", "${UNSET}/base")}
+    assert told.keys() == only_second | on_both
+    assert all("second (" in told[key] and "head (" not in told[key] for key in only_second)
+    gone = told["datasets.gone.path", "/shared/gone.jsonl"]
+    assert "there is no such file or folder on any node: head (" in gone and "second (" in gone
+    assert "UNSET, which is not set" in told["models.unset.path", "${UNSET}/base"]
+    hint = "this machine has it: put it where all nodes see it, or package it and write ../../shared/train.jsonl"
+    assert hint in told["datasets.own.path", str(shared / "train.jsonl")]
+    assert len(list_jobs(address)) == before
+
+
+@pytest.mark.slow
+def test_storage_that_is_a_folder_of_the_client_alone_is_refused(head: tuple[str, Path], tmp_path: Path) -> None:
+    address, _ = head
+    with Room(tmp_path / "home/me", "1m") as client:
+        path = sweep_file(
+            tmp_path / "tree", lambda content: content["storage"].update(root=f"{tmp_path}/home/me/a/runs")
+        )
+        code, told = client.command("submit", path, "--address", address, "--working-dir", tmp_path / "tree")
+    assert code == 2
+    assert f"storage.root: there is no folder {tmp_path}/home/me/a on the cluster" in " ".join(told.split())

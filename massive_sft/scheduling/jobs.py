@@ -1,4 +1,4 @@
-"""Jobs on a running cluster, by Ray's Jobs API: send one, look at it again from anywhere, follow it, stop it."""
+"""Jobs on a running cluster, by Ray's Jobs API: send or run one, look at it again from anywhere, follow it, stop it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import logging
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT_S = 10.0  # seconds for a cluster's first answer
+POLL_S = 0.5  # seconds between looks at a job that is waited for
 UNSUCCESSFUL = frozenset({"FAILED", "STOPPED"})
 
 
@@ -84,6 +86,28 @@ def send_job(address: str, entrypoint: str, package: Path, sweep: str) -> str:
         return client.submit_job(
             entrypoint=entrypoint, runtime_env={"working_dir": str(package)}, metadata={"sweep": sweep}
         )
+
+
+def run_job(address: str, entrypoint: str, package: Path, timeout_s: float) -> str:
+    """Run a command on the cluster in an unpacked zip file to its end, and return what it printed.
+
+    The cluster's list of jobs does not keep it. Raises JobError when it does not end in time; it is stopped then.
+    """
+    with _client(address) as client:
+        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(package)})
+        end = time.monotonic() + timeout_s
+        try:
+            while not client.get_job_status(job).is_terminal():
+                if time.monotonic() > end:
+                    raise JobError(f"{redact(address)}: the cluster did not run `{entrypoint}` within {timeout_s:g} s")
+                time.sleep(POLL_S)
+            details = client.get_job_info(job)
+            return f"{details.message or ''}\n{client.get_job_logs(job)}"
+        finally:
+            if client.get_job_status(job).is_terminal():
+                client.delete_job(job)
+            else:
+                client.stop_job(job)
 
 
 def list_jobs(address: str | None) -> list[Job]:

@@ -25,7 +25,9 @@ def expand_variables(text: str, environment: Mapping[str, str] = os.environ) -> 
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
 
 
-def local_candidates(text: str, folder: Path) -> list[tuple[Path, str]]:
+def local_candidates(
+    text: str, folder: Path, working: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> list[tuple[Path, str]]:
     """Return where the readers of a task file's data may look for what it names: (start, path or pattern), in order.
 
     That is beside the task file, then in the working folder; there alone for the path within a URL of ``fsspec``:
@@ -34,14 +36,17 @@ def local_candidates(text: str, folder: Path) -> list[tuple[Path, str]]:
     Args:
         text: a value of a task file, perhaps no path at all.
         folder: the task file's.
+        working: the working folder; this process's if not given.
+        environment: gives the values of ``${NAME}``.
     """
     if not text or "\n" in text or "\0" in text or len(text) > 1024:
         return []
     try:
-        expanded = expand_variables(text)
+        expanded = expand_variables(text, environment)
         bare = re.sub(r"^(file|local):(//)?", "", expanded.rpartition("::")[2])
         named = str(Path(bare).expanduser())
     except (KeyError, RuntimeError):  # a variable or a home that is not known here
         return []
-    starts = [folder, Path.cwd()] if bare == expanded else [Path.cwd()]
+    working = working or Path.cwd()
+    starts = [folder, working] if bare == expanded else [working]
     return [(start, named) for start in dict.fromkeys(starts)]
