@@ -30,6 +30,7 @@ from ruamel.yaml import YAML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
+from massive_sft.cli.app import app
 from massive_sft.cli.submit import job, submit
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Status
@@ -694,7 +695,7 @@ def test_paths_that_only_the_cluster_has_are_looked_for_there_and_allowed(
         code, told = client.command("submit", path, "--address", address, "--working-dir", tmp_path / "tree")
     assert code == 0, told
     assert "1 nodes see the storage root and all 7 paths" in told
-    assert len(list_jobs(address)) == before + 1, "the job that looked is not kept"
+    assert len(list_jobs(address)) == before + 1, "the job that looked is not listed"
     assert not (tmp_path / "shared/runs").exists() and not list((tmp_path / "shared").glob(".massive-sft*"))
     job_id = list_jobs(address)[-1].id
     wait_for(lambda: job_status(address, job_id).ended is not None, 120)  # the model is none, so it ends soon
@@ -745,3 +746,21 @@ def test_storage_that_is_a_folder_of_the_client_alone_is_refused(head: tuple[str
         code, told = client.command("submit", path, "--address", address, "--working-dir", tmp_path / "tree")
     assert code == 2
     assert f"storage.root: there is no folder {tmp_path}/home/me/a on the cluster" in " ".join(told.split())
+
+
+@pytest.mark.slow
+def test_check_on_a_cluster_passes_what_it_can_hold_and_names_what_it_cannot(
+    head: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # the cluster has two
+    path = relative_sweep(tmp_path)
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    for rules, word in (([{"workers": 2, "zero": 2}], "ready"), ([{"gpus": 1}], "gpus")):
+        overlay = yaml_file(tmp_path / "resources.yaml", {"resources": rules})
+        done = CliRunner().invoke(app, ["check", str(path), "--overlay", str(overlay)])
+        assert not ray.is_initialized()
+        problems = done.exception.problems if isinstance(done.exception, InvalidInput) else []
+        assert len(problems) == (word == "gpus"), problems
+        assert word.upper() in (done.output + "".join(map(str, problems))).upper()

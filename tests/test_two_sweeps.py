@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.cli.cell_lookup import find_cell
+from massive_sft.cli.diff import diff_json
 from massive_sft.cli.logs import logs_json
 from massive_sft.cli.retry import select_failed
+from massive_sft.cli.show import record_json, waiting_json
 from massive_sft.cli.status import status_json, status_view
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -19,6 +22,7 @@ from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where
 from massive_sft.report.report_data import read_report_data
+from massive_sft.report.write import write_report
 
 QUIZ, BROKEN = {"name": "quiz", "shots": 0}, {"name": "broken", "shots": 0}
 WHY = "UndefinedError: 'quest' is undefined"
@@ -111,3 +115,18 @@ def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path
     assert len(failed) == 1 and "OSError: full" in failed[0]
     data = read_report_data(plan_of(file_of(tmp_path, "sound", QUIZ)), ledger)
     assert data.statuses[cell.cell.id] is Status.COMPLETE and not data.findings
+
+
+def test_what_is_printed_and_written_for_programs_says_mixture_as_the_sweep_file_does(
+    sound: Plan, tmp_path: Path
+) -> None:
+    ledger, cell = Ledger.open(sound.root), sound.cells[0]
+    match = find_cell(sound, ledger, cell.cell.id)
+    record = ledger.read_record(cell.cell.id)
+    assert record is not None
+    shown = [status_json(sound)[0], *diff_json(match, match)["cells"], record_json(record)["coordinates"]]
+    shown += [waiting_json(match)["coordinates"]]
+    assert all(names["mixture"] == cell.cell.coordinates.data and "data" not in names for names in shown)
+    write_report(sound, ledger, tmp_path / "report")
+    columns = pd.read_parquet(tmp_path / "report" / "scores.parquet").columns
+    assert "mixture" in columns and "data" not in columns

@@ -168,7 +168,7 @@ def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:
     return {
         "schema": 1,
         "cells": [
-            {"cell": f.id, "status": str(f.status), **f.coordinates._asdict()} for f in (first_cell, second_cell)
+            {"cell": f.id, "status": str(f.status), **f.coordinates.by_shown_name()} for f in (first_cell, second_cell)
         ],
         "differs": {
             name: {

@@ -180,4 +180,4 @@ def print_status(file: Path, where: str | None, as_json: bool) -> None:
 
 def _status_json(record: Record) -> dict[str, Any]:
     about = {"cell": record.cell, "trajectory": record.trajectory, "status": str(record.status)}
-    return about | {"lacking": list(record.missing), **coordinates_of(record)._asdict()}
+    return about | {"lacking": list(record.missing), **coordinates_of(record).by_shown_name()}

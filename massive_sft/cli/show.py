@@ -26,14 +26,20 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
         match = locate_cell(cell, sweep, overlay)
         record = match.asked_record
     if as_json:
-        print_json(record.model_dump(mode="json", by_alias=True) if record else waiting_json(match))
+        print_json(record_json(record) if record else waiting_json(match))
     else:
         console().print(record_view(record) if record else waiting_view(match))
 
 
+def record_json(record: Record) -> dict[str, Any]:
+    """Return a record as it is on the disk, but for the mixture's name."""
+    shown = {"mixture" if name == "data" else name: value for name, value in record.coordinates.items()}
+    return record.model_dump(mode="json", by_alias=True) | {"coordinates": shown}
+
+
 def waiting_json(match: CellMatch) -> dict[str, Any]:
     """Return what is known of a cell without a record, under a record's names."""
-    about = {"cell": match.id, "trajectory": match.trajectory, "coordinates": match.coordinates._asdict()}
+    about = {"cell": match.id, "trajectory": match.trajectory, "coordinates": match.coordinates.by_shown_name()}
     return {"schema": 1, **about, "status": str(match.status), "scores": {}, "measures": {}}
 
 

@@ -39,7 +39,7 @@ def status_json(plan: Plan) -> list[dict[str, Any]]:
             "trajectory": item.cell.recipe.id if item.cell.recipe else None,
             "status": str(item.status),
             "lacking": [asked.id for asked in item.unmet],
-            **item.cell.coordinates._asdict(),
+            **item.cell.coordinates.by_shown_name(),
         }
         for item in plan.cells
     ]

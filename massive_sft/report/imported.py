@@ -84,7 +84,7 @@ def write_imported_report(data: ImportedReportData, out: Path) -> Path:
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["mixture_label", "setting_label"]
-    write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
+    write_bytes(out / "scores.parquet", tables.to_parquet(tables.with_mixture(data.scores.drop(columns=labels))))
     shown = bool(data.scores["column"].notna().any())
     sections = [
         overview.warnings_section(data.findings),

@@ -44,11 +44,11 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["mixture_label", "setting_label"]
-    write_bytes(out / "scores.parquet", tables.to_parquet(data.scores.drop(columns=labels)))
+    write_bytes(out / "scores.parquet", tables.to_parquet(tables.with_mixture(data.scores.drop(columns=labels))))
     added = []
     for table_ledger in imported:
         frame = comparison.compare(data, table_ledger)
-        write_bytes(out / f"beside-{table_ledger.table.name}.csv", tables.to_csv(frame))
+        write_bytes(out / f"beside-{table_ledger.table.name}.csv", tables.to_csv(tables.with_mixture(frame)))
         added.append(comparison.comparison_section(data, table_ledger, frame))
     write_bytes(out / PAGE, render(data, added).encode())
     return out / PAGE

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT_S = 10.0  # seconds for a cluster's first answer
+AWAITED = "massive_sft.awaited"  # marks a job whose answer is all that somebody wants of it
 POLL_S = 0.5  # seconds between looks at a job that is waited for
 UNSUCCESSFUL = frozenset({"FAILED", "STOPPED"})
 
@@ -91,10 +92,11 @@ def send_job(address: str, entrypoint: str, package: Path, sweep: str) -> str:
 def run_job(address: str, entrypoint: str, package: Path, timeout_s: float) -> str:
     """Run a command on the cluster in an unpacked zip file to its end, and return what it printed.
 
-    The cluster's list of jobs does not keep it. Raises JobError when it does not end in time; it is stopped then.
+    ``list_jobs`` leaves it out. Raises JobError when it does not end in time; it is stopped then.
     """
     with _client(address) as client:
-        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(package)})
+        environment = {"working_dir": str(package)}
+        job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata={AWAITED: "yes"})
         end = time.monotonic() + timeout_s
         try:
             while not client.get_job_status(job).is_terminal():
@@ -104,10 +106,7 @@ def run_job(address: str, entrypoint: str, package: Path, timeout_s: float) -> s
             details = client.get_job_info(job)
             return f"{details.message or ''}\n{client.get_job_logs(job)}"
         finally:
-            if client.get_job_status(job).is_terminal():
-                client.delete_job(job)
-            else:
-                client.stop_job(job)
+            client.stop_job(job)
 
 
 def list_jobs(address: str | None) -> list[Job]:
@@ -211,7 +210,7 @@ def _only_address(address: str) -> Iterator[None]:
 
 
 def _jobs(client: JobSubmissionClient) -> list[Job]:
-    found = [item for item in client.list_jobs() if item.submission_id]
+    found = [item for item in client.list_jobs() if item.submission_id and AWAITED not in (item.metadata or {})]
     return sorted((_job(item) for item in found), key=lambda job: (job.started is None, job.started or 0))
 
 

@@ -55,7 +55,7 @@ class Results:
         rows = [self._hyperparameters(cell) for cell in whole["cell"]]
         settings = pd.DataFrame(rows, index=whole.index).convert_dtypes()
         new = [name for name in settings.columns if name not in whole.columns]
-        return _with_mixture(pd.concat([whole, settings[new]], axis=1))
+        return tables.with_mixture(pd.concat([whole, settings[new]], axis=1))
 
     def _hyperparameters(self, cell: str) -> dict[str, Any]:
         try:
@@ -72,7 +72,7 @@ class Results:
 
         ``primary`` marks the row that is the benchmark's score, and ``column`` names it.
         """
-        return _with_mixture(self._tidy)
+        return tables.with_mixture(self._tidy)
 
     @cached_property
     def _tidy(self) -> pd.DataFrame:
@@ -82,7 +82,7 @@ class Results:
     def gains(self) -> pd.DataFrame:
         """The trained cells' rows of ``scores`` beside their base model's: see ``tables.gains``, ``paired_gains``."""
         reader = SampleReader(self.ledger, self.records)
-        return _with_mixture(with_paired_intervals(tables.gains(self._tidy), reader))
+        return tables.with_mixture(with_paired_intervals(tables.gains(self._tidy), reader))
 
     @cached_property
     def measures(self) -> pd.DataFrame:
@@ -108,7 +108,7 @@ class Results:
         Args:
             metric: a benchmark, or ``TASK/METRIC[,FILTER]``; every benchmark's own without.
         """
-        return _with_mixture(rank_cells(self.ledger, self.records, metric))
+        return tables.with_mixture(rank_cells(self.ledger, self.records, metric))
 
     def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
         """Return per-sample values: see ``file_frames.sample_frame``.
@@ -129,11 +129,6 @@ class Results:
     def _chosen(self, cells: Iterable[str] | None) -> list[Record]:
         wanted = self.records if cells is None else dict.fromkeys(cells)
         return [self.records[cell] for cell in wanted if cell in self.records]
-
-
-def _with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame under the sweep file's word for what records call ``data``."""
-    return frame.rename(columns={"data": "mixture"})
 
 
 def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | None = None) -> Results:

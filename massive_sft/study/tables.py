@@ -70,6 +70,11 @@ def with_details(table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, 
     return pd.concat([table, beside], axis=1)
 
 
+def with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame under the sweep file's word for what records call ``data``."""
+    return frame.rename(columns={"data": "mixture"})
+
+
 def to_csv(table: pd.DataFrame) -> bytes:
     """Return a table as CSV, in UTF-8; a missing value is an empty field."""
     return table.to_csv(index=False, lineterminator="\n").encode()

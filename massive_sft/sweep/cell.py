@@ -48,6 +48,10 @@ class Coordinates(NamedTuple):
         seed = "" if self.seed is None else f" seed {self.seed}"
         return f"{what}{seed}{variant} epoch {self.epoch}"
 
+    def by_shown_name(self) -> dict[str, str | int | None]:
+        """Return them under the sweep file's words: records call the mixture ``data``, everything shown does not."""
+        return {"mixture" if name == "data" else name: value for name, value in self._asdict().items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
