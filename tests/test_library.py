@@ -168,7 +168,7 @@ def test_import_is_light_and_every_name_is_there() -> None:
     heavy = ["torch", "ray", "lm_eval", "transformers", "mlflow", "pandas", "pydantic", "typer"]
     code = (
         "import sys, massive_sft as ms; assert ms.__version__ and set(ms.__all__) <= set(dir(ms));"
-        f"print([name for name in {heavy} if name in sys.modules]); ms.plan, ms.estimate, ms.Plan;"
+        f"print([name for name in {heavy} if name in sys.modules]); ms.plan, ms.estimate, ms.Plan, ms.run;"
         f"print([name for name in {heavy[:-2]} if name in sys.modules]); [getattr(ms, name) for name in ms.__all__]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

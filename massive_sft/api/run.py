@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from massive_sft.api.plan import pin_revisions, plan
 from massive_sft.core.errors import Interrupted
@@ -12,9 +13,11 @@ from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
-from massive_sft.running.execute import Progress, Runner, checked, execute
 from massive_sft.scheduling.named_cluster import named_cluster
-from massive_sft.study.results import Results, results_of
+
+if TYPE_CHECKING:
+    from massive_sft.running.execute import Progress, Runner
+    from massive_sft.study.results import Results
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +66,15 @@ def run(
     whole = pin_revisions(plan(file, overlays), progress.say)
     selected = select_cells(whole, parse_where(where))
     if not all(cell.is_done for cell in selected.cells):
+        progress.say("loading torch, transformers and lm-eval")
+        from massive_sft.running.execute import checked, execute
+
         with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
             execute(selected, whole, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
+    from massive_sft.study.results import results_of
+
     return results_of(plan(file, overlays, where))
 
 

@@ -73,11 +73,12 @@ def pin_revisions(whole: Plan) -> Plan:
 
 def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool) -> None:
     """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
-    from massive_sft.api.run import choose_runner
-    from massive_sft.running.execute import checked, execute
-    from massive_sft.study.results import results_of
-
     out, err, stop = console(), console(is_error=True), StopSignal()
+    with err.status("loading torch, transformers and lm-eval"):
+        from massive_sft.api.run import choose_runner
+        from massive_sft.running.execute import checked, execute
+        from massive_sft.study.results import results_of
+
     wanted = {cell.cell.id for cell in selected.cells}
     status = err.status("checking")
 
