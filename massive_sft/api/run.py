@@ -95,9 +95,10 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
 
     def run_there(plan: Plan, listen: Listen) -> None:
         from massive_sft.scheduling.cluster import connected
+        from massive_sft.scheduling.native_log import without_native_log
         from massive_sft.scheduling.run_on_ray import run_on_ray
 
-        with connected():
+        with without_native_log(), connected():
             run_on_ray(plan, listen, say, retrain, stop)
 
     def run_shorter(plan: Plan, listen: Listen) -> None:
