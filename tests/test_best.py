@@ -16,7 +16,7 @@ from sample_records import benchmark, plan_of, score, sweep_file, write_records
 from scipy import stats
 
 import massive_sft as ms
-from massive_sft.cli.score_table import MAX_ROWS, score_table
+from massive_sft.cli.score_table import MAX_ROWS, score_table, short_names
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record
 from massive_sft.study.paired import compare
@@ -163,6 +163,18 @@ def test_score_table_has_gains_and_says_what_it_leaves_out(tmp_path: Path) -> No
     chosen = printed(score_table(results, lora)).splitlines()
     assert len(chosen) == 1 + 8 + 1 and all("(+" in line for line in chosen[1:-1])
     assert printed(score_table(results, set())) == ""
+
+
+def test_names_in_the_score_table_leave_out_what_all_cells_share() -> None:
+    one = {"model": "m", "data": "d", "setting": "s", "method": "full", "size": 100, "schedule": "cosine"}
+    one |= {"horizon": 3, "epoch": 1, "seed": 0, "variant": ""}
+    base = one | {"data": "none", "method": "none", "size": None, "epoch": 0, "seed": None}
+    assert short_names([base, one, one | {"epoch": 2}]) == ["m (base)", "m d s epoch 1", "m d s epoch 2"]
+    other = one | {"size": None, "schedule": "constant", "horizon": None, "seed": 1, "variant": "lr=1e-05"}
+    assert short_names([one, other]) == [
+        "m d[100] s cosine/3 seed 0 epoch 1",
+        "m d[all] s constant seed 1 lr=1e-05 epoch 1",
+    ]
 
 
 def test_score_table_of_many_cells_is_cut(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -32,9 +32,10 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     texts = _texts(results)
     heads = [f"{column} {metric}{unit(metric) and f' {unit(metric)}'}" for column, metric in shown]
     table = make_table("cell", "what", *heads, right=heads)
-    for record in records[:MAX_ROWS]:
+    names = short_names([record.coordinates for record in records])
+    for name, record in zip(names, records[:MAX_ROWS], strict=False):
         row = [texts.get((record.cell, column), Text("—", style="dim")) for column, _ in shown]
-        table.add_row(record.cell, Text(_name(record.coordinates)), *row)
+        table.add_row(record.cell, Text(name), *row)
     more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
     left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
     notes = [Text(f"and {left} more: the report has them all")] if left else []
@@ -60,7 +61,21 @@ def _texts(results: Results) -> dict[tuple[str, str], Text]:
     return texts
 
 
-def _name(coordinates: Mapping[str, Any]) -> str:
-    from massive_sft.sweep.cell import Coordinates
+def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return cells' coordinates in words, without size, schedule and seed where all trained ones have the same."""
+    trained = [cell for cell in cells if cell["method"] != "none"]
+    sizes = {cell["size"] for cell in trained}
+    schedules = {(cell["schedule"], cell["horizon"]) for cell in trained}
+    seeds = {cell["seed"] for cell in trained}
 
-    return str(Coordinates(**coordinates))
+    def name(cell: Mapping[str, Any]) -> str:
+        if cell["method"] == "none":
+            return f"{cell['model']} (base)"
+        parts = [cell["model"], cell["data"] if len(sizes) == 1 else f"{cell['data']}[{cell['size'] or 'all'}]"]
+        parts.append(cell["setting"])
+        if len(schedules) > 1:
+            parts.append(cell["schedule"] + ("" if cell["horizon"] is None else f"/{cell['horizon']}"))
+        parts += [] if len(seeds) == 1 else [f"seed {cell['seed']}"]
+        return " ".join([*parts, *filter(None, [cell["variant"]]), f"epoch {cell['epoch']}"])
+
+    return [name(cell) for cell in cells]
