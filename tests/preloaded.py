@@ -20,6 +20,8 @@ MODULES = [
 # agents learn that Ray is gone.
 FOR_WORKERS = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid()), BY_PIPE: "1"}
 
+gc.disable()  # what is imported stays
+
 
 def draw_class_ids_afresh() -> None:
     """Have Ray make ids of classes without its generator, whose state the forks would share, and so their ids of tasks."""
@@ -43,3 +45,4 @@ for name in FOR_WORKERS:
 importlib.import_module("deepspeed").ops.__compatible_ops__  # noqa: B018 - compilers run to find these out
 gc.collect()
 gc.freeze()  # else the first collection in each fork would copy it all
+gc.enable()
