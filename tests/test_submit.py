@@ -718,11 +718,8 @@ def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_star
     shared = tmp_path / "shared"
     only_second = {
         ("models.base.path", "${SHARED:-" + str(shared) + "}/base"),
-        *(("models.base.path", str(shared / "base" / name)) for name in ("config.json", "tokenizer.json")),
-        ("models.base.path", str(shared / "base/model.safetensors")),
         ("datasets.own.path", str(shared / "train.jsonl")),
         ("evaluation.tasks[0].path: own.yaml", str(shared / "quiz")),
-        ("evaluation.tasks[0].path: own.yaml", str(shared / "quiz/test.jsonl")),
         ("storage.root", str(shared / "runs")),
     }
     on_both = {("datasets.gone.path", "/shared/gone.jsonl"), ("models.unset.path", "${UNSET}/base")}

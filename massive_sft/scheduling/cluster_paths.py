@@ -102,7 +102,8 @@ def look(wanted: Wanted) -> Answer:
         missing = _ask_nodes(list(wanted.paths), token, problems)
     names = sorted(missing)
     for path, (place, text) in wanted.paths.items():
-        lacking = [name for name in names if path in missing[name]]
+        above = {str(folder) for folder in Path(path).parents}  # where one of these is lacking, it says so
+        lacking = [name for name in names if path in missing[name] and not above & missing[name]]
         if lacking:
             problems.append(Problem(place, f"there is no such file or folder on {_told(lacking, names)}", text))
     lacking = [name for name in names if token in missing[name]]
