@@ -10,7 +10,7 @@ from doc_pages import DOCS, follow
 
 ROOT = DOCS.parent
 PAGES = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "cluster" / "README.md"]
-FOLLOWED = ("benchmarks", "families", "interpreting", "prompts")
+FOLLOWED = ("benchmarks", "families", "gpu-node", "interpreting", "prompts")
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,3 +24,8 @@ def test_guide_does_what_it_says(name: str, tmp_path: Path) -> None:
 def test_links_of_a_page_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_leads_to_every_guide() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (DOCS / "guides").glob("*.md") if f"(docs/guides/{page.name})" not in text] == []

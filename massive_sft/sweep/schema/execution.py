@@ -59,7 +59,7 @@ class Resource(StrictModel):
     packing: Flag = False
     """Whether several samples share a row, kept apart by the attention, instead of being padded to one length."""
     gradient_checkpointing: Flag = False
-    """Whether activations are computed again in the backward pass: less memory, a third more work."""
+    """Whether activations are computed again in the backward pass: less memory, a third more work (LoRA: half)."""
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """The implementation. ``auto`` takes one that computes the model's family exactly."""
     gpus_per_replica: Devices = 0
