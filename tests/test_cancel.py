@@ -21,7 +21,7 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
-from massive_sft.core.stop import StopSignal
+from massive_sft.core.stop import StopSignal, redeliver_lost_interrupts
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.runs import find_live_runs, register_run
@@ -350,3 +350,23 @@ def test_ending_queue_gives_no_cell_out() -> None:
         assert not (await queue.state())["begun"]
 
     asyncio.run(scenario())
+
+
+def test_interrupt_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does in the imports of a run's start, which run thousands of them."""
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    redeliver_lost_interrupts()
+
+    class Finalized:
+        def __init__(self, error: type[BaseException]):
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    with pytest.raises(KeyboardInterrupt):
+        Finalized(KeyboardInterrupt)
+        time.sleep(5)
+    Finalized(KeyError)
+    assert told == [KeyError]

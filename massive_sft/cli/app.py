@@ -40,6 +40,7 @@ from massive_sft.cli import (
 from massive_sft.cli.options import console
 from massive_sft.core.errors import Interrupted, InvalidInput, MassiveSFTError
 from massive_sft.core.files import explain_os_error
+from massive_sft.core.stop import redeliver_lost_interrupts
 
 EXIT_FAILED = 1
 err = console(is_error=True)
@@ -89,6 +90,7 @@ def main() -> None:
     """Run the command line; what a user can cause ends in sentences on stderr, never in a traceback."""
     # Else every small local file that lm-eval reads prints a progress bar.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    redeliver_lost_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without ≈ shows a question mark
             stream.reconfigure(errors="replace")

@@ -13,6 +13,7 @@ from types import FrameType
 
 from massive_sft.core.errors import Interrupted
 
+REDELIVERY_S = 0.05  # seconds after which an interrupt that was lost is sent again: the finalizer has ended
 POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 KILL_MESSAGE = "ended at once; run the same command to go on\n"
@@ -100,6 +101,22 @@ def _descendants() -> list[int]:
     for process in pids:  # grows meanwhile
         pids += children.get(process, [])
     return pids[1:]
+
+
+def redeliver_lost_interrupts() -> None:
+    """Have a Ctrl-C that met a finalizer sent again: Python prints and ignores what is raised in one.
+
+    Imports of torch and lm-eval run thousands of them, so one Ctrl-C in twenty of a start had no effect at all.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(REDELIVERY_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def never_stop() -> bool:
