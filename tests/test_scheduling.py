@@ -41,7 +41,7 @@ from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
-from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
+from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups, join
 from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
 from massive_sft.scheduling.run_on_ray import Stuck, run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
@@ -239,7 +239,7 @@ def test_lane_that_is_lost_with_the_last_order_gets_a_successor(cluster: None) -
     serving.join(5)
     ray.get(pool.stop.remote())
     lanes.stop()
-    lanes.join(lanes.holders(), 60)
+    join(lanes.threads(lanes.holders()), 60)
     assert said == ["lane lost is lost: killed", "lane 1 x 1 CPU #1 starts"]
 
 

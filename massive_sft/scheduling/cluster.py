@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
@@ -52,6 +53,15 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def kill_actors() -> None:
+    """Kill all actors of this process's job, which only private parts of Ray name; what waits for one gets an error."""
+    worker: Any = ray._private.worker.global_worker
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    for identity, actor in ray._private.state.actors(job_id=job).items():
+        if actor["State"] != "DEAD":
+            worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(identity)), True)
 
 
 def _start(address: str | None) -> None:

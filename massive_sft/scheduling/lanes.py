@@ -160,9 +160,9 @@ class Lanes:
         """Start no more lanes."""
         self._stop.set()
 
-    def join(self, names: Collection[str], seconds: float) -> None:
-        """Wait for the ends of these lanes' threads, for so long at most altogether."""
-        join([lane.thread for lane in list(self._lanes.values()) if lane.name in names], seconds)
+    def threads(self, names: Collection[str]) -> list[threading.Thread]:
+        """Return the threads of these lanes, which end when they do."""
+        return [lane.thread for lane in list(self._lanes.values()) if lane.name in names]
 
     def holders(self) -> list[str]:
         """Return the names of the lanes that are up."""

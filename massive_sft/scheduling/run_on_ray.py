@@ -28,6 +28,7 @@ from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import is_trained, make_record_writer, retain, todo
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
+from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, join, shape_of
 from massive_sft.scheduling.relay import Relay, heard
@@ -153,16 +154,14 @@ class _Round:
         self.lanes.stop()
         self.ended.set()
         busy = [thread for name, thread in threads.items() if name != "hear"]
-        join(busy, SETTLE_S)
-        self.lanes.join(self.lanes.holders(), SETTLE_S)
+        join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
         with suppress(RayError):  # a cluster that is lost must not hide why the run ends
             up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["groups"]
-            self.lanes.join(up, LEAVE_S)  # not those that wait
+            join(self.lanes.threads(up), LEAVE_S)  # not those that wait
             ray.get(self.relay.close.remote(), timeout=SETTLE_S)
             join([threads["hear"]], SETTLE_S)
-            for actor in (self.pool, self.queue, self.relay):
-                ray.kill(actor)
-        join(busy, SETTLE_S)  # now that nothing answers them any more
+            kill_actors()
+        join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
 
     def _thread(self, target: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
