@@ -89,6 +89,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "unknown key": (lambda _: {"modles": {}}, "unknown key, got 'modles' (did you mean 'models'?)"),
     "weight of zero": (lambda _: {"mixtures": {"one": {"weights": {"facts": 0}, "samples": 5}}}, "mixtures.one.weights.facts: must be > 0"),
     "no such model": (lambda _: {"models": {"llama": {"path": "none"}}}, "models.llama.path: there is no such file or folder"),
+    "model's name misspelt": (lambda f: {"models": {"llama": {"path": str(f / "world" / "models" / "tiny-lama")}}}, "there is no such file or folder (did you mean tiny-llama?)"),
     "no model": (no_model, "models.llama.path: "),
     "slow tokenizer": (slow_tokenizer, "has a slow tokenizer without character offsets"),
     "mixture of experts": (lambda f: edited_model(f, num_local_experts=4), "is a mixture of experts"),
@@ -272,14 +273,14 @@ def test_piped_output_holds_a_line_a_row(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "2 training runs of 4 epochs give 4 trained cells, which one by one would take 6 epochs" in done.stdout
+    assert "2 training runs, 4 epochs in all, give 4 trained cells, which one by one would take 6 epochs" in done.stdout
 
 
 def test_command_line_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = small_sweep(tmp_path)
     command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"})
-    assert "2 training runs of 4 epochs give 4 trained cells, which one by one would take 6 epochs" in done.stdout
+    assert "2 training runs, 4 epochs in all, give 4 trained cells, which one by one would take 6 epochs" in done.stdout
 
 
 def test_end_leaves_the_last_garbage_collection_nothing_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:

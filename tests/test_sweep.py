@@ -209,7 +209,12 @@ def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> No
 
 def test_mistake_in_the_defaults_is_reported_once(raw: dict[str, Any]) -> None:
     put(raw, "settings|defaults|precision", "fp16")
-    assert len(problems(raw)) == 1
+    put(raw, "settings|defaults|max_lenght", 8)
+    value, typo = problems(raw)
+    assert typo.startswith(
+        "sweeps/x.yaml: settings.defaults: unknown key, got 'max_lenght' (did you mean 'max_length'?)"
+    )
+    assert value.startswith("sweeps/x.yaml: settings.defaults.precision: ")
 
 
 def test_template_of_ones_own_is_judged_as_one(raw: dict[str, Any]) -> None:

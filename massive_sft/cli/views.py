@@ -57,7 +57,7 @@ def plan_totals(plan: Plan) -> list[Text]:
     lines = [
         f"{len(plan.cells)} cells: {', '.join(f'{counts[status]} {status}' for status in Status if counts[status])}; "
         f"{sum(not cell.is_done for cell in plan.cells)} to do",
-        f"{saved.runs} training runs of {saved.run_epochs} epochs give {saved.cells} trained cells, "
+        f"{saved.runs} training runs, {saved.run_epochs} epochs in all, give {saved.cells} trained cells, "
         f"which one by one would take {saved.cell_epochs} epochs",
     ]
     if saved.run_samples is not None and saved.cell_samples is not None:
@@ -74,7 +74,9 @@ def plan_totals(plan: Plan) -> list[Text]:
             f"{gone} training runs lack scores whose snapshots were removed: their cells stay PARTIAL unless you "
             "run with --retrain"
         )
-    lines.append(f"semantics: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}")
+    lines.append(
+        f"versions in the ids: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}"
+    )
     lines.append(f"storage: {plan.root}")
     return [Text(line) for line in lines]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,7 +154,7 @@ class Contents:
     def task(self, path: Path, place: str) -> str:
         """Return the content id of a benchmark's task file, with what it names (``task_content``)."""
         if not path.is_file():
-            self.missing[place] = Problem(place, "there is no such file", str(path))
+            self.missing[place] = _no_such("file", path, place)
             return f"missing:{path}"
         return TaskContent(self.hashes).of(path)
 
@@ -204,7 +206,7 @@ class Contents:
             if path.is_file():
                 return f"sha256:{self.hashes.of(path)}"
             if not path.is_dir():
-                raise InvalidInput(Problem(place, "there is no such file or folder", str(path)))
+                raise InvalidInput(_no_such("file or folder", path, place))
             files = dict.fromkeys(weights(path) if weights else ())
             files |= {file: None for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
             if not files:
@@ -232,7 +234,7 @@ class Contents:
             files = [path / name for name in dataset.files or ("",)]
             for file in files:
                 if not file.exists():
-                    raise InvalidInput(Problem(place, "there is no such file or folder", str(file)))
+                    raise InvalidInput(_no_such("file or folder", file, place))
                 if file.is_dir():
                     raise InvalidInput(Problem(place, "is a folder: name its files under files", str(file)))
                 if not file.is_file():
@@ -251,6 +253,15 @@ def _at(place: str, problems: list[Problem]) -> Problem:
     if first.place == place:
         return first
     return Problem(place, "; ".join(f"{problem.place} {problem.rule}" for problem in problems), first.value)
+
+
+def _no_such(what: str, path: Path, place: str) -> Problem:
+    """Return that a path is not there, with the nearest name of those beside where it would be."""
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.8)
+    hint = f" (did you mean {beside[0]}?)" if beside else ""
+    return Problem(place, f"there is no such {what}{hint}", str(path))
 
 
 def _name_within(file: Path, folder: Path) -> str:

@@ -51,7 +51,10 @@ def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace
             continue
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
-            problem = Problem(to_place(location[:-1]), "unknown key", location[-1], keys)
+            # Asked of the key itself: what holds it may be merged of two mappings, of which one was written there.
+            place, end = to_place(location), f".{location[-1]}"
+            holder = place.removesuffix(end) if place.endswith(end) else to_place(location[:-1])
+            problem = Problem(holder, "unknown key", location[-1], keys)
             problems[f"{problem.place} {problem.value}"] = problem
         else:
             problem = _problem(dict(item), to_place(location))

@@ -39,7 +39,8 @@ def join_group(layout: Layout) -> tuple[int, int]:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    if dist.get_world_size() == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it each time
     if dist.get_world_size() != layout.workers:
         rule = f"must be {dist.get_world_size()}, the number of processes that train"
         raise InvalidInput(Problem("resources.workers", rule, layout.workers))
