@@ -106,7 +106,7 @@ def _descendants() -> list[int]:
 def redeliver_lost_interrupts() -> None:
     """Have a Ctrl-C that met a finalizer sent again: Python prints and ignores what is raised in one.
 
-    Imports of torch and lm-eval run thousands of them, so one Ctrl-C in twenty of a start had no effect at all.
+    Imports of torch and lm-eval run thousands of them, so that a Ctrl-C at a start may have no effect at all.
     """
     before = sys.unraisablehook
 

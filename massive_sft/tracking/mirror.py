@@ -2,8 +2,8 @@
 
 It never holds the sweep up. What the tracker should show follows from the ledger and from what the sweep asks, so on
 every connection each cell's newest record is compared with the checksum that its run carries, and what differs is
-written. A crash at any
-point, a lost connection, a deleted store, a record of another process: all end in the same comparison.
+written. A crash at any point, a lost connection, a deleted store, a record of another process: all end in the same
+comparison.
 """
 
 from __future__ import annotations
