@@ -89,7 +89,7 @@ def _cells(runs: Iterable[RunPlan]) -> int:
 def _sum(runs: list[RunPlan], what: str) -> str:
     values = [getattr(run, what) for run in runs]
     if None in values:
-        return "≈"
+        return "unknown"
     return f"{sum(value * run.trajectory.epochs for value, run in zip(values, runs, strict=True)):,}"
 
 
