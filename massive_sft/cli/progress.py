@@ -30,6 +30,7 @@ from massive_sft.running.events import (
     TrainingStarted,
 )
 from massive_sft.study.metrics import headline, primary_metric, scale, split, unit
+from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
     CheckpointFailed,
     Event,
@@ -259,19 +260,22 @@ def run_event_line(event: RunEvent) -> Text:
         return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
     if isinstance(event, CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
-    return Text(_event_line(event.event) if isinstance(event, TrainingProgressed) else "")
+    return Text(_training_line(event.trajectory, event.event) if isinstance(event, TrainingProgressed) else "")
 
 
-def _event_line(event: Event) -> str:
+def _training_line(trajectory: Trajectory, event: Event) -> str:
+    """Return a line with the training's name, for others may go on beside it."""
+    name = trajectory.cells[-1].coordinates
     match event:
         case SnapshotWritten():
-            return f"  snapshot of epoch {event.epoch}"
+            names = [cell.coordinates for cell in trajectory.cells if cell.epoch == event.epoch]
+            return f"snapshot {names[0] if names else f'of epoch {event.epoch}, {name}'}"
         case Resumed():
             notes = f"; it may differ in its last bits: {'; '.join(event.notes)}" if event.notes else ""
-            return f"  goes on after step {event.step:,} of attempt {event.attempt}{notes}"
+            return f"training {name} goes on after step {event.step:,} of attempt {event.attempt}{notes}"
         case StartedOver():
-            return f"  begins at the start, its checkpoint cannot be used: {event.reason}"
+            return f"training {name} begins at the start, its checkpoint cannot be used: {event.reason}"
         case CheckpointFailed():
-            return f"  no checkpoint after step {event.step:,}: {event.reason}"
+            return f"training {name} has no checkpoint after step {event.step:,}: {event.reason}"
         case _:
             return ""

@@ -9,20 +9,22 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.views import make_table
+from massive_sft.study.metrics import scale, unit
 
 if TYPE_CHECKING:
     from massive_sft.study.results import Results
 
 MAX_ROWS, MAX_COLUMNS = 30, 6
-NOTE = "in brackets the gain over the base model; bold where 0 is outside its 95 % interval"
+NOTE = "in brackets the difference to the base model; bold where 0 is outside its 95 % interval; ↓: lower is better"
 
 
 def score_table(results: Results, cells: Collection[str]) -> Group:
     """Return these cells' scores on the benchmarks, base models first; an empty group where there are none."""
-    from massive_sft.study.metrics import unit
+    from massive_sft.study.frames import to_rows
 
     primary = results.scores.query("primary and value.notna() and cell in @cells")
-    columns = primary.drop_duplicates("column")[["column", "metric"]].values.tolist()
+    firsts = to_rows(primary.drop_duplicates("column"))
+    columns = [(row["column"], row["metric"], row["higher_is_better"]) for row in firsts]
     if not columns:
         return Group()
     shown = columns[:MAX_COLUMNS]
@@ -30,11 +32,11 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     records = [record for record in results.records.values() if record.cell in scored]
     records.sort(key=lambda record: record.coordinates["method"] != "none")
     texts = _texts(results)
-    heads = [f"{column} {metric}{unit(metric) and f' {unit(metric)}'}" for column, metric in shown]
+    heads = [_head(*column) for column in shown]
     table = make_table("cell", "what", *heads, right=heads)
     names = short_names([record.coordinates for record in records])
     for name, record in zip(names, records[:MAX_ROWS], strict=False):
-        row = [texts.get((record.cell, column), Text("—", style="dim")) for column, _ in shown]
+        row = [texts.get((record.cell, column), Text("—", style="dim")) for column, *_ in shown]
         table.add_row(record.cell, Text(name), *row)
     more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
     left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
@@ -44,10 +46,15 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     return Group(table, *notes)
 
 
+def _head(column: str, metric: str, higher_is_better: bool | None) -> str:
+    """Return such as ``gsm8k-5shot exact_match %``, with an arrow where lower is better."""
+    lower = " ↓" if higher_is_better is False else ""
+    return " ".join(filter(None, (column, metric, unit(metric)))) + lower
+
+
 def _texts(results: Results) -> dict[tuple[str, str], Text]:
     """Return what stands in the table by cell and column."""
     from massive_sft.study.frames import to_rows
-    from massive_sft.study.metrics import scale
 
     gains = {(row["cell"], row["column"]): row for row in to_rows(results.gains.query("primary and gain.notna()"))}
     texts = {}
