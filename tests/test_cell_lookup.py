@@ -93,6 +93,12 @@ def test_storage_root_names_its_sweep_and_shows_what_no_sweep_asks_for_any_more(
     assert code == 2 and "is the beginning of no cell's id" in text
 
 
+def test_misread_id_is_answered_with_the_nearest(plan: Plan) -> None:
+    cell = plan.runs[1].cells[0].cell.id
+    code, text = call("show", cell[:8] + "zzz")
+    assert code == 2 and f"valid: {cell}, " in text
+
+
 def test_cell_of_two_sweeps_is_asked_for_by_file(plan: Plan, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(plan.sweep.path.read_text().replace("name: made", "name: other"))

@@ -109,7 +109,9 @@ def test_sweep_s_cells_without_a_record_are_there_with_their_hyperparameters(tmp
     path = sweep_file(tmp_path)
     kept = {item.cell.id for item in plan_of(path).cells[:3]}
     write_records(plan_of(path), lambda record: record if record.cell in kept else None)
-    cells = ms.load(path).cells
+    results = ms.load(path)
+    cells = results.cells
+    assert repr(results) == f"<Results 3 COMPLETE, 15 WAITING; {tmp_path / 'ledger'}>"
     assert cells["status"].value_counts().to_dict() == {"COMPLETE": 3, "WAITING": 15}
     assert cells.loc[cells["method"] != "none", "lr"].notna().all()
     assert cells.loc[cells["status"] == "WAITING", "last_loss"].isna().all()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,12 @@ class CellMatch:
 
 
 def match_id(ids: Sequence[str], beginning: str) -> str:
-    """Return the id that begins so. Raises InvalidInput when there is none, or more than one."""
+    """Return the id that begins so. Raises InvalidInput, with the nearest ids, when there is none or more than one."""
     fitting = [cell for cell in ids if cell.startswith(beginning)]
     if len(fitting) != 1 or not beginning:
         rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        raise InvalidInput(Problem("cell", rule, beginning, tuple((fitting or ids)[:MAX_LISTED])))
+        nearest = fitting or sorted(ids, key=lambda cell: -len(commonprefix([cell, beginning])))
+        raise InvalidInput(Problem("cell", rule, beginning, tuple(nearest[:MAX_LISTED])))
     return fitting[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,13 @@ class Results:
     records: Mapping[str, Record]
     planned: pd.DataFrame
     content_of: Callable[[str], Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        """Return a line that says what is there; the records of a study would fill a notebook's page."""
+        statuses = Counter(str(record.status) for record in self.records.values())
+        statuses.update(["WAITING"] * len(self.planned))
+        counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items()) or "no cells"
+        return f"<Results {counts}; {self.ledger.root}>"
 
     @cached_property
     def cells(self) -> pd.DataFrame:
