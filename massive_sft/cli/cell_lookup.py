@@ -78,7 +78,7 @@ def match_id(ids: Sequence[str], beginning: str) -> str:
     fitting = [cell for cell in ids if cell.startswith(beginning)]
     if len(fitting) != 1 or not beginning:
         rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        nearest = fitting or sorted(ids, key=lambda cell: -len(commonprefix([cell, beginning])))
+        nearest = fitting or sorted(ids, key=lambda cell: -len(commonprefix([cell, beginning])))  # noqa: RUF071 - no paths
         raise InvalidInput(Problem("cell", rule, beginning, tuple(nearest[:MAX_LISTED])))
     return fitting[0]
 
