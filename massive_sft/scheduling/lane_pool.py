@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import STARTS, Pool
 
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
-
-
-class Shape(NamedTuple):
-    """What a lane is made of: workers, and the CPUs and GPUs that each holds."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-    def needs(self) -> dict[str, float]:
-        """Return the lane's resources in total."""
-        return {"CPU": self.workers * self.cpus, "GPU": self.workers * self.gpus}
-
-    def __str__(self) -> str:
-        return f"{self.workers} x {f'{self.gpus:g} GPU' if self.gpus else f'{self.cpus:g} CPU'}"
 
 
 @dataclass(frozen=True)

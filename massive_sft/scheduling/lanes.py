@@ -28,7 +28,8 @@ from ray.util.placement_group import (
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
-from massive_sft.scheduling.lane_pool import Message, Shape
+from massive_sft.scheduling.lane_pool import Message
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import STARTS
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone

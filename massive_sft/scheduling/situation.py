@@ -1,0 +1,147 @@
+"""What a decision on lanes and scorers rests on, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from massive_sft.scheduling.nodes import Node, Shape
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A lane that is held.
+
+    Attributes:
+        nodes: of its workers, one each.
+        busy: whether it has an order.
+        up_s: since when it is there.
+        idle_s: since when it asks for an order; 0 when it has one, or does not ask yet.
+        left_s: estimated until its order ends; 0 when it has none.
+        leaving: whether it ends after its order.
+    """
+
+    name: str
+    shape: Shape
+    nodes: tuple[str, ...]
+    busy: bool
+    up_s: float
+    idle_s: float
+    left_s: float
+    leaving: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scorers of one node that start and end together.
+
+    Attributes:
+        size, busy: how many there are, and how many of them have a cell.
+        left_s: estimated until the last of their cells is scored.
+        leaving: whether they take no more cells.
+    """
+
+    name: str
+    node: str
+    size: int
+    busy: int
+    left_s: float
+    leaving: bool
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Trainings of one shape that no lane has.
+
+    Attributes:
+        queued, expected: of trials that ask for a lane, and of those that have not begun.
+        seconds: estimated of one.
+        scoring_s: estimated of its cells, all together.
+        unfit: nodes where its lanes cannot start.
+    """
+
+    queued: int
+    expected: int
+    seconds: float
+    scoring_s: float = 0.0
+    unfit: frozenset[str] = frozenset()
+
+    @property
+    def left(self) -> int:
+        return self.queued + self.expected
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What waits for a scorer.
+
+    Attributes:
+        waiting: cells that no scorer has.
+        seconds: estimated of all of them.
+        size_bytes: of their snapshots.
+        more: whether others will come.
+    """
+
+    waiting: int
+    seconds: float
+    size_bytes: float
+    more: bool
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a decision rests on, at one moment."""
+
+    elapsed_s: float
+    nodes: tuple[Node, ...]
+    lanes: tuple[Lane, ...]
+    groups: tuple[Group, ...]
+    orders: Mapping[Shape, Orders]
+    cells: Cells
+
+
+@dataclass
+class Decision:
+    """What to do now.
+
+    Attributes:
+        start_lanes: shapes and the node of each worker.
+        end_lanes, end_groups: names of those that take nothing more.
+        start_groups: nodes and the number of scorers.
+        hold_orders: whether lanes get no order for now.
+        trials: how many at a time: one more than lanes, so that no lane waits for the next order.
+    """
+
+    start_lanes: list[tuple[Shape, tuple[str, ...]]] = field(default_factory=list)
+    end_lanes: list[str] = field(default_factory=list)
+    start_groups: list[tuple[str, int]] = field(default_factory=list)
+    end_groups: list[str] = field(default_factory=list)
+    hold_orders: bool = False
+    trials: int = 1
+
+
+@dataclass(frozen=True)
+class ScoringRules:
+    """How cells are scored.
+
+    Attributes:
+        scorer: the shape of one.
+        most: scorers at a time; None for as many as have room.
+        max_waiting_bytes: of snapshots that wait.
+        share: of each node's CPUs that scorers have, the rest being the lanes', where nobody has a GPU.
+    """
+
+    scorer: Shape
+    most: int | None
+    max_waiting_bytes: float
+    share: float = 0.5
+
+    @property
+    def apart(self) -> bool:
+        """Whether lanes and scorers have a part of each node each, and so do not wait for one another."""
+        return not self.scorer.gpus
+
+
+def size_of(shape: Shape) -> float:
+    """Return the GPUs of a shape, or the CPUs of one without."""
+    return shape.workers * (shape.gpus or shape.cpus)
