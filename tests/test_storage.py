@@ -9,17 +9,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import s3_server
 from faulty_files import FaultyOs
+from nfs_mounts import mounts
+from s3_server import lose_first_answers, s3
 
 from massive_sft.core import files
 from massive_sft.ledger import storage as storage_module
+from massive_sft.ledger.lease import Lease, read_lease
+from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.storage import Folder, Storage
 
+__all__ = ["mounts", "s3"]  # fixtures
 
-@pytest.fixture(params=["sound", "faulty"])
+
+@pytest.fixture(params=["folder", "faulty folder", "NFS", "S3", "S3 without answers"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """Every implementation; the folder also on a file system that loses each answer and takes a byte at a time."""
-    if request.param == "faulty":
+    """Every implementation; the folder also on a file system that loses each answer and takes a byte at a time, and on
+    NFS; the bucket also where the first answer to each request is lost."""
+    if request.param.startswith("S3"):
+        server = request.getfixturevalue("s3")
+        server.loses = lose_first_answers if request.param != "S3" else server.loses
+        return s3_server.place()
+    if request.param == "NFS":
+        return Folder(request.getfixturevalue("mounts")[0])
+    if request.param == "faulty folder":
         faulty = FaultyOs(0, rate=1.0)
         monkeypatch.setattr(faulty, "listdir", os.listdir)  # age is allowed there: test_misbehaving_files
         monkeypatch.setattr(files, "os", faulty)
@@ -101,17 +115,35 @@ def test_delete_takes_an_object_or_all_below_a_prefix_and_is_harmless_twice(stor
     assert names(storage) == set()
 
 
-def test_upload_moves_a_folder_once(storage: Storage) -> None:
-    folders = [storage.local(f"attempts/{number}") for number in (1, 2)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "weights").write_text(folder.name)
+def test_upload_moves_a_sealed_folder_once(storage: Storage, tmp_path: Path) -> None:
+    folders = [sealed(place_beside(storage, tmp_path, f"attempts/{number}"), f"{number}") for number in (1, 2)]
     assert storage.upload(folders[0], "published/x")
     assert not storage.upload(folders[1], "published/x")
     assert [folder.exists() for folder in folders] == [False, True]
-    assert storage.get("published/x/weights").data == b"1"
+    assert storage.get("published/x/below/weights").data == b"1"
+    assert names(storage, "published/x") == {"below", "manifest.json"}
     with pytest.raises(FileNotFoundError):
         storage.upload(folders[0], "published/y")
+
+
+def place_beside(storage: Storage, tmp_path: Path, name: str) -> Path:
+    """Return a folder of this machine that can be uploaded: of a folder's, on the same file system."""
+    return storage.local(name) if isinstance(storage, Folder) else tmp_path / name
+
+
+def sealed(folder: Path, weights: str) -> Path:
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "weights").write_text(weights)
+    seal_folder(folder)
+    return folder
+
+
+def test_download_copies_an_object_to_a_new_file(storage: Storage, tmp_path: Path) -> None:
+    storage.put("a/b", b"x" * 100_000)
+    storage.download("a/b", tmp_path / "new" / "copy")
+    assert (tmp_path / "new" / "copy").read_bytes() == b"x" * 100_000
+    with pytest.raises(FileNotFoundError):
+        storage.download("a/c", tmp_path / "other")
 
 
 def test_at_is_the_same_place_however_it_is_reached_or_sent(storage: Storage) -> None:
@@ -119,19 +151,43 @@ def test_at_is_the_same_place_however_it_is_reached_or_sent(storage: Storage) ->
     below = pickle.loads(pickle.dumps(storage.at("a"))).at("b")
     assert below.get("c").data == b"x"
     assert below == storage.at("a/b") and hash(below) == hash(storage.at("a/b")) and below != storage
-    assert below.local("c").read_bytes() == b"x"
 
 
-def test_temporary_files_are_not_listed_and_not_left(storage: Storage) -> None:
+def test_names_that_begin_with_a_dot_are_not_listed(storage: Storage) -> None:
+    storage.put("a/1", b"x")
+    storage.put("a/.2", b"x")
+    assert names(storage, "a") == {"1"}
+
+
+def test_lease_is_one_owner_s_at_a_time(storage: Storage) -> None:
+    """The lease rests on the storage alone."""
+    lease = storage.at("lease")
+    first = Lease.acquire(lease, "first")
+    assert first is not None and Lease.acquire(lease, "second") is None
+    first.beat()
+    seen = read_lease(lease)
+    assert seen is not None and (seen.number, seen.beat) == (1, 1)
+    first.release()
+    second = Lease.acquire(lease, "second")
+    assert second is not None and second.claim.number == 2
+    second.release()
+
+
+def test_modified_is_by_the_storage_s_own_clock(storage: Storage) -> None:
+    storage.put("a", b"1")
+    storage.put("b", b"1")
+    assert 0 <= storage.get("b").modified - storage.get("a").modified < 60
+
+
+# The folder
+
+
+@pytest.mark.parametrize("storage", ["folder", "faulty folder"], indirect=True)
+def test_temporary_files_are_not_left(storage: Folder) -> None:
     storage.put("a/1", b"x")
     storage.put_if_absent("a/1", b"y")
     storage.put_if_absent("a/2", b"y")
     assert sorted(os.listdir(storage.local("a"))) == ["1", "2"]
-    storage.local("a/.1.tmp").touch()
-    assert names(storage, "a") == {"1", "2"}
-
-
-# The folder
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

@@ -18,7 +18,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, LedgerError, Problem
 from massive_sft.core.files import format_bytes, read_json, write_json
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Status
-from massive_sft.running.outcome import find_snapshot, snapshot_folder
+from massive_sft.running.outcome import open_snapshot, snapshot_folder
 from massive_sft.sweep.schema import Model
 
 ADAPTER = "adapter_config.json"
@@ -53,7 +53,14 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
             empty, or there is no adapter to merge. All problems at once.
         Corrupt: the snapshot does not match its manifest, or the copy does not match the snapshot.
     """
-    snapshot, hashes = _checked(match, folder, merge)
+    _require_exportable(match, folder, merge)
+    with open_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch) as found:
+        if found is None:
+            raise _no_snapshot(match)
+        _write(match, *found, folder, merge)
+
+
+def _write(match: CellMatch, snapshot: Path, hashes: dict[str, str], folder: Path, merge: bool) -> None:
     model = _model(match)
     with report_write_errors("DIR", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +84,8 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
         raise
 
 
-def _checked(match: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[str, str]]:
-    """Return the verified snapshot and its hashes. Raises as ``export_model``."""
+def _require_exportable(match: CellMatch, folder: Path, merge: bool) -> None:
+    """Raise as ``export_model`` for what can be told without the snapshot."""
     problems = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         problems.append(Problem("DIR", "must not exist, or be an empty folder", str(folder)))
@@ -97,13 +104,13 @@ def _checked(match: CellMatch, folder: Path, merge: bool) -> tuple[Path, dict[st
         )
     if problems:
         raise InvalidInput(problems)
-    snapshot = find_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch)
-    if snapshot is not None:
-        return snapshot
+
+
+def _no_snapshot(match: CellMatch) -> Exception:
     where = snapshot_folder(match.ledger, str(match.trajectory), match.coordinates.epoch)
     if where in match.ledger.corrupt:
-        raise Corrupt(f"{match.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
-    raise InvalidInput(Problem("cell", _why_gone(match), match.id))
+        return Corrupt(f"{match.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
+    return InvalidInput(Problem("cell", _why_gone(match), match.id))
 
 
 def _why_gone(match: CellMatch) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import is_still_required
+from massive_sft.ledger.snapshot_store import remove_folder, stored_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.planning.retention import is_kept
@@ -171,7 +171,7 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
             remove_snapshot(ledger, item.home.name, item.cell.cell.epoch)
         return True
     if item.path.is_dir():
-        shutil.rmtree(item.path)
+        remove_folder(item.path)
     else:
         item.path.unlink()
     return True
@@ -234,8 +234,9 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
 
 
 def _size(path: Path) -> int:
+    """Return the bytes of a file or folder, with those of snapshots in it that lie in object stores."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    return sum(file.lstat().st_size for file in files if not file.is_dir()) + stored_bytes(path)
 
 
 def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:

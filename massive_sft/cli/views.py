@@ -12,6 +12,7 @@ from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
 from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
+from massive_sft.planning.snapshot_address import snapshot_address
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 
@@ -77,7 +78,8 @@ def plan_totals(plan: Plan) -> list[Text]:
     lines.append(
         f"versions in the ids: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}"
     )
-    lines.append(f"storage: {plan.root}")
+    store = snapshot_address(plan.sweep)
+    lines.append(f"storage: {plan.root}" + (f", snapshots in {store}" if store else ""))
     return [Text(line) for line in lines]
 
 

@@ -12,6 +12,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterator
@@ -185,6 +186,17 @@ def _again_if_stale(call: Callable[[], T]) -> T:
             if error.errno != errno.ESTALE:
                 raise
     return call()
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_size(text: str) -> float:
+    """Return ``2TB`` as 2e12. Raises ValueError for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B", text)
+    if match is None:
+        raise ValueError(f"is no size: {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def format_bytes(count: float) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from massive_sft.core.files import parse_size
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_per_number, trained_weights
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Setting
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 STATE_BYTES = 12  # bytes that a resume checkpoint holds of a trained weight beside it: master copy and two moments
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes on the disk.
+    """Bytes on the disk; of snapshots in the object store, where ``storage.snapshots`` names one.
 
     Attributes:
         kept: snapshots that stay, by ``storage.keep_snapshots``.
@@ -69,11 +68,3 @@ def snapshot_bytes(shape: ModelShape, setting: Setting) -> int:
 def checkpoint_bytes(shape: ModelShape, setting: Setting) -> int:
     """Return what one resume checkpoint of a training takes."""
     return (bytes_per_number(setting.precision) + STATE_BYTES) * trained_weights(shape, setting)
-
-
-def parse_size(text: str) -> float:
-    """Return ``2TB`` as 2e12: the schema has checked its form."""
-    match = re.fullmatch(r"([\d.]+) ?([kMGT]?)B", text)
-    if match is None:
-        raise ValueError(f"is no size: {text!r}")
-    return float(match[1]) * UNITS[match[2]]

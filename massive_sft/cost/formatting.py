@@ -63,7 +63,7 @@ def _disk_lines(peak: Disk | None) -> list[str]:
         return []
     parts = [(peak.kept, "kept"), (peak.waiting, "waiting to be scored"), (peak.resume, "a resume checkpoint")]
     listed = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
-    return [f"  snapshots on the disk at their peak: {'' if peak.sure else '≈ '}{format_bytes(peak.peak)} ({listed})"]
+    return [f"  snapshots at their peak: {'' if peak.sure else '≈ '}{format_bytes(peak.peak)} ({listed})"]
 
 
 def _fit_lines(fits: Sequence[Fit]) -> list[str]:

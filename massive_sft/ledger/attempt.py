@@ -13,7 +13,8 @@ from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, LeaseLost
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
-from massive_sft.ledger.storage import Storage
+from massive_sft.ledger.snapshot_store import remove_folder
+from massive_sft.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,13 @@ class Attempt:
     """
 
     trajectory: str
-    storage: Storage
+    storage: Folder
     claim: Claim
     lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def begin(
-        cls, trajectory: str, storage: Storage, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
+        cls, trajectory: str, storage: Folder, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
     ) -> Attempt | None:
         """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
         while True:
@@ -146,7 +147,7 @@ class Attempt:
             shutil.rmtree(self.home / RESUME)
 
     def clean_up(self) -> None:
-        """Remove what attempts wrote and did not publish; their logs stay.
+        """Remove what attempts wrote and did not publish, here and in object stores; their logs stay.
 
         Raises ``LeaseLost`` when another attempt owns the trajectory.
         """
@@ -154,7 +155,10 @@ class Attempt:
         for folder in self.folder.parent.iterdir():
             if folder.name.isdigit() and int(folder.name) <= self.number:
                 for leftover in (path for path in folder.iterdir() if path.is_dir()):
-                    shutil.rmtree(leftover)
+                    try:
+                        remove_folder(leftover)
+                    except OSError as error:
+                        log.warning("%s is left to gc: %s", leftover, error)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"lease": None}

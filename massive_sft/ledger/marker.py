@@ -8,7 +8,7 @@ import secrets
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
-from massive_sft.ledger.storage import Storage
+from massive_sft.ledger.storage import Folder, Storage
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check(root: Storage) -> int:
     return schema
 
 
-def prepare(root: Storage, folders: tuple[str, ...]) -> None:
+def prepare(root: Folder, folders: tuple[str, ...]) -> None:
     """Make a root ready for writing: prove that of several writers one wins there, then write the marker last.
 
     A ledger of an older schema becomes one of this. Nothing of it is converted; older versions refuse it from then on,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from massive_sft.core.fingerprint import ID_LENGTH
-from massive_sft.ledger.storage import Storage
+from massive_sft.ledger.storage import Folder
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 
@@ -20,7 +20,7 @@ class LedgerPaths:
         storage: the same, as what everything is written through.
     """
 
-    def __init__(self, storage: Storage):
+    def __init__(self, storage: Folder):
         self.storage = storage
 
     @property
@@ -28,7 +28,7 @@ class LedgerPaths:
         return self.storage.local()
 
     @property
-    def sweeps(self) -> Storage:
+    def sweeps(self) -> Folder:
         """What the sweeps of this root say of themselves, each below its name."""
         return self.storage.at("sweeps")
 
@@ -61,7 +61,7 @@ class LedgerPaths:
         """Return the folder of a sweep by its name; it need not exist."""
         return self.sweep(name).local()
 
-    def sweep(self, name: str) -> Storage:
+    def sweep(self, name: str) -> Folder:
         """Return the place of a sweep by its name."""
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"no name of a sweep: {name!r}")
@@ -76,7 +76,7 @@ class LedgerPaths:
         for kind in ("trajectories", "cells"):
             yield from (self.storage.local(f"{kind}/{name}") for name in self.ids(kind))
 
-    def lease_of(self, home: Path) -> Storage:
+    def lease_of(self, home: Path) -> Folder:
         """Return where the leases on a cell's or a trajectory's folder lie."""
         return self.storage.at(f"{home.relative_to(self.root).as_posix()}/lease")
 

@@ -1,7 +1,7 @@
-"""What the ledger needs of the place where it lies, and the place that there is now: a folder.
+"""What is needed of a place that holds a ledger or its snapshots, and the first such place: a folder.
 
-Every rule of the ledger (one owner, nothing overwritten, whole or not at all) rests on these few operations alone, so
-an object store can take the folder's place: ``put_if_absent`` is ``If-None-Match: *`` there, a version is an ETag.
+Every rule of the ledger (one owner, nothing overwritten, whole or not at all) rests on these few operations alone. The
+other place is a bucket of an object store (``bucket.py``), which holds snapshots.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Listed(NamedTuple):
 class Storage(Protocol):
     """Objects of bytes under keys such as ``cells/<id>/cell.json``. It can be sent to other processes, and compared.
 
+    A *sealed folder* is one that ``manifest.seal_folder`` has finished: its manifest is what makes it count.
+
     What one process has written, ``get`` gives every other one sooner or later; ``list`` may be old by a minute. All
     methods raise OSError when the storage refuses, and leave everything as it was then.
     """
@@ -83,18 +85,21 @@ class Storage(Protocol):
         """Remove an object, or everything below a prefix, if it is there."""
 
     def upload(self, folder: Path, prefix: str) -> bool:
-        """Make a finished local folder what lies below a prefix, whole, and take it away from where it was.
+        """Make a sealed local folder what lies below a prefix, and take it away from where it was.
 
-        Returns False, and changes nothing, when there is something below the prefix already.
+        Who can read the manifest there can read all of it. Returns False, and leaves the local folder, when there is a
+        sealed folder below the prefix already. Raises FileNotFoundError when there is none to upload.
         """
 
-    def local(self, prefix: str = "") -> Path:
-        """Return where the files below a prefix can be read and written as local ones."""
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object of any size to a new local file, whose folder is made. Raises FileNotFoundError."""
 
 
 @dataclass(frozen=True)
 class Folder:
     """A folder of a local disk, NFS or Lustre as a ``Storage``: the keys are paths below it.
+
+    What the ledger asks of its root beyond a ``Storage`` is ``local`` alone: to read and write files in place.
 
     Attributes:
         root: an absolute path; it need not exist yet.
@@ -145,8 +150,13 @@ class Folder:
         """As ``Storage.upload``, by a rename: the folder must lie on the same file system."""
         return files.move_folder(folder, self.root / prefix)
 
+    def download(self, key: str, path: Path) -> None:
+        """As ``Storage.download``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.root / key, path)
+
     def local(self, prefix: str = "") -> Path:
-        """As ``Storage.local``."""
+        """Return where the files below a prefix can be read and written as local ones."""
         return self.root / prefix
 
     def __str__(self) -> str:

@@ -22,6 +22,7 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
+from massive_sft.planning.snapshot_address import snapshot_address
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
@@ -76,6 +77,7 @@ class RunPlan:
         steps_per_epoch: optimizer steps; None where the mixture's size is not known yet.
         tokens_per_epoch: from the token cache; None before the first run or check.
         needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
+        snapshots: the address that its snapshots are uploaded to; None where they stay under the storage root.
         resume_every_s: time between its resume checkpoints; None to choose by what one costs.
         gpu: the kind of GPU that its resources name; None where they name none.
     """
@@ -86,6 +88,7 @@ class RunPlan:
     steps_per_epoch: int | None
     tokens_per_epoch: int | None
     needs_retraining: bool
+    snapshots: str | None = None
     resume_every_s: float | None = None
     gpu: str | None = None
 
@@ -183,7 +186,8 @@ def make_plan(sweep: Sweep) -> Plan:
     requirements = Requirements(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root)}
     rules = ResourceRules(sweep)
-    runs = [_run_plan(sweep, root, run, plans, rules) for run in make_trajectories(cells.cells)]
+    snapshots = snapshot_address(sweep)
+    runs = [_run_plan(sweep, root, snapshots, run, plans, rules) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
@@ -217,7 +221,12 @@ def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterabl
 
 
 def _run_plan(
-    sweep: Sweep, root: Path, run: Trajectory, plans: Mapping[str, CellPlan], rules: ResourceRules
+    sweep: Sweep,
+    root: Path,
+    snapshots: str | None,
+    run: Trajectory,
+    plans: Mapping[str, CellPlan],
+    rules: ResourceRules,
 ) -> RunPlan:
     cells = tuple(plans[cell.id] for cell in run.cells)
     samples, tokens = _cached_counts(root, run.recipe)
@@ -232,6 +241,7 @@ def _run_plan(
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
         needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
+        snapshots=snapshots,
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
     )

@@ -21,7 +21,7 @@ from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import BenchmarkScored, CellRecorded, Listen, ScoringStarted, ignore, skipped
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers
-from massive_sft.running.outcome import Trained, find_snapshot, find_trained, snapshot_folder
+from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
 from massive_sft.running.scoring import score
 from massive_sft.sweep.cell import Cell
@@ -161,19 +161,19 @@ class CellEvaluator:
 
     def _score_and_measure(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
         details = self._kept_fields(plan) | {"missing": {}}
-        found = find_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch)
-        if found is None:
-            why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
-            gone = {item.label: why for item in plan.unmet if item.task or item.measure == "layer_change"}
-            details["missing"] = gone
-        else:
-            snapshot, hashes = found
-            weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-            details = self._score(plan, snapshot, weights, details, claim)
-        for item in plan.unmet:
-            if item.measure is not None and (item.measure != "layer_change" or found is not None):
-                with missing_on_failure(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
-                    self._measure(item.measure, plan, run, found[0] if found else None, details)
+        with open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
+            if found is None:
+                why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
+                gone = {item.label: why for item in plan.unmet if item.task or item.measure == "layer_change"}
+                details["missing"] = gone
+            else:
+                snapshot, hashes = found
+                weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
+                details = self._score(plan, snapshot, weights, details, claim)
+            for item in plan.unmet:
+                if item.measure is not None and (item.measure != "layer_change" or found is not None):
+                    with missing_on_failure(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
+                        self._measure(item.measure, plan, run, found[0] if found else None, details)
         details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
         return details
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME
 from massive_sft.ledger.manifest import verify_folder
+from massive_sft.ledger.snapshot_store import open_folder, remove_folder, verify_stored
 from massive_sft.ledger.store import Ledger
+
+log = logging.getLogger(__name__)
 
 OUTCOME = "training.json"
 
@@ -87,26 +90,49 @@ def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
     return ledger.snapshot_dir(trajectory, epoch)
 
 
-def find_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> tuple[Path, dict[str, str]] | None:
-    """Return a published snapshot that matches its manifest, with its hashes by file; None when there is none."""
+def has_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> bool:
+    """Return whether a snapshot is published and matches its manifest; of one in an object store, by names and sizes.
+
+    Raises OSError when its store cannot be asked.
+    """
     folder = snapshot_folder(ledger, trajectory, epoch)
-    if not folder.is_dir():
-        return None
     try:
-        return folder, verify_folder(folder)
+        return folder.is_dir() and bool(verify_stored(folder))
     except Corrupt as error:
         ledger.report_corrupt(folder, str(error))
-        return None
+        return False
+
+
+@contextmanager
+def open_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> Iterator[tuple[Path, dict[str, str]] | None]:
+    """Yield where a published snapshot that matches its manifest can be read, and its hashes by file; None without one.
+
+    One in an object store is fetched to this machine, and stays there while the block runs. Raises OSError when its
+    store cannot be asked.
+    """
+    folder = snapshot_folder(ledger, trajectory, epoch)
+    with ExitStack() as held:
+        try:
+            found = held.enter_context(open_folder(folder)) if folder.is_dir() else None
+        except Corrupt as error:
+            ledger.report_corrupt(folder, str(error))
+            found = None
+        yield found
 
 
 def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
-    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from the disk.
+    """Remove a published snapshot: at once from its place, so that nobody reads half of one, then from disk and store.
 
-    Several processes may do it at once. What the disk does not let go of is left to ``gc``.
+    Several processes may do it at once. What disk or store do not let go of is left to ``gc``.
     """
     folder = snapshot_folder(ledger, trajectory, epoch)
     if folder.is_dir():
         with suppress(FileNotFoundError):  # somebody else was faster
             folder.rename(folder.with_name(f".{folder.name}.removed.{secrets.token_hex(4)}"))
     for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
-        shutil.rmtree(doomed, ignore_errors=True)
+        try:
+            remove_folder(doomed)
+        except FileNotFoundError:  # likewise
+            pass
+        except OSError as error:
+            log.warning("%s is left to gc: %s", doomed, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from typing import Any
 from massive_sft.core.files import write_json
 from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
+from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.loss_curve import LOSSES, read_steps
+from massive_sft.ledger.snapshot_store import store_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
-from massive_sft.running.outcome import OUTCOME, find_snapshot, find_trained
+from massive_sft.running.outcome import OUTCOME, find_trained, has_snapshot
 from massive_sft.sweep.unchanged_files import require_same_model
 from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
@@ -29,6 +32,8 @@ from massive_sft.training.summary import TrainingSummary
 @dataclass(frozen=True)
 class Publisher:
     """Publishes a training on rank 0. Its snapshots stay in the attempt too, as hard links, for its checkpoints.
+
+    Those of a run with ``snapshots`` are uploaded there first; the ledger then holds what says so in their place.
 
     A snapshot and what its training up to there gave are a pair of one attempt: once both are published, a later
     attempt keeps both. A snapshot without the other was left by a process that was killed between the two; nothing
@@ -83,15 +88,26 @@ class Publisher:
         trajectory = self.run.trajectory
         self.ledger.write_spec(trajectory.id, {key: json.loads(text) for key, text in trajectory.recipe.parts.items()})
         own, there = self.attempt.folder / place, self.attempt.home / place
-        if find_trained(self.ledger, trajectory.id, epoch) is None:
-            if there.is_dir() and not _are_equal(own, there):
-                self.attempt.set_aside(place)
-        elif find_snapshot(self.ledger, trajectory.id, epoch) is not None:
-            self._published.add(epoch)
-            return
-        link_folder(own, self.attempt.folder / f"epoch-{epoch}")
-        self.attempt.publish(place, self.attempt.folder / f"epoch-{epoch}")
+        if there.is_dir():
+            counts = find_trained(self.ledger, trajectory.id, epoch) is not None or _are_equal(own, there)
+            if counts and has_snapshot(self.ledger, trajectory.id, epoch):
+                self._published.add(epoch)
+                return
+            self.attempt.set_aside(place)
+        finished = self.attempt.folder / f"epoch-{epoch}"
+        link_folder(own, finished)
+        if self.run.snapshots is not None:
+            finished = self._upload(finished, Bucket.of(self.run.snapshots).at(f"{trajectory.id}/epoch-{epoch}"))
+        self.attempt.publish(place, finished)
         self._published.add(epoch)
+
+    def _upload(self, finished: Path, place: Bucket) -> Path:
+        """Upload a finished snapshot; return the folder that the ledger holds in its place."""
+        pointer = finished.with_name(f"{finished.name}-{secrets.token_hex(4)}")  # one that was killed left its own
+        pointer.mkdir()
+        shutil.copyfile(finished / snapshot.NAME, pointer / snapshot.NAME)
+        store_folder(finished, pointer, place)
+        return pointer
 
     def _outcome(self, place: str, summary: TrainingSummary, diverged: Mapping[int, str]) -> None:
         folder = self.attempt.folder / "outcome"

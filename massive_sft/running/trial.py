@@ -22,7 +22,7 @@ from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
 from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed, TrainingStarted, skipped
 from massive_sft.running.failures import error_text, leave_traceback
-from massive_sft.running.outcome import Trained, find_snapshot, find_trained, remove_snapshot
+from massive_sft.running.outcome import Trained, find_trained, has_snapshot, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.sweep.schema import KeepSnapshots
 from massive_sft.training.events import Event, SnapshotPublished
@@ -142,7 +142,7 @@ class _Trial:
         trained, epoch = self.trained(cell), cell.cell.epoch
         if trained is None:
             return False
-        return bool(trained.diverged(epoch)) or find_snapshot(self.ledger, self.run.trajectory.id, epoch) is not None
+        return bool(trained.diverged(epoch)) or has_snapshot(self.ledger, self.run.trajectory.id, epoch)
 
 
 def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:

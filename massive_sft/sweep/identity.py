@@ -46,7 +46,7 @@ UNHASHED: dict[str, frozenset[str]] = {
         | {"gpu", "gpus_per_replica", "replicas"}
     ),
     "KeepSnapshots": frozenset({"full", "lora"}),
-    "Storage": frozenset({"root", "keep_snapshots", "max_waiting", "resume_every"}),
+    "Storage": frozenset({"root", "snapshots", "keep_snapshots", "max_waiting", "resume_every"}),
     "Tracking": frozenset({"mlflow"}),
     "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
 }

@@ -13,6 +13,7 @@ from massive_sft.running.check.benchmarks import benchmark_problems
 from massive_sft.running.check.data import clock_cautions, data_problems
 from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.models import Models, unreachable
+from massive_sft.running.check.snapshot_store import snapshot_store_problems
 from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
 from massive_sft.training.layout import layout_problems
@@ -68,6 +69,8 @@ def _name_problems(plan: Plan, ledger: Ledger) -> list[Problem]:
 def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[Problem]:
     file, path = plan.sweep.file, plan.sweep.path
     problems: list[Problem] = []
+    say("snapshot store")
+    problems += snapshot_store_problems(plan)
     say("tracker")
     found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root)
     problems += [found] if found else []

@@ -88,6 +88,9 @@ class Storage(StrictModel):
 
     root: Text
     """The folder of all results, which sweeps may share; relative to the sweep file, ``${NAME}`` expanded."""
+    snapshots: Text | None = None
+    """A place in an object store for the weights of snapshots, ``s3://BUCKET/PREFIX``, ``${NAME}`` expanded; left out:
+    under the root. Endpoint and keys come from the environment (``AWS_*``); needs the extra ``s3``."""
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     """Which snapshots stay after their cell is complete."""
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"

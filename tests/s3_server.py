@@ -1,0 +1,185 @@
+"""A real S3 server (moto's) on this machine, behind a proxy that loses answers, or gives its own in place of them.
+
+``python tests/s3_server.py PORT BUCKET`` serves one until it is ended.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+
+import botocore.endpoint
+import pytest
+from moto.server import ThreadedMotoServer
+
+from massive_sft.ledger.bucket import Bucket
+
+BUCKET = "snapshots"
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret", "AWS_REGION": "us-east-1"}
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs each request
+_OF_ONE_HOP = {"connection", "transfer-encoding", "expect", "keep-alive"}
+
+
+@dataclass
+class Request:
+    """What a client asks: the method, the object's path with its query, and how often it asked that before."""
+
+    method: str
+    path: str
+    before: int
+
+
+@dataclass
+class S3Server:
+    """The server as its clients see it.
+
+    Attributes:
+        address: of the proxy.
+        loses: says of a request whether its answer gets lost after the server has done it.
+        ignores: headers of requests that it knows nothing of, in lower case.
+        refuses: says of a request with which error (status and code) it is refused before the server sees it.
+        asked: all requests so far.
+    """
+
+    address: str
+    loses: Callable[[Request], bool] = lambda request: False
+    refuses: Callable[[Request], tuple[int, str] | None] = lambda request: None
+    ignores: frozenset[str] = frozenset()
+    asked: list[Request] = field(default_factory=list)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What lets boto3 find it."""
+        return {"AWS_ENDPOINT_URL": self.address, **KEYS}
+
+
+def lose_first_answers(request: Request) -> bool:
+    """Each request is done, and its first answer lost."""
+    return request.before == 0
+
+
+def expired_after(count: int) -> Callable[[Request], tuple[int, str] | None]:
+    """The credentials are good for so many requests."""
+    left = [count]
+
+    def refuse(request: Request) -> tuple[int, str] | None:
+        left[0] -= 1
+        return (400, "ExpiredToken") if left[0] < 0 else None
+
+    return refuse
+
+
+def denied(method: str) -> Callable[[Request], tuple[int, str] | None]:
+    """A method is not allowed."""
+    return lambda request: (403, "AccessDenied") if request.method == method else None
+
+
+@lru_cache(maxsize=1)
+def started() -> S3Server:
+    """Return the server of this process; one is enough, for the clients take a while to be made."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    proxy.daemon_threads = True
+    proxy.target = moto.get_host_and_port()  # type: ignore[attr-defined]
+    proxy.server = server = S3Server("http://{}:{}".format(*proxy.server_address))  # type: ignore[attr-defined]
+    Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+def empty(address: str) -> None:
+    """Make the bucket of a server, empty, whatever was there."""
+    for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        connection.close()
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _serve(self) -> None:
+        server: S3Server = self.server.server  # type: ignore[attr-defined]
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        before = sum((one.method, one.path) == (self.command, self.path) for one in server.asked)
+        request = Request(self.command, self.path, before)
+        server.asked.append(request)
+        refusal = server.refuses(request)
+        if refusal is not None:
+            self._answer(refusal[0], {"Content-Type": "application/xml"}, _error(refusal[1]))
+            return
+        connection = http.client.HTTPConnection(*self.server.target, timeout=60)  # type: ignore[attr-defined]
+        dropped = _OF_ONE_HOP | server.ignores
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+        connection.request(self.command, self.path, body=data or None, headers=headers)
+        answer = connection.getresponse()
+        body, headers = answer.read(), dict(answer.getheaders())
+        connection.close()
+        if server.loses(request):
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self._answer(answer.status, headers, body)
+
+    def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in _OF_ONE_HOP | {"content-length"}:
+                self.send_header(name, value)
+        length = headers.get("content-length") or headers.get("Content-Length")
+        self.send_header("Content-Length", str(length if self.command == "HEAD" and length else len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def _error(code: str) -> bytes:
+    message = {"ExpiredToken": "The provided token has expired.", "AccessDenied": "Access Denied"}.get(code, code)
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """A server that this process' clients find, and which they ask again without a pause; an empty cache beside it."""
+    server = started()
+    fresh = S3Server(server.address)
+    server.loses, server.refuses, server.ignores = fresh.loses, fresh.refuses, fresh.ignores
+    empty(server.address)
+    server.asked.clear()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASSIVE_SFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
+    return server
+
+
+def place(prefix: str = "a/study") -> Bucket:
+    """Return a place in the server's bucket."""
+    return Bucket(BUCKET, prefix)
+
+
+if __name__ == "__main__":
+    ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False).start()
+    empty(f"http://127.0.0.1:{sys.argv[1]}")
+    while True:
+        time.sleep(3600)
