@@ -42,7 +42,9 @@ from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
-from massive_sft.tracking.tracker import Tracker, runs_page
+from massive_sft.tracking.shown import Shown
+from massive_sft.tracking.sweep_run import Origin
+from massive_sft.tracking.tracker import TOKEN, Tracker, runs_page
 from massive_sft.tracking.ui import quiet_environment
 from massive_sft.tracking.view import view_metrics
 
@@ -156,7 +158,7 @@ def history(uri: str, run, key: str) -> list[tuple[int, float, int]]:
 def everything(uri: str, sweep: str = SWEEP) -> dict:
     """Return all that a store shows of a sweep, without the ids that the store gives."""
     client, (parent, children) = MlflowClient(uri), runs_of(uri, sweep)
-    shown = {sweep: {key: value for key, value in parent.data.tags.items() if key != "massive_sft.written"}}
+    shown = {sweep: {key: value for key, value in parent.data.tags.items() if key != TOKEN}}
     for cell, run in children.items():
         shown[cell] = {
             "info": (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
@@ -461,7 +463,7 @@ def test_run_that_went_on_leaves_the_curves_of_its_earlier_cells_alone(ledger):
     mirror(ledger, {cell: coordinates(2)})
     before = history(uri_of(ledger), child_of(ledger, cell), "training/loss")
     write_losses(ledger, steps=8, epochs=4)
-    write(ledger, epoch=2, attempt=2, created=FINISHED)
+    write(ledger, epoch=2, attempt=2, created=FINISHED, scores={"aaaaaaaaaaaa": benchmark(0.5)})
     mirror(ledger, {cell: coordinates(2)})
     assert history(uri_of(ledger), child_of(ledger, cell), "training/loss") == before
     assert len(before) == 4
@@ -470,7 +472,7 @@ def test_run_that_went_on_leaves_the_curves_of_its_earlier_cells_alone(ledger):
 def test_cell_that_the_sweep_renamed_keeps_its_run_under_the_new_name(ledger):
     cell = write(ledger)
     mirror(ledger, {cell: coordinates(2)})
-    write(ledger, attempt=2)
+    write(ledger, scores={"aaaaaaaaaaaa": benchmark(0.5)})
     mirror(ledger, {cell: coordinates(2, model="small")})
     run = child_of(ledger, cell)
     assert run.info.run_name == str(coordinates(2, model="small"))
@@ -493,7 +495,7 @@ def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_not
     names = {write(ledger): coordinates(2)}
     mirror(ledger, names)
     expected = everything(uri_of(ledger))
-    calls = ("create_experiment", "create_run", "log_batch", "log_artifacts", "set_terminated")
+    calls = ("create_experiment", "create_run", "log_batch", "log_artifact", "set_tag", "set_terminated")
     for number in range(1, 20):
         store = tmp_path / str(number) / "mlflow.db"
         store.parent.mkdir()
@@ -538,7 +540,7 @@ def test_cell_that_was_put_is_mirrored_while_the_sweep_runs(ledger):
         running.put(write(ledger))
         until(lambda: not running.pending)
         assert child_of(ledger, cell_id(1)).info.status == "FINISHED"
-        running.put(write(ledger, attempt=2))
+        running.put(write(ledger, attempt=2, scores={"aaaaaaaaaaaa": benchmark(0.5)}))
         until(lambda: not running.pending)
     finally:
         left = running.close()
@@ -990,6 +992,7 @@ def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, 
 
 
 def test_second_connection_finds_the_runs_of_the_first(ledger):
-    first, second = (Tracker(uri_of(ledger), SWEEP, ledger.root, lambda: CREATED_MS) for _ in range(2))
-    assert first.known == second.known == {}
+    origin = Origin(SWEEP, ledger.root, "here")
+    for name in ("first", "second"):
+        Tracker(uri_of(ledger), origin, lambda: CREATED_MS, Shown(ledger.root / name)).recall()
     assert runs_of(uri_of(ledger))[0].info.start_time == CREATED_MS

@@ -9,7 +9,7 @@ import typer
 
 from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.planning.outcome import as_plan_asks
+from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
 
@@ -77,7 +77,7 @@ def mirror(file: File, overlay: Overlays = None) -> None:
         return
     plan, ledger = read_plan(file, overlay)
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
-    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, as_plan_asks(plan))
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, AsPlanAsks(plan), _say)
     _tell(left, len(ledger.entries(names)))
 
 
@@ -89,7 +89,11 @@ def mirror_imported(table_ledger: ImportedLedger) -> None:
     for path in (table_ledger.folder / TABLE, table_ledger.folder / "report" / "report.html"):
         if path.exists():
             mirror.artifact(path)
-    _tell(mirror.close(), len(table_ledger.names()))
+    _tell(mirror.close(say=_say), len(table_ledger.names()))
+
+
+def _say(text: str) -> None:
+    console().print(text, soft_wrap=True)
 
 
 def _tell(left: Pending, cells: int) -> None:

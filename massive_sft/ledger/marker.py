@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from contextlib import suppress
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
@@ -13,6 +14,7 @@ from massive_sft.ledger.storage import Folder, Storage
 log = logging.getLogger(__name__)
 
 NAME = "ledger.json"
+ID = "ledger-id"
 SCHEMA = 2
 """Of the layout. 1: records ``record-<n>.json`` and one ``index.jsonl``, which this version reads too."""
 
@@ -68,6 +70,17 @@ def prepare(root: Folder, folders: tuple[str, ...]) -> None:
         raise _unusable(root, error) from error
     if 0 < schema < SCHEMA:
         log.warning("%s: schema %d is now %d; older versions of massive-sft refuse it", root, schema, SCHEMA)
+
+
+def ledger_id(root: Storage) -> str:
+    """Return the id of the ledger under a root, whatever path leads there; it gets one when it is first asked for.
+
+    Raises OSError when the root can be neither read nor written.
+    """
+    with suppress(FileNotFoundError):
+        return root.get(ID).data.decode().strip()
+    root.put_if_absent(ID, f"{secrets.token_hex(8)}\n".encode())
+    return root.get(ID).data.decode().strip()
 
 
 def _unusable(root: Storage, error: OSError) -> InvalidInput:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
@@ -26,18 +25,27 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
     return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))
 
 
-def as_plan_asks(plan: Plan) -> Callable[[Record], Record]:
-    """Return what makes of a record what ``as_asked`` does; that of a cell outside the plan stays as it is.
+class AsPlanAsks:
+    """Makes of a record what ``as_asked`` does; that of a cell outside the plan stays as it is.
 
     It reads reasons through a ledger of its own, so another thread may call it.
     """
-    items, ledger = {item.cell.id: item for item in plan.cells}, Ledger(plan.root)
 
-    def asked(record: Record) -> Record:
-        item = items.get(record.cell)
-        return record if item is None else as_asked(record, item, ledger)
+    def __init__(self, plan: Plan):
+        self._items = {item.cell.id: item for item in plan.cells}
+        self._ledger = Ledger(plan.root)
 
-    return asked
+    def __call__(self, record: Record) -> Record:
+        """Return the record as far as its sweep asks for it, under the sweep's names."""
+        item = self._items.get(record.cell)
+        return record if item is None else as_asked(record, item, self._ledger)
+
+    def stamp(self, cell: str) -> str:
+        """Return what is the same as long as the plan asks the same of a cell, under the same names."""
+        item = self._items.get(cell)
+        if item is None:
+            return ""
+        return fingerprint([item.cell.coordinates._asdict(), sorted(asked.id for asked in item.requirements)])
 
 
 def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:

@@ -14,7 +14,7 @@ from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import Run, register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
-from massive_sft.planning.outcome import as_plan_asks
+from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
@@ -78,7 +78,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
     """
     file, ledger = plan.sweep.file, Ledger.open(plan.root)
     names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
-    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, as_plan_asks(whole))
+    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, AsPlanAsks(whole))
 
     def listen(event: RunEvent) -> None:
         progress.listen(event)
@@ -89,6 +89,9 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
         mirror.artifact(plan.sweep.path)
         with stop.handle_signals(run.end_requested, progress.say):
             progress.say(f"tracker: {mirror.uri}")
+            if mirror.elsewhere:
+                beside = f"the tracker also has runs of a sweep {file.name} of another ledger"
+                progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop)
         after = make_plan(plan.sweep)
         _learn(after, ledger, progress.say)
@@ -97,7 +100,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
             mirror.artifact(report)
             progress.say(f"report: {report}")
     finally:
-        left = mirror.close(timeout_s=FLUSH_STOPPED_S if stop() else FLUSH_S)
+        left = mirror.close(FLUSH_STOPPED_S if stop() else FLUSH_S, progress.say)
         if left:
             progress.say(f"the tracker lags behind: {left}; `massive-sft mirror` catches up")
     return after

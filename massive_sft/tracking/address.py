@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import urllib.parse
@@ -15,6 +16,8 @@ from massive_sft.sweep.paths import expand_variables
 PLACE = "tracking.mlflow"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlflow-artifacts"
+BUCKETS = ("s3", "r2", "b2")
+"""Forms of a place for artifacts that MLflow's client writes to by itself, with boto3."""
 # SQLite relies on file locks, which these file systems lack, forget or emulate: two writers corrupt the database.
 _SHARED = re.compile(
     r"nfs4?|cifs|smb3|smbfs|lustre|gpfs|ceph|beegfs\w*|afs|9p|glusterfs|orangefs|pvfs2|wekafs|panfs|ncpfs|fuse(\..+)?"
@@ -86,6 +89,13 @@ def artifact_location(uri: str) -> str | None:
     """Return the address of the folder of a local store's artifacts; None for a server, which decides itself."""
     path = database_path(uri)
     return None if path is None else (path.parent / ARTIFACTS).as_uri()
+
+
+def bucket_problem(location: str, place: str) -> Problem | None:
+    """Return why artifacts cannot be written to an experiment's ``artifact_location`` from here, or None."""
+    if urllib.parse.urlsplit(location).scheme not in BUCKETS or importlib.util.find_spec("boto3"):
+        return None
+    return Problem(place, "keeps artifacts in a bucket, which needs boto3: `pip install 'massive-sft[s3]'`", location)
 
 
 def _form_problem(uri: str, place: str) -> Problem | None:

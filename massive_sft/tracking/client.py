@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
 # create_run that is repeated blindly after a lost answer makes a second run.
@@ -30,6 +34,8 @@ from massive_sft.tracking.address import client_address  # noqa: E402
 
 TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
 """What the client raises: connection errors are OSErrors, the last two come from a local store's schema."""
+
+_STATUS = re.compile(r"failed with error code (\d{3}) ")
 
 
 def make_client(uri: str) -> MlflowClient:
@@ -86,9 +92,43 @@ def ask_server(uri: str, timeout_s: float) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def is_outage(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
-    if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()
+    status = http_status(error)
+    if status is not None:
         return not 400 <= status < 500 or status in (408, 429)
-    return isinstance(error, OSError)
+    return any(isinstance(cause, (OSError, *_bucket_connection_errors())) for cause in _causes(error))
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status of the answer that an error of the client comes from; None where there was none.
+
+    The answer may be the tracker's, that of a proxy before it, or that of a bucket which artifacts go to.
+    """
+    return next((status for cause in _causes(error) if (status := _own_status(cause)) is not None), None)
+
+
+def _own_status(error: BaseException) -> int | None:
+    if isinstance(error, MlflowException):
+        # Of an answer that is not its own MLflow keeps the status in the text alone.
+        told = _STATUS.search(error.message)
+        return int(told[1]) if told else int(error.get_http_status_code())
+    answer: Any = getattr(error, "response", None)
+    if isinstance(answer, Mapping):  # botocore's
+        answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return answer if isinstance(answer, int) else None
+    return getattr(answer, "status_code", None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, then what it was raised from or met while it was handled."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _bucket_connection_errors() -> tuple[type[Exception], ...]:
+    """Return what boto3 raises when a bucket does not answer; nothing where no bucket was ever asked."""
+    errors = sys.modules.get("botocore.exceptions")
+    return () if errors is None else (errors.ConnectionError, errors.HTTPClientError)

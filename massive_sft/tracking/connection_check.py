@@ -14,23 +14,26 @@ from typing import TypeVar
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.paths import expand_variables
-from massive_sft.tracking.address import database_path, resolve_uri, sqlite_address
+from massive_sft.tracking.address import bucket_problem, database_path, resolve_uri, sqlite_address
 
 T = TypeVar("T")
 
 TIMEOUT_S = 5.0
 """Seconds of silence after which a server does not answer; one that is slower than that would hold up every cell."""
+FIRST_EXPERIMENT = "0"
+"""Every store has it, though perhaps in its trash; its artifacts lie where those of a new one would."""
 ANSWER_TIMEOUT_S = 3 * TIMEOUT_S
 """Seconds for a whole answer, with the lookup of its host and however many pieces it comes in."""
 
 
-def tracking_problem(uri: str, place: str, root: Path) -> Problem | None:
+def tracking_problem(uri: str, place: str, root: Path, sweep: str = "") -> Problem | None:
     """Return why a tracking URI cannot be used, or None.
 
     Args:
         uri: the sweep file's ``tracking.mlflow``; empty means the local store of ``root``, which need not exist yet.
         place: of the URI, for the message.
         root: the storage root.
+        sweep: its name, for the place of its artifacts; empty for that of a new experiment.
     """
     try:
         resolved = resolve_uri(uri, root, place)
@@ -38,7 +41,7 @@ def tracking_problem(uri: str, place: str, root: Path) -> Problem | None:
         return error.problems[0]
     path = database_path(resolved)
     if path is None:
-        return _server_problem(resolved, place)
+        return _server_problem(resolved, place) or _artifacts_problem(resolved, place, sweep)
     return _folder_problem(path, place, not expand_variables(uri)) or (
         _store_problem(path, place) if path.exists() else None
     )
@@ -62,6 +65,21 @@ def _server_problem(uri: str, place: str) -> Problem | None:
         rule = "answers, but not as a tracking server; is it a login page, or something else's address?"
         return Problem(place, rule, redact(uri))
     return None
+
+
+def _artifacts_problem(uri: str, place: str, sweep: str) -> Problem | None:
+    """Return why a sweep's artifacts cannot be written from here; None also where their place cannot be asked for."""
+    from massive_sft.tracking.client import TRACKER_ERRORS, make_client
+
+    def ask() -> str:
+        client = make_client(uri)
+        experiment = client.get_experiment_by_name(sweep) if sweep else None
+        return str((experiment or client.get_experiment(FIRST_EXPERIMENT)).artifact_location)
+
+    try:
+        return bucket_problem(_in_time(ask), place)
+    except TRACKER_ERRORS:
+        return None
 
 
 def _lists_experiments(body: str) -> bool:

@@ -1,14 +1,15 @@
 """The mirror: one writer in a thread that brings the tracker to what the ledger says, whatever the tracker does.
 
 It never holds the sweep up. What the tracker should show follows from the ledger and from what the sweep asks, so on
-every connection each cell's newest record is compared with the checksum that its run carries, and what differs is
-written. A crash at any point, a lost connection, a deleted store, a record of another process: all end in the same
-comparison.
+every connection each cell's newest record is compared with the checksum that its run carries (``shown``), and what
+differs is written. A crash at any point, a lost connection, a deleted store, a record of another process: all end in
+the same comparison.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,41 +17,35 @@ from pathlib import Path
 
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
+from massive_sft.ledger.marker import ledger_id
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.address import PLACE, database_path, resolve_uri
 from massive_sft.tracking.artifacts import copy_artifact, write_cell_artifacts
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
 from massive_sft.tracking.connection_check import tracking_problem
-from massive_sft.tracking.curve import RunCurve, loss_curve
 from massive_sft.tracking.queue import Pending, Queue
-from massive_sft.tracking.run_fields import CellRun, describe_record, span, version
+from massive_sft.tracking.shown import Shown
+from massive_sft.tracking.source import AsAsked, AsRecorded, CellSource, Unreadable
 from massive_sft.tracking.spool import Item, read_spool, write_spool
 from massive_sft.tracking.store import make_store, relocate_artifacts
-from massive_sft.tracking.tracker import Tracker, WriteArtifacts
+from massive_sft.tracking.sweep_run import Origin
+from massive_sft.tracking.tracker import Tracker, WriteArtifacts, shorten
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 """Seconds between tries while the tracker does not answer."""
+MOMENT_S, SAY_EVERY_S = 2.0, 30.0
+"""Seconds until it is said what the end waits for, the first time and again."""
 SPOOL = "mirror-spool.jsonl"
-
-AsAsked = Callable[[Record], Record]
-"""Returns a record as far as the sweep asks for it: another sweep on the same root may have made it, or added to it."""
-
-
-def _as_recorded(record: Record) -> Record:
-    return record
+SHOWN = "mirror-shown.jsonl"
+AS_RECORDED = AsRecorded()
 
 
 class _Busy(MassiveSFTError):
     """Another process mirrors this sweep."""
-
-
-class _Unreadable(MassiveSFTError):
-    """What the ledger holds of an item cannot be read."""
 
 
 class Mirror:
@@ -59,19 +54,20 @@ class Mirror:
     def __init__(self, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], uri: str, as_asked: AsAsked):
         self._ledger = Ledger(ledger.root)  # an own one: it is read in another thread
         self._sweep = sweep
-        self._cells = dict(cells)
-        self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
         self._uri = uri
-        self._as_asked = as_asked
+        self._source = CellSource(self._ledger, cells, as_asked)
         self._place = ledger.sweep(sweep)
         self._folder = ledger.sweep_dir(sweep)
         self._watch = LeaseWatch()
         self._lease: Lease | None = None
         self._tracker: Tracker | None = None
+        self._shown = Shown(self._folder / SHOWN)
         self._queue = Queue()
         self._problem = ""
         self._spooled = False
-        self._repeated = False  # a call may have been lost and is made again
+        self._caught_up = False
+        self._elsewhere = ""
+        self._repeated: set[str] = set()  # cells, whose calls may have been lost and were made again
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     @classmethod
@@ -81,7 +77,7 @@ class Mirror:
         sweep: str,
         cells: Mapping[str, Coordinates],
         tracking_uri: str,
-        as_asked: AsAsked = _as_recorded,
+        as_asked: AsAsked = AS_RECORDED,
     ) -> Mirror:
         """Connect to the tracker and start to mirror: first what was missed before, then what is ``put``.
 
@@ -98,7 +94,7 @@ class Mirror:
             InvalidInput: the address is wrong, or no server answers there.
         """
         uri = resolve_uri(tracking_uri, ledger.root)
-        problem = tracking_problem(tracking_uri, PLACE, ledger.root)
+        problem = tracking_problem(tracking_uri, PLACE, ledger.root, sweep)
         if problem:
             raise InvalidInput(problem)
         mirror = cls(ledger, sweep, cells, uri, as_asked)
@@ -106,7 +102,7 @@ class Mirror:
             mirror._first_connection()
         except TRACKER_ERRORS as error:
             mirror._release()
-            raise InvalidInput(Problem(PLACE, f"cannot be used ({_short(error)})", redact(uri))) from error
+            raise InvalidInput(Problem(PLACE, f"cannot be used ({shorten(error)})", redact(uri))) from error
         except MassiveSFTError:
             mirror._release()
             raise
@@ -128,6 +124,11 @@ class Mirror:
         """What is not mirrored yet: ids of cells, paths of files."""
         return self._queue.items
 
+    @property
+    def elsewhere(self) -> str:
+        """The storage roots of other ledgers that have a sweep of this name on the tracker; empty where none has."""
+        return self._elsewhere
+
     def put(self, cell: str) -> None:
         """Mirror a cell's newest record soon. Returns at once and raises nothing."""
         self._queue.put([cell])
@@ -136,21 +137,35 @@ class Mirror:
         """Upload a file of the sweep (its YAML, the report) to the parent run soon. Returns at once."""
         self._queue.put([path.absolute()])
 
-    def close(self, timeout_s: float | None = None) -> Pending:
+    def close(self, timeout_s: float | None = None, say: Callable[[str], None] = lambda _: None) -> Pending:
         """Write what waits, and return what could not be written; the next run or ``mirror_all`` takes it up.
 
         While the tracker does not answer it is asked once more, not for long.
 
         Args:
             timeout_s: seconds to wait at most; None to wait as long as things are being written.
+            say: told what is waited for, when that takes longer than a moment, and now and then how far it is.
         """
         self._queue.close()
-        self._thread.join(timeout_s)
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        pause = MOMENT_S
+        while self._thread.is_alive() and (left_s := deadline - time.monotonic()) > 0:
+            self._thread.join(min(pause, left_s))
+            if self._thread.is_alive() and left_s > pause:
+                say(self._waits_for(left_s - pause))
+            pause = SAY_EVERY_S
         if not self._thread.is_alive():
             self._release()
         reasons = [self._problem, *self._queue.refused.values(), "time was up before everything was written"]
         items = self.pending
         return Pending(items, next(filter(None, reasons)) if items else "")
+
+    def _waits_for(self, left_s: float) -> str:
+        items = self.pending
+        files = sum(isinstance(item, Path) for item in items)
+        what = f"{len(items) - files} cells and {files} files to write" if items else "it to take the last of it"
+        limit = "" if left_s == math.inf else f", at most {left_s:.0f} s more"
+        return f"waiting for the tracker: {what}{limit}{f' ({self._problem})' if self._problem else ''}"
 
     # Only the thread runs what follows, but for the first connection, which comes before it.
 
@@ -160,21 +175,22 @@ class Mirror:
             item: Item | None = None
             try:
                 tracker = self._connect()
+                self._catch_up(tracker)
                 if not self._queue.items:
                     self._recovered()
                 item = self._queue.take()
                 if item is not None:
                     self._write(tracker, item)
-                elif not self._queue_missed(tracker):
+                elif not self._queue_missed():
                     self._end(tracker)
                     # A process that was refused the lease until now has left its records to this one.
-                    if not self._queue_missed(tracker):
+                    if not self._queue_missed():
                         return
             except Exception as error:  # noqa: BLE001 - whatever the tracker does, it must not end the sweep
                 if item is not None and not isinstance(error, _Busy) and not is_outage(error):
                     self._refuse(item, error)
                     continue
-                self._suspend(error)
+                self._suspend(error, item)
                 if self._queue.closing:
                     return
                 self._queue.pause(delay)
@@ -185,9 +201,9 @@ class Mirror:
                 self._recovered()
 
     def _end(self, tracker: Tracker) -> None:
-        if self._repeated:
-            tracker.refresh()
-            self._repeated = False
+        for cell in self._repeated:
+            tracker.look_again(cell)
+        self._repeated.clear()
         tracker.finish()
         self._release()
 
@@ -203,7 +219,7 @@ class Mirror:
             self._problem = str(error)
 
     def _connect(self) -> Tracker:
-        """Take the lease, find the runs, and queue what they do not show yet; does nothing while all of that holds."""
+        """Take the lease and find the sweep on the tracker; does nothing while all of that holds."""
         if self._lease is None or not self._lease.held():
             self._release()
             owner = this_process()
@@ -212,9 +228,18 @@ class Mirror:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
             self._queue.put(self._read_spool())
         if self._tracker is None:
-            self._tracker = Tracker(self._uri, self._sweep, self._ledger.root, self._began)
-            self._queue_missed(self._tracker)
+            origin = Origin(self._sweep, self._ledger.root, ledger_id(self._ledger.storage))
+            self._tracker = Tracker(self._uri, origin, self._source.began, self._shown)
+            self._elsewhere = self._tracker.elsewhere
+            self._caught_up = False
         return self._tracker
+
+    def _catch_up(self, tracker: Tracker) -> None:
+        """Queue what the runs do not show yet; once for each connection, for it may read them all."""
+        if not self._caught_up:
+            tracker.recall()
+            self._queue_missed()
+            self._caught_up = True
 
     def _release(self) -> None:
         self._tracker = None
@@ -222,34 +247,15 @@ class Mirror:
             self._lease.release()
             self._lease = None
 
-    def _queue_missed(self, tracker: Tracker) -> bool:
+    def _queue_missed(self) -> bool:
         """Queue the cells whose newest record the tracker does not show; return whether there are any.
 
         Those that wait or were refused are known already.
         """
-        known = set(self._queue.items)
-        bases = {model: self._base_of(model) for model in self._base_rows}
-        records = ((cell, self._newest(cell)) for cell in self._cells if cell not in known)
-        missed = [
-            cell
-            for cell, record in records
-            if record and tracker.known.get(cell) != version(record, bases.get(self._cells[cell].model))
-        ]
+        cells = {item for item in self._queue.items if isinstance(item, str)}
+        missed = self._source.missed(self._shown, cells)
         self._queue.put(missed)
         return bool(missed)
-
-    def _began(self) -> int:
-        """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
-        records = (self._ledger.read_record(cell) for cell in self._cells)
-        return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
-
-    def _base_of(self, model: str) -> Record | None:
-        row = self._base_rows.get(model)
-        return None if row is None else self._newest(row)
-
-    def _newest(self, cell: str) -> Record | None:
-        record = self._ledger.read_record(cell)
-        return None if record is None else self._as_asked(record)
 
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
@@ -258,21 +264,10 @@ class Mirror:
             else:
                 log.warning("%s is gone and cannot be mirrored", item)
         else:
-            record, run, curve = self._read(item)
-            if tracker.known.get(item) != run.version:
+            record, run, curve = self._source.read(item)
+            known = self._shown.cells.get(item)
+            if known is None or known.version != run.version:
                 tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
-
-    def _read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
-        try:
-            record = self._newest(cell)
-            if record is None:
-                raise _Unreadable(f"{cell} has no record")
-            names = self._cells.get(cell)
-            base = None if names is None else self._base_of(names.model)
-            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.root), base)
-            return record, run, loss_curve(self._ledger, record)
-        except OSError as error:
-            raise _Unreadable(f"{cell} cannot be read: {error}") from error
 
     def _recovered(self) -> None:
         if self._problem:
@@ -283,20 +278,21 @@ class Mirror:
 
     def _refuse(self, item: Item, error: Exception) -> None:
         """Set an item aside that is itself at fault, so that the others go on."""
-        if self._queue.refuse(_short(error)):
-            log.warning("%s cannot be mirrored: %s", item, _short(error))
+        if self._queue.refuse(shorten(error)):
+            log.warning("%s cannot be mirrored: %s", item, shorten(error))
         self._tracker = None
         self._spool()
 
-    def _suspend(self, error: Exception) -> None:
+    def _suspend(self, error: Exception, item: Item | None) -> None:
         """Keep everything for later: the tracker does not answer, or another process has its turn."""
         self._queue.postpone()
-        self._repeated |= self._tracker is not None
+        if isinstance(item, str):
+            self._repeated.add(item)
         self._tracker = None
         if not self._problem and not isinstance(error, _Busy):
             path = self._folder / SPOOL
-            log.warning("the tracker is lost (%s); what it lacks is in %s and written later", _short(error), path)
-        self._problem = _short(error)
+            log.warning("the tracker is lost (%s); what it lacks is in %s and written later", shorten(error), path)
+        self._problem = shorten(error)
         self._spool()
 
     def _read_spool(self) -> list[Item]:
@@ -321,16 +317,23 @@ class Mirror:
 
 
 def mirror_all(
-    ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], tracking_uri: str, as_asked: AsAsked = _as_recorded
+    ledger: Ledger,
+    sweep: str,
+    cells: Mapping[str, Coordinates],
+    tracking_uri: str,
+    as_asked: AsAsked = AS_RECORDED,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Pending:
     """Bring the tracker to what the ledger says of a sweep: catch up, or rebuild a store that was deleted.
 
-    Arguments and errors are those of ``Mirror.open``. Returns what could not be written.
+    Arguments and errors are those of ``Mirror.open`` and ``Mirror.close``. Returns what could not be written.
     """
+    # All runs are looked at: some may have been removed on the tracker by hand.
+    (ledger.sweep_dir(sweep) / SHOWN).unlink(missing_ok=True)
     mirror = Mirror.open(ledger, sweep, cells, tracking_uri, as_asked)
     for cell in ledger.entries(cells):
         mirror.put(cell)
-    return mirror.close()
+    return mirror.close(say=say)
 
 
 def _readable(attach: WriteArtifacts) -> WriteArtifacts:
@@ -340,10 +343,6 @@ def _readable(attach: WriteArtifacts) -> WriteArtifacts:
         try:
             attach(folder)
         except (OSError, ValueError) as error:
-            raise _Unreadable(f"its files cannot be read: {error}") from error
+            raise Unreadable(f"its files cannot be read: {error}") from error
 
     return checked
-
-
-def _short(error: Exception) -> str:
-    return redact(str(error) or type(error).__name__).partition("\n")[0][:300]

@@ -27,8 +27,8 @@ KEY_LENGTH = 250
 PARAM_LENGTH = 500
 TAG_LENGTH = 1000
 
-SWEEP, CELL, RECORD, GAINS, CURVE, WRITTEN = (
-    f"massive_sft.{name}" for name in ("sweep", "cell", "record", "gains", "curve", "written")
+SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE, WRITTEN = (
+    f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve", "written")
 )
 BY_LAYER = "layer_change/by_layer"
 """Its steps are layers, so that MLflow draws the profile."""
@@ -214,7 +214,7 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
         "massive_sft.attempt": str(record.attempt),
         "massive_sft.git": commit,
         "massive_sft.host": record.provenance.get("host"),
-        "massive_sft.ledger": ledger,
+        LEDGER: ledger,
         "massive_sft.layout": json.dumps(layout) if layout else None,
         # Written even when empty, so that what an earlier record said is gone once it no longer holds.
         "massive_sft.error": record.error or "",

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
-from massive_sft.tracking.address import PLACE, artifact_location, database_path
-from massive_sft.tracking.client import TRACKER_ERRORS, make_client
+from massive_sft.tracking.address import database_path
+from massive_sft.tracking.client import TRACKER_ERRORS, is_outage, make_client
 from massive_sft.tracking.curve import RunCurve
 from massive_sft.tracking.run_fields import (
     CELL,
     CURVE,
     GAINS,
     RECORD,
-    SWEEP,
     WRITTEN,
     CellRun,
     MixtureInput,
     Point,
     stale_metrics,
+)
+from massive_sft.tracking.shown import Shown, ShownCell
+from massive_sft.tracking.sweep_run import (
+    NESTED,
+    PARENT,
+    Origin,
+    find_experiment,
+    find_parent,
+    remove_second,
+    run_id,
+    search,
 )
 from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics
 
@@ -34,13 +43,11 @@ log = logging.getLogger(__name__)
 
 # MLflow takes 1,000 entities a call, of which 100 parameters and 100 tags, in one megabyte.
 MAX_METRICS, MAX_NAMES = 800, 100
-PARENT = "massive_sft.parent"
-NESTED = "mlflow.parentRunId"
-"""How earlier versions tied cells to the sweep's run: MLflow's list hides them then until somebody expands it."""
 CURVE_ID = f"{CURVE}_id"
-NOTE = "mlflow.note.content"
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Versions of MLflow that read it open the experiment on its runs, and not on the traces of an agent."""
+ARTIFACTS = "massive_sft.artifacts"
+"""Of a cell's run: which of its files are missing, and why; not there when all are."""
+TOKEN = "massive_sft.reading"
+"""Of the sweep's run: names the reading after which whoever writes has noted down what is shown (``Shown.token``)."""
 
 WriteArtifacts = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
@@ -71,35 +78,45 @@ class Tracker:
     Every method raises ``TRACKER_ERRORS``.
 
     Attributes:
-        known: the version that each cell's run shows (``run_fields.version``).
+        shown: what each cell's run shows; empty until ``recall`` or ``refresh``.
+        elsewhere: the storage roots of other ledgers that have runs of this sweep's name here; empty where none has.
     """
 
-    def __init__(self, uri: str, sweep: str, ledger: Path, began: Callable[[], int]):
+    def __init__(self, uri: str, origin: Origin, began: Callable[[], int], shown: Shown):
         """Find or make the experiment and the parent run, and mark it running.
 
         Args:
             uri: the resolved address.
-            sweep: name of the sweep, the experiment and the parent run.
-            ledger: the storage root.
+            origin: the sweep.
             began: when the sweep began, in milliseconds since 1970; asked only for a new parent.
+            shown: what was noted down before.
 
         Raises:
-            InvalidInput: the experiment was deleted on the tracker.
+            InvalidInput: the experiment was deleted on the tracker, or its artifacts cannot be written from here.
         """
+        self.shown = shown
         self._client = make_client(uri)
-        self._uri = uri
-        experiment = self._find_experiment(sweep, ledger)
+        experiment = find_experiment(self._client, uri, origin)
         self._experiment = str(experiment.experiment_id)
         view = experiment.tags.get(TAG)
         self._columns = [] if view is None else view_metrics(view)
-        self._parent = self._find_parent(sweep, ledger, began)
-        self._remove_nested()
-        self.known: dict[str, tuple[str, str]] = {}
-        self._ended: int | None = None
-        self.refresh()
+        self._parent, self.elsewhere = find_parent(self._client, uri, self._experiment, origin, began)
+        self._told: set[str] = set()
+
+    def recall(self) -> None:
+        """Learn what each cell's run shows: as noted down where the tracker bears that out, else from all its runs.
+
+        A run that somebody removed on the tracker by hand is missed by the latter alone.
+        """
+        self.shown.load()
+        if not self._bears_out():
+            self.refresh()
 
     def write(self, run: CellRun, curve: RunCurve | None, attach: WriteArtifacts) -> None:
-        """Bring a cell's run to what ``run`` says; what it shows already is not written again."""
+        """Bring a cell's run to what ``run`` says; what it shows already is not written again.
+
+        A file that is refused (too large for a proxy, no permission) is missing there, and the run says so.
+        """
         child = self._child(run)
         tags, shown = child.data.tags, child.data.metrics
         written = int(tags.get(WRITTEN, 0))
@@ -121,66 +138,61 @@ class Tracker:
             f"massive_sft.now.{key}": value for key, value in run.params.items() if known.get(key, value) != value
         }
         params = {key: value for key, value in run.params.items() if key not in known}
-        identity = child.info.run_id
+        identity = run_id(child)
         for batch in _batches(points, params, new_tags):
             self._client.log_batch(identity, *batch)
         if child.info.run_name != run.name:
             self._client.update_run(identity, name=run.name)
         if run.mixture is not None and not (child.inputs and child.inputs.dataset_inputs):
             self._client.log_inputs(identity, datasets=[_dataset(run.mixture)])
-        self._upload(identity, attach)
+        self._upload_what_is_taken(child, attach)
         self._client.set_terminated(identity, run.status, run.end)
         self._show(run.main)
         # Last: it says that all of the above is there.
         done = {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
         self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
-        self.known[run.cell] = run.version
-        self._ended = max(self._ended or run.end, run.end)
+        self.shown.wrote(run.cell, ShownCell(identity, run.version, run.end))
 
     def attach(self, attach: WriteArtifacts) -> None:
         """Upload files to the parent run."""
-        self._upload(self._parent, attach)
+        with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
+            attach(Path(folder))
+            self._client.log_artifacts(run_id(self._parent), folder)
 
     def finish(self) -> None:
         """Mark the parent run finished: it ended when the last of its cells did, whenever that is mirrored."""
-        self._client.set_terminated(self._parent, "FINISHED", self._ended)
+        ended = max((cell.end for cell in self.shown.cells.values()), default=None)
+        self._client.set_terminated(run_id(self._parent), "FINISHED", ended)
 
     def refresh(self) -> None:
-        """Learn what each cell's run shows, and remove second runs.
-
-        There is one when a call that makes a run was given up and repeated, and then served after all. Of two the one
-        that shows a record stays, else the one with the lower id.
-        """
+        """Learn what each cell's run shows from all its runs, and remove second ones."""
+        self._remove_nested()
         by_cell: dict[str, Run] = {}
-        for run in self._search({PARENT: self._parent}):
+        for run in self._search({PARENT: run_id(self._parent)}):
             cell = run.data.tags[CELL]
-            kept, duplicate = sorted(
-                (by_cell.get(cell, run), run), key=lambda run: (RECORD not in run.data.tags, _id(run))
-            )
-            by_cell[cell] = kept
-            if _id(duplicate) != _id(kept):
-                self._remove(duplicate)
-        self.known = {
-            cell: (run.data.tags.get(RECORD, ""), run.data.tags.get(GAINS, "")) for cell, run in by_cell.items()
+            by_cell[cell] = self._only([by_cell[cell], run] if cell in by_cell else [run])
+        token = secrets.token_hex(8)
+        self._client.set_tag(run_id(self._parent), TOKEN, token)
+        # One without all of its files is written again.
+        whole = {
+            cell: run for cell, run in by_cell.items() if RECORD in run.data.tags and ARTIFACTS not in run.data.tags
         }
-        self._ended = max((run.info.end_time for run in by_cell.values() if run.info.end_time), default=None)
+        self.shown.reset(run_id(self._parent), token, {cell: _shown(run) for cell, run in whole.items()})
 
-    def _find_experiment(self, name: str, ledger: Path) -> Experiment:
-        existing = self._client.get_experiment_by_name(name)
-        if existing is None:
-            path = database_path(self._uri)
-            made = self._client.create_experiment(name, artifact_location=artifact_location(self._uri))
-            log.info("made the experiment %s in %s", name, path or redact(self._uri))
-            existing = self._client.get_experiment(made)
-        if existing.lifecycle_stage != "active":
-            remedy = f"`mlflow experiments restore -x {existing.experiment_id}`, or rename the sweep"
-            rule = f"has this experiment in its trash: {remedy}"
-            raise InvalidInput(Problem(PLACE, rule, name))
-        note = f"A mirror of the ledger in `{ledger}`; its columns and charts are the view `{KEY}`."
-        for key, value in (KIND | {NOTE: note}).items():
-            if key not in existing.tags:
-                self._client.set_experiment_tag(existing.experiment_id, key, value)
-        return existing
+    def look_again(self, cell: str) -> None:
+        """Remove a cell's second run, if there is one: of a call that was repeated, and then served twice after all."""
+        self._run_of(cell)
+
+    def _bears_out(self) -> bool:
+        """Whether the tracker shows what was noted down last, and so all that was noted down before."""
+        if self.shown.parent != run_id(self._parent) or self.shown.token != self._parent.data.tags.get(TOKEN):
+            return False
+        last = self.shown.last
+        if last is None:
+            return True
+        known = self.shown.cells[last]
+        found = self._search({CELL: last, PARENT: run_id(self._parent)})
+        return any(run_id(run) == known.run and _version(run) == known.version for run in found)
 
     def _show(self, metrics: Sequence[str]) -> None:
         """Add columns to the sweep's view."""
@@ -196,87 +208,83 @@ class Tracker:
 
     def _remove_nested(self) -> None:
         """Remove the runs that earlier versions wrote: in MLflow neither a metric nor a parameter can be renamed."""
-        earlier = [run for run in self._search({NESTED: self._parent}) if CELL in run.data.tags]
+        earlier = [run for run in self._search({NESTED: run_id(self._parent)}) if CELL in run.data.tags]
         for run in earlier:
-            self._client.delete_run(_id(run))
+            self._client.delete_run(run_id(run))
         if earlier:
             log.warning("%d runs of an earlier version are in the tracker's trash; they are written anew", len(earlier))
-
-    def _remove(self, run: Run) -> None:
-        log.warning("the tracker had a second run of %s; it is in its trash: %s", run.info.run_name, _id(run))
-        self._client.delete_run(_id(run))
-
-    def _find_parent(self, sweep: str, ledger: Path, began: Callable[[], int]) -> str:
-        where = str(ledger)
-        for run in self._parents(sweep):
-            identity = _id(run)
-            if run.data.tags.get("massive_sft.ledger") != where:
-                log.warning(
-                    "the tracker's runs of %s were written from another ledger, %s",
-                    sweep,
-                    run.data.tags.get("massive_sft.ledger"),
-                )
-                self._client.set_tag(identity, "massive_sft.ledger", where)
-            self._client.update_run(identity, status="RUNNING")
-            return identity
-        tags = {
-            SWEEP: sweep,
-            "massive_sft.ledger": where,
-            "mlflow.source.name": "massive-sft",
-            NOTE: f"The sweep `{sweep}`: a mirror of the ledger in `{where}`.",
-        }
-        parent = self._client.create_run(self._experiment, start_time=began(), tags=tags, run_name=sweep)
-        created: str = parent.info.run_id
-        return created
-
-    def _parents(self, sweep: str) -> list[Run]:
-        """Return the parent run, if there is one; the second of two that were made by a repeated call is removed."""
-        parents = sorted(self._search({SWEEP: sweep}), key=_id)
-        if len(parents) < 2:
-            return parents
-        childless = [run for run in parents if not any(self._search({tag: _id(run)}) for tag in (PARENT, NESTED))]
-        kept = next((run for run in parents if run not in childless), parents[0])
-        for run in childless:
-            if run is not kept:
-                self._remove(run)
-        return [kept]
 
     def _child(self, run: CellRun) -> Run:
         """Find or make the run of a cell. One with numbers that no longer hold is made anew: MLflow can remove a run,
         but no metric of it.
         """
-        for existing in self._search({CELL: run.cell, PARENT: self._parent}):
+        existing = self._run_of(run.cell)
+        if existing is not None:
             stale = stale_metrics(existing.data.metrics, run)
             if not stale:
                 return existing
             log.info("%s has no %s any more: its run is in the trash, and written anew", run.name, ", ".join(stale))
             self._set_columns([name for name in self._columns or () if name not in stale])
-            self._client.delete_run(_id(existing))
+            self._client.delete_run(run_id(existing))
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
-        tags = {PARENT: self._parent, CELL: run.cell}
+        tags = {PARENT: run_id(self._parent), CELL: run.cell}
         return self._client.create_run(self._experiment, start_time=run.start, tags=tags, run_name=run.name)
 
-    def _search(self, tags: Mapping[str, str]) -> Iterator[Run]:
-        """Yield the runs with all of these tags, the oldest first."""
-        query = " and ".join(f"tags.`{key}` = '{text}'" for key, text in tags.items())
-        token = None
-        while True:
-            page: Any = self._client.search_runs(
-                [self._experiment], query, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def _run_of(self, cell: str) -> Run | None:
+        """Return the one run of a cell, or None."""
+        runs = list(self._search({CELL: cell, PARENT: run_id(self._parent)}))
+        return self._only(runs) if runs else None
 
-    def _upload(self, run: str, attach: WriteArtifacts) -> None:
+    def _only(self, runs: Sequence[Run]) -> Run:
+        """Return the run of a cell, and remove second ones.
+
+        There is one when a call that makes a run was given up and repeated, and then served after all. Of two the one
+        that shows a record stays, else the one with the lower id.
+        """
+        kept, *others = sorted(runs, key=lambda run: (RECORD not in run.data.tags, run_id(run)))
+        for run in others:
+            remove_second(self._client, run)
+        return kept
+
+    def _search(self, tags: Mapping[str, str]) -> Iterator[Run]:
+        return search(self._client, self._experiment, tags)
+
+    def _upload_what_is_taken(self, run: Run, attach: WriteArtifacts) -> None:
+        """Upload a cell's files, each by itself; tag the run with those that are refused, and why."""
+        refused = []
         with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
             attach(Path(folder))
-            self._client.log_artifacts(run, folder)
+            for path in sorted(Path(folder).iterdir()):
+                try:
+                    self._client.log_artifact(run_id(run), str(path))
+                except Exception as error:  # a bucket's client raises what it likes
+                    if is_outage(error):
+                        raise
+                    refused.append(f"{path.name} ({shorten(error)})")
+                    self._tell(path.name, error)
+        if refused:
+            self._client.set_tag(run_id(run), ARTIFACTS, f"missing: {', '.join(refused)}"[:1000])
+        elif ARTIFACTS in run.data.tags:
+            self._client.delete_tag(run_id(run), ARTIFACTS)
+
+    def _tell(self, name: str, error: Exception) -> None:
+        """Warn of a file that is refused: once for all cells."""
+        if name not in self._told:
+            log.warning("%s cannot be uploaded (%s); runs without it say so: %s", name, shorten(error), ARTIFACTS)
+        self._told.add(name)
 
 
-def _id(run: Run) -> str:
-    return str(run.info.run_id)
+def shorten(error: Exception) -> str:
+    """Return an error's first line without secrets."""
+    return redact(str(error) or type(error).__name__).partition("\n")[0][:300]
+
+
+def _version(run: Run) -> tuple[str, str]:
+    return run.data.tags.get(RECORD, ""), run.data.tags.get(GAINS, "")
+
+
+def _shown(run: Run) -> ShownCell:
+    return ShownCell(run_id(run), _version(run), run.info.end_time or 0)
 
 
 def _dataset(mixture: MixtureInput) -> DatasetInput:

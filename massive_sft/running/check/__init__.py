@@ -72,7 +72,7 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
     say("snapshot store")
     problems += snapshot_store_problems(plan)
     say("tracker")
-    found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root)
+    found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root, file.name)
     problems += [found] if found else []
     say("layouts")
     for run in plan.runs:

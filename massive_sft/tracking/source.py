@@ -1,0 +1,131 @@
+"""What a sweep's ledger says of its cells, as the mirror asks it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.fingerprint import fingerprint
+from massive_sft.ledger.index import Entry
+from massive_sft.ledger.record import Record
+from massive_sft.ledger.store import Ledger
+from massive_sft.sweep.cell import Coordinates
+from massive_sft.tracking.curve import RunCurve, loss_curve
+from massive_sft.tracking.run_fields import CellRun, describe_record, span, version
+from massive_sft.tracking.shown import Shown
+
+
+class Unreadable(MassiveSFTError):
+    """What the ledger holds of an item cannot be read."""
+
+
+class AsAsked(Protocol):
+    """Takes of records what the sweep asks for: another sweep on the same root may have made them, or added to them."""
+
+    def __call__(self, record: Record) -> Record:
+        """Return a record as far as the sweep asks for it."""
+
+    def stamp(self, cell: str) -> str:
+        """Return what is the same as long as the same is asked of a cell."""
+
+
+class AsRecorded:
+    """Takes records as they are."""
+
+    def __call__(self, record: Record) -> Record:
+        """Return the record."""
+        return record
+
+    def stamp(self, cell: str) -> str:
+        """Return the same for every cell."""
+        return ""
+
+
+class CellSource:
+    """The records of a sweep's cells, as the sweep asks for them. For one thread.
+
+    Args:
+        ledger: read only.
+        cells: the names of the sweep's cells by id.
+        as_asked: makes of each record what the sweep shows of it.
+    """
+
+    def __init__(self, ledger: Ledger, cells: Mapping[str, Coordinates], as_asked: AsAsked):
+        self._ledger = ledger
+        self._cells = dict(cells)
+        self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
+        self._as_asked = as_asked
+
+    def began(self) -> int:
+        """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
+        records = (self.newest(cell) for cell in self._cells)
+        return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
+
+    def newest(self, cell: str) -> Record | None:
+        """Return a cell's newest record as the sweep asks for it; None where there is none.
+
+        Of several that say the same it is the oldest: what another sweep added since is neither this one's work nor
+        its time.
+        """
+        found: Record | None = None
+        for record in self._ledger.history(cell):
+            asked = self._as_asked(record)
+            if found is not None and _said(asked) != _said(found):
+                break
+            found = asked
+        return found
+
+    def read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
+        """Return a cell's record, what to show of it, and its loss curve. Raises ``Unreadable``."""
+        try:
+            record = self.newest(cell)
+            if record is None:
+                raise Unreadable(f"{cell} has no record")
+            names = self._cells.get(cell)
+            base = None if names is None else self._base_of(names.model)
+            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.root), base)
+            return record, run, loss_curve(self._ledger, record)
+        except OSError as error:
+            raise Unreadable(f"{cell} cannot be read: {error}") from error
+
+    def missed(self, shown: Shown, but: Collection[str]) -> list[str]:
+        """Return the cells whose newest record the tracker does not show, without those of ``but``.
+
+        A record is opened only where neither it, nor its base model's, nor what is asked of them is known to be as
+        when it was last compared; what that finds is noted down in ``shown``.
+        """
+        entries = self._ledger.entries(self._cells)
+        bases: dict[str, Record | None] = {}
+        missed, stamps = [], {}
+        for cell in (cell for cell in self._cells if cell in entries and cell not in but):
+            known, stamp = shown.cells.get(cell), self._stamp(cell, entries)
+            if known is not None and known.stamp == stamp:
+                continue
+            record, model = self.newest(cell), self._cells[cell].model
+            if model not in bases:
+                bases[model] = self._base_of(model)
+            if record is not None and (known is None or known.version != version(record, bases[model])):
+                missed.append(cell)
+            elif known is not None:
+                stamps[cell] = stamp
+        shown.stamp(stamps)
+        return missed
+
+    def _stamp(self, cell: str, entries: Mapping[str, Entry]) -> str:
+        """Return what is the same as long as a cell's run should show the same."""
+        rows = (cell, self._base_rows.get(self._cells[cell].model))
+        found = ((row, entries[row]) for row in rows if row is not None and row in entries)
+        return fingerprint([[entry.record, entry.version, self._as_asked.stamp(row)] for row, entry in found])
+
+    def _base_of(self, model: str) -> Record | None:
+        row = self._base_rows.get(model)
+        return None if row is None else self.newest(row)
+
+
+def _said(record: Record) -> tuple[object, ...]:
+    """Return what a record says, without when and how it came to be."""
+    layers = {name: checksum for name, checksum in record.files.items() if name.endswith("/layers.parquet")}
+    outcome = (record.status, record.error, record.missing, record.scores, record.measures)
+    return (*outcome, record.coordinates, record.trajectory, record.counts, record.training, layers)
