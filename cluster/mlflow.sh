@@ -30,7 +30,8 @@ as_postgres() {
 
 start_postgres() {
   local bin
-  bin=$(dirname -- "$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)")
+  bin=$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)
+  bin=$(dirname -- "$(readlink -f -- "$bin")")
   pg_ctl=$bin/pg_ctl
   if [ ! -e "$database/PG_VERSION" ]; then
     mkdir -p -- "$database"

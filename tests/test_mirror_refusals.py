@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from test_mirror import (
     SWEEP,
     Forward,
@@ -110,6 +110,8 @@ NOT_JSON = "API request to endpoint /x failed with error code {} != 200. Respons
         (MlflowException(NOT_JSON.format(413)), False),
         (MlflowException(NOT_JSON.format(503)), True),
         (MlflowException("API request failed with exception ConnectionError"), True),
+        (RestException({"error_code": "BAD_REQUEST", "message": "cannot INSERT in a read-only transaction"}), True),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such run"}), False),
         (BucketError(403), False),
         (BucketError(503), True),
         (raised_from(ValueError("Failed to upload"), BucketError(403)), False),

@@ -82,11 +82,10 @@ class Stack:
         return int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
 
     def sql(self, statement: str) -> None:
-        import psycopg2
+        import psycopg
 
-        with contextlib.closing(psycopg2.connect(host=str(self.folder / "postgres"), dbname="mlflow")) as database:
-            database.autocommit = True
-            database.cursor().execute(statement)
+        with psycopg.connect(host=str(self.folder / "postgres"), dbname="postgres", autocommit=True) as database:
+            database.execute(statement)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def bucket() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def stack(bucket: Any) -> Iterator[Stack]:
-    for name in ("psycopg2", "flask_wtf"):
+    for name in ("psycopg", "flask_wtf"):
         pytest.importorskip(name)
     # The database's user must reach it, and the path of a socket is short.
     with tempfile.TemporaryDirectory(prefix="mlflow-", dir="/tmp") as folder:
@@ -230,9 +229,7 @@ def mend(stack: Stack, how: str) -> None:
             stack.stop()
             stack.start()
         case "full":
-            stack.sql(
-                "set default_transaction_read_only = off; alter database mlflow reset default_transaction_read_only"
-            )
+            stack.sql("alter database mlflow reset default_transaction_read_only")
             stack.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
         case "slow":
             os.killpg(os.getpgid(stack.postgres()), signal.SIGCONT)
@@ -243,7 +240,8 @@ def test_database_that_fails_midway_holds_nobody_up_and_is_caught_up_run_for_run
     how: str, ledger: Ledger, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    running = Mirror.open(ledger, how, NAMES, stack.uri)
+    sweep = f"database-{how}"
+    running = Mirror.open(ledger, sweep, NAMES, stack.uri)
     running.put(write(ledger, 1))
     until(lambda: not running.pending)
     interrupt(stack, how)
@@ -254,10 +252,10 @@ def test_database_that_fails_midway_holds_nobody_up_and_is_caught_up_run_for_run
     mend(stack, how)
     until(lambda: not running.pending)
     assert not running.close()
-    shown = everything(stack.uri, how)
-    assert shown.keys() == {how, *NAMES}
-    assert not mirror_all(ledger, how, NAMES, stack.uri)
-    assert everything(stack.uri, how) == shown
+    shown = everything(stack.uri, sweep)
+    assert shown.keys() == {sweep, *NAMES}
+    assert not mirror_all(ledger, sweep, NAMES, stack.uri)
+    assert everything(stack.uri, sweep) == shown
 
 
 def test_script_ends_with_its_database_and_goes_on_where_it_was(ledger: Ledger, stack: Stack) -> None:

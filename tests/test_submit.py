@@ -176,13 +176,14 @@ def test_portable_sweep_has_no_problem(tmp_path: Path) -> None:
     assert refusals(tmp_path) == {}
 
 
-def test_paths_of_the_cluster_are_not_expanded_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("uri", ["sqlite:///${RUNS}/mlflow.db", "sqlite:////shared/mlflow.db"])
+def test_paths_of_the_cluster_are_not_expanded_here(tmp_path: Path, uri: str) -> None:
     def change(content: dict[str, Any]) -> None:
         content["models"]["base"] = {"path": "${NOT_SET_HERE}/base", "tokenizer": "${NOT_SET_HERE}/base"}
         content["datasets"]["own"]["path"] = "${DATA:-/shared/data}/train.jsonl"
         content["evaluation"]["tasks"] = [{"path": "${TASKS}/own.yaml"}]
         content["storage"]["root"] = "${RUNS:-/shared/runs}/x"
-        content["tracking"] = {"mlflow": "sqlite:///${RUNS}/mlflow.db"}
+        content["tracking"] = {"mlflow": uri}
 
     assert refusals(tmp_path, change) == {}
 
@@ -199,7 +200,7 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
         content["datasets"]["ignored"] = {"path": "../data/private.jsonl", "format": "alpaca"}
         content["evaluation"]["tasks"] = [{"path": "../tasks/foreign.yaml"}, {"path": "../tasks/wide.yaml"}]
         content["storage"]["root"] = "../runs"
-        content["tracking"] = {"mlflow": "sqlite:////home/me/mlflow.db"}
+        content["tracking"] = {"mlflow": "sqlite:///mlflow.db"}
 
     write(root / ".gitignore", "private.*\n")
     write(root / "data/private.jsonl")
@@ -215,7 +216,7 @@ def test_paths_of_this_machine_are_refused_all_at_once(tmp_path: Path) -> None:
         "evaluation.tasks[0].path: foreign.yaml": "names a path of this machine",
         "evaluation.tasks[1].path: wide.yaml": f"is outside the packaged folder {root}",
         "storage.root": "must be a folder of the cluster that all its nodes see, such as ${RUNS",
-        "tracking.mlflow": "is a file of this machine",
+        "tracking.mlflow": "is a file in the package, which is lost with the job",
     }
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -46,7 +47,7 @@ def mounts(tmp_path):
 
 
 @contextlib.contextmanager
-def serving(status: int = 200, body: bytes = b'{"experiments": []}', login: str = "", **headers: str):
+def serving(status: int = 200, body: bytes = b'{"experiments": []}', login: str = "", tls=None, **headers: str):
     """A server that answers the client's request so, and everything else with 404; gives its port and last request."""
     seen = {}
 
@@ -73,6 +74,8 @@ def serving(status: int = 200, body: bytes = b'{"experiments": []}', login: str 
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        if tls is not None:
+            running.socket = tls.wrap_socket(running.socket, server_side=True)
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running.server_port, seen
         running.shutdown()
@@ -173,6 +176,33 @@ def test_server_behind_a_login_takes_the_credentials_of_the_environment(monkeypa
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
         assert not problem_of(f"http://127.0.0.1:{port}")
         assert seen["Authorization"] == "Bearer abc"
+
+
+def test_server_with_a_certificate_of_its_own_is_trusted_as_mlflow_is_told_to(tmp_path, monkeypatch):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    options = [
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=tracker",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    command = ["openssl", "req", "-x509", "-out", certificate, "-keyout", key, *options]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with serving(tls=tls) as (port, _):
+        uri = f"https://127.0.0.1:{port}"
+        assert "MLFLOW_TRACKING_SERVER_CERT_PATH names a certificate to trust" in problem_of(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+        assert not problem_of(uri)
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        assert not problem_of(uri)
 
 
 @pytest.mark.parametrize(

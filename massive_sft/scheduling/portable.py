@@ -113,6 +113,8 @@ class _Paths:
             yield Problem(
                 place, "holds a secret, which would travel with the package: write it as ${NAME}", redact(text)
             )
-        elif text.startswith(SQLITE) and not text.removeprefix(SQLITE).startswith(VARIABLE):
-            rule = "is a file of this machine: leave it empty for one beside the results, or write it as ${NAME}"
-            yield Problem(place, rule, text)
+        elif text.startswith(SQLITE) and not text.removeprefix(SQLITE).startswith((VARIABLE, "/")):
+            rule = (
+                "is a file in the package, which is lost with the job: leave it empty for one beside the results, or "
+            )
+            yield Problem(place, rule + "name a path of the cluster: sqlite:////its/path/mlflow.db", text)

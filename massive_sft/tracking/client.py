@@ -96,7 +96,8 @@ def is_outage(error: BaseException) -> bool:
     """Whether the tracker could not be asked. If not, it understood and said no: asking again will not help."""
     status = http_status(error)
     if status is not None:
-        return not 400 <= status < 500 or status in (408, 429)
+        # A database that was made read-only, as hosted ones are while their disk is full, MLflow calls a bad request.
+        return not 400 <= status < 500 or status in (408, 429) or (status == 400 and "read-only" in str(error))
     return any(isinstance(cause, (OSError, *_bucket_connection_errors())) for cause in _causes(error))
 
 
