@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test test-long lint quickstart chaos-short chaos benchmarks clean
+.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos benchmarks clean
 
 setup: $(VENV)/ready
 
@@ -46,6 +46,9 @@ quickstart: setup
 SEED ?= 1
 chaos-short: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED)
+
+chaos-s3: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --s3
 
 chaos: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --times 3 --folder runs/chaos-$(SEED)

@@ -1,6 +1,6 @@
 """A real S3 server (moto's) on this machine, behind a proxy that loses answers, or gives its own in place of them.
 
-``python tests/s3_server.py PORT BUCKET`` serves one until it is ended.
+``python tests/s3_server.py PORT`` serves one, without the proxy, until it is ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +49,7 @@ class S3Server:
     Attributes:
         address: of the proxy.
         loses: says of a request whether its answer gets lost after the server has done it.
+        ahead_s: how far its clock is ahead.
         ignores: headers of requests that it knows nothing of, in lower case.
         refuses: says of a request with which error (status and code) it is refused before the server sees it.
         asked: all requests so far.
@@ -55,6 +58,7 @@ class S3Server:
     address: str
     loses: Callable[[Request], bool] = lambda request: False
     refuses: Callable[[Request], tuple[int, str] | None] = lambda request: None
+    ahead_s: int = 0
     ignores: frozenset[str] = frozenset()
     asked: list[Request] = field(default_factory=list)
 
@@ -108,6 +112,16 @@ def empty(address: str) -> None:
         connection.close()
 
 
+def answers(address: str) -> bool:
+    """Return whether a server is there and has its bucket."""
+    try:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=5)
+        connection.request("HEAD", f"/{BUCKET}")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
 class _Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -128,6 +142,11 @@ class _Proxy(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         body, headers = answer.read(), dict(answer.getheaders())
         connection.close()
+        for name in headers:
+            if name.lower() in ("date", "last-modified"):
+                headers[name] = format_datetime(
+                    parsedate_to_datetime(headers[name]) + timedelta(seconds=server.ahead_s), True
+                )
         if server.loses(request):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -161,7 +180,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
     """A server that this process' clients find, and which they ask again without a pause; an empty cache beside it."""
     server = started()
     fresh = S3Server(server.address)
-    server.loses, server.refuses, server.ignores = fresh.loses, fresh.refuses, fresh.ignores
+    vars(server).update(vars(fresh) | {"address": server.address})
     empty(server.address)
     server.asked.clear()
     for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 import s3_server
 from faulty_files import FaultyOs
 from nfs_mounts import mounts
-from s3_server import lose_first_answers, s3
+from s3_server import S3Server, lose_first_answers, s3
 
 from massive_sft.core import files
+from massive_sft.ledger import lease as lease_module
 from massive_sft.ledger import storage as storage_module
-from massive_sft.ledger.lease import Lease, read_lease
+from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
 from massive_sft.ledger.manifest import seal_folder
+from massive_sft.ledger.runs import find_possible_runs, register_run
 from massive_sft.ledger.storage import Folder, Storage
 
 __all__ = ["mounts", "s3"]  # fixtures
@@ -226,3 +229,28 @@ def test_stale_handle_that_stays_stale_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files.os, "open", stale)
     with pytest.raises(OSError, match="Stale file handle"):
         Folder(tmp_path).get("a")
+
+
+# The bucket
+
+
+@pytest.mark.parametrize("storage", ["S3"], indirect=True)
+@pytest.mark.parametrize("ahead_s", [-600, 600])
+def test_lease_and_registration_stand_whatever_the_store_s_clock_says(
+    s3: S3Server, storage: Storage, ahead_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of owners of another machine, which alone are judged by time."""
+    monkeypatch.setattr(lease_module, "is_running", lambda process: None)
+    s3.ahead_s = ahead_s
+    storage.put("now", b"")
+    assert abs(storage.get("now").modified - time.time() - ahead_s) < 60
+    clock = iter((0.0, 59.0, 61.0))
+    watch = LeaseWatch(lambda: next(clock))
+    held = Lease.acquire(storage.at("lease"), "first")
+    assert held is not None
+    assert [Lease.acquire(storage.at("lease"), "second", watch) is None for _ in range(2)] == [True, True]
+    taken = Lease.acquire(storage.at("lease"), "second", watch)
+    assert taken is not None and not held.held()
+    taken.release()
+    with register_run(storage, "one", "first") as first, register_run(storage, "two", "second"):
+        assert [run.name for run in find_possible_runs(storage.at("one"))] == [first.name]

@@ -45,6 +45,7 @@ class Campaign:
         seed: chooses the faults and their order.
         pending: faults still to strike.
         struck: what was struck: fault, whom, in which round, after how many seconds of the campaign.
+        is_stored: whether snapshots lie in an object store.
         rounds: sweeps that were finished and found right.
         seconds: spent before this process took it up.
     """
@@ -52,16 +53,17 @@ class Campaign:
     folder: Path
     seed: int
     pending: list[Fault]
+    is_stored: bool = False
     struck: list[dict[str, Any]] = field(default_factory=list)
     rounds: int = 0
     seconds: float = 0.0
 
     @classmethod
-    def load(cls, folder: Path, seed: int, rounds: int) -> Campaign:
+    def load(cls, folder: Path, seed: int, rounds: int, is_stored: bool) -> Campaign:
         """Take up the campaign in ``folder``, or begin it."""
         path = folder / "campaign.json"
         if not path.exists():
-            return cls(folder, seed, draw(random.Random(seed), rounds))
+            return cls(folder, seed, draw(random.Random(seed), rounds), is_stored)
         known = json.loads(path.read_text())
         if known["seed"] != seed:
             raise SystemExit(f"{folder} holds the campaign of seed {known['seed']}; choose another --folder")
@@ -90,7 +92,7 @@ class Campaign:
         """Strike with everything that is pending, in as many sweeps as that takes. Raises Failed."""
         undisturbed = run_undisturbed(self.folder)
         while self.pending or not self.rounds:
-            with Stage(self.folder, self.rounds + 1) as stage:
+            with Stage(self.folder, self.rounds + 1, self.is_stored) as stage:
                 _Round(self, stage).run()
                 if undisturbed is not None:
                     if undisturbed.wait() != 0:
@@ -198,6 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=int, default=0, help=f"each of {len(ALL)} faults so often; 0: one of each kind")
+    parser.add_argument("--s3", action="store_true", help="snapshots in an object store")
     parser.add_argument("--folder", type=Path, help="for a campaign that can be interrupted; else a temporary one")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="massive-sft-chaos-"))
@@ -206,7 +209,7 @@ def main() -> int:
     settle(folder.absolute())
     # Ray's own files, at a path short enough for a socket's; others on this machine must not find this cluster there.
     os.environ["RAY_TMPDIR"] = ray_folder = tempfile.mkdtemp(prefix="chaos-")
-    campaign = Campaign.load(folder.absolute(), arguments.seed, arguments.times)
+    campaign = Campaign.load(folder.absolute(), arguments.seed, arguments.times, arguments.s3)
     try:
         campaign.run()
     except Failed as error:

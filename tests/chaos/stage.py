@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import s3_server
 from processes import free_port
 from ray.cluster_utils import Cluster
 
@@ -25,16 +26,25 @@ MASSIVE_SFT = (sys.executable, "-m", "massive_sft")
 
 
 class Stage:
-    """One sweep's root and all processes that work on it. A context manager: at its end all of them are gone."""
+    """One sweep's root and all processes that work on it. A context manager: at its end all of them are gone.
 
-    def __init__(self, folder: Path, number: int):
+    Args:
+        folder: of the campaign.
+        number: of the round.
+        is_stored: whether snapshots lie in an object store.
+    """
+
+    def __init__(self, folder: Path, number: int, is_stored: bool = False):
         self.folder = folder
         self.root = folder / f"round-{number}"
         self.log = folder / f"round-{number}.log"
         self.port = free_port()
         self.sweep = write_sweep(
-            folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}"
-        )
+            folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}",
+            f"s3://{s3_server.BUCKET}/chaos" if is_stored else None,
+        )  # fmt: skip
+        self._is_stored = is_stored
+        self._store: subprocess.Popen[bytes] | None = None
         self._driver: subprocess.Popen[bytes] | None = None
         self._tracker: subprocess.Popen[bytes] | None = None
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -43,6 +53,8 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.start_tracker()
+        if self._is_stored:
+            self._start_store()
         # The head only keeps house, so that whoever trains or scores does it on a node that can be lost.
         head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -52,10 +64,19 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self._driver, self._tracker):
+        for process in (self._driver, self._tracker, self._store):
             if process is not None and process.poll() is None:
                 kill_group(process)
         self._cluster.shutdown()
+
+    def _start_store(self) -> None:
+        """Start the object store, and let all that is started later find it."""
+        port = free_port()
+        self._store = self._start([sys.executable, s3_server.__file__, str(port)], "store")
+        os.environ |= {**s3_server.KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        os.environ["MASSIVE_SFT_CACHE"] = str(self.folder / "cache")
+        while not s3_server.answers(f"http://127.0.0.1:{port}"):
+            time.sleep(0.1)
 
     # The tracking server
 

@@ -32,11 +32,12 @@ def settle(folder: Path) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
-def write_sweep(world: Path, path: Path, root: Path, tracker: str) -> Path:
+def write_sweep(world: Path, path: Path, root: Path, tracker: str, snapshots: str | None = None) -> Path:
     """Write the sweep over the offline world in ``world`` (built if missing) into the storage ``root``.
 
     Args:
         tracker: address of the MLflow server; empty for a local store.
+        snapshots: address in an object store; None to keep them under the root.
     """
     made = tiny.build(world)
     file = {
@@ -60,7 +61,12 @@ def write_sweep(world: Path, path: Path, root: Path, tracker: str) -> Path:
             "tasks": [{"path": str(made.tasks[name]), "limit": 40} for name in TASKS],
         },
         "measures": ["perplexity", "layer_change", "token_length"],
-        "storage": {"root": str(root), "resume_every": 0, "keep_snapshots": {"full": "all", "lora": "all"}},
+        "storage": {
+            "root": str(root),
+            "snapshots": snapshots,
+            "resume_every": 0,
+            "keep_snapshots": {"full": "all", "lora": "all"},
+        },
         "tracking": {"mlflow": tracker},
     }
     with path.open("w") as text:

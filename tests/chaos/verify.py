@@ -12,8 +12,12 @@ from mlflow import MlflowClient
 
 from chaos.sweep import NAME, STEPS
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.snapshot_store import NAME as STORED
+from massive_sft.ledger.snapshot_store import StoredFolder
 from massive_sft.ledger.store import Ledger
+from massive_sft.running.outcome import open_snapshot
 from massive_sft.tracking.run_fields import CELL, RECORD, checksum
 
 TIMES = {"seconds", "run_seconds"}  # what may differ of what a record says of its training
@@ -33,7 +37,8 @@ def problems(root: Path, undisturbed: Path, tracker: str) -> Iterator[str]:
     for cell in found.keys() & wanted.keys():
         yield from _cell(ledger, found[cell], wanted[cell])
     for home in sorted((undisturbed / "trajectories").glob("*")):
-        yield from _trajectory(root / "trajectories" / home.name, home)
+        yield from _trajectory(ledger, home)
+    yield from _unnamed(root)
     yield from _tracked(found, tracker)
     yield from (f"{path}: {why}" for path, why in ledger.corrupt.items())
 
@@ -57,7 +62,8 @@ def _facts(record: Record) -> dict[str, Any]:
     return {key: value for key, value in (record.training or {}).items() if key in ours}
 
 
-def _trajectory(found: Path, wanted: Path) -> Iterator[str]:
+def _trajectory(ledger: Ledger, wanted: Path) -> Iterator[str]:
+    found = ledger.trajectory_dir(wanted.name)
     trainings = list((found / "training").glob("attempt-*"))
     if len(trainings) != 1:
         yield f"{found.name}: was trained {len(trainings)} times"
@@ -66,12 +72,23 @@ def _trajectory(found: Path, wanted: Path) -> Iterator[str]:
     if ours != theirs or len(ours) != STEPS:
         first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), STEPS))
         yield f"{found.name}: another loss curve from step {first + 1} of {len(ours)}"
-    for path in sorted((wanted / "snapshots").rglob("*.safetensors")):
-        other = found / path.relative_to(wanted)
-        if not other.exists():
-            yield f"{other}: is missing"
-        elif hash_file(other) != hash_file(path):
-            yield f"{other}: other weights"
+    for snapshot in sorted((wanted / "snapshots").iterdir()):
+        place = f"{found.name} {snapshot.name}"
+        with open_snapshot(ledger, found.name, int(snapshot.name.removeprefix("epoch-"))) as opened:
+            if opened is None:
+                yield f"{place}: is missing"
+                continue
+            for path in sorted(snapshot.glob("*.safetensors")):
+                if hash_file(opened[0] / path.name) != hash_file(path):
+                    yield f"{place}: other weights"
+
+
+def _unnamed(root: Path) -> Iterator[str]:
+    """Yield what lies in the object store although nothing in the ledger says so any more."""
+    stored = [found for path in root.rglob(STORED) if (found := StoredFolder.read(path.parent)) is not None]
+    for place in {Bucket(one.place.bucket) for one in stored}:
+        named = tuple(f"{one.place.prefix}/" for one in stored)
+        yield from (f"{place}/{name}: is named nowhere" for name in place.sizes() if not name.startswith(named))
 
 
 def _losses(training: Path) -> list[dict[str, Any]]:
