@@ -13,7 +13,7 @@ import pytest
 import s3_server
 from faulty_files import FaultyOs
 from nfs_mounts import mounts
-from s3_server import S3Server, lose_first_answers, s3
+from s3_server import Request, S3Server, lose_first_answers, s3
 
 from massive_sft.core import files
 from massive_sft.ledger import lease as lease_module
@@ -232,6 +232,22 @@ def test_stale_handle_that_stays_stale_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 # The bucket
+
+
+@pytest.mark.parametrize("storage", ["S3"], indirect=True)
+def test_overwrite_never_replaces_what_was_written_meanwhile(s3: S3Server, storage: Storage) -> None:
+    """A process that stood still between its look and its beat."""
+    storage.put("a", b"0001")
+    meanwhile = [lambda: storage.put("a", b"0009")]
+
+    def write_first(request: Request) -> None:
+        if request.method == "PUT" and meanwhile:
+            meanwhile.pop()()
+
+    s3.refuses = write_first
+    with pytest.raises(OSError, match="pre-conditions"):
+        storage.overwrite("a", b"0002")
+    assert storage.get("a").data == b"0009"
 
 
 @pytest.mark.parametrize("storage", ["S3"], indirect=True)
