@@ -302,7 +302,7 @@ def test_ending_pool_gives_nothing_out_and_says_so_to_who_waits() -> None:
         await pool.submit(ONE, "held", b"held")
         assert await pool.next("lane", ONE) == b"held"
         await pool.submit(ONE, "queued", b"")
-        stopped = asyncio.create_task(pool.stopped())
+        stopped = asyncio.create_task(pool.told_to_stop("lane"))
         await asyncio.sleep(0)
         assert not stopped.done()
         await pool.stop()
@@ -339,11 +339,11 @@ def test_ending_queue_gives_no_cell_out() -> None:
     async def scenario() -> None:
         queue = Cells()
         await queue.put([("a", b""), ("b", b"")])
-        reader = await queue.again()
-        assert await queue.take(reader) == ("a", b"")
+        reader = await queue.again("group")
+        assert await queue.take("group", reader) == ("a", b"")
         assert await queue.begin("a")
         await queue.stop()
-        assert await queue.take(reader) is None
+        assert await queue.take("group", reader) is None
         assert not await queue.begin("b")
         assert (await queue.state())["begun"] == {"a"}
         await queue.end("a")

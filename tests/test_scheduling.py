@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import ray
 from commands import call, forked_workers
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table
 from small_sweep import small_sweep
 
 from massive_sft.core.errors import Interrupted, InvalidInput
@@ -43,8 +44,9 @@ from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
 from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups, join
 from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
-from massive_sft.scheduling.run_on_ray import Stuck, run_on_ray
+from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
+from massive_sft.scheduling.watchdog import Limits, Stuck
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -204,7 +206,8 @@ def run_beside_a_holder(path: Path) -> None:
     def listen(event: RunEvent) -> None:
         begun.append(event)
         if len(begun) == 2:
-            run_on_ray_module.SILENCE_S = 2.0  # both trainings are begun, however long Tune took to start them
+            # Both trainings are begun, however long Tune took to start them.
+            run_on_ray_module.LIMITS = Limits(silence_s=2.0, start_s=6.0)
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     holder = Holder.remote()
@@ -233,7 +236,7 @@ def test_lane_that_is_lost_with_the_last_order_gets_a_successor(cluster: None) -
     ray.get(pool.submit.remote(shape, "last", b""))
     ray.get(pool.next.remote("lost", shape))
     lanes = Lanes(pool, {"CPU": 1.0}, said.append)
-    lanes._lanes["lost"] = _Lane("lost", shape, "killed")
+    lanes._lanes["lost"] = _Lane("lost", shape, error="killed")
     serving = threading.Thread(target=lanes.serve)
     serving.start()
     serving.join(5)
@@ -243,14 +246,29 @@ def test_lane_that_is_lost_with_the_last_order_gets_a_successor(cluster: None) -
     assert said == ["lane lost is lost: killed", "lane 1 x 1 CPU #1 starts"]
 
 
-def test_what_a_lost_lane_held_is_given_back_and_other_lanes_keep_theirs(cluster: None) -> None:
-    lost, other, trial = (placement_group([bundle]) for bundle in ({"CPU": 1}, {"CPU": 1}, {"memory": 1}))
-    ray.get([group.ready() for group in (lost, other, trial)])
-    free_groups(Shape(1, 1.0, 0.0), {other.id.hex(), None})
-    states = {group: placement_group_table(group)["state"] for group in (lost, other, trial)}
-    assert states == {lost: "REMOVED", other: "CREATED", trial: "CREATED"}
-    for group in (other, trial):
-        remove_placement_group(group)
+@ray.remote(num_cpus=0)
+class Controller:
+    """Makes a placement group, as that of a lane does."""
+
+    def hold(self) -> str:
+        group = placement_group([{"CPU": 1}])
+        ray.get(group.ready())
+        return str(group.id.hex())
+
+
+def test_what_a_lost_lane_held_is_given_back_and_others_that_start_keep_theirs(cluster: None) -> None:
+    lost, starting = Controller.remote(), Controller.remote()
+    held, kept = ray.get([lost.hold.remote(), starting.hold.remote()])
+    ray.kill(lost)
+    deadline = time.monotonic() + 60
+    while placement_group_table()[held]["state"] != "REMOVED" and time.monotonic() < deadline:
+        free_groups()
+        time.sleep(0.05)
+    assert [placement_group_table()[group]["state"] for group in (held, kept)] == ["REMOVED", "CREATED"]
+    ray.kill(starting)
+    while placement_group_table()[kept]["state"] != "REMOVED" and time.monotonic() < deadline:
+        free_groups()
+        time.sleep(0.05)
 
 
 # How a cluster is divided
@@ -421,11 +439,11 @@ def test_workers_that_died_while_they_waited_take_no_order_with_them() -> None:
 def test_reader_that_died_while_it_waited_takes_no_cell_with_it() -> None:
     async def scenario() -> None:
         queue = CellQueue.__ray_metadata__.modified_class()
-        dead = asyncio.create_task(queue.take(await queue.again()))
+        dead = asyncio.create_task(queue.take("group", await queue.again("group")))
         await asyncio.sleep(0)
-        reader = await queue.again()
+        reader = await queue.again("group")
         await queue.put([("cell", b"")])
-        assert (await queue.take(reader), await dead) == (("cell", b""), None)
+        assert (await queue.take("group", reader), await dead) == (("cell", b""), None)
 
     asyncio.run(scenario())
 

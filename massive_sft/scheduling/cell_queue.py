@@ -1,15 +1,19 @@
-"""The meeting point of trials and scorers: cells to score."""
+"""The meeting point of trials and scorers: cells to score, and what became of them."""
 
 from __future__ import annotations
 
+import bisect
 import pickle
-from collections import deque
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from massive_sft.planning.plan import CellPlan, RunPlan
-from massive_sft.scheduling.pool import STARTS, Pool
+from massive_sft.scheduling.node_health import STARTS
+from massive_sft.scheduling.pool import Pool
 
 
 def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
@@ -17,34 +21,53 @@ def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
     return cell.cell.id, pickle.dumps((cell, run))
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A cell in the queue: its id, its pickle, and where it stands."""
+
+    id: str
+    data: bytes
+    place: tuple[float, int]
+
+
 @ray.remote(num_cpus=0)
 class CellQueue(Pool):
-    """Cells between trials and scorers. One is given out until it is acknowledged, so a retried reader loses none."""
+    """Cells between trials and scorers.
+
+    A group of scorers has a reader that takes cells for it. A cell is given out until it is acknowledged, so a retried
+    reader loses none; until a scorer has begun it, it waits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: deque[tuple[str, bytes]] = deque()
-        self.out: dict[str, bytes] = {}
-        self.reader = 0
-        self.entered = 0
+        self.waiting: list[_Waiting] = []
+        self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
+        self.readers: Counter[str] = Counter()
+        self.entered: Counter[str] = Counter()
+        self.leaving: set[str] = set()
+        self.records: dict[str, bytes] = {}
+        self.added = 0
         self.closed = False
 
-    async def enter(self, scorers: int) -> bool:
-        """Say that one of so many scorers is up, before it imports anything; return whether it is to go on.
+    async def enter(self, group: str, scorers: int) -> bool:
+        """Say that one of a group of scorers is up, before it imports anything; return whether it is to go on.
 
-        It is not when as many as ``STARTS`` for each died before it was ``ready``: so would this one.
+        It is not when as many as ``STARTS`` for each died before one was ``ready``: so would this one.
         """
-        self.entered += 1
-        return self.entered <= STARTS * scorers
+        self.entered[group] += 1
+        await self._notify()
+        return self.entered[group] <= STARTS * scorers
 
-    async def ready(self) -> None:
+    async def ready(self, group: str) -> None:
         """Say that a scorer has imported all it needs."""
-        self.entered = 0
+        self.entered[group] = 0
         await self._notify()
 
-    async def put(self, cells: list[tuple[str, bytes]]) -> None:
-        """Add cells, by their ids."""
-        self.waiting.extend(cells)
+    async def put(self, cells: list[tuple[str, bytes]], priority: float = 0.0) -> None:
+        """Add cells, by their ids; those of higher priority are given out first, then the older ones."""
+        for cell, data in cells:
+            self.added += 1
+            bisect.insort(self.waiting, _Waiting(cell, data, (-priority, self.added)), key=lambda each: each.place)
         await self._notify()
 
     async def close(self) -> None:
@@ -58,31 +81,47 @@ class CellQueue(Pool):
         self.waiting.clear()
         await self._notify()
 
-    async def take(self, reader: int) -> tuple[str, bytes] | None:
+    async def leave(self, groups: Collection[str]) -> None:
+        """Say that groups of scorers take no more cells."""
+        self.leaving.update(groups)
+        await self._notify()
+
+    async def take(self, group: str, reader: int) -> tuple[str, bytes] | None:
         """Return a cell as soon as there is one; None when there will be no more for this reader."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.waiting or self.closed or reader != self.reader)
-            if not self.waiting or reader != self.reader:
+            await self.changed.wait_for(lambda: self.waiting or self.closed or self._is_dismissed(group, reader))
+            if not self.waiting or self._is_dismissed(group, reader):
                 return None
-            cell, data = self.waiting.popleft()
-            self.out[cell] = data
-        return cell, data
+            cell = self.waiting.pop(0)
+            self.out[cell.id] = (group, cell)
+        return cell.id, cell.data
 
-    async def again(self) -> int:
-        """Put what was given out and not acknowledged back in front, for a reader that begins anew; return its number.
+    def _is_dismissed(self, group: str, reader: int) -> bool:
+        return group in self.leaving or reader != self.readers[group]
+
+    async def again(self, group: str) -> int:
+        """Put what a group has and did not acknowledge back, for a reader that begins anew; return its number.
 
         What an earlier one still asks for, it is no more there to take.
         """
-        self.reader += 1
-        self.waiting.extendleft(reversed(self.out.items()))
-        self.out.clear()
+        self.readers[group] += 1
+        for cell in [cell for owner, cell in self.out.values() if owner == group]:
+            del self.out[cell.id]
+            bisect.insort(self.waiting, cell, key=lambda each: each.place)
         await self._notify()
-        return self.reader
+        return self.readers[group]
 
-    async def acknowledge(self, cell: str) -> None:
-        """Say that a cell has its record."""
+    async def acknowledge(self, cell: str, record: bytes = b"") -> None:
+        """Say that a cell has its record, and what that is."""
         self.out.pop(cell, None)
+        self.records[cell] = record
         await self._notify()
+
+    async def outcomes(self, cells: list[str]) -> list[bytes]:
+        """Return what was acknowledged of cells, once all of them are; of those that never will be, nothing."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.stopping or all(cell in self.records for cell in cells))
+        return [self.records[cell] for cell in cells if cell in self.records]
 
     async def state(self) -> dict[str, Any]:
         """Return what waits, is given out and is begun, and a counter that moves with every change."""
@@ -91,6 +130,6 @@ class CellQueue(Pool):
             "out": list(self.out),
             "begun": set(self.begun),
             "closed": self.closed,
-            "entered": self.entered,
+            "entered": dict(self.entered),
             "progress": self.progress,
         }

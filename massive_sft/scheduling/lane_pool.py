@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+import bisect
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
+from massive_sft.scheduling.node_health import STARTS, NodeHealth
 from massive_sft.scheduling.nodes import Shape
-from massive_sft.scheduling.pool import STARTS, Pool
+from massive_sft.scheduling.pool import Pool
 
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
+RESTARTS = 10  # of one lane's workers without any success; then another lane takes up what it had
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Message:
     """What a lane says of an order.
 
     Attributes:
-        kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended because the run should).
+        kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended with a checkpoint because it was told to).
         content: of an event its pickle, of a failure the reason.
         step, checkpoint: how far the training and its checkpoint are, for an event that says so.
     """
@@ -33,14 +36,23 @@ class Message:
 
 @dataclass
 class _Order:
-    """An order in the pool: how often it was given out since it last got further than ever, and what ended it."""
+    """An order in the pool: on which nodes it was tried since it last got further than ever, and what ended it."""
 
     id: str
+    shape: Shape
     data: bytes
-    tries: int = 0
+    priority: float = 0.0
+    number: int = 0
+    tries: list[frozenset[str]] = field(default_factory=list)
     step: int = 0
     checkpoint: int = 0
     reason: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[float, int]:
+        """Where it stands in its queue: by priority, then by age."""
+        return -self.priority, self.number
 
 
 @ray.remote(num_cpus=0)
@@ -49,7 +61,7 @@ class LanePool(Pool):
 
     An order is the lane's until it says done, failed or stopped. A lane that asks again while it has one was restarted,
     so it gets the same again; what a lost lane had goes to another. ``TRIES`` times without a new step or a
-    later checkpoint, and the order fails.
+    later checkpoint, and the order fails; what a node took with it when it went is no try.
 
     Args:
         expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless
@@ -59,92 +71,127 @@ class LanePool(Pool):
     def __init__(self, expected: Mapping[Shape, int]):
         super().__init__()
         self.expected = Counter(expected)
-        self.queues: dict[Shape, deque[_Order]] = {shape: deque() for shape in expected}
+        self.queues: dict[Shape, list[_Order]] = {shape: [] for shape in expected}
+        self.orders: dict[str, _Order] = {}
+        self.submitted: set[str] = set()  # or skipped: expected no more
         self.held: dict[str, _Order] = {}
-        self.inbox: dict[str, list[Message]] = {}
-        self.served: set[str] = set()
+        self.idle: set[str] = set()
         self.leaving: set[str] = set()
-        self.groups: dict[str, str] = {}
+        self.preempted: set[str] = set()
+        self.refused: dict[str, str] = {}
         self.starving = False
         self.broken: dict[Shape, str] = {}
-        self.entered: Counter[str] = Counter()
+        self.health = NodeHealth()
+        self.restarts: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
+        self.watched: Counter[str] = Counter()
 
-    async def enter(self, lane: str, shape: Shape, group: str) -> bool:
-        """Say that a lane's workers are up, before they import anything; return whether they are to go on.
+    # Lanes
 
-        They are not when as many as ``STARTS`` before them died without asking for an order: so would these.
+    async def look(self, alive: Collection[str], draining: Collection[str]) -> None:
+        """Take note of the nodes that could hold workers, and of those among them that are about to go.
 
-        Args:
-            group: the id of the placement group that the lane holds.
+        Lanes on the latter end after the step in hand, with a checkpoint, and what they had is queued again.
         """
-        self.groups[lane] = group
-        self.entered[lane] += 1
-        if self.entered[lane] > STARTS:
-            await self.break_shape(shape, f"its workers died {STARTS} times before they could take an order")
-        return shape not in self.broken
-
-    async def submit(self, shape: Shape, order: str, data: bytes) -> None:
-        """Take an order of a trial, by its id."""
-        self.expected[shape] -= 1
-        self.inbox[order] = []
-        if self.stopping:
-            self.inbox[order].append(Message("stopped"))
-        elif shape in self.broken:
-            self.inbox[order].append(Message("failed", self.broken[shape]))
-        else:
-            self.queues[shape].append(_Order(order, data))
+        self.health.look(alive, draining)
+        self.preempted |= {lane for lane in self.restarts if not self.health.nodes(lane).isdisjoint(draining)}
         await self._notify()
 
-    async def skip(self, shape: Shape) -> None:
-        """Say that an expected order will not come."""
-        self.expected[shape] -= 1
+    async def enter(self, lane: str, shape: Shape, group: str, rank: int, node: str) -> bool:
+        """Say that a lane's worker is up, before it imports anything; return whether it is to go on.
+
+        It is not on a node where as many as ``STARTS`` before it died without asking for an order: so would this one.
+        Nor is it in a lane whose workers were restarted ``RESTARTS`` times without any success.
+
+        Args:
+            group: the id of the placement group that the lane holds, another one with every start.
+        """
+        if self.health.enter(lane, shape, group, rank, node):
+            self.restarts[lane] += 1
+            self.idle.discard(lane)
+        died = f"its workers died {STARTS} times before they could take an order"
+        if self.health.cannot_start(shape):
+            await self.break_shape(shape, died)
+        if shape in self.broken:
+            self.refused[lane] = self.broken[shape]
+        elif not self.health.may_start(lane):
+            self.refused[lane] = died
+        elif self.restarts[lane] > RESTARTS + 1:
+            self.refused[lane] = f"its workers were restarted {RESTARTS} times without getting further"
+        if lane in self.refused and lane in self.held:
+            await self._take_back(lane, self.refused[lane])
+        await self._notify()
+        return lane not in self.refused
+
+    async def ready(self, lane: str, rank: int) -> None:
+        """Say that a lane's worker has imported all it needs."""
+        self.health.ready(lane, rank)
         await self._notify()
 
     async def next(self, lane: str, shape: Shape) -> bytes | None:
         """Return the lane's next order, as soon as there is one; None when it should end."""
-        self.entered[lane] = 0
         self.asked[lane] += 1
         turn = self.asked[lane]
         if lane in self.held:
             held = self.held[lane]
-            if not self.stopping and held.tries < TRIES:
-                held.tries += 1
-                return held.data
+            if not self.stopping and self._tries(held) < TRIES:
+                return self._give(lane, held)
             reason = f"its workers died {TRIES} times without getting further{held.reason and f'; {held.reason}'}"
             await self.tell(lane, Message("stopped") if self.stopping else Message("failed", reason))
+        self.idle.add(lane)
+        await self._notify()
         async with self.changed:
             await self.changed.wait_for(
                 lambda: (
                     self.asked[lane] != turn
                     or self.queues[shape]
                     or self.expected[shape] <= 0
-                    or lane in self.leaving
+                    or self._must_leave(lane)
                     or self.starving
-                    or self.stopping
                 )
             )
             asker_died = self.asked[lane] != turn  # its successor has asked since
-            if asker_died or lane in self.leaving or self.stopping or not self.queues[shape]:
+            if asker_died:
                 return None
-            order = self.queues[shape].popleft()
-            order.tries += 1
-            self.held[lane] = order
-            self.served.add(lane)
+            self.idle.discard(lane)
+            if self._must_leave(lane) or not self.queues[shape]:
+                return None
+            order = self.queues[shape].pop(0)
+        return self._give(lane, order)
+
+    def _must_leave(self, lane: str) -> bool:
+        return self.stopping or lane in self.leaving or lane in self.preempted
+
+    def _give(self, lane: str, order: _Order) -> bytes:
+        order.tries.append(self.health.nodes(lane))
+        self.held[lane] = order
         return order.data
+
+    def _tries(self, order: _Order) -> int:
+        """Return how often an order was tried without getting further, on nodes that are still there."""
+        return sum(self.health.gone.isdisjoint(nodes) for nodes in order.tries)
 
     async def tell(self, lane: str, message: Message) -> None:
         """Pass on what a lane says of the order that it holds."""
         if lane not in self.held:
             return
         order = self.held[lane]
+        if message.kind == "stopped" and not self.stopping:
+            await self._put_back(lane, order)
+            return
+        got_further = message.step > order.step or message.checkpoint > order.checkpoint
         if message.kind != "event":
             del self.held[lane]
-        elif message.step > order.step or message.checkpoint > order.checkpoint:
+            order.data = b""
+        elif got_further:
             order.step = max(order.step, message.step)
             order.checkpoint = max(order.checkpoint, message.checkpoint)
-            order.tries = 1
-        self.inbox[order.id].append(message)
+            order.tries = order.tries[-1:]
+        if got_further or message.kind != "event":
+            self.restarts[lane] = 1
+        if got_further or message.kind == "done":
+            self.health.works(order.shape)
+        order.messages.append(message)
         await self._notify()
 
     async def blame(self, lane: str, reason: str) -> None:
@@ -156,27 +203,59 @@ class LanePool(Pool):
     async def again(self, lane: str) -> None:
         """Say that what a lane holds is to be tried once more, in another way than before: its tries begin anew."""
         if lane in self.held:
-            self.held[lane].tries = 0
+            self.held[lane].tries.clear()
+            self.restarts[lane] = 1
         await self._notify()
 
-    async def messages(self, order: str) -> list[Message]:
-        """Return an order's messages since the last call, as soon as there are some."""
+    async def told_to_stop(self, lane: str) -> None:
+        """Return once a lane should end the training in hand with a checkpoint; or when it asks this anew."""
+        self.watched[lane] += 1
+        turn = self.watched[lane]
         async with self.changed:
-            await self.changed.wait_for(lambda: self.inbox[order])
-            taken, self.inbox[order] = self.inbox[order], []
-        return taken
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: self._should_stop(lane) or self.watched[lane] != turn)
 
-    async def state(self) -> dict[str, Any]:
-        """Return what is queued, expected and held, and a counter that moves with every change."""
-        return {
-            "queued": {shape: len(queue) for shape, queue in self.queues.items()},
-            "expected": {shape: count for shape, count in self.expected.items() if shape not in self.broken},
-            "held": {lane: order.id for lane, order in self.held.items()},
-            "served": set(self.served),
-            "begun": set(self.begun),
-            "groups": dict(self.groups),
-            "progress": self.progress,
-        }
+    def _should_stop(self, lane: str) -> bool:
+        is_abandoned = lane in self.held and self.orders.get(self.held[lane].id) is not self.held[lane]
+        return self.stopping or lane in self.preempted or is_abandoned
+
+    async def lost(self, lane: str, shape: Shape, reason: str) -> None:
+        """Say that a lane is gone: another takes up what it had, or that failed when it was tried often enough."""
+        await self._take_back(lane, reason)
+        if lane in self.refused:
+            self.health.forget(lane)
+        else:
+            self.health.leave(lane)
+        if lane not in self.restarts:
+            self.health.never_entered(shape)
+        if self.health.cannot_start(shape):
+            await self.break_shape(shape, f"its lanes cannot be started: {reason}")
+        self.idle.discard(lane)
+        await self._notify()
+
+    async def ended(self, lane: str) -> None:
+        """Say that a lane has ended because it was told to."""
+        await self._take_back(lane, "its workers ended")
+        self.health.forget(lane)
+        self.idle.discard(lane)
+        await self._notify()
+
+    async def _take_back(self, lane: str, reason: str) -> None:
+        if lane in self.held:
+            order = self.held[lane]
+            if self.stopping:
+                await self.tell(lane, Message("stopped"))
+            elif self._tries(order) >= TRIES:
+                await self.tell(lane, Message("failed", reason))
+            else:
+                await self._put_back(lane, order)
+
+    async def _put_back(self, lane: str, order: _Order) -> None:
+        """Queue an order again where it stood, unless its trial has begun anew."""
+        del self.held[lane]
+        if self.orders.get(order.id) is order:
+            bisect.insort(self.queues[order.shape], order, key=lambda each: each.place)
+        await self._notify()
 
     async def starve(self, starving: bool, leaving: list[str]) -> None:
         """Say whether a shape has orders and no room: then idle lanes end, and ``leaving`` ones after their order."""
@@ -185,19 +264,59 @@ class LanePool(Pool):
             self.leaving.update(leaving)
             await self._notify()
 
-    async def lost(self, lane: str, shape: Shape, reason: str) -> None:
-        """Say that a lane is gone: another takes up what it had, or that failed when it was tried often enough."""
-        if lane not in self.held:
-            return
-        order = self.held[lane]
+    # Trials
+
+    async def submit(self, shape: Shape, order: str, data: bytes, priority: float = 0.0) -> None:
+        """Take an order of a trial, by its id; those of higher priority are given out first, then the older ones.
+
+        An order of the same id is one whose trial died: a lane that still has it ends it, and is not heard any more.
+        """
+        taken = _Order(order, shape, data, priority, len(self.submitted))
+        self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
+        if order not in self.submitted:
+            self.expected[shape] -= 1
+            self.submitted.add(order)
+        self.orders[order] = taken
         if self.stopping:
-            await self.tell(lane, Message("stopped"))
-        elif order.tries >= TRIES:
-            await self.tell(lane, Message("failed", reason))
+            taken.messages.append(Message("stopped"))
+        elif shape in self.broken:
+            taken.messages.append(Message("failed", self.broken[shape]))
         else:
-            del self.held[lane]
-            self.queues[shape].appendleft(order)
-            await self._notify()
+            bisect.insort(self.queues[shape], taken, key=lambda each: each.place)
+        await self._notify()
+
+    async def skip(self, shape: Shape, order: str) -> None:
+        """Say that an expected order will not come, or not any more: a lane that has it ends it."""
+        if order not in self.submitted:
+            self.expected[shape] -= 1
+            self.submitted.add(order)
+        self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
+        self.orders.pop(order, None)
+        await self._notify()
+
+    async def messages(self, order: str) -> list[Message]:
+        """Return an order's messages since the last call, as soon as there are some."""
+        taken = self.orders[order]
+        async with self.changed:
+            await self.changed.wait_for(lambda: taken.messages or self.orders.get(order) is not taken)
+            messages, taken.messages = taken.messages, []
+        return messages
+
+    # The run
+
+    async def state(self) -> dict[str, Any]:
+        """Return what is queued, expected and held, who is idle, and a counter that moves with every change."""
+        return {
+            "queued": {shape: len(queue) for shape, queue in self.queues.items()},
+            "expected": {shape: count for shape, count in self.expected.items() if shape not in self.broken},
+            "held": {lane: order.id for lane, order in self.held.items()},
+            "idle": set(self.idle),
+            "refused": dict(self.refused),
+            "unfit": {shape: set(nodes) for shape, nodes in self.health.unfit.items()},
+            "begun": set(self.begun),
+            "up": {lane for lane in self.restarts if self.health.nodes(lane)},
+            "progress": self.progress,
+        }
 
     async def break_shape(self, shape: Shape, reason: str) -> None:
         """Say that no lane of a shape can be started: what is queued for it, and what will come, fails."""
@@ -213,5 +332,6 @@ class LanePool(Pool):
         await self._notify()
 
     def _refuse(self, shape: Shape, message: Message) -> None:
-        while self.queues[shape]:
-            self.inbox[self.queues[shape].popleft().id].append(message)
+        for order in self.queues[shape]:
+            order.messages.append(message)
+        self.queues[shape].clear()

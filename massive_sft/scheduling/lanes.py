@@ -17,12 +17,12 @@ from typing import Any
 
 import ray
 from ray import PlacementGroupID
+from ray.core.generated import gcs_pb2
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
-    placement_group_table,
     remove_placement_group,
 )
 
@@ -30,12 +30,13 @@ from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.lane_pool import Message
 from massive_sft.scheduling.nodes import Shape
-from massive_sft.scheduling.pool import STARTS
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
+from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 
-RESTARTS = 10  # of one lane's workers; then another lane takes up what it had
+FAILED_STARTS = 5  # of one lane's process group, in which no worker got as far as to say that it is up
 POLL_S = 0.2  # seconds between looks at what could be started
+NODE = "ray.io/node-id"  # label of a node
 
 
 def shape_of(layout: Layout, cpus_per_worker: float) -> Shape:
@@ -52,25 +53,21 @@ def lane_loop(config: dict[str, Any]) -> None:
     of several, those still in a collective would wait forever, so the group is restarted. There an error that is none
     of ours may be the loss of another worker, so the order is tried again. So it is where one ran out of memory.
     """
-    import torch.distributed as dist
-
     pool, lane, shape = config["pool"], config["lane"], config["shape"]
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, node = ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
     group = get_current_placement_group()
-    go: list[bool] = [ray.get(pool.enter.remote(lane, shape, group.id.hex() if group else "")) if rank == 0 else True]
-    if shape.workers > 1:
-        dist.broadcast_object_list(go, src=0)
-    if not go[0]:
+    place = group.id.hex() if group else ""
+    if not all_ranks(ray.get(pool.enter.remote(lane, shape, place, rank, node))):
         return
 
     serve = _server(pool, lane)
+    ray.get(pool.ready.remote(lane, rank))
+    all_ranks(True)  # nobody takes an order before all can train it
     while True:
-        box: list[bytes | None] = [ray.get(pool.next.remote(lane, shape)) if rank == 0 else None]
-        if shape.workers > 1:
-            dist.broadcast_object_list(box, src=0)
-        if box[0] is None:
+        data = broadcast_from_rank0(lambda: ray.get(pool.next.remote(lane, shape)))
+        if data is None:
             return
-        order: Order = pickle.loads(box[0])
+        order: Order = pickle.loads(data)
         try:
             outcome = serve(order)
         except TrainAgain:
@@ -94,21 +91,20 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
     from massive_sft.ledger.store import Ledger
     from massive_sft.running.training import train
 
-    stopped = pool.stopped.remote()
-
     def report(event: Event) -> None:
         step = event.step if isinstance(event, StepDone) else 0
         checkpoint = event.step if isinstance(event, CheckpointWritten | Resumed) else 0
         pool.tell.remote(lane, Message("event", pickle.dumps(event), step, checkpoint))
 
     def serve(order: Order) -> Message:
+        told = [pool.told_to_stop.remote(lane)] if is_rank0() else []  # who else asks would only wait in the pool
         try:
             train(
                 order.run,
                 Ledger.open(order.root),
                 order.attempt,
                 report,
-                stop=lambda: bool(ray.wait([stopped], timeout=0)[0]),
+                stop=lambda: bool(ray.wait(told, timeout=0)[0]),
             )
         except Interrupted:
             return Message("stopped")
@@ -121,6 +117,7 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
 class _Lane:
     name: str
     shape: Shape
+    not_on: frozenset[str] = frozenset()
     error: str = ""
     thread: threading.Thread = field(default_factory=threading.Thread)
 
@@ -140,7 +137,6 @@ class Lanes:
     say: Callable[[str], None]
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _started: Counter[Shape] = field(default_factory=Counter)
-    _stillborn: Counter[Shape] = field(default_factory=Counter)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def serve(self) -> None:
@@ -154,7 +150,7 @@ class Lanes:
             elif not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
                 return
             else:
-                self._start_lanes(_positive(state["queued"]), _positive(state["expected"]))
+                self._start_lanes(_positive(state["queued"]), _positive(state["expected"]), state)
             time.sleep(POLL_S)
 
     def stop(self) -> None:
@@ -172,16 +168,17 @@ class Lanes:
     def _reap(self, state: Mapping[str, Any]) -> None:
         for lane in [lane for lane in self._lanes.values() if not lane.thread.is_alive()]:
             del self._lanes[lane.name]
+            lane.error = lane.error or state["refused"].get(lane.name, "")
             if not lane.error:
+                ray.get(self.pool.ended.remote(lane.name))
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
-            free_groups(lane.shape, {state["groups"].get(other) for other in self._lanes})
+            free_groups()
             ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error))
-            self._stillborn[lane.shape] += lane.name not in state["served"]
-            if self._stillborn[lane.shape] >= STARTS:
-                ray.get(self.pool.break_shape.remote(lane.shape, f"its lanes cannot be started: {lane.error}"))
 
-    def _start_lanes(self, queued: Mapping[Shape, int], expected: Mapping[Shape, int]) -> None:
+    def _start_lanes(
+        self, queued: Mapping[Shape, int], expected: Mapping[Shape, int], state: Mapping[str, Any]
+    ) -> None:
         """Start what fits. A shape without a lane and without room reserves what smaller lanes give back.
 
         While nothing starves, a lane of each shape that is only expected is started too: its trials take a while to
@@ -190,16 +187,17 @@ class Lanes:
         starved: Shape | None = None
         for shape in sorted(queued, key=_size, reverse=True):
             lanes = [lane for lane in self._lanes.values() if lane.shape == shape]
-            for _ in range(queued[shape] - len(lanes) if starved is None else 0):
+            waiting = sum(lane.name not in state["held"] for lane in lanes)
+            for _ in range(queued[shape] - waiting if starved is None else 0):
                 if not self._fits(shape):
                     break
-                lanes.append(self._start(shape))
+                lanes.append(self._start(shape, state["unfit"].get(shape, set())))
             if not lanes and starved is None:
                 starved = shape
         if starved is None:
             for shape in sorted(expected, key=_size, reverse=True):
                 if all(lane.shape != shape for lane in self._lanes.values()) and self._fits(shape):
-                    self._start(shape)
+                    self._start(shape, state["unfit"].get(shape, set()))
         leaving = [lane.name for lane in self._lanes.values() if starved and _size(lane.shape) < _size(starved)]
         ray.get(self.pool.starve.remote(starved is not None, leaving))
 
@@ -209,9 +207,9 @@ class Lanes:
             for name, needed in shape.needs().items()
         )
 
-    def _start(self, shape: Shape) -> _Lane:
+    def _start(self, shape: Shape, unfit: Collection[str]) -> _Lane:
         self._started[shape] += 1
-        lane = _Lane(f"{shape} #{self._started[shape]}", shape)
+        lane = _Lane(f"{shape} #{self._started[shape]}", shape, frozenset(unfit))
         lane.thread = threading.Thread(target=self._hold, args=(lane,), name=lane.name, daemon=True)
         self._lanes[lane.name] = lane
         self.say(f"lane {lane.name} starts")
@@ -221,14 +219,23 @@ class Lanes:
     def _hold(self, lane: _Lane) -> None:
         """Hold one lane's worker group from its start to its end."""
         resources = {"CPU": lane.shape.cpus, **({"GPU": lane.shape.gpus} if lane.shape.gpus else {})}
+        # Of the second version of Train, whose settings type checkers do not see.
+        scaling: dict[str, Any] = {}
+        if lane.not_on:
+            scaling["label_selector"] = {NODE: f"!in({','.join(sorted(lane.not_on))})"}
+        # The pool counts restarts: it knows what came of them.
+        failures: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": FAILED_STARTS}
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
             trainer = TorchTrainer(
                 lane_loop,
                 train_loop_config={"pool": self.pool, "lane": lane.name, "shape": lane.shape},
                 scaling_config=ScalingConfig(
-                    num_workers=lane.shape.workers, use_gpu=lane.shape.gpus > 0, resources_per_worker=resources
+                    num_workers=lane.shape.workers,
+                    use_gpu=lane.shape.gpus > 0,
+                    resources_per_worker=resources,
+                    **scaling,
                 ),
-                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RESTARTS)),
+                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(**failures)),
             )
             try:
                 trainer.fit()
@@ -244,23 +251,20 @@ def join(threads: Sequence[threading.Thread], seconds: float) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def free_groups(shape: Shape, kept: Collection[str | None]) -> None:
-    """Give back what lost lanes' placement groups hold, for they outlive the lanes.
+def free_groups() -> None:
+    """Give back the placement groups of this job whose makers are dead: those of lost lanes, which outlive them.
 
-    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have. A lane
-    that was lost while its workers were restarted never told its group, so all of this job's are looked at.
-
-    Args:
-        shape: of the lost lane; only its kind of group is freed. No trial or scorer has one with CPUs.
-        kept: ids of the groups of the lanes that are up. One that has no workers yet may lose its group, and asks for
-            another.
+    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have. Who made
+    a group, only private parts of Ray tell.
     """
     job = ray.get_runtime_context().get_job_id()
-    for identity, group in placement_group_table().items():
-        bundles = group["bundles"].values()
-        ours = identity.endswith(job) and group["state"] != "REMOVED" and identity not in kept
-        if ours and len(bundles) == shape.workers and all("CPU" in bundle for bundle in bundles):
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(identity))))
+    accessor: Any = ray._private.state.state._connect_and_get_accessor()
+    table: Any = vars(gcs_pb2)["PlacementGroupTableData"]
+    for data in accessor.get_placement_group_table():
+        group = table.FromString(data)
+        is_ours = group.creator_job_id.hex() == job and group.state != table.REMOVED
+        if is_ours and group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def _positive(counts: Mapping[Shape, int]) -> dict[Shape, int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-STARTS = 2  # times a lane's workers, or a scorer, may die before they ask for work, which is while they import
+# Calls that an actor of a run takes at a time; most of them wait. Ray's own limit, 1,000, is that of 500 lanes.
+MAX_CONCURRENCY = 100_000
 
 
 class Pool:
@@ -34,6 +35,7 @@ class Pool:
         """Say that somebody begins with something; return whether they should, which they should not at the end."""
         if not self.stopping:
             self.begun.add(work)
+            await self._notify()
         return not self.stopping
 
     async def end(self, work: str) -> None:

@@ -8,9 +8,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
@@ -18,7 +20,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError
@@ -31,27 +33,24 @@ from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, join, shape_of
+from massive_sft.scheduling.live_nodes import live_nodes
+from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
 from massive_sft.scheduling.resource_split import Mode, choose_mode
 from massive_sft.scheduling.scorers import score_stream
-from massive_sft.scheduling.trials import run_trial
+from massive_sft.scheduling.trials import TrialDeaths, TrialsLost, run_trial
+from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
 
-SILENCE_S = 60.0  # seconds without progress after which the watchdog speaks where nobody works
-SILENT_WORK_S = 1800.0  # the same where a lane or a scorer has work in hand: one step or one shard may take minutes
-PATIENCE = 3  # times it speaks before it ends the run
+LIMITS = Limits()  # of silence
 # A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
 # and scorers survive, does not reach it.
 DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
 POLL_S = 0.5  # seconds between looks at how far everything is
 SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
 LEAVE_S = 30.0  # the same, for the workers of lanes
+TRIAL_RESTARTS = 3  # of a trial whose process is killed; what fails in a trial, it tells and is no reason to restart it
 
-State = Mapping[str, Any]  # of a pool
 Scorable = tuple[CellPlan, RunPlan | None]  # a cell and its run; a base model has none
-
-
-class Stuck(MassiveSFTError):
-    """Nothing moves: the text says who waits for what, and who holds it."""
 
 
 def run_on_ray(
@@ -69,7 +68,8 @@ def run_on_ray(
         stop: the wish that it ends.
 
     Raises:
-        Stuck: when nothing moved for ``PATIENCE`` times ``SILENCE_S``.
+        Stuck: when nothing moves and nobody works, as ``Watchdog``.
+        TrialsLost: when processes of trials died and what they did could not be taken up.
     """
     recorder = make_record_writer(plan)
     to_train = [run for run in plan.todo if retrain or not is_trained(run, recorder.ledger)]
@@ -99,6 +99,7 @@ class _Round:
     retrain: bool
     stop: StopSignal
     errors: list[BaseException] = field(default_factory=list)
+    threads: dict[str, threading.Thread] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shapes = {run.trajectory.id: shape_of(run.layout, self.mode.lane_cpus(run.layout)) for run in self.runs}
@@ -112,117 +113,124 @@ class _Round:
         self.lock = threading.Lock()
         self.heard = 0  # events
         self.ended = threading.Event()
+        self.lost = list[str]()  # trajectories whose trials died
+        self.complete = SimpleQueue[RunPlan | None]()  # runs whose cells all have their records; None at the end
 
     def run(self) -> None:
         """Train and score; return when every cell has its record, or when nothing is in hand in a run that ends."""
         ray.get(self.queue.put.remote([cell_bytes(cell, run) for cell, run in self.ready]))
-        threads = {"hear": self._thread(self._hear)}
+        self._begin("hear", self._hear)
+        self._begin("retain", self._retain)
         try:
             if not self.mode.alternates:
-                threads["score"] = self._thread(self._score)
+                self._begin("score", self._score)
             if self.runs:
-                threads["serve"], threads["tune"] = self._thread(self.lanes.serve), self._thread(self._tune)
-                self._watch(threads["tune"])
-                self._watch(threads["serve"])
+                self._states()  # the pool knows the nodes before a lane starts on one
+                self._begin("serve", self.lanes.serve)
+                self._begin("tune", self._tune)
+                self._watch("tune")
+                self._watch("serve")
             ray.get(self.queue.close.remote())
             if self.mode.alternates:
-                threads["score"] = self._thread(self._score)
-            self._watch(threads["score"])
+                self._begin("score", self._score)
+            self._watch("score")
+            self.complete.put(None)
+            self._watch("retain")
         except Interrupted:
-            self._wind_up(threads)
+            self._wind_up()
         except Exception:
             self.errors.clear()
             with suppress(Exception):  # the run ends with its first error, not with what comes of it
-                self._wind_up(threads)
+                self._wind_up()
             raise
         finally:
-            self._leave(threads)
+            self._leave()
 
-    def _wind_up(self, threads: Mapping[str, threading.Thread]) -> None:
+    def _wind_up(self) -> None:
         """End what is in hand where it can go on from: a training after its step, a cell after its shard."""
 
         def ended(pool: State, queue: State) -> bool:
-            tuning, scoring = (name in threads and threads[name].is_alive() for name in ("tune", "score"))
+            tuning, scoring = self._is_alive("tune"), self._is_alive("score")
             return not (pool["held"] or (tuning and pool["begun"]) or (scoring and queue["begun"]))
 
         self.lanes.stop()
         ray.get([self.pool.stop.remote(), self.queue.stop.remote()])
         self._until(ended)
 
-    def _leave(self, threads: Mapping[str, threading.Thread]) -> None:
+    def _leave(self) -> None:
         """End the threads, however it went: one that still uses Ray when it is shut down takes the process with it."""
         self.lanes.stop()
         self.ended.set()
-        busy = [thread for name, thread in threads.items() if name != "hear"]
+        self.complete.put(None)
+        busy = [thread for name, thread in self.threads.items() if name not in ("hear", "retain")]
         join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
         with suppress(RayError):  # a cluster that is lost must not hide why the run ends
-            up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["groups"]
+            up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["up"]
             join(self.lanes.threads(up), LEAVE_S)  # not those that wait
             ray.get(self.relay.close.remote(), timeout=SETTLE_S)
-            join([threads["hear"]], SETTLE_S)
+            join([self.threads["hear"]], SETTLE_S)
             kill_actors()
         join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
+        self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
 
-    def _thread(self, target: Callable[[], None]) -> threading.Thread:
+    def _is_alive(self, name: str) -> bool:
+        return name in self.threads and self.threads[name].is_alive()
+
+    def _begin(self, name: str, target: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
                 target()
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 self.errors.append(error)
 
-        thread = threading.Thread(target=guarded, name=target.__name__, daemon=True)
-        thread.start()
-        return thread
+        self.threads[name] = threading.Thread(target=guarded, name=name, daemon=True)
+        self.threads[name].start()
 
-    def _watch(self, thread: threading.Thread) -> None:
+    def _watch(self, name: str) -> None:
         """Wait for a thread's end. Raises Interrupted when the run should end, Stuck as ``_until``."""
 
         def over(*_: State) -> bool:
             self.stop.check()
-            return not thread.is_alive()
+            return not self.threads[name].is_alive()
 
-        self._until(over, thread.join)
+        self._until(over, self.threads[name].join)
 
     def _until(self, over: Callable[[State, State], bool], pause: Callable[[float], None] = time.sleep) -> None:
-        """Wait until the pools' states say so; speak when nothing moves, and give up when nobody works either.
+        """Wait until the pools' states say so; a watchdog looks on.
 
         Args:
             over: asked of the pools' states.
             pause: waits for so many seconds, or for what may change the answer.
         """
-        moved, seen, spoken = time.monotonic(), -1, 0
+        watchdog = Watchdog(self.say, time.monotonic, LIMITS)
         while not self.errors:
-            states = ray.get([self.pool.state.remote(), self.queue.state.remote()])
-            if over(*states):
+            try:
+                pool, queue = self._states()
+            except GetTimeoutError:
+                watchdog.no_answer()
+                continue
+            if over(pool, queue):
                 break
-            progress = self.heard + sum(state["progress"] for state in states)
-            silence = SILENT_WORK_S if states[0]["held"] or states[1]["begun"] else SILENCE_S
-            if progress != seen:
-                moved, seen, spoken = time.monotonic(), progress, 0
-            elif time.monotonic() - moved > silence * (spoken + 1):
-                spoken += 1
-                text = self._waiting(*states)
-                self.say(f"nothing moved for {time.monotonic() - moved:.0f} s: {text}")
-                if spoken >= PATIENCE and not states[0]["held"] and not states[1]["out"]:
-                    raise Stuck(f"nothing moves and nobody works: {text}")
+            lanes, scores = self.lanes.holders(), self._is_alive("score")
+            watchdog.look(
+                self.heard + pool["progress"] + queue["progress"],
+                is_working(pool, queue),
+                is_starting(pool, queue, lanes, scores),
+                partial(who_waits, pool, queue, lanes, _free()),
+            )
             pause(POLL_S)
         if self.errors:
             self.lanes.stop()
             raise self.errors[0]
 
-    def _waiting(self, pool: State, queue: State) -> str:
-        """Say who waits for what, and who holds it."""
-        waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
-        late = [(shape, count) for shape, count in pool["expected"].items() if count > 0]
-        waits += [f"{count} trainings for {shape} are still to begin" for shape, count in late]
-        waits += [f"{queue['waiting']} cells wait for a scorer"] if queue["waiting"] else []
-        holds = [f"lane {lane} trains {order}" for lane, order in pool["held"].items()]
-        holds += [f"lane {lane} is up" for lane in self.lanes.holders() if lane not in pool["held"]]
-        holds += [f"scorers have {', '.join(queue['out'])}"] if queue["out"] else []
-        free = ", ".join(f"{count:g} {name}" for name, count in _free().items())
-        return "; ".join(
-            [*(waits or ["nobody waits in a queue"]), *(holds or ["no lane and no scorer works"]), f"free: {free}"]
-        )
+    def _states(self) -> tuple[State, State]:
+        """Tell the pool of the nodes; return the pools' states. Raises MassiveSFTError when a pool is gone."""
+        calls = [self.pool.look.remote(*live_nodes()), self.pool.state.remote(), self.queue.state.remote()]
+        try:
+            _, pool, queue = ray.get(calls, timeout=LIMITS.answer_s)
+        except ActorDiedError as error:
+            raise MassiveSFTError("the process of a queue died; run the same command to go on") from error
+        return pool, queue
 
     def _score(self) -> None:
         score_stream(self.queue, self.relay, self.recorder, self.mode.scorers, self._told)
@@ -242,15 +250,28 @@ class _Round:
             retrain=self.retrain,
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial, the trial tells
+        deaths = TrialDeaths(self.say, self._lost_trial)
         with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
             tune.Tuner(
                 tune.with_resources(driver, DRIVER),
                 param_space={"trajectory": tune.grid_search([run.trajectory.id for run in self.runs])},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.mode.trials),
                 run_config=tune.RunConfig(
-                    storage_path=folder, name=self.plan.sweep.file.name, verbose=0, stop=_Until(self.ended)
+                    storage_path=folder,
+                    name=self.plan.sweep.file.name,
+                    verbose=0,
+                    stop=_Until(self.ended),
+                    failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+                    callbacks=[deaths],
                 ),
             ).fit()
+        if self.lost and not self.stop():
+            raise TrialsLost(self.lost)
+
+    def _lost_trial(self, trajectory: str) -> None:
+        """Take note of a trial whose process died again and again: nothing of it is waited for any more."""
+        self.lost.append(trajectory)
+        ray.get([self.pool.skip.remote(self.shapes[trajectory], trajectory), self.pool.end.remote(trajectory)])
 
     def _told(self, event: RunEvent) -> None:
         with self.lock:
@@ -260,7 +281,12 @@ class _Round:
                 run = self.by_cell[event.cell.id]
                 self.left[run.trajectory.id] -= 1
                 if self.left[run.trajectory.id] == 0:
-                    retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
+                    self.complete.put(run)
+
+    def _retain(self) -> None:
+        """Remove the snapshots that are not kept: it may take minutes, in which the others listen on."""
+        while (run := self.complete.get()) is not None:
+            retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
 
 
 class _Until(tune.Stopper):
@@ -282,7 +308,7 @@ class _Until(tune.Stopper):
 def _started(actor: Any, *arguments: Any) -> Any:
     """Start an actor on this process's node: the loss of another one must not reach what all meet at."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return actor.options(scheduling_strategy=here).remote(*arguments)
+    return actor.options(scheduling_strategy=here, max_concurrency=MAX_CONCURRENCY).remote(*arguments)
 
 
 def _free() -> dict[str, float]:

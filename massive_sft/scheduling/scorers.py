@@ -19,11 +19,13 @@ from ray.data.block import BlockMetadata
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.scheduling.pool import STARTS
+from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.relay import error_bytes, heard
 from massive_sft.scheduling.resource_split import Scorers
 
 Row = dict[str, Any]
+
+GROUP = "scorers"  # all of them: there is one execution
 
 
 class ScorersFailed(MassiveSFTError):
@@ -49,9 +51,9 @@ class _Cells(Datasource):
 
 
 def _read(queue: Any) -> Iterator[pa.Table]:
-    reader = ray.get(queue.again.remote())
+    reader = ray.get(queue.again.remote(GROUP))
     while True:
-        taken = ray.get(queue.take.remote(reader))
+        taken = ray.get(queue.take.remote(GROUP, reader))
         if taken is None:
             return
         yield pa.table({"cell": [taken[0]], "data": [taken[1]]})
@@ -61,7 +63,7 @@ class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
     def __init__(self, recorder: RecordWriter, queue: Any, relay: Any, scorers: Scorers):
-        if not ray.get(queue.enter.remote(scorers.count)):
+        if not ray.get(queue.enter.remote(GROUP, scorers.count)):
             raise ScorersFailed("no more of them is started")
 
         from massive_sft.running.cell import CellEvaluator
@@ -75,7 +77,7 @@ class ScoringActor:
         self._evaluator = CellEvaluator(
             recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0, progress
         )
-        ray.get(queue.ready.remote())
+        ray.get(queue.ready.remote(GROUP))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from massive_sft.running.cell import evaluate_cell
@@ -126,9 +128,9 @@ def score_stream(
     try:
         for row in _rows(rows):
             listen(heard(row["happened"]))
-            ray.get(queue.acknowledge.remote(row["cell"]))
+            ray.get(queue.acknowledge.remote(row["cell"], row["happened"]))
     except Exception as error:
-        if ray.get(queue.state.remote())["entered"] <= STARTS * scorers.count:
+        if ray.get(queue.state.remote())["entered"][GROUP] <= STARTS * scorers.count:
             raise
         died = f"their processes died {STARTS} times before they could take a cell; see Ray's logs of the workers"
         raise ScorersFailed(f"the scorers cannot be started: {died}") from error

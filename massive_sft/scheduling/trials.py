@@ -28,6 +28,43 @@ class LaneFailed(MassiveSFTError):
     """A training failed in its lane; the text is what the lane said."""
 
 
+class TrialsLost(MassiveSFTError):
+    """The processes of trials were killed as often as they were started again: what they had to do is not done."""
+
+    def __init__(self, trajectories: Sequence[str]):
+        self.trajectories = list(trajectories)
+        super().__init__(self.trajectories)
+
+    def __str__(self) -> str:
+        names = ", ".join(self.trajectories)
+        return (
+            f"the trials of {names} were killed again and again (out of memory on the head node?), so their cells are "
+            "not all done; run the same command to go on"
+        )
+
+
+class TrialDeaths(tune.Callback):
+    """Hears of trials whose process was killed. The copies that Tune stores hear of nothing.
+
+    Args:
+        say: told when one begins again.
+        lost: called with the trajectory of one that does not.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print, lost: Callable[[str], None] = print):
+        self._say = say
+        self._lost = lost
+
+    def __reduce__(self) -> tuple[type[TrialDeaths], tuple[()]]:
+        return TrialDeaths, ()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(f"the trial of {trial.config['trajectory']} was killed; it begins again")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._lost(trial.config["trajectory"])
+
+
 def run_trial(
     config: dict[str, Any],
     runs: dict[str, RunPlan],
@@ -66,7 +103,7 @@ def run_trial(
         ask(relay.tell.remote(error_bytes(error)))
     finally:
         if not ordered:
-            ray.get(pool.skip.remote(shape))
+            ray.get(pool.skip.remote(shape, trial))
         ray.get(pool.end.remote(trial))
     tune.report(last)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,11 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.spec import Layout
 
 T = TypeVar("T")
+
+# Ranks wait for each other while one hashes a checkpoint of a terabyte, or while a lane has no order. A rank that dies
+# closes its connection, which ends the wait.
+CONTROL_LIMIT = timedelta(days=7)
+_control: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 
 
 def is_rank0() -> bool:
@@ -66,7 +72,28 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
         except Exception as error:  # noqa: BLE001 - the others must not wait for a rank that failed
             box[1] = error
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_control_group())
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def all_ranks(yes: bool) -> bool:
+    """Return whether all ranks say yes, once all have said something. All ranks must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return yes
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, yes, group=_control_group())
+    return all(answers)
+
+
+def _control_group() -> dist.ProcessGroup:
+    """Return the group for what ranks say to each other, made by the first call on all of them.
+
+    The process group's own collectives have a limit of half an hour, and on GPUs a wait in them spins.
+    """
+    world = dist.group.WORLD
+    if world not in _control:
+        _control.clear()
+        _control[world] = dist.new_group(backend="gloo", timeout=CONTROL_LIMIT)
+    return _control[world]

@@ -1,0 +1,350 @@
+"""Where trials meet lanes and scorers, driven without Ray: who gets what, and what the loss of anybody costs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from massive_sft.scheduling import lanes as lanes_module
+from massive_sft.scheduling.cell_queue import CellQueue
+from massive_sft.scheduling.lane_pool import RESTARTS, LanePool, Message, Shape
+from massive_sft.scheduling.lanes import Lanes
+
+ONE, TWO = Shape(1, 1.0, 0.0), Shape(2, 1.0, 0.0)
+Pool: Any = LanePool.__ray_metadata__.modified_class
+Queue: Any = CellQueue.__ray_metadata__.modified_class
+
+
+def play(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    async def limited() -> Any:
+        return await asyncio.wait_for(scenario(), 10)
+
+    return asyncio.run(limited())
+
+
+async def start(pool: Any, lane: str, node: str, shape: Shape = ONE, number: int = 1, ready: bool = True) -> bool:
+    """Start a lane of one worker under this number; return whether it may go on."""
+    may: bool = await pool.enter(lane, shape, f"{lane} {number}", 0, node)
+    if may and ready:
+        await pool.ready(lane, 0)
+    return may
+
+
+async def cluster(orders: int, *nodes: str) -> Any:
+    """Return a pool with so many orders queued, on these nodes."""
+    pool = Pool(Counter({ONE: orders}))
+    await pool.look(nodes, [])
+    for number in range(orders):
+        await pool.submit(ONE, f"order {number}", f"order {number}".encode())
+    return pool
+
+
+# Lanes that are lost
+
+
+class Called:
+    """A pool as its handle: what is called is done at once."""
+
+    def __init__(self, pool: Any):
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: asyncio.run(getattr(self._pool, name)(*arguments)))
+
+
+def test_lost_lane_is_replaced_while_others_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three lanes are busy and one was lost: two orders wait, for Tune keeps one more than there are lanes."""
+    over = threading.Event()
+    monkeypatch.setattr(lanes_module.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(Lanes, "_hold", lambda self, lane: over.wait(60))
+    said = list[str]()
+    pool = asyncio.run(cluster(4, "node"))
+    lanes = Lanes(Called(pool), {"CPU": 4.0}, said.append)
+    lanes._start_lanes({ONE: 4}, {}, lanes.pool.state.remote())
+    names = lanes.holders()
+    for name in names:
+        asyncio.run(pool.next(name, ONE))
+    asyncio.run(pool.submit(ONE, "fifth", b""))
+    asyncio.run(pool.lost(names[0], ONE, "killed"))
+    del lanes._lanes[names[0]]
+    state = lanes.pool.state.remote()
+    assert state["queued"][ONE] == 2
+    lanes._start_lanes(state["queued"], {}, state)
+    over.set()
+    assert len(lanes.holders()) == 4
+    assert said[-1] == "lane 1 x 1 CPU #5 starts"
+
+
+def test_restarts_of_a_lane_count_from_its_last_success() -> None:
+    async def scenario() -> Any:
+        pool = await cluster(3, "node")
+        for number in range(RESTARTS):
+            assert await start(pool, "lane", "node", number=number)
+            await pool.next("lane", ONE)
+            await pool.tell("lane", Message("event", step=number + 1))
+        await pool.tell("lane", Message("failed", "out of memory"))
+        given = []
+        for number in range(100, 100 + RESTARTS):
+            given.append(await start(pool, "lane", "node", number=number))
+        assert all(given)
+        assert not await start(pool, "lane", "node", number=200)
+        return (await pool.state())["refused"]
+
+    assert play(scenario) == {"lane": "its workers were restarted 10 times without getting further"}
+
+
+def test_lane_that_is_refused_gives_its_order_to_another() -> None:
+    async def scenario() -> None:
+        pool = await cluster(1, "sick", "healthy")
+        await start(pool, "lane", "sick")
+        assert await pool.next("lane", ONE) == b"order 0"
+        for number in (2, 3):
+            assert await start(pool, "lane", "sick", number=number, ready=False)
+        assert not await start(pool, "lane", "sick", number=4)
+        await start(pool, "other", "healthy")
+        assert await pool.next("other", ONE) == b"order 0"
+
+    play(scenario)
+
+
+# Nodes where nothing starts
+
+
+def test_sick_node_costs_its_own_lanes_and_never_the_shape() -> None:
+    async def scenario() -> Any:
+        pool = await cluster(2, "sick", "healthy", "third")
+        await start(pool, "good", "healthy")
+        assert await pool.next("good", ONE) == b"order 0"
+        await pool.tell("good", Message("done"))
+        for number in range(2):
+            assert await start(pool, "bad", "sick", number=number, ready=False)
+        assert not await start(pool, "bad", "sick", number=2)
+        state = await pool.state()
+        assert (state["queued"][ONE], state["unfit"]) == (1, {ONE: {"sick"}})
+        for number in range(3):
+            await start(pool, "worse", "third", number=number, ready=False)
+        assert (await pool.state())["unfit"] == {ONE: {"sick", "third"}}
+        assert await pool.next("good", ONE) == b"order 1", "the shape has worked, so it is the nodes"
+        return (await pool.state())["refused"]
+
+    assert set(play(scenario)) == {"bad", "worse"}
+
+
+def test_shape_that_fails_on_two_nodes_and_never_worked_is_given_up() -> None:
+    async def scenario() -> list[Message]:
+        pool = await cluster(1, "first", "second", "third")
+        for node in ("first", "second"):
+            for number in range(3):
+                await start(pool, node, node, number=number, ready=False)
+        return await pool.messages("order 0")
+
+    (message,) = play(scenario)
+    assert (message.kind, message.content) == ("failed", "its workers died 2 times before they could take an order")
+
+
+def test_shape_is_given_up_where_no_node_is_left_for_it() -> None:
+    async def scenario() -> list[Message]:
+        pool = await cluster(1, "only")
+        for number in range(3):
+            await start(pool, "lane", "only", number=number, ready=False)
+        return await pool.messages("order 0")
+
+    assert play(scenario)[0].kind == "failed"
+
+
+def test_successful_start_forgives_a_node_its_failures() -> None:
+    async def scenario() -> None:
+        pool = await cluster(1, "node", "other")
+        for number in range(1, 8):
+            assert await start(pool, "lane", "node", number=number, ready=number % 2 == 0)
+        assert (await pool.state())["unfit"] == {}
+
+    play(scenario)
+
+
+def test_nodes_that_go_while_lanes_start_there_prove_nothing() -> None:
+    async def scenario() -> dict[str, Any]:
+        pool = await cluster(1, "a", "b", "c")
+        for number, node in enumerate("ab"):
+            await start(pool, node, node, number=number, ready=False)
+            await pool.look("c", [])
+            await pool.lost(node, ONE, "its node is gone")
+            await start(pool, f"{node}2", node, number=number, ready=False)
+            await pool.lost(f"{node}2", ONE, "its node is gone")
+        state: dict[str, Any] = await pool.state()
+        return state
+
+    state = play(scenario)
+    assert (state["queued"][ONE], state["unfit"]) == (1, {})
+
+
+def test_workers_of_one_node_that_do_not_import_leave_the_others_free_of_blame() -> None:
+    async def scenario() -> Any:
+        pool = Pool(Counter({TWO: 1}))
+        await pool.look(["sick", "healthy"], [])
+        for number in range(3):
+            for rank, node in enumerate(("healthy", "sick")):
+                await pool.enter("lane", TWO, f"group {number}", rank, node)
+            await pool.ready("lane", 0)
+        return (await pool.state())["unfit"]
+
+    assert play(scenario) == {TWO: {"sick"}}
+
+
+# Nodes that go
+
+
+def test_lane_on_a_node_that_is_about_to_go_stops_and_its_order_is_queued_again_free_of_charge() -> None:
+    async def scenario() -> None:
+        pool = await cluster(2, "spot", "other")
+        for time in range(5):  # more than the tries of an order
+            lane = f"lane {time}"
+            await start(pool, lane, "spot")
+            assert await pool.next(lane, ONE) == b"order 0", "it stands in front"
+            told = asyncio.create_task(pool.told_to_stop(lane))
+            await asyncio.sleep(0)
+            assert not told.done()
+            await pool.look(["other"], ["spot"])
+            await told
+            await pool.tell(lane, Message("stopped"))
+            assert await pool.next(lane, ONE) is None, "it ends"
+            await pool.ended(lane)
+        await start(pool, "last", "other")
+        assert await pool.next("last", ONE) == b"order 0"
+        await pool.tell("last", Message("done"))
+        assert [message.kind for message in await pool.messages("order 0")] == ["done"]
+
+    play(scenario)
+
+
+def test_tries_on_nodes_that_are_gone_do_not_count() -> None:
+    async def scenario() -> None:
+        pool = await cluster(1, "a", "b", "c", "d", "e")
+        for lost in range(4):
+            lane = "abcd"[lost]
+            await start(pool, lane, lane)
+            assert await pool.next(lane, ONE) == b"order 0"
+            await pool.look("abcde"[lost + 1 :], [])
+            await pool.lost(lane, ONE, "its node is gone")
+        await start(pool, "e", "e")
+        assert await pool.next("e", ONE) == b"order 0"
+
+    play(scenario)
+
+
+# Trials that die
+
+
+def test_order_of_a_trial_that_began_anew_is_trained_once_and_heard_from_one_lane() -> None:
+    async def scenario() -> list[Message]:
+        pool = await cluster(1, "node")
+        assert await pool.next("lane", ONE) == b"order 0"
+        told = asyncio.create_task(pool.told_to_stop("lane"))
+        dead = asyncio.create_task(pool.messages("order 0"))
+        await asyncio.sleep(0)
+        await pool.submit(ONE, "order 0", b"under a new lease")
+        await told
+        assert await dead == []
+        await pool.tell("lane", Message("failed", "LeaseLost: held now by another"))
+        assert (await pool.state())["expected"] == {ONE: 0}
+        assert await pool.next("other", ONE) == b"under a new lease"
+        await pool.tell("other", Message("done"))
+        messages: list[Message] = await pool.messages("order 0")
+        return messages
+
+    assert [message.kind for message in play(scenario)] == ["done"]
+
+
+def test_trial_that_is_lost_for_good_keeps_no_lane_waiting() -> None:
+    async def scenario() -> None:
+        pool = Pool(Counter({ONE: 2}))
+        await pool.submit(ONE, "begun", b"")
+        waiting = asyncio.create_task(pool.next("lane", ONE))
+        assert await waiting == b""
+        await pool.skip(ONE, "begun")
+        await pool.skip(ONE, "begun")
+        await pool.skip(ONE, "never begun")
+        await pool.tell("lane", Message("stopped"))
+        assert await pool.next("lane", ONE) is None
+        assert (await pool.state())["expected"] == {ONE: 0}
+
+    play(scenario)
+
+
+# Order
+
+
+def test_orders_and_cells_of_higher_priority_are_given_out_first_and_keep_their_place() -> None:
+    async def scenario() -> tuple[list[bytes], list[str]]:
+        pool = Pool(Counter({ONE: 3}))
+        for name, priority in (("first", 0.0), ("second", 0.0), ("promoted", 1.0)):
+            await pool.submit(ONE, name, name.encode(), priority)
+        given = [await pool.next("lost", ONE)]
+        await pool.lost("lost", ONE, "killed")
+        given += [await pool.next(f"lane {number}", ONE) for number in range(3)]
+
+        queue = Queue()
+        await queue.put([("first", b""), ("second", b"")])
+        await queue.put([("promoted", b"")], priority=1.0)
+        reader = await queue.again("group")
+        cells = [await queue.take("group", reader)]
+        reader = await queue.again("group")
+        cells += [await queue.take("group", reader) for _ in range(3)]
+        return given, [cell for cell, _ in cells]
+
+    order = ["promoted", "promoted", "first", "second"]
+    assert play(scenario) == ([name.encode() for name in order], order)
+
+
+def test_scores_reach_the_trial_that_waits_for_them() -> None:
+    async def scenario() -> list[bytes]:
+        queue = Queue()
+        waiting = asyncio.create_task(queue.outcomes(["a", "b"]))
+        await queue.acknowledge("b", b"score of b")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await queue.acknowledge("a", b"score of a")
+        return await waiting
+
+    assert play(scenario) == [b"score of a", b"score of b"]
+
+
+def test_groups_of_scorers_have_cells_of_their_own() -> None:
+    async def scenario() -> None:
+        queue = Queue()
+        await queue.put([("a", b""), ("b", b""), ("c", b"")])
+        first, second = await queue.again("first"), await queue.again("second")
+        assert (await queue.take("first", first), await queue.take("second", second)) == (("a", b""), ("b", b""))
+        second = await queue.again("second")
+        assert set((await queue.state())["out"]) == {"a"}
+        await queue.leave(["first"])
+        assert await queue.take("first", first) is None
+        assert await queue.take("second", second) == ("b", b"")
+        for _ in range(2):
+            assert await queue.enter("first", 1)
+        assert not await queue.enter("first", 1)
+        assert await queue.enter("second", 1)
+
+    play(scenario)
+
+
+def test_calls_of_a_thousand_lanes_wait_at_once_and_those_of_dead_workers_do_not_stay() -> None:
+    async def scenario() -> None:
+        pool = Pool(Counter({ONE: 3000}))
+        for number in range(1000):
+            await pool.submit(ONE, f"{number}", b"")
+            await pool.next(f"lane {number}", ONE)
+        calls = [asyncio.create_task(pool.told_to_stop(f"lane {number}")) for number in range(1000)]
+        again = [asyncio.create_task(pool.told_to_stop(f"lane {number}")) for number in range(1000)]
+        await asyncio.gather(*calls)
+        assert not any(call.done() for call in again)
+        await pool.stop()
+        await asyncio.gather(*again)
+
+    play(scenario)
