@@ -30,7 +30,9 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.inline import run_inline
 from massive_sft.scheduling.cell_queue import CellQueue
-from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
+from massive_sft.scheduling.lane_pool import LanePool
+from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(300)

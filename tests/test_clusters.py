@@ -14,16 +14,19 @@ import pytest
 import ray
 from commands import call, forked_workers
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.train.torch import TorchConfig, TorchTrainer
 from small_sweep import small_sweep
 
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
+from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import lanes, run_on_ray
 from massive_sft.scheduling.lane_pool import Shape
 from massive_sft.scheduling.resource_split import choose_mode
 from massive_sft.sweep.load import load_sweep
+from massive_sft.training.events import Resumed, StepDone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -67,6 +70,59 @@ def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path
     assert {Path(name).name for name in folders} == {"head", "second"}, "each worker starts in its own node's folder"
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
     assert len(statuses(tmp_path)) == 5
+
+
+def run_on_spot_nodes(folder: Path) -> None:
+    """Run the sweep in a folder on three nodes; the one that trains is told that it is taken away, and then is."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(3))}
+    ray.init(address=cluster.address, log_to_driver=False)
+    gcs, told = ray._raylet.GcsClient(address=cluster.gcs_address), list[str]()
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+
+    def listen(event: RunEvent) -> None:
+        what = event.event if isinstance(event, TrainingProgressed) else event
+        told.append(f"{type(what).__name__} {getattr(what, 'step', '')}")
+        if isinstance(what, StepDone) and what.step == 3:
+            trains = trainer_node()
+            assert gcs.drain_node(trains, reason, "the market", (time.time_ns() + 60 * 10**9) // 10**6)[0]
+        if isinstance(what, Resumed):
+            cluster.remove_node(nodes[drained[0]])
+
+    drained: list[str] = []
+
+    def trainer_node() -> str:
+        actors = ray._private.state.actors().values()
+        (node,) = {
+            actor["Address"]["NodeID"]
+            for actor in actors
+            if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] == "ALIVE"
+        }
+        drained.append(node)
+        return str(node)
+
+    run_on_ray.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), listen, told.append)
+    print("TOLD", json.dumps(told), flush=True)  # noqa: T201
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.long
+def test_training_on_a_node_that_is_taken_away_goes_on_elsewhere_after_the_step_in_hand(tmp_path: Path) -> None:
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 1},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 10, "snapshots": [10]}
+    small_sweep(tmp_path, settings=settings, blocks=[block], evaluation={"base": False, "tasks": []}, measures=[])
+    code, printed = call(run_on_spot_nodes, tmp_path, out=tmp_path / "printed")
+    assert code == 0, printed[-3000:]
+    told = json.loads(next(line for line in printed.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
+    (written,) = [line for line in told if line.startswith("CheckpointWritten")]
+    (resumed,) = [line for line in told if line.startswith("Resumed")]
+    assert written.split()[1] == resumed.split()[1], "nothing was lost"
+    assert statuses(tmp_path) == {"full-10": Status.COMPLETE}
 
 
 def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

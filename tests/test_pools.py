@@ -13,8 +13,10 @@ import pytest
 
 from massive_sft.scheduling import lanes as lanes_module
 from massive_sft.scheduling.cell_queue import CellQueue
-from massive_sft.scheduling.lane_pool import RESTARTS, LanePool, Message, Shape
+from massive_sft.scheduling.lane_pool import RESTARTS, LanePool
 from massive_sft.scheduling.lanes import Lanes
+from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message
 
 ONE, TWO = Shape(1, 1.0, 0.0), Shape(2, 1.0, 0.0)
 Pool: Any = LanePool.__ray_metadata__.modified_class
@@ -278,6 +280,20 @@ def test_trial_that_is_lost_for_good_keeps_no_lane_waiting() -> None:
 
 
 # Order
+
+
+def test_orders_that_are_held_back_stay_in_their_queue() -> None:
+    async def scenario() -> None:
+        pool = await cluster(1, "node")
+        await pool.hold(True)
+        waiting = asyncio.create_task(pool.next("lane", ONE))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await pool.hold(False)
+        assert await waiting == b"order 0"
+
+    play(scenario)
 
 
 def test_orders_and_cells_of_higher_priority_are_given_out_first_and_keep_their_place() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import ray
 from commands import call, forked_workers
+from processes import descendants
 from ray.util.placement_group import placement_group, placement_group_table
 from small_sweep import small_sweep
 
@@ -41,8 +43,10 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
-from massive_sft.scheduling.lane_pool import LanePool, Message, Shape
+from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups, join
+from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
 from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
@@ -50,6 +54,8 @@ from massive_sft.scheduling.watchdog import Limits, Stuck
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+
+TRIAL = "ray::ImplicitFunc"  # begins the title of a trial's process
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +197,30 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert seen is not None
     assert seen.released
     assert not records(tmp_path)
+
+
+def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, tmp_path: Path) -> None:
+    """As the kernel does on a head that is out of memory: the lane goes on, and nobody would queue the cell."""
+    killed: list[int] = []
+
+    def listen(event: RunEvent) -> None:
+        if isinstance(event, TrainingProgressed) and not killed:
+            killed.extend(process.pid for process in descendants() if TRIAL in process.title)
+            for trial in killed:
+                os.kill(trial, signal.SIGKILL)
+
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 10, "snapshots": [10]}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
+    path, said = small_sweep(tmp_path, settings=settings, blocks=[block], **nothing), list[str]()
+    run_on_ray(make_plan(load_sweep(path)), listen, said.append)
+    assert len(killed) == 1
+    assert any("was killed; it begins again" in line for line in said), said
+    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-10": Status.COMPLETE}
 
 
 def run_beside_a_holder(path: Path) -> None:
@@ -455,7 +485,7 @@ def test_idle_lane_ends_when_another_shape_starves() -> None:
         await asyncio.sleep(0)
         await pool.submit(TWO, "large", b"")
         assert not waiting.done()
-        await pool.starve(True, [])
+        await pool.starve(True)
         assert await waiting is None
 
     asyncio.run(scenario())
@@ -467,7 +497,7 @@ def test_lane_ends_after_its_order_when_it_is_asked_to_leave() -> None:
         for order in ("a", "b"):
             await pool.submit(ONE, order, order.encode())
         assert await pool.next("lane", ONE) == b"a"
-        await pool.starve(True, ["lane"])
+        await pool.leave(["lane"])
         await pool.tell("lane", Message("done"))
         assert await pool.next("lane", ONE) is None
         assert await pool.next("other", ONE) == b"b"

@@ -166,6 +166,27 @@ def test_foreign_scores_that_were_mirrored_before_are_gone_after_the_next_mirror
     assert (tags(first, "status"), benchmarks(first)) == ({"COMPLETE"}, {"quiz"})
 
 
+class Said(list[str]):
+    """Keeps what a run says."""
+
+    def listen(self, event: object) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.append(text)
+
+
+def test_bug_in_the_report_leaves_a_complete_run_complete(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_report(*_: object) -> Path:
+        raise KeyError("a column that nobody has")
+
+    monkeypatch.setattr("massive_sft.running.execute.write_report", broken_report)
+    plan, said = record(sweep(root, "first", QUIZ)), Said()
+    with register_run(Ledger.open(root).sweeps, "first", "test") as run:
+        after = execute(plan, plan, run, lambda *_: None, said, StopSignal())
+    assert set(after.statuses) == {Status.COMPLETE}
+    assert [line for line in said if "no report could be made of the records: KeyError: 'a column" in line], said
+
+
 def test_run_of_a_part_mirrors_what_its_sweep_asks_and_keeps_the_gains(root: Path) -> None:
     first = record(sweep(root, "first", QUIZ))
     mirror(first)
@@ -178,13 +199,8 @@ def test_run_of_a_part_mirrors_what_its_sweep_asks_and_keeps_the_gains(root: Pat
     def score_again(plan: Plan, listen: Listen) -> None:
         record(sweep(root, "second", QUIZ, PROSE, BROKEN), broken)
 
-    class Quiet:
-        def listen(self, event: object) -> None: ...
-
-        def say(self, text: str) -> None: ...
-
     with register_run(Ledger.open(root).sweeps, "first", "test") as run:
-        execute(part, whole, run, score_again, Quiet(), StopSignal())
+        execute(part, whole, run, score_again, Said(), StopSignal())
     assert (tags(first, "status"), benchmarks(first)) == ({"COMPLETE"}, {"quiz"})
     after = runs(first)
     assert {cell: run.data.metrics for cell, run in after.items()} == {

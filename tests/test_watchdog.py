@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from massive_sft.scheduling.lane_pool import Shape
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.watchdog import Limits, State, Stuck, Watchdog, is_starting, is_working, who_waits
 
 ONE = Shape(1, 1.0, 0.0)
@@ -15,7 +15,7 @@ LIMITS = Limits()
 
 
 def pool(**changes: Any) -> State:
-    nothing = {"queued": {}, "expected": {}, "held": {}, "idle": set(), "up": set(), "begun": set()}
+    nothing = {"queued": {}, "expected": {}, "held": {}, "idle": {}, "up": set(), "begun": set()}
     return nothing | changes
 
 
@@ -71,7 +71,7 @@ def test_starts_are_progress() -> None:
 def test_nobody_who_works_or_starts_ends_the_run_in_three_minutes() -> None:
     run = Run()
     with pytest.raises(Stuck, match="lane lane is idle"):
-        run.watch(1000, pool(queued={ONE: 1}, idle={"lane"}, begun={"trial"}), queue(), ["lane"], scores=False)
+        run.watch(1000, pool(queued={ONE: 1}, idle={"lane": 9.0}, begun={"trial"}), queue(), ["lane"], scores=False)
     assert run.now < 200
 
 

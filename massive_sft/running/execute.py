@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.calibrate import calibrate
 from massive_sft.ledger.lease import this_process
@@ -96,9 +96,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
         after = make_plan(plan.sweep)
         _learn(after, ledger, progress.say)
         if not stop():
-            report = write_report(after, ledger, ledger.sweep_dir(file.name) / "report")
-            mirror.artifact(report)
-            progress.say(f"report: {report}")
+            _report(after, ledger, mirror, progress.say)
     finally:
         left = mirror.close(FLUSH_STOPPED_S if stop() else FLUSH_S, progress.say)
         if left:
@@ -117,6 +115,22 @@ def _registered(plan: Plan) -> Iterator[tuple[Run, Ledger]]:
     with register_run(ledger.sweeps, plan.sweep.file.name, this_process()) as run:
         publish_requirements(run, requirements_left(plan))
         yield run, ledger
+
+
+def _report(plan: Plan, ledger: Ledger, mirror: Mirror, say: Callable[[str], None]) -> None:
+    """Write the report of a run; an error in it leaves the run as complete as it is.
+
+    What the storage refuses, as a full disk, is raised as it is everywhere.
+    """
+    try:
+        report = write_report(plan, ledger, ledger.sweep_dir(plan.sweep.file.name) / "report")
+    except (OSError, MassiveSFTError):
+        raise
+    except Exception as error:  # noqa: BLE001 - all records are there, and the verb `report` shows where it failed
+        say(f"no report could be made of the records: {describe_error(error)}; `massive-sft report` tries again")
+    else:
+        mirror.artifact(report)
+        say(f"report: {report}")
 
 
 def _learn(plan: Plan, ledger: Ledger, say: Callable[[str], None]) -> None:

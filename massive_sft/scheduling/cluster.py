@@ -38,8 +38,6 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # local workers are the run itself, not a background of it
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # else it warns of a few idle processes
     address = _cluster()
-    if address is None:  # nobody takes nodes away from a machine alone, so no lane needs a process that watches for it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     sigterm = signal.getsignal(signal.SIGTERM)
     # Processes inherit this, so that a closed terminal ends the run, not what it is about to write a checkpoint with.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])

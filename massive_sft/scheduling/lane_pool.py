@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from massive_sft.scheduling.node_health import STARTS, NodeHealth
 from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message, QueuedOrder
 from massive_sft.scheduling.pool import Pool
 
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
 RESTARTS = 10  # of one lane's workers without any success; then another lane takes up what it had
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a lane says of an order.
-
-    Attributes:
-        kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended with a checkpoint because it was told to).
-        content: of an event its pickle, of a failure the reason.
-        step, checkpoint: how far the training and its checkpoint are, for an event that says so.
-    """
-
-    kind: str
-    content: Any = None
-    step: int = 0
-    checkpoint: int = 0
-
-
-@dataclass
-class _Order:
-    """An order in the pool: on which nodes it was tried since it last got further than ever, and what ended it."""
-
-    id: str
-    shape: Shape
-    data: bytes
-    priority: float = 0.0
-    number: int = 0
-    tries: list[frozenset[str]] = field(default_factory=list)
-    step: int = 0
-    checkpoint: int = 0
-    reason: str = ""
-    messages: list[Message] = field(default_factory=list)
-
-    @property
-    def place(self) -> tuple[float, int]:
-        """Where it stands in its queue: by priority, then by age."""
-        return -self.priority, self.number
 
 
 @ray.remote(num_cpus=0)
@@ -71,15 +35,16 @@ class LanePool(Pool):
     def __init__(self, expected: Mapping[Shape, int]):
         super().__init__()
         self.expected = Counter(expected)
-        self.queues: dict[Shape, list[_Order]] = {shape: [] for shape in expected}
-        self.orders: dict[str, _Order] = {}
+        self.queues: dict[Shape, list[QueuedOrder]] = {shape: [] for shape in expected}
+        self.orders: dict[str, QueuedOrder] = {}
         self.submitted: set[str] = set()  # or skipped: expected no more
-        self.held: dict[str, _Order] = {}
-        self.idle: set[str] = set()
+        self.held: dict[str, QueuedOrder] = {}
+        self.idle: dict[str, float] = {}  # since when
         self.leaving: set[str] = set()
         self.preempted: set[str] = set()
         self.refused: dict[str, str] = {}
         self.starving = False
+        self.holding = False
         self.broken: dict[Shape, str] = {}
         self.health = NodeHealth()
         self.restarts: Counter[str] = Counter()
@@ -108,7 +73,7 @@ class LanePool(Pool):
         """
         if self.health.enter(lane, shape, group, rank, node):
             self.restarts[lane] += 1
-            self.idle.discard(lane)
+            self.idle.pop(lane, None)
         died = f"its workers died {STARTS} times before they could take an order"
         if self.health.cannot_start(shape):
             await self.break_shape(shape, died)
@@ -138,14 +103,14 @@ class LanePool(Pool):
                 return self._give(lane, held)
             reason = f"its workers died {TRIES} times without getting further{held.reason and f'; {held.reason}'}"
             await self.tell(lane, Message("stopped") if self.stopping else Message("failed", reason))
-        self.idle.add(lane)
+        self.idle[lane] = time.monotonic()
         await self._notify()
         async with self.changed:
             await self.changed.wait_for(
                 lambda: (
                     self.asked[lane] != turn
-                    or self.queues[shape]
-                    or self.expected[shape] <= 0
+                    or (self.queues[shape] and not self.holding)
+                    or not (self.queues[shape] or self.expected[shape] > 0)
                     or self._must_leave(lane)
                     or self.starving
                 )
@@ -153,8 +118,8 @@ class LanePool(Pool):
             asker_died = self.asked[lane] != turn  # its successor has asked since
             if asker_died:
                 return None
-            self.idle.discard(lane)
-            if self._must_leave(lane) or not self.queues[shape]:
+            self.idle.pop(lane, None)
+            if self._must_leave(lane) or self.holding or not self.queues[shape]:
                 return None
             order = self.queues[shape].pop(0)
         return self._give(lane, order)
@@ -162,12 +127,12 @@ class LanePool(Pool):
     def _must_leave(self, lane: str) -> bool:
         return self.stopping or lane in self.leaving or lane in self.preempted
 
-    def _give(self, lane: str, order: _Order) -> bytes:
+    def _give(self, lane: str, order: QueuedOrder) -> bytes:
         order.tries.append(self.health.nodes(lane))
         self.held[lane] = order
         return order.data
 
-    def _tries(self, order: _Order) -> int:
+    def _tries(self, order: QueuedOrder) -> int:
         """Return how often an order was tried without getting further, on nodes that are still there."""
         return sum(self.health.gone.isdisjoint(nodes) for nodes in order.tries)
 
@@ -230,14 +195,14 @@ class LanePool(Pool):
             self.health.never_entered(shape)
         if self.health.cannot_start(shape):
             await self.break_shape(shape, f"its lanes cannot be started: {reason}")
-        self.idle.discard(lane)
+        self.idle.pop(lane, None)
         await self._notify()
 
     async def ended(self, lane: str) -> None:
         """Say that a lane has ended because it was told to."""
         await self._take_back(lane, "its workers ended")
         self.health.forget(lane)
-        self.idle.discard(lane)
+        self.idle.pop(lane, None)
         await self._notify()
 
     async def _take_back(self, lane: str, reason: str) -> None:
@@ -250,18 +215,29 @@ class LanePool(Pool):
             else:
                 await self._put_back(lane, order)
 
-    async def _put_back(self, lane: str, order: _Order) -> None:
+    async def _put_back(self, lane: str, order: QueuedOrder) -> None:
         """Queue an order again where it stood, unless its trial has begun anew."""
         del self.held[lane]
         if self.orders.get(order.id) is order:
             bisect.insort(self.queues[order.shape], order, key=lambda each: each.place)
         await self._notify()
 
-    async def starve(self, starving: bool, leaving: list[str]) -> None:
-        """Say whether a shape has orders and no room: then idle lanes end, and ``leaving`` ones after their order."""
-        if starving != self.starving or not self.leaving.issuperset(leaving):
+    async def starve(self, starving: bool) -> None:
+        """Say whether a shape has orders and no room: then idle lanes end."""
+        if starving != self.starving:
             self.starving = starving
-            self.leaving.update(leaving)
+            await self._notify()
+
+    async def leave(self, lanes: Collection[str]) -> None:
+        """Say that lanes are to end: at once if they are idle, else after their order."""
+        if not self.leaving.issuperset(lanes):
+            self.leaving.update(lanes)
+            await self._notify()
+
+    async def hold(self, holding: bool) -> None:
+        """Say whether orders stay in their queues for now."""
+        if holding != self.holding:
+            self.holding = holding
             await self._notify()
 
     # Trials
@@ -271,7 +247,7 @@ class LanePool(Pool):
 
         An order of the same id is one whose trial died: a lane that still has it ends it, and is not heard any more.
         """
-        taken = _Order(order, shape, data, priority, len(self.submitted))
+        taken = QueuedOrder(order, shape, data, priority, len(self.submitted))
         self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
         if order not in self.submitted:
             self.expected[shape] -= 1
@@ -305,12 +281,15 @@ class LanePool(Pool):
     # The run
 
     async def state(self) -> dict[str, Any]:
-        """Return what is queued, expected and held, who is idle, and a counter that moves with every change."""
+        """Return what is queued, expected and held, who is idle since how long, and a counter that moves with changes.
+
+        ``unfit`` are the nodes, by shape, on which its lanes cannot start.
+        """
         return {
             "queued": {shape: len(queue) for shape, queue in self.queues.items()},
             "expected": {shape: count for shape, count in self.expected.items() if shape not in self.broken},
             "held": {lane: order.id for lane, order in self.held.items()},
-            "idle": set(self.idle),
+            "idle": {lane: time.monotonic() - since for lane, since in self.idle.items()},
             "refused": dict(self.refused),
             "unfit": {shape: set(nodes) for shape, nodes in self.health.unfit.items()},
             "begun": set(self.begun),

@@ -28,8 +28,8 @@ from ray.util.placement_group import (
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
-from massive_sft.scheduling.lane_pool import Message
 from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
@@ -199,7 +199,7 @@ class Lanes:
                 if all(lane.shape != shape for lane in self._lanes.values()) and self._fits(shape):
                     self._start(shape, state["unfit"].get(shape, set()))
         leaving = [lane.name for lane in self._lanes.values() if starved and _size(lane.shape) < _size(starved)]
-        ray.get(self.pool.starve.remote(starved is not None, leaving))
+        ray.get([self.pool.starve.remote(starved is not None), self.pool.leave.remote(leaving)])
 
     def _fits(self, shape: Shape) -> bool:
         return all(

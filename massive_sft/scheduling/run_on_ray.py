@@ -17,6 +17,8 @@ from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# Else a process for each lane asks what ``live_nodes`` asks for all of them.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
 from ray import tune

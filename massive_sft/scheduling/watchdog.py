@@ -102,7 +102,7 @@ def is_starting(pool: State, queue: State, lanes: Collection[str], scores: bool)
         lanes: names of the lanes that are up or start.
         scores: whether scorers are up or start.
     """
-    starting_lanes = set(lanes) - pool["idle"] - pool["held"].keys()
+    starting_lanes = set(lanes) - pool["idle"].keys() - pool["held"].keys()
     late_trials = any(count > 0 for count in pool["expected"].values()) and not pool["begun"]
     late_scorers = scores and bool(queue["waiting"] or queue["out"])
     return bool(starting_lanes or late_trials or late_scorers)

@@ -66,13 +66,14 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
     All ranks must call it. Works without a process group too.
     """
     box: list[Any] = [None, None]
+    group = _control_group() if dist.is_initialized() and dist.get_world_size() > 1 else None
     if is_rank0():
         try:
             box[0] = make()
         except Exception as error:  # noqa: BLE001 - the others must not wait for a rank that failed
             box[1] = error
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(box, src=0, group=_control_group())
+    if group is not None:
+        dist.broadcast_object_list(box, src=0, group=group)
     if box[1] is not None:
         raise box[1]
     return box[0]

@@ -1,0 +1,39 @@
+"""What ranks say to each other waits longer than the process group's collectives may."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from massive_sft.training.ranks import all_ranks, broadcast_from_rank0
+
+LIMIT_S = 1.0  # of the process group: half an hour in a lane
+
+
+def wait_for_an_order(rank: int, folder: Path) -> None:
+    """As a lane of two workers does that has nothing to do for longer than the process group's limit."""
+    place = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", place, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT_S))
+    assert all_ranks(True)
+    assert not all_ranks(rank == 0)
+
+    def late() -> str:
+        time.sleep(3 * LIMIT_S)
+        return "order"
+
+    (folder / str(rank)).write_text(broadcast_from_rank0(late))
+
+
+def test_rank_that_waits_for_longer_than_the_limit_of_collectives_lives(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=wait_for_an_order, args=(rank, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["order", "order"]
