@@ -320,7 +320,7 @@ def test_orders_and_cells_of_higher_priority_are_given_out_first_and_keep_their_
 
 def test_scores_reach_the_trial_that_waits_for_them() -> None:
     async def scenario() -> list[bytes]:
-        queue = Queue()
+        queue = Queue(keeps_records=True)
         waiting = asyncio.create_task(queue.outcomes(["a", "b"]))
         await queue.acknowledge("b", b"score of b")
         await asyncio.sleep(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from commands import end, start_session
 
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0
 
@@ -17,9 +17,10 @@ LIMIT_S = 1.0  # of the process group: half an hour in a lane
 def wait_for_an_order(rank: int, folder: Path) -> None:
     """As a lane of two workers does that has nothing to do for longer than the process group's limit."""
     place = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", place, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT_S))
+    dist.init_process_group("gloo", place, rank=rank, world_size=2)
     assert all_ranks(True)
     assert not all_ranks(rank == 0)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=LIMIT_S))
 
     def late() -> str:
         time.sleep(3 * LIMIT_S)
@@ -29,11 +30,6 @@ def wait_for_an_order(rank: int, folder: Path) -> None:
 
 
 def test_rank_that_waits_for_longer_than_the_limit_of_collectives_lives(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=wait_for_an_order, args=(rank, tmp_path)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    ranks = [start_session(wait_for_an_order, rank, tmp_path) for rank in range(2)]
+    assert [end(rank, 100) for rank in ranks] == [0, 0]
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["order", "order"]

@@ -50,7 +50,7 @@ from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
 from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
-from massive_sft.scheduling.watchdog import Limits, Stuck
+from massive_sft.scheduling.watchdog import Stuck
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -237,7 +237,7 @@ def run_beside_a_holder(path: Path) -> None:
         begun.append(event)
         if len(begun) == 2:
             # Both trainings are begun, however long Tune took to start them.
-            run_on_ray_module.LIMITS = Limits(silence_s=2.0, start_s=6.0)
+            run_on_ray_module.LIMITS.silence_s, run_on_ray_module.LIMITS.start_s = 2.0, 6.0
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     holder = Holder.remote()

@@ -36,10 +36,14 @@ class CellQueue(Pool):
 
     A group of scorers has a reader that takes cells for it. A cell is given out until it is acknowledged, so a retried
     reader loses none; until a scorer has begun it, it waits.
+
+    Args:
+        keeps_records: whether somebody will ask for ``outcomes``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_records: bool = False) -> None:
         super().__init__()
+        self.keeps_records = keeps_records
         self.waiting: list[_Waiting] = []
         self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
         self.readers: Counter[str] = Counter()
@@ -112,16 +116,17 @@ class CellQueue(Pool):
         return self.readers[group]
 
     async def acknowledge(self, cell: str, record: bytes = b"") -> None:
-        """Say that a cell has its record, and what that is."""
+        """Say that something became of a cell that was given out; ``record`` is the event that says which record."""
         self.out.pop(cell, None)
-        self.records[cell] = record
+        if self.keeps_records:
+            self.records[cell] = record or self.records.get(cell, b"")
         await self._notify()
 
     async def outcomes(self, cells: list[str]) -> list[bytes]:
-        """Return what was acknowledged of cells, once all of them are; of those that never will be, nothing."""
+        """Return the records of cells, as events, once something became of each; nothing of those that have none."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.stopping or all(cell in self.records for cell in cells))
-        return [self.records[cell] for cell in cells if cell in self.records]
+        return [self.records[cell] for cell in cells if self.records.get(cell)]
 
     async def state(self) -> dict[str, Any]:
         """Return what waits, is given out and is begun, and a counter that moves with every change."""

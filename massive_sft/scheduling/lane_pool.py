@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -30,12 +30,15 @@ class LanePool(Pool):
     Args:
         expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless
             another shape has orders and no room.
+        grows: whether other orders may come until ``close``.
     """
 
-    def __init__(self, expected: Mapping[Shape, int]):
+    def __init__(self, expected: Mapping[Shape, int], grows: bool = False):
         super().__init__()
+        self.grows = grows
+        self.assigned: dict[str, bytes] = {}
         self.expected = Counter(expected)
-        self.queues: dict[Shape, list[QueuedOrder]] = {shape: [] for shape in expected}
+        self.queues: defaultdict[Shape, list[QueuedOrder]] = defaultdict(list, {shape: [] for shape in expected})
         self.orders: dict[str, QueuedOrder] = {}
         self.submitted: set[str] = set()  # or skipped: expected no more
         self.held: dict[str, QueuedOrder] = {}
@@ -110,7 +113,7 @@ class LanePool(Pool):
                 lambda: (
                     self.asked[lane] != turn
                     or (self.queues[shape] and not self.holding)
-                    or not (self.queues[shape] or self.expected[shape] > 0)
+                    or not (self.queues[shape] or self.expected[shape] > 0 or self.grows)
                     or self._must_leave(lane)
                     or self.starving
                 )
@@ -242,6 +245,31 @@ class LanePool(Pool):
 
     # Trials
 
+    async def assign(self, trial: str, data: bytes, unexpected: Shape | None = None) -> None:
+        """Keep what a trial has to do until it ends.
+
+        Args:
+            unexpected: the shape of its order, where that was not expected.
+        """
+        self.assigned[trial] = data
+        if unexpected is not None:
+            self.expected[unexpected] += 1
+        await self._notify()
+
+    async def close(self) -> None:
+        """Say that no other orders come than those that are expected."""
+        self.grows = False
+        await self._notify()
+
+    async def take_up(self, trial: str) -> bytes | None:
+        """Say that a trial begins; return what it has to do, or None when the run should end."""
+        return self.assigned.get(trial) if await self.begin(trial) else None
+
+    async def end(self, work: str) -> None:
+        """Say that a trial is over."""
+        self.assigned.pop(work, None)
+        await super().end(work)
+
     async def submit(self, shape: Shape, order: str, data: bytes, priority: float = 0.0) -> None:
         """Take an order of a trial, by its id; those of higher priority are given out first, then the older ones.
 
@@ -288,6 +316,7 @@ class LanePool(Pool):
         return {
             "queued": {shape: len(queue) for shape, queue in self.queues.items()},
             "expected": {shape: count for shape, count in self.expected.items() if shape not in self.broken},
+            "grows": self.grows,
             "held": {lane: order.id for lane, order in self.held.items()},
             "idle": {lane: time.monotonic() - since for lane, since in self.idle.items()},
             "refused": dict(self.refused),

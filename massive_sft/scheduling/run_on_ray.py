@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
+import pickle
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,9 @@ from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault(
+    "TUNE_MAX_PENDING_TRIALS_PG", "16"
+)  # that start at once; Tune's own is one where a source decides
 # Else a process for each lane asks what ``live_nodes`` asks for all of them.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
@@ -33,24 +35,23 @@ from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import is_trained, make_record_writer, retain, todo
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.cluster import kill_actors
+from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, join, shape_of
 from massive_sft.scheduling.live_nodes import live_nodes
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
 from massive_sft.scheduling.resource_split import Mode, choose_mode
 from massive_sft.scheduling.scorers import score_stream
-from massive_sft.scheduling.trials import TrialDeaths, TrialsLost, run_trial
+from massive_sft.scheduling.trials import run_trial
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
+from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
 
 LIMITS = Limits()  # of silence
-# A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
-# and scorers survive, does not reach it.
-DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
 POLL_S = 0.5  # seconds between looks at how far everything is
 SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
 LEAVE_S = 30.0  # the same, for the workers of lanes
-TRIAL_RESTARTS = 3  # of a trial whose process is killed; what fails in a trial, it tells and is no reason to restart it
 
 Scorable = tuple[CellPlan, RunPlan | None]  # a cell and its run; a base model has none
 
@@ -83,7 +84,7 @@ def run_on_ray(
     for runs in mode.rounds(to_train):
         if stop():
             return
-        _Round(plan, mode, runs, ready, recorder, listen, say, retrain, stop).run()
+        _Round(plan, mode, FixedWork(runs), ready, recorder, listen, say, retrain, stop).run()
         ready = []  # scored in the first round
 
 
@@ -93,7 +94,7 @@ class _Round:
 
     plan: Plan
     mode: Mode
-    runs: tuple[RunPlan, ...]
+    work: WorkSource
     ready: Sequence[Scorable]
     recorder: RecordWriter
     listen: Listen
@@ -104,17 +105,19 @@ class _Round:
     threads: dict[str, threading.Thread] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shapes = {run.trajectory.id: shape_of(run.layout, self.mode.lane_cpus(run.layout)) for run in self.runs}
-        runs = (*self.runs, *(run for _, run in self.ready if run))
-        self.by_cell = {cell.cell.id: run for run in runs for cell in run.cells}
-        self.left = {run.trajectory.id: len(todo(run)) for run in runs}
-        self.pool = _started(LanePool, Counter(self.shapes.values()))
-        self.queue = _started(CellQueue)
+        self.by_cell = dict[str, RunPlan]()
+        self.left = dict[str, int]()  # cells by trajectory
+        for run in (*self.work.known, *(run for _, run in self.ready if run)):
+            self._expect(run)
+        self.pool = _started(LanePool, Counter(map(self._shape, self.work.known)), self.work.grows)
+        self.queue = _started(CellQueue, self.work.grows)
         self.relay = _started(Relay)
         self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
         self.lock = threading.Lock()
         self.heard = 0  # events
         self.ended = threading.Event()
+        self.assigner = Assigner(self.work, self._shape, self._assign, self._close, lambda: self.mode.trials)
+        self.assigned = dict[str, RunPlan]()  # by trajectory
         self.lost = list[str]()  # trajectories whose trials died
         self.complete = SimpleQueue[RunPlan | None]()  # runs whose cells all have their records; None at the end
 
@@ -126,7 +129,7 @@ class _Round:
         try:
             if not self.mode.alternates:
                 self._begin("score", self._score)
-            if self.runs:
+            if self.work.known or self.work.grows:
                 self._states()  # the pool knows the nodes before a lane starts on one
                 self._begin("serve", self.lanes.serve)
                 self._begin("tune", self._tune)
@@ -243,39 +246,45 @@ class _Round:
                 self._told(heard(data))
 
     def _tune(self) -> None:
-        driver = tune.with_parameters(
+        trial = tune.with_parameters(
             run_trial,
-            runs={run.trajectory.id: run for run in self.runs},
-            shapes=self.shapes,
             actors=(self.pool, self.queue, self.relay),
             recorder=self.recorder,
             retrain=self.retrain,
+            waits=self.work.grows,
         )
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial, the trial tells
         deaths = TrialDeaths(self.say, self._lost_trial)
-        with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
-            tune.Tuner(
-                tune.with_resources(driver, DRIVER),
-                param_space={"trajectory": tune.grid_search([run.trajectory.id for run in self.runs])},
-                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.mode.trials),
-                run_config=tune.RunConfig(
-                    storage_path=folder,
-                    name=self.plan.sweep.file.name,
-                    verbose=0,
-                    stop=_Until(self.ended),
-                    failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-                    callbacks=[deaths],
-                ),
-            ).fit()
+        run_experiment(self.plan.sweep.file.name, trial, self.assigner, deaths, self.ended)
         if self.lost and not self.stop():
             raise TrialsLost(self.lost)
 
     def _lost_trial(self, trajectory: str) -> None:
         """Take note of a trial whose process died again and again: nothing of it is waited for any more."""
         self.lost.append(trajectory)
-        ray.get([self.pool.skip.remote(self.shapes[trajectory], trajectory), self.pool.end.remote(trajectory)])
+        shape = self._shape(self.assigned[trajectory])
+        ray.get([self.pool.skip.remote(shape, trajectory), self.pool.end.remote(trajectory)])
+
+    def _shape(self, run: RunPlan) -> Shape:
+        return shape_of(run.layout, self.mode.lane_cpus(run.layout))
+
+    def _expect(self, run: RunPlan) -> None:
+        self.by_cell.update({cell.cell.id: run for cell in run.cells})
+        self.left[run.trajectory.id] = len(todo(run))
+
+    def _assign(self, run: RunPlan, shape: Shape, priority: float, is_unexpected: bool) -> None:
+        """Leave in the pool what a trial that is about to begin has to do."""
+        if is_unexpected:
+            self._expect(run)
+        self.assigned[run.trajectory.id] = run
+        data = pickle.dumps((run, shape, priority))
+        ray.get(self.pool.assign.remote(run.trajectory.id, data, shape if is_unexpected else None))
+
+    def _close(self) -> None:
+        ray.get(self.pool.close.remote())
 
     def _told(self, event: RunEvent) -> None:
+        if isinstance(event, CellRecorded):
+            self.assigner.told(event)
         with self.lock:
             self.heard += 1
             self.listen(event)
@@ -289,22 +298,6 @@ class _Round:
         """Remove the snapshots that are not kept: it may take minutes, in which the others listen on."""
         while (run := self.complete.get()) is not None:
             retain(run, self.plan.sweep.file.storage.keep_snapshots, self.recorder.ledger)
-
-
-class _Until(tune.Stopper):
-    """Ends Tune, whatever it has not begun, once an event is set. The copies that Tune stores never do."""
-
-    def __init__(self, ended: threading.Event | None = None):
-        self._ended = ended or threading.Event()
-
-    def __reduce__(self) -> tuple[type[_Until], tuple[()]]:
-        return _Until, ()
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._ended.is_set()
 
 
 def _started(actor: Any, *arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 
 from massive_sft.core.errors import MassiveSFTError
-from massive_sft.running.events import RunEvent
+from massive_sft.running.events import CellRecorded, RunEvent
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.relay import error_bytes, heard
@@ -127,8 +127,10 @@ def score_stream(
     )
     try:
         for row in _rows(rows):
-            listen(heard(row["happened"]))
-            ray.get(queue.acknowledge.remote(row["cell"], row["happened"]))
+            event = heard(row["happened"])
+            listen(event)
+            record = row["happened"] if isinstance(event, CellRecorded) else b""
+            ray.get(queue.acknowledge.remote(row["cell"], record))
     except Exception as error:
         if ray.get(queue.state.remote())["entered"][GROUP] <= STARTS * scorers.count:
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -15,12 +16,12 @@ from ray.exceptions import RayError
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError
 from massive_sft.planning.plan import CellPlan, RunPlan
-from massive_sft.running.events import RunEvent, TrainingProgressed
+from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import Order, Submit, train_run
+from massive_sft.running.trial import Order, train_run
 from massive_sft.scheduling.cell_queue import cell_bytes
 from massive_sft.scheduling.lane_pool import Shape
-from massive_sft.scheduling.relay import error_bytes
+from massive_sft.scheduling.relay import error_bytes, heard
 from massive_sft.training.events import Event, StepDone
 
 
@@ -28,99 +29,59 @@ class LaneFailed(MassiveSFTError):
     """A training failed in its lane; the text is what the lane said."""
 
 
-class TrialsLost(MassiveSFTError):
-    """The processes of trials were killed as often as they were started again: what they had to do is not done."""
-
-    def __init__(self, trajectories: Sequence[str]):
-        self.trajectories = list(trajectories)
-        super().__init__(self.trajectories)
-
-    def __str__(self) -> str:
-        names = ", ".join(self.trajectories)
-        return (
-            f"the trials of {names} were killed again and again (out of memory on the head node?), so their cells are "
-            "not all done; run the same command to go on"
-        )
-
-
-class TrialDeaths(tune.Callback):
-    """Hears of trials whose process was killed. The copies that Tune stores hear of nothing.
-
-    Args:
-        say: told when one begins again.
-        lost: called with the trajectory of one that does not.
-    """
-
-    def __init__(self, say: Callable[[str], None] = print, lost: Callable[[str], None] = print):
-        self._say = say
-        self._lost = lost
-
-    def __reduce__(self) -> tuple[type[TrialDeaths], tuple[()]]:
-        return TrialDeaths, ()
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"the trial of {trial.config['trajectory']} was killed; it begins again")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._lost(trial.config["trajectory"])
-
-
 def run_trial(
-    config: dict[str, Any],
-    runs: dict[str, RunPlan],
-    shapes: dict[str, Shape],
-    actors: tuple[Any, Any, Any],
-    recorder: RecordWriter,
-    retrain: bool,
+    config: dict[str, Any], actors: tuple[Any, Any, Any], recorder: RecordWriter, retrain: bool, waits: bool
 ) -> None:
     """One trial: have a run trained by a lane, hand each cell to the scorers as soon as it can be scored.
 
-    Holds no CPU and no GPU.
+    Holds no CPU and no GPU. What it has to do it gets from the pool.
+
+    Args:
+        waits: whether to wait for the scores, and report them to Tune, by epoch.
     """
     pool, queue, relay = actors
-    run, shape = runs[config["trajectory"]], shapes[config["trajectory"]]
-    ordered = False
-
-    def submit(order: Order, report: Callable[[Event], None]) -> None:
-        nonlocal ordered
-        ordered = True
-        submit_to(pool, shape)(order, report)
-
-    def tell(event: RunEvent) -> None:
-        ask(relay.tell.remote(pickle.dumps(event)))
-        if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
-            last.update(step=event.event.step, loss=event.event.loss)
-
-    def hand_over(cells: Sequence[CellPlan]) -> None:
-        ask(queue.put.remote([cell_bytes(cell, run) for cell in cells]))
-
-    last: dict[str, Any] = {"step": 0}
-    trial = run.trajectory.id
-    try:
-        if ray.get(pool.begin.remote(trial)):
-            train_run(run, recorder, submit, tell, hand_over, retrain)
-    except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
-        ask(relay.tell.remote(error_bytes(error)))
-    finally:
-        if not ordered:
-            ray.get(pool.skip.remote(shape, trial))
-        ray.get(pool.end.remote(trial))
+    trial, last = config["trajectory"], {"step": 0}
+    assigned = ray.get(pool.take_up.remote(trial))
+    if assigned is not None:
+        run, shape, priority = pickle.loads(assigned)
+        trained = _Trial(run, shape, priority, actors)
+        try:
+            train_run(run, recorder, trained.submit, trained.tell, trained.hand_over, retrain)
+        except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
+            ask(relay.tell.remote(error_bytes(error)))
+        finally:
+            if not trained.ordered:
+                ray.get(pool.skip.remote(shape, trial))
+            ray.get(pool.end.remote(trial))
+        for data in ask(queue.outcomes.remote(trained.handed)) if waits else ():
+            tune.report(_scores(heard(data)))
+        last = trained.last
     tune.report(last)
 
 
-def ask(reference: Any) -> Any:
-    """Return what an actor of the run answers. Raises Interrupted when it is gone: then the run is, and no training."""
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        raise Interrupted("the run is gone") from error
+@dataclass
+class _Trial:
+    """What a trial does for its run.
 
+    Attributes:
+        ordered: whether a lane was asked for.
+        handed: ids of the cells that scorers have or had.
+        last: step and loss of the last step.
+    """
 
-def submit_to(pool: Any, shape: Shape) -> Submit:
-    """Return a ``submit`` that has orders served by the pool's lanes."""
+    run: RunPlan
+    shape: Shape
+    priority: float
+    actors: tuple[Any, Any, Any]
+    ordered: bool = False
+    handed: list[str] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=lambda: {"step": 0})
 
-    def submit(order: Order, report: Callable[[Event], None]) -> None:
-        ask(pool.submit.remote(shape, order.id, pickle.dumps(order)))
+    def submit(self, order: Order, report: Callable[[Event], None]) -> None:
+        """Have an order served by the pool's lanes."""
+        pool, _, _ = self.actors
+        self.ordered = True
+        ask(pool.submit.remote(self.shape, order.id, pickle.dumps(order), self.priority))
         while True:
             for message in ask(pool.messages.remote(order.id)):
                 if message.kind == "event":
@@ -132,4 +93,33 @@ def submit_to(pool: Any, shape: Shape) -> Submit:
                 else:
                     return
 
-    return submit
+    def tell(self, event: RunEvent) -> None:
+        """Tell the run what happened."""
+        _, _, relay = self.actors
+        ask(relay.tell.remote(pickle.dumps(event)))
+        if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
+            self.last = {"step": event.event.step, "loss": event.event.loss}
+
+    def hand_over(self, cells: Sequence[CellPlan]) -> None:
+        """Queue cells for the scorers."""
+        _, queue, _ = self.actors
+        ask(queue.put.remote([cell_bytes(cell, self.run) for cell in cells], self.priority))
+        self.handed += [cell.cell.id for cell in cells]
+
+
+def _scores(event: RunEvent) -> dict[str, Any]:
+    """Return what Tune is told of a cell that has its record: its epoch, status, and scores by benchmark and task."""
+    assert isinstance(event, CellRecorded)
+    scores = {
+        one.benchmark: {task: {name: score.value for name, score in of.items()} for task, of in one.tasks.items()}
+        for one in event.record.scores.values()
+    }
+    return {"epoch": event.cell.epoch, "status": event.record.status.value, "scores": scores}
+
+
+def ask(reference: Any) -> Any:
+    """Return what an actor of the run answers. Raises Interrupted when it is gone: then the run is, and no training."""
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise Interrupted("the run is gone") from error

@@ -15,7 +15,7 @@ class Stuck(MassiveSFTError):
     """Nothing moves: the text says who waits for what, and who holds it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
     """How long a run may be silent, in seconds.
 

@@ -1,0 +1,100 @@
+"""The Tune experiment of a run: a trial for each training that its source gives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault(
+    "TUNE_MAX_PENDING_TRIALS_PG", "16"
+)  # trials that start at once; Tune's own is one with a searcher
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from massive_sft.core.errors import MassiveSFTError
+
+# A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
+# and scorers survive, does not reach it.
+DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
+RESTARTS = 3  # of a trial whose process is killed; what fails in a trial, it tells and is no reason to restart it
+
+
+class TrialsLost(MassiveSFTError):
+    """The processes of trials were killed as often as they were started again: what they had to do is not done."""
+
+    def __init__(self, trajectories: Sequence[str]):
+        self.trajectories = list(trajectories)
+        super().__init__(self.trajectories)
+
+    def __str__(self) -> str:
+        names = ", ".join(self.trajectories)
+        return (
+            f"the trials of {names} were killed again and again (out of memory on the head node?), so their cells are "
+            "not all done; run the same command to go on"
+        )
+
+
+class TrialDeaths(tune.Callback):
+    """Hears of trials whose process was killed. The copies that Tune stores hear of nothing.
+
+    Args:
+        say: told when one begins again.
+        lost: called with the trajectory of one that does not.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print, lost: Callable[[str], None] = print):
+        self._say = say
+        self._lost = lost
+
+    def __reduce__(self) -> tuple[type[TrialDeaths], tuple[()]]:
+        return TrialDeaths, ()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(f"the trial of {trial.config['trajectory']} was killed; it begins again")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._lost(trial.config["trajectory"])
+
+
+def run_experiment(name: str, trial: Any, searcher: Searcher, deaths: TrialDeaths, ended: threading.Event) -> None:
+    """Begin trials, as many at a time as the searcher gives, until it has no more or ``ended`` is set.
+
+    Args:
+        name: of the experiment.
+        trial: what each trial runs, in a process that later ones use again.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial, the trial tells
+    with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(trial, DRIVER),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                name=name,
+                verbose=0,
+                stop=_Until(ended),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                callbacks=[deaths],
+            ),
+        ).fit()
+
+
+class _Until(tune.Stopper):
+    """Ends Tune, whatever it has not begun, once an event is set. The copies that Tune stores never do."""
+
+    def __init__(self, ended: threading.Event | None = None):
+        self._ended = ended or threading.Event()
+
+    def __reduce__(self) -> tuple[type[_Until], tuple[()]]:
+        return _Until, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._ended.is_set()

@@ -1,0 +1,129 @@
+"""Where a run's trainings come from: a plan that is known at once, or a search that decides as scores come in."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from massive_sft.planning.plan import RunPlan
+from massive_sft.running.events import CellRecorded
+from massive_sft.scheduling.nodes import Shape
+
+
+class WorkSource(Protocol):
+    """A source of trainings, which may grow while a run goes on. It is asked and told by one thread at a time.
+
+    Attributes:
+        grows: whether others may come than those that are ``known``. Then a trial ends only once the cells of its run
+            are scored, and reports the scores to Tune.
+    """
+
+    grows: bool
+
+    @property
+    def known(self) -> Sequence[RunPlan]:
+        """Trainings that are sure to come, before the first is asked for."""
+
+    def next(self) -> tuple[RunPlan, float] | None:
+        """Return the next training and its priority (higher goes first); None when there is none now."""
+
+    def told(self, event: CellRecorded) -> None:
+        """Take note of a cell that has its record, whatever its status."""
+
+    def is_exhausted(self) -> bool:
+        """Return whether no training will come any more."""
+
+
+class FixedWork:
+    """The trainings of a plan, in their order."""
+
+    grows = False
+
+    def __init__(self, runs: Iterable[RunPlan]):
+        self.known: Sequence[RunPlan] = tuple(runs)
+        self._left = deque(self.known)
+
+    def next(self) -> tuple[RunPlan, float] | None:
+        return (self._left.popleft(), 0.0) if self._left else None
+
+    def told(self, event: CellRecorded) -> None:
+        """Nothing that comes depends on it."""
+
+    def is_exhausted(self) -> bool:
+        return not self._left
+
+
+class Assigner(Searcher):
+    """Has Tune begin a trial for each training that a source gives, as many at a time as are useful.
+
+    Args:
+        work: the source.
+        shape_of: returns the shape of a training's lane.
+        assign: called with a training, its shape, its priority and whether it was unexpected, before its trial begins.
+        close: called once, when the source is exhausted.
+        most: returns how many trials may be there at a time.
+    """
+
+    def __init__(
+        self,
+        work: WorkSource,
+        shape_of: Callable[[RunPlan], Shape],
+        assign: Callable[[RunPlan, Shape, float, bool], None],
+        close: Callable[[], None],
+        most: Callable[[], int],
+    ):
+        super().__init__(metric=None, mode=None)
+        self._work = work
+        self._shape_of = shape_of
+        self._assign = assign
+        self._close = close
+        self._most = most
+        self._expected = Counter(shape_of(run) for run in work.known)
+        self._live: set[str] = set()
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return a trial's configuration, which is its trajectory; None when there is none now, FINISHED at the end."""
+        with self._lock:
+            given = self._work.next() if len(self._live) < self._most() else None
+            if given is not None:
+                run, priority = given
+                shape = self._shape_of(run)
+                is_unexpected = self._expected[shape] == 0
+                if not is_unexpected:
+                    self._expected[shape] -= 1
+                self._assign(run, shape, priority, is_unexpected)
+                self._live.add(trial_id)
+            if self._work.is_exhausted() and not self._is_closed:
+                self._is_closed = True
+                self._close()
+        if given is not None:
+            return {"trajectory": given[0].trajectory.id}
+        return Searcher.FINISHED if self._is_closed else None
+
+    def told(self, event: CellRecorded) -> None:
+        """Tell the source of a record."""
+        with self._lock:
+            self._work.told(event)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the source is told by records, which are there after a killed trial too."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take note that a trial is over."""
+        with self._lock:
+            self._live.discard(trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores searchers; the ledger is what a run goes on from
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
