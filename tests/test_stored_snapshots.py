@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from massive_sft.cli.app import app
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger import bucket
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -155,6 +157,13 @@ def test_check_refuses_a_bucket_that_is_not_there(s3: S3Server, tmp_path: Path) 
     plan = planned(sweep_at(tmp_path, ["lora"], snapshots="s3://another/study"))
     (problem,) = snapshot_store_problems(plan)
     assert "The specified bucket does not exist (NoSuchBucket)" in problem.rule
+
+
+def test_check_says_what_to_install(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    bucket._client.cache_clear()
+    (problem,) = snapshot_store_problems(planned(sweep_at(tmp_path, ["lora"], snapshots=ADDRESS)))
+    assert "pip install 'massive-sft[s3]'" in problem.rule
 
 
 def test_check_refuses_a_store_without_conditional_writes(s3: S3Server, tmp_path: Path) -> None:

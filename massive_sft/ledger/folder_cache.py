@@ -65,7 +65,8 @@ class FolderCache:
         while (lock := _lock(entry, fcntl.LOCK_SH)) is None:
             self._add(entry, size_bytes, fetch)
         try:
-            os.utime(entry)
+            with suppress(PermissionError):  # of another user
+                os.utime(entry)
             yield entry
         finally:
             os.close(lock)
@@ -136,7 +137,7 @@ def _lock(folder: Path, kind: int) -> int | None:
 
 
 def _remove(folder: Path) -> bool:
-    """Remove a folder that nobody uses; return whether it is gone."""
+    """Remove a folder that nobody uses, and no other user owns; return whether it is gone."""
     try:
         lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,6 +148,8 @@ def _remove(folder: Path) -> bool:
         doomed = folder.with_name(f".{secrets.token_hex(8)}.removed")
         os.rename(folder, doomed)
         shutil.rmtree(doomed)
+    except PermissionError:
+        return False
     finally:
         os.close(lock)
     return True

@@ -177,7 +177,8 @@ def open_folder(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
 def remove_folder(folder: Path) -> None:
     """Remove a folder of the ledger with all that snapshots in it have in object stores.
 
-    Raises OSError where a store refuses or cannot be asked; the folder still names what is left then.
+    Several processes may do it at once. Raises OSError where a store refuses or cannot be asked; the folder still names
+    what is left then.
     """
     for path in sorted(folder.rglob(NAME)):
         try:
@@ -187,7 +188,12 @@ def remove_folder(folder: Path) -> None:
             continue
         if stored is not None:
             stored.place.delete("")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, onerror=_go_on_without)
+
+
+def _go_on_without(call: object, path: str, error: tuple[type, BaseException, object]) -> None:
+    if not isinstance(error[1], FileNotFoundError):  # which another process has just removed
+        raise error[1]
 
 
 def stored_bytes(folder: Path) -> int:

@@ -132,7 +132,5 @@ def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
     for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
         try:
             remove_folder(doomed)
-        except FileNotFoundError:  # likewise
-            pass
         except OSError as error:
             log.warning("%s is left to gc: %s", doomed, error)
