@@ -10,16 +10,23 @@ from pathlib import Path
 
 import pytest
 import s3_server
-from s3_server import S3Server, denied, expired_after, lose_first_answers, s3
+from s3_server import Request, S3Server, denied, expired_after, lose_first_answers, s3
 from test_ledger import TRAJECTORY
 
-from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.folder_cache import FolderCache
 from massive_sft.ledger.manifest import seal_folder, verify_folder
-from massive_sft.ledger.snapshot_store import NAME, StoredFolder, open_folder, store_folder, stored_bytes, verify_stored
+from massive_sft.ledger.snapshot_store import (
+    NAME,
+    StoredFolder,
+    open_folder,
+    remove_folder,
+    stored_bytes,
+    verify_stored,
+)
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.outcome import has_snapshot, open_snapshot, remove_snapshot, snapshot_folder
 
@@ -44,15 +51,15 @@ def finished(folder: Path, weights: bytes = WEIGHTS) -> Path:
     """Make a finished snapshot, not sealed yet."""
     (folder / "below").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(weights)
-    (folder / "below" / "config.json").write_bytes(b"{}")
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "below" / "empty").touch()
     return folder
 
 
 def publish(attempt: Attempt, weights: bytes = WEIGHTS, epoch: int = 1) -> Path:
     """Publish a snapshot in the object store; return the ledger's folder of it."""
-    pointer = attempt.folder / "pointer"
-    store_folder(finished(attempt.folder / "finished", weights), pointer, s3_server.place())
-    return attempt.publish(f"snapshots/epoch-{epoch}", pointer).folder
+    source = finished(attempt.folder / "finished", weights)
+    return attempt.publish_stored(f"snapshots/epoch-{epoch}", source, s3_server.place(), "config.json").folder
 
 
 def objects() -> list[str]:
@@ -68,8 +75,8 @@ def test_snapshot_lies_in_the_store_and_the_ledger_says_where(s3: S3Server, ledg
     local = finished(attempt.folder / "local")
     hashes = seal_folder(local)
     folder = publish(attempt)
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", NAME]
-    assert len(objects()) == 3 and all(name.startswith("a/study/") for name in objects())
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json", NAME]
+    assert len(objects()) == 4 and all(name.startswith("a/study/") for name in objects())
     assert stored_bytes(folder) == sum(path.stat().st_size for path in local.rglob("*") if path.is_file())
     with open_snapshot(ledger, TRAJECTORY, 1) as found:
         assert found is not None
@@ -81,7 +88,7 @@ def test_snapshot_lies_in_the_store_and_the_ledger_says_where(s3: S3Server, ledg
 def test_manifest_is_uploaded_last(s3: S3Server, attempt: Attempt) -> None:
     publish(attempt)
     puts = [one.path.rpartition("/")[2] for one in s3.asked if one.method == "PUT"]
-    assert sorted(puts[:-1]) == ["config.json", "model.safetensors"] and puts[-1] == "manifest.json"
+    assert sorted(puts[:-1]) == ["config.json", "empty", "model.safetensors"] and puts[-1] == "manifest.json"
 
 
 def test_copy_is_fetched_once_and_looked_at_each_time(s3: S3Server, ledger: Ledger, attempt: Attempt) -> None:
@@ -133,7 +140,7 @@ def test_store_that_cannot_be_asked_is_not_an_absent_snapshot(s3: S3Server, ledg
 def test_lost_answers_cost_nothing(s3: S3Server, ledger: Ledger, attempt: Attempt) -> None:
     s3.loses = lose_first_answers
     publish(attempt)
-    assert len(objects()) == 3
+    assert len(objects()) == 4
     with open_snapshot(ledger, TRAJECTORY, 1) as found:
         assert found is not None
 
@@ -149,7 +156,7 @@ def test_large_file_is_sent_in_parts_whose_answers_get_lost(
     assert any("partNumber=2" in one.path for one in s3.asked)
 
 
-@pytest.mark.parametrize("count", range(1, 8))
+@pytest.mark.parametrize("count", range(1, 9))
 def test_credentials_that_expire_midway_publish_nothing_and_leave_nothing(
     s3: S3Server, ledger: Ledger, attempt: Attempt, count: int
 ) -> None:
@@ -184,10 +191,26 @@ def test_what_the_store_does_not_let_go_of_is_left_named(s3: S3Server, ledger: L
 def test_snapshots_of_two_attempts_share_no_object(s3: S3Server, ledger: Ledger, attempt: Attempt) -> None:
     publish(attempt)
     before = objects()
-    store_folder(finished(attempt.folder / "other"), attempt.folder / "late", s3_server.place())
-    assert len(objects()) == 6
+    late = finished(attempt.folder / "late")
+    assert not attempt.publish_stored("snapshots/epoch-1", late, s3_server.place(), "config.json").is_own
+    assert len(objects()) == 8
     attempt.clean_up()
     assert objects() == before and has_snapshot(ledger, TRAJECTORY, 1)
+
+
+def test_upload_that_lost_its_lease_leaves_nothing_though_what_names_it_is_gone(s3: S3Server, attempt: Attempt) -> None:
+    """A lane whose run was killed uploads while ``gc`` clears away after that."""
+
+    def take_over(request: Request) -> None:
+        if request.method == "PUT" and "manifest.json" in request.path and attempt.claim.held():
+            attempt.release()
+            for pointer in attempt.folder.glob(f"*/{NAME}"):
+                remove_folder(pointer.parent)
+
+    s3.refuses = take_over
+    with pytest.raises(LeaseLost):
+        publish(attempt)
+    assert objects() == []
 
 
 def test_unreadable_pointer_is_no_snapshot(s3: S3Server, ledger: Ledger, attempt: Attempt) -> None:

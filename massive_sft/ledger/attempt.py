@@ -11,9 +11,10 @@ from typing import Any
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, LeaseLost
+from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
-from massive_sft.ledger.snapshot_store import remove_folder
+from massive_sft.ledger.snapshot_store import remove_folder, store_folder
 from massive_sft.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,31 @@ class Attempt:
             is_own = self.storage.upload(source, relative)
         place = f"trajectories/{self.trajectory}/{Path(relative).as_posix()}"
         return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, is_own)
+
+    def publish_stored(self, relative: str, source: Path, store: Bucket, copied: str) -> Published:
+        """Upload a finished folder of this attempt, and publish a folder that says where it lies now.
+
+        Args:
+            relative: the place, below the trajectory.
+            source: the folder; it is gone from here then.
+            store: where all trajectories' lie.
+            copied: a file of it that the ledger gets a copy of.
+
+        Raises:
+            LeaseLost: another attempt owns the trajectory; nothing is left of what was uploaded.
+            LedgerError: the folder is empty or holds links.
+            OSError: the disk or the store refuses; what is there by then, ``clean_up`` removes.
+        """
+        pointer = source.with_name(f"{source.name}-{secrets.token_hex(4)}")  # a process that was killed left its own
+        pointer.mkdir()
+        shutil.copyfile(source / copied, pointer / copied)
+        stored = store_folder(source, pointer, store.at(f"{self.trajectory}/{Path(relative).name}"))
+        try:
+            self.claim.verify()
+            return self.publish(relative, pointer)
+        except (LeaseLost, FileNotFoundError):  # whoever took over may have removed what names it
+            stored.place.delete("")
+            raise
 
     def set_aside(self, relative: str) -> None:
         """Move what is published at a place below the trajectory into this attempt, where ``clean_up`` removes it.

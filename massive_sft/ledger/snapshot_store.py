@@ -124,12 +124,12 @@ class StoredFolder:
             return False
 
 
-def store_folder(source: Path, pointer: Path, place: Bucket) -> None:
+def store_folder(source: Path, pointer: Path, place: Bucket) -> StoredFolder:
     """Seal a finished folder and upload it; it is gone from here then.
 
     Args:
         source: the folder.
-        pointer: the new folder that is to be published in its place; it may hold files already.
+        pointer: the folder that is to be published in its place.
         place: where those of one trajectory and epoch lie; each upload is given a prefix of its own below.
 
     Raises:
@@ -138,10 +138,10 @@ def store_folder(source: Path, pointer: Path, place: Bucket) -> None:
     hashes = seal_folder(source)
     sizes = {name: (source / name).stat().st_size for name in hashes}
     stored = StoredFolder(place.at(secrets.token_hex(8)), hashes, sizes)
-    pointer.mkdir(parents=True, exist_ok=True)
     stored.write(pointer)
     if not stored.place.upload(source, ""):
         raise FileExistsError(errno.EEXIST, "is written by somebody else", str(stored.place))
+    return stored
 
 
 def verify_stored(folder: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.loss_curve import LOSSES, read_steps
-from massive_sft.ledger.snapshot_store import store_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
 from massive_sft.running.outcome import OUTCOME, find_trained, has_snapshot
@@ -96,18 +94,11 @@ class Publisher:
             self.attempt.set_aside(place)
         finished = self.attempt.folder / f"epoch-{epoch}"
         link_folder(own, finished)
-        if self.run.snapshots is not None:
-            finished = self._upload(finished, Bucket.of(self.run.snapshots).at(f"{trajectory.id}/epoch-{epoch}"))
-        self.attempt.publish(place, finished)
+        if self.run.snapshots is None:
+            self.attempt.publish(place, finished)
+        else:
+            self.attempt.publish_stored(place, finished, Bucket.of(self.run.snapshots), snapshot.NAME)
         self._published.add(epoch)
-
-    def _upload(self, finished: Path, place: Bucket) -> Path:
-        """Upload a finished snapshot; return the folder that the ledger holds in its place."""
-        pointer = finished.with_name(f"{finished.name}-{secrets.token_hex(4)}")  # one that was killed left its own
-        pointer.mkdir()
-        shutil.copyfile(finished / snapshot.NAME, pointer / snapshot.NAME)
-        store_folder(finished, pointer, place)
-        return pointer
 
     def _outcome(self, place: str, summary: TrainingSummary, diverged: Mapping[int, str]) -> None:
         folder = self.attempt.folder / "outcome"
