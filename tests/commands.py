@@ -33,6 +33,7 @@ _CONTEXT.set_forkserver_preload(["preloaded"])
 
 # Events of the interpreter that touch a path, and which of their arguments it is.
 _PLACE = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1}
+_REMOVED = {"os.remove": 0, "shutil.rmtree": 0}
 
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 
@@ -46,12 +47,14 @@ class Fault:
         strike: what happens then; ``kill``, ``stop`` or a ``Fill``.
         skip: how many times nothing happens first.
         reading: whether opening a path to read it counts as well.
+        removing: whether removing a path does.
     """
 
     pattern: str
     strike: Callable[[], None]
     skip: int = 0
     reading: bool = False
+    removing: bool = False
 
 
 def kill() -> None:
@@ -83,11 +86,12 @@ class Fill:
 def install(fault: Fault) -> None:
     """Let a fault strike this process once."""
     fits, left = re.compile(fault.pattern).search, [fault.skip + 1]
+    places = _PLACE | (_REMOVED if fault.removing else {})
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event not in _PLACE or left[0] == 0:
+        if event not in places or left[0] == 0:
             return
-        path = arguments[_PLACE[event]]
+        path = arguments[places[event]]
         writes = event != "open" or int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)  # type: ignore[call-overload]
         if not writes and not fault.reading:
             return

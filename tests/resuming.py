@@ -100,10 +100,18 @@ def go(
     told: Told,
     every: float | None = 0.0,
     stop: Callable[[], bool] = never_stop,
+    keeps_state: bool = False,
+    settled: frozenset[int] = frozenset(),
 ) -> TrainingSummary:
     """Train under an attempt, by default with a checkpoint after every step."""
-    checkpoints = CheckpointStore(attempt.home, attempt.claim, every)
+    checkpoints = CheckpointStore(attempt.home, attempt.claim, every, keeps_state, settled)
     return train_trajectory(spec, make_samples(SAMPLES), attempt.folder, told, checkpoints, stop)
+
+
+def finish(attempt: Attempt, step: int) -> None:
+    """Do what the training stage does once a training is done that keeps its state."""
+    CheckpointStore(attempt.home, attempt.claim).keep(step)
+    attempt.remove_checkpoint()
 
 
 def crash_after(step: int, kind: type = CheckpointWritten) -> Told:

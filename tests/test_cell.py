@@ -204,6 +204,7 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Evaluation.allow_code_execution": [(("evaluation.allow_code_execution", True),)],
     "Storage.root": [(("storage.root", "elsewhere"),)],
     "Storage.snapshots": [(("storage.snapshots", "s3://bucket/prefix"),)],
+    "Storage.keep_state": [(("storage.keep_state", "last"),)],
     "Storage.max_waiting": [(("storage.max_waiting", "1TB"),)],
     "Storage.resume_every": [(("storage.resume_every", 60),)],
     "Storage.keep_snapshots": [(("storage.keep_snapshots", {"full": "all"}),)],

@@ -159,6 +159,9 @@ KILLED = Case(3, "fp32", "lora", 2, 5)
 SHORT = Case(0, "fp32", "full", 2, 6)
 
 
+EXTENDED = [case for case in MATRIX if case.workers == 2 and (case.zero, case.precision) in ((0, "fp32"), (3, "fp32"))]
+
+
 WIDENED = [Case(2, "bf16", "full", 1, 3), Case(3, "fp32", "lora", 1, 6), Case(0, "fp32", "full", 1, 4)]
 
 
@@ -175,6 +178,7 @@ def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             again.append(order("go on", replace(case, workers=2), base, folder / case.name))
         hand_over(held.enter_context(begin(folder / "killed")), folder / "killed")
         hand_over(held.enter_context(begin(folder / "short")), folder / "short")
+        orders += [order("extend", case, base, folder / f"{case.name}-extended") for case in EXTENDED]
         orders.append(order("short", SHORT, base, folder / "short"))
         _, printed = run_orders([*orders, order("kill", KILLED, base, folder / "killed")], folder)
         assert "Signal 9 (SIGKILL)" in printed, printed[-3000:]
@@ -196,6 +200,16 @@ def test_resume_on_two_workers_is_bit_identical(two_workers: Path, case: Case) -
     entries = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert entries[0] == entries[1]
     assert [(entry["source"], entry["step"]) for entry in entries[0]] == [(1, case.step)]
+
+
+@pytest.mark.parametrize("case", EXTENDED, ids=lambda case: case.name)
+def test_two_workers_go_on_from_a_kept_state_bit_identically(two_workers: Path, case: Case) -> None:
+    folder, undisturbed = two_workers / f"{case.name}-extended", two_workers / case.name / "undisturbed"
+    assert losses(folder / "attempts" / "2") == losses(undisturbed)
+    extended = weights(folder / "attempts" / "2")
+    assert extended and extended.items() < weights(undisturbed).items()
+    (entry,) = json.loads((folder / "rank-1.json").read_text())
+    assert (entry["source"], entry["step"], entry["notes"]) == (1, STEPS // 3, [])
 
 
 def test_two_workers_killed_in_a_step_go_on_in_the_same_attempt_bit_identically(two_workers: Path) -> None:

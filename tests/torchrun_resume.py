@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from resuming import SAMPLES, Told, begin, go, kill_at
+from resuming import SAMPLES, Told, begin, finish, go, kill_at
 from small_memory import SmallMemory
 from tiny_training import make_samples
 
@@ -33,6 +33,18 @@ def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
         attempt.release()
     attempt = broadcast_from_rank0(lambda: begin(folder / "home"))
     keep(folder, go(spec, attempt, Told(), every=None))
+    attempt.release()
+
+
+def extend(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Train to the first snapshot alone and keep the state; go on from it in another attempt."""
+    short = spec.model_copy(update={"snapshots": spec.snapshots[:1]})
+    attempt = broadcast_from_rank0(lambda: begin(folder))
+    steps = go(short, attempt, Told(), every=None, keeps_state=True).steps
+    broadcast_from_rank0(lambda: finish(attempt, steps))
+    attempt.release()
+    attempt = broadcast_from_rank0(lambda: begin(folder))
+    keep(folder, go(spec, attempt, Told(), every=None, settled=frozenset(short.snapshots)))
     attempt.release()
 
 
@@ -61,7 +73,7 @@ def keep(folder: Path, summary: TrainingSummary) -> None:
     (folder / f"micro-batch-{dist.get_rank()}.json").write_text(json.dumps(dict(summary.micro_batch)))
 
 
-SERVE = {"stop": stop_and_go_on, "short": run_short, "kill": be_killed, "go on": go_on}
+SERVE = {"stop": stop_and_go_on, "extend": extend, "short": run_short, "kill": be_killed, "go on": go_on}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from massive_sft.cli.options import File, Json, Overlays, console, print_json, r
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
-from massive_sft.ledger.attempt import RESUME, find_stale_checkpoints
-from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
+from massive_sft.ledger.attempt import KEPT, LATEST, RESUME, find_stale_checkpoints
+from massive_sft.ledger.last_plan import sweeps_keeping_snapshot, sweeps_keeping_state
 from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import is_still_required
@@ -41,7 +41,7 @@ class Garbage:
 
     Attributes:
         kind: ``attempt`` (unpublished), ``resume`` (a checkpoint that no training goes on from), ``temporary``,
-            ``invalidated`` (set aside), ``snapshot`` (not kept by the policy), ``tokens``, ``requests``.
+            ``invalidated`` (set aside), ``snapshot`` and ``state`` (not kept by the policy), ``tokens``, ``requests``.
         home: the cell's or trajectory's folder whose lease guards it; None for what no lease guards.
         cell: of a snapshot, the one that it was kept for.
     """
@@ -87,7 +87,7 @@ def gc(
 
 
 def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
-    """Find what can go: leftovers anywhere in the ledger, snapshots of the plan's runs, with ``caches`` its caches'."""
+    """Find what can go: leftovers anywhere in the ledger, snapshots and states of the plan's runs, ``caches`` of it."""
     watch = LeaseWatch()
     waste: list[Garbage] = []
     kept: list[str] = []
@@ -108,6 +108,14 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             waste.append(item)
         else:
             kept.append(f"{item.path}: somebody works on {busy}")
+    for item in (item for run in plan.runs for item in _unkept_states(run, ledger)):
+        others = sweeps_keeping_state(ledger.sweeps, item.home.name, plan.sweep.file.name) if item.home else []
+        if others:
+            kept.append(f"{item.path}: sweep {', '.join(others)} keeps it (storage.keep_state)")
+        elif item.home and _free(ledger, item.home, watch):
+            waste.append(item)
+        else:
+            kept.append(f"{item.path}: somebody works on {item.home}")
     waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
@@ -149,6 +157,13 @@ def unkept_snapshots(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Garba
             yield Garbage("snapshot", path, _size(path), home, cell)
 
 
+def _unkept_states(run: RunPlan, ledger: Ledger) -> Iterator[Garbage]:
+    """Yield the state that a run's training could go on from, where the plan keeps none."""
+    home = ledger.trajectory_dir(run.trajectory.id)
+    if not run.keeps_state and (home / KEPT).is_dir():
+        yield Garbage("state", home / KEPT, _size(home / KEPT), home)
+
+
 def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
     """Whether a cell lacks nothing, neither of what this sweep asks nor of what the runs that go on do."""
     record = ledger.read_record(cell.cell.id)
@@ -171,6 +186,7 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
             remove_snapshot(ledger, item.home.name, item.cell.cell.epoch)
         return True
     if item.path.is_dir():
+        (item.path / LATEST).unlink(missing_ok=True)  # of a checkpoint or a state: half of one must not count
         remove_folder(item.path)
     else:
         item.path.unlink()

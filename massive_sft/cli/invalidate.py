@@ -34,7 +34,7 @@ OWNER = "massive-sft invalidate"
 INVALIDATED = "invalidated: "  # how such a record's error begins
 FOLDER = "invalidated"
 CELL_FILES = ("responses", "scores", "layers.parquet")
-TRAJECTORY_FILES = ("training", "snapshots", "resume", "attempts")
+TRAJECTORY_FILES = ("training", "snapshots", "resume", "kept", "attempts")
 
 
 @dataclass(frozen=True)

@@ -272,9 +272,13 @@ def _training_line(trajectory: Trajectory, event: Event) -> str:
             return f"snapshot {names[0] if names else f'of epoch {event.epoch}, {name}'}"
         case Resumed():
             notes = f"; it may differ in its last bits: {'; '.join(event.notes)}" if event.notes else ""
-            return f"training {name} goes on after step {event.step:,} of attempt {event.attempt}{notes}"
+            over = f"; {'; '.join(event.passed_over)}" if event.passed_over else ""
+            return f"training {name} goes on after step {event.step:,} of attempt {event.attempt}{notes}{over}"
         case StartedOver():
-            return f"training {name} begins at the start, its checkpoint cannot be used: {event.reason}"
+            again = f"; {event.steps:,} steps are taken again" if event.steps else ""
+            return (
+                f"training {name} begins at the start, what it had to go on from cannot be used: {event.reason}{again}"
+            )
         case CheckpointFailed():
             return f"training {name} has no checkpoint after step {event.step:,}: {event.reason}"
         case _:

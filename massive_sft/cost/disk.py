@@ -21,6 +21,7 @@ class Disk:
 
     Attributes:
         kept: snapshots that stay, by ``storage.keep_snapshots``.
+        states: what longer trainings go on from, by ``storage.keep_state``.
         waiting: of those that are removed once they are scored, the most at a time, by ``storage.max_waiting``.
         resume: the largest resume checkpoint; each run that trains has one.
         sure: whether every model's shape was read from its own files.
@@ -30,10 +31,11 @@ class Disk:
     waiting: int
     resume: int
     sure: bool
+    states: int = 0
 
     @property
     def peak(self) -> int:
-        return self.kept + self.waiting + self.resume
+        return self.kept + self.states + self.waiting + self.resume
 
 
 def peak_disk(inputs: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
@@ -44,7 +46,7 @@ def peak_disk(inputs: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
     """
     keep, kept, sure = inputs.plan.sweep.file.storage.keep_snapshots, 0, True
     left = {run.trajectory.id for run in todo}
-    waiting, resume = [0], [0]
+    waiting, resume, states = [0], [0], 0
     for run in inputs.plan.runs:
         setting, shape = run.trajectory.recipe.setting, inputs.shape(run.trajectory.recipe.model)
         if shape is None:
@@ -53,11 +55,12 @@ def peak_disk(inputs: CostInputs, todo: Iterable[RunPlan]) -> Disk | None:
         snapshot, count = snapshot_bytes(shape, setting), len(run.trajectory.snapshots)
         stay = {"none": 0, "last": 1, "all": count}[getattr(keep, setting.method)]
         kept += stay * snapshot
+        states += run.keeps_state * checkpoint_bytes(shape, setting)
         if run.trajectory.id in left:
             waiting.append((count - stay) * snapshot)
             resume.append(checkpoint_bytes(shape, setting))
     allowed = parse_size(inputs.plan.sweep.file.storage.max_waiting)
-    return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure)
+    return Disk(kept, int(min(sum(waiting), max(allowed, max(waiting)))), max(resume), sure, states)
 
 
 def snapshot_bytes(shape: ModelShape, setting: Setting) -> int:

@@ -19,6 +19,7 @@ from massive_sft.cost.duration import (
     scoring_seconds,
     training_seconds,
 )
+from massive_sft.cost.extension import Extensions, epochs_published, epochs_resumed
 from massive_sft.cost.fit import Fit, check_fits
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_per_number
@@ -50,6 +51,7 @@ class Cost:
         runs, measured: trainings left, and how many of them are of a kind that was measured here.
         retrainings, retraining: trainings whose snapshots are needed and were removed, and the seconds of repeating
             them and of what they are needed for; in none of the sums above, for only ``--retrain`` does it.
+        extensions: of the trainings left, those of which a part was trained before.
     """
 
     training: Quantity
@@ -64,6 +66,7 @@ class Cost:
     measured: int
     retrainings: int
     retraining: Quantity
+    extensions: Extensions
 
     @property
     def money(self) -> Quantity | None:
@@ -209,11 +212,16 @@ def estimate(plan: Plan) -> Cost:
     estimator = Estimator(plan)
     inputs = estimator.inputs
     training = evaluation = gpus = again = saved = ZERO
+    extensions = Extensions()
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
-        seconds = estimator.training(run) or UNKNOWN
+        seconds, epochs = estimator.training(run) or UNKNOWN, run.trajectory.epochs
+        saved += seconds.times(sum(run.trajectory.snapshots) / epochs - 1)
+        if done := epochs_resumed(plan.root, run):
+            seconds, extensions = seconds.times(1 - done / epochs), extensions.resuming()
+        elif done := min(epochs_published(plan.root, run), epochs):
+            extensions = extensions.repeating(done, seconds.times(done / epochs))
         training += seconds
-        saved += seconds.times(sum(run.trajectory.snapshots) / run.trajectory.epochs - 1)
         gpus += seconds.times(run.layout.gpus)
     gone = [run for run in plan.todo if run.needs_retraining]
     for run in gone:
@@ -241,6 +249,7 @@ def estimate(plan: Plan) -> Cost:
         sum(_is_measured(inputs, run) for run in to_train),
         len(gone),
         again,
+        extensions,
     )
 
 

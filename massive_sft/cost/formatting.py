@@ -10,6 +10,7 @@ from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.disk import Disk
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Cost
+from massive_sft.cost.extension import Extensions
 from massive_sft.cost.fit import Fit
 
 MAX_LINES = 10  # lines of what does not fit, or is left out, before "and so many more"
@@ -37,7 +38,7 @@ def cost_lines(cost: Cost) -> list[str]:
         f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
     ]
     lines += [f"  unknown, {count:,} part{'s' if count > 1 else ''}: {why}" for why, count in cost.unknown.items()]
-    lines += _disk_lines(cost.disk) + _fit_lines(cost.fits)
+    lines += _extension_lines(cost.extensions) + _disk_lines(cost.disk) + _fit_lines(cost.fits)
     return [line for line in (*lines, *more) if line]
 
 
@@ -58,10 +59,32 @@ def _time(figure: Quantity) -> str:
     return _about(figure) + (f"{seconds / 60:.0f} min" if seconds < 7200 else f"{_number(seconds / 3600)} h")
 
 
+def _extension_lines(extensions: Extensions) -> list[str]:
+    lines = []
+    if extensions.resumed:
+        lines.append(f"  {_trainings(extensions.resumed)} on from a checkpoint or a state that was kept")
+    if extensions.repeated:
+        again = f"their first {extensions.epochs} epochs again take {_time(extensions.again)}"
+        lines.append(
+            f"  {_trainings(extensions.repeated)} on after epochs of which no state was kept (storage.keep_state), "
+            f"so from the start: {again}"
+        )
+    return lines
+
+
+def _trainings(count: int) -> str:
+    return "1 training goes" if count == 1 else f"{count:,} trainings go"
+
+
 def _disk_lines(peak: Disk | None) -> list[str]:
     if peak is None:
         return []
-    parts = [(peak.kept, "kept"), (peak.waiting, "waiting to be scored"), (peak.resume, "a resume checkpoint")]
+    parts = [
+        (peak.kept, "kept"),
+        (peak.states, "states to go on from"),
+        (peak.waiting, "waiting to be scored"),
+        (peak.resume, "a resume checkpoint"),
+    ]
     listed = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
     return [f"  snapshots at their peak: {'' if peak.sure else '≈ '}{format_bytes(peak.peak)} ({listed})"]
 
@@ -135,6 +158,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
         "unknown": dict(cost.unknown),
         "retrainings": cost.retrainings,
         "retraining": _figure(cost.retraining),
+        "extensions": vars(cost.extensions) | {"again": _figure(cost.extensions.again)},
         "trainings": cost.runs,
         "measured_trainings": cost.measured,
         "memory": [_fit_json(fit) for fit in cost.fits],

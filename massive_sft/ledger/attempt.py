@@ -20,6 +20,7 @@ from massive_sft.ledger.storage import Folder
 log = logging.getLogger(__name__)
 
 RESUME = "resume"  # below a trajectory: what an unfinished training can go on from
+KEPT = "kept"  # the same: what a finished one left, for whoever asks for a later epoch
 LATEST = "latest.json"  # in there: the ``name`` of the folder that counts
 
 
@@ -197,10 +198,16 @@ class Attempt:
 
 
 def find_stale_checkpoints(home: Path) -> list[Path]:
-    """Return the folders below a trajectory's ``resume`` that do not count: their writer was killed or superseded."""
-    folder = home / RESUME
-    try:
-        name = files.read_json(folder / LATEST)["name"]
-    except (FileNotFoundError, Corrupt, KeyError, TypeError):
-        name = None
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name != name) if folder.is_dir() else []
+    """Return the folders below a trajectory's ``resume`` and ``kept`` that do not count.
+
+    Their writer was killed, or superseded.
+    """
+    stale: list[Path] = []
+    for folder in (home / RESUME, home / KEPT):
+        try:
+            name = files.read_json(folder / LATEST)["name"]
+        except (FileNotFoundError, Corrupt, KeyError, TypeError):
+            name = None
+        if folder.is_dir():
+            stale += sorted(path for path in folder.iterdir() if path.is_dir() and path.name != name)
+    return stale

@@ -1,4 +1,7 @@
-"""What each sweep on a root meant when it last ran, ``sweeps/<name>/plan.json``, and which snapshots it thus keeps."""
+"""What each sweep on a root meant when it last ran, ``sweeps/<name>/plan.json``, and what it thus keeps.
+
+That are snapshots, and states that a longer training goes on from.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ NAME = "plan.json"
 SCHEMA = 1
 
 
-def write_last_plan(sweep: Storage, file: Mapping[str, Any], cells: Mapping[str, str], kept: Iterable[str]) -> None:
+def write_last_plan(
+    sweep: Storage, file: Mapping[str, Any], cells: Mapping[str, str], kept: Iterable[str], states: Iterable[str] = ()
+) -> None:
     """Write what a sweep means, unless it says so already.
 
     Args:
@@ -21,8 +26,11 @@ def write_last_plan(sweep: Storage, file: Mapping[str, Any], cells: Mapping[str,
         file: its file by dotted place, every default written out.
         cells: coordinates for people, by cell id.
         kept: ids of the cells whose snapshots its policy keeps for good.
+        states: ids of the trajectories whose last state it keeps.
     """
     content = {"schema": SCHEMA, "file": dict(file), "cells": dict(cells), "kept": sorted(kept)}
+    if listed := sorted(states):
+        content["states"] = listed
     if read_last_plan(sweep) != content:
         sweep.put(NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -48,20 +56,29 @@ def sweeps_keeping_snapshot(sweeps: Storage, cell: str, apart_from: str | None =
         cell: its id.
         apart_from: the name of a sweep that is left out, because its policy of now is known.
     """
+    return _sweeps_listing(sweeps, "kept", cell, apart_from)
+
+
+def sweeps_keeping_state(sweeps: Storage, trajectory: str, apart_from: str | None = None) -> list[str]:
+    """Return the sweeps of a root that keep a trajectory's last state, as ``sweeps_keeping_snapshot``."""
+    return _sweeps_listing(sweeps, "states", trajectory, apart_from)
+
+
+def _sweeps_listing(sweeps: Storage, key: str, identity: str, apart_from: str | None) -> list[str]:
     keepers = []
     for name in (item.name for item in sweeps.list() if item.name != apart_from):
         place = sweeps.at(name)
         plan = next((item for item in place.list() if item.name == NAME), None)
         try:
-            kept = frozenset() if plan is None else _kept(place, plan.version())
+            listed = frozenset() if plan is None else _listed(place, plan.version(), key)
         except FileNotFoundError:  # removed just now
             continue
-        if kept is None or cell in kept:
+        if listed is None or identity in listed:
             keepers.append(name)
     return sorted(keepers)
 
 
 @lru_cache(maxsize=256)
-def _kept(sweep: Storage, version: str) -> frozenset[str] | None:
+def _listed(sweep: Storage, version: str, key: str) -> frozenset[str] | None:
     content = read_last_plan(sweep)
-    return None if content is None else frozenset(content["kept"])
+    return None if content is None else frozenset(content.get(key, ()))

@@ -27,13 +27,14 @@ from massive_sft.sweep.semantics import (
 def save_last_plan(plan: Plan, ledger: Ledger) -> None:
     """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells.
 
-    By it the other sweeps on the root know which snapshots it keeps.
+    By it the other sweeps on the root know which snapshots and states it keeps.
 
     Args:
         plan: of the whole sweep.
     """
     cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
-    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan))
+    states = [run.trajectory.id for run in plan.runs if run.keeps_state]
+    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan), states)
 
 
 def find_changes(plan: Plan) -> list[str]:

@@ -80,6 +80,8 @@ class RunPlan:
         snapshots: the address that its snapshots are uploaded to; None where they stay under the storage root.
         resume_every_s: time between its resume checkpoints; None to choose by what one costs.
         gpu: the kind of GPU that its resources name; None where they name none.
+        keeps_state: whether its training keeps its last state, for a later epoch.
+        settled: epochs whose snapshots a training of it need not give, known once it is ordered.
     """
 
     trajectory: Trajectory
@@ -91,6 +93,8 @@ class RunPlan:
     snapshots: str | None = None
     resume_every_s: float | None = None
     gpu: str | None = None
+    keeps_state: bool = False
+    settled: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,7 @@ def _run_plan(
         snapshots=snapshots,
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
+        keeps_state=run.can_be_extended and sweep.file.storage.keep_state == "last",
     )
 
 

@@ -91,7 +91,9 @@ def train(
     report: Callable[[Event], None],
     stop: Callable[[], bool] = never_stop,
 ) -> None:
-    """Train a run under an attempt, on from its last checkpoint; publish each snapshot as it comes, then its outcome.
+    """Train a run under an attempt, on from its last checkpoint or the state that was kept of it.
+
+    Each snapshot is published as it comes, then the outcome.
 
     In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes. It may be
     called again with an attempt whose process was killed.
@@ -116,7 +118,7 @@ def train(
     gpu = run.layout.gpus > 0
     peak_memory.begin(gpu)
     samples, counts = samples_of(run, ledger)
-    checkpoints = CheckpointStore(attempt.home, attempt.claim, run.resume_every_s)
+    checkpoints = CheckpointStore(attempt.home, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
 
     def cost() -> dict[str, Any]:
         seconds = time.perf_counter() - began
@@ -128,6 +130,8 @@ def train(
             training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.publish_epoch
         )
     if is_rank0():
+        if run.keeps_state:
+            checkpoints.keep(summary.steps)  # before the outcome, after which nobody would come back to it
         publisher.publish_outcome(summary)
         _clean_up(attempt)
 

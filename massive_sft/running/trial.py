@@ -116,6 +116,7 @@ class _Trial:
         if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
             self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
             self.listen(TrainingStarted(run.trajectory, self.attempt.number))
+            run = replace(run, settled=self._settled(run, retrain))
             submit(Order(run, self.attempt, self.ledger.root), self._on_event)
         self.hand_over(self.remaining)
 
@@ -136,6 +137,12 @@ class _Trial:
 
     def _must_train(self, run: RunPlan, retrain: bool) -> bool:
         return not is_trained(run, self.ledger) or (retrain and not all(self._is_complete(cell) for cell in todo(run)))
+
+    def _settled(self, run: RunPlan, retrain: bool) -> frozenset[int]:
+        """Return the epochs whose snapshots the training need not give: they are trained, and none is made again."""
+        again = {cell.cell.epoch for cell in todo(run) if retrain and not self._is_complete(cell)}
+        epochs = (epoch for epoch in run.trajectory.snapshots if epoch not in again)
+        return frozenset(epoch for epoch in epochs if find_trained(self.ledger, run.trajectory.id, epoch))
 
     def _is_complete(self, cell: CellPlan) -> bool:
         """Return whether a cell is trained, and its snapshot there unless it diverged."""

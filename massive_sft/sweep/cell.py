@@ -265,7 +265,7 @@ class _Maker:
             method=recipe.setting.method,
             size=recipe.mixture.size,
             schedule=recipe.schedule.label,
-            horizon=None if recipe.schedule.name == "constant" else recipe.horizon,
+            horizon=recipe.horizon if recipe.schedule.has_horizon else None,
             epoch=epoch,
             seed=recipe.setting.seed,
             variant=variant.label,

@@ -46,7 +46,7 @@ UNHASHED: dict[str, frozenset[str]] = {
         | {"gpu", "gpus_per_replica", "replicas"}
     ),
     "KeepSnapshots": frozenset({"full", "lora"}),
-    "Storage": frozenset({"root", "snapshots", "keep_snapshots", "max_waiting", "resume_every"}),
+    "Storage": frozenset({"root", "snapshots", "keep_snapshots", "keep_state", "max_waiting", "resume_every"}),
     "Tracking": frozenset({"mlflow"}),
     "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
 }
@@ -92,4 +92,4 @@ def template_content(setting: Setting) -> dict[str, Any]:
 
 def schedule_content(schedule: Schedule, horizon: int) -> dict[str, Any]:
     """Return a schedule's identity, less what it ignores: a constant one has no horizon and no end."""
-    return entry_content(schedule) | ({} if schedule.name == "constant" else {"horizon": horizon})
+    return entry_content(schedule) | ({"horizon": horizon} if schedule.has_horizon else {})

@@ -36,6 +36,11 @@ class Trajectory:
         """Epochs to train: up to the last snapshot, not to the horizon."""
         return self.cells[-1].epoch
 
+    @property
+    def can_be_extended(self) -> bool:
+        """Whether a later epoch may be asked of it: always where the schedule has no horizon, else before its end."""
+        return not self.recipe.schedule.has_horizon or self.epochs < self.recipe.horizon
+
 
 @dataclass(frozen=True)
 class Sharing:

@@ -42,22 +42,29 @@ class CheckpointFailed:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on after ``step``, from the checkpoint that ``attempt`` wrote.
+    """Training goes on after ``step``, from the checkpoint that ``attempt`` wrote, or the state that it kept.
 
     Attributes:
         notes: why what follows may differ in its last bits from an undisturbed training; empty when it cannot.
+        passed_over: why a state that is further cannot be used.
     """
 
     step: int
     attempt: int
     notes: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StartedOver:
-    """There was a checkpoint, but it cannot be used, so training begins at its start."""
+    """There was a checkpoint or a kept state, but it cannot be used, so training begins at its start.
+
+    Attributes:
+        steps: the steps of it that are taken again.
+    """
 
     reason: str
+    steps: int
 
 
 Event = StepDone | SnapshotWritten | SnapshotPublished | CheckpointWritten | CheckpointFailed | Resumed | StartedOver

@@ -123,7 +123,9 @@ class TrajectoryTrainer:
                 return
             if batch.ends_epoch and batch.epoch in self.spec.snapshots:
                 self._write_snapshot(batch.epoch)
-            if decision is not Decision.GO_ON and self._step < self.last_step:
+            if self._step == self.last_step:
+                self._write_last_checkpoint()
+            elif decision is not Decision.GO_ON:
                 self._write_checkpoint(decision)
 
     def _count(self, done: StepDone) -> str | None:
@@ -147,6 +149,11 @@ class TrajectoryTrainer:
         if decision is Decision.STOP:
             lost = f"; what it did is lost ({failure})" if failure else ""
             raise Interrupted(f"training stopped after step {self._step} of {self.last_step}{lost}")
+
+    def _write_last_checkpoint(self) -> None:
+        """Write the state that a longer run goes on from, where one is kept."""
+        if self.checkpoints is not None and self.checkpoints.keeps_state:
+            self.checkpoints.write(self._step, self.runner.limit, self._snapshots)
 
     def _snapshot_folder(self, epoch: int) -> Path:
         return self.directory / "snapshots" / f"epoch-{epoch}"

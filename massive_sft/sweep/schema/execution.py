@@ -93,6 +93,10 @@ class Storage(StrictModel):
     under the root. Endpoint and keys come from the environment (``AWS_*``); needs the extra ``s3``."""
     keep_snapshots: KeepSnapshots = KeepSnapshots()
     """Which snapshots stay after their cell is complete."""
+    keep_state: Literal["none", "last"] = "none"
+    """What a finished training keeps to go on from, should a later epoch be asked for: nothing, so that it is trained
+    again from its start, or its last state, so that only the missing steps are taken. A state is weights, master copy
+    and optimizer (14 bytes for each trained weight in bf16, 16 in fp32); ``plan`` prices it."""
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
     """What snapshots that wait to be scored may take on the disk: how many trainings are done before scoring begins,
     where both take turns on the same GPUs."""

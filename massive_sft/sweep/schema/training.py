@@ -125,6 +125,11 @@ class Schedule(StrictModel):
         return {"constant": frozenset({"final", "decay"}), "wsd": frozenset[str]()}.get(self.name, frozenset({"decay"}))
 
     @property
+    def has_horizon(self) -> bool:
+        """Whether the horizon counts: a constant schedule's steps are the same within any."""
+        return self.name != "constant"
+
+    @property
     def label(self) -> str:
         """What people call it: the name, and what is unusual about it, e.g. ``wsd(decay=0.5)``."""
         used = [key for key in ("decay", "final") if key not in self.unused_fields]

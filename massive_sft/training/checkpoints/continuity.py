@@ -25,11 +25,11 @@ class Resumption:
 
     Attributes:
         attempt: who resumed.
-        source: the attempt that wrote the checkpoint; None when it could not be used.
+        source: the attempt that wrote the state; None when none could be used.
         step: where it went on; 0 for the start.
         repeated: steps that the other attempt had done as well, after its checkpoint.
         exact: whether their losses were equal bit by bit; None when there were none.
-        notes: what was different, or why it began at the start.
+        notes: what was different, or why a state that is further, or any, could not be used.
     """
 
     attempt: int
@@ -77,7 +77,8 @@ class Continuity:
     def result(self) -> Resumption:
         """What is known so far."""
         facts = self._start.facts
-        return Resumption(self._attempt, facts.attempt, facts.step, self._repeated, self._exact, self._start.notes)
+        notes = (*self._start.passed_over, *self._start.notes)
+        return Resumption(self._attempt, facts.attempt, facts.step, self._repeated, self._exact, notes)
 
     def _raise_jump(self, done: StepDone, rule: str) -> None:
         folder = self._start.folder.parent

@@ -1,12 +1,15 @@
-"""Checkpoints on the disk: all that a training needs to go on after a step as if nothing had happened.
+"""States on the disk: all that a training needs to go on after a step as if nothing had happened.
 
-One lies at a time in ``<trajectory>/resume``::
+The checkpoint of a training that is not finished lies in ``<trajectory>/resume``, one at a time::
 
     latest.json                  the name of the folder that counts, replaced whole, last
     <attempt>-<step>-<token>/
         state/                   DeepSpeed's files, rank-<r>.pt (random states), losses.jsonl, checkpoint.json;
                                  manifest.json holds the SHA-256 of each
         snapshots/epoch-<k>/     hard links to the snapshots written before; checkpoint.json holds their hashes
+
+What a finished training keeps for whoever asks for a later epoch lies in ``<trajectory>/kept`` in the same way, less
+the snapshots, which are published: its last checkpoint, taken over by hard links before its outcome is published.
 
 A folder that ``latest.json`` does not name was left by a writer that was killed or that lost the lease. The next
 commit removes it, and so does ``gc``; nothing is ever chosen by listing.
@@ -17,17 +20,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
-from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
+from massive_sft.ledger.attempt import KEPT, LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.loss_curve import LOSSES
 from massive_sft.ledger.manifest import seal_folder, verify_folder
+from massive_sft.ledger.resume_state import ResumeState, find_resume_states
 from massive_sft.training import snapshot
 
 SCHEMA = 1
@@ -69,11 +73,15 @@ class CheckpointStore:
         claim: the right to write; verified before every commit.
         interval_s: seconds from the end of one to the begin of the next, 0 for one after every step; None to choose by
             what one costs (``policy.Interval``).
+        keeps_state: whether there is one after the last step too, for ``keep``.
+        settled: epochs that need no snapshot of this training any more, so that it may go on from beyond them.
     """
 
     home: Path
     claim: Claim
     interval_s: float | None = None
+    keeps_state: bool = False
+    settled: frozenset[int] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -112,32 +120,54 @@ class CheckpointStore:
         self.clear()
         return sum(path.stat().st_size for path in (folder / STATE).rglob("*") if path.is_file())
 
-    def read(self) -> tuple[Path, CheckpointFacts] | None:
-        """Return the checkpoint that counts, its state and its snapshots verified; None without one.
+    def states(self) -> list[ResumeState]:
+        """Return what there is to go on from, the furthest first; ``read`` verifies it."""
+        return find_resume_states(self.home)
+
+    def read(self, state: ResumeState) -> CheckpointFacts:
+        """Return what a state says of itself, once it and its snapshots are verified.
 
         Raises Corrupt when it is damaged in any way.
         """
-        latest = self.folder / LATEST
+        if not state.name:
+            raise Corrupt(f"{state.place / LATEST}: names no checkpoint")
         try:
-            name = files.read_json(latest)["name"]
-            checkpoint = self.folder / name
-            verify_folder(checkpoint / STATE)
-            content = files.read_json(checkpoint / STATE / _FACTS)
+            verify_folder(state.folder / STATE)
+            content = files.read_json(state.folder / STATE / _FACTS)
             if content.pop("schema") != SCHEMA:
-                raise Corrupt(f"{checkpoint}: was written by another version")
+                raise Corrupt(f"{state.folder}: was written by another version")
             facts = CheckpointFacts(**{**content, "history": tuple(content["history"])})
         except FileNotFoundError as error:
-            if not latest.exists():
-                return None
             raise Corrupt(f"{error.filename}: is missing") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise Corrupt(f"{latest}: names no checkpoint ({type(error).__name__}: {error})") from error
+            raise Corrupt(f"{state.folder}: is no checkpoint ({type(error).__name__}: {error})") from error
+        if state.is_kept:
+            return replace(facts, snapshots={})
         for epoch, value in facts.snapshots.items():
-            place = checkpoint / "snapshots" / f"epoch-{epoch}"
+            place = state.folder / "snapshots" / f"epoch-{epoch}"
             if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
                 raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
             snapshot.verify(place)
-        return checkpoint, facts
+        return facts
+
+    def keep(self, step: int) -> None:
+        """Keep the checkpoint of a training's last step for whoever asks for a later epoch, in place of an earlier one.
+
+        The checkpoint stays as well, until the outcome is published: whoever is killed here loses nothing. Without one
+        of this step, which its training has told of, nothing is kept.
+
+        Raises:
+            LeaseLost: another attempt owns the trajectory; what was kept still is.
+            OSError: the disk refuses; likewise.
+        """
+        last = next((state for state in self.states() if not state.is_kept and state.step == step), None)
+        if last is None or any(state.is_kept and state.step > step for state in self.states()):
+            return
+        self.claim.verify()
+        link_folder(last.folder / STATE, self.home / KEPT / last.name / STATE)
+        self.claim.verify()
+        files.write_json(self.home / KEPT / LATEST, {"schema": SCHEMA, "name": last.name})
+        self.clear()
 
     def clear(self) -> None:
         """Remove what does not count. Raises LeaseLost, so that a process that stood still leaves its successor alone.
@@ -150,10 +180,10 @@ class CheckpointStore:
             if not writer.isdecimal() or int(writer) <= self.claim.number:
                 shutil.rmtree(folder)
 
-    def discard(self) -> None:
-        """Make none count, before a training begins at its start. Raises LeaseLost."""
+    def discard(self, state: ResumeState) -> None:
+        """Make a state that cannot be used count no more. Raises LeaseLost."""
         self.claim.verify()
-        (self.folder / LATEST).unlink(missing_ok=True)
+        (state.place / LATEST).unlink(missing_ok=True)
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -163,9 +193,7 @@ def link_folder(source: Path, target: Path) -> None:
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for path in source.iterdir():
-        os.link(path, partial / path.name)
+    shutil.copytree(source, partial, copy_function=os.link)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     files.sync_folder(target.parent)

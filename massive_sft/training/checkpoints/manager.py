@@ -64,12 +64,12 @@ class CheckpointManager:
         self._interval = Interval(store.interval_s, time.perf_counter())
 
     def restore(self) -> ResumePoint | None:
-        """Go on from the checkpoint: load weights, optimizer and random states, bring losses and snapshots here.
+        """Go on from what lies there: load weights, optimizer and random states, bring losses and snapshots here.
 
         Returns None where a training begins at its start.
 
         Raises:
-            Unsupported: the checkpoint cannot be loaded with this layout.
+            Unsupported: the state cannot be loaded with this layout.
             LeaseLost: another attempt owns the trajectory.
         """
         number = self._store.claim.number
@@ -88,7 +88,7 @@ class CheckpointManager:
             random_states.read(saved_states, self._engine.device)
         self._past = point.facts.history
         self._continuity = Continuity(point, number)
-        self._report(Resumed(point.facts.step, point.facts.attempt, point.notes))
+        self._report(Resumed(point.facts.step, point.facts.attempt, point.notes, point.passed_over))
         self._interval.since = time.perf_counter()
         return point
 
@@ -116,6 +116,11 @@ class CheckpointManager:
         """Judge whether the losses go on as they should; ``curve`` holds those before. Raises LossJump."""
         if self._continuity is not None:
             self._continuity.check(done, curve)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a training writes a checkpoint after its last step."""
+        return self._store.keeps_state
 
     def due(self) -> bool:
         """Return whether it is time for a checkpoint; asked on rank 0."""

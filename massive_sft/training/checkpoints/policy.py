@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.loss_curve import LOSSES, read_steps
+from massive_sft.ledger.resume_state import ResumeState
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.checkpoints import disk
 from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
@@ -57,16 +58,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that a training goes on from; equal on all ranks.
+    """A sound state that a training goes on from; equal on all ranks.
 
     Attributes:
-        folder: the checkpoint.
+        folder: the state.
         facts: what it says of itself.
         steps: the steps up to it.
         repeated: losses by step that its writer still saw after it, to be compared with those now.
         notes: why what follows may differ in its last bits.
         strict: whether a repeated loss must be equal bit by bit.
         convert: whether its state is of another layout and must be converted.
+        passed_over: why a state that is further cannot be used.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class ResumePoint:
     notes: tuple[str, ...]
     strict: bool
     convert: bool
+    passed_over: tuple[str, ...] = ()
 
 
 def identity(spec: TrainingSpec, samples: Samples) -> str:
@@ -107,52 +110,70 @@ def _processor() -> str:
 def find_resume_point(
     store: CheckpointStore, spec: TrainingSpec, per_epoch: int, trained: str
 ) -> ResumePoint | StartedOver | None:
-    """Return the checkpoint to go on from, why the one that lies there cannot be used, or None without one.
+    """Return the state to go on from, why what lies there cannot be used, or None where nothing does.
 
-    For one rank; the others are told. One that cannot be used no longer counts afterwards.
+    For one rank; the others are told. Of a checkpoint and a state that was kept, the one that is further counts. One
+    that is damaged no longer counts afterwards, nor does a checkpoint that is past an epoch that is asked for now.
 
     Args:
-        store: where it lies.
+        store: where they lie.
         spec: what is trained now.
         per_epoch: its optimizer steps an epoch.
         trained: its ``identity``.
 
     Raises:
-        Unsupported: when it is sound, but of a layout that cannot be loaded with this one.
+        Unsupported: when one is sound, but of a layout that cannot be loaded with this one.
         LeaseLost: another attempt owns the trajectory.
     """
-    try:
-        checkpoint = store.read()
-        if checkpoint is None:
-            return None
-        folder, facts = checkpoint
-        _require_same_training(facts, spec, per_epoch, trained)
-        steps = tuple(read_steps(folder / disk.STATE / LOSSES))
-        if len(steps) != facts.step:
-            raise Corrupt(f"{folder}: holds {len(steps)} losses of {facts.step} steps")
-    except Corrupt as error:
-        store.discard()
-        return StartedOver(str(error))
-    changes = list(_changes("layout", facts.layout, spec.layout.model_dump(mode="json")))
-    changes += _changes("environment", facts.environment, environment(spec.layout))
+    reasons, lost = [], 0
+    for state in store.states():
+        try:
+            facts = store.read(state)
+            if facts.identity != trained:
+                raise Corrupt(f"{state.folder}: {state} is of another training")
+            steps = tuple(read_steps(state.folder / disk.STATE / LOSSES))
+            if len(steps) != facts.step:
+                raise Corrupt(f"{state.folder}: holds {len(steps)} losses of {facts.step} steps")
+        except Corrupt as error:
+            reasons.append(str(error))
+            store.discard(state)
+        else:
+            missed = _missed_epoch(facts, store.settled, spec, per_epoch)
+            if missed is None:
+                return _resume_point(state, facts, steps, tuple(reasons), store, spec)
+            reasons.append(f"{state} is past epoch {missed}, whose snapshot is asked for now")
+            if not state.is_kept:
+                store.discard(state)
+        lost = max(lost, state.step)
+    return StartedOver("; ".join(reasons), lost) if reasons else None
+
+
+def _missed_epoch(facts: CheckpointFacts, settled: Collection[int], spec: TrainingSpec, per_epoch: int) -> int | None:
+    """Return the first epoch that a state is past and whose snapshot it does not hold, though it is needed."""
+    past = (epoch for epoch in spec.snapshots if epoch * per_epoch <= facts.step)
+    return next((epoch for epoch in past if epoch not in settled and str(epoch) not in facts.snapshots), None)
+
+
+def _resume_point(
+    state: ResumeState,
+    facts: CheckpointFacts,
+    steps: tuple[StepDone, ...],
+    passed_over: tuple[str, ...],
+    store: CheckpointStore,
+    spec: TrainingSpec,
+) -> ResumePoint:
+    changes = tuple(_changes("layout", facts.layout, spec.layout.model_dump(mode="json")))
+    changes += tuple(_changes("environment", facts.environment, environment(spec.layout)))
     return ResumePoint(
-        folder=folder,
+        folder=state.folder,
         facts=facts,
         steps=steps,
         repeated=_seen_after(store.home / "attempts" / str(facts.attempt) / LOSSES, facts.step),
-        notes=tuple(changes),
+        notes=changes,
+        passed_over=passed_over,
         strict=not changes and not spec.layout.gpus,
-        convert=_must_convert(facts, spec.layout, store.folder),
+        convert=_must_convert(facts, spec.layout, state.place),
     )
-
-
-def _require_same_training(facts: CheckpointFacts, spec: TrainingSpec, per_epoch: int, trained: str) -> None:
-    if facts.identity != trained:
-        raise Corrupt(f"the checkpoint of attempt {facts.attempt} is of another training")
-    past = [epoch for epoch in spec.snapshots if epoch * per_epoch <= facts.step]
-    missed = [epoch for epoch in past if str(epoch) not in facts.snapshots]
-    if missed:
-        raise Corrupt(f"the checkpoint of step {facts.step} is past epoch {missed[0]}, whose snapshot is asked for now")
 
 
 def _seen_after(losses: Path, step: int) -> dict[int, float]:

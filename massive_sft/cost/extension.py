@@ -1,0 +1,53 @@
+"""Trainings that are longer than what was trained of them: what they go on from, and what is trained again without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from massive_sft.cost.duration import ZERO, Quantity
+from massive_sft.ledger.resume_state import find_resume_states
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import RunPlan, trained_epochs
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """Trainings that are left and of which a part was trained before.
+
+    Attributes:
+        resumed: those that go on from a checkpoint or a state that was kept.
+        repeated: those of which epochs are published and nothing was kept, so that they are trained again.
+        epochs: those epochs, of all of them.
+        again: seconds of training them again.
+    """
+
+    resumed: int = 0
+    repeated: int = 0
+    epochs: int = 0
+    again: Quantity = ZERO
+
+    def resuming(self) -> Extensions:
+        """Return them with one more that goes on from a state."""
+        return replace(self, resumed=self.resumed + 1)
+
+    def repeating(self, epochs: int, again: Quantity) -> Extensions:
+        """Return them with one more that trains so many epochs again."""
+        return replace(self, repeated=self.repeated + 1, epochs=self.epochs + epochs, again=self.again + again)
+
+
+def epochs_resumed(root: Path, run: RunPlan) -> float:
+    """Return the epochs of the state that a run's training goes on from, by its name alone; 0 where there is none."""
+    states = find_resume_states(Ledger(root).trajectory_dir(run.trajectory.id))
+    if not states or not run.steps_per_epoch:
+        return 0.0
+    trained = trained_epochs(root, run.trajectory)
+    missing = min((epoch for epoch in run.trajectory.snapshots if str(epoch) not in trained), default=0)
+    # A checkpoint holds the snapshots that it is past, as long as they were asked for then.
+    usable = (state.step for state in states if not state.is_kept or state.step <= missing * run.steps_per_epoch)
+    return min(max(usable, default=0) / run.steps_per_epoch, float(run.trajectory.epochs))
+
+
+def epochs_published(root: Path, run: RunPlan) -> int:
+    """Return how many epochs of a run are trained, by what is published."""
+    return max(map(int, trained_epochs(root, run.trajectory)), default=0)
