@@ -19,7 +19,7 @@ import pytest
 import ray
 from commands import call, forked_workers
 from processes import descendants
-from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
 from massive_sft.core.errors import Interrupted, InvalidInput
@@ -289,12 +289,16 @@ class Controller:
 def test_what_a_lost_lane_held_is_given_back_and_others_that_start_keep_theirs(cluster: None) -> None:
     lost, starting = Controller.remote(), Controller.remote()
     held, kept = ray.get([lost.hold.remote(), starting.hold.remote()])
+    trial = placement_group([{"memory": 1}])  # made by the driver
+    ray.get(trial.ready())
     ray.kill(lost)
     deadline = time.monotonic() + 60
     while placement_group_table()[held]["state"] != "REMOVED" and time.monotonic() < deadline:
         free_groups()
         time.sleep(0.05)
-    assert [placement_group_table()[group]["state"] for group in (held, kept)] == ["REMOVED", "CREATED"]
+    states = [placement_group_table()[group]["state"] for group in (held, kept, trial.id.hex())]
+    assert states == ["REMOVED", "CREATED", "CREATED"]
+    remove_placement_group(trial)
     ray.kill(starting)
     while placement_group_table()[kept]["state"] != "REMOVED" and time.monotonic() < deadline:
         free_groups()

@@ -34,7 +34,6 @@ from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 
-FAILED_STARTS = 5  # of one lane's process group, in which no worker got as far as to say that it is up
 POLL_S = 0.2  # seconds between looks at what could be started
 NODE = "ray.io/node-id"  # label of a node
 
@@ -223,8 +222,6 @@ class Lanes:
         scaling: dict[str, Any] = {}
         if lane.not_on:
             scaling["label_selector"] = {NODE: f"!in({','.join(sorted(lane.not_on))})"}
-        # The pool counts restarts: it knows what came of them.
-        failures: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": FAILED_STARTS}
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
             trainer = TorchTrainer(
                 lane_loop,
@@ -235,7 +232,8 @@ class Lanes:
                     resources_per_worker=resources,
                     **scaling,
                 ),
-                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(**failures)),
+                # The pool counts restarts, for it knows what came of them; and a place may be waited for at any length.
+                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
             )
             try:
                 trainer.fit()
@@ -263,7 +261,8 @@ def free_groups() -> None:
     for data in accessor.get_placement_group_table():
         group = table.FromString(data)
         is_ours = group.creator_job_id.hex() == job and group.state != table.REMOVED
-        if is_ours and group.creator_actor_dead:
+        by_an_actor = bool(group.creator_actor_id.strip(b"\xff"))  # not by the driver, as those of trials
+        if is_ours and by_an_actor and group.creator_actor_dead:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
