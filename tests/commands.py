@@ -24,6 +24,7 @@ from pathlib import Path
 
 import forked_python
 from forked_python import forked_ray, listen, serve
+from mlflow_tables import FOLDER
 from processes import descendants
 
 # For the server, which knows no other folder of modules before it is asked.
@@ -123,10 +124,18 @@ def run_command(arguments: tuple[str, ...], out: Path, fault: Fault | None = Non
     main()
 
 
-def start(*arguments: object, out: Path, fault: Fault | None = None) -> BaseProcess:
+def run_with_own_tables(arguments: tuple[str, ...], out: Path, fault: Fault | None = None) -> None:
+    """Run the command line in this process, where MLflow makes the tables of a new store one by one."""
+    del os.environ[FOLDER]
+    run_command(arguments, out, fault)
+
+
+def start(
+    *arguments: object, out: Path, fault: Fault | None = None, run: Callable[..., None] = run_command
+) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
     out.touch()
-    process = _CONTEXT.Process(target=run_command, args=(tuple(map(str, arguments)), out, fault))
+    process = _CONTEXT.Process(target=run, args=(tuple(map(str, arguments)), out, fault))
     process.start()
     return process
 

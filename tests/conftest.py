@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Generator
 
 import pytest
+from mlflow_tables import FOLDER, copy_tables
 
 _CACHE = tempfile.mkdtemp(prefix="massive-sft-tests-")
 # Before any test module imports a library that reads them.
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small to share a product between cores
 os.environ["HF_HOME"] = _CACHE
 os.environ["XDG_CACHE_HOME"] = _CACHE
+os.environ.setdefault(FOLDER, _CACHE)  # that of the process that starts the others is for all
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 
@@ -33,6 +35,7 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        copy_tables()
         gc.freeze()
         gc.enable()
 

@@ -7,6 +7,7 @@ import importlib
 import os
 
 from forked_python import BY_PIPE
+from mlflow_tables import copy_tables
 
 MODULES = [
     *("massive_sft.cli.app", "massive_sft.running.execute", "massive_sft.running.inline"),
@@ -40,6 +41,7 @@ os.environ |= FOR_WORKERS
 draw_class_ids_afresh()
 for module in MODULES:
     importlib.import_module(module)
+copy_tables()
 for name in FOR_WORKERS:
     del os.environ[name]
 importlib.import_module("deepspeed").ops.__compatible_ops__  # noqa: B018 - compilers run to find these out

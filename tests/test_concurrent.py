@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from commands import Fault, end, start, stop
+from commands import Fault, end, run_with_own_tables, start, stop
 from disturbed import outcome, records, sweep_at, tasks_of, tracked, trainings, undisturbed
 
 from massive_sft.ledger.record import Status
@@ -65,7 +65,7 @@ def test_run_goes_on_beside_and_after_one_that_dies_while_it_makes_the_mlflow_st
     """MLflow makes its tables one by one: another run must neither take half of them for a foreign database nor stay."""
     sweep = sweep_at(tmp_path)
     halfway = Fault(r"db_migrations/versions/", stop, reading=True)
-    first = start("run", sweep, "--inline", out=tmp_path / "first", fault=halfway)
+    first = start("run", sweep, "--inline", out=tmp_path / "first", fault=halfway, run=run_with_own_tables)
     until(lambda: stands_still(first))
     assert not list(tmp_path.glob("ledger/mlflow.db"))
     assert list(tmp_path.glob("ledger/mlflow.db.partial/mlflow.db"))
