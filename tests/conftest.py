@@ -23,8 +23,9 @@ os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of i
 # The files that take longest, most of it waiting, begin first: one that began last would keep one process busy while the
 # others have nothing left. Those that start clusters are spread, for clusters that start together time out.
 LONGEST = (
-    *("test_scheduling", "test_resume", "test_engine", "test_cancel", "test_disk", "test_mirror", "test_clusters"),
-    *("test_inline", "test_concurrent", "test_snapshots", "test_submit", "test_phases", "test_fetch", "test_loop"),
+    *("test_scheduling", "test_resume", "test_engine", "test_cancel", "test_guides", "test_disk", "test_mirror"),
+    *("test_clusters", "test_inline", "test_concurrent", "test_snapshots", "test_submit", "test_phases", "test_fetch"),
+    *("test_loop", "test_gpu_check", "test_verbs", "test_layers", "test_example", "test_tracking"),
 )
 
 

@@ -17,6 +17,7 @@ def copy_tables() -> None:
     """Have each new SQLite store of this process, and of its forks, begin as a copy of the first."""
     from mlflow.store.db import utils
     from sqlalchemy import Engine, create_engine
+    from sqlalchemy.exc import OperationalError
 
     make = utils._initialize_tables
 
@@ -31,7 +32,10 @@ def copy_tables() -> None:
             make(own)
             own.dispose()
             unnamed.replace(first)
-        with closing(sqlite3.connect(first)) as source, closing(engine.raw_connection()) as target:
-            source.backup(target.driver_connection)
+        try:
+            with closing(sqlite3.connect(first)) as source, closing(engine.raw_connection()) as target:
+                source.backup(target.driver_connection)
+        except sqlite3.Error as error:
+            raise OperationalError("backup", None, error) from error
 
     utils._initialize_tables = copy
