@@ -111,3 +111,15 @@ def test_cell_of_two_sweeps_is_asked_for_by_file(plan: Plan, tmp_path: Path) -> 
 def test_overlay_needs_its_sweep_file(plan: Plan, tmp_path: Path) -> None:
     code, text = call("show", plan.cells[0].cell.id, "--overlay", tmp_path / "notes.yaml")
     assert code == 2 and "needs the sweep file" in text
+
+
+def test_record_with_names_of_another_version_is_shown_and_refused_with_a_sentence(plan: Plan) -> None:
+    ledger, item = Ledger.open(plan.root), plan.runs[1].cells[0]
+    record = ledger.read_record(item.cell.id)
+    assert record is not None
+    ledger.write_record(record.model_copy(update={"coordinates": {"model": "m", "flavour": "sweet"}}))
+    plan.sweep.path.unlink()
+    code, text = call("show", item.cell.id, "--sweep", plan.root)
+    assert code == 0 and "flavour=sweet, model=m" in text
+    code, text = call("logs", item.cell.id, "--sweep", plan.root)
+    assert code != 0 and "has names that this version does not know" in text and "Traceback" not in text

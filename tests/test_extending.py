@@ -25,6 +25,7 @@ from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.running.inline import run_inline
+from massive_sft.running.trial import trainings_left
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.checkpoints.disk import CheckpointStore
@@ -316,3 +317,15 @@ def test_plan_prices_states_and_what_goes_on_without_one(tmp_path: Path) -> None
     assert goes_on.disk is not None and without.disk is not None
     assert goes_on.disk.states == pytest.approx(held, rel=0.2)
     assert goes_on.disk.peak == without.disk.peak + goes_on.disk.states
+
+
+def test_training_that_is_damaged_is_left_to_do_for_all_who_ask(tmp_path: Path) -> None:
+    """What a run schedules, and what is checked beforehand of cluster and disk, is one list."""
+    path = sweep_at(tmp_path, 1)
+    ran(path)
+    plan = planned(sweep_at(tmp_path, 1, measures=["token_length", "layer_change"]))
+    ledger = Ledger.open(plan.root)
+    assert trainings_left(plan, ledger) == [] and trainings_left(plan, ledger, retrain=True) == list(plan.todo)
+    (curve,) = home_of(path).glob("training/*/losses.jsonl")
+    flip(curve)
+    assert trainings_left(plan, ledger) == list(plan.todo) != []

@@ -16,6 +16,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.study.imported import coordinates_of
 from massive_sft.sweep.cell import Coordinates
 
 MAX_LISTED = 10  # cells named when the beginning fits several
@@ -51,11 +52,11 @@ class CellMatch:
 
     @cached_property
     def coordinates(self) -> Coordinates:
-        """What people call it: by the sweep, else as its record has it."""
+        """What people call it: by the sweep, else as its record has it. Raises Corrupt for another version's names."""
         if self.plan is not None:
             return self.plan.cell.coordinates
-        named: dict[str, Any] = dict(self.record.coordinates) if self.record else {}
-        return Coordinates(**named)
+        assert self.record is not None, "it is found by its plan or by its record"
+        return coordinates_of(self.record)
 
     @cached_property
     def asked_record(self) -> Record | None:

@@ -180,7 +180,7 @@ def _forget(invalidation: Invalidation, ledger: Ledger) -> None:
 def _view(invalidation: Invalidation, dry_run: bool) -> Group:
     table = make_table("cell", "what", "was")
     for record in invalidation.records:
-        named = str(Coordinates(**record.coordinates))  # type: ignore[arg-type]
+        named = Coordinates.describe(record.coordinates)
         also = " (of the same training)" if record.cell in invalidation.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
     verb = "would be" if dry_run else "are"

@@ -47,13 +47,12 @@ def waiting_view(match: CellMatch) -> Group:
     """Return what is known of a cell without a record, for people."""
     requirements = match.plan.requirements if match.plan else ()
     asked = ", ".join(item.label for item in requirements) or "nothing but its training"
-    return Group(_head(match.id, match.coordinates, match.status), Text(f"no record yet; asked for: {asked}"))
+    return Group(_head(match.id, str(match.coordinates), match.status), Text(f"no record yet; asked for: {asked}"))
 
 
 def record_view(record: Record) -> Group:
     """Return a record for people."""
-    coordinates = Coordinates(**record.coordinates)  # type: ignore[arg-type]
-    parts: list[Any] = [_head(record.cell, coordinates, record.status), _facts(record)]
+    parts: list[Any] = [_head(record.cell, Coordinates.describe(record.coordinates), record.status), _facts(record)]
     if record.error:
         parts.append(Text(record.error, style="red"))
     if record.scores:
@@ -68,8 +67,8 @@ def record_view(record: Record) -> Group:
     return Group(*parts)
 
 
-def _head(cell: str, coordinates: Coordinates, status: Status) -> Text:
-    return Text.assemble((cell, "bold"), "  ", str(coordinates), "  ", (str(status), STYLES[status]))
+def _head(cell: str, name: str, status: Status) -> Text:
+    return Text.assemble((cell, "bold"), "  ", name, "  ", (str(status), STYLES[status]))
 
 
 def scores_table(scores: Iterable[BenchmarkScores]) -> Table:

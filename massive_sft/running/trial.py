@@ -66,6 +66,11 @@ def is_trained(run: RunPlan, ledger: Ledger) -> bool:
     return all(find_trained(ledger, run.trajectory.id, cell.cell.epoch) for cell in run.cells)
 
 
+def trainings_left(plan: Plan, ledger: Ledger, retrain: bool = False) -> list[RunPlan]:
+    """Return the runs of a plan whose training is to do, or may be (``retrain``): what a run schedules and checks."""
+    return [run for run in plan.todo if retrain or not is_trained(run, ledger)]
+
+
 def train_run(
     run: RunPlan, recorder: RecordWriter, submit: Submit, listen: Listen, ready: Ready, retrain: bool = False
 ) -> None:

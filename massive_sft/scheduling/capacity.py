@@ -5,8 +5,9 @@ from __future__ import annotations
 import ray
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.cost.estimate import must_train
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
+from massive_sft.running.trial import trainings_left
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.resource_split import choose_mode
 
@@ -14,7 +15,7 @@ from massive_sft.scheduling.resource_split import choose_mode
 def capacity_problems(plan: Plan) -> list[Problem]:
     """Connect to the cluster; return why it cannot be used, or which trainings that are left cannot be on it."""
     try:
-        to_train = [run for run in plan.todo if must_train(plan, run)]
+        to_train = trainings_left(plan, Ledger(plan.root))
         with connected():
             choose_mode(plan, to_train, ray.cluster_resources())
     except InvalidInput as error:

@@ -32,7 +32,7 @@ from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import is_trained, make_record_writer, retain, todo
+from massive_sft.running.trial import make_record_writer, retain, todo, trainings_left
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
@@ -75,7 +75,7 @@ def run_on_ray(
         TrialsLost: when processes of trials died and what they did could not be taken up.
     """
     recorder = make_record_writer(plan)
-    to_train = [run for run in plan.todo if retrain or not is_trained(run, recorder.ledger)]
+    to_train = trainings_left(plan, recorder.ledger, retrain)
     ready: list[Scorable] = [(cell, None) for cell in plan.base if not cell.is_done]
     ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
     mode = choose_mode(plan, to_train, ray.cluster_resources())

@@ -48,6 +48,13 @@ class Coordinates(NamedTuple):
         seed = "" if self.seed is None else f" seed {self.seed}"
         return f"{what}{seed}{variant} epoch {self.epoch}"
 
+    @classmethod
+    def describe(cls, names: Mapping[str, Any]) -> str:
+        """Return what people call a cell of these names, as a record has them; another version may have had others."""
+        if names.keys() == set(cls._fields):
+            return str(cls(**names))
+        return ", ".join(f"{name}={value}" for name, value in names.items())
+
     def by_shown_name(self) -> dict[str, str | int | None]:
         """Return them under the sweep file's words: records call the mixture ``data``, everything shown does not."""
         return {"mixture" if name == "data" else name: value for name, value in self._asdict().items()}

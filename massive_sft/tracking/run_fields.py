@@ -112,7 +112,7 @@ def describe_record(
     return CellRun(
         cell=record.cell,
         version=version(record, base),
-        name=_title(coordinate_names) if coordinates is None else str(coordinates),
+        name=Coordinates.describe(coordinate_names) if coordinates is None else str(coordinates),
         status="FAILED" if record.status is Status.FAILED else "FINISHED",
         start=start,
         end=end,
@@ -146,12 +146,6 @@ def checksum(record: Record) -> str:
 def to_milliseconds(time: str) -> int:
     """Return a record's time in milliseconds since 1970."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
-
-
-def _title(names: Mapping[str, Any]) -> str:
-    if names.keys() == set(Coordinates._fields):
-        return str(Coordinates(**names))
-    return ", ".join(f"{axis}={value}" for axis, value in names.items())  # made by another version
 
 
 def span(record: Record) -> tuple[int, int]:

@@ -9,7 +9,9 @@ from massive_sft.core.errors import Problem
 from massive_sft.core.files import format_bytes
 from massive_sft.cost.disk import checkpoint_bytes, snapshot_bytes
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.planning.plan import Plan, RunPlan, trained_epochs
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.running.trial import trainings_left
 
 
 def disk_space_problems(plan: Plan) -> Iterator[Problem]:
@@ -19,9 +21,9 @@ def disk_space_problems(plan: Plan) -> Iterator[Problem]:
     """
     known = CostInputs(plan)
     largest: tuple[int, int, RunPlan] | None = None
-    for run in plan.todo:
+    for run in trainings_left(plan, Ledger(plan.root)):
         setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)
-        if shape is None or shape.source == "name" or _is_trained(plan, run):
+        if shape is None or shape.source == "name":
             continue
         sizes = (snapshot_bytes(shape, setting), checkpoint_bytes(shape, setting))
         if largest is None or sum(sizes) > largest[0] + largest[1]:
@@ -39,8 +41,3 @@ def disk_space_problems(plan: Plan) -> Iterator[Problem]:
             f"{format_bytes(snapshot)} and a checkpoint {format_bytes(checkpoint)}; make room, or name a larger disk"
         )
         yield Problem(f"{plan.sweep.path}: storage.root", rule, str(plan.root))
-
-
-def _is_trained(plan: Plan, run: RunPlan) -> bool:
-    wanted = set(map(str, run.trajectory.snapshots))
-    return wanted <= trained_epochs(plan.root, run.trajectory)
