@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def join_canonical(parts: Mapping[str, str]) -> str:
 
     Equal to ``canonical_json`` of the whole, but a part shared by many wholes is serialised once.
     """
-    return "{" + ",".join(f"{json.dumps(key)}:{parts[key]}" for key in sorted(parts)) + "}"
+    return "{" + ",".join(f"{_quoted(key)}:{parts[key]}" for key in sorted(parts)) + "}"
+
+
+@cache
+def _quoted(key: str) -> str:
+    return json.dumps(key)
 
 
 def digest(text: str) -> str:

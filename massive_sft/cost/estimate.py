@@ -19,14 +19,16 @@ from massive_sft.cost.duration import (
     scoring_seconds,
     training_seconds,
 )
-from massive_sft.cost.extension import Extensions, epochs_published, epochs_resumed
+from massive_sft.cost.extension import Extensions, trained_part
 from massive_sft.cost.fit import Fit, check_fits
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import bytes_per_number
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.record import Status
-from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key, trained_epochs
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key
 from massive_sft.planning.requirements import Requirement
+from massive_sft.planning.trained import trained_epochs
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
@@ -212,15 +214,16 @@ def estimate(plan: Plan) -> Cost:
     estimator = Estimator(plan)
     inputs = estimator.inputs
     training = evaluation = gpus = again = saved = ZERO
-    extensions = Extensions()
+    extensions, begun = Extensions(), set(Ledger(plan.root).ids("trajectories"))
     to_train = [run for run in plan.todo if must_train(plan, run)]
     for run in to_train:
         seconds, epochs = estimator.training(run) or UNKNOWN, run.trajectory.epochs
         saved += seconds.times(sum(run.trajectory.snapshots) / epochs - 1)
-        if done := epochs_resumed(plan.root, run):
-            seconds, extensions = seconds.times(1 - done / epochs), extensions.resuming()
-        elif done := min(epochs_published(plan.root, run), epochs):
-            extensions = extensions.repeating(done, seconds.times(done / epochs))
+        resumed, published = trained_part(plan.root, run) if run.trajectory.id in begun else (0.0, 0)
+        if resumed:
+            seconds, extensions = seconds.times(1 - resumed / epochs), extensions.resuming()
+        elif published:
+            extensions = extensions.repeating(published, seconds.times(published / epochs))
         training += seconds
         gpus += seconds.times(run.layout.gpus)
     gone = [run for run in plan.todo if run.needs_retraining]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from massive_sft.cost.duration import ZERO, Quantity
 from massive_sft.ledger.resume_state import find_resume_states
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import RunPlan, trained_epochs
+from massive_sft.planning.plan import RunPlan
+from massive_sft.planning.trained import trained_epochs
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,21 @@ class Extensions:
         return replace(self, repeated=self.repeated + 1, epochs=self.epochs + epochs, again=self.again + again)
 
 
-def epochs_resumed(root: Path, run: RunPlan) -> float:
-    """Return the epochs of the state that a run's training goes on from, by its name alone; 0 where there is none."""
+def trained_part(root: Path, run: RunPlan) -> tuple[float, int]:
+    """Return how many epochs of a run are trained: by the state it goes on from, and by what is published.
+
+    The first is 0 where there is no state; it is judged by its name alone.
+    """
+    trained = trained_epochs(root, run.trajectory)
+    published = min(max(map(int, trained), default=0), run.trajectory.epochs)
+    return _epochs_resumed(root, run, trained), published
+
+
+def _epochs_resumed(root: Path, run: RunPlan, trained: Collection[str]) -> float:
     states = find_resume_states(Ledger(root).trajectory_dir(run.trajectory.id))
     if not states or not run.steps_per_epoch:
         return 0.0
-    trained = trained_epochs(root, run.trajectory)
     missing = min((epoch for epoch in run.trajectory.snapshots if str(epoch) not in trained), default=0)
     # A checkpoint holds the snapshots that it is past, as long as they were asked for then.
     usable = (state.step for state in states if not state.is_kept or state.step <= missing * run.steps_per_epoch)
     return min(max(usable, default=0) / run.steps_per_epoch, float(run.trajectory.epochs))
-
-
-def epochs_published(root: Path, run: RunPlan) -> int:
-    """Return how many epochs of a run are trained, by what is published."""
-    return max(map(int, trained_epochs(root, run.trajectory)), default=0)

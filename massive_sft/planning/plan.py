@@ -7,7 +7,6 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
 from massive_sft.planning.snapshot_address import snapshot_address
+from massive_sft.planning.trained import needs_retraining
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
@@ -190,8 +190,8 @@ def make_plan(sweep: Sweep) -> Plan:
     requirements = Requirements(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root)}
     rules = ResourceRules(sweep)
-    snapshots = snapshot_address(sweep)
-    runs = [_run_plan(sweep, root, snapshots, run, plans, rules) for run in make_trajectories(cells.cells)]
+    snapshots, counts = snapshot_address(sweep), _TokenCounts(root)
+    runs = [_run_plan(sweep, root, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
@@ -231,9 +231,10 @@ def _run_plan(
     run: Trajectory,
     plans: Mapping[str, CellPlan],
     rules: ResourceRules,
+    counts: _TokenCounts,
 ) -> RunPlan:
     cells = tuple(plans[cell.id] for cell in run.cells)
-    samples, tokens = _cached_counts(root, run.recipe)
+    samples, tokens = counts.of(run.recipe)
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
     every = sweep.file.storage.resume_every
@@ -244,30 +245,12 @@ def _run_plan(
         cells=cells,
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
-        needs_retraining=any(_snapshot_is_gone(root, run, cell) for cell in cells),
+        needs_retraining=needs_retraining(root, run, cells),
         snapshots=snapshots,
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
         keeps_state=run.can_be_extended and sweep.file.storage.keep_state == "last",
     )
-
-
-def _snapshot_is_gone(root: Path, run: Trajectory, cell: CellPlan) -> bool:
-    needs = any(item.task is not None or item.measure == "layer_change" for item in cell.unmet)
-    if not needs or Ledger(root).snapshot_dir(run.id, cell.cell.epoch).is_dir():
-        return False
-    if cell.status is Status.FAILED:  # its training stands when only its scores failed or were invalidated
-        return str(cell.cell.epoch) in trained_epochs(root, run)
-    return cell.status in (Status.COMPLETE, Status.PARTIAL)
-
-
-def trained_epochs(root: Path, run: Trajectory) -> set[str]:
-    """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
-    trained: set[str] = set()
-    for folder in Ledger(root).training_dirs(run.id):
-        with suppress(OSError, Corrupt, KeyError, TypeError):
-            trained |= set(read_json(folder / "training.json")["epochs"])
-    return trained
 
 
 def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
@@ -322,14 +305,26 @@ def perplexity_key(recipe: Recipe) -> str:
     return digest(token_key(recipe) + recipe.parts["base"] + recipe.setting.precision + measure)
 
 
-def _cached_counts(root: Path, recipe: Recipe) -> tuple[int | None, int | None]:
-    """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable: it is built again."""
-    try:
-        path = Ledger(root).cache_dir("tokens") / f"{token_key(recipe)}.json"
-        total = read_sealed(path)["counts"]["total"]
-        return int(total["samples"]), int(total["tokens"])
-    except (OSError, Corrupt, KeyError, TypeError, ValueError):
-        return None, None
+class _TokenCounts:
+    """What the token cache under a root knows of training sets, each looked up once."""
+
+    def __init__(self, root: Path):
+        self._folder = Ledger(root).cache_dir("tokens")
+        self._known: dict[str, tuple[int | None, int | None]] = {}
+
+    def of(self, recipe: Recipe) -> tuple[int | None, int | None]:
+        """Return samples and tokens of an epoch; None where nothing is cached, or nothing readable."""
+        key = token_key(recipe)
+        if key not in self._known:
+            self._known[key] = self._read(key)
+        return self._known[key]
+
+    def _read(self, key: str) -> tuple[int | None, int | None]:
+        try:
+            total = read_sealed(self._folder / f"{key}.json")["counts"]["total"]
+            return int(total["samples"]), int(total["tokens"])
+        except (OSError, Corrupt, KeyError, TypeError, ValueError):
+            return None, None
 
 
 def require_local_files(plan: Plan) -> None:

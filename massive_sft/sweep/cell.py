@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -188,7 +188,7 @@ class _Maker:
                 epochs = [epoch for epoch in sorted(set(block.snapshots)) if not self._excluded(index, excludes, epoch)]
                 if epochs:
                     recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
-                    yield from (self._cell(recipe, variant, block.name, epoch) for epoch in epochs)
+                    yield from self._cells(recipe, variant, block.name, epochs)
 
     def base(self) -> Iterator[Cell]:
         """Base rows: one for every model that a block trains."""
@@ -264,8 +264,9 @@ class _Maker:
             identity, condition, parts, model, base, resolved, variant.name, variant.setting, schedule, horizon
         )
 
-    def _cell(self, recipe: Recipe, variant: Variant, block: str, epoch: int) -> Cell:
-        coordinates = Coordinates(
+    def _cells(self, recipe: Recipe, variant: Variant, block: str, epochs: Iterable[int]) -> Iterator[Cell]:
+        """Yield the cells along a recipe, which differ in their epoch alone."""
+        named = Coordinates(
             model=recipe.model_name,
             data=recipe.mixture.name,
             setting=variant.name,
@@ -273,12 +274,13 @@ class _Maker:
             size=recipe.mixture.size,
             schedule=recipe.schedule.label,
             horizon=recipe.horizon if recipe.schedule.has_horizon else None,
-            epoch=epoch,
+            epoch=0,
             seed=recipe.setting.seed,
             variant=variant.label,
         )
-        identity = digest(join_canonical({**recipe.parts, "epoch": canonical_json(epoch)}))
-        return Cell(identity, coordinates, (block,), recipe.model, recipe.parts["base"], recipe)
+        for epoch in epochs:
+            identity = digest(join_canonical({**recipe.parts, "epoch": canonical_json(epoch)}))
+            yield Cell(identity, named._replace(epoch=epoch), (block,), recipe.model, recipe.parts["base"], recipe)
 
     def _excluded(self, index: int, excludes: list[tuple[int, Exclude]], epoch: int) -> bool:
         hits = [number for number, exclude in excludes if exclude.has_epoch(epoch)]

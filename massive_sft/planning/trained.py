@@ -1,0 +1,48 @@
+"""How far trajectories are trained by what is published of them, without verifying it: for plans and estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.sweep.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from massive_sft.planning.plan import CellPlan
+
+
+def needs_retraining(root: Path, run: Trajectory, cells: Iterable[CellPlan]) -> bool:
+    """Return whether some cell is trained, but lacks what needs its snapshot, which is gone."""
+    lacking = [cell for cell in cells if cell.status in _MAY_BE_TRAINED and _lacks_snapshot_work(cell)]
+    if not lacking:
+        return False
+    there = {item.name for item in Ledger(root).storage.list(f"trajectories/{run.id}/snapshots")}
+    gone = [cell for cell in lacking if f"epoch-{cell.cell.epoch}" not in there]
+    if any(cell.status is not Status.FAILED for cell in gone):
+        return True
+    # A training stands when only its scores failed or were invalidated.
+    trained = trained_epochs(root, run) if gone else set()
+    return any(str(cell.cell.epoch) in trained for cell in gone)
+
+
+_MAY_BE_TRAINED = frozenset({Status.FAILED, Status.COMPLETE, Status.PARTIAL})
+
+
+def _lacks_snapshot_work(cell: CellPlan) -> bool:
+    return any(item.task is not None or item.measure == "layer_change" for item in cell.unmet)
+
+
+def trained_epochs(root: Path, run: Trajectory) -> set[str]:
+    """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
+    trained: set[str] = set()
+    storage = Ledger(root).storage.at(f"trajectories/{run.id}/training")
+    for item in storage.list():
+        with suppress(OSError, Corrupt, KeyError, TypeError):
+            trained |= set(read_json(storage.local(item.name) / "training.json")["epochs"])
+    return trained
