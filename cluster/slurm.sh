@@ -6,11 +6,15 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@300
-# Ray on the nodes of a Slurm allocation, and one sweep on it. When the time is up, submit again: it goes on.
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# Ray on the nodes of a Slurm allocation, and one sweep on it. Before the time is up, or when the run says that it may
+# get further by itself (exit 75), the job goes back into the queue and goes on from there.
 #
 #   sbatch cluster/slurm.sh sweeps/x.yaml [--overlay ...]
 #
-# Run from the repository; the repository, its .venv and storage.root lie on a file system that all nodes see.
+# Run from the repository; the repository, its .venv and storage.root lie on a file system that all nodes see. Ray's
+# folder is $RAY_TMPDIR, else /tmp, of each node: a short path on a local disk. RESTARTS limits the times in the queue.
 set -euo pipefail
 
 (($# > 0)) || { echo "usage: sbatch cluster/slurm.sh SWEEP [options of massive-sft run]" >&2; exit 2; }
@@ -22,58 +26,99 @@ export RAY_AUTH_MODE=token # nodes may be shared; the token is in the home folde
 ray get-auth-token --generate >/dev/null
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
+# Ten ports for each job, below those that systems give away: two jobs may share a node.
+export RAY_BASE_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10))
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
-size=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
+
+# The head's address as the last node sees it: a name may stand for 127.0.0.1 on the machine that has it.
+head_name=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+step=(--nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --overlap)
+# shellcheck disable=SC2016
+seen=$(srun "${step[@]}" --nodelist="${nodes[-1]}" bash -c \
+  'getent ahostsv4 "$1" | awk "{print \$1; exit}"; hostname' - "$head_name")
+head_ip=${seen%%$'\n'*}
+if [[ $head_ip == 127.* && ${#nodes[@]} -gt 1 && ${seen##*$'\n'} != "$(hostname)" ]]; then
+  echo "$head_name, the address of $head, is $head_ip on ${nodes[-1]}: other nodes cannot reach it" >&2
+  exit 2
+fi
+export RAY_HEAD="$head_ip:$RAY_BASE_PORT"
+
+# One node of Ray, with a folder of its own, which goes with it. The first argument sets the nodes' ports apart.
+# shellcheck disable=SC2016
+node='
+agent_port=$((RAY_BASE_PORT + $1 + SLURM_PROCID % 6))
+shift
+folder="${RAY_TMPDIR:-/tmp}/ray-$SLURM_JOB_ID-${SLURMD_NODENAME:-0}"
+ray start --block --disable-usage-stats --temp-dir="$folder" \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+  --min-worker-port=0 --max-worker-port=0 \
+  --dashboard-agent-listen-port="$agent_port" "$@" &
+trap "kill $!" TERM
+wait $! || wait $! || true # a signal ends the first wait, not Ray
+rm -rf -- "$folder"
+'
 
 pids=()
 stop() {
+  trap '' TERM INT
   kill "${pids[@]}" 2>/dev/null || true
   wait || true
 }
 trap stop EXIT
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
-  ray start --head --block --node-ip-address="$head_ip" --port="$port" \
-  --dashboard-host=127.0.0.1 --disable-usage-stats "${size[@]}" &
+# End with an exit code; 75 says that another time may get further. Who cancels the job, or puts it back into the queue,
+# has decided already: then it is no longer RUNNING.
+leave() {
+  stop
+  local state
+  state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
+  if (($1 == 75)) && [[ $state == RUNNING ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
+    echo "exit 75: back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$1"
+}
+
+srun "${step[@]}" --nodelist="$head" bash -c "$node" - 3 \
+  --head --node-ip-address="$head_ip" --port="$RAY_BASE_PORT" --ray-client-server-port=$((RAY_BASE_PORT + 1)) \
+  --dashboard-host=127.0.0.1 --dashboard-port=$((RAY_BASE_PORT + 2)) &
 pids+=($!)
 
 for ((tries = 0; ; tries++)); do
-  ray health-check --address="$head_ip:$port" >/dev/null 2>&1 && break
-  ((tries < 60)) || { echo "no Ray head on $head after 60 tries" >&2; exit 1; }
+  ray health-check --address="$RAY_HEAD" >/dev/null 2>&1 && break
+  ((tries < 60)) || { echo "no Ray head on $head after 60 tries" >&2; leave 75; }
   sleep 2
 done
 
 if ((${#nodes[@]} > 1)); then
   others=$(IFS=,; echo "${nodes[*]:1}")
   count=$((${#nodes[@]} - 1))
-  srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --nodelist="$others" --overlap \
-    ray start --block --address="$head_ip:$port" --disable-usage-stats "${size[@]}" &
+  srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    --nodelist="$others" --overlap bash -c "$node" - 4 --address="$RAY_HEAD" &
   pids+=($!)
 fi
 
 # The run starts with the nodes that are there, so it waits until all are.
 wanted=${#nodes[@]}
 for ((tries = 0; ; tries++)); do
-  there=$(RAY_ADDRESS="$head_ip:$port" python -c \
+  there=$(RAY_ADDRESS="$RAY_HEAD" python -c \
     'import ray; ray.init(logging_level="ERROR"); print(sum(n["Alive"] for n in ray.nodes()))') || there=0
   ((there >= wanted)) && break
-  ((tries < 60)) || { echo "$there of $wanted nodes joined after 60 tries" >&2; exit 1; }
+  ((tries < 60)) || { echo "$there of $wanted nodes joined after 60 tries" >&2; leave 75; }
   sleep 2
 done
 
 # In the background, so that Slurm's signal before the time limit reaches this script; with job control, because bash
 # lets background commands ignore interrupts without it.
 set -m
-RAY_ADDRESS="$head_ip:$port" massive-sft run "$@" &
+RAY_ADDRESS="$RAY_HEAD" massive-sft run "$@" &
 run=$!
-trap 'kill -INT "$run" 2>/dev/null || true' INT TERM
+trap 'kill -TERM "$run" 2>/dev/null || true' INT TERM
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2>/dev/null; do # a signal ended the wait, not the run
   code=0
   wait "$run" || code=$?
 done
-exit "$code"
+leave "$code"

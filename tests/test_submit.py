@@ -12,12 +12,13 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import ZipFile
 
 import pytest
@@ -35,13 +36,13 @@ from massive_sft.cli.submit import job, submit
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.scheduling import cluster, package
+from massive_sft.scheduling import cluster, end_request, package
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.cluster_paths import Answer, Wanted
 from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address
 from massive_sft.scheduling.package import find_tree, write_package
 from massive_sft.scheduling.portable import client_only
-from massive_sft.scheduling.submit import entrypoint, submit_sweep
+from massive_sft.scheduling.submit import Command, entrypoint, submission_stem, submit_sweep
 from massive_sft.sweep.load import load_sweep
 
 CANARY = "canary-7f3a9c"
@@ -139,11 +140,91 @@ def test_package_too_large_is_refused_with_its_largest_entries(tmp_path: Path) -
 def test_package_with_what_cannot_travel_names_every_such_entry(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
-    write(tmp_path / ".env", f"TOKEN={CANARY}")
     write(tmp_path / "back\\slash")
     problems = find_tree(tmp_path).problems
-    assert {Path(problem.place).name for problem in problems} == {"broken", "loop", ".env", "back\\\\slash"}
-    assert CANARY not in str(InvalidInput(problems))
+    assert {Path(problem.place).name for problem in problems} == {"broken", "loop", "back\\\\slash"}
+
+
+CREDENTIALS = (
+    *(
+        ".env",
+        ".env.production",
+        "prod.env",
+        ".envrc",
+        ".netrc",
+        "id_ed25519",
+        "server.pem",
+        "secrets.yaml",
+        "kubeconfig",
+    ),
+    *(".aws/credentials", ".docker/config.json", ".huggingface/token", "deep/service-account.json", ".ssh/config"),
+)
+KEYS = {
+    "notes.md": "the token is hf_" + "a" * 30,
+    "deploy.sh": "export AWS=AKIA" + "A" * 16,
+    "conf/tls.txt": "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
+}
+
+
+def test_package_leaves_out_credentials_by_name_and_by_content_and_says_so(tmp_path: Path) -> None:
+    for name in (*CREDENTIALS, ".env.example", "tokenizer.json", "secretary.py", "keys.md"):
+        write(tmp_path / name, f"TOKEN={CANARY}")
+    for name, text in KEYS.items():
+        write(tmp_path / name, text)
+    tree = find_tree(tmp_path)
+    assert tree.files.keys() == {".env.example", "tokenizer.json", "secretary.py", "keys.md"}
+    assert tree.credentials.keys() == {*CREDENTIALS, *KEYS}
+    said = list(tree.left_out())
+    assert said[0].startswith("left out as credentials: .aws/credentials lies in .aws, a folder of credentials; ")
+    assert said[0].endswith(f" and {len(CREDENTIALS) + len(KEYS) - 5} more")
+    assert said[-1] == "--include PATH lets one in"
+    assert not any(CANARY in sentence for sentence in said)
+
+
+def git(folder: Path, *words: str) -> None:
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *words], check=True)
+
+
+def test_package_of_a_repository_is_what_git_tracks_and_what_the_sweep_names(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    write(tmp_path / "code.py")
+    write(tmp_path / ".env", CANARY)
+    git(tmp_path, "add", "code.py", ".env", "sweeps")
+    (tmp_path / "broken").symlink_to("nowhere")
+    write(tmp_path / "scratch/dump.bin", "x" * 9)
+    write(tmp_path / "scratch/.netrc", CANARY)
+    tree = find_tree(tmp_path)
+    assert tree.files.keys() == {"code.py", "sweeps/x.yaml"}
+    assert client_only(load_sweep(path), (), tree) == [] and tree.problems == []
+    named = {"data/train.jsonl", "tasks/own.yaml", "tasks/test.jsonl"}
+    named |= {f"models/base/{name}" for name in ("config.json", "tokenizer.json", "model.safetensors")}
+    assert tree.files.keys() == {"code.py", "sweeps/x.yaml"} | named
+    credentials = "left out as credentials: .env has a name of credentials (.env); scratch/.netrc has a name of credentials (.netrc)"
+    assert list(tree.left_out()) == [
+        credentials,
+        "left out, for git does not track them: scratch/, broken",
+        "--include PATH lets one in",
+    ]
+
+
+def test_package_lets_in_what_include_names(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    write(tmp_path / ".gitignore", "data/\n")
+    git(tmp_path, "add", ".gitignore")
+    for name in ("data/a.jsonl", "data/b.jsonl", "data/.env", "more/x.txt", "more/.env", "other.txt"):
+        write(tmp_path / name)
+    assert find_tree(tmp_path).files.keys() == {".gitignore"}
+    assert find_tree(tmp_path, ["data/*.jsonl"]).files.keys() == {".gitignore", "data/a.jsonl", "data/b.jsonl"}
+    assert find_tree(tmp_path, ["data", "other.txt"]).files.keys() == {
+        ".gitignore",
+        "data/a.jsonl",
+        "data/b.jsonl",
+        "other.txt",
+    }
+    assert find_tree(tmp_path, ["more/.env"]).files.keys() == {".gitignore", "more/.env"}, "named by itself"
+    problems = find_tree(tmp_path, ["gone/*", "../x", "/etc/passwd"]).problems
+    assert [problem.place for problem in problems] == ["--include"] * 3
 
 
 def test_package_of_equal_trees_is_the_same_bytes(tmp_path: Path) -> None:
@@ -320,8 +401,36 @@ def test_entrypoint_names_files_within_the_package(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     path = sweep_file(Path("tree"))
     overlay = yaml_file(Path("tree/two words.yaml"), {"name": "other"})
-    command = entrypoint(load_sweep(path), [overlay], find_tree(Path("tree")))
-    assert command == "python -m massive_sft run sweeps/x.yaml --overlay 'two words.yaml'"
+    sweep, tree = load_sweep(path), find_tree(Path("tree"))
+    line = entrypoint(sweep, [overlay], tree, Command())
+    assert line == "python -m massive_sft run sweeps/x.yaml --overlay 'two words.yaml'"
+    command = Command("run", where="method=lora and epoch!=1", budget=2.5, retrain=True, python="python3")
+    line = entrypoint(sweep, [], tree, command)
+    options = "--where 'method=lora and epoch!=1' --budget-gpu-hours 2.5 --retrain"
+    assert line == f"python3 -m massive_sft run sweeps/x.yaml {options}"
+    assert entrypoint(sweep, [], tree, Command("fetch")) == "python -m massive_sft fetch sweeps/x.yaml"
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (Command("train"), "--verb"),
+        (Command("retry", budget=1.0), "--budget-gpu-hours"),
+        (Command("fetch", retrain=True), "--retrain"),
+        (Command("fetch", where="epoch=1"), "--where"),
+        (Command(where="epoch"), "--where, character 1"),
+    ],
+)
+def test_command_that_the_cluster_would_refuse_is_refused_here(command: Command, place: str) -> None:
+    assert [problem.place for problem in command.problems()] == [place]
+
+
+def test_submission_is_named_after_the_sweep_the_command_and_the_files(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, lambda content: content.update(name="a.b_c")))
+    (one, other) = (write(tmp_path / name, name) for name in ("one.zip", "other.zip"))
+    stem = submission_stem(sweep, "run x", one)
+    assert stem.startswith("a.b_c-") and stem == submission_stem(sweep, "run x", one)
+    assert len({stem, submission_stem(sweep, "retry x", one), submission_stem(sweep, "run x", other)}) == 3
 
 
 # ---- addresses
@@ -598,7 +707,13 @@ def test_sweep_submitted_from_elsewhere_runs_to_its_end(
 
 
 MAIN = """
-import json, os, sys, time
+import json, os, signal, sys, time
+def end(*_):
+    time.sleep(5)
+    print("wrote its checkpoint", flush=True)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, end)
 print(json.dumps({"arguments": sys.argv[1:], "files": sorted(os.listdir()), "environment": dict(os.environ)}), flush=True)
 time.sleep(int(open("seconds").read()))
 """
@@ -614,6 +729,7 @@ def own_package(root: Path, seconds: int) -> None:
     """Write a ``massive_sft`` into a tree that only tells what it was called with."""
     for name in ("__init__.py", "scheduling/__init__.py"):
         write(root / "massive_sft" / name, "")
+    shutil.copy(end_request.__file__, root / "massive_sft/scheduling/")
     write(root / "massive_sft/__main__.py", MAIN)
     write(root / "massive_sft/scheduling/cluster_paths.py", ANSWER)
     write(root / "seconds", str(seconds))
@@ -630,7 +746,7 @@ def test_job_sees_its_tree_first_and_nothing_of_this_environment(
     path = sweep_file(tmp_path)
     own_package(tmp_path, seconds=0)
     said: list[str] = []
-    identifier = submit_sweep(load_sweep(path), (), address, tmp_path, said.append)
+    identifier = submit_sweep(load_sweep(path), (), address, tmp_path, said.append).id
     asked = ["asking every node of the cluster for the paths that the sweep names"]
     asked += ["1 nodes see the storage root and all 0 paths"]
     assert said == [f"packaging {tmp_path}: {find_tree(tmp_path)}", *asked]
@@ -646,17 +762,95 @@ def test_job_sees_its_tree_first_and_nothing_of_this_environment(
     assert told["files"] == ["data", "massive_sft", "models", "seconds", "sweeps", "tasks"]
 
 
+class Forgets(BaseHTTPRequestHandler):
+    """Passes everything on to a cluster, but the first answer to a job's submission, which is lost."""
+
+    behind = ""
+    lost: ClassVar[list[bytes]] = []
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+        request = urllib.request.Request(self.behind + self.path, body, dict(self.headers), method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, data = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, data = error.code, error.read()
+        if (
+            self.command == "POST"
+            and self.path == "/api/jobs/"
+            and body
+            and b"massive_sft run" in body
+            and not self.lost
+        ):
+            self.lost.append(data)
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _pass_on
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
 @pytest.mark.slow
-def test_job_that_is_stopped_ends_and_says_so(head: tuple[str, Path], tmp_path: Path) -> None:
+def test_job_is_submitted_once_though_an_answer_is_lost_and_ends_where_it_can_go_on(
+    head: tuple[str, Path], tmp_path: Path
+) -> None:
+    """The cluster's own stop would kill it after three seconds; its command needs five to end."""
     address, _ = head
     path = sweep_file(tmp_path)
     own_package(tmp_path, seconds=600)
-    identifier = submit_sweep(load_sweep(path), (), address, tmp_path, lambda _: None)
-    wait_for(lambda: job_status(address, identifier).status == "RUNNING", 60)
-    stopped = CliRunner().invoke(cli, ["job", identifier, "--stop", "--address", address])
-    assert stopped.output == "stopping\n"
-    wait_for(lambda: job_status(address, identifier).status == "STOPPED", 30)
-    assert CliRunner().invoke(cli, ["job", identifier, "--address", address]).exit_code == 1
+    before = len(list_jobs(address))
+    Forgets.behind, Forgets.lost = address, []
+    with HTTPServer(("127.0.0.1", 0), Forgets) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        through = f"http://127.0.0.1:{server.server_port}"
+        sent = submit_sweep(load_sweep(path), (), through, tmp_path, lambda _: None)
+        server.shutdown()
+    assert Forgets.lost and sent.is_new and sent.id.startswith("portable-") and sent.id.endswith("-1")
+    wait_for(lambda: job_status(address, sent.id).status == "RUNNING", 60)
+    wait_for(lambda: '{"arguments' in "".join(job_logs(address, sent.id)), 30)
+    arguments = ["submit", str(path), "--address", address, "--working-dir", str(tmp_path)]
+    again = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert f"it goes on already, as {sent.id}" in again.output
+    assert len(list_jobs(address)) == before + 1
+
+    stopped = CliRunner().invoke(cli, ["job", sent.id, "--stop", "--address", address], catch_exceptions=False)
+    assert stopped.output.startswith("asked to end after the step or shard in hand"), stopped.output
+    assert f"{sent.id}  FAILED" in stopped.output
+    assert "wrote its checkpoint" in "".join(job_logs(address, sent.id))
+    assert CliRunner().invoke(cli, ["job", sent.id, "--address", address]).exit_code == 1
+    assert "it had ended before" in CliRunner().invoke(cli, ["job", sent.id, "--stop", "--address", address]).output
+
+    renewed = submit_sweep(load_sweep(path), (), address, tmp_path, lambda _: None)
+    assert renewed.is_new and renewed.id == sent.id[:-1] + "2"
+    wait_for(lambda: job_status(address, renewed.id).status == "RUNNING", 60)
+    killed = CliRunner().invoke(cli, ["job", renewed.id, "--stop", "--now", "--address", address])
+    assert killed.output.startswith("stopping\n") and f"{renewed.id}  STOPPED" in killed.output
+
+
+def test_request_to_end_reaches_the_command_of_one_job_alone(tmp_path: Path) -> None:
+    """A process that is started as Ray starts a job's command, and one of another job."""
+    processes = {}
+    for name in ("mine-1", "mine-12"):
+        config = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": name}})
+        processes[name] = subprocess.Popen(
+            ["sleep", "60"], env={"RAY_JOB_CONFIG_JSON_ENV_VAR": config, "PATH": os.environ["PATH"]}
+        )
+    try:
+        assert end_request.request_end("mine-1", {"RAY_JOB_STOP_WAIT_TIME_S": "600"}) == end_request.WAITS
+        assert end_request.request_end("gone", {}) == end_request.NOT_FOUND
+        assert end_request.request_end("mine-1", {"RAY_JOB_STOP_WAIT_TIME_S": "3"}) == end_request.ASKED
+        assert processes["mine-1"].wait(10) == -signal.SIGTERM
+        assert processes["mine-12"].poll() is None
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
 
 
 def shared_sweep(tree: Path, shared: Path, **changes: Any) -> Path:

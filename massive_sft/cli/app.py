@@ -38,11 +38,10 @@ from massive_sft.cli import (
     tiny,
 )
 from massive_sft.cli.options import console
-from massive_sft.core.errors import Interrupted, InvalidInput, MassiveSFTError
+from massive_sft.core.errors import ExitCode, InvalidInput, MassiveSFTError
 from massive_sft.core.files import explain_os_error
 from massive_sft.core.stop import redeliver_lost_interrupts
 
-EXIT_FAILED = 1
 err = console(is_error=True)
 
 
@@ -53,7 +52,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             err.print("interrupted; run the same command to go on")
-            raise typer.Exit(Interrupted.exit_code) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
@@ -108,7 +107,7 @@ def main() -> None:
         if explanation is None:
             raise
         err.print(explanation, style="red", highlight=False, soft_wrap=True)
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.INCOMPLETE)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
 

@@ -17,15 +17,13 @@ from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.score_table import score_table
 from massive_sft.cli.views import budget_view, changes_view
-from massive_sft.core.errors import Interrupted
+from massive_sft.core.errors import ExitCode
 from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
-
-EXIT_INCOMPLETE = 1
 
 Inline = Annotated[
     bool | None,
@@ -72,7 +70,10 @@ def pin_revisions(whole: Plan) -> Plan:
 
 
 def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool) -> None:
-    """Do what a plan leaves to do; exit with 1 when something of it is still missing afterwards, 130 when stopped."""
+    """Do what a plan leaves to do. Exits with INCOMPLETE when something of it is still missing afterwards.
+
+    One that was stopped exits with INTERRUPTED when a person wished it, else with TRY_AGAIN.
+    """
     out, err, stop = console(), console(is_error=True), StopSignal()
     with err.status("loading torch, transformers and lm-eval"):
         from massive_sft.api.run import choose_runner
@@ -106,7 +107,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
         out.print(f"{gone} trainings are needed again, for their snapshots were removed: run with --retrain")
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on")
-    raise typer.Exit(Interrupted.exit_code if stop() else EXIT_INCOMPLETE)
+    raise typer.Exit(stop.exit_code if stop() else ExitCode.INCOMPLETE)
 
 
 def _counts(plan: Plan) -> str:

@@ -48,19 +48,33 @@ class Problem:
         return text
 
 
+class ExitCode(enum.IntEnum):
+    """What the command line ends with: whether the same command, run again, may get further by itself.
+
+    A scheduler retries TRY_AGAIN (EX_TEMPFAIL of sysexits.h) and what ended by a signal, and leaves the others to a
+    person.
+    """
+
+    COMPLETE = 0
+    INCOMPLETE = 1  # something failed or is missing, for reasons that stand
+    INVALID = 2  # input, machine or cluster; nothing was done
+    TRY_AGAIN = 75  # SIGTERM, a cluster that was lost or stands still
+    INTERRUPTED = 130  # a person's wish: Ctrl-C, ``massive-sft cancel``, a closed terminal
+
+
 class MassiveSFTError(Exception):
     """Base of every error that is reported as a sentence, never as a traceback.
 
     ``exit_code`` is what the command line ends with.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.INCOMPLETE
 
 
 class InvalidInput(MassiveSFTError):
     """The user's input is wrong: holds every problem found, not only the first."""
 
-    exit_code = 2
+    exit_code = ExitCode.INVALID
 
     def __init__(self, problems: Iterable[Problem] | Problem):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
@@ -92,13 +106,19 @@ class TrainAgain(MassiveSFTError):
 class Interrupted(MassiveSFTError):
     """Work ended because it was asked to, at a point from which the same command goes on."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
+
+
+class ClusterLost(MassiveSFTError):
+    """The cluster that a run was on is gone; what has a record or a checkpoint is not done again."""
+
+    exit_code = ExitCode.TRY_AGAIN
 
 
 class Unsupported(MassiveSFTError):
     """A valid request that this version refuses, with the reason and the remedy."""
 
-    exit_code = 2
+    exit_code = ExitCode.INVALID
 
 
 def describe_error(error: BaseException) -> str:

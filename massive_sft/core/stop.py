@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from massive_sft.core.errors import Interrupted
+from massive_sft.core.errors import ExitCode, Interrupted
 
 REDELIVERY_S = 0.05  # seconds after which an interrupt that was lost is sent again: the finalizer has ended
 POLL_S = 1.0  # seconds between checks for a request from elsewhere
@@ -36,6 +36,11 @@ class StopSignal:
         self.reason = self.reason or reason
         self._asked.set()
         self._wake.set()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What a stopped run ends with: SIGTERM is a scheduler's, which may retry; the rest is a person's wish."""
+        return ExitCode.TRY_AGAIN if self.reason == SIGNALS[signal.SIGTERM] else ExitCode.INTERRUPTED
 
     def check(self) -> None:
         """Raise Interrupted once the run should end."""
@@ -76,7 +81,7 @@ class StopSignal:
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-            os._exit(Interrupted.exit_code)
+            os._exit(ExitCode.INTERRUPTED)
         self.request(SIGNALS[signal.Signals(number)])
 
     def _poll(self, end_requested: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:

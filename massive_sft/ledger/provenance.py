@@ -55,6 +55,11 @@ def redact(text: str) -> str:
     return _SHAPES.sub(HIDDEN, text)
 
 
+def has_token(text: str) -> bool:
+    """Whether a text holds a token of a well-known service, by its shape."""
+    return _SHAPES.search(text) is not None
+
+
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
     """Return a command line with secrets hidden, also where flag and value are two arguments (``--token abc``)."""
     shown: list[str] = []

@@ -6,11 +6,13 @@ import asyncio
 import http.client
 import logging
 import os
+import re
+import shlex
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.provenance import redact
+from massive_sft.scheduling import end_request
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -29,6 +32,7 @@ TIMEOUT_S = 10.0  # seconds for a cluster's first answer
 AWAITED = "massive_sft.awaited"  # marks a job whose answer is all that somebody wants of it
 POLL_S = 0.5  # seconds between looks at a job that is waited for
 UNSUCCESSFUL = frozenset({"FAILED", "STOPPED"})
+REQUEST_S = 120.0  # seconds that a job may take that asks another one to end
 
 
 class JobError(MassiveSFTError):
@@ -57,8 +61,20 @@ class Job:
     ended: datetime | None
 
     @property
+    def has_ended(self) -> bool:
+        return self.has_failed or self.status == "SUCCEEDED"
+
+    @property
     def has_failed(self) -> bool:
         return self.status in UNSUCCESSFUL
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A job as it was submitted: its id, and whether it is new or went on already."""
+
+    id: str
+    is_new: bool
 
 
 def resolve_address(address: str | None) -> str:
@@ -78,15 +94,34 @@ def resolve_address(address: str | None) -> str:
     return address.rstrip("/")
 
 
-def send_job(address: str, entrypoint: str, package: Path, sweep: str) -> str:
-    """Start a command on the cluster in an unpacked zip file; return the job's id at once.
+def send_job(address: str, entrypoint: str, package: Path, sweep: str, stem: str) -> Sent:
+    """Start a command on the cluster in an unpacked zip file, at once, unless an equal one goes on there.
 
     Of this machine's environment nothing is sent: Ray shows a job's variables to everybody who sees its dashboard.
+
+    Args:
+        address: of the dashboard.
+        entrypoint: the command.
+        package: the zip file.
+        sweep: the sweep's name.
+        stem: how the ids of equal jobs begin, before a number; so what was sent twice, for the first answer was lost,
+            is started once.
     """
     with _client(address) as client:
-        return client.submit_job(
-            entrypoint=entrypoint, runtime_env={"working_dir": str(package)}, metadata={"sweep": sweep}
-        )
+        equal = [job for job in _jobs(client) if re.fullmatch(rf"{re.escape(stem)}-\d+", job.id)]
+        going = next((job for job in equal if not job.has_ended), None)
+        if going is not None:
+            return Sent(going.id, False)
+        job = f"{stem}-{len(equal) + 1}"
+        environment = {"working_dir": str(package)}
+        try:
+            client.submit_job(
+                entrypoint=entrypoint, runtime_env=environment, metadata={"sweep": sweep}, submission_id=job
+            )
+        except (RuntimeError, OSError):
+            if all(one.id != job for one in _jobs(client)):  # else only the answer was lost
+                raise
+        return Sent(job, True)
 
 
 def run_job(address: str, entrypoint: str, package: Path, timeout_s: float) -> str:
@@ -95,18 +130,7 @@ def run_job(address: str, entrypoint: str, package: Path, timeout_s: float) -> s
     ``list_jobs`` leaves it out. Raises JobError when it does not end in time; it is stopped then.
     """
     with _client(address) as client:
-        environment = {"working_dir": str(package)}
-        job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata={AWAITED: "yes"})
-        end = time.monotonic() + timeout_s
-        try:
-            while not client.get_job_status(job).is_terminal():
-                if time.monotonic() > end:
-                    raise JobError(f"{redact(address)}: the cluster did not run `{entrypoint}` within {timeout_s:g} s")
-                time.sleep(POLL_S)
-            details = client.get_job_info(job)
-            return f"{details.message or ''}\n{client.get_job_logs(job)}"
-        finally:
-            client.stop_job(job)
+        return _run(client, entrypoint, {"working_dir": str(package)}, timeout_s)
 
 
 def list_jobs(address: str | None) -> list[Job]:
@@ -146,12 +170,34 @@ def job_logs(address: str | None, job: str, follow: bool = False) -> Iterator[st
                 yield text
 
 
-def stop_job(address: str | None, job: str) -> bool:
-    """Ask a job to end; return whether it was running. What it has finished stays in the ledger."""
+def stop_job(address: str | None, job: str, now: bool, say: Callable[[str], None]) -> Job:
+    """Have a job end where it can go on from, and wait for that; return it as it is then.
+
+    Args:
+        address: of the dashboard; None for the default one.
+        job: its id.
+        now: have the cluster end it as it is set up to, which may be a kill after three seconds.
+        say: told what was done.
+
+    Raises:
+        InvalidInput: the cluster does not answer or knows no such job.
+        JobError: it could not be asked to end first, or the cluster was lost.
+    """
     address = resolve_address(address)
     with _client(address) as client:
-        _find(client, address, job)
-        return client.stop_job(job)
+        found = _find(client, address, job)
+        if found.has_ended:
+            say("it had ended before")
+            return found
+        done = end_request.NOT_FOUND if now or found.status == "PENDING" else _request_end(client, found)
+        if done == end_request.ASKED:
+            say("asked to end after the step or shard in hand; waiting (Ctrl-C leaves, the request stays)")
+        else:
+            client.stop_job(job)
+            say("stopping" if done == end_request.NOT_FOUND else "stopping; the cluster lets it write a checkpoint")
+        while not (found := _find(client, address, job)).has_ended:
+            time.sleep(POLL_S)
+        return found
 
 
 def cluster_problem(address: str) -> Problem | None:
@@ -207,6 +253,35 @@ def _only_address(address: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _run(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any], timeout_s: float) -> str:
+    """Run a command to its end as a job that nobody sees; return what it printed."""
+    job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata={AWAITED: "yes"})
+    end = time.monotonic() + timeout_s
+    try:
+        while not client.get_job_status(job).is_terminal():
+            if time.monotonic() > end:
+                raise JobError(f"the cluster did not run `{entrypoint}` within {timeout_s:g} s")
+            time.sleep(POLL_S)
+        details = client.get_job_info(job)
+        return f"{details.message or ''}\n{client.get_job_logs(job)}"
+    finally:
+        client.stop_job(job)
+
+
+def _request_end(client: JobSubmissionClient, job: Job) -> str:
+    """Ask a job's command to end, by a job in the same files; return what was done."""
+    python, *rest = job.entrypoint.split(" -m massive_sft ", 1)
+    command = f"{python if rest else 'python'} -m massive_sft.scheduling.end_request {shlex.quote(job.id)}"
+    printed = _run(client, command, dict(client.get_job_info(job.id).runtime_env or {}), REQUEST_S)
+    answer = end_request.find_answer(printed)
+    if answer is None:
+        last = "; ".join(printed.strip().splitlines()[-3:]) or "it printed nothing"
+        raise JobError(
+            f"{job.id} could not be asked to end ({redact(last)}); --now has the cluster end it, in any case"
+        )
+    return answer
 
 
 def _jobs(client: JobSubmissionClient) -> list[Job]:

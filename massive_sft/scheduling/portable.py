@@ -20,7 +20,8 @@ SQLITE = "sqlite:///"
 def client_only(sweep: Sweep, overlays: Iterable[Path], tree: Tree) -> list[Problem]:
     """Return why a sweep would not find on a cluster what it names, or lose there what it writes.
 
-    Absolute paths, and those with a ``${NAME}``, are the cluster's, which knows them (``cluster_paths``).
+    Files that it names are packaged, though git does not track them. Absolute paths, and those with a ``${NAME}``, are
+    the cluster's, which knows them (``cluster_paths``).
 
     Args:
         sweep: loaded; its ``${NAME}`` are not expanded here.
@@ -72,14 +73,16 @@ class _Paths:
 
     def _packaged(self, path: Path, place: str) -> Iterator[Problem]:
         """Check that an absolute path is a packaged file."""
-        if self.tree.holds(path):
+        if self.tree.take(path):
             return
         if not path.is_relative_to(self.tree.root):
             yield self._outside(place, str(path))
         elif not path.exists():
             yield Problem(place, "there is no such file or folder", str(path))
         else:
-            rule = f"is left out of the package (.gitignore, .rayignore): let it in, or {SHARED}"
+            name = path.relative_to(self.tree.root).as_posix()
+            why = self.tree.credentials.get(name, ".gitignore, .rayignore")
+            rule = f"is left out of the package ({why}): let it in (--include), or {SHARED}"
             yield Problem(place, rule, str(path))
 
     def _outside(self, place: str, text: str) -> Problem:

@@ -1,0 +1,150 @@
+"""``cluster/slurm.sh``: on the real daemons of Slurm where they are, and what it decides with stand-ins for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Slurm, find_slurm, running_slurm
+from small_sweep import small_sweep
+
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import make_plan
+from massive_sft.running.inline import run_inline
+from massive_sft.sweep.load import load_sweep
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "cluster/slurm.sh"
+
+# ---- what it decides, with stand-ins for Slurm's commands, Ray and the run
+
+STANDINS = {
+    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) sleep 60;; esac',
+    "scontrol": 'case "$*" in *hostnames*) printf "a\\nb\\n";; *node*) echo "NodeAddr=a NodeHostName=a";;'
+    ' *"show job"*) echo "JobState=$STATE Reason=None";; requeue*) echo "$2" >> requeued;; esac',
+    "ray": "exit 0",
+    "python": "echo 2",
+    "massive-sft": 'echo "$@" at "$RAY_ADDRESS" >> ran; exit "$CODE"',
+}
+
+
+@pytest.fixture
+def standins(tmp_path: Path) -> Path:
+    """A folder with an environment whose programs are stand-ins."""
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text('export PATH="$PWD/.venv/bin:$PATH"\n')
+    for name, text in STANDINS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    return tmp_path
+
+
+def run_script(folder: Path, code: int, state: str = "RUNNING", head_ip: str = "10.1.2.3", restarts: int = 0) -> int:
+    own = {"CODE": str(code), "STATE": state, "HEAD_IP": head_ip, "SLURM_RESTART_COUNT": str(restarts)}
+    job = {"SLURM_JOB_ID": "4321", "SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "3"}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **own, **job}
+    return subprocess.run(["bash", str(SCRIPT), "x.yaml"], env=environment, cwd=folder, timeout=60).returncode
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "restarts", "again"),
+    [
+        *((75, "RUNNING", 0, True), (0, "RUNNING", 0, False), (1, "RUNNING", 0, False), (2, "RUNNING", 0, False)),
+        *((75, "CANCELLED", 0, False), (75, "COMPLETING", 0, False), (75, "RUNNING", 100, False)),
+    ],
+)
+def test_job_goes_back_into_the_queue_where_another_time_may_get_further(
+    code: int, state: str, restarts: int, again: bool, standins: Path
+) -> None:
+    assert run_script(standins, code, state, restarts=restarts) == code
+    assert (standins / "ran").read_text() == "run x.yaml at 10.1.2.3:23210\n"
+    assert (standins / "requeued").exists() is again
+
+
+def test_head_whose_name_is_a_loopback_address_on_other_nodes_is_refused(standins: Path) -> None:
+    assert run_script(standins, 0, head_ip="127.0.1.1") == 2
+    assert not (standins / "ran").exists()
+
+
+# ---- the real thing
+
+
+@pytest.fixture
+def slurm() -> Iterator[Slurm]:
+    root = find_slurm()
+    if root is None:
+        pytest.skip("needs Slurm's daemons: on PATH, or unpacked below $SLURM_ROOT (tests/slurm_cluster.py)")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: Slurm's daemons start jobs of other users")
+    folder = Path(tempfile.mkdtemp(prefix="msft-slurm-", dir="/tmp"))
+    try:
+        with running_slurm(root, folder, cpus=1) as started:
+            yield started
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, told()
+        time.sleep(0.5)
+
+
+def results(path: Path) -> dict[str, tuple[object, object]]:
+    ledger = Ledger.open(make_plan(load_sweep(path)).root, create=False)
+    return {
+        record.cell: (record.scores, record.measures) for record in ledger.records() if record.status is Status.COMPLETE
+    }
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_sweep_on_two_nodes_of_slurm_is_requeued_twice_and_ends_as_one_that_nobody_disturbed(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    """First by the signal that Slurm sends before the time limit, then by ``scontrol requeue``, as a preemption does."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"]}
+    block |= {"schedule": "constant", "horizon": 60, "snapshots": [60]}
+    path = small_sweep(tmp_path, blocks=[block])
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    out = tmp_path / "out.txt"
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
+    sized = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=30"]
+    command = Slurm({**slurm.environment, **kept, "HOME": str(tmp_path)})
+    job = command.call(
+        "sbatch", "--parsable", f"--chdir={tmp_path}", f"--output={out}", *sized, str(SCRIPT), "sweep.yaml"
+    ).strip()
+
+    def told() -> str:
+        return out.read_text() if out.exists() else "nothing was printed"
+
+    def trains(times: int) -> bool:
+        assert slurm.job(job)["JobState"] not in ("FAILED", "COMPLETED", "CANCELLED", "NODE_FAIL"), told()
+        return told().count("tracker: ") == times and "training llama" in told().rpartition("tracker: ")[2]
+
+    wait_for(lambda: trains(1), 300, told)
+    slurm.call("scancel", "--batch", "--signal=TERM", job)
+    wait_for(lambda: slurm.job(job)["Restarts"] == "1", 120, told)
+    assert "SIGTERM: ending after the step or shard in hand" in told() and "exit 75: back into the queue" in told()
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: trains(2), 300, told)
+    slurm.call("scontrol", "requeue", job)
+    wait_for(lambda: slurm.job(job)["Restarts"] == "2", 120, told)
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: slurm.job(job)["JobState"] == "COMPLETED", 400, told)
+    assert "3 COMPLETE" in told()
+    assert not list(Path("/tmp").glob(f"ray-{job}-*")), "the nodes' folders are gone"
+
+    undisturbed = small_sweep(tmp_path / "alone", blocks=[block])
+    run_inline(make_plan(load_sweep(undisturbed)), lambda _: None)
+    assert results(path) == results(undisturbed)
