@@ -21,6 +21,9 @@ unset RAY_ADDRESS
 export RAY_AUTH_MODE=token
 ray get-auth-token --generate >/dev/null
 
+# `job --stop`: SIGKILL follows SIGTERM after so many seconds; 3 without this, too few for a checkpoint.
+export RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-600}"
+
 exec ray start --head --block \
   --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" \
   --disable-usage-stats "$@"

@@ -929,6 +929,23 @@ def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_star
 
 
 @pytest.mark.slow
+def test_check_names_the_node_that_lacks_a_path(
+    head: tuple[str, Path], session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is packaged, relative paths are asked for as well."""
+    address, runs = head
+    path = relative_sweep(tmp_path / "shared")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    with second_node(address, runs, session, tmp_path / "shared"), pytest.raises(InvalidInput) as caught:
+        CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
+    told = {problem.place.removeprefix(f"{path}: "): problem.rule for problem in caught.value.problems}
+    assert {"models.llama.path", "datasets.facts.path"} <= told.keys() and "storage.root" not in told
+    assert all("there is no such file or folder on second (" in rule for rule in told.values()), told
+
+
+@pytest.mark.slow
 def test_storage_that_is_a_folder_of_the_client_alone_is_refused(head: tuple[str, Path], tmp_path: Path) -> None:
     address, _ = head
     with Room(tmp_path / "home/me", "1m") as client:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from massive_sft.api.plan import pin_revisions, plan
-from massive_sft.core.errors import Interrupted
+from massive_sft.core.errors import Interrupted, InvalidInput
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -95,10 +95,14 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
 
     def run_there(plan: Plan, listen: Listen) -> None:
         from massive_sft.scheduling.cluster import connected
+        from massive_sft.scheduling.cluster_paths import path_problems
         from massive_sft.scheduling.native_log import without_native_log
         from massive_sft.scheduling.run_on_ray import run_on_ray
 
         with without_native_log(), connected():
+            problems = path_problems(plan.sweep) if named_cluster() else []
+            if problems:
+                raise InvalidInput(problems)
             run_on_ray(plan, listen, say, retrain, stop)
 
     def run_shorter(plan: Plan, listen: Listen) -> None:

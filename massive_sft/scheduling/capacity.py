@@ -1,4 +1,4 @@
-"""Whether the cluster that ``RAY_ADDRESS`` names can hold a plan."""
+"""Whether the cluster that ``RAY_ADDRESS`` names can hold a plan, and sees what it names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.running.trial import trainings_left
 from massive_sft.scheduling.cluster import connected
+from massive_sft.scheduling.cluster_paths import path_problems
 from massive_sft.scheduling.resource_split import choose_mode
 
 
 def capacity_problems(plan: Plan) -> list[Problem]:
-    """Connect to the cluster; return why it cannot be used, or which trainings that are left cannot be on it."""
+    """Connect to the cluster; return why it cannot be used, which trainings left cannot be on it, what its nodes lack."""
     try:
         to_train = trainings_left(plan, Ledger(plan.root))
         with connected():
             choose_mode(plan, to_train, ray.cluster_resources())
+            return path_problems(plan.sweep)
     except InvalidInput as error:
         return error.problems
-    return []

@@ -1,5 +1,6 @@
-"""Whether every node of a cluster has what a sweep names there: a job that ``submit`` runs before the sweep's own.
+"""Whether every node of a cluster has what a sweep names there.
 
+``check`` and ``run`` ask on the cluster that ``RAY_ADDRESS`` names. ``submit`` has a job ask before the sweep's own:
 ``python -m massive_sft.scheduling.cluster_paths SWEEP [OVERLAY ...]`` prints its answer as one line of JSON.
 """
 
@@ -61,10 +62,15 @@ class Wanted:
     Attributes:
         paths: absolute path → (place, text) of who names it.
         problems: what is wrong on every node.
+
+    Args:
+        sweep: loaded.
+        is_packaged: whether the sweep file and what it names by relative paths travel with a job.
     """
 
-    def __init__(self, sweep: Sweep):
+    def __init__(self, sweep: Sweep, is_packaged: bool = True):
         self.sweep = sweep
+        self.is_packaged = is_packaged
         self.paths: dict[str, tuple[str, str]] = {}
         self.problems: list[Problem] = []
         for named in sweep_paths(sweep):
@@ -83,7 +89,7 @@ class Wanted:
         """Note a path and, of a folder, the files that are read; what is packaged is on every node already."""
         try:
             path = resolve_path(named.text, named.folder, named.place)
-            if named.is_elsewhere or VARIABLE in named.text:
+            if not self.is_packaged or named.is_elsewhere or VARIABLE in named.text:
                 self.paths.setdefault(str(path), (named.place, named.text))
                 for file in named.within(path) if path.is_dir() else ():
                     self.paths.setdefault(str(file), (named.place, str(file)))
@@ -93,6 +99,12 @@ class Wanted:
             self.problems.append(Problem(named.place, rule, named.text))
             return None
         return path
+
+
+def path_problems(sweep: Sweep) -> list[Problem]:
+    """Return what nodes of the cluster that this process is connected to lack of all that a sweep names."""
+    found = look(Wanted(sweep, is_packaged=False)).problems
+    return [Problem(f"{sweep.path}: {place}", rule, value) for place, rule, value in found]
 
 
 def look(wanted: Wanted) -> Answer:

@@ -1,0 +1,44 @@
+"""What the command line ends with: one table, and errors and stops that keep to it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted, InvalidInput, LedgerError, Unsupported
+from massive_sft.core.stop import StopSignal
+from massive_sft.scheduling.run_on_ray import Stuck
+
+TABLE = (Path(__file__).parent.parent / "docs/reliability.md").read_text().partition("## Exit codes")[2]
+
+
+def test_table_of_exit_codes_is_complete() -> None:
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", TABLE, re.M)] == sorted(ExitCode)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidInput, ExitCode.INVALID),
+        (Unsupported, ExitCode.INVALID),
+        (LedgerError, ExitCode.INCOMPLETE),
+        (Interrupted, ExitCode.INTERRUPTED),
+        (ClusterLost, ExitCode.TRY_AGAIN),
+        (Stuck, ExitCode.TRY_AGAIN),
+    ],
+)
+def test_error_says_whether_another_run_may_get_further(error: type, code: ExitCode) -> None:
+    assert error.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("Ctrl-C", 130), ("massive-sft cancel", 130), ("SIGHUP (its terminal was closed)", 130), ("SIGTERM", 75)],
+)
+def test_scheduler_may_undo_its_own_stop_and_no_persons(reason: str, code: int) -> None:
+    stop = StopSignal()
+    stop.request(reason)
+    stop.request("SIGTERM")
+    assert stop.exit_code == code
