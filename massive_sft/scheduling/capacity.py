@@ -14,7 +14,7 @@ from massive_sft.scheduling.resource_split import choose_mode
 
 
 def capacity_problems(plan: Plan) -> list[Problem]:
-    """Connect to the cluster; return why it cannot be used, which trainings left cannot be on it, what its nodes lack."""
+    """Connect to the cluster; return why it cannot be used, what of the plan cannot be on it, what its nodes lack."""
     try:
         to_train = trainings_left(plan, Ledger(plan.root))
         with connected():
