@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted, InvalidInput, LedgerError, Unsupported
 from massive_sft.core.stop import StopSignal
+from massive_sft.scheduling import cluster
 from massive_sft.scheduling.run_on_ray import Stuck
 
 TABLE = (Path(__file__).parent.parent / "docs/reliability.md").read_text().partition("## Exit codes")[2]
@@ -42,3 +44,14 @@ def test_scheduler_may_undo_its_own_stop_and_no_persons(reason: str, code: int) 
     stop.request(reason)
     stop.request("SIGTERM")
     assert stop.exit_code == code
+
+
+def test_answer_that_ray_can_no_longer_give_is_a_lost_cluster_and_a_mistake_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "_start", lambda _: None)
+    with pytest.raises(ClusterLost, match="run the same command to go on"), cluster.connected():
+        raise ActorUnavailableError("The actor's node has died.", None)
+    with pytest.raises(RayTaskError), cluster.connected():
+        raise RayTaskError("lacks", "Traceback", ValueError("x"))

@@ -18,8 +18,9 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outl
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import RayError, RayTaskError
 
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import ClusterLost, InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.scheduling.named_cluster import named_cluster
 
@@ -32,6 +33,7 @@ def connected() -> Iterator[None]:
 
     Raises:
         InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
+        ClusterLost: what the block asked of Ray was not answered, for it is gone.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
@@ -49,6 +51,11 @@ def connected() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm)  # which Ray has taken
         yield
+    except RayTaskError:  # raised by code that ran there
+        raise
+    except RayError as error:
+        lost = redact(" ".join(str(error).split()))[:500]
+        raise ClusterLost(f"the cluster was lost ({lost}); run the same command to go on") from error
     finally:
         ray.shutdown()
 
