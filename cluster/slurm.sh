@@ -59,10 +59,9 @@ wait $! || wait $! || true # a signal ends the first wait, not Ray
 rm -rf -- "$folder"
 '
 
-pids=()
 stop() {
   trap '' TERM INT
-  kill "${pids[@]}" 2>/dev/null || true
+  scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true # all steps, not this script; a signal to srun is a SIGKILL
   wait || true
 }
 trap stop EXIT
@@ -83,7 +82,6 @@ leave() {
 srun "${step[@]}" --nodelist="$head" bash -c "$node" - 3 \
   --head --node-ip-address="$head_ip" --port="$RAY_BASE_PORT" --ray-client-server-port=$((RAY_BASE_PORT + 1)) \
   --dashboard-host=127.0.0.1 --dashboard-port=$((RAY_BASE_PORT + 2)) &
-pids+=($!)
 
 for ((tries = 0; ; tries++)); do
   ray health-check --address="$RAY_HEAD" >/dev/null 2>&1 && break
@@ -96,8 +94,7 @@ if ((${#nodes[@]} > 1)); then
   count=$((${#nodes[@]} - 1))
   srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     --nodelist="$others" --overlap bash -c "$node" - 4 --address="$RAY_HEAD" &
-  pids+=($!)
-fi
+  fi
 
 # The run starts with the nodes that are there, so it waits until all are.
 wanted=${#nodes[@]}

@@ -27,25 +27,39 @@ SCRIPT = ROOT / "cluster/slurm.sh"
 # ---- what it decides, with stand-ins for Slurm's commands, Ray and the run
 
 STANDINS = {
-    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) sleep 60;; esac',
+    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) echo $$ >> steps; exec sleep 60;; esac',
+    "scancel": "kill $(cat steps)",
     "scontrol": 'case "$*" in *hostnames*) printf "a\\nb\\n";; *node*) echo "NodeAddr=a NodeHostName=a";;'
     ' *"show job"*) echo "JobState=$STATE Reason=None";; requeue*) echo "$2" >> requeued;; esac',
     "ray": "exit 0",
     "python": "echo 2",
     "massive-sft": 'echo "$@" at "$RAY_ADDRESS" >> ran; exit "$CODE"',
 }
+# On the real Slurm: a Ray that stays until a signal, in its folder, and a run that takes two seconds for a checkpoint.
+IDLE = {
+    "ray": """[ "$1" = start ] || exit 0
+        for word in "$@"; do case $word in --temp-dir=*) mkdir "${word#*=}";; esac; done
+        trap 'echo "Ray ends on $SLURMD_NODENAME"; exit' TERM; echo "Ray on $SLURMD_NODENAME: $*"; while :; do sleep 0.2; done""",
+    "python": "echo 2",
+    "massive-sft": """trap 'sleep 2; echo checkpoint; exit 75' TERM
+        echo "run $SLURM_RESTART_COUNT at $RAY_ADDRESS"; while :; do sleep 0.2; done""",
+}
+
+
+def environment_of(folder: Path, programs: dict[str, str]) -> Path:
+    """Make an environment whose programs are stand-ins; return the folder that has it."""
+    place = folder / ".venv/bin"
+    place.mkdir(parents=True)
+    (place / "activate").write_text(f'export PATH="{place}:$PATH"\n')
+    for name, text in programs.items():
+        (place / name).write_text(f"#!/bin/bash\n{text}\n")
+        (place / name).chmod(0o755)
+    return folder
 
 
 @pytest.fixture
 def standins(tmp_path: Path) -> Path:
-    """A folder with an environment whose programs are stand-ins."""
-    programs = tmp_path / ".venv/bin"
-    programs.mkdir(parents=True)
-    (programs / "activate").write_text('export PATH="$PWD/.venv/bin:$PATH"\n')
-    for name, text in STANDINS.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (programs / name).chmod(0o755)
-    return tmp_path
+    return environment_of(tmp_path, STANDINS)
 
 
 def run_script(folder: Path, code: int, state: str = "RUNNING", head_ip: str = "10.1.2.3", restarts: int = 0) -> int:
@@ -107,6 +121,43 @@ def results(path: Path) -> dict[str, tuple[object, object]]:
     }
 
 
+def submit(slurm: Slurm, folder: Path, **environment: str) -> tuple[str, Path]:
+    """Submit the script from a folder for two nodes of one CPU; return the job and the file that it prints to."""
+    out = folder / "out.txt"
+    sized = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=30"]
+    words = ["sbatch", "--parsable", f"--chdir={folder}", f"--output={out}", *sized, str(SCRIPT), "sweep.yaml"]
+    return Slurm({**slurm.environment, **environment}).call(*words).strip(), out
+
+
+@pytest.mark.long
+def test_job_of_slurm_goes_on_after_its_signal_and_after_a_requeue_and_ends_when_it_is_cancelled(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    job, out = submit(slurm, environment_of(tmp_path, IDLE))
+    told = out.read_text
+
+    def starts_anew(times: int) -> None:
+        wait_for(lambda: slurm.job(job)["Restarts"] == str(times) and slurm.job(job)["JobState"] == "PENDING", 60, told)
+        slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes otherwise
+        wait_for(lambda: f"run {times} at" in told(), 60, told)
+
+    wait_for(lambda: out.exists() and "run  at 127.0.0.1:" in told(), 60, lambda: "nothing was printed")
+    slurm.call("scancel", "--batch", "--signal=TERM", job)  # as Slurm does before the time limit
+    starts_anew(1)
+    first = told().partition("run 1 at")[0]
+    assert first.index("checkpoint") < first.index("Ray ends on n1") < first.index("exit 75: back into the queue")
+    slurm.call("scontrol", "requeue", job)  # as a preemption does
+    starts_anew(2)
+    slurm.call("scancel", job)
+    wait_for(
+        lambda: slurm.job(job)["JobState"] == "CANCELLED" and not any(Path("/tmp").glob(f"ray-{job}-n?")), 60, told
+    )
+    assert slurm.job(job)["Restarts"] == "2"
+    port = 20000 + int(job) % 1000 * 10
+    assert f"Ray on n1: start --block --disable-usage-stats --temp-dir=/tmp/ray-{job}-n1 --num-cpus=1 " in told()
+    assert f"--dashboard-agent-listen-port={port + 4} --address=127.0.0.1:{port}\n" in told()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_sweep_on_two_nodes_of_slurm_is_requeued_twice_and_ends_as_one_that_nobody_disturbed(
@@ -117,13 +168,8 @@ def test_sweep_on_two_nodes_of_slurm_is_requeued_twice_and_ends_as_one_that_nobo
     block |= {"schedule": "constant", "horizon": 60, "snapshots": [60]}
     path = small_sweep(tmp_path, blocks=[block])
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    out = tmp_path / "out.txt"
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
-    sized = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=30"]
-    command = Slurm({**slurm.environment, **kept, "HOME": str(tmp_path)})
-    job = command.call(
-        "sbatch", "--parsable", f"--chdir={tmp_path}", f"--output={out}", *sized, str(SCRIPT), "sweep.yaml"
-    ).strip()
+    job, out = submit(slurm, tmp_path, **kept, HOME=str(tmp_path))
 
     def told() -> str:
         return out.read_text() if out.exists() else "nothing was printed"
