@@ -823,7 +823,7 @@ def test_job_is_submitted_once_though_an_answer_is_lost_and_ends_where_it_can_go
     assert stopped.output.startswith("asked to end after the step or shard in hand"), stopped.output
     assert f"{sent.id}  FAILED" in stopped.output
     assert "wrote its checkpoint" in "".join(job_logs(address, sent.id))
-    assert CliRunner().invoke(cli, ["job", sent.id, "--address", address]).exit_code == 1
+    assert CliRunner().invoke(cli, ["job", sent.id, "--address", address]).exit_code == 75
     assert "it had ended before" in CliRunner().invoke(cli, ["job", sent.id, "--stop", "--address", address]).output
 
     renewed = submit_sweep(load_sweep(path), (), address, tmp_path, lambda _: None)
@@ -831,6 +831,7 @@ def test_job_is_submitted_once_though_an_answer_is_lost_and_ends_where_it_can_go
     wait_for(lambda: job_status(address, renewed.id).status == "RUNNING", 60)
     killed = CliRunner().invoke(cli, ["job", renewed.id, "--stop", "--now", "--address", address])
     assert killed.output.startswith("stopping\n") and f"{renewed.id}  STOPPED" in killed.output
+    assert CliRunner().invoke(cli, ["job", renewed.id, "--address", address]).exit_code == 1
 
 
 def test_request_to_end_reaches_the_command_of_one_job_alone(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def job(
     ] = False,
     address: Address = None,
 ) -> None:
-    """How a submitted job is, or what it prints. Exits with 1 when it failed or was stopped."""
+    """How a submitted job is, or what it prints. Exits with 1 when it failed or was stopped, with 75 when it may go on."""
     if job_id is None:
         for item in list_jobs(address):
             typer.echo(_line(item))
@@ -92,7 +92,7 @@ def job(
     if state.message:
         typer.echo(state.message, err=logs or follow)
     if state.has_failed:
-        raise typer.Exit(ExitCode.INCOMPLETE)
+        raise typer.Exit(ExitCode.TRY_AGAIN if state.exit_code == ExitCode.TRY_AGAIN else ExitCode.INCOMPLETE)
 
 
 @contextmanager

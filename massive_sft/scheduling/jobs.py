@@ -50,6 +50,7 @@ class Job:
         entrypoint: its command line.
         message: the cluster's words on the status.
         started, ended: in UTC; None when not yet.
+        exit_code: what its command ended with; None where it did not, or was killed with its node.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     message: str
     started: datetime | None
     ended: datetime | None
+    exit_code: int | None
 
     @property
     def has_ended(self) -> bool:
@@ -305,6 +307,7 @@ def _job(details: Any) -> Job:
         message=details.message or "",
         started=_time(details.start_time),
         ended=_time(details.end_time),
+        exit_code=details.driver_exit_code,
     )
 
 
