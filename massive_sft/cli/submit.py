@@ -71,7 +71,7 @@ def job(
     ] = False,
     address: Address = None,
 ) -> None:
-    """How a submitted job is, or what it prints. Exits with 1 when it failed or was stopped, with 75 when it may go on."""
+    """How a submitted job is, or what it prints. Exits with 1 when it failed or was stopped, 75 when it may go on."""
     if job_id is None:
         for item in list_jobs(address):
             typer.echo(_line(item))
