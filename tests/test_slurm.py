@@ -126,7 +126,12 @@ def submit(slurm: Slurm, folder: Path, **environment: str) -> tuple[str, Path]:
     out = folder / "out.txt"
     sized = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=30"]
     words = ["sbatch", "--parsable", f"--chdir={folder}", f"--output={out}", *sized, str(SCRIPT), "sweep.yaml"]
-    return Slurm({**slurm.environment, **environment}).call(*words).strip(), out
+    own = {"RAY_TMPDIR": slurm.environment["HOME"]}
+    return Slurm({**slurm.environment, **own, **environment}).call(*words).strip(), out
+
+
+def folders_of_ray(slurm: Slurm) -> list[Path]:
+    return list(Path(slurm.environment["HOME"]).glob("ray-*"))
 
 
 @pytest.mark.long
@@ -149,12 +154,13 @@ def test_job_of_slurm_goes_on_after_its_signal_and_after_a_requeue_and_ends_when
     slurm.call("scontrol", "requeue", job)  # as a preemption does
     starts_anew(2)
     slurm.call("scancel", job)
-    wait_for(
-        lambda: slurm.job(job)["JobState"] == "CANCELLED" and not any(Path("/tmp").glob(f"ray-{job}-n?")), 60, told
-    )
+    wait_for(lambda: slurm.job(job)["JobState"] == "CANCELLED" and not folders_of_ray(slurm), 60, told)
     assert slurm.job(job)["Restarts"] == "2"
     port = 20000 + int(job) % 1000 * 10
-    assert f"Ray on n1: start --block --disable-usage-stats --temp-dir=/tmp/ray-{job}-n1 --num-cpus=1 " in told()
+    assert (
+        f"Ray on n1: start --block --disable-usage-stats --temp-dir={slurm.environment['HOME']}/ray-{job}-n1 --num-cpus=1 "
+        in told()
+    )
     assert f"--dashboard-agent-listen-port={port + 4} --address=127.0.0.1:{port}\n" in told()
 
 
@@ -189,7 +195,7 @@ def test_sweep_on_two_nodes_of_slurm_is_requeued_twice_and_ends_as_one_that_nobo
     slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(lambda: slurm.job(job)["JobState"] == "COMPLETED", 400, told)
     assert "3 COMPLETE" in told()
-    assert not list(Path("/tmp").glob(f"ray-{job}-*")), "the nodes' folders are gone"
+    assert not folders_of_ray(slurm)
 
     undisturbed = small_sweep(tmp_path / "alone", blocks=[block])
     run_inline(make_plan(load_sweep(undisturbed)), lambda _: None)
