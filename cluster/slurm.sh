@@ -59,9 +59,15 @@ wait $! || wait $! || true # a signal ends the first wait, not Ray
 rm -rf -- "$folder"
 '
 
+state() {
+  scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'
+}
+
+# End Ray on all nodes: by a signal to the steps, not to srun, which would kill them. Where the job is ending already,
+# Slurm has sent one, and takes no other.
 stop() {
   trap '' TERM INT
-  scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true # all steps, not this script; a signal to srun is a SIGKILL
+  [[ $(state) != RUNNING ]] || scancel --signal=TERM "$SLURM_JOB_ID" || true
   wait || true
 }
 trap stop EXIT
@@ -70,9 +76,7 @@ trap stop EXIT
 # has decided already: then it is no longer RUNNING.
 leave() {
   stop
-  local state
-  state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
-  if (($1 == 75)) && [[ $state == RUNNING ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
+  if (($1 == 75)) && [[ $(state) == RUNNING ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
     echo "exit 75: back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
   fi

@@ -27,8 +27,8 @@ SCRIPT = ROOT / "cluster/slurm.sh"
 # ---- what it decides, with stand-ins for Slurm's commands, Ray and the run
 
 STANDINS = {
-    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) echo $$ >> steps; exec sleep 60;; esac',
-    "scancel": "kill $(cat steps)",
+    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) echo $$ >> steps; exec sleep 1;; esac',
+    "scancel": "kill $(cat steps); touch signalled",
     "scontrol": 'case "$*" in *hostnames*) printf "a\\nb\\n";; *node*) echo "NodeAddr=a NodeHostName=a";;'
     ' *"show job"*) echo "JobState=$STATE Reason=None";; requeue*) echo "$2" >> requeued;; esac',
     "ray": "exit 0",
@@ -82,6 +82,7 @@ def test_job_goes_back_into_the_queue_where_another_time_may_get_further(
     assert run_script(standins, code, state, restarts=restarts) == code
     assert (standins / "ran").read_text() == "run x.yaml at 10.1.2.3:23210\n"
     assert (standins / "requeued").exists() is again
+    assert (standins / "signalled").exists() is (state == "RUNNING"), "Slurm has sent one already"
 
 
 def test_head_whose_name_is_a_loopback_address_on_other_nodes_is_refused(standins: Path) -> None:
