@@ -24,6 +24,7 @@ set -euo pipefail
 unset RAY_ADDRESS
 export RAY_AUTH_MODE=token # nodes may be shared; the token is in the home folder, which all nodes see
 ray get-auth-token --generate >/dev/null
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nodes end once the run has: nothing on them is to be waited for
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # Ten ports for each job, below those that systems give away: two jobs may share a node.

@@ -117,6 +117,8 @@ def test_cluster_has_what_a_run_needs(kind: str) -> None:
         (container,) = pod["containers"]
         (wait,) = (one["value"] for one in container["env"] if one["name"] == end_request.WAIT)
         assert end_request.ENOUGH_S <= int(wait) <= pod["terminationGracePeriodSeconds"]
+        (notice,) = (one["value"] for one in container["env"] if "DRAIN_TIMEOUT" in one["name"])
+        assert end_request.ENOUGH_S <= int(notice) < pod["terminationGracePeriodSeconds"]
         assert {"name": "memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
         (memory,) = (one["emptyDir"] for one in pod["volumes"] if one["name"] == "memory")
         assert memory["medium"] == "Memory"
