@@ -146,7 +146,10 @@ def running_slurm(root: Path, folder: Path, cpus: int) -> Iterator[Slurm]:
         while slurm_states(slurm) != {"idle"}:
             assert time.monotonic() < end, "the nodes did not come up"
             time.sleep(0.2)
-        yield slurm
+        try:
+            yield slurm
+        finally:
+            end_jobs(slurm)
     finally:
         for daemon in reversed(daemons):
             with suppress(ProcessLookupError):
@@ -157,6 +160,15 @@ def running_slurm(root: Path, folder: Path, cpus: int) -> Iterator[Slurm]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+
+def end_jobs(slurm: Slurm) -> None:
+    """Cancel what is left: it would outlive the daemons."""
+    slurm.call("scancel", "--user=root")
+    end = time.monotonic() + 90
+    while slurm.call("squeue", "--noheader").strip():
+        assert time.monotonic() < end, "jobs do not end"
+        time.sleep(0.2)
 
 
 def program(root: Path, name: str) -> str:
