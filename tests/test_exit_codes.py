@@ -11,7 +11,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted, InvalidInput, LedgerError, Unsupported
 from massive_sft.core.stop import StopSignal
 from massive_sft.scheduling import cluster
-from massive_sft.scheduling.run_on_ray import Stuck
+from massive_sft.scheduling.watchdog import Stuck
 
 TABLE = (Path(__file__).parent.parent / "docs/reliability.md").read_text().partition("## Exit codes")[2]
 

@@ -27,7 +27,7 @@ from ray import tune
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from massive_sft.core.errors import Interrupted, MassiveSFTError
+from massive_sft.core.errors import ClusterLost, Interrupted
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
@@ -229,12 +229,12 @@ class _Round:
             raise self.errors[0]
 
     def _states(self) -> tuple[State, State]:
-        """Tell the pool of the nodes; return the pools' states. Raises MassiveSFTError when a pool is gone."""
+        """Tell the pool of the nodes; return the pools' states. Raises ClusterLost when a pool is gone."""
         calls = [self.pool.look.remote(*live_nodes()), self.pool.state.remote(), self.queue.state.remote()]
         try:
             _, pool, queue = ray.get(calls, timeout=LIMITS.answer_s)
         except ActorDiedError as error:
-            raise MassiveSFTError("the process of a queue died; run the same command to go on") from error
+            raise ClusterLost("the process of a queue died; run the same command to go on") from error
         return pool, queue
 
     def _score(self) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.errors import ExitCode, MassiveSFTError
 
 State = Mapping[str, Any]  # of a pool
 
 
 class Stuck(MassiveSFTError):
     """Nothing moves: the text says who waits for what, and who holds it."""
+
+    exit_code = ExitCode.TRY_AGAIN
 
 
 @dataclass
