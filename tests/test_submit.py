@@ -167,12 +167,12 @@ KEYS = {
 
 
 def test_package_leaves_out_credentials_by_name_and_by_content_and_says_so(tmp_path: Path) -> None:
-    for name in (*CREDENTIALS, ".env.example", "tokenizer.json", "secretary.py", "keys.md"):
+    for name in (*CREDENTIALS, ".env.example", "tokenizer.json", "secretary.py", "credentials.py", "keys.md"):
         write(tmp_path / name, f"TOKEN={CANARY}")
     for name, text in KEYS.items():
         write(tmp_path / name, text)
     tree = find_tree(tmp_path)
-    assert tree.files.keys() == {".env.example", "tokenizer.json", "secretary.py", "keys.md"}
+    assert tree.files.keys() == {".env.example", "tokenizer.json", "secretary.py", "credentials.py", "keys.md"}
     assert tree.credentials.keys() == {*CREDENTIALS, *KEYS}
     said = list(tree.left_out())
     assert said[0].startswith("left out as credentials: .aws/credentials lies in .aws, a folder of credentials; ")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from massive_sft.ledger.provenance import has_token
 
 FOLDERS = frozenset({".aws", ".azure", ".docker", ".gnupg", ".huggingface", ".kube", ".ssh", "gcloud"})
+DATA = ("", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".txt", ".csv", ".xml")  # not code of such a name
 NAMES = (
     *(".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials"),
     *(
@@ -24,8 +25,8 @@ NAMES = (
         "*.keystore",
         "*.kdbx",
     ),
-    *("credentials", "credentials.*", "kubeconfig", "kubeconfig.*", "service-account*.json", "service_account*.json"),
-    *("secret.*", "secrets.*", "auth_token", "*.token"),
+    *("kubeconfig", "kubeconfig.*", "service-account*.json", "service_account*.json", "auth_token", "*.token"),
+    *(f"{stem}{end}" for stem in ("credentials", "secret", "secrets") for end in DATA),
 )
 TEMPLATES = ("*.example", "*.sample", "*.template")  # of such files, to be filled in
 SCANNED_BYTES = 1_000_000  # larger files are data
