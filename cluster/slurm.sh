@@ -73,16 +73,17 @@ stop() {
 }
 trap stop EXIT
 
-# End with an exit code; 75 says that another time may get further. Who cancels the job, or puts it back into the queue,
+# End with an exit code. 75, and a signal but Ctrl-C, say that another time may get further. Who cancels the job, or puts it back into the queue,
 # has decided already: then it is no longer RUNNING.
 leave() {
   stop
-  if (($1 == 75)) && [[ $(state) == RUNNING ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
-    echo "exit 75: back into the queue"
+  if (($1 == 75 || $1 > 130)) && [[ $(state) == RUNNING ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-20})); then
+    echo "exit $1: back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$1"
 }
+trap 'leave 75' TERM INT
 
 srun "${step[@]}" --nodelist="$head" bash -c "$node" - 3 \
   --head --node-ip-address="$head_ip" --port="$RAY_BASE_PORT" --ray-client-server-port=$((RAY_BASE_PORT + 1)) \

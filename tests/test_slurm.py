@@ -73,7 +73,8 @@ def run_script(folder: Path, code: int, state: str = "RUNNING", head_ip: str = "
     ("code", "state", "restarts", "again"),
     [
         *((75, "RUNNING", 0, True), (0, "RUNNING", 0, False), (1, "RUNNING", 0, False), (2, "RUNNING", 0, False)),
-        *((75, "CANCELLED", 0, False), (75, "COMPLETING", 0, False), (75, "RUNNING", 100, False)),
+        *((75, "CANCELLED", 0, False), (75, "COMPLETING", 0, False), (75, "RUNNING", 20, False)),
+        *((143, "RUNNING", 0, True), (130, "RUNNING", 0, False)),
     ],
 )
 def test_job_goes_back_into_the_queue_where_another_time_may_get_further(
