@@ -28,7 +28,7 @@ from moto.server import ThreadedMotoServer
 from massive_sft.ledger.bucket import Bucket
 
 BUCKET = "snapshots"
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret", "AWS_REGION": "us-east-1"}
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs each request
 _OF_ONE_HOP = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
@@ -103,13 +103,19 @@ def started() -> S3Server:
 
 
 def empty(address: str) -> None:
-    """Make the bucket of a server, empty, whatever was there."""
-    for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
-        connection = http.client.HTTPConnection(address.removeprefix("http://"))
-        connection.request(method, path)
-        answer = connection.getresponse()
-        assert answer.status == 200, answer.read()
-        connection.close()
+    """Make the bucket of a server, empty and for everybody, whatever was there."""
+    ask(address, "POST", "/moto-api/reset-auth", "Infinity")
+    ask(address, "POST", "/moto-api/reset")
+    ask(address, "PUT", f"/{BUCKET}")
+
+
+def ask(address: str, method: str, path: str, body: str = "") -> None:
+    """Ask a server for what no client of S3 asks for. After ``POST /moto-api/reset-auth 0`` it looks at keys."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    connection.close()
 
 
 def answers(address: str) -> bool:

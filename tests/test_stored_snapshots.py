@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 import s3_server
 from commands import Fault, command, kill
@@ -151,6 +153,36 @@ def test_check_refuses_a_bucket_without_permission(
     (problem,) = snapshot_store_problems(plan)
     assert problem.place == f"{tmp_path}/sweep.yaml: storage.snapshots" and problem.value == ADDRESS
     assert re.search(reason, problem.rule) and "canary" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "reason"),
+    [
+        (["s3:GetObject", "s3:ListBucket"], r"/1: Access Denied \(AccessDenied\)"),
+        (["s3:GetObject", "s3:ListBucket", "s3:PutObject"], "is not deleted: Access Denied"),
+    ],
+)
+def test_check_refuses_a_user_of_too_few_rights(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: list[str], reason: str
+) -> None:
+    """By the server's own judgement."""
+    iam = boto3.session.Session().client("iam")
+    iam.create_user(UserName="reader")
+    rule = {"Effect": "Allow", "Action": allowed, "Resource": "*"}
+    iam.put_user_policy(
+        UserName="reader", PolicyName="read", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+    )
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    s3_server.ask(s3.address, "POST", "/moto-api/reset-auth", "0")
+    for keys, expected in (
+        ((key["AccessKeyId"], key["SecretAccessKey"]), reason),
+        (("nobody", "x"), "does not exist in our"),
+    ):
+        for name, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys, strict=True):
+            monkeypatch.setenv(name, value)
+        bucket._client.cache_clear()
+        (problem,) = snapshot_store_problems(planned(sweep_at(tmp_path, ["lora"], snapshots=ADDRESS)))
+        assert re.search(expected, problem.rule)
 
 
 def test_check_refuses_a_bucket_that_is_not_there(s3: S3Server, tmp_path: Path) -> None:
