@@ -163,7 +163,7 @@ class _Proxy(BaseHTTPRequestHandler):
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in _OF_ONE_HOP | {"content-length"}:
-                self.send_header(name, value)
+                self.send_header(name.title(), value)  # as some servers do
         length = headers.get("content-length") or headers.get("Content-Length")
         self.send_header("Content-Length", str(length if self.command == "HEAD" and length else len(body)))
         self.end_headers()

@@ -188,7 +188,7 @@ class Bucket:
     def _is_of(self, key: str, writer: str) -> bool:
         """Return whether an object is certainly that of a writing."""
         try:
-            return bool(self._head(key)["Metadata"].get(_WRITER) == writer)
+            return _writer(self._head(key)) == writer
         except OSError:
             return False
 
@@ -253,7 +253,12 @@ class Bucket:
 
 def _version(answer: Any) -> str:
     """Return what differs with each writing: the writer's token, of an object of somebody else's its ETag."""
-    return str(answer["Metadata"].get(_WRITER) or answer["ETag"])
+    return _writer(answer) or str(answer["ETag"])
+
+
+def _writer(answer: Any) -> str | None:
+    """Return the token of the writing that an object is of; some servers capitalise its name."""
+    return next((value for name, value in answer["Metadata"].items() if name.lower() == _WRITER), None)
 
 
 def _chain(error: BaseException | None) -> Iterable[BaseException]:
