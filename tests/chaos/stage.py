@@ -38,6 +38,9 @@ class Stage:
         self.folder = folder
         self.root = folder / f"round-{number}"
         self.log = folder / f"round-{number}.log"
+        if is_stored:  # what an interrupted round left there is gone with its store
+            shutil.rmtree(self.root, ignore_errors=True)
+            watch.store_of(self.root).unlink(missing_ok=True)
         self.port = free_port()
         self.sweep = write_sweep(
             folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}",
