@@ -352,6 +352,9 @@ def test_start_does_not_wait_for_the_runs_to_be_read(
 
     monkeypatch.setattr(MlflowClient, "search_runs", slow)
     running = Mirror.open(ledger, SWEEP, names, "")
+    left = running.close(0.1)
+    assert left and not left.items
+    assert str(left) == "what it lacks is not known (time was up before everything was written)"
     go.set()
     assert not running.close()
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from processes import free_port
@@ -80,6 +81,11 @@ class Stack:
     def postgres(self) -> int:
         """Return the process id of the database."""
         return int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the database's processes: each is in a group of its own."""
+        parent = psutil.Process(self.postgres())
+        return [parent, *parent.children()]
 
     def sql(self, statement: str) -> None:
         import psycopg
@@ -220,7 +226,8 @@ def interrupt(stack: Stack, how: str) -> None:
             stack.sql("alter database mlflow set default_transaction_read_only = on")
             stack.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
         case "slow":
-            os.killpg(os.getpgid(stack.postgres()), signal.SIGSTOP)
+            for process in stack.processes():
+                process.suspend()
 
 
 def mend(stack: Stack, how: str) -> None:
@@ -232,7 +239,8 @@ def mend(stack: Stack, how: str) -> None:
             stack.sql("alter database mlflow reset default_transaction_read_only")
             stack.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
         case "slow":
-            os.killpg(os.getpgid(stack.postgres()), signal.SIGCONT)
+            for process in stack.processes():
+                process.resume()
 
 
 @pytest.mark.parametrize("how", ["dead", "full", "slow"])
@@ -245,11 +253,13 @@ def test_database_that_fails_midway_holds_nobody_up_and_is_caught_up_run_for_run
     running.put(write(ledger, 1))
     until(lambda: not running.pending)
     interrupt(stack, how)
-    began = time.monotonic()
-    running.put(write(ledger, 2))
-    assert time.monotonic() - began < 1
-    until(lambda: bool(running.problem))
-    mend(stack, how)
+    try:
+        began = time.monotonic()
+        running.put(write(ledger, 2))
+        assert time.monotonic() - began < 1
+        until(lambda: bool(running.problem))
+    finally:
+        mend(stack, how)
     until(lambda: not running.pending)
     assert not running.close()
     shown = everything(stack.uri, sweep)

@@ -65,7 +65,8 @@ class Mirror:
         self._queue = Queue()
         self._problem = ""
         self._spooled = False
-        self._caught_up = False
+        self._caught_up = False  # on this connection
+        self._unseen = True  # nobody has looked yet what the tracker lacks
         self._elsewhere = ""
         self._repeated: set[str] = set()  # cells, whose calls may have been lost and were made again
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -158,7 +159,7 @@ class Mirror:
             self._release()
         reasons = [self._problem, *self._queue.refused.values(), "time was up before everything was written"]
         items = self.pending
-        return Pending(items, next(filter(None, reasons)) if items else "")
+        return Pending(items, next(filter(None, reasons)) if items or self._unseen else "")
 
     def _waits_for(self, left_s: float) -> str:
         items = self.pending
@@ -216,7 +217,7 @@ class Mirror:
         try:
             self._connect()
         except _Busy as error:
-            self._problem = str(error)
+            self._problem, self._unseen = str(error), False
 
     def _connect(self) -> Tracker:
         """Take the lease and find the sweep on the tracker; does nothing while all of that holds."""
@@ -239,7 +240,7 @@ class Mirror:
         if not self._caught_up:
             tracker.recall()
             self._queue_missed()
-            self._caught_up = True
+            self._caught_up, self._unseen = True, False
 
     def _release(self) -> None:
         self._tracker = None
@@ -264,9 +265,9 @@ class Mirror:
             else:
                 log.warning("%s is gone and cannot be mirrored", item)
         else:
-            record, run, curve = self._source.read(item)
             known = self._shown.cells.get(item)
-            if known is None or known.version != run.version:
+            if known is None or known.version != self._source.version(item):
+                record, run, curve = self._source.read(item)
                 tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
 
     def _recovered(self) -> None:

@@ -19,16 +19,18 @@ class Pending:
 
     Attributes:
         items: ids of cells, paths of files.
-        reason: why, for people.
+        reason: why, for people; without items nobody could look what is missing.
     """
 
     items: tuple[Item, ...]
     reason: str
 
     def __bool__(self) -> bool:
-        return bool(self.items)
+        return bool(self.items or self.reason)
 
     def __str__(self) -> str:
+        if not self.items:
+            return f"what it lacks is not known ({self.reason})"
         cells = sum(isinstance(item, str) for item in self.items)
         return f"{cells} cells and {len(self.items) - cells} files are not there ({self.reason})"
 

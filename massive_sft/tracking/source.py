@@ -77,6 +77,11 @@ class CellSource:
             found = asked
         return found
 
+    def version(self, cell: str) -> tuple[str, str] | None:
+        """Return what tells what a cell's run should show from another state of it; None where it has no record."""
+        record, names = self.newest(cell), self._cells.get(cell)
+        return None if record is None else version(record, None if names is None else self._base_of(names.model))
+
     def read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
         """Return a cell's record, what to show of it, and its loss curve. Raises ``Unreadable``."""
         try:

@@ -20,7 +20,7 @@ from massive_sft.tracking.view import KEY
 
 log = logging.getLogger(__name__)
 
-PAGE = 100
+PAGE = 200
 """Runs asked for at once: each comes with all of its metrics, and an answer must come in time."""
 PARENT = "massive_sft.parent"
 NESTED = "mlflow.parentRunId"
