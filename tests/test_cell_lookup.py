@@ -99,12 +99,13 @@ def test_misread_id_is_answered_with_the_nearest(plan: Plan) -> None:
     assert code == 2 and f"valid: {cell}, " in text
 
 
-def test_cell_of_two_sweeps_is_asked_for_by_file(plan: Plan, tmp_path: Path) -> None:
+def test_cell_of_two_sweeps_is_shown_as_one_asks_which_is_told(plan: Plan, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(plan.sweep.path.read_text().replace("name: made", "name: other"))
     cell = plan.cells[5].cell.id
     code, text = call("show", cell)
-    assert code == 2 and "is of several sweeps" in text and "other.yaml" in text and "sweep.yaml" in text
+    assert code == 0 and f"{cell}: as other.yaml asks; it is a cell of sweep.yaml, too" in text
+    assert call("diff", cell, plan.cells[6].cell.id)[0] == 0
     assert call("show", cell, "--sweep", other)[0] == 0
 
 

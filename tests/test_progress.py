@@ -18,6 +18,7 @@ from massive_sft.running.events import (
     BenchmarkScored,
     CellRecorded,
     ScoringStarted,
+    TrainingEnded,
     TrainingProgressed,
     TrainingStarted,
 )
@@ -61,6 +62,7 @@ def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(p
     progress.listen(TrainingProgressed(full.trajectory, SnapshotPublished(1)))
     assert "0/2" in rows(progress)["trained"]
     progress.listen(TrainingProgressed(full.trajectory, SnapshotPublished(2)))
+    progress.listen(TrainingEnded(full.trajectory))
     base = sample_records.record(plan.base[0].cell.id, {}, method="none")
     progress.listen(CellRecorded(plan.base[0].cell, base))
     shown = rows(progress)
@@ -76,6 +78,7 @@ def test_training_that_failed_is_no_longer_shown_as_training(plan: Plan, status:
     cell = run.cells[0].cell
     failed = sample_records.record(cell.id, {}, status=status, error="why", trajectory=run.trajectory.id)
     progress.listen(CellRecorded(cell, failed))
+    progress.listen(TrainingEnded(run.trajectory))
     assert re.search(r"1/2 +0 now", rows(progress)["trained"])
 
 

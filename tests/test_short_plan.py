@@ -99,7 +99,7 @@ def test_run_of_what_is_short_says_that_it_starts_no_ray(
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
     code, printed = call("run", path, "--where", "method=lora")
     assert code == 0, printed
-    assert "in this process: what is left takes about" in printed
+    assert "done here, without the start of Ray" in printed
     assert "Warning" not in printed
     assert {record.status for record in Ledger.open(tmp_path / "ledger", create=False).records()} == {Status.COMPLETE}
 

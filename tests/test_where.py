@@ -72,6 +72,7 @@ def test_narrowed_run_keeps_its_whole_trajectory(plan: Plan) -> None:
     [
         ("", ["--where, character 1: must be KEY=VALUE"]),
         ("modle=x", ["--where: unknown key, got 'modle' (did you mean 'model'?); valid: model, mixture"]),
+        ("lr=0.001", ["unknown key; a setting that varies is in variant: variant=lr=0.001, got 'lr'"]),
         ("model", ["--where, character 1: must be KEY=VALUE or KEY!=VALUE, got 'model'"]),
         ("model=", ['needs a value after model= (an empty one is ""), got \'\'']),
         ("model=a|", ["--where, character 9: needs a value"]),

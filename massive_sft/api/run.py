@@ -110,7 +110,7 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
 
         seconds = None if named_cluster() else seconds_of_short_plan(plan, retrain)
         if seconds is not None:
-            say(f"in this process: what is left takes about {seconds:.0f} s, as Ray's start would (--ray starts it)")
+            say(f"what is left takes about {seconds:.0f} s: done here, without the start of Ray (--ray starts it)")
         (run_there if seconds is None else run_here)(plan, listen)
 
     return run_shorter if inline is None else run_here if inline else run_there

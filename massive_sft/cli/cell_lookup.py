@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from massive_sft.cli.options import load_plan
+from massive_sft.cli.options import console, load_plan
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -79,7 +79,7 @@ def match_id(ids: Sequence[str], beginning: str) -> str:
     fitting = [cell for cell in ids if cell.startswith(beginning)]
     if len(fitting) != 1 or not beginning:
         rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        nearest = fitting or sorted(ids, key=lambda cell: -len(commonprefix([cell, beginning])))  # noqa: RUF071 - no paths
+        nearest = fitting or sorted(ids, key=lambda cell: -len(os.path.commonprefix([cell, beginning])))  # noqa: RUF071 - no paths
         raise InvalidInput(Problem("cell", rule, beginning, tuple(nearest[:MAX_LISTED])))
     return fitting[0]
 
@@ -99,7 +99,7 @@ def find_record(ledger: Ledger, beginning: str) -> Record:
 
 
 def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | None = None) -> CellMatch:
-    """Return the cell whose id begins so, whatever its status.
+    """Return the cell whose id begins so, whatever its status; one of several sweep files as one asks, which is told.
 
     Args:
         sweep: a sweep file, or a storage root; None for all sweep files in the current folder and its ``sweeps``. Those
@@ -107,7 +107,7 @@ def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | N
         overlays: merged over the sweep file.
 
     Raises:
-        InvalidInput: no cell begins so, or more than one does; or it is one of several sweep files.
+        InvalidInput: no cell begins so, or more than one does.
         Corrupt: its newest record is damaged and no sweep file says what it is.
     """
     if sweep is not None and not sweep.is_dir():
@@ -123,11 +123,17 @@ def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | N
     chosen = match_id(list(dict.fromkeys(cell for known in ids.values() for cell in sorted(known))), beginning)
     found = {place: find_cell(*places[place], chosen) for place, known in ids.items() if chosen in known}
     asking = {place: match for place, match in found.items() if match.plan is not None}
-    if len(asking) > 1:
-        raise InvalidInput(
-            Problem("cell", "is of several sweeps; say which: --sweep FILE", chosen, [*map(str, asking)])
-        )
-    return next(iter((asking or found).values()))
+    if len(asking) < 2:
+        return next(iter((asking or found).values()))
+    place = max(asking, key=lambda place: asking[place].record is not None)
+    others = ", ".join(_short(other) for other in asking if other != place)
+    note = f"{chosen}: as {_short(place)} asks; it is a cell of {others}, too (--sweep FILE)"
+    console(is_error=True).print(note, style="dim", soft_wrap=True)
+    return asking[place]
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
 
 
 def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]]]:

@@ -149,7 +149,8 @@ def logs_view(match: CellMatch) -> Group:
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     if curve is not None and curve.losses is not None:
-        parts += _curve_view(curve, list(read_steps(curve.losses)), match.coordinates.epoch)
+        epoch = match.coordinates.epoch
+        parts += _curve_view(curve, [step for step in read_steps(curve.losses) if step.epoch <= epoch])
     elif match.trajectory:
         parts.append(Text("no optimizer step was taken yet", style="dim"))
     for attempt in tries:
@@ -163,7 +164,7 @@ def logs_view(match: CellMatch) -> Group:
     return Group(*parts)
 
 
-def _curve_view(curve: AttemptLog, steps: list[StepDone], epoch: int) -> list[Any]:
+def _curve_view(curve: AttemptLog, steps: list[StepDone]) -> list[Any]:
     if not steps:
         return [Text("no optimizer step was taken yet", style="dim")]
     losses = [step.loss for step in steps]
@@ -173,8 +174,7 @@ def _curve_view(curve: AttemptLog, steps: list[StepDone], epoch: int) -> list[An
     headers = [name.replace("_", " ") for name in columns]
     table = make_table(*headers, right=headers, fold=False)
     for row in rows[-ROWS:]:
-        style = "bold" if row["epoch"] == epoch else ""
-        table.add_row(*(_plain(row[name]) for name in columns), style=style)
+        table.add_row(*(_plain(row[name]) for name in columns))
     more = [Text(f"and {len(rows) - ROWS} epochs before them", style="dim")] if len(rows) > ROWS else []
     return [Text(), Text(f"{line} (attempt {curve.number})"), table, *more]
 

@@ -37,7 +37,8 @@ Overlays = Annotated[
 Where = Annotated[
     str | None,
     typer.Option(
-        "--where", help='Only these cells: "model=a|b and method=lora and epoch!=1", by coordinates, status or id.'
+        "--where",
+        help='Only these cells: "model=a|b and method=lora and epoch!=1", by coordinates, status, cell or trajectory.',
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

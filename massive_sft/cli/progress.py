@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from massive_sft.cli.views import STYLES
-from massive_sft.cost.time_left import TimeLeft
+from massive_sft.cost.time_left import TimeLeft, trainings
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.running.events import (
@@ -26,6 +26,7 @@ from massive_sft.running.events import (
     CellSkipped,
     RunEvent,
     ScoringStarted,
+    TrainingEnded,
     TrainingProgressed,
     TrainingStarted,
 )
@@ -35,7 +36,6 @@ from massive_sft.training.events import (
     CheckpointFailed,
     Event,
     Resumed,
-    SnapshotPublished,
     SnapshotWritten,
     StartedOver,
     StepDone,
@@ -86,17 +86,21 @@ def survive_lost_output() -> Iterator[None]:
 
 
 class RunProgress:
-    """Tells what happens in a run; a context manager. Its methods are called by one thread at a time."""
+    """Tells what happens in a run; a context manager. Its methods are called by one thread at a time.
 
-    def __init__(self, plan: Plan, console: Console):
-        self._runs = {run.trajectory.id: run for run in plan.todo}
+    Args:
+        retrain: whether trainings whose snapshots were removed are done again.
+    """
+
+    def __init__(self, plan: Plan, console: Console, retrain: bool = False):
+        self._runs = {run.trajectory.id: run for run in trainings(plan, retrain)}
         self._training: dict[str, _Training] = {}
         self._trained: set[str] = set()
         self._scoring: set[str] = set()
         self._last_score = ""
         self._statuses: Counter[Status] = Counter()
         # Estimates of a large plan take seconds, and only the bar shows them.
-        self._left = TimeLeft.of(plan) if console.is_terminal else TimeLeft({}, {})
+        self._left = TimeLeft.of(plan, retrain) if console.is_terminal else TimeLeft({}, {})
         self._bar = Progress(
             TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"), _Clock(self.clock),
@@ -117,6 +121,8 @@ class RunProgress:
                 self._training[event.trajectory.id] = _Training()
             case TrainingProgressed():
                 self._note_training(event.trajectory.id, event.event)
+            case TrainingEnded():
+                self._end_training(event.trajectory.id)
             case ScoringStarted():
                 self._scoring.add(event.cell.id)
             case BenchmarkScored():
@@ -134,23 +140,17 @@ class RunProgress:
             self._training.setdefault(trajectory, _Training()).add(event)
             if run is not None and run.steps_per_epoch:
                 self._left.trained(trajectory, event.step / (run.steps_per_epoch * run.trajectory.epochs))
-        elif isinstance(event, SnapshotPublished) and run is not None and event.epoch == run.trajectory.epochs:
-            self._end_training(trajectory)
 
     def _note_record(self, record: Record) -> None:
         self._statuses[record.status] += 1
         self._scoring.discard(record.cell)
         self._left.recorded(record.cell)
         self._bar.advance(self._cells)
-        run = self._runs.get(str(record.trajectory))
-        ended = record.status in (Status.FAILED, Status.DIVERGED)  # there is no later epoch to wait for
-        if run is not None and (ended or record.cell == run.cells[-1].cell.id):
-            self._end_training(run.trajectory.id)
 
     def _end_training(self, trajectory: str) -> None:
         self._training.pop(trajectory, None)
         self._left.trained(trajectory)
-        if trajectory not in self._trained:
+        if trajectory in self._runs and trajectory not in self._trained:
             self._trained.add(trajectory)
             self._bar.advance(self._trainings)
 

@@ -23,6 +23,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import Plan
+from massive_sft.planning.retention import count_gone
 from massive_sft.planning.selection import parse_where, select_cells
 
 Inline = Annotated[
@@ -88,7 +89,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
 
     with survive_lost_output(), status, checked(selected, whole, tell, warn) as registered:
         status.stop()
-        with RunProgress(selected, out) as progress:
+        with RunProgress(selected, out, retrain) as progress:
             runner = choose_runner(inline, retrain, stop, progress.say)
             done = execute(selected, whole, registered, runner, progress, stop)
     after = [cell for cell in done.cells if cell.cell.id in wanted]
@@ -96,6 +97,9 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     if not stop():
         out.print(score_table(results_of(done), wanted))
+    for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
+        what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
+        out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
     out.print(f"{summary}; results in {selected.root}", soft_wrap=True)
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)

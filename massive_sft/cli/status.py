@@ -15,6 +15,7 @@ from massive_sft.planning.changes import find_changes
 from massive_sft.planning.outcome import explain
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.planning.trained import needs_retraining
 from massive_sft.study.imported import is_imported
 
 
@@ -48,8 +49,14 @@ def status_json(plan: Plan) -> list[dict[str, Any]]:
 def status_view(plan: Plan, ledger: Ledger) -> Group:
     """Return every cell's status for people, those with something to do first, with why they are not complete."""
     table = make_table("cell", "what", "status", "why")
+    gone = {
+        cell.cell.id
+        for run in plan.runs
+        for cell in run.cells
+        if run.needs_retraining and needs_retraining(plan.root, run.trajectory, [cell])
+    }
     for item in sorted(plan.cells, key=lambda item: item.is_done):
         status = Text(str(item.status), style=STYLES[item.status])
-        why = Text("\n".join(explain(item, ledger)))
+        why = Text("\n".join(explain(item, ledger, item.cell.id in gone)))
         table.add_row(item.cell.id, Text(str(item.cell.coordinates)), status, why)
     return Group(table, Text(), *plan_totals(plan), warnings_view(plan))

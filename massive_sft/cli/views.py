@@ -12,6 +12,7 @@ from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
 from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
+from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
@@ -74,6 +75,11 @@ def plan_totals(plan: Plan) -> list[Text]:
         lines.append(
             f"{gone} training runs lack scores whose snapshots were removed: their cells stay PARTIAL unless you "
             "run with --retrain"
+        )
+    for method, count in count_removed(plan).items():
+        lines.append(
+            f"snapshots of {method} tuning: {count:,} are removed once scored, and cannot be exported or scored on "
+            f"new benchmarks then; storage.keep_snapshots: {{{method}: last}} or all keeps them"
         )
     lines.append(
         f"versions in the ids: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}"

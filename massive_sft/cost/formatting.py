@@ -110,9 +110,9 @@ def _judgement(fit: Fit) -> str:
 
 
 def _fit(fit: Fit) -> str:
-    runs = f", {fit.runs} training runs" if fit.runs > 1 else ""
+    runs = f", each of {fit.runs} training runs" if fit.runs > 1 else ""
     needed = f"{'' if fit.measured else '≈ '}{format_bytes(fit.needed)} of {format_bytes(fit.available or 0)}"
-    return f"{fit.what} on {fit.where}{runs} needs {needed}"
+    return f"{fit.what} on {fit.where} needs {needed}{runs}"
 
 
 def budget_lines(portion: BudgetedPlan) -> list[str]:

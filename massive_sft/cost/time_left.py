@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from massive_sft.cost.estimate import Estimator
-from massive_sft.planning.plan import Plan
+from massive_sft.cost.estimate import Estimator, must_train
+from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.planning.trained import needs_retraining
 
 # What an estimate counts for beside what was seen: until about as long has passed, it decides.
 PRIOR_S = 30.0
 GUESS_S = 60.0  # of a part of which nothing is known, where nothing is known of the others either
+
+
+def trainings(plan: Plan, retrain: bool) -> list[RunPlan]:
+    """Return the runs that a run of this plan trains."""
+    return [run for run in plan.todo if must_train(plan, run) or (retrain and run.needs_retraining)]
 
 
 class TimeLeft:
@@ -32,18 +38,21 @@ class TimeLeft:
         self._share = dict.fromkeys(parts, 0.0)
 
     @classmethod
-    def of(cls, plan: Plan) -> TimeLeft:
-        """Return that of what a plan leaves to do."""
+    def of(cls, plan: Plan, retrain: bool = False) -> TimeLeft:
+        """Return that of what a plan leaves to do; nothing can be done of cells whose snapshots were removed.
+
+        Args:
+            retrain: whether trainings whose snapshots were removed are done again.
+        """
         estimator = Estimator(plan)
-        trainings: dict[str, float | None] = {}
+        estimates = {run.trajectory.id: estimator.training(run) for run in trainings(plan, retrain)}
         cells = {cell.cell.id: estimator.cell(cell, None, cell.unmet).value for cell in plan.base if not cell.is_done}
         for run in plan.todo:
-            seconds = estimator.training(run)
-            trainings[run.trajectory.id] = None if seconds is None else seconds.value
             for cell in run.cells:
-                if not cell.is_done:
+                if not cell.is_done and (retrain or not needs_retraining(plan.root, run.trajectory, [cell])):
                     cells[cell.cell.id] = estimator.cell(cell, run, cell.unmet).value
-        return cls(trainings, {name: seconds or None for name, seconds in cells.items()})
+        trained = {name: None if seconds is None else seconds.value for name, seconds in estimates.items()}
+        return cls(trained, {name: seconds or None for name, seconds in cells.items()})
 
     def trained(self, trajectory: str, share: float = 1.0) -> None:
         """Take note of how much of a training is done, from 0 to 1."""

@@ -62,16 +62,18 @@ def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:
     return found
 
 
-def explain(item: CellPlan, ledger: Ledger) -> list[str]:
-    """Return why a cell is PARTIAL or FAILED, a sentence each; empty for any other."""
+def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
+    """Return why a cell is PARTIAL or FAILED, a sentence each; empty for any other.
+
+    Args:
+        gone: whether the snapshot that it needs was removed.
+    """
     if item.status is Status.FAILED:
         record = ledger.read_record(item.cell.id)
         return [record.error.splitlines()[0]] if record is not None and record.error else []
     if item.status is not Status.PARTIAL:
         return []
     reasons = find_reasons(item, ledger)
-    untried = [asked.label for asked in item.unmet if asked.label not in reasons]
-    return [
-        *(f"{name}: {why}" for name, why in reasons.items()),
-        *([f"{', '.join(untried)}: not done yet"] if untried else []),
-    ]
+    untried = ", ".join(asked.label for asked in item.unmet if asked.label not in reasons)
+    why_untried = "its snapshot was removed (storage.keep_snapshots); run --retrain" if gone else "not done yet"
+    return [*(f"{name}: {why}" for name, why in reasons.items()), *([f"{untried}: {why_untried}"] if untried else [])]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.schema import KeepSnapshots
 
@@ -10,6 +15,30 @@ def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:
     """Return whether the retention policy keeps a run's snapshot of this epoch for good."""
     keep = policy.full if run.trajectory.recipe.setting.method == "full" else policy.lora
     return keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
+
+
+def count_removed(plan: Plan) -> Counter[str]:
+    """Return how many of the cells to do lose their snapshots once they are scored, by method."""
+    policy = plan.sweep.file.storage.keep_snapshots
+    return Counter(
+        run.trajectory.recipe.setting.method
+        for run in plan.runs
+        for cell in run.cells
+        if not cell.is_done and not is_kept(run, cell.cell.epoch, policy)
+    )
+
+
+def count_gone(plan: Plan, cells: Collection[str]) -> Counter[str]:
+    """Return how many of these cells that are COMPLETE have no snapshot any more, by method."""
+    ledger = Ledger(plan.root)
+    return Counter(
+        run.trajectory.recipe.setting.method
+        for run in plan.runs
+        for cell in run.cells
+        if cell.cell.id in cells
+        and cell.status is Status.COMPLETE
+        and not ledger.snapshot_dir(run.trajectory.id, cell.cell.epoch).is_dir()
+    )
 
 
 def kept_cells(plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.schema import Setting
 
 OPTION = "--where"
 IDS = ("cell", "trajectory")
@@ -114,7 +115,10 @@ def _unreadable(rule: str, text: str, position: int, choices: Iterable[str] = ()
 def _problems(condition: Clause) -> Iterable[Problem]:
     place = f"{OPTION}: {condition.key}"
     if condition.key not in KEYS:
-        yield Problem(OPTION, "unknown key", condition.key, KEYS)
+        value = "|".join(condition.values)
+        varied = f"; a setting that varies is in variant: variant={condition.key}={value}"
+        rule = "unknown key" + (varied if condition.key in Setting.model_fields else "")
+        yield Problem(OPTION, rule, condition.key, KEYS)
     for value in condition.values:
         if condition.key == "status" and value.upper() not in Status.__members__:
             yield Problem(place, "must be a status", value, tuple(Status.__members__))

@@ -29,6 +29,13 @@ class TrainingProgressed:
 
 
 @dataclass(frozen=True)
+class TrainingEnded:
+    """A trajectory's training is over in this run: published here or found so, failed, or ended with the run."""
+
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
 class ScoringStarted:
     """A cell is being scored and measured."""
 
@@ -64,7 +71,9 @@ class CellSkipped:
     cells: tuple[str, ...]
 
 
-RunEvent = TrainingStarted | TrainingProgressed | ScoringStarted | BenchmarkScored | CellRecorded | CellSkipped
+RunEvent = (
+    TrainingStarted | TrainingProgressed | TrainingEnded | ScoringStarted | BenchmarkScored | CellRecorded | CellSkipped
+)
 Listen = Callable[[RunEvent], None]
 
 

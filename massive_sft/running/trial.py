@@ -20,7 +20,7 @@ from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
-from massive_sft.running.events import CellRecorded, Listen, TrainingProgressed, TrainingStarted, skipped
+from massive_sft.running.events import CellRecorded, Listen, TrainingEnded, TrainingProgressed, TrainingStarted, skipped
 from massive_sft.running.failures import error_text, leave_traceback
 from massive_sft.running.outcome import Trained, find_trained, has_snapshot, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
@@ -118,11 +118,14 @@ class _Trial:
         """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
         cells = tuple(cell.with_record(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
         run = replace(self.run, cells=cells)
-        if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
-            self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
-            self.listen(TrainingStarted(run.trajectory, self.attempt.number))
-            run = replace(run, settled=self._settled(run, retrain))
-            submit(Order(run, self.attempt, self.ledger.root), self._on_event)
+        try:
+            if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
+                self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
+                self.listen(TrainingStarted(run.trajectory, self.attempt.number))
+                run = replace(run, settled=self._settled(run, retrain))
+                submit(Order(run, self.attempt, self.ledger.root), self._on_event)
+        finally:
+            self.listen(TrainingEnded(run.trajectory))
         self.hand_over(self.remaining)
 
     def hand_over(self, cells: Sequence[CellPlan]) -> None:
