@@ -26,6 +26,7 @@ from massive_sft.tracking.metric_names import (
 KEY_LENGTH = 250
 PARAM_LENGTH = 500
 TAG_LENGTH = 1000
+NONE = "none"  # of a tag that has nothing to say: an empty one reads as if there were something
 
 SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE, WRITTEN = (
     f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve", "written")
@@ -211,9 +212,9 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
         LEDGER: ledger,
         "massive_sft.layout": json.dumps(layout) if layout else None,
         # Written even when empty, so that what an earlier record said is gone once it no longer holds.
-        "massive_sft.error": record.error or "",
-        "massive_sft.warning": "; ".join(find_warnings(record)),
-        "massive_sft.missing": json.dumps(record.missing) if record.missing else "",
+        "massive_sft.error": record.error or NONE,
+        "massive_sft.warning": "; ".join(find_warnings(record)) or NONE,
+        "massive_sft.missing": json.dumps(record.missing) if record.missing else NONE,
     }
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}
 
