@@ -17,7 +17,8 @@ from massive_sft.cli.plan import plan_json
 from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan, token_key
 from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe
@@ -343,3 +344,33 @@ def test_new_scoring_semantics_ask_again_and_the_first_ones_are_not_hashed(
     monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 2)
     after = {item.id for cell in make_plan(sweep_in(tmp_path, **tasks)).cells for item in cell.requirements}
     assert before and not before & after
+
+
+# Events of the interpreter that open or list something; it tells of no stat.
+FILE_CALLS: list[str] = []
+
+
+def note(event: str, arguments: tuple[object, ...]) -> None:
+    if event in ("open", "os.listdir", "os.scandir"):
+        FILE_CALLS.append(str(arguments[0]))
+
+
+def test_plan_of_complete_cells_lists_each_once_and_opens_none(tmp_path: Path) -> None:
+    """Whatever the number of trainings: their data is looked up once, their snapshots only where some are lacking."""
+    seeds = {"seed": list(range(8))}
+    blocks = [block(snapshots="1..3", schedule="constant", override=seeds)]
+    sweep = sweep_in(tmp_path, measures=[], evaluation={"tasks": []}, blocks=blocks)
+    plan, when = make_plan(sweep), "2026-01-31T12:00:00+00:00"
+    ledger = Ledger.open(plan.root)
+    for item in plan.cells:
+        names, trajectory = item.cell.coordinates._asdict(), item.cell.recipe.id if item.cell.recipe else None
+        own = {"cell": item.cell.id, "trajectory": trajectory, "coordinates": names, "status": Status.COMPLETE}
+        ledger.write_record(Record(**own, attempt=1, provenance={}, created=when, finished=when))
+    assert make_plan(sweep).statuses == {Status.COMPLETE: 25}  # which writes what the index lacks
+    sys.addaudithook(note)
+    FILE_CALLS.clear()
+    make_plan(sweep)
+    calls = [call for call in FILE_CALLS if str(plan.root) in call]
+    assert sum("/cells/" in call for call in calls) == 25
+    assert len(calls) < 25 + 15
+    assert not any("trajectories/" in call for call in calls)

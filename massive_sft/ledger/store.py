@@ -255,8 +255,8 @@ class Ledger(LedgerPaths):
         A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
         """
         entries = self.entries(cells)
-        known, begun = set(self.ids("cells")), set(self.ids("trajectories"))
         left = {cell: trajectory for cell, trajectory in cells.items() if cell not in entries}
+        known, begun = (set(self.ids("cells")), set(self.ids("trajectories"))) if left else (set(), set())
         leased = {run for run in {*left.values()} & begun if run and self._is_live(self.trajectory_dir(run))}
 
         def state(cell: str) -> CellState:

@@ -85,6 +85,8 @@ class Requirements:
         variants = (variant.setting for variants in sweep.variants for variant in variants)
         self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
         self._known: dict[Any, tuple[Requirement, ...]] = {}
+        measures = sweep.file.measures
+        self._measures = tuple(Requirement(semantics.measure(name), measure=name) for name in measures)
         self._ends = cache(contents.end_tokens)
 
     def for_cell(self, cell: Cell) -> tuple[Requirement, ...]:
@@ -93,8 +95,7 @@ class Requirements:
             # A base model is compared with every setting, so it is scored under each one's template.
             groups = (self._under(template, cell) for template in self._settings)
             return tuple({item.id: item for group in groups for item in group}.values())
-        measures = (Requirement(semantics.measure(name), measure=name) for name in self.sweep.file.measures)
-        return (*self._under(cell.recipe.setting.template, cell), *measures)
+        return self._under(cell.recipe.setting.template, cell, self._measures)
 
     def _located(self, index: int, task: Task) -> Task:
         """Return a task with its absolute path; one that cannot be had is noted as missing, and stays as it is."""
@@ -130,14 +131,17 @@ class Requirements:
             place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
             raise InvalidInput(Problem(place, rule, name) for name in twice)
 
-    def _under(self, template: str | TemplateText, cell: Cell) -> tuple[Requirement, ...]:
+    def _under(
+        self, template: str | TemplateText, cell: Cell, measures: tuple[Requirement, ...] = ()
+    ) -> tuple[Requirement, ...]:
         protocol, ends = cell_protocol(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
-        key = (template, protocol, ends)
+        key = (template, protocol, ends, bool(measures))
         if key not in self._known:
             identity = protocol.model_dump(mode="json", exclude={"fewshot"})
             if protocol.template == "training":
                 identity["text"] = fingerprint(template_content(self._settings[template]))
-            self._known[key] = tuple(self._asked(template, identity, {} if ends is None else {"ends": ends}))
+            scored = self._asked(template, identity, {} if ends is None else {"ends": ends})
+            self._known[key] = (*scored, *measures)
         return self._known[key]
 
     def _asked(

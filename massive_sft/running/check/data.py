@@ -25,13 +25,13 @@ def data_problems(
     say: Callable[[str], None],
     warn: Callable[[Problem], None],
 ) -> Iterator[Problem]:
-    """Build every distinct training set of usable models once, into the ledger's token cache.
+    """Build each distinct training set of what is left to do once, for usable models, into the ledger's token cache.
 
     Args:
         lost: places (``datasets.NAME``) that the hub does not give.
         warn: called with what stands, but may not be what was meant.
     """
-    distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.runs}
+    distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.todo}
     missing = [problem.place for problem in plan.missing]
     joined: dict[tuple[str, str], tuple[Recipe, dict[str, PartCounts]]] = {}  # by template and model
     for run in distinct.values():
