@@ -830,7 +830,7 @@ def test_job_is_submitted_once_though_an_answer_is_lost_and_ends_where_it_can_go
     assert renewed.is_new and renewed.id == sent.id[:-1] + "2"
     wait_for(lambda: job_status(address, renewed.id).status == "RUNNING", 60)
     killed = CliRunner().invoke(cli, ["job", renewed.id, "--stop", "--now", "--address", address])
-    assert killed.output.startswith("stopping\n") and f"{renewed.id}  STOPPED" in killed.output
+    assert killed.output.startswith("stopping at once\n") and f"{renewed.id}  STOPPED" in killed.output
     assert CliRunner().invoke(cli, ["job", renewed.id, "--address", address]).exit_code == 1
 
 

@@ -196,7 +196,7 @@ def stop_job(address: str | None, job: str, now: bool, say: Callable[[str], None
             say("asked to end after the step or shard in hand; waiting (Ctrl-C leaves, the request stays)")
         else:
             client.stop_job(job)
-            say("stopping" if done == end_request.NOT_FOUND else "stopping; the cluster lets it write a checkpoint")
+            say("stopping; the cluster waits for its checkpoint" if done == end_request.WAITS else "stopping at once")
         while not (found := _find(client, address, job)).has_ended:
             time.sleep(POLL_S)
         return found
