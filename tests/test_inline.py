@@ -285,10 +285,12 @@ def test_finished_attempt_leaves_no_weights_behind(finished: Path) -> None:
 
 
 def test_missing_local_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    path = small_sweep(tmp_path, models={"llama": {"path": str(tmp_path / "none")}})
+    evaluation = {"protocol": {"dtype": "fp32"}, "tasks": [{"name": "no_such_task"}]}
+    path = small_sweep(tmp_path, models={"llama": {"path": str(tmp_path / "none")}}, evaluation=evaluation)
     done = CliRunner().invoke(app, ["run", str(path), "--inline"])
     assert isinstance(done.exception, InvalidInput)
     assert "models.llama.path: there is no such file or folder" in str(done.exception)
+    assert "no_such_task" in str(done.exception)  # what else is wrong is said with it
     assert not (tmp_path / "ledger").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from massive_sft.planning.plan import Plan, make_plan, require_local_files
+from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
@@ -29,10 +29,10 @@ def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | Non
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:
     """Return the plan with hub revisions as commits; the hub library takes half a second, so only where one is none.
 
-    Raises InvalidInput where a local file is missing, or neither the hub nor this node has a revision.
+    A plan that lacks local files stays as it is: the check that follows refuses it, with all else that is wrong.
+    Raises InvalidInput where neither the hub nor this node has a revision.
     """
-    require_local_files(whole)
-    if not whole.unpinned:
+    if not whole.unpinned or whole.missing:
         return whole
     from massive_sft.running.revision_pinning import pin
 

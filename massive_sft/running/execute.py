@@ -53,6 +53,8 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
     Raises:
         InvalidInput: with every problem that stands in the way; nothing was trained.
     """
+    if plan.missing:
+        require_runnable(plan, say, warn)  # before there is a storage root
     with _registered(plan) as (run, ledger):
         require_runnable(plan, say, warn)
         save_last_plan(whole, ledger)

@@ -21,7 +21,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
     Where ``stop`` says that the run should end, a training writes a checkpoint first, and what is scored stays.
 
     Args:
-        plan: of the sweep; local files are all there (``planning.plan.require_local_files``).
+        plan: of the sweep; checked, so its local files are all there.
         listen: called with each event.
         retrain: train again where a snapshot that is needed was removed.
         stop: asked between cells, after each step and before each shard.

@@ -89,7 +89,7 @@ class Contents:
         commits: what hub revisions are pinned to.
         unpinned: hub revisions that are no commit, by place: a warning, for the ids that hang on them are provisional.
         missing: local files that are not there and variables that are not set, by place. Planning goes on with a
-            stand-in, running is refused (``planning.plan.require_local_files``).
+            stand-in, running is refused (``running.check``).
     """
 
     folder: Path

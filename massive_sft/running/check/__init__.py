@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
@@ -39,14 +39,15 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
     """
     say("storage")
     problems: list[Problem] = list(plan.missing)
-    try:
-        ledger = Ledger.open(plan.root)
-    except InvalidInput as error:
-        problems += error.problems
-        with tempfile.TemporaryDirectory() as folder:
-            problems += _all_but_storage(plan, Ledger.open(Path(folder)), say, warn)
-    else:
-        problems += [*_name_problems(plan, ledger), *disk_space_problems(plan)]
+    with ExitStack() as stack:
+        ledger = None
+        try:
+            if plan.root.exists() or not plan.missing:  # what is refused anyway makes no storage root
+                ledger = Ledger.open(plan.root)
+                problems += [*_name_problems(plan, ledger), *disk_space_problems(plan)]
+        except InvalidInput as error:
+            problems += error.problems
+        ledger = ledger or Ledger.open(stack.enter_context(tempfile.TemporaryDirectory()))
         problems += _all_but_storage(plan, ledger, say, warn)
     return list({str(problem): problem for problem in problems}.values())
 
