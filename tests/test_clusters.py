@@ -15,7 +15,6 @@ import ray
 from commands import call, forked_workers
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
-from ray.train.torch import TorchConfig, TorchTrainer
 from small_sweep import small_sweep
 
 from massive_sft.ledger.record import Status
@@ -24,6 +23,7 @@ from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import lanes, run_on_ray
 from massive_sft.scheduling.lane_pool import Shape
+from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.scheduling.resource_split import choose_mode
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
@@ -136,7 +136,7 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
     assert (mode.name, mode.scorers.gpus) == ("alternate", 1.0)
     monkeypatch.setattr(run_on_ray, "choose_mode", lambda *_: mode)
     monkeypatch.setattr(run_on_ray, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
-    monkeypatch.setattr(lanes, "TorchTrainer", partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")))
+    monkeypatch.setattr(lanes, "ProcessGroupConfig", partial(ProcessGroupConfig, backend="gloo"))
     with forked_workers():
         ray.init(
             "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,

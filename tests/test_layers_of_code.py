@@ -134,7 +134,7 @@ def test_dependency_is_touched_in_one_module_alone(dependency: str, module: str)
 LIGHT = ("sweep.load", "sweep.cell", "sweep.trajectory", "ledger.store", "planning.plan", "running.trial", "cli.app")
 HEAVY = ("torch", "ray", "lm_eval", "transformers", "deepspeed", "datasets", "mlflow", "pandas", "boto3")
 # Processes for each trial and lane, on the head node. What Tune and Train themselves import is theirs.
-OF_A_TRIAL = ("scheduling.trials",)
+OF_A_TRIAL = ("scheduling.trials", "scheduling.process_group")
 OF_A_POOL = ("scheduling.lane_pool", "scheduling.cell_queue", "scheduling.relay")
 BEYOND_RAY = tuple(name for name in HEAVY if name not in ("ray", "pandas"))
 

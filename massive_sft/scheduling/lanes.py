@@ -22,7 +22,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import (
     PlacementGroup,
-    get_current_placement_group,
     remove_placement_group,
 )
 
@@ -30,6 +29,7 @@ from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
+from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
@@ -53,12 +53,7 @@ def lane_loop(config: dict[str, Any]) -> None:
     of ours may be the loss of another worker, so the order is tried again. So it is where one ran out of memory.
     """
     pool, lane, shape = config["pool"], config["lane"], config["shape"]
-    rank, node = ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
-    group = get_current_placement_group()
-    place = group.id.hex() if group else ""
-    if not all_ranks(ray.get(pool.enter.remote(lane, shape, place, rank, node))):
-        return
-
+    rank = ray.train.get_context().get_world_rank()
     serve = _server(pool, lane)
     ray.get(pool.ready.remote(lane, rank))
     all_ranks(True)  # nobody takes an order before all can train it
@@ -167,7 +162,7 @@ class Lanes:
     def _reap(self, state: Mapping[str, Any]) -> None:
         for lane in [lane for lane in self._lanes.values() if not lane.thread.is_alive()]:
             del self._lanes[lane.name]
-            lane.error = lane.error or state["refused"].get(lane.name, "")
+            lane.error = state["refused"].get(lane.name, lane.error)
             if not lane.error:
                 ray.get(self.pool.ended.remote(lane.name))
                 continue
@@ -218,6 +213,7 @@ class Lanes:
     def _hold(self, lane: _Lane) -> None:
         """Hold one lane's worker group from its start to its end."""
         resources = {"CPU": lane.shape.cpus, **({"GPU": lane.shape.gpus} if lane.shape.gpus else {})}
+        group: Any = ProcessGroupConfig(self.pool, lane.name, lane.shape)
         # Of the second version of Train, whose settings type checkers do not see.
         scaling: dict[str, Any] = {}
         if lane.not_on:
@@ -226,6 +222,7 @@ class Lanes:
             trainer = TorchTrainer(
                 lane_loop,
                 train_loop_config={"pool": self.pool, "lane": lane.name, "shape": lane.shape},
+                torch_config=group,
                 scaling_config=ScalingConfig(
                     num_workers=lane.shape.workers,
                     use_gpu=lane.shape.gpus > 0,
