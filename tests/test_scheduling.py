@@ -22,7 +22,7 @@ from processes import descendants
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
-from massive_sft.core.errors import Interrupted, InvalidInput
+from massive_sft.core.errors import ExitCode, Interrupted, InvalidInput
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
@@ -199,6 +199,18 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert not records(tmp_path)
 
 
+def one_training(folder: Path) -> Path:
+    """Write a sweep of one training of many short steps, and nothing to score."""
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 10, "snapshots": [10]}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
+    return small_sweep(folder, settings=settings, blocks=[block], **nothing)
+
+
 def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, tmp_path: Path) -> None:
     """As the kernel does on a head that is out of memory: the lane goes on, and nobody would queue the cell."""
     killed: list[int] = []
@@ -209,14 +221,7 @@ def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, t
             for trial in killed:
                 os.kill(trial, signal.SIGKILL)
 
-    settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
-        "full": {"method": "full", "lr": 1e-3},
-    }
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
-    block |= {"horizon": 10, "snapshots": [10]}
-    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
-    path, said = small_sweep(tmp_path, settings=settings, blocks=[block], **nothing), list[str]()
+    path, said = one_training(tmp_path), list[str]()
     run_on_ray(make_plan(load_sweep(path)), listen, said.append)
     assert len(killed) == 1
     assert any("was killed; it begins again" in line for line in said), said
@@ -253,7 +258,7 @@ def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     """Somebody else holds the whole cluster: a process of its own, for it leaves a lane that waits."""
     path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
     code, printed = call(run_beside_a_holder, path, out=tmp_path / "printed", seconds=150)
-    assert code == 1
+    assert code == ExitCode.TRY_AGAIN, printed
     assert "nothing moved for" in printed
     reason = printed.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-os.environ.setdefault(
-    "TUNE_MAX_PENDING_TRIALS_PG", "16"
-)  # trials that start at once; Tune's own is one with a searcher
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # trials that start at once; Tune's own is one
+# What Tune would write down of each trial nobody reads: the ledger is what a run goes on from.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 
 from ray import tune
 from ray.tune.search import Searcher

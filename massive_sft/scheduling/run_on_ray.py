@@ -48,6 +48,7 @@ from massive_sft.scheduling.trials import run_trial
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
 from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
 
+QUEUE_DIED = "the process of a queue died; run the same command to go on"
 LIMITS = Limits()  # of silence
 POLL_S = 0.5  # seconds between looks at how far everything is
 SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
@@ -169,11 +170,13 @@ class _Round:
         self.complete.put(None)
         busy = [thread for name, thread in self.threads.items() if name not in ("hear", "retain")]
         join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
-        with suppress(RayError):  # a cluster that is lost must not hide why the run ends
+        with suppress(RayError):  # what is lost, a pool or all of the cluster, must not hide why the run ends
             up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["up"]
             join(self.lanes.threads(up), LEAVE_S)  # not those that wait
+        with suppress(RayError):
             ray.get(self.relay.close.remote(), timeout=SETTLE_S)
             join([self.threads["hear"]], SETTLE_S)
+        with suppress(RayError):
             kill_actors()
         join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
         self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
@@ -226,6 +229,8 @@ class _Round:
             pause(POLL_S)
         if self.errors:
             self.lanes.stop()
+            if isinstance(self.errors[0], ActorDiedError):  # of a thread that asked a queue
+                raise ClusterLost(QUEUE_DIED) from self.errors[0]
             raise self.errors[0]
 
     def _states(self) -> tuple[State, State]:
@@ -234,7 +239,7 @@ class _Round:
         try:
             _, pool, queue = ray.get(calls, timeout=LIMITS.answer_s)
         except ActorDiedError as error:
-            raise ClusterLost("the process of a queue died; run the same command to go on") from error
+            raise ClusterLost(QUEUE_DIED) from error
         return pool, queue
 
     def _score(self) -> None:
