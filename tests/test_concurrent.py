@@ -102,7 +102,7 @@ def test_run_takes_over_what_another_held_when_it_died(tmp_path: Path) -> None:
     first = start("run", sweep, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
     until(lambda: stands_still(first))
     second = start("run", sweep, "--inline", out=tmp_path / "second")
-    until(lambda: "waits for 1 cells that" in (tmp_path / "second").read_text())
+    until(lambda: "waits for 1 cell that" in (tmp_path / "second").read_text())
     assert second.is_alive()
     first.kill()
     assert (end(first), end(second)) == (-signal.SIGKILL, 0), (tmp_path / "second").read_text()

@@ -727,7 +727,7 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
     cost, before = estimate(replace(plan, runs=(gone, plan.runs[1]))), estimate(plan)
     assert (cost.retrainings, cost.training) == (1, before.training)
     assert cost.retraining.value > before.training.value
-    assert "run --retrain`: 1 trainings again" in cost_lines(cost)[-1]
+    assert "run --retrain`: 1 training again" in cost_lines(cost)[-1]
 
 
 def test_sharing_saves_what_a_run_for_each_cell_would_train_again(tmp_path: Path) -> None:
@@ -852,4 +852,4 @@ def test_plan_of_a_file_whose_budget_cannot_be_kept_is_shown_with_a_warning(tmp_
     done = CliRunner().invoke(app, ["plan", path])
     assert done.exit_code == 0
     assert "budget.gpu_hours: cannot be kept without an estimate: no kind of GPU is named" in done.output
-    assert "1 training runs" in done.output
+    assert "1 training run," in done.output

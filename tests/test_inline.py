@@ -482,7 +482,7 @@ def test_invalidated_cell_is_trained_again_with_the_others_of_its_training(copy:
     path = small_sweep(copy)
     before = records(path)
     told = invalidate(path, "--where", "setting=lora and epoch=2")
-    assert "2 cells and 1 trainings are invalidated" in told
+    assert "2 cells and 1 training are invalidated" in told
     assert told.count("(of the same training)") == 1
     found = records(path)
     assert {name for name, record in found.items() if record.status is Status.FAILED} == {"lora-1", "lora-2"}
@@ -503,7 +503,7 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     measured = cached.stat().st_ino
     responses = make_plan(load_sweep(path)).root / "cells" / before.cell / "responses"
     old = {file.stat().st_ino for file in responses.rglob("*.gz")}
-    assert "1 cells and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
+    assert "1 cell and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
     _, result, kinds = run(path)
     assert TrainingStarted not in kinds
     assert [record.scores for record in result.records] == [before.scores]
@@ -513,7 +513,7 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
 
 def test_invalidated_scores_whose_snapshots_are_gone_are_said_to_need_a_training(copy: Path) -> None:
     path = small_sweep(copy)
-    assert "1 trainings have no snapshots any more: only `run --retrain`" in invalidate(
+    assert "the snapshots of 1 training are gone: only `run --retrain`" in invalidate(
         path, "--where", "setting=full and epoch=2", "--scores"
     )
     plan = make_plan(load_sweep(path))

@@ -122,5 +122,5 @@ def test_plan_of_the_paper_is_written_by_the_command_line(tmp_path: Path) -> Non
         str(tmp_path / "out.csv"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"ROOT": str(tmp_path)})
-    assert "317 training runs, 3167 epochs in all, give 1016 trained cells" in done.stdout
+    assert "317 training runs, 3,167 epochs in all, give 1,016 trained cells" in done.stdout
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 1027

@@ -7,6 +7,7 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
 from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.wording import counted
 from massive_sft.planning.plan import Plan
 from massive_sft.scheduling.named_cluster import named_cluster
 
@@ -30,7 +31,7 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
         out.print(warnings_view(plan))
-        amount = f"{len(plan.todo)} training runs and {len(plan.cells)} cells"
+        amount = f"{counted(len(plan.todo), 'training run')} and {counted(len(plan.cells), 'cell')}"
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 
 

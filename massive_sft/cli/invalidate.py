@@ -21,6 +21,7 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.wording import counted
 from massive_sft.ledger.provenance import capture_provenance, redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -184,10 +185,10 @@ def _view(invalidation: Invalidation, dry_run: bool) -> Group:
         also = " (of the same training)" if record.cell in invalidation.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
     verb = "would be" if dry_run else "are"
-    what = f"{len(invalidation.records)} cells and {len(invalidation.trajectories)} trainings"
+    what = f"{counted(len(invalidation.records), 'cell')} and {counted(len(invalidation.trajectories), 'training')}"
     summary = f"{what} {verb} invalidated; `run` makes them again"
     if not invalidation.records:
         return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
-    gone = f"{invalidation.retrainings} trainings have no snapshots any more"
+    gone = f"the snapshots of {counted(invalidation.retrainings, 'training')} are gone"
     again = f"{gone}: only `run --retrain` makes their scores again"
     return Group(table, Text(summary), *([Text(again, style="yellow")] if invalidation.retrainings else []))

@@ -9,6 +9,7 @@ import typer
 
 from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.wording import counted
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
@@ -100,7 +101,7 @@ def _tell(left: Pending, cells: int) -> None:
     if left:
         console().print(f"not everything could be written: {left}", soft_wrap=True)
         raise typer.Exit(1)
-    console().print(f"the tracker shows what the ledger has: {cells} cells")
+    console().print(f"the tracker shows what the ledger has: {counted(cells, 'cell')}")
 
 
 def _report_imported(file: Path, out: Path | None) -> None:

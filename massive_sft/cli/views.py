@@ -8,6 +8,7 @@ from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from massive_sft.core.wording import counted
 from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
 from massive_sft.ledger.record import Score, Status
@@ -56,11 +57,11 @@ def budget_view(portion: BudgetedPlan | None) -> Group:
 
 def plan_totals(plan: Plan) -> list[Text]:
     saved, counts = plan.sharing, plan.statuses
+    statuses = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     lines = [
-        f"{len(plan.cells)} cells: {', '.join(f'{counts[status]} {status}' for status in Status if counts[status])}; "
-        f"{sum(not cell.is_done for cell in plan.cells)} to do",
-        f"{saved.runs} training runs, {saved.run_epochs} epochs in all, give {saved.cells} trained cells, "
-        f"which one by one would take {saved.cell_epochs} epochs",
+        f"{counted(len(plan.cells), 'cell')}: {statuses}; {sum(not cell.is_done for cell in plan.cells)} to do",
+        f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, give "
+        f"{counted(saved.cells, 'trained cell')}, which one by one would take {counted(saved.cell_epochs, 'epoch')}",
     ]
     if saved.run_samples is not None and saved.cell_samples is not None:
         lines[-1] += f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
@@ -73,8 +74,8 @@ def plan_totals(plan: Plan) -> list[Text]:
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
         lines.append(
-            f"{gone} training runs lack scores whose snapshots were removed: their cells stay PARTIAL unless you "
-            "run with --retrain"
+            f"snapshots that {counted(gone, 'training run')} would need for what is lacking were removed: their cells "
+            "stay PARTIAL unless you run with --retrain"
         )
     for method, count in count_removed(plan).items():
         lines.append(

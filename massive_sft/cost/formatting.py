@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.core.files import format_bytes
+from massive_sft.core.wording import counted
 from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.disk import Disk
 from massive_sft.cost.duration import Quantity
@@ -21,7 +22,7 @@ def cost_lines(cost: Cost) -> list[str]:
 
     A sum of which a part could not be estimated is not known: what is left of it would read as the whole.
     """
-    again = f"cost of `run --retrain`: {cost.retrainings} trainings again and what they are needed for, "
+    again = f"cost of `run --retrain`: {counted(cost.retrainings, 'training')} again and what they are needed for, "
     more = [again + _time(cost.retraining)] if cost.retrainings else []
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
         return more

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
+from massive_sft.core.wording import counted
 from massive_sft.ledger.index import Entry
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease, this_process
 from massive_sft.ledger.record import Revision, Status
@@ -100,7 +101,7 @@ class _Peers:
             del self.held[cell.cell.id]
         if holders and holders != self._announced:
             self._announced = frozenset(holders)
-            self.say(f"waits for {len(self.held)} cells that {' and '.join(sorted(holders))} works on")
+            self.say(f"waits for {counted(len(self.held), 'cell')} that {' and '.join(sorted(holders))} works on")
         return free
 
     def _failed(self, cell: str, entries: dict[str, Entry]) -> bool:
