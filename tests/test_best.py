@@ -16,9 +16,10 @@ from sample_records import benchmark, plan_of, score, sweep_file, write_records
 from scipy import stats
 
 import massive_sft as ms
+from massive_sft.cli.best import best_view
 from massive_sft.cli.score_table import MAX_ROWS, score_table, short_names
 from massive_sft.core.errors import InvalidInput
-from massive_sft.ledger.record import Record
+from massive_sft.ledger.record import Record, Status
 from massive_sft.study.paired import compare
 from massive_sft.sweep.cell import Coordinates
 
@@ -78,7 +79,7 @@ def test_lower_is_better_where_the_task_says_so_and_equals_tie(tmp_path: Path) -
     ranking = ms.load(path).best("prose-0shot")
     assert not ranking["higher_is_better"].any() and ranking.loc[ranking["rank"] > 1, "tied"].all()
     assert (
-        "and 3 more that cannot be told apart" in call("best", path, "--metric", "prose", "--where", "model=small")[1]
+        "and 2 more that cannot be told apart" in call("best", path, "--metric", "prose", "--where", "model=small")[1]
     )
 
 
@@ -122,7 +123,8 @@ def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> N
     ranking = ms.load(path).best("quiz").query("model == 'small'").reset_index(drop=True)
     pairs = compare(dict(enumerate(better)), dict(enumerate(worse)))
     assert pairs is not None and pairs.interval is not None
-    assert ranking.loc[1, ["tied", "difference_low", "difference_high"]].tolist() == [True, 0, 0]  # the same answers
+    same = ranking.loc[1]  # the same answers, which tells nothing of the spread: both scores' own intervals
+    assert same["tied"] and same["difference"] == 0 and same["difference_high"] == pytest.approx(math.hypot(0.1, 0.1))
     assert ranking.loc[2:, "difference_high"].tolist() == pytest.approx([pairs.interval[1]] * 7)
     assert not ranking.loc[2:, "tied"].any()
 
@@ -182,3 +184,48 @@ def test_score_table_of_many_cells_is_cut(tmp_path: Path) -> None:
     blocks = [block | {"horizon": 5, "snapshots": "1..5"}]
     results = ms.load(with_values(sweep_file(tmp_path, blocks=blocks), by_setting))
     assert f"and {42 - MAX_ROWS} cells more" in printed(score_table(results, set(results.records)))
+
+
+def lacking_quiz(path: Path, lacks: Callable[[Coordinates], bool]) -> Path:
+    """Write the sweep's records, PARTIAL without ``quiz`` where ``lacks`` says so, as after an extension by it."""
+
+    def change(record: Record) -> Record:
+        if not lacks(Coordinates(**record.coordinates)):  # type: ignore[arg-type]
+            return record
+        scores = {name: item for name, item in record.scores.items() if item.benchmark != "quiz-0shot"}
+        missing = {"quiz-0shot": "its snapshot was removed"}
+        return record.model_copy(update={"scores": scores, "missing": missing, "status": Status.PARTIAL})
+
+    write_records(plan_of(path), change)
+    return path
+
+
+@pytest.mark.parametrize("metric", ["quiz", "quiz-0shot", "quiz/acc"])
+def test_cells_that_lack_a_score_are_left_out_of_its_ranking(metric: str, tmp_path: Path) -> None:
+    path = lacking_quiz(sweep_file(tmp_path), lambda at: at.method == "lora")
+    ranking = ms.load(path).best(metric)
+    assert len(ranking) == 10 and set(ranking["method"]) == {"full", "none"} and ranking["value"].notna().all()
+
+
+@pytest.mark.parametrize("metric", ["quiz", "quiz-0shot", "quiz/acc"])
+def test_known_benchmark_without_any_score_is_a_sentence(metric: str, tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    write_records(plan_of(path), lambda record: None)
+    assert call("best", path, "--metric", metric) == (0, f"no cell has a score on {metric} yet\n")
+    lacking_quiz(path, lambda at: True)
+    assert call("best", path, "--metric", metric) == (0, f"no cell has a score on {metric} yet\n")
+    assert len(ms.load(path).best("prose")) == 18
+    code, text = call("best", path, "--metric", "quizz")
+    assert code != 0 and "no score of the sweep has this name" in text and "quiz-0shot" in text
+
+
+def test_base_that_is_tied_is_not_counted_again_among_the_rest(tmp_path: Path) -> None:
+    path = with_values(sweep_file(tmp_path), lambda at: 0.5)
+    ranking = ms.load(path).best("quiz").query("model == 'small'").to_dict("records")
+    for place in (1, 5, 8):  # of the base, among those that are shown and behind them
+        base = next(row for row in ranking if row["method"] == "none")
+        others = [row for row in ranking if row is not base]
+        rows = [*others[:place], base, *others[place:]]
+        text = printed(best_view([row | {"rank": rank} for rank, row in enumerate(rows, 1)]))
+        counted = [int(line.split()[1]) for line in text.splitlines() if line.strip().startswith("and ")]
+        assert text.count("first[1000]") + text.count("second[1000]") + text.count("(base)") + counted[0] == 9

@@ -47,7 +47,7 @@ def test_changed_setting_is_named_with_both_values_and_what_it_makes_of_the_cell
     }
     assert changed(folder, settings=settings) == [
         "settings.full.lr: 0.002, was 0.001",
-        "2 cells are new, 3 stay, 2 are no longer asked for (what is done of them stays in the ledger)",
+        "2 new cells, 3 stay, 2 no longer asked for (what is done of them stays in the ledger)",
     ]
 
 
@@ -55,7 +55,7 @@ def test_changed_resources_leave_the_cells_alone(folder: Path) -> None:
     lines = changed(folder, resources=[{"zero": 2}])
     [line] = [line for line in lines if line.startswith("resources")]
     assert line.startswith("resources[0]: new, ") and "zero 2" in line
-    assert lines[-1] == "all 5 cells are the same ones"
+    assert lines[-1] == "all 5 cells as before"
     assert not any(line.endswith(("null", "was []")) for line in lines), "what there is not needs no line"
 
 
@@ -66,7 +66,7 @@ def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder
     lines = find_changes(make_plan(load_sweep(path)))
     assert [line.partition(":")[0] for line in lines] == [
         "what the file names",
-        "4 cells are new, 1 stay, 4 are no longer asked for (what is done of them stays in the ledger)",
+        "4 new cells, 1 stay, 4 no longer asked for (what is done of them stays in the ledger)",
     ]
     save_last_plan(make_plan(load_sweep(path)), Ledger.open(folder / "ledger"))
     assert find_changes(make_plan(load_sweep(path))) == []
@@ -110,13 +110,13 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     assert lines[0].startswith("scoring of this massive-sft gives other results (semantics ") and "-> 7)" in lines[0]
     assert lines[1:] == [
         "token_length of this massive-sft gives other results (semantics 1 -> 3)",
-        "all 5 cells are the same ones",
+        "all 5 cells as before",
         "5 finished cells are scored again and 4 finished cells are measured again; nothing is trained for it",
     ]
     for snapshot in (folder / "ledger").glob("trajectories/*/snapshots/epoch-2"):
         snapshot.rmdir()
     assert find_changes(make_plan(load_sweep(path)))[-1].endswith(
-        "; 2 trainings are needed for it, their snapshots were removed: run with --retrain"
+        "; it takes 2 trainings, for snapshots were removed: run with --retrain"
     )
 
 

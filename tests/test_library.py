@@ -17,6 +17,7 @@ from scipy import stats
 from small_sweep import small_sweep
 
 import massive_sft as ms
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.study import frames
 
 STORED = Path(__file__).parent / "data" / "ledger_schema_1"
@@ -135,7 +136,8 @@ def test_gains_of_the_library_are_those_of_the_report(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
     ledger = write_records(plan)
     expected = read_report_data(plan, ledger).gains.drop(columns=["mixture_label", "setting_label"])
-    pd.testing.assert_frame_equal(ms.load(tmp_path / "sweep.yaml").gains, expected.rename(columns={"data": "mixture"}))
+    gains = ms.load(tmp_path / "sweep.yaml").gains.query("primary")
+    pd.testing.assert_frame_equal(gains, expected.rename(columns={"data": "mixture"}))
 
 
 def test_damaged_file_is_noted_and_adds_no_rows(tmp_path: Path) -> None:
@@ -222,3 +224,46 @@ def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Pat
     assert "facts_gen-0shot exact_match %" in table[0] and "facts_mc-0shot acc %" in table[0]
     assert [line.split()[0] for line in table[1:3]] == list(ms.load(ran / "my.yaml", where="method=lora").cells["cell"])
     assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 COMPLETE; results in ")
+
+
+def test_losses_are_of_single_steps_or_said_to_be_means(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    curves = results.losses.set_index(["trajectory", "step"])["loss"]
+    for row in results.cells.query("method != 'none'").to_dict("records"):
+        assert row["first_loss"] == curves[row["trajectory"], 1]
+        assert row["last_loss"] == curves[row["trajectory"], row["steps"]]
+        training = results.records[row["cell"]].training
+        assert (row["first_loss_mean"], row["last_loss_mean"]) == (training["first_loss"], training["last_loss"])
+    last = results.cells.query("method == 'full' and epoch == 2").iloc[0]
+    _, text = call("show", last["cell"], "--sweep", ran / "my.yaml")
+    said = " ".join(text.split())
+    assert f"loss at step 1 {last['first_loss']:.4g}, loss at step {last['steps']} {last['last_loss']:.4g}" in said
+    steps = min(5, last["steps"])
+    assert ("mean loss " if steps == last["steps"] else f"mean loss of the first {steps} steps ") in said
+
+
+def test_answers_say_what_the_filter_took(ran: Path, tmp_path: Path) -> None:
+    shutil.copytree(ran, tmp_path / "filtered", ignore=shutil.ignore_patterns("mlflow*"))
+    results = ms.load(tmp_path / "filtered" / "my.yaml")
+    cell = results.cells["cell"].iloc[0]
+    written = results.answers([cell]).query("kind == 'generate_until'")
+    assert (written["extracted"] == written["answer"]).all()
+    (file,) = (
+        results.ledger.cell_dir(cell) / "scores" / f"{protocol}.parquet" for protocol in written["protocol"].unique()
+    )
+    rows = pd.read_parquet(file)
+    rows.assign(extracted=["[invalid]", *["The"] * (len(rows) - 1)]).to_parquet(file)
+    record = results.records[cell]
+    files = record.files | {file.relative_to(results.ledger.root).as_posix(): hash_file(file)}
+    results.ledger.write_record(record.model_copy(update={"files": files}))
+    again = ms.load(tmp_path / "filtered" / "my.yaml").answers([cell]).query("kind == 'generate_until'")
+    assert again["extracted"].tolist() == ["[invalid]", *["The"] * (len(rows) - 1)]
+    _, text = call("answers", cell, "--sweep", tmp_path / "filtered" / "my.yaml", "--benchmark", "facts_gen")
+    assert "→ [invalid]" in text and "→ The" in text
+    pd.read_parquet(file).drop(columns="extracted").to_parquet(file)
+    record = record.model_copy(
+        update={"files": files | {file.relative_to(results.ledger.root).as_posix(): hash_file(file)}}
+    )
+    results.ledger.write_record(record)
+    before = ms.load(tmp_path / "filtered" / "my.yaml").answers([cell])
+    assert before["extracted"].isna().all() and before["value"].notna().all()

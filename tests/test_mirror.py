@@ -215,7 +215,7 @@ def test_scores_and_measures_become_metrics_that_compare_as_bars_and_none_is_lef
         "perplexity/response/perplexity_micro": 3.5,
         "layer_change/relative": 0.1,
         "layer_change/by_layer": 0.3,
-        "training/summary/last_loss": 0.5,
+        "training/summary/last_loss_mean": 0.5,
         "training/summary/steps": 6.0,
     }
     # At step 0 MLflow draws bars of several runs, at any other a line of one point.

@@ -174,7 +174,7 @@ def test_report_of_a_sweep_that_has_not_begun_says_so(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
     page = report(plan, Ledger.open(plan.root), tmp_path / "out")
     assert "18 WAITING" in page.text["span"]
-    assert "18 of 18 cells are WAITING: not in this report" in page.rows("troubles")["rows"][0]
+    assert "18 of 18 cells WAITING: not in this report" in page.rows("troubles")["rows"][0]
 
 
 @pytest.mark.parametrize("kept", ["base", "one", "bare", "failed", "no base"])
@@ -221,7 +221,7 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
         )
     )
     (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
-    assert row[1].startswith("18 cells have no prose@0 as the sweep asks for it now")
+    assert row[1].startswith("18 cells without prose@0 as the sweep asks for it now")
 
 
 def test_filter_is_named_with_its_metric(tmp_path: Path) -> None:
@@ -370,3 +370,30 @@ def test_json_in_a_script_cannot_end_it() -> None:
     text = table.safe_json({"a": "</script><!--\u2028"})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028"}
+
+
+def test_troubles_count_cells_and_the_head_spans_all_trainings(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+    earlier = write_records(plan, lambda record: record.model_copy(update={"created": "2026-01-30T08:15:00+00:00"}))
+
+    def rescore(record: Record) -> Record:
+        if record.coordinates["setting"] != "lora":
+            return record
+        scores = {name: item for name, item in record.scores.items() if "quiz" not in item.benchmark}
+        missing = {"quiz-0shot": "its snapshot was removed"}
+        return record.model_copy(update={"scores": scores, "missing": missing, "status": Status.PARTIAL})
+
+    page = report(plan, write_records(plan, rescore), tmp_path / "out")
+    assert "PARTIAL: 8 cells." in page.text["p"] and earlier.root == plan.root
+    assert any(text.startswith("2026-01-30\N{NO-BREAK SPACE}08:15 to 2026-01-31") for text in page.text["dd"])
+
+
+def test_lines_of_a_chart_differ_in_colour_or_dash(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 2, "snapshots": [1, 2], "override": {"lr": [1e-6 * step for step in range(1, 9)]}}
+    plan = plan_of(sweep_file(tmp_path, blocks=[block]))
+    text = write_report(plan, write_records(plan), tmp_path / "out").read_text()
+    drawn = text[text.index('aria-label="small: relative change') :].partition("</svg>")[0]
+    looks = re.findall(r'<path class="line (c\d+ d\d+)', drawn)
+    assert len(looks) == 16 and len(set(looks)) == 16
+    assert {0, *map(int, re.findall(r"svg \.d(\d+) \{", text))} == set(range(chart.DASHES)), "each dash is drawn"

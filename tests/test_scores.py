@@ -115,6 +115,11 @@ def test_filters_and_repeats_are_lm_eval_s(tmp_path: Path) -> None:
     found = values(run(tmp_path, prepare(tmp_path, path)), "tiny_gen-0shot", "tiny_gen")
     assert found == numbers(expected, "tiny_gen")
     assert set(found) == {"exact_match,whole", "exact_match,cut"}
+    (file,) = (tmp_path / "cell" / "scores").glob("*.parquet")
+    rows = pq.read_table(file).to_pandas().set_index(["filter", "doc"]).sort_index()
+    assert rows.loc["whole", "extracted"].isna().all(), "what was written was compared as it is"
+    cut = rows.loc["cut", "extracted"].dropna()
+    assert len(cut) and not cut.str.contains("-").any()
 
 
 def answer_by_the_model(path: Path, shots: int) -> None:
@@ -264,8 +269,11 @@ def test_per_sample_values_are_stored_for_paired_tests(tmp_path: Path) -> None:
 def test_interval_of_a_share_is_wilson_s_and_holds_at_the_ends() -> None:
     interval = intervals.of_mean(np.zeros(20))
     assert interval is not None
-    assert (interval.method, interval.low) == ("wilson", pytest.approx(0.0, abs=1e-12))
+    assert (interval.method, interval.low) == ("wilson", 0.0)
     assert interval.high == pytest.approx(0.1611, abs=1e-4)  # the textbook value for 0 of 20
+    for n in range(2, 200):
+        none, all_right = intervals.of_mean(np.zeros(n)), intervals.of_mean(np.ones(n))
+        assert none and all_right and (none.low, all_right.high) == (0.0, 1.0)
     half = intervals.of_mean(np.array([0.0, 1.0] * 50))
     assert half is not None
     assert (half.low, half.high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))

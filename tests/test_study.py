@@ -16,6 +16,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.study import contrasts, correlate, findings, frames, metrics, tables
+from massive_sft.study.paired import compare
 from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
 from massive_sft.tracking.run_fields import describe_record
 
@@ -235,7 +236,7 @@ def test_points_are_one_a_run_at_its_last_epoch() -> None:
     quiz = points[points["column"] == "quiz-0shot"]
     assert quiz[["epoch", "log_perplexity_all", "layer_change"]].values.tolist() == [[2, 1.0, 0.5]]
     assert quiz["improvement"].item() == pytest.approx(0.2)
-    assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[1, 0.2], [0, 0.1]] * 2
+    assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[0, 0.1], [1, 0.2]] * 2
 
 
 def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
@@ -260,7 +261,7 @@ def test_missing_measure_is_found_but_is_no_benchmark_of_a_table() -> None:
     why = {"layer_change": "its snapshot was removed"}
     records = [base(), pair("1", 0.5, status=Status.PARTIAL, missing=why)]
     assert [item.text for item in all_findings(records)] == [
-        "layer_change is missing in 1 cells: its snapshot was removed"
+        "layer_change is missing in 1 cell: its snapshot was removed"
     ]
     cells, scores = frames.cell_frame(records), frames.tidy(records)
     settings = pd.DataFrame({"cell": cells["cell"], "lr": 1e-3, "batch": 8})
@@ -280,7 +281,7 @@ def test_findings_name_what_failed_diverged_and_is_partial() -> None:
     assert found == {
         "FAILED": "m d full constant epoch 2 seed 0: out of memory",
         "DIVERGED": "m d full constant epoch 3 seed 0: loss is not finite at step 3",
-        "PARTIAL": "other-0shot is missing in 1 cells: no network",
+        "PARTIAL": "other-0shot is missing in 1 cell: no network",
     }
 
 
@@ -373,13 +374,15 @@ def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path)
     records = []
     for name, values in answers.items():
         about = {"method": "none"} if name == "b" else {"epoch": 1 + (name == "2")}
-        made = pair(name, 0.75 if values is None else sum(values) / 4, **about)
+        quiz = score(0.75 if values is None else sum(values) / 4)
+        made = record(name, {QUIZ: benchmark("quiz", {"acc,none": quiz, "acc_norm,none": quiz})}, **about)
         records.append(made)
         if values is not None:
             path = ledger.cell_dir(made.cell) / "scores" / f"{QUIZ}.parquet"
             path.parent.mkdir(parents=True)
             rows = [
-                {"task": "quiz", "doc": doc, "metric": "acc", "filter": "none", "value": value, "weight": None}
+                {"task": "quiz", "doc": doc, "metric": metric, "filter": "none", "value": value, "weight": None}
+                for metric in ("acc", "acc_norm")
                 for doc, value in enumerate(values)
             ]
             pd.DataFrame(rows).astype({"weight": "float64"}).to_parquet(path)
@@ -392,6 +395,9 @@ def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path)
     assert (rows["gain_low"][1], rows["gain_high"][1]) == pytest.approx((low, high))
     before = gains[gains["metric"] == "acc"].set_index("epoch")
     assert rows["gain_low"][2] == before["gain_low"][2]
+    beside = found[found["metric"] == "acc_norm"].set_index("epoch")
+    assert not beside["primary"].any()
+    pd.testing.assert_frame_equal(beside[["gain_low", "gain_interval"]], rows[["gain_low", "gain_interval"]])
 
 
 def test_correlation_that_one_point_makes_says_so() -> None:
@@ -463,3 +469,47 @@ def test_mean_over_models_is_of_the_gains_with_students_interval() -> None:
     low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
     assert (row["data"], row["members"], row["gain"]) == ("d", 3, pytest.approx(gains.mean()))
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
+
+
+def test_mean_of_equal_gains_is_no_surer_than_one_of_them() -> None:
+    records = [pair(name, 0.5, model="m", data=name) for name in ("d", "e")] + [base(quiz=0.25)]
+    gains = tables.over_seeds(tables.gains(frames.tidy(records))).query("column == 'quiz-0shot'")
+    row = contrasts.mean_over(gains, ["data", "size"]).iloc[0]
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx(
+        (0.25 - math.hypot(0.1, 0.1), 0.25 + math.hypot(0.1, 0.1))
+    )
+    assert row["interval"] == "mean of the intervals of the 2 mixtures"
+    alone = gains.assign(gain_low=math.nan, gain_high=math.nan)
+    row = contrasts.mean_over(alone, ["data", "size"]).iloc[0]
+    assert np.isnan([row["gain_low"], row["gain_high"]]).all() and row["interval"] == "no interval: all are equal"
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-17, 4e-16])
+def test_spread_that_is_rounding_makes_no_interval(noise: float) -> None:
+    unknown = [math.nan] * 3
+    found = tables.mean_interval([0.04, 0.04 + noise, 0.04 - noise], unknown, unknown)
+    assert math.isnan(found.low) and math.isnan(found.high) and not found.by_t
+    shifted = [0.1 + noise, 0.2, 0.3 - noise], [0.2, 0.3 + noise, 0.4]
+    assert paired_interval(samples(shifted[0]), samples(shifted[1]), (0.2, 0.3)) is None
+    compared = compare(*(dict(enumerate(values)) for values in shifted))
+    assert compared is not None and compared.interval is None
+
+
+def test_mean_interval_is_never_narrower_than_the_single_ones() -> None:
+    values = [0.40, 0.41, 0.42]
+    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    wide = tables.mean_interval(values, [value - 0.1 for value in values], [value + 0.2 for value in values])
+    assert (wide.low, wide.high, wide.by_t) == (pytest.approx(0.31), pytest.approx(0.61), False)
+    narrow = tables.mean_interval(values, [value - 0.01 for value in values], [value + 0.01 for value in values])
+    assert (narrow.low, narrow.high, narrow.by_t) == (pytest.approx(0.41 - half), pytest.approx(0.41 + half), True)
+
+
+def test_layers_stand_in_their_order_whatever_the_record_s() -> None:
+    change = {"relative": 0.5, "relative_by_layer": {str(layer): 0.1 for layer in (0, 1, 10, 11, 2)}}
+    layers = frames.layer_changes([pair("1", 0.5, measures={"layer_change": change})])
+    assert layers["layer"].tolist() == [0, 1, 2, 10, 11]
+
+
+def test_csv_has_no_rounding_noise() -> None:
+    table = pd.DataFrame({"score": [0.56 * 100, 100.0, math.nan], "lr": [1e-05, 2e-4, 1.0]})
+    assert tables.to_csv(table).decode().splitlines() == ["score,lr", "56,1e-05", "100,0.0002", ",1"]

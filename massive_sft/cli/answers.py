@@ -12,6 +12,7 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import make_table
+from massive_sft.core.counts import counted
 from massive_sft.core.errors import InvalidInput, Problem
 
 SHOWN = 10
@@ -71,7 +72,7 @@ def _answers(cell: CellMatch) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _row(answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    said = [{name: row[name] for name in ("answer", "value", "logprob", "finish")} for row in answered]
+    said = [{name: row[name] for name in ("answer", "extracted", "value", "logprob", "finish")} for row in answered]
     return {**{name: answered[0][name] for name in (*KEYS, "kind", "prompt", "gold", "metric")}, "answers": said}
 
 
@@ -104,11 +105,12 @@ def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], cou
         parts += [table, Text()]
     more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
     shown = min(count, len(rows))
-    return Group(*parts, Text(f"{shown} question{'' if shown == 1 else 's'}{more}", style="dim"))
+    return Group(*parts, Text(f"{counted(shown, 'question')}{more}", style="dim"))
 
 
 def _said(said: dict[str, Any], metric: str | None) -> Text:
     value = "" if said["value"] is None else f"  [{metric} {said['value']:.4g}]"
     style = {1.0: "green", 0.0: "red"}.get(said["value"], "") if said["value"] is not None else ""
     text = said["answer"] if said["answer"] is not None else f"{said['logprob']:.4g} nats"
-    return Text.assemble((text.strip(), style), (value, "dim"))
+    taken = "" if said["extracted"] in (None, said["answer"]) else f" → {said['extracted'].strip()}"
+    return Text.assemble((text.strip(), style), taken, (value, "dim"))

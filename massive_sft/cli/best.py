@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
-from massive_sft.cli.views import make_table
+from massive_sft.cli.views import make_table, without_noise
 
 MAX_TIED = 5  # listed below a winner
 NOTE = (
@@ -37,17 +37,17 @@ def best(
     if as_json:
         print_json(rows)
     else:
-        console().print(best_view(rows))
+        console().print(best_view(rows, metric))
 
 
-def best_view(rows: Sequence[dict[str, Any]]) -> Group:
+def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Group:
     """Return a ranking for people: by benchmark and model the best and what ties with it, in the unit people read."""
     parts: list[Any] = []
     for column in dict.fromkeys(row["column"] for row in rows):
         of_column = [row for row in rows if row["column"] == column]
         parts += [Text() if parts else None, _column_view(of_column)]
     if not rows:
-        return Group(Text("no scores yet"))
+        return Group(Text("no scores yet" if metric is None else f"no cell has a score on {metric} yet"))
     return Group(*(part for part in parts if part is not None), Text(), Text(NOTE, style="dim"))
 
 
@@ -64,10 +64,12 @@ def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
         ranked = [row for row in rows if row["model"] == model]
         tied = [row for row in ranked[1:] if row["tied"] is not False]
         base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
-        for row in (ranked[0], *tied[:MAX_TIED], *base):
+        shown = [ranked[0], *tied[:MAX_TIED], *base]
+        for row in shown:
             table.add_row(*_cells(row, factor), style="bold" if row is ranked[0] else "")
-        if len(tied) > MAX_TIED:
-            table.add_row("", "", f"and {len(tied) - MAX_TIED} more that cannot be told apart", style="dim")
+        more = sum(row not in shown for row in tied)
+        if more:
+            table.add_row("", "", f"and {more} more that cannot be told apart", style="dim")
     return Group(head, table)
 
 
@@ -98,8 +100,10 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _number(value: float | None, factor: float, sign: str = "") -> str:
-    return "" if value is None else f"{value * factor:{sign}.4g}"
+    return "" if value is None else f"{without_noise(value) * factor:{sign}.4g}"
 
 
 def _range(low: float | None, high: float | None, factor: float, sign: str = "") -> str:
-    return "" if low is None or high is None else f"{low * factor:{sign}.4g} .. {high * factor:{sign}.4g}"
+    if low is None or high is None:
+        return ""
+    return " .. ".join(f"{without_noise(end) * factor:{sign}.4g}" for end in (low, high))

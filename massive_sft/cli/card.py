@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from massive_sft.cli.cell_lookup import CellMatch
+from massive_sft.cli.show import find_losses
 from massive_sft.cli.views import format_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
@@ -70,6 +71,7 @@ def render_card(
         scores=_scores(match),
         missing=dict(record.missing) if record else {},
         training=dict(record.training) if record else {},
+        losses=find_losses(match.ledger, record) if record else {},
         provenance=_provenance(match),
         weights=weights,
         template=prompt.template,

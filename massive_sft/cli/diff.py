@@ -218,8 +218,21 @@ def _section_view(name: str, section: Differences) -> Any:
         return Text.assemble((name, "bold"), ": no difference")
     table = make_table(name, "first", "second")
     for key, pair in section.items():
-        table.add_row(Text(key), *(Text("—" if item is _ABSENT else str(item)) for item in pair))
+        table.add_row(Text(key), *map(Text, _shown(*pair)))
     return table
+
+
+def _shown(first: Any, second: Any) -> tuple[str, str]:
+    """Return two values that differ for people: floats with six digits, or with so many that they differ."""
+    for digits in (6, 9, 12, 17):
+        texts = tuple("—" if item is _ABSENT else _plain(item, digits) for item in (first, second))
+        if texts[0] != texts[1]:
+            break
+    return texts[0], texts[1]
+
+
+def _plain(value: Any, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 _COLUMNS = ("benchmark", "task", "metric", "first", "second", "difference", "intervals", "paired", "n", "McNemar p")

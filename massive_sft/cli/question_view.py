@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from massive_sft.core.counts import counted
 from massive_sft.data.preview import CLOSE, OPEN
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.gold import read_gold
@@ -31,8 +32,8 @@ def questions_view(requests: RequestSet, tokenizer: Any, max_length: int, count:
         for doc, group in groupby(read_requests(requests, leaf), key=lambda request: request.doc)
     ]
     shown = min(count, len(listed))
-    shots = "each task's own shots" if requests.shots is None else f"{requests.shots} shots"
-    head = f"{requests.label}: {len(listed):,} questions, {shots}, template {requests.template_kind}"
+    shots = "each task's own shots" if requests.shots is None else counted(requests.shots, "shot")
+    head = f"{requests.label}: {counted(len(listed), 'question')}, {shots}, template {requests.template_kind}"
     parts = [Text(head, style="bold"), Text(LEGEND, style="dim")]
     for task, doc, asked, gold in (listed[index * len(listed) // shown] for index in range(shown)):
         parts += [Text(), Text(f"{task} question {doc}" + ("" if gold is None else f", right: {gold}"), style="bold")]
@@ -48,14 +49,16 @@ def _question(asked: Sequence[Request], encoder: RequestEncoder, tokenizer: Any,
             yield from _passage(tokens, [], tokenizer, max_length - request.max_tokens)
             until = ", ".join(map(repr, request.until))
             rest = f" after {lead!r}, which is no part of it" if lead else ""
-            yield Text(f"generated: up to {request.max_tokens} tokens{rest}, ended by {until}", style="magenta")
+            yield Text(
+                f"generated: up to {counted(request.max_tokens, 'token')}{rest}, ended by {until}", style="magenta"
+            )
         elif isinstance(request, Rolling):
             for before, scored in encoder.windows(request.text, max_length):
                 yield from _passage(before, scored, tokenizer, max_length)
         elif isinstance(request, Likelihood):
             before, scored = encoder.pair(request.context, request.continuation, request.joined)
             if before == known:  # the choices of one question
-                yield Text(f"or {_marked([], scored, tokenizer)} ({len(scored)} tokens)")
+                yield Text(f"or {_marked([], scored, tokenizer)} ({counted(len(scored), 'token')})")
             else:
                 yield from _passage(before, scored, tokenizer, max_length)
             known = before
@@ -65,7 +68,7 @@ def _passage(before: Sequence[int], scored: Sequence[int], tokenizer: Any, max_l
     """Yield what is read and what is scored, after a line of their sizes."""
     cut = max(0, len(before) + len(scored) - (1 if scored else 0) - max_length)
     lost = f", the first {cut} cut off" if cut else ""
-    yield Text(f"{len(before)} tokens read{lost}, {len(scored)} scored", style="dim")
+    yield Text(f"{counted(len(before), 'token')} read{lost}, {len(scored)} scored", style="dim")
     yield _marked(before[cut:], scored, tokenizer)
 
 

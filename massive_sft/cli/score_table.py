@@ -62,7 +62,7 @@ def _texts(results: Results) -> dict[tuple[str, str], Text]:
         factor, gain = scale(row["metric"]), gains.get((row["cell"], row["column"]))
         text = Text(f"{row['value'] * factor:.4g}")
         if gain is not None:
-            sure = not gain["gain_low"] <= 0 <= gain["gain_high"]
+            sure = gain["gain_low"] > 0 or gain["gain_high"] < 0  # not without an interval
             text.append(f" ({gain['gain'] * factor:+.3g})", style="bold" if sure else "")
         texts[row["cell"], row["column"]] = text
     return texts

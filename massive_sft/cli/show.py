@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -14,6 +14,7 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, format_interval, make_table
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
+from massive_sft.ledger.store import Ledger
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.sweep.cell import Coordinates
 
@@ -21,14 +22,22 @@ from massive_sft.sweep.cell import Coordinates
 def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
     """One cell's record: scores, measures, training, data, provenance; of one without, what is asked of it."""
     if sweep is not None and is_imported(sweep):
-        record: Record | None = find_record(open_imported(sweep).ledger, cell)
+        ledger = open_imported(sweep).ledger
+        record: Record | None = find_record(ledger, cell)
     else:
         match = locate_cell(cell, sweep, overlay)
-        record = match.asked_record
+        ledger, record = match.ledger, match.asked_record
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     else:
-        console().print(record_view(record) if record else waiting_view(match))
+        console().print(record_view(record, find_losses(ledger, record)) if record else waiting_view(match))
+
+
+def find_losses(ledger: Ledger, record: Record) -> dict[str, float]:
+    """Return the losses of a cell's training by what they are in words."""
+    from massive_sft.study.file_frames import end_losses, loss_words
+
+    return loss_words(record, end_losses(ledger, record))
 
 
 def record_json(record: Record) -> dict[str, Any]:
@@ -50,9 +59,10 @@ def waiting_view(match: CellMatch) -> Group:
     return Group(_head(match.id, str(match.coordinates), match.status), Text(f"no record yet; asked for: {asked}"))
 
 
-def record_view(record: Record) -> Group:
-    """Return a record for people."""
-    parts: list[Any] = [_head(record.cell, Coordinates.describe(record.coordinates), record.status), _facts(record)]
+def record_view(record: Record, losses: Mapping[str, float]) -> Group:
+    """Return a record for people, with what ``find_losses`` found."""
+    name = Coordinates.describe(record.coordinates)
+    parts: list[Any] = [_head(record.cell, name, record.status), _facts(record, losses)]
     if record.error:
         parts.append(Text(record.error, style="red"))
     if record.scores:
@@ -85,12 +95,13 @@ def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
     return table
 
 
-def _facts(record: Record) -> Text:
+def _facts(record: Record, losses: Mapping[str, float]) -> Text:
     facts = [f"attempt {record.attempt}", f"finished {record.finished}"]
-    for name in ("steps", "tokens", "first_loss", "last_loss", "seconds"):
+    for name in ("steps", "tokens", "seconds"):
         value = record.training.get(name)
         if value is not None:
-            facts.append(f"{name.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
+            facts.append(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}")
+    facts += [f"{name} {value:.4g}" for name, value in losses.items()]
     resumed = record.training.get("resumed")
     facts += [_resumed(entry) for entry in resumed] if isinstance(resumed, list) else []
     return Text(", ".join(facts), style="dim")
@@ -108,12 +119,17 @@ def _tree(value: Any, depth: int = 1) -> Text:
     if not isinstance(value, dict):
         return Text("  " * depth + _plain(value))
     lines = []
-    for key, item in value.items():
+    for key, item in _in_order(value):
         if isinstance(item, dict):
             lines += [Text("  " * depth + str(key)), _tree(item, depth + 1)]
         elif key != "schema":
             lines.append(Text("  " * depth + f"{key}: {_plain(item)}"))
     return Text("\n").join(lines)
+
+
+def _in_order(value: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return a mapping's items, those under numbers (layers) by number; a record has them in the order of texts."""
+    return sorted(value.items(), key=lambda item: int(item[0]) if item[0].isdecimal() else -1)
 
 
 def _plain(value: Any) -> str:

@@ -27,6 +27,7 @@ STYLES = {
     Status.WAITING: "dim",
     Status.PRUNED: "dim",
 }
+NOISE = 1e-12
 NOTES = 10  # warnings shown before "and N more"
 
 
@@ -47,7 +48,12 @@ def make_table(*columns: str, right: Collection[str] = (), fold: bool = True) ->
 
 def format_interval(score: Score) -> str:
     """Return a score's interval; an empty text where it has none."""
-    return "" if score.interval is None else f"{score.interval[0]:.4g} .. {score.interval[1]:.4g}"
+    return "" if score.interval is None else " .. ".join(f"{without_noise(end):.4g}" for end in score.interval)
+
+
+def without_noise(value: float) -> float:
+    """Return a number, 0 where it is what rounding left of 0: older ledgers have ends of intervals such as 1e-17."""
+    return 0.0 if abs(value) < NOISE else value
 
 
 def budget_view(portion: BudgetedPlan | None) -> Group:
@@ -63,7 +69,7 @@ def plan_totals(plan: Plan) -> list[Text]:
         f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, give "
         f"{counted(saved.cells, 'trained cell')}, which one by one would take {counted(saved.cell_epochs, 'epoch')}",
     ]
-    if saved.run_samples is not None and saved.cell_samples is not None:
+    if saved.run_samples is not None and saved.cell_samples is not None and saved.cell_samples > saved.run_samples:
         lines[-1] += f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
     if saved.split_by_horizon:
         lines.append(

@@ -37,7 +37,8 @@ class BenchmarkResult:
         table: JSON: ``tasks`` and ``groups``, each ``{name: {"metric,filter": {value, stderr, interval, method, n,
             higher_is_better}}}``; what cannot be had (no closed form, one sample) is ``None``.
         samples: one row per task, document, metric and filter: ``value`` and ``weight`` (for sums of log-probabilities
-            over bytes or words), or ``detail`` (JSON) for metrics whose per-sample value is no number.
+            over bytes or words), or ``detail`` (JSON) for metrics whose per-sample value is no number; ``extracted``:
+            what the filter took of a generated answer, where that is not the answer as it was written.
     """
 
     table: dict[str, Any]
@@ -66,7 +67,7 @@ def aggregate(
                 for (metric, filter_name), by_doc in values.items()
             }
             for_groups[leaf.name] = _for_group(tasks[leaf.name])
-            rows += _sample_rows(leaf.name, values)
+            rows += _sample_rows(leaf.name, values, _extracted(loaded.tasks[leaf.name]))
     with as_task_unavailable(f"{benchmark.requests.label}: its groups cannot be scored"):
         groups = {name: _group_entries(group, for_groups, tasks) for name, group in loaded.groups.items()}
     table = {
@@ -126,6 +127,17 @@ def _values(
             for metric, value in task.process_results(docs[doc], answered).items():
                 values[metric, filter_name][doc] = value
     return values
+
+
+def _extracted(task: Task) -> dict[tuple[str, int], str]:
+    """Return what filters made of generated answers, by filter and document, where they did not leave them alone."""
+    return {
+        (name, instance.doc_id): taken if isinstance(taken, str) else json.dumps(taken, default=str, ensure_ascii=False)
+        for instance in task.instances
+        if instance.request_type == "generate_until"
+        for name, taken in instance.filtered_resps.items()
+        if taken != instance.resps[0] and taken != instance.resps
+    }
 
 
 def _instance(task: str, doc: Any, request: Request, response: Response) -> Instance:
@@ -233,13 +245,17 @@ SAMPLES = pa.schema(
         ("value", pa.float64()),
         ("weight", pa.float64()),
         ("detail", pa.string()),
+        ("extracted", pa.string()),
     ]
 )
 
 
-def _sample_rows(task: str, values: dict[tuple[str, str], dict[int, Any]]) -> list[dict[str, Any]]:
+def _sample_rows(
+    task: str, values: dict[tuple[str, str], dict[int, Any]], extracted: dict[tuple[str, int], str]
+) -> list[dict[str, Any]]:
     return [
         {"task": task, "doc": doc, "metric": metric, "filter": filter_name, **_sample(value)}
+        | {"extracted": extracted.get((filter_name, doc))}
         for (metric, filter_name), by_doc in values.items()
         for doc, value in by_doc.items()
     ]

@@ -34,7 +34,9 @@ def of_mean(values: np.ndarray) -> Interval | None:
     if np.isin(values, (0.0, 1.0)).all():
         centre = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
-        return Interval(max(0.0, centre - half), min(1.0, centre + half), stderr, "wilson")
+        low = 0.0 if mean == 0 else centre - half  # exactly: rounding would leave some 1e-17
+        high = 1.0 if mean == 1 else centre + half
+        return Interval(low, high, stderr, "wilson")
     return Interval(mean - Z * stderr, mean + Z * stderr, stderr, "normal")
 
 

@@ -53,13 +53,30 @@ def read_steps(path: Path) -> Iterator[StepDone]:
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             return
-        try:
-            values: dict[str, Any] = json.loads(line)
-            values |= {name: float(value) for name, value in values.items() if isinstance(value, str)}  # nan, inf
-            step = StepDone(**values)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}:{number}: is no optimizer step ({error})") from error
-        yield step
+        yield _step_of(line, f"{path}:{number}")
+
+
+def _step_of(line: str, place: str) -> StepDone:
+    try:
+        values: dict[str, Any] = json.loads(line)
+        values |= {name: float(value) for name, value in values.items() if isinstance(value, str)}  # nan, inf
+        return StepDone(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{place}: is no optimizer step ({error})") from error
+
+
+def read_end_losses(path: Path, steps: int) -> tuple[float, float]:
+    """Return the loss at the first step of a curve and at step ``steps``, without reading what lies between.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has no such steps.
+    """
+    lines = path.read_text().splitlines()
+    if not 1 <= steps <= len(lines):
+        raise ValueError(f"{path}: has no step {steps}")
+    first, last = (_step_of(lines[number - 1], f"{path}:{number}").loss for number in (1, steps))
+    return first, last
 
 
 def curve_file(record: Record) -> str | None:

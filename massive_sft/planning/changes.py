@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from massive_sft.core.counts import counted
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.last_plan import read_last_plan, write_last_plan
 from massive_sft.ledger.provenance import redact
@@ -54,11 +55,11 @@ def find_changes(plan: Plan) -> list[str]:
         if not lines:
             lines.append("what the file names: data, weights, the commits they are pinned to, or training semantics")
         lines.append(
-            f"{len(cells - known)} cells are new, {len(cells & known)} stay, "
-            f"{len(known - cells)} are no longer asked for (what is done of them stays in the ledger)"
+            f"{counted(len(cells - known), 'new cell')}, {len(cells & known)} stay, "
+            f"{len(known - cells)} no longer asked for (what is done of them stays in the ledger)"
         )
     elif lines:
-        lines.append(f"all {len(cells)} cells are the same ones")
+        lines.append(f"all {counted(len(cells), 'cell')} as before")
     if again := _again(plan):
         lines += (
             [] if lines else ["what is asked: a benchmark's file, data or version, or the tokens that end an answer"]
@@ -77,7 +78,7 @@ def _again(plan: Plan) -> str:
     if not parts:
         return ""
     gone = sum(run.needs_retraining for run in plan.runs)
-    retrained = f"{gone} trainings are needed for it, their snapshots were removed: run with --retrain"
+    retrained = f"it takes {counted(gone, 'training')}, for snapshots were removed: run with --retrain"
     return f"{' and '.join(parts)}; {retrained if gone else 'nothing is trained for it'}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 COLOURS = 10
-DASHES = 3
+DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 8, 36

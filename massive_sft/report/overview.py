@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from massive_sft.core.counts import counted
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import Plan
 from massive_sft.report.formatting import (
@@ -30,8 +31,9 @@ def head(data: ReportData) -> list[tuple[str, str]]:
     """Return the figures that stand at the top."""
     runs = last_epochs(data.cells).drop_duplicates("trajectory")
     records = data.records.values()
-    spans = [(record.created, record.finished) for record in records]
-    when = f"{_minute(min(a for a, _ in spans))} to {_minute(max(b for _, b in spans))} UTC" if spans else MISSING
+    when = MISSING
+    if records:
+        when = f"{_minute(data.began)} to {_minute(max(record.finished for record in records))} UTC"
     benchmarks = data.scores["column"].nunique()
     return [
         ("Cells", f"{len(data.plan.cells):,}"),
@@ -76,8 +78,7 @@ def warnings_section(findings: Sequence[Finding]) -> Section:
     ]
     if not rows:
         return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
-    kinds = Counter(item.kind for item in findings)
-    notes = [", ".join(f"{format_number} {kind}" for kind, format_number in kinds.items()) + "."]
+    notes = [", ".join(_concerned(kind, findings) for kind in dict.fromkeys(item.kind for item in findings)) + "."]
     columns = [
         Column("kind", "facet"),
         Column("what", "long"),
@@ -88,14 +89,22 @@ def warnings_section(findings: Sequence[Finding]) -> Section:
     return Section("troubles", "Failures and warnings", notes, [TableBlock(table)], alarming=True)
 
 
+def _concerned(kind: str, findings: Sequence[Finding]) -> str:
+    """Return a kind of finding with how many cells it concerns; how often it was found where it names no cells."""
+    found = [item for item in findings if item.kind == kind]
+    cells = {cell for item in found for cell in item.cells}
+    return f"{kind}: {counted(len(cells), 'cell') if cells else len(found)}"
+
+
 def runs_section(data: ReportData) -> Section:
     """Return models, mixtures, settings, layouts, and what sharing saved."""
     plan = data.plan
     saved = plan.sharing
-    note = (
-        f"{saved.runs:,} training runs of {saved.run_epochs:,} epochs give {saved.cells:,} trained cells; one by one "
-    )
-    note += f"they would take {saved.cell_epochs:,} epochs."
+    runs, epochs = counted(saved.runs, "training run"), counted(saved.run_epochs, "epoch")
+    note = f"{runs} of {epochs} in all for {counted(saved.cells, 'trained cell')}"
+    if saved.cell_epochs > saved.run_epochs:
+        note += f"; a training for each cell would take {counted(saved.cell_epochs, 'epoch')}"
+    note += "."
     if saved.split_by_horizon:
         note += (
             f" {saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule and cannot be "
@@ -148,7 +157,8 @@ def _settings(plan: Plan) -> Any:
         recipe, setting = run.trajectory.recipe, run.trajectory.recipe.setting
         first = run.trajectory.cells[0].coordinates
         lora = f"rank {setting.lora.rank}, alpha {setting.lora.alpha:g}" if setting.method == "lora" else MISSING
-        layout = f"{_plural(run.layout.workers, 'worker')}, {_plural(run.layout.gpus, 'GPU')}{_engine(run.layout)}"
+        layout = f"{counted(run.layout.workers, 'worker')}, {counted(run.layout.gpus, 'GPU')}"
+        layout += _engine(run.layout)
         schedule = recipe.schedule.label + (f" over {first.horizon}" if first.horizon else "")
         epochs = ", ".join(map(str, run.trajectory.snapshots))
         name = f"{recipe.setting_name} {first.variant}".strip()
@@ -159,10 +169,6 @@ def _settings(plan: Plan) -> Any:
 
 def _engine(layout: Layout) -> str:
     return "" if layout.stage is None else f", ZeRO-{layout.stage}"
-
-
-def _plural(format_number: int, noun: str) -> str:
-    return f"{format_number} {noun}{'' if format_number == 1 else 's'}"
 
 
 def data_section(data: ReportData) -> Section:
@@ -234,9 +240,10 @@ def provenance_section(data: ReportData) -> Section:
         *(Column(name) for name in ("sweep file", "host", "Python", "platform")),
         Column("libraries", "long"),
     ]
+    several = "All under the same circumstances." if len(rows) == 1 else f"{len(rows)} different circumstances."
     notes = [
-        f"{len(rows)} different circumstances. A commit with + had uncommitted changes. Each cell's own record, with "
-        "the checksums of all files it rests on, lies in the ledger."
+        f"{several} A commit with + had uncommitted changes. Each cell's own record, with the checksums of all files "
+        "it rests on, lies in the ledger."
     ]
     return Section(
         "provenance", "Provenance", notes, [TableBlock(of_texts("provenance", "Provenance", columns, rows, page=10))]

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from massive_sft.core.counts import counted
 from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
 from massive_sft.report.report_data import ReportData
-from massive_sft.report.scores import numbering
+from massive_sft.report.scores import LineStyles, numbering
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
 from massive_sft.study import correlate, metrics, tables
@@ -44,7 +45,8 @@ def loss_section(data: ReportData) -> Section | None:
             panels.append(Panel(str(mixture), "epoch", "loss, nats per token", lines, log_y=_spread(lines) > 10))
         groups[str(model)] = panels
     thinned = max(curve.steps for curve in data.curves.values())
-    notes = [f"Each point is the mean of up to {thinned} optimizer steps; a gap is a loss that was not finite."]
+    point = "one optimizer step" if thinned == 1 else f"the mean of up to {thinned} optimizer steps"
+    notes = [f"Each point is {point}; a gap is a loss that was not finite."]
     keys = [Key(name, colour=index) for name, index in colours.items()]
     return Section("losses", "Training loss", notes, [FigureBlock(groups, keys)])
 
@@ -52,7 +54,9 @@ def loss_section(data: ReportData) -> Section | None:
 def _loss_line(data: ReportData, row: dict[str, Any], colours: dict[str, int]) -> Line:
     curve = data.curves[str(row["trajectory"])]
     label = f"{row['model']} {row['mixture_label']} {row['setting_label']} seed {row['seed']}: {row['steps']} steps, "
-    label += f"loss {format_number(row['first_loss'])} to {format_number(row['last_loss'])} ({row['status']})"
+    label += (
+        f"loss {format_number(curve.first)} at the first, {format_number(curve.last)} at the last ({row['status']})"
+    )
     return Line(label, curve.points, colours[str(row["setting_label"])], 0)
 
 
@@ -214,35 +218,36 @@ def _profile(data: ReportData) -> Section | None:
     joined = cells.merge(data.layers, on="cell")
     if joined.empty:
         return None
-    colours, dashes = numbering(joined["mixture_label"]), numbering(joined["setting_label"])
+    styles = LineStyles.of(joined)
     changes, gains = [], []
     correlations = correlate.layer_correlations(data.layers, data.points)
     names = ["model", "cell", "layer", "change", "floor", "mixture_label", "setting_label", "epoch"]
     for (model,), of_model in grouped(to_rows(joined[names].sort_values("layer", kind="stable")), "model").items():
-        lines = [_profile_line(part, colours, dashes) for part in grouped(of_model, "cell").values()]
+        lines = [_profile_line(part, styles) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
         dots = [_layer_dot(row) for row in to_rows(correlations[correlations["model"] == model])]
         n = correlations.loc[correlations["model"] == model, "n"]
-        caption = f"n = {n.max()} training runs" if len(n) else ""
+        caption = f"n = {counted(n.max(), 'training run')}" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
         gains.append(
             Panel(
                 str(model), "layer", "Pearson r with overall gain", dots=dots, caption=caption, whole_x=True, zero=True
             )
         )
-    keys = [Key(name, colour=index) for name, index in colours.items()]
-    keys += [Key(name, dash=index) for name, index in dashes.items()]
     notes = [
         "Change of each layer, from the input (0) upward, and its correlation with the overall gain (mean over all "
         "benchmarks, each in units of its own standard deviation) with its 95 % interval."
     ]
     if (joined["change"] < 2 * joined["floor"]).any():
         notes.append("Grey: below twice what rounding to bf16 alone changes; it says nothing about training.")
-    figures = [FigureBlock({"Change by layer": changes}, keys), FigureBlock({"Layer change and gain, by layer": gains})]
+    figures = [
+        FigureBlock({"Change by layer": changes}, styles.keys),
+        FigureBlock({"Layer change and gain, by layer": gains}),
+    ]
     return Section("layers", "", notes, figures)
 
 
-def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dict[str, int]) -> Line:
+def _profile_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
     first = rows[0]
     points = [(float(row["layer"]), float(row["change"])) for row in rows]
     faint = [row["change"] < 2 * row["floor"] for row in rows]
@@ -251,7 +256,7 @@ def _profile_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: d
     label += f"{len(rows)} layers, {format_number(rows[0]['change'])} at the input, "
     label += f"{format_number(rows[-1]['change'])} at the output, "
     label += f"largest {format_number(largest['change'])} in layer {largest['layer']}"
-    return Line(label, points, colours[first["mixture_label"]], dashes[first["setting_label"]], True, faint)
+    return Line(label, points, *styles(first), True, faint)
 
 
 def _layer_dot(row: dict[str, Any]) -> Dot:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from massive_sft.core.counts import counted
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.loss_curve import curve_file, read_steps
 from massive_sft.ledger.record import Record, Status
@@ -27,10 +28,17 @@ CURVE_POINTS = 100  # of a drawn loss curve
 
 @dataclass(frozen=True)
 class ThinnedCurve:
-    """A loss curve, thinned: ``points`` are (epochs, nats per token), each the mean of ``steps`` steps."""
+    """A loss curve, thinned.
+
+    Attributes:
+        points: (epochs, nats per token), each the mean of ``steps`` steps.
+        first, last: the loss at its first and last step.
+    """
 
     points: list[tuple[float, float]]
     steps: int
+    first: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,13 @@ class ReportData:
         records: newest sound record by cell id, with only the scores that the sweep asks for.
         statuses: status by cell id, as the ledger has it now (the plan may be older).
         planned: one row per trained cell that the sweep asks for, recorded or not.
-        cells, scores, gains: of ``study``; ``mixture_label`` and ``setting_label`` added.
+        cells, scores, gains: of ``study``, of the gains those of benchmarks; ``mixture_label`` and ``setting_label``
+            added.
         lora_less_full, with_less_without: of ``contrasts.differences``.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
         curves: loss curve by trajectory id.
+        began: when the first work on any of the recorded cells began, ISO 8601, UTC; empty without a record.
         findings: what to warn of, the gravest first.
         columns: the benchmarks' columns, in the order in which the sweep asks for them.
     """
@@ -62,6 +72,7 @@ class ReportData:
     points: pd.DataFrame
     layers: pd.DataFrame
     curves: Mapping[str, ThinnedCurve]
+    began: str
     findings: tuple[Finding, ...]
     columns: tuple[str, ...]
 
@@ -76,9 +87,10 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     records = _by_epoch(records)
     cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
     reader = SampleReader(ledger, records)
-    gains = with_paired_intervals(tables.gains(scores), reader)
+    gains = with_paired_intervals(tables.primary_rows(tables.gains(scores)), reader)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
+    began = min((_began(ledger, record) for record in records.values()), default="")
     warned += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
     warned += [Finding("missing", str(problem), ()) for problem in plan.missing]
     warned += [Finding("provisional", str(problem), ()) for problem in plan.unpinned]
@@ -107,9 +119,15 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         curves=curves,
+        began=began,
         findings=(*collect_findings(cells, scores, gains), *warned),
         columns=_columns(plan, scores),
     )
+
+
+def _began(ledger: Ledger, record: Record) -> str:
+    """Return when the work on a cell first began: later records of it may have added scores alone."""
+    return min((earlier.created for earlier in ledger.history(record.cell)), default=record.created)
 
 
 def _left_out(plan: Plan) -> dict[str, tuple[str, str]]:
@@ -156,7 +174,7 @@ def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
                 cells.setdefault(", ".join(lacking), []).append(item.cell.id)
     tail = "; the next run adds it, and scores made in another way are not shown"
     return [
-        Finding("to do", f"{len(ids)} cells have no {what} as the sweep asks for it now{tail}", tuple(ids))
+        Finding("to do", f"{counted(len(ids), 'cell')} without {what} as the sweep asks for it now{tail}", tuple(ids))
         for what, ids in cells.items()
     ]
 
@@ -170,7 +188,7 @@ def _waiting(statuses: Mapping[str, Status]) -> list[Finding]:
     for status in (Status.WAITING, Status.RUNNING):
         ids = tuple(cell for cell, now in statuses.items() if now is status)
         if ids:
-            text = f"{len(ids)} of {len(statuses)} cells are {status}: not in this report"
+            text = f"{len(ids)} of {counted(len(statuses), 'cell')} {status}: not in this report"
             warned.append(Finding("to do", text, ids))
     return warned
 
@@ -232,7 +250,7 @@ def read_curve(path: Path) -> ThinnedCurve:
         window = losses[start : start + size]
         mean = math.fsum(window) / len(window) if all(map(math.isfinite, window)) else math.nan
         points.append(((start + (len(window) + 1) / 2) / per_epoch, mean))
-    return ThinnedCurve(points, size)
+    return ThinnedCurve(points, size, losses[0], losses[-1])
 
 
 def _layers(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> pd.DataFrame:

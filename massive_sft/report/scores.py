@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pandas as pd
@@ -35,6 +36,37 @@ class ScoreData(Protocol):
 def numbering(values: Iterable[str]) -> dict[str, int]:
     """Number distinct names by their first appearance: their colour or dash wherever they are drawn."""
     return {name: index for index, name in enumerate(dict.fromkeys(values))}
+
+
+@dataclass(frozen=True)
+class LineStyles:
+    """Colours and dashes of the lines of training runs: of mixtures and settings, whichever are more get the colours.
+
+    Attributes:
+        colour, dash: the columns that they stand for.
+        colours, dashes: by name.
+    """
+
+    colour: str
+    dash: str
+    colours: dict[str, int]
+    dashes: dict[str, int]
+
+    @staticmethod
+    def of(frame: pd.DataFrame) -> LineStyles:
+        """Return the styles for rows with ``mixture_label`` and ``setting_label``."""
+        names = sorted(("mixture_label", "setting_label"), key=lambda name: -frame[name].nunique())
+        return LineStyles(names[0], names[1], numbering(frame[names[0]]), numbering(frame[names[1]]))
+
+    def __call__(self, row: dict[str, Any]) -> tuple[int, int]:
+        """Return the colour and the dash of a row's line."""
+        return self.colours[row[self.colour]], self.dashes[row[self.dash]]
+
+    @property
+    def keys(self) -> list[Key]:
+        """The entries of a legend."""
+        keys = [Key(name, colour=index) for name, index in self.colours.items()]
+        return keys + [Key(name, dash=index) for name, index in self.dashes.items()]
 
 
 def heatmap_section(data: ScoreData) -> Section:
@@ -151,7 +183,7 @@ def epochs_section(data: ScoreData) -> Section | None:
     known = known[known.groupby("trajectory")["epoch"].transform("nunique") > 1]
     if known.empty:
         return None
-    colours, dashes = numbering(known["mixture_label"]), numbering(known["setting_label"])
+    styles = LineStyles.of(known)
     rows = to_rows(known[[*LINE, "model", "column", "trajectory"]].sort_values("epoch", kind="stable"))
     groups: dict[str, Sequence[Panel]] = {}
     for (model,), of_model in grouped(rows, "model").items():
@@ -160,21 +192,19 @@ def epochs_section(data: ScoreData) -> Section | None:
         for column in data.columns:
             members = by_column.get((column,), [])
             if members:
-                lines = [_epoch_line(part, colours, dashes) for part in grouped(members, "trajectory").values()]
+                lines = [_epoch_line(part, styles) for part in grouped(members, "trajectory").values()]
                 metric = str(members[0]["metric"])
                 name = f"{metric} {metrics.unit(metric)}".strip()
                 panels.append(Panel(column, "epoch", name, lines, whole_x=True))
         groups[str(model)] = panels
-    keys = [Key(name, colour=index) for name, index in colours.items()]
-    keys += [Key(name, dash=index) for name, index in dashes.items()]
     notes = ["Training runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
-    return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, keys)])
+    return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, styles.keys)])
 
 
 LINE = ["mixture_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]
 
 
-def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dict[str, int]) -> Line:
+def _epoch_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
     first = rows[0]
     factor = metrics.scale(first["metric"])
     points = [(float(row["epoch"]), float(row["value"]) * factor) for row in rows]
@@ -184,7 +214,7 @@ def _epoch_line(rows: list[dict[str, Any]], colours: dict[str, int], dashes: dic
     seed = "" if is_missing(first["seed"]) else f" seed {first['seed']}"
     mixture, setting = first["mixture_label"], first["setting_label"]
     label = f"{mixture} {setting}{seed}; base {format_score(first['base'], first['metric'])}; "
-    return Line(label + "; ".join(story), points, colours[mixture], dashes[setting], marked=True)
+    return Line(label + "; ".join(story), points, *styles(first), marked=True)
 
 
 def _with_interval(row: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from massive_sft.study.frames import CONDITION, grouped, last_epochs, to_rows
-from massive_sft.study.tables import SAME, gain_over, mean_half_width, primary_rows
+from massive_sft.study.tables import SAME, gain_over, mean_gain, primary_rows
 
 RUN = ["model", "schedule", "horizon", "epoch", "seed"]
 """What two cells must share to be compared, beside their mixture or their setting."""
+_PLURALS = {"model": "models", "data": "mixtures"}
 Pair = tuple[str, str, str]
 """A cell, the cell it is compared with, and what the difference is about."""
 
@@ -64,21 +65,22 @@ def differences(scores: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame:
 
 
 def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Return the mean of ``tables.over_seeds`` over some of the coordinates, with Student's interval over their values.
+    """Return the mean of ``tables.over_seeds`` over some of the coordinates, with the interval of ``mean_interval``.
 
     Only what at least two values of ``axes`` have is there; ``members`` counts them.
+
+    Args:
+        axes: ``model``, or ``data`` with ``size``.
     """
     names = [name for name in CONDITION if name not in axes]
     rows = []
     for members in grouped(to_rows(means[means["gain"].notna()]), *names, "column").values():
         if len(members) < 2:
             continue
-        first, gains = members[0], pd.Series([float(row["gain"]) for row in members])
-        half = mean_half_width(len(members), float(gains.std()))
+        first = members[0]
         mean = {name: pd.Series([float(row[name]) for row in members]).mean() for name in ("value", "improvement")}
-        ends = {"gain": gains.mean(), "gain_low": gains.mean() - half, "gain_high": gains.mean() + half}
         counts = {name: sum(int(row[name]) for row in members) for name in ("seeds", "asked_seeds")}
         kept = {name: first[name] for name in (*names, "column", "metric", "filter", "benchmark", "n")}
-        told = {"interval": f"t over {len(members)}", "why": pd.NA, "members": len(members)}
-        rows.append({**kept, **mean, **ends, **counts, **told})
+        told = {**mean_gain(members, f"{len(members)} {_PLURALS[axes[0]]}"), "why": pd.NA, "members": len(members)}
+        rows.append({**kept, **mean, **counts, **told})
     return pd.DataFrame(rows, columns=[*means.columns, "members"])

@@ -14,15 +14,18 @@ from typing import TypeVar
 import pandas as pd
 import pyarrow.parquet as pq
 
+from massive_sft.core.counts import counted
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.evaluation.answers import Answer, read_answers
 from massive_sft.evaluation.requests import RequestSet, read_set
-from massive_sft.ledger.loss_curve import StepDone, curve_file, read_steps
+from massive_sft.ledger.loss_curve import StepDone, curve_file, read_end_losses, read_steps
 from massive_sft.ledger.record import BenchmarkScores, Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study import metrics
+from massive_sft.study.frames import to_rows
 from massive_sft.study.paired import samples_file
+from massive_sft.training.divergence import window_of
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ SAMPLES: dict[str, str] = (
 ANSWERS: dict[str, str] = (
     _OF
     | dict.fromkeys(Answer.__dataclass_fields__, "string")
-    | {"doc": "int64", "logprob": "float64", "metric": "string", "value": "float64"}
+    | {"doc": "int64", "logprob": "float64", "metric": "string", "value": "float64", "extracted": "string"}
 )
 
 
@@ -63,6 +66,38 @@ def _verified_steps(ledger: Ledger, record: Record, name: str) -> list[StepDone]
     return list(read_steps(ledger.verified_file(record, name)))
 
 
+def end_losses(ledger: Ledger, record: Record) -> tuple[float, float] | None:
+    """Return the loss at a cell's first and last optimizer step; None where no curve tells them.
+
+    A record has means over several steps alone: see ``loss_words``.
+    """
+    name, steps = curve_file(record), record.training.get("steps")
+    if name is None or not isinstance(steps, int):
+        return None
+    return next(
+        iter(_read(ledger, ledger.root / name, lambda _: [read_end_losses(ledger.verified_file(record, name), steps)])),
+        None,
+    )
+
+
+def loss_words(record: Record, ends: tuple[float, float] | None) -> dict[str, float]:
+    """Return a cell's losses, in nats per trainable token, by what they are in words.
+
+    Args:
+        ends: of ``end_losses``.
+    """
+    steps = record.training.get("steps")
+    if not isinstance(steps, int):
+        return {}
+    words = dict(zip(("loss at step 1", f"loss at step {steps}"), ends or (), strict=False))
+    window = min(window_of(steps), steps)
+    for field, end in (("first_loss", "first"), ("last_loss", "last")):
+        mean = record.training.get(field)
+        if isinstance(mean, float):
+            words[f"mean loss of the {end} {counted(window, 'step')}" if window < steps else "mean loss"] = mean
+    return words
+
+
 def sample_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per cell, protocol, task, document, metric and filter: the columns of ``SAMPLES``.
 
@@ -79,11 +114,15 @@ def sample_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
 
 
 def _sample_rows(ledger: Ledger, record: Record, protocol: str) -> pd.DataFrame:
+    """Return the rows of a file, with ``extracted`` where it has that."""
     columns = [name for name in SAMPLES if name not in _OF]
 
     def read(_: Path) -> list[pd.DataFrame]:
         path = samples_file(ledger, record, protocol)
-        return [] if path is None else [pq.read_table(path, columns=columns).to_pandas()]
+        if path is None:
+            return []
+        more = [name for name in pq.read_schema(path).names if name == "extracted"]
+        return [pq.read_table(path, columns=columns + more).to_pandas()]
 
     folder = ledger.cell_dir(record.cell) / "scores"
     return next(iter(_read(ledger, folder / f"{protocol}.parquet", read)), pd.DataFrame(columns=columns))
@@ -92,7 +131,9 @@ def _sample_rows(ledger: Ledger, record: Record, protocol: str) -> pd.DataFrame:
 def answer_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per cell, protocol, task and document: the columns of ``ANSWERS``.
 
-    The fields of ``evaluation.answers.Answer``, and ``value``: the document's value of ``metric``, the task's score.
+    The fields of ``evaluation.answers.Answer``; ``value``: the document's value of ``metric``, the task's score; and
+    ``extracted``: what that metric's filter took of a generated answer, which is what was compared with ``gold``. It
+    is missing of answers that were scored before it was kept.
     A cell has no rows where the requests are no longer cached (``gc`` removes them), or where equal weights were
     scored in another cell, whose rows they are.
     """
@@ -124,15 +165,15 @@ def _answer_rows(
         return
     keys = {task: metrics.primary_metric(by_key) for task, by_key in scores.tasks.items()}
     frame = _sample_rows(ledger, record, protocol)
-    columns = (frame[name].tolist() for name in ("task", "doc", "metric", "filter", "value"))
-    values = {
-        (task, doc, f"{metric},{chosen}"): value for task, doc, metric, chosen, value in zip(*columns, strict=True)
-    }
+    samples = {(row["task"], row["doc"], f"{row['metric']},{row['filter']}"): row for row in to_rows(frame)}
     for answer in answers:
         key = keys.get(answer.task)
         about = {"cell": record.cell, "benchmark": scores.benchmark, "protocol": protocol, **asdict(answer)}
-        value = values.get((answer.task, answer.doc, str(key)))
-        yield about | {"metric": key and metrics.split(key)[0], "value": value}
+        sample = samples.get((answer.task, answer.doc, str(key)), {})
+        about |= {"metric": key and metrics.split(key)[0], "value": sample.get("value")}
+        if "extracted" in sample and answer.kind == "generate_until":
+            about["extracted"] = answer.answer if sample["extracted"] is None else sample["extracted"]
+        yield about
 
 
 def _read(ledger: Ledger, path: Path, read: Callable[[Path], list[T]]) -> list[T]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massive_sft.core.counts import counted
 from massive_sft.ledger.record_warnings import ROUNDING_FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary_rows
@@ -87,7 +88,7 @@ def _errors(cells: pd.DataFrame, status: str) -> list[Finding]:
 def _partial(cells: pd.DataFrame, scores: pd.DataFrame) -> list[Finding]:
     missing = scores[scores["missing"].notna() & (scores["status"] == "PARTIAL")]
     return [
-        Finding("PARTIAL", f"{benchmark} is missing in {len(rows)} cells: {why}", tuple(rows["cell"]))
+        Finding("PARTIAL", f"{benchmark} is missing in {counted(len(rows), 'cell')}: {why}", tuple(rows["cell"]))
         for (benchmark, why), rows in missing.groupby(["benchmark", "missing"])
     ]
 
@@ -96,8 +97,9 @@ def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
     lost = cells[(cells["rounding_floor"] > 0) & (cells["layer_change"] < ROUNDING_FLOORS * cells["rounding_floor"])]
     findings = []
     for (model, setting), rows in lost.groupby(["model", "setting"]):
-        text = f"{model} {setting}: {len(rows)} cells have a layer change ({rows['layer_change'].min():.2g} at least) "
-        text += f"below {ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({rows['rounding_floor'].max():.2g}): "
+        least, floor = rows["layer_change"].min(), rows["rounding_floor"].max()
+        text = f"{model} {setting}: the layer change of {counted(len(rows), 'cell')} ({least:.2g} at least) is below "
+        text += f"{ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({floor:.2g}): "
         text += "their training may be too small for the precision that weights are stored in"
         findings.append(Finding("rounding", text, tuple(rows["cell"])))
     return findings
@@ -122,7 +124,7 @@ def _without_base(gains: pd.DataFrame) -> list[Finding]:
     return [
         Finding(
             "base",
-            f"{model}: no gain on {part['column'].nunique()} benchmarks, because {why}",
+            f"{model}: no gain on {counted(part['column'].nunique(), 'benchmark')}, because {why}",
             tuple(part["cell"].unique()),
         )
         for (model, why), part in rows.groupby(["model", "why"])
@@ -144,7 +146,7 @@ def mixed_layouts(cells: pd.DataFrame) -> list[Finding]:
             for key, values in differing.items()
             if len({json.dumps(value, sort_keys=True) for value in values}) > 1
         ]
-        text = f"{model}: {len(rows)} cells were trained under {len(layouts)} layouts ({', '.join(texts)}): "
+        text = f"{model}: {counted(len(rows), 'cell')} trained under {len(layouts)} layouts ({', '.join(texts)}): "
         text += "differences of the size of rounding are not only the settings'"
         findings.append(Finding("layout", text, tuple(rows["cell"])))
     return findings

@@ -42,12 +42,16 @@ CELLS: dict[str, str] = (
     | dict.fromkeys(("perplexity_text_all", "perplexity_text_response"), "float64")
     | dict.fromkeys(("bits_per_byte_all", "bits_per_byte_response"), "float64")
     | {"layer_change": "float64", "rounding_floor": "float64", "weights_changed": "Int64", "token_length": "float64"}
-    | {"steps": "Int64", "first_loss": "float64", "last_loss": "float64", "tokens": "Int64", "seconds": "float64"}
+    | {"steps": "Int64", "tokens": "Int64", "seconds": "float64"}
+    | dict.fromkeys(("first_loss", "last_loss", "first_loss_mean", "last_loss_mean"), "float64")
     | dict.fromkeys(("samples", "available", "data_tokens", "trainable_tokens"), "Int64")
     | dict.fromkeys(("truncated", "dropped", "duplicates", "repeated"), "Int64")
     | {"layout": "string", "commit": "string", "created": "string", "finished": "string"}
 )
 """Columns of ``cell_frame``: perplexities per token (micro average) with their 95 % interval, losses in nats per token.
+
+``first_loss`` and ``last_loss`` are those of the cell's first and last optimizer step (``file_frames.end_losses``);
+``first_loss_mean`` and ``last_loss_mean`` are means over the first and last 5 % of its steps, at least 5.
 
 ``perplexity_*`` count special tokens such as EOS, ``perplexity_text_*`` and ``bits_per_byte_*`` the text alone; these
 are missing where a version measured that did not tell them apart."""
@@ -143,7 +147,7 @@ def cell_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row a record with its coordinates, outcome, measures, counts and training: the columns of ``CELLS``.
 
     ``layout`` is JSON with sorted keys; ``steps``, ``tokens`` and ``seconds`` are those of the training up to the
-    cell's epoch.
+    cell's epoch. ``first_loss`` and ``last_loss`` lie in files beside the records, and are missing here.
     """
     return pd.DataFrame([_cell_row(record) for record in records], columns=list(CELLS)).astype(CELLS)
 
@@ -167,7 +171,8 @@ def _cell_row(record: Record) -> dict[str, Any]:
     row |= {"layer_change": change.get("relative"), "rounding_floor": change.get("rounding_floor")}
     row["weights_changed"] = change.get("changed")
     row["token_length"] = _mapping(record.measures, "token_length", "all").get("mean")
-    row |= {name: training.get(name) for name in ("steps", "first_loss", "last_loss", "tokens", "seconds")}
+    row |= {name: training.get(name) for name in ("steps", "tokens", "seconds")}
+    row |= {f"{name}_mean": training.get(name) for name in ("first_loss", "last_loss")}
     row |= {name: total.get(name) for name in ("samples", "available", "trainable_tokens")}
     row |= {name: total.get(name) for name in ("truncated", "dropped", "duplicates", "repeated")}
     row["data_tokens"] = total.get("tokens")
@@ -184,11 +189,14 @@ def _mapping(value: Any, *path: str) -> dict[str, Any]:
 
 
 def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per cell and layer: ``cell``, ``layer`` (from 0) and its relative Frobenius ``change``."""
+    """Return one row per cell and layer, from the input upward: ``cell``, ``layer`` (from 0) and its relative
+    Frobenius ``change``.
+    """
+    profiles = ((record.cell, _mapping(record.measures, "layer_change", "relative_by_layer")) for record in records)
     rows = [
-        {"cell": record.cell, "layer": int(layer), "change": change}
-        for record in records
-        for layer, change in _mapping(record.measures, "layer_change", "relative_by_layer").items()
+        {"cell": cell, "layer": int(layer), "change": profile[layer]}
+        for cell, profile in profiles
+        for layer in sorted(profile, key=int)  # a record's keys stand in the order of texts: 0, 1, 10, 11, 2
     ]
     frame = pd.DataFrame(rows, columns=["cell", "layer", "change"])
     return frame.astype({"cell": "string", "layer": "int64", "change": "float64"})

@@ -14,6 +14,8 @@ from massive_sft.ledger.store import Ledger
 
 SampleValues = dict[tuple[str, str, str], dict[int, float]]
 LEVEL = 0.95
+EQUAL = 1e-9
+"""Share of the largest value below which a spread is rounding, and the values are equal."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def compare(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     mean, n = float(differences.mean()), len(common)
     spread = float(differences.std(ddof=1)) if n > 1 else 0.0
     interval = None
-    if spread > 0:
+    if spread > EQUAL * max(np.abs(left).max(), np.abs(right).max()):
         half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
         interval = (mean - half, mean + half)
     mcnemar = None

@@ -16,7 +16,7 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import to_rows
-from massive_sft.study.paired import LEVEL, samples_file
+from massive_sft.study.paired import EQUAL, LEVEL, samples_file
 
 PAIRED = "paired"
 _CLOSE = 1e-6  # how far a score may be from what its per-sample values give
@@ -63,23 +63,28 @@ class SampleReader:
     def read(self, cell: str, key: Key) -> Samples | None:
         """Return a cell's values; None where the ledger has none."""
         protocol, task, metric, chosen = key
-        frame = self._file(cell, protocol)
-        rows = frame[(frame["metric"] == metric) & (frame["filter"] == chosen) & frame["value"].notna()]
-        rows = rows[rows["task"] == task] if task else rows
-        if rows.empty or rows["weight"].isna().nunique() > 1:
+        rows = self._file(cell, protocol).get((task, metric, chosen))
+        if rows is None or rows["weight"].isna().nunique() > 1:
             return None
         weights = rows["weight"].fillna(1.0).to_numpy(np.float64)
         documents = tuple(zip(rows["task"].astype(str), rows["doc"].astype(int), strict=True))
         return Samples(documents, rows["value"].to_numpy(np.float64), weights)
 
-    def _read(self, cell: str, protocol: str) -> pd.DataFrame:
+    def _read(self, cell: str, protocol: str) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """Return the rows with a value by task (empty: of all tasks), metric and filter."""
         columns = ["task", "doc", "metric", "filter", "value", "weight"]
         try:
             path = samples_file(self.ledger, self.records[cell], protocol)
-            return pd.DataFrame(columns=columns) if path is None else pq.read_table(path, columns=columns).to_pandas()
+            if path is None:
+                return {}
+            frame = pq.read_table(path, columns=columns).to_pandas()
         except (Corrupt, OSError, ValueError, KeyError) as error:
             self.ledger.report_corrupt(self.ledger.cell_dir(cell), f"{cell}: per-sample values of {protocol}: {error}")
-            return pd.DataFrame(columns=columns)
+            return {}
+        frame = frame[frame["value"].notna()]
+        whole = frame.assign(task="")
+        parts = (part.groupby(["task", "metric", "filter"], sort=False) for part in (frame, whole))
+        return {key: frame.loc[index] for part in parts for key, index in part.groups.items()}
 
 
 def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]) -> tuple[float, float] | None:
@@ -87,7 +92,7 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
 
     Student's t on the differences of a mean; of a ratio of sums (bits per byte) on the linearised differences.
     None where the questions are not the same, where the scores are no fixed multiple of these values' ratio (an F1, a
-    perplexity), or where no answer changed, from which no spread can be estimated.
+    perplexity), or where no answer changed, or all alike, from which no spread can be estimated.
     """
     same = first.documents == second.documents and np.array_equal(first.weights, second.weights)
     if not same or len(first.values) < 2:
@@ -98,9 +103,9 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     n = len(first.values)
     difference = second.ratio - first.ratio
     residuals = second.values - first.values - difference * first.weights
-    spread = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(first.weights.sum())
-    if spread <= 0:
+    if np.abs(residuals).max() <= EQUAL * max(np.abs(first.values).max(), np.abs(second.values).max()):
         return None
+    spread = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(first.weights.sum())
     half = abs(scale[0]) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
     return scores[1] - scores[0] - half, scores[1] - scores[0] + half
 
@@ -114,19 +119,19 @@ def _scale(ratio: float, score: float) -> float:
 
 def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataFrame:
     """Return the rows of ``tables.gains`` or ``contrasts.differences`` with paired intervals where both cells' values
-    of each question are there.
-
-    Only primary rows are; their ``gain_interval`` is ``paired`` then.
+    of each question are there: their ``gain_interval`` is ``paired`` then.
     """
     frame = gains.copy()
-    wanted = frame[frame["primary"].fillna(False) & frame["gain"].notna()]
+    wanted = frame[frame["gain"].notna()]
     wanted = wanted.sort_values(["base_cell", "protocol", "cell"], kind="stable")
-    names = ["cell", "base_cell", "protocol", "kind", "task", "metric", "filter", "value", "base"]
+    names = ["cell", "base_cell", "protocol", "kind", "task", "metric", "filter", "value", "base", "n"]
     found: dict[int, tuple[float, float]] = {}
     for index, row in zip(wanted.index, to_rows(wanted[names]), strict=True):
         before, own = (reader.read(str(row[name]), key_of(row)) for name in ("base_cell", "cell"))
         scores = (float(row["base"]), float(row["value"]))
-        bounds = paired_interval(before, own, scores) if own and before else None
+        if own is None or before is None or (row["kind"] == "group" and len(own.values) != row["n"]):
+            continue  # a group of some of the protocol's tasks has no values of its own
+        bounds = paired_interval(before, own, scores)
         if bounds is not None:
             found[index] = bounds
     rows = list(found)

@@ -8,11 +8,11 @@ intervals (Zou and Donner 2008), which is wider. Whose interval holds 0 cannot b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from massive_sft.core.errors import InvalidInput, Problem
@@ -20,7 +20,7 @@ from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
 from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
-from massive_sft.study.tables import mean_half_width
+from massive_sft.study.tables import mean_interval
 
 COLUMNS: dict[str, str] = (
     dict.fromkeys(("model", "column", "metric"), "string")
@@ -49,16 +49,19 @@ class Interval:
         return Interval(value, low, value + math.hypot(self.high - self.value, other.value - other.low))
 
 
-def rank_cells(ledger: Ledger, records: Mapping[str, Record], metric: str | None = None) -> pd.DataFrame:
+def rank_cells(
+    ledger: Ledger, records: Mapping[str, Record], metric: str | None = None, asked: Collection[str] = ()
+) -> pd.DataFrame:
     """Rank each model's candidates, its base model among them, on a metric or on every benchmark's own.
 
     Args:
         records: by cell id.
         metric: a benchmark's column, its name with or without shots, or ``TASK/METRIC[,FILTER]``; None for all columns.
+        asked: labels of benchmarks that may have no score yet: their names are known, and give no rows.
 
     Returns:
         One row a candidate, best first: ``COLUMNS``. ``cell`` is that of its first seed; ``value`` is the mean over its
-        seeds in the metric's own unit, ``low`` and ``high`` its 95 % interval, Student's t over several seeds.
+        seeds in the metric's own unit, ``low`` and ``high`` its 95 % interval (``tables.mean_interval``).
         ``difference`` = its value - the best one's; ``tied``: whether 0 lies in that interval, missing for the best
         one, and where no interval can be had.
 
@@ -66,32 +69,48 @@ def rank_cells(ledger: Ledger, records: Mapping[str, Record], metric: str | None
         InvalidInput: there is no such metric, or which direction of it is better is not known.
     """
     reader = SampleReader(ledger, records)
-    rows = [row for row in to_rows(_chosen(tidy(records.values()), metric)) if not pd.isna(row["value"])]
+    scores = tidy(records.values())
+    awaited = [*asked, *scores.loc[scores["missing"].notna() & scores["primary"].fillna(False), "benchmark"]]
+    rows = to_rows(_chosen(scores[scores["value"].notna()], metric, awaited))
     ranked = [row for part in grouped(rows, "column", "model").values() for row in _ranked(part, reader)]
     return pd.DataFrame(ranked, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _chosen(scores: pd.DataFrame, metric: str | None) -> pd.DataFrame:
-    """Return the rows that a metric names, its direction known, with the ``column`` that they are of."""
+def _chosen(scores: pd.DataFrame, metric: str | None, asked: Collection[str]) -> pd.DataFrame:
+    """Return the rows with a value that a metric names, its direction known, with the ``column`` that they are of."""
     primary = scores[scores["primary"].fillna(False)]
     directed = scores["higher_is_better"].notna()
     if metric is None:
         return primary[directed.reindex(primary.index)]
     name, _, key = metric.partition("/")
-    titles = scores["benchmark"].str.replace(r"-(\d+|own)shot$", "", regex=True)
+    titles = scores["benchmark"].map(_title)
     named = (scores["column"] == metric) | (scores["benchmark"] == metric) | (titles == metric)
     found = primary[named.fillna(False).reindex(primary.index)]
     if found.empty and key:
         keys = scores["metric"] + "," + scores["filter"]
-        asked = (scores["task"] == name) & ((scores["metric"] == key) | (keys == key))
-        found = scores[asked.fillna(False)]
+        named = (scores["task"] == name) & ((scores["metric"] == key) | (keys == key))
+        found = scores[named.fillna(False)]
         filters = found["filter"].where(found["filter"] != "none", "").radd(",").replace(",", "")
         found = found.assign(column=found["benchmark"] + " " + found["task"] + "/" + found["metric"] + filters)
     if found.empty:
-        raise InvalidInput(Problem("--metric", "no score of the sweep has this name", metric, _names(scores)))
+        if _awaited(metric, scores, asked):
+            return found
+        names = tuple(dict.fromkeys([*_names(scores), *asked]))
+        raise InvalidInput(Problem("--metric", "no score of the sweep has this name", metric, names))
     if not directed.reindex(found.index).all():
         raise InvalidInput(Problem("--metric", "its task does not say whether higher or lower is better", metric))
     return found
+
+
+def _title(label: str) -> str:
+    """Return a benchmark's name without its shots."""
+    return re.sub(r"-(\d+|own)shot$", "", label)
+
+
+def _awaited(metric: str, scores: pd.DataFrame, asked: Collection[str]) -> bool:
+    """Return whether a score of this name may still come: a benchmark's own, or a task's while it has no score."""
+    labels = {label for label in asked if label not in set(scores["benchmark"])}
+    return metric in labels | set(map(_title, labels)) or ("/" in metric and bool(labels))
 
 
 def _names(scores: pd.DataFrame) -> tuple[str, ...]:
@@ -118,9 +137,9 @@ def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[di
 def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
     if len(seeds) < MIN_SEEDS:
         return Interval(*(seeds[0][name] for name in ("value", "low", "high")))
-    values = pd.Series([row["value"] for row in seeds])
-    half = mean_half_width(len(seeds), float(values.std()))
-    return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+    values, lows, highs = ([row[name] for row in seeds] for name in ("value", "low", "high"))
+    interval = mean_interval(values, lows, highs)
+    return Interval(interval.mean, interval.low, interval.high)
 
 
 def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], reader: SampleReader) -> Interval:
@@ -130,7 +149,5 @@ def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     samples = [reader.read(row["cell"], key_of(row)) for row in (best[0], other[0])]
     if samples[0] is None or samples[1] is None:
         return whole
-    if samples[0].documents == samples[1].documents and np.array_equal(samples[0].values, samples[1].values):
-        return Interval(0.0, 0.0, 0.0)  # not one question apart
     bounds = paired_interval(samples[0], samples[1], (best[0]["value"], other[0]["value"]))
     return whole if bounds is None else Interval(whole.value, *bounds)

@@ -37,12 +37,14 @@ class Results:
         records: the newest sound record of each cell that has one, by cell id.
         planned: the rows of ``cells`` for those that have none yet; empty where no sweep was named.
         content_of: returns what a cell's id is the hash of. Raises ``Corrupt``, FileNotFoundError.
+        asked: the benchmarks that the sweep asks for, such as ``mmlu-5shot``; none where no sweep was named.
     """
 
     ledger: Ledger
     records: Mapping[str, Record]
     planned: pd.DataFrame
     content_of: Callable[[str], Mapping[str, Any]]
+    asked: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return a line that says what is there; the records of a study would fill a notebook's page."""
@@ -59,6 +61,8 @@ class Results:
         ``lora.rank``, ``optimizer.weight_decay``, ... A cell without a record has only coordinates, status and these.
         """
         recorded = frames.cell_frame(self.records.values())
+        ends = [file_frames.end_losses(self.ledger, record) or (None, None) for record in self.records.values()]
+        recorded[["first_loss", "last_loss"]] = pd.DataFrame(ends, columns=["first", "last"], dtype="float64")
         whole = pd.concat([recorded, self.planned], ignore_index=True) if len(self.planned) else recorded
         rows = [self._hyperparameters(cell) for cell in whole["cell"]]
         settings = pd.DataFrame(rows, index=whole.index).convert_dtypes()
@@ -116,7 +120,7 @@ class Results:
         Args:
             metric: a benchmark, or ``TASK/METRIC[,FILTER]``; every benchmark's own without.
         """
-        return tables.with_mixture(rank_cells(self.ledger, self.records, metric))
+        return tables.with_mixture(rank_cells(self.ledger, self.records, metric, self.asked))
 
     def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
         """Return per-sample values: see ``file_frames.sample_frame``.
@@ -176,4 +180,5 @@ def results_of(plan: Plan) -> Results:
         if item.cell.id not in records
     ]
     planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
-    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content)
+    asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.task)
+    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from massive_sft.study import metrics
-from massive_sft.study.frames import BASE, CONDITION
+from massive_sft.study.frames import BASE, CONDITION, grouped, to_rows
+from massive_sft.study.paired import EQUAL
 
 RELEASED = ["model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch"]
 BESIDE = ["setting", "method", "horizon", "seed", "variant", "status", "cell"]
@@ -76,8 +80,11 @@ def with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV, in UTF-8; a missing value is an empty field."""
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    """Return a table as CSV, in UTF-8; a missing value is an empty field.
+
+    Numbers have 12 digits: what a score in percent has beyond them (56.00000000000001) is rounding.
+    """
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.12g").encode()
 
 
 def to_parquet(table: pd.DataFrame) -> bytes:
@@ -116,14 +123,35 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=["known", "several"])
 
 
-def mean_half_width(count: int, spread: float) -> float:
-    """Return half the 95 % interval of a mean, by Student's t.
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean with its 95 % interval, NaN where it has none; ``by_t``: whether Student's t over the values gave it."""
+
+    mean: float
+    low: float
+    high: float
+    by_t: bool
+
+
+def mean_interval(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> MeanInterval:
+    """Return the mean of scores or gains of several runs on the same questions, with its interval.
+
+    Student's t over the values, but never narrower than the single intervals on average: what these questions say by
+    chance, they say of all runs, and no mean over runs takes it away, nor does the spread between runs show it. Values
+    that are all equal have no spread to estimate anything from, so without single intervals their mean has none.
 
     Args:
-        count: values, two at least.
-        spread: their standard deviation, of a sample.
+        values: two at least.
+        lows, highs: the ends of their own 95 % intervals; NaN where one has none.
     """
-    return float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+    kept = np.array([values, lows, highs], dtype=np.float64)
+    mean, spread = float(kept[0].mean()), float(kept[0].std(ddof=1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    if spread <= EQUAL * np.abs(kept[0]).max():
+        half = math.nan
+    own = [float(np.mean(widths)) for widths in (kept[0] - kept[1], kept[2] - kept[0])]
+    below, above = (float(np.fmax(half, width)) for width in own)
+    return MeanInterval(mean, mean - below, mean + above, by_t=below == above == half)
 
 
 def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,34 +186,47 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: ``CONDITION``, ``column``, ``metric``, ``filter``, ``benchmark``, ``n`` (questions; missing where seeds
     differ), ``seeds`` (how many have a gain), ``asked_seeds`` (how many there are), ``value``, ``gain``,
     ``improvement`` (means over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The
-    interval is the single cell's with one seed, Student's t over the seeds with more.
+    interval is the single cell's with one seed, that of ``mean_interval`` with more.
     """
     rows = primary_rows(frame)
     keys = [*CONDITION, "column"]
-    grouped = rows.groupby(keys, dropna=False, sort=False)
-    result = grouped.agg(
-        metric=("metric", "first"),
-        filter=("filter", "first"),
-        benchmark=("benchmark", "first"),
-        n=("n", lambda n: n.iloc[0] if n.nunique() == 1 else pd.NA),
-        seeds=("gain", "count"),
-        asked_seeds=("cell", "nunique"),
-        value=("value", "mean"),
-        gain=("gain", "mean"),
-        improvement=("improvement", "mean"),
-        spread=("gain", "std"),
-        gain_low=("gain_low", "mean"),
-        gain_high=("gain_high", "mean"),
-        why=("why", "first"),
-        gain_interval=("gain_interval", "first"),
-    ).reset_index()
-    many = result["seeds"] > 1
-    half = [
-        mean_half_width(seeds, spread) if seeds > 1 else math.nan
-        for seeds, spread in zip(result["seeds"], result["spread"], strict=True)
-    ]
-    result["gain_low"] = result["gain_low"].mask(many, result["gain"] - half)
-    result["gain_high"] = result["gain_high"].mask(many, result["gain"] + half)
-    one = result["gain_interval"].map({"paired": "one run, paired by question"}).fillna("one run")
-    result["interval"] = one.mask(many, "t over seeds")
-    return result.drop(columns=["spread", "gain_interval"])
+    result = (
+        rows.groupby(keys, dropna=False, sort=False)
+        .agg(
+            metric=("metric", "first"),
+            filter=("filter", "first"),
+            benchmark=("benchmark", "first"),
+            n=("n", lambda n: n.iloc[0] if n.nunique() == 1 else pd.NA),
+            seeds=("gain", "count"),
+            asked_seeds=("cell", "nunique"),
+            value=("value", "mean"),
+            gain=("gain", "mean"),
+            improvement=("improvement", "mean"),
+            gain_low=("gain_low", "mean"),
+            gain_high=("gain_high", "mean"),
+            why=("why", "first"),
+            gain_interval=("gain_interval", "first"),
+        )
+        .reset_index()
+    )
+    result["interval"] = result["gain_interval"].map({"paired": "one run, paired by question"}).fillna("one run")
+    several = result.index[result["seeds"] > 1]
+    by_condition = list(grouped(to_rows(rows), *keys).values()) if len(several) else []
+    for index in several:
+        mean = mean_gain([row for row in by_condition[index] if not pd.isna(row["gain"])], "seeds")
+        for name in ("gain_low", "gain_high", "interval"):
+            result.loc[index, name] = mean[name]
+    return result.drop(columns=["gain_interval"])
+
+
+def mean_gain(rows: Sequence[Mapping[str, Any]], over: str) -> dict[str, Any]:
+    """Return ``gain``, ``gain_low``, ``gain_high`` and ``interval`` (how it was made) of rows' mean gain.
+
+    Args:
+        rows: two at least, each with a gain.
+        over: what they differ in, for people.
+    """
+    found = mean_interval(*([float(row[name]) for row in rows] for name in ("gain", "gain_low", "gain_high")))
+    how = f"t over {over}" if found.by_t else f"mean of the intervals of the {over}"
+    how = "no interval: all are equal" if math.isnan(found.low) else how
+    return {"gain": found.mean, "gain_low": found.low, "gain_high": found.high, "interval": how}

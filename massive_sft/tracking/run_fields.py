@@ -219,9 +219,12 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}
 
 
+_MEANS = {"first_loss": "first_loss_mean", "last_loss": "last_loss_mean"}  # over several steps, not of one
+
+
 def _measures(record: Record) -> dict[str, Any]:
     """Return measures and the training's summary; beside the curves of ``training`` the latter would hide them."""
-    training = {key: value for key, value in record.training.items() if key != "layout"}
+    training = {_MEANS.get(key, key): value for key, value in record.training.items() if key != "layout"}
     measures = dict(record.measures)
     change = measures.get("layer_change")
     if isinstance(change, Mapping):
