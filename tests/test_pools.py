@@ -207,6 +207,7 @@ def test_lane_on_a_node_that_is_about_to_go_stops_and_its_order_is_queued_again_
         pool = await cluster(2, "spot", "other")
         for time in range(5):  # more than the tries of an order
             lane = f"lane {time}"
+            await pool.look(["spot", "other"], [])
             await start(pool, lane, "spot")
             assert await pool.next(lane, ONE) == b"order 0", "it stands in front"
             told = asyncio.create_task(pool.told_to_stop(lane))
@@ -217,12 +218,29 @@ def test_lane_on_a_node_that_is_about_to_go_stops_and_its_order_is_queued_again_
             await pool.tell(lane, Message("stopped"))
             assert await pool.next(lane, ONE) is None, "it ends"
             await pool.ended(lane)
+            late = f"late {time}"
+            await start(pool, late, "spot")
+            assert await pool.next(late, ONE) is None, "it came up when the node was about to go"
         await start(pool, "last", "other")
         assert await pool.next("last", ONE) == b"order 0"
         await pool.tell("last", Message("done"))
         assert [message.kind for message in await pool.messages("order 0")] == ["done"]
 
     play(scenario)
+
+
+def test_look_at_the_same_nodes_is_no_progress() -> None:
+    """The run looks twice a second: were it progress, no watchdog would ever speak."""
+
+    async def scenario() -> list[int]:
+        pool, progress = await cluster(1, "node"), list[int]()
+        for nodes in (["node"], ["node"], ["node", "other"], ["node", "other"]):
+            await pool.look(nodes, [])
+            progress.append((await pool.state())["progress"])
+        return progress
+
+    first, second, third, fourth = play(scenario)
+    assert first == second < third == fourth
 
 
 def test_tries_on_nodes_that_are_gone_do_not_count() -> None:

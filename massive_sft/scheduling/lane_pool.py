@@ -50,6 +50,7 @@ class LanePool(Pool):
         self.holding = False
         self.broken: dict[Shape, str] = {}
         self.health = NodeHealth()
+        self.seen = (frozenset[str](), frozenset[str]())
         self.restarts: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.watched: Counter[str] = Counter()
@@ -61,6 +62,10 @@ class LanePool(Pool):
 
         Lanes on the latter end after the step in hand, with a checkpoint, and what they had is queued again.
         """
+        seen = frozenset(alive), frozenset(draining)
+        if seen == self.seen:  # as at nearly every look, which is no progress
+            return
+        self.seen = seen
         self.health.look(alive, draining)
         self.preempted |= {lane for lane in self.restarts if not self.health.nodes(lane).isdisjoint(draining)}
         await self._notify()
@@ -77,6 +82,8 @@ class LanePool(Pool):
         if self.health.enter(lane, shape, group, rank, node):
             self.restarts[lane] += 1
             self.idle.pop(lane, None)
+        if node in self.seen[1]:
+            self.preempted.add(lane)
         died = f"its workers died {STARTS} times before they could take an order"
         if self.health.cannot_start(shape):
             await self.break_shape(shape, died)
@@ -190,10 +197,7 @@ class LanePool(Pool):
     async def lost(self, lane: str, shape: Shape, reason: str) -> None:
         """Say that a lane is gone: another takes up what it had, or that failed when it was tried often enough."""
         await self._take_back(lane, reason)
-        if lane in self.refused:
-            self.health.forget(lane)
-        else:
-            self.health.leave(lane)
+        (self.health.forget if lane in self.refused else self.health.leave)(lane)
         if lane not in self.restarts:
             self.health.never_entered(shape)
         if self.health.cannot_start(shape):
