@@ -17,7 +17,10 @@ from scipy import stats
 
 import massive_sft as ms
 from massive_sft.cli.best import best_view
+from massive_sft.cli.diff import _shown
 from massive_sft.cli.score_table import MAX_ROWS, score_table, short_names
+from massive_sft.cli.show import _tree
+from massive_sft.cli.views import format_interval
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record, Status
 from massive_sft.study.paired import compare
@@ -229,3 +232,44 @@ def test_base_that_is_tied_is_not_counted_again_among_the_rest(tmp_path: Path) -
         text = printed(best_view([row | {"rank": rank} for rank, row in enumerate(rows, 1)]))
         counted = [int(line.split()[1]) for line in text.splitlines() if line.strip().startswith("and ")]
         assert text.count("first[1000]") + text.count("second[1000]") + text.count("(base)") + counted[0] == 9
+
+
+def test_gain_without_an_interval_is_never_bold(tmp_path: Path) -> None:
+    def bare(record: Record) -> Record:
+        scores = {
+            protocol: item.model_copy(
+                update={
+                    "tasks": {task: {key: made.model_copy(update={"interval": None}) for key, made in metrics.items()}}
+                }
+            )
+            for protocol, item in record.scores.items()
+            for task, metrics in item.tasks.items()
+        }
+        return record.model_copy(update={"scores": scores})
+
+    path = sweep_file(tmp_path)
+    write_records(plan_of(path), bare)
+    results = ms.load(path)
+    console = Console(width=200, force_terminal=True, color_system="truecolor")
+    with console.capture() as text:
+        console.print(score_table(results, set(results.cells.query("method != 'none'")["cell"])))
+    _, *rows = text.get().splitlines()
+    assert any("(+" in row or "(-" in row for row in rows) and "\x1b[1m" not in "".join(rows)
+
+
+@pytest.mark.parametrize("left_of_zero", [1.388e-17, -2.8e-17])
+def test_what_rounding_left_of_zero_is_shown_as_zero(left_of_zero: float) -> None:
+    assert format_interval(score(0.0).model_copy(update={"interval": (left_of_zero, 0.1332)})) == "0 .. 0.1332"
+
+
+def test_differing_numbers_are_shown_with_as_many_digits_as_it_takes() -> None:
+    assert _shown(0.00027620792388916016, 0.004443421959877014) == ("0.000276208", "0.00444342")
+    assert _shown(1.0000000001, 1.0000000002) == ("1.0000000001", "1.0000000002")
+    assert _shown(0.1 + 0.2, 0.3) == ("0.30000000000000004", "0.29999999999999999")
+    assert _shown("a", 3) == ("a", "3")
+
+
+def test_layers_are_shown_in_their_order() -> None:
+    change = {"relative": 0.5, "by_layer": {str(layer): layer / 10 for layer in (0, 1, 10, 11, 2)}}
+    shown = " ".join(_tree(change).plain.split())
+    assert shown == "relative: 0.5 by_layer 0: 0 1: 0.1 2: 0.2 10: 1 11: 1.1"

@@ -12,8 +12,8 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import make_table
-from massive_sft.core.counts import counted
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.wording import counted
 
 SHOWN = 10
 KEYS = ["benchmark", "task", "doc"]

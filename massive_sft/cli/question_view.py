@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.core.counts import counted
+from massive_sft.core.wording import counted
 from massive_sft.data.preview import CLOSE, OPEN
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.gold import read_gold

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from massive_sft.core.counts import counted
 from massive_sft.core.fingerprint import flatten
+from massive_sft.core.wording import counted
 from massive_sft.ledger.last_plan import read_last_plan, write_last_plan
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Status

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from massive_sft.core.counts import counted
+from massive_sft.core.wording import counted
 from massive_sft.ledger.record import Status
 from massive_sft.planning.plan import Plan
 from massive_sft.report.formatting import (

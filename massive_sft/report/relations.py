@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from massive_sft.core.counts import counted
+from massive_sft.core.wording import counted
 from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
 from massive_sft.report.report_data import ReportData

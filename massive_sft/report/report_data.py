@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from massive_sft.core.counts import counted
 from massive_sft.core.errors import Corrupt
+from massive_sft.core.wording import counted
 from massive_sft.ledger.loss_curve import curve_file, read_steps
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger

@@ -14,9 +14,9 @@ from typing import TypeVar
 import pandas as pd
 import pyarrow.parquet as pq
 
-from massive_sft.core.counts import counted
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
+from massive_sft.core.wording import counted
 from massive_sft.evaluation.answers import Answer, read_answers
 from massive_sft.evaluation.requests import RequestSet, read_set
 from massive_sft.ledger.loss_curve import StepDone, curve_file, read_end_losses, read_steps

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massive_sft.core.counts import counted
+from massive_sft.core.wording import counted
 from massive_sft.ledger.record_warnings import ROUNDING_FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary_rows
