@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -22,9 +24,9 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import lanes, run_on_ray
-from massive_sft.scheduling.lane_pool import Shape
+from massive_sft.scheduling.demand import Demand, make_demand
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.process_group import ProcessGroupConfig
-from massive_sft.scheduling.resource_split import choose_mode
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
 
@@ -130,12 +132,14 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
 
     What is scheduled is real. The training itself is told that it has no GPU, and its processes talk through gloo.
     """
-    path = small_sweep(tmp_path, resources=[{"gpus": 1}], measures=[])
-    plan = make_plan(load_sweep(path))
-    mode = choose_mode(plan, plan.todo, {"CPU": 2.0, "GPU": 1.0})
-    assert (mode.name, mode.scorers.gpus) == ("alternate", 1.0)
-    monkeypatch.setattr(run_on_ray, "choose_mode", lambda *_: mode)
-    monkeypatch.setattr(run_on_ray, "shape_of", lambda layout, cpus: Shape(1, 1.0, 1.0))
+    on_gpu = Shape(1, 1.0, 1.0)
+
+    def demand(*arguments: Any) -> Demand:
+        made = make_demand(*arguments)
+        rules = replace(made.rules, scorer=on_gpu)
+        return replace(made, rules=rules, shapes=dict.fromkeys(made.shapes, on_gpu), shape_of=lambda run: on_gpu)
+
+    monkeypatch.setattr(run_on_ray, "make_demand", demand)
     monkeypatch.setattr(lanes, "ProcessGroupConfig", partial(ProcessGroupConfig, backend="gloo"))
     with forked_workers():
         ray.init(
@@ -155,6 +159,7 @@ POISONED = """
 import sys
 import ray
 from pathlib import Path
+from typing import Any
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling import run_on_ray

@@ -70,20 +70,18 @@ def test_rules_that_come_to_nothing_are_said(tmp_path: Path) -> None:
         {"when": {"method": "lora"}, "gpus": 1, "replicas": 2},
         {"when": {"setting": "lora"}, "gpus": 4},
         {"when": {"model": "m2"}, "gpus": 8},
-        {"when": {"phase": "evaluate"}, "gpus_per_replica": 1},
+        {"when": {"phase": "evaluate"}, "gpus_per_replica": 2},
     ]
     evaluation = {"protocol": {"engine": "trie"}}
     plan = make_plan(
         sweep_in(tmp_path, resources=resources, evaluation=evaluation, blocks=[block(setting=["full", "lora"])])
     )
     told = [f"{str(item.place).partition(': ')[2]}: {item.rule}" for item in plan.warnings]
-    for_estimates = "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
     assert told == [
         "resources: no rule matches 1 of 2 training runs, e.g. m1 d1 full: one worker trains them on the CPU",
-        f"resources[0].replicas: {for_estimates}",
         "resources[1]: is never reached: earlier rules take all 1 training runs that it matches",
         "resources[2]: matches no training run",
-        f"resources[3].gpus_per_replica: {for_estimates}",
+        "resources[3].gpus_per_replica: are given to each scorer, but it loads a model on the first of them only",
         "evaluation.protocol.engine: is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5",
     ]
 

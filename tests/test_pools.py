@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from massive_sft.scheduling import lanes as lanes_module
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import RESTARTS, LanePool
-from massive_sft.scheduling.lanes import Lanes
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 
@@ -48,39 +42,6 @@ async def cluster(orders: int, *nodes: str) -> Any:
 
 
 # Lanes that are lost
-
-
-class Called:
-    """A pool as its handle: what is called is done at once."""
-
-    def __init__(self, pool: Any):
-        self._pool = pool
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: asyncio.run(getattr(self._pool, name)(*arguments)))
-
-
-def test_lost_lane_is_replaced_while_others_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes are busy and one was lost: two orders wait, for Tune keeps one more than there are lanes."""
-    over = threading.Event()
-    monkeypatch.setattr(lanes_module.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(Lanes, "_hold", lambda self, lane: over.wait(60))
-    said = list[str]()
-    pool = asyncio.run(cluster(4, "node"))
-    lanes = Lanes(Called(pool), {"CPU": 4.0}, said.append)
-    lanes._start_lanes({ONE: 4}, {}, lanes.pool.state.remote())
-    names = lanes.holders()
-    for name in names:
-        asyncio.run(pool.next(name, ONE))
-    asyncio.run(pool.submit(ONE, "fifth", b""))
-    asyncio.run(pool.lost(names[0], ONE, "killed"))
-    del lanes._lanes[names[0]]
-    state = lanes.pool.state.remote()
-    assert state["queued"][ONE] == 2
-    lanes._start_lanes(state["queued"], {}, state)
-    over.set()
-    assert len(lanes.holders()) == 4
-    assert said[-1] == "lane 1 x 1 CPU #5 starts"
 
 
 def test_restarts_of_a_lane_count_from_its_last_success() -> None:
@@ -327,9 +288,9 @@ def test_orders_and_cells_of_higher_priority_are_given_out_first_and_keep_their_
         await queue.put([("first", b""), ("second", b"")])
         await queue.put([("promoted", b"")], priority=1.0)
         reader = await queue.again("group")
-        cells = [await queue.take("group", reader)]
+        cells = [await queue.take("group", reader, 3)]
         reader = await queue.again("group")
-        cells += [await queue.take("group", reader) for _ in range(3)]
+        cells += [await queue.take("group", reader, 3) for _ in range(3)]
         return given, [cell for cell, _ in cells]
 
     order = ["promoted", "promoted", "first", "second"]

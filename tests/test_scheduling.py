@@ -22,14 +22,14 @@ from processes import descendants
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import small_sweep
 
-from massive_sft.core.errors import ExitCode, Interrupted, InvalidInput
+from massive_sft.core.errors import ExitCode, Interrupted
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Storage
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import CellPlan, Plan, make_plan
+from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.events import (
     BenchmarkScored,
     CellRecorded,
@@ -44,10 +44,9 @@ from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups, join
+from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
-from massive_sft.scheduling.resource_split import Mode, Scorers, choose_mode
 from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.scheduling.watchdog import Stuck
@@ -110,7 +109,7 @@ def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, t
         if cell.cell.coordinates.method != "full":  # whose snapshots are removed
             shutil.rmtree(tmp_path / "ledger" / "cells" / cell.cell.id)
     happened, said = run(path)
-    assert said == ["mode score: nothing is left to train; 2 scorers with 1 CPU each"]
+    assert said == ["nothing is left to train; scorers have 1 CPU each"]
     assert not any(isinstance(event, TrainingStarted) for event in happened)
     assert sum(isinstance(event, CellRecorded) for event in happened) == 3
     found = records(tmp_path)
@@ -158,19 +157,6 @@ def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None
     assert "no_such_module" in str(records(tmp_path)["broken-1"].error)
     assert records(tmp_path)["full-1"].training["layout"]["workers"] == 2
     assert any("2 x 0.5 CPU" in line for line in said)
-
-
-def test_alternating_run_trains_in_portions_and_scores_each(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The mode of one GPU, on CPUs: lanes take all, end, and scorers take all."""
-    mode = Mode("alternate", {"CPU": 2.0, "GPU": 0.0}, Scorers(2, 1.0, 0.0), trials=2, at_once=1)
-    monkeypatch.setattr("massive_sft.scheduling.run_on_ray.choose_mode", lambda *_: mode)
-    happened, _ = run(small_sweep(tmp_path, measures=[]))
-    assert {record.status for record in records(tmp_path).values()} == {Status.COMPLETE}
-    kinds = [type(event) for event in happened]
-    last_started = len(kinds) - 1 - kinds[::-1].index(TrainingStarted)
-    assert kinds.index(CellRecorded) < last_started, "scored before the second portion"
 
 
 def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: None, tmp_path: Path) -> None:
@@ -265,20 +251,17 @@ def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     assert "free: 0 CPU" in reason
 
 
-def test_lane_that_is_lost_with_the_last_order_gets_a_successor(cluster: None) -> None:
+def test_order_of_a_lane_that_is_lost_waits_for_another(cluster: None) -> None:
     shape, said = Shape(1, 1.0, 0.0), list[str]()
     pool = LanePool.remote({shape: 1})
     ray.get(pool.submit.remote(shape, "last", b""))
     ray.get(pool.next.remote("lost", shape))
-    lanes = Lanes(pool, {"CPU": 1.0}, said.append)
-    lanes._lanes["lost"] = _Lane("lost", shape, error="killed")
-    serving = threading.Thread(target=lanes.serve)
-    serving.start()
-    serving.join(5)
-    ray.get(pool.stop.remote())
-    lanes.stop()
-    join(lanes.threads(lanes.holders()), 60)
-    assert said == ["lane lost is lost: killed", "lane 1 x 1 CPU #1 starts"]
+    lanes = Lanes(pool, said.append)
+    lanes._lanes["lost"] = _Lane("lost", shape, ("node",), 0.0, error="killed")
+    lanes.reap(ray.get(pool.state.remote()), [])
+    assert said == ["lane lost is lost: killed"]
+    assert not lanes.holders()
+    assert ray.get(pool.state.remote())["queued"] == {shape: 1}
 
 
 @ray.remote(num_cpus=0)
@@ -308,74 +291,6 @@ def test_what_a_lost_lane_held_is_given_back_and_others_that_start_keep_theirs(c
     while placement_group_table()[kept]["state"] != "REMOVED" and time.monotonic() < deadline:
         free_groups()
         time.sleep(0.05)
-
-
-# How a cluster is divided
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("world")
-
-
-def plan_with(world: Path, *resources: dict[str, Any], **changes: Any) -> Plan:
-    return make_plan(load_sweep(small_sweep(world, resources=list(resources), **changes)))
-
-
-def mode_of(plan: Plan, cluster: dict[str, float]) -> Mode:
-    """Return the mode in which every run of a plan is trained."""
-    return choose_mode(plan, plan.todo, cluster)
-
-
-def test_mode_of_cpus_is_share(world: Path) -> None:
-    mode = mode_of(plan_with(world), {"CPU": 2.0})
-    assert (mode.name, mode.lane_capacity["CPU"], mode.scorers) == ("share", 1.0, Scorers(1, 1.0, 0.0))
-
-
-def test_mode_of_one_gpu_is_alternate(world: Path) -> None:
-    mode = mode_of(plan_with(world, {"gpus": 1}), {"CPU": 16.0, "GPU": 1.0})
-    assert (mode.name, mode.lane_capacity["GPU"], mode.scorers.count) == ("alternate", 1.0, 1)
-
-
-def test_mode_of_a_lane_that_needs_all_gpus_is_alternate(world: Path) -> None:
-    assert mode_of(plan_with(world, {"gpus": 8}), {"CPU": 64.0, "GPU": 8.0}).name == "alternate"
-
-
-def test_mode_of_many_gpus_is_split_and_holds_no_more_than_there_is(world: Path) -> None:
-    mode = mode_of(plan_with(world, {"gpus": 2}), {"CPU": 64.0, "GPU": 8.0})
-    assert mode.name == "split"
-    assert mode.lane_capacity["GPU"] + mode.scorers.count * mode.scorers.gpus == 8
-
-
-def test_mode_of_nothing_to_train_scores_on_all_there_is(world: Path) -> None:
-    mode = choose_mode(plan_with(world, {"gpus": 1}), [], {"CPU": 16.0, "GPU": 4.0})
-    assert (mode.name, mode.scorers) == ("score", Scorers(4, 1.0, 1.0))
-    mode = choose_mode(plan_with(world), [], {"CPU": 64.0, "GPU": 8.0})
-    assert (mode.name, mode.scorers) == ("score", Scorers(5, 1.0, 0.0)), "no more than there are cells"
-
-
-def test_more_workers_than_the_cluster_has_is_refused(world: Path) -> None:
-    with pytest.raises(InvalidInput, match="more workers than the 2 CPUs that the cluster has, got 3"):
-        mode_of(plan_with(world, {"workers": 3}), {"CPU": 2.0})
-    with pytest.raises(InvalidInput, match="more GPUs than the 0 that the cluster has, got 4"):
-        mode_of(plan_with(world, {"gpus": 4}), {"CPU": 2.0})
-
-
-def test_portions_keep_waiting_snapshots_below_the_limit(world: Path) -> None:
-    storage = {"root": str(world / "ledger"), "max_waiting": "1MB"}
-    mode = mode_of(plan_with(world, {"gpus": 1}, storage=storage), {"CPU": 2.0, "GPU": 1.0})
-    runs = plan_with(world, {"gpus": 1}).todo
-    assert [len(portion) for portion in mode.rounds(runs)] == [1, 1]
-
-
-def test_weights_that_nobody_reads_do_not_shorten_a_portion(tmp_path: Path) -> None:
-    plan = plan_with(tmp_path, {"gpus": 1}, storage={"root": str(tmp_path / "ledger"), "max_waiting": "1GB"})
-    before = mode_of(plan, {"CPU": 2.0, "GPU": 1.0}).at_once
-    assert before > 1
-    for weights in (tmp_path / "world").rglob("model.safetensors"):
-        with (weights.parent / "consolidated.safetensors").open("wb") as other:
-            other.truncate(10**10)  # sparse
-    assert mode_of(plan, {"CPU": 2.0, "GPU": 1.0}).at_once == before
 
 
 def test_size_is_read_in_bytes() -> None:
@@ -487,14 +402,13 @@ def test_reader_that_died_while_it_waited_takes_no_cell_with_it() -> None:
     asyncio.run(scenario())
 
 
-def test_idle_lane_ends_when_another_shape_starves() -> None:
+def test_idle_lane_ends_when_it_is_told_to_leave() -> None:
     async def scenario() -> None:
-        pool = Pool(Counter({ONE: 2, TWO: 1}))
+        pool = Pool(Counter({ONE: 2}))
         waiting = asyncio.create_task(pool.next("lane", ONE))
         await asyncio.sleep(0)
-        await pool.submit(TWO, "large", b"")
         assert not waiting.done()
-        await pool.starve(True)
+        await pool.leave(["lane"])
         assert await waiting is None
 
     asyncio.run(scenario())

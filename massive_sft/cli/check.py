@@ -20,7 +20,8 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     plan = load_plan(file, overlay)
     with console(is_error=True).status("checking") as status:
         problems = find_problems(plan, lambda what: status.update(Text(f"checking {what}")), warnings.append)
-        problems += _layout_problems(plan)
+        unplaced, unused = _layout_problems(plan)
+        problems, warnings = problems + unplaced, warnings + unused
     if as_json:
         listed = [("error", problem) for problem in problems] + [("warning", warning) for warning in warnings]
         print_json([{"level": level, "place": p.place, "rule": p.rule, "text": str(p)} for level, p in listed])
@@ -35,15 +36,18 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
 
 
-def _layout_problems(plan: Plan) -> list[Problem]:
-    """Return what of the layouts cannot be where a run would be: on this machine, or the cluster that is named."""
+def _layout_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
+    """Return what of the layouts cannot be where a run would be, and what there would stay unused.
+
+    That is on this machine, or on the cluster that is named.
+    """
     if named_cluster():
         from massive_sft.scheduling.capacity import capacity_problems
 
         return capacity_problems(plan)
-    from massive_sft.running.check.machine import machine_problems
+    from massive_sft.running.check.machine import machine_problems, machine_warnings
 
-    return list(machine_problems(plan))
+    return list(machine_problems(plan)), list(machine_warnings(plan))
 
 
 def warn(warning: Problem) -> None:

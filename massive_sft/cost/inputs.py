@@ -73,8 +73,8 @@ class CostInputs:
 
     @cached_property
     def uses_gpus(self) -> bool:
-        """Whether any run trains on GPUs."""
-        return any(run.layout.gpus for run in self.plan.runs)
+        """Whether anything is trained or scored on GPUs."""
+        return self.plan.uses_gpus
 
     @cached_property
     def scoring_gpus(self) -> int:

@@ -28,7 +28,7 @@ from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.resources import ResourceRules, make_layout
+from massive_sft.sweep.resources import ResourceRules, make_layout, scoring_resources
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, count_sharing, make_trajectories
@@ -137,8 +137,8 @@ class Plan:
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether ``resources`` give any training a GPU; models are scored where they are trained."""
-        return any(run.layout.gpus for run in self.runs)
+        """Whether ``resources`` give any training, or scoring, a GPU; models are scored where they are trained."""
+        return scoring_resources(self.sweep.file.resources).gpus > 0
 
 
 def storage_root(sweep: Sweep) -> Path:

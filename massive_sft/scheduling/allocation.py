@@ -30,6 +30,7 @@ AHEAD = 1.2  # times the training that keeps pace with scoring
 RELEASE = 0.9  # of what may wait, at which orders are given out again
 STARTS_AT_ONCE = 24  # lanes, and groups of scorers, begun in one decision
 GROUPS = 128  # of scorers at most: each takes the run a thread
+CPU_GROUPS = 16  # the same without GPUs, where none has to move
 _NONE = Orders(0, 0, 0.0)
 
 
@@ -180,7 +181,8 @@ class _Deciding:
     def _start_scorers(self, wanted: int) -> int:
         """Start groups of scorers where there is room; return how many have none."""
         shape = self.rules.scorer
-        largest = max(1, math.ceil(self.scoring_room.slots(shape) / GROUPS))
+        groups = GROUPS if shape.gpus else CPU_GROUPS
+        largest = max(1, math.ceil(self.scoring_room.slots(shape) / groups))
         while wanted > 0 and len(self.decision.start_groups) < STARTS_AT_ONCE:
             nodes = self.scoring_room.place(shape, self._not_for(None))
             if nodes is None:
@@ -195,6 +197,8 @@ class _Deciding:
     def _not_for(self, shape: Shape | None) -> set[str]:
         """Return the nodes on which this shape, or scorers, may not start now."""
         kept = {node for other, nodes in self.kept.items() if other != shape for node in nodes}
+        if shape is None:
+            return kept | self.now.cells.unfit
         return kept | (self.orders[shape].unfit if shape in self.orders else frozenset())
 
     # What is let end

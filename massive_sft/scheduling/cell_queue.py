@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import pickle
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -23,11 +24,13 @@ def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A cell in the queue: its id, its pickle, and where it stands."""
+    """A cell in the queue: its id, its pickle, where it stands, and what it is estimated to take."""
 
     id: str
     data: bytes
-    place: tuple[float, int]
+    place: tuple[float, float, int]
+    seconds: float
+    size_bytes: float
 
 
 @ray.remote(num_cpus=0)
@@ -35,14 +38,18 @@ class CellQueue(Pool):
     """Cells between trials and scorers.
 
     A group of scorers has a reader that takes cells for it. A cell is given out until it is acknowledged, so a retried
-    reader loses none; until a scorer has begun it, it waits.
+    reader loses none; until a scorer has begun it, it waits. A group has no more cells than scorers.
 
     Args:
         keeps_records: whether somebody will ask for ``outcomes``.
+        estimates: seconds of a cell and bytes of its snapshot, by its id, where they are known.
     """
 
-    def __init__(self, keeps_records: bool = False) -> None:
+    def __init__(
+        self, keeps_records: bool = False, estimates: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    ) -> None:
         super().__init__()
+        self.estimates = estimates
         self.keeps_records = keeps_records
         self.waiting: list[_Waiting] = []
         self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
@@ -68,10 +75,12 @@ class CellQueue(Pool):
         await self._notify()
 
     async def put(self, cells: list[tuple[str, bytes]], priority: float = 0.0) -> None:
-        """Add cells, by their ids; those of higher priority are given out first, then the older ones."""
+        """Add cells, by their ids; those of higher priority are given out first, then the longer, then the older."""
         for cell, data in cells:
             self.added += 1
-            bisect.insort(self.waiting, _Waiting(cell, data, (-priority, self.added)), key=lambda each: each.place)
+            seconds, size_bytes = self.estimates.get(cell, (0.0, 0.0))
+            waiting = _Waiting(cell, data, (-priority, -seconds, self.added), seconds, size_bytes)
+            bisect.insort(self.waiting, waiting, key=lambda each: each.place)
         await self._notify()
 
     async def close(self) -> None:
@@ -90,10 +99,16 @@ class CellQueue(Pool):
         self.leaving.update(groups)
         await self._notify()
 
-    async def take(self, group: str, reader: int) -> tuple[str, bytes] | None:
-        """Return a cell as soon as there is one; None when there will be no more for this reader."""
+    async def take(self, group: str, reader: int, scorers: int = 1) -> tuple[str, bytes] | None:
+        """Return a cell as soon as there is one and the group has fewer than scorers; None when it gets no more."""
+
+        def is_free() -> bool:
+            return sum(owner == group for owner, _ in self.out.values()) < scorers
+
         async with self.changed:
-            await self.changed.wait_for(lambda: self.waiting or self.closed or self._is_dismissed(group, reader))
+            await self.changed.wait_for(
+                lambda: (is_free() if self.waiting else self.closed) or self._is_dismissed(group, reader)
+            )
             if not self.waiting or self._is_dismissed(group, reader):
                 return None
             cell = self.waiting.pop(0)
@@ -108,12 +123,21 @@ class CellQueue(Pool):
 
         What an earlier one still asks for, it is no more there to take.
         """
+        await self._take_back(group)
+        return self.readers[group]
+
+    async def lost(self, group: str) -> None:
+        """Put what a group has and did not acknowledge back: it is no more there."""
+        self.leaving.add(group)
+        await self._take_back(group)
+
+    async def _take_back(self, group: str) -> None:
         self.readers[group] += 1
         for cell in [cell for owner, cell in self.out.values() if owner == group]:
             del self.out[cell.id]
             bisect.insort(self.waiting, cell, key=lambda each: each.place)
+            self.begun.discard(cell.id)
         await self._notify()
-        return self.readers[group]
 
     async def acknowledge(self, cell: str, record: bytes = b"") -> None:
         """Say that something became of a cell that was given out; ``record`` is the event that says which record."""
@@ -132,7 +156,9 @@ class CellQueue(Pool):
         """Return what waits, is given out and is begun, and a counter that moves with every change."""
         return {
             "waiting": len(self.waiting),
-            "out": list(self.out),
+            "seconds": sum(cell.seconds for cell in self.waiting),
+            "size_bytes": sum(cell.size_bytes for cell in self.waiting),
+            "out": {cell: group for cell, (group, _) in self.out.items()},
             "begun": set(self.begun),
             "closed": self.closed,
             "entered": dict(self.entered),

@@ -28,8 +28,8 @@ class LanePool(Pool):
     later checkpoint, and the order fails; what a node took with it when it went is no try.
 
     Args:
-        expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless
-            another shape has orders and no room.
+        expected: how many orders of each shape will come; a lane stays while more of its shape may come, unless it is
+            told to leave.
         grows: whether other orders may come until ``close``.
     """
 
@@ -46,7 +46,6 @@ class LanePool(Pool):
         self.leaving: set[str] = set()
         self.preempted: set[str] = set()
         self.refused: dict[str, str] = {}
-        self.starving = False
         self.holding = False
         self.broken: dict[Shape, str] = {}
         self.health = NodeHealth()
@@ -122,7 +121,6 @@ class LanePool(Pool):
                     or (self.queues[shape] and not self.holding)
                     or not (self.queues[shape] or self.expected[shape] > 0 or self.grows)
                     or self._must_leave(lane)
-                    or self.starving
                 )
             )
             asker_died = self.asked[lane] != turn  # its successor has asked since
@@ -228,12 +226,6 @@ class LanePool(Pool):
         if self.orders.get(order.id) is order:
             bisect.insort(self.queues[order.shape], order, key=lambda each: each.place)
         await self._notify()
-
-    async def starve(self, starving: bool) -> None:
-        """Say whether a shape has orders and no room: then idle lanes end."""
-        if starving != self.starving:
-            self.starving = starving
-            await self._notify()
 
     async def leave(self, lanes: Collection[str]) -> None:
         """Say that lanes are to end: at once if they are idle, else after their order."""

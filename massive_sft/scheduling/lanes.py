@@ -6,12 +6,13 @@ than a second, so a lane is started once and fed through the ``LanePool``.
 
 from __future__ import annotations
 
+import math
 import pickle
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,22 +28,13 @@ from ray.util.placement_group import (
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
+from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.process_group import ProcessGroupConfig
-from massive_sft.sweep.spec import Layout
+from massive_sft.scheduling.situation import Lane
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
-
-POLL_S = 0.2  # seconds between looks at what could be started
-NODE = "ray.io/node-id"  # label of a node
-
-
-def shape_of(layout: Layout, cpus_per_worker: float) -> Shape:
-    """Return the shape of the lanes that serve a layout. A GPU's worker holds one CPU beside it."""
-    if layout.gpus:
-        return Shape(layout.workers, 1.0, layout.gpus / layout.workers)
-    return Shape(layout.workers, cpus_per_worker, 0.0)
 
 
 def lane_loop(config: dict[str, Any]) -> None:
@@ -109,47 +101,47 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
 
 @dataclass
 class _Lane:
+    """A lane that is held, and since when (by the monotonic clock) it is there and has its order."""
+
     name: str
     shape: Shape
-    not_on: frozenset[str] = frozenset()
+    nodes: tuple[str, ...]
+    since_s: float
+    busy_from_s: float = math.inf
+    leaving: bool = False
     error: str = ""
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
 @dataclass
 class Lanes:
-    """Starts lanes while resources are free, the largest waiting shape first.
+    """Starts lanes, looks after them, and lets them end.
 
     Attributes:
         pool: the ``LanePool``'s handle.
-        capacity: CPUs and GPUs that the lanes may hold together.
         say: told of starts and losses.
     """
 
     pool: Any
-    capacity: Mapping[str, float]
     say: Callable[[str], None]
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _started: Counter[Shape] = field(default_factory=Counter)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
-    def serve(self) -> None:
-        """Return when all expected orders are served and the lanes have ended; after ``stop`` once none is in hand."""
-        while True:
-            self._reap(ray.get(self.pool.state.remote()))
-            state = ray.get(self.pool.state.remote())  # what a lost lane had is queued again
-            if self._stop.is_set():
-                if not state["held"]:
-                    return
-            elif not self._lanes and all(n <= 0 for n in (*state["expected"].values(), *state["queued"].values())):
-                return
-            else:
-                self._start_lanes(_positive(state["queued"]), _positive(state["expected"]), state)
-            time.sleep(POLL_S)
+    def start(self, shape: Shape, nodes: tuple[str, ...]) -> None:
+        """Start a lane with a worker on each of these nodes."""
+        self._started[shape] += 1
+        lane = _Lane(f"{shape} #{self._started[shape]}", shape, nodes, time.monotonic())
+        lane.thread = threading.Thread(target=self._hold, args=(lane,), name=lane.name, daemon=True)
+        self._lanes[lane.name] = lane
+        self.say(f"lane {lane.name} starts")
+        lane.thread.start()
 
-    def stop(self) -> None:
-        """Start no more lanes."""
-        self._stop.set()
+    def leave(self, names: Sequence[str]) -> None:
+        """Let lanes end after their orders; they take no others."""
+        if names:
+            ray.get(self.pool.leave.remote(list(names)))
+            for name in names:
+                self._lanes[name].leaving = True
 
     def threads(self, names: Collection[str]) -> list[threading.Thread]:
         """Return the threads of these lanes, which end when they do."""
@@ -159,8 +151,18 @@ class Lanes:
         """Return the names of the lanes that are up."""
         return sorted(self._lanes)
 
-    def _reap(self, state: Mapping[str, Any]) -> None:
-        for lane in [lane for lane in self._lanes.values() if not lane.thread.is_alive()]:
+    def reap(self, state: Mapping[str, Any], alive: Collection[str]) -> None:
+        """Take leave of lanes that have ended; end those whose node is gone, for they would wait for it.
+
+        Args:
+            state: of the pool.
+            alive: the cluster's nodes.
+        """
+        for lane in list(self._lanes.values()):
+            if lane.thread.is_alive():
+                if not set(lane.nodes) <= set(alive):
+                    end_lanes_elsewhere(alive)
+                continue
             del self._lanes[lane.name]
             lane.error = state["refused"].get(lane.name, lane.error)
             if not lane.error:
@@ -170,54 +172,32 @@ class Lanes:
             free_groups()
             ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error))
 
-    def _start_lanes(
-        self, queued: Mapping[Shape, int], expected: Mapping[Shape, int], state: Mapping[str, Any]
-    ) -> None:
-        """Start what fits. A shape without a lane and without room reserves what smaller lanes give back.
+    def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Lane, ...]:
+        """Return the lanes as a decision sees them.
 
-        While nothing starves, a lane of each shape that is only expected is started too: its trials take a while to
-        begin, and so does the lane.
+        Args:
+            state: of the pool.
+            seconds: that orders are estimated to take, by their ids.
         """
-        starved: Shape | None = None
-        for shape in sorted(queued, key=_size, reverse=True):
-            lanes = [lane for lane in self._lanes.values() if lane.shape == shape]
-            waiting = sum(lane.name not in state["held"] for lane in lanes)
-            for _ in range(queued[shape] - waiting if starved is None else 0):
-                if not self._fits(shape):
-                    break
-                lanes.append(self._start(shape, state["unfit"].get(shape, set())))
-            if not lanes and starved is None:
-                starved = shape
-        if starved is None:
-            for shape in sorted(expected, key=_size, reverse=True):
-                if all(lane.shape != shape for lane in self._lanes.values()) and self._fits(shape):
-                    self._start(shape, state["unfit"].get(shape, set()))
-        leaving = [lane.name for lane in self._lanes.values() if starved and _size(lane.shape) < _size(starved)]
-        ray.get([self.pool.starve.remote(starved is not None), self.pool.leave.remote(leaving)])
+        return tuple(self._seen(lane, state, seconds, time.monotonic()) for lane in self._lanes.values())
 
-    def _fits(self, shape: Shape) -> bool:
-        return all(
-            sum(lane.shape.needs()[name] for lane in self._lanes.values()) + needed <= self.capacity.get(name, 0) + 1e-6
-            for name, needed in shape.needs().items()
+    def _seen(self, lane: _Lane, state: Mapping[str, Any], seconds: Mapping[str, float], now_s: float) -> Lane:
+        order = state["held"].get(lane.name)
+        lane.busy_from_s = min(lane.busy_from_s, now_s) if order else math.inf
+        left_s = max(0.0, lane.busy_from_s + seconds.get(order, 0.0) - now_s) if order else 0.0
+        idle_s = state["idle"].get(lane.name, 0.0)
+        return Lane(
+            lane.name, lane.shape, lane.nodes, order is not None, now_s - lane.since_s, idle_s, left_s, lane.leaving
         )
-
-    def _start(self, shape: Shape, unfit: Collection[str]) -> _Lane:
-        self._started[shape] += 1
-        lane = _Lane(f"{shape} #{self._started[shape]}", shape, frozenset(unfit))
-        lane.thread = threading.Thread(target=self._hold, args=(lane,), name=lane.name, daemon=True)
-        self._lanes[lane.name] = lane
-        self.say(f"lane {lane.name} starts")
-        lane.thread.start()
-        return lane
 
     def _hold(self, lane: _Lane) -> None:
         """Hold one lane's worker group from its start to its end."""
-        resources = {"CPU": lane.shape.cpus, **({"GPU": lane.shape.gpus} if lane.shape.gpus else {})}
+        resources = {"CPU": lane.shape.cpus}
+        resources |= {"GPU": lane.shape.gpus} if lane.shape.gpus else {}
+        resources |= {"memory": lane.shape.memory_bytes} if lane.shape.memory_bytes else {}
         group: Any = ProcessGroupConfig(self.pool, lane.name, lane.shape)
         # Of the second version of Train, whose settings type checkers do not see.
-        scaling: dict[str, Any] = {}
-        if lane.not_on:
-            scaling["label_selector"] = {NODE: f"!in({','.join(sorted(lane.not_on))})"}
+        scaling: dict[str, Any] = {"label_selector": [{NODE: node} for node in lane.nodes]}
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
             trainer = TorchTrainer(
                 lane_loop,
@@ -249,23 +229,29 @@ def join(threads: Sequence[threading.Thread], seconds: float) -> None:
 def free_groups() -> None:
     """Give back the placement groups of this job whose makers are dead: those of lost lanes, which outlive them.
 
-    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have. Who made
-    a group, only private parts of Ray tell.
+    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have.
     """
+    for group in _groups():
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def end_lanes_elsewhere(alive: Collection[str]) -> None:
+    """Kill the processes that hold lanes together on other nodes than these: they would wait for them for ever."""
+    worker: Any = ray._private.worker.global_worker
+    for group in _groups():
+        nodes = {bundle.label_selector[NODE] for bundle in group.bundles if NODE in bundle.label_selector}
+        if not (nodes <= set(alive) or group.creator_actor_dead):
+            worker.core_worker.kill_actor(ray.ActorID(group.creator_actor_id), True)
+
+
+def _groups() -> Iterator[Any]:
+    """Yield this job's placement groups; who made them, only private parts of Ray tell."""
     job = ray.get_runtime_context().get_job_id()
     accessor: Any = ray._private.state.state._connect_and_get_accessor()
     table: Any = vars(gcs_pb2)["PlacementGroupTableData"]
     for data in accessor.get_placement_group_table():
         group = table.FromString(data)
         is_ours = group.creator_job_id.hex() == job and group.state != table.REMOVED
-        by_an_actor = bool(group.creator_actor_id.strip(b"\xff"))  # not by the driver, as those of trials
-        if is_ours and by_an_actor and group.creator_actor_dead:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-
-
-def _positive(counts: Mapping[Shape, int]) -> dict[Shape, int]:
-    return {shape: count for shape, count in counts.items() if count > 0}
-
-
-def _size(shape: Shape) -> tuple[float, float]:
-    return shape.workers * shape.gpus, shape.workers * shape.cpus
+        if is_ours and group.creator_actor_id.strip(b"\xff"):  # by an actor, not by the driver, as those of trials
+            yield group

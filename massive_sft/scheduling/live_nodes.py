@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ray
+
+from massive_sft.scheduling.nodes import Node
+
+NODE = "ray.io/node-id"  # label of a node
+KIND = "accelerator_type:"  # begins the name of a resource
+
+
+def usable_nodes() -> tuple[Node, ...]:
+    """Return the nodes on which something may be started: those that are about to go are none."""
+    fit, _ = live_nodes()
+    return tuple(_node(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["NodeID"] in fit)
+
+
+def _node(name: str, resources: dict[str, float]) -> Node:
+    kind = next((key.removeprefix(KIND) for key in sorted(resources) if key.startswith(KIND)), "")
+    return Node(name, resources.get("CPU", 0.0), resources.get("GPU", 0.0), kind, resources.get("memory", math.inf))
 
 
 def live_nodes() -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""A run on Ray: a fresh Tune experiment over what is missing, lanes beside a stream of scorers, and a watchdog."""
+"""A run on Ray: a fresh Tune experiment over what is missing, lanes beside scorers, and a watchdog."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import make_record_writer, retain, todo, trainings_left
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.cluster import kill_actors
+from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, join, shape_of
-from massive_sft.scheduling.live_nodes import live_nodes
+from massive_sft.scheduling.lanes import Lanes, join
+from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
-from massive_sft.scheduling.resource_split import Mode, choose_mode
-from massive_sft.scheduling.scorers import score_stream
+from massive_sft.scheduling.roles import Roles
+from massive_sft.scheduling.scorers import ScorerGroups
 from massive_sft.scheduling.trials import run_trial
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
 from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
@@ -79,22 +80,18 @@ def run_on_ray(
     to_train = trainings_left(plan, recorder.ledger, retrain)
     ready: list[Scorable] = [(cell, None) for cell in plan.base if not cell.is_done]
     ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
-    mode = choose_mode(plan, to_train, ray.cluster_resources())
-    say(str(mode))
-    stop = stop or StopSignal()
-    for runs in mode.rounds(to_train):
-        if stop():
-            return
-        _Round(plan, mode, FixedWork(runs), ready, recorder, listen, say, retrain, stop).run()
-        ready = []  # scored in the first round
+    demand = make_demand(plan, to_train, ready, usable_nodes())
+    say(str(demand))
+    work = FixedWork(sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id]))
+    _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop or StopSignal()).run()
 
 
 @dataclass
-class _Round:
-    """One Tune experiment with its lanes, and the stream that scores what it trains and what is ``ready`` before."""
+class _Run:
+    """One Tune experiment with its lanes, and the scorers of what it trains and of what is ``ready`` before."""
 
     plan: Plan
-    mode: Mode
+    demand: Demand
     work: WorkSource
     ready: Sequence[Scorable]
     recorder: RecordWriter
@@ -111,13 +108,25 @@ class _Round:
         for run in (*self.work.known, *(run for _, run in self.ready if run)):
             self._expect(run)
         self.pool = _started(LanePool, Counter(map(self._shape, self.work.known)), self.work.grows)
-        self.queue = _started(CellQueue, self.work.grows)
+        sizes = self.demand.size_bytes
+        estimates = {cell: (seconds, sizes[cell]) for cell, seconds in self.demand.scoring_s.items()}
+        self.queue = _started(CellQueue, self.work.grows, estimates)
         self.relay = _started(Relay)
-        self.lanes = Lanes(self.pool, self.mode.lane_capacity, self.say)
+        self.lanes = Lanes(self.pool, self.say)
+        self.scorers = ScorerGroups(
+            self.queue,
+            self.relay,
+            self.recorder,
+            self.demand.rules.scorer,
+            listen=self._told,
+            say=self.say,
+            fail=self.errors.append,
+        )
+        self.roles = Roles(self.pool, self.queue, self.demand, self.lanes, self.scorers)
         self.lock = threading.Lock()
         self.heard = 0  # events
         self.ended = threading.Event()
-        self.assigner = Assigner(self.work, self._shape, self._assign, self._close, lambda: self.mode.trials)
+        self.assigner = Assigner(self.work, self._shape, self._assign, self._close, lambda: self.roles.trials)
         self.assigned = dict[str, RunPlan]()  # by trajectory
         self.lost = list[str]()  # trajectories whose trials died
         self.complete = SimpleQueue[RunPlan | None]()  # runs whose cells all have their records; None at the end
@@ -128,18 +137,13 @@ class _Round:
         self._begin("hear", self._hear)
         self._begin("retain", self._retain)
         try:
-            if not self.mode.alternates:
-                self._begin("score", self._score)
+            self._states()  # the pool knows the nodes before a lane starts on one
+            self._begin("serve", self.roles.serve)
             if self.work.known or self.work.grows:
-                self._states()  # the pool knows the nodes before a lane starts on one
-                self._begin("serve", self.lanes.serve)
                 self._begin("tune", self._tune)
                 self._watch("tune")
-                self._watch("serve")
             ray.get(self.queue.close.remote())
-            if self.mode.alternates:
-                self._begin("score", self._score)
-            self._watch("score")
+            self._watch("serve")
             self.complete.put(None)
             self._watch("retain")
         except Interrupted:
@@ -156,19 +160,20 @@ class _Round:
         """End what is in hand where it can go on from: a training after its step, a cell after its shard."""
 
         def ended(pool: State, queue: State) -> bool:
-            tuning, scoring = self._is_alive("tune"), self._is_alive("score")
+            tuning, scoring = self._is_alive("tune"), any(thread.is_alive() for thread in self.scorers.threads())
             return not (pool["held"] or (tuning and pool["begun"]) or (scoring and queue["begun"]))
 
-        self.lanes.stop()
+        self.roles.stop()
         ray.get([self.pool.stop.remote(), self.queue.stop.remote()])
         self._until(ended)
 
     def _leave(self) -> None:
         """End the threads, however it went: one that still uses Ray when it is shut down takes the process with it."""
-        self.lanes.stop()
+        self.roles.stop()
         self.ended.set()
         self.complete.put(None)
         busy = [thread for name, thread in self.threads.items() if name not in ("hear", "retain")]
+        busy += self.scorers.threads()
         join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
         with suppress(RayError):  # what is lost, a pool or all of the cluster, must not hide why the run ends
             up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["up"]
@@ -178,6 +183,7 @@ class _Round:
             join([self.threads["hear"]], SETTLE_S)
         with suppress(RayError):
             kill_actors()
+        busy += self.scorers.left_behind
         join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
         self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
 
@@ -219,7 +225,7 @@ class _Round:
                 continue
             if over(pool, queue):
                 break
-            lanes, scores = self.lanes.holders(), self._is_alive("score")
+            lanes, scores = self.lanes.holders(), bool(self.scorers.threads())
             watchdog.look(
                 self.heard + pool["progress"] + queue["progress"],
                 is_working(pool, queue),
@@ -228,7 +234,7 @@ class _Round:
             )
             pause(POLL_S)
         if self.errors:
-            self.lanes.stop()
+            self.roles.stop()
             if isinstance(self.errors[0], ActorDiedError):  # of a thread that asked a queue
                 raise ClusterLost(QUEUE_DIED) from self.errors[0]
             raise self.errors[0]
@@ -241,9 +247,6 @@ class _Round:
         except ActorDiedError as error:
             raise ClusterLost(QUEUE_DIED) from error
         return pool, queue
-
-    def _score(self) -> None:
-        score_stream(self.queue, self.relay, self.recorder, self.mode.scorers, self._told)
 
     def _hear(self) -> None:
         while (told := ray.get(self.relay.take.remote())) is not None:
@@ -270,7 +273,7 @@ class _Round:
         ray.get([self.pool.skip.remote(shape, trajectory), self.pool.end.remote(trajectory)])
 
     def _shape(self, run: RunPlan) -> Shape:
-        return shape_of(run.layout, self.mode.lane_cpus(run.layout))
+        return self.demand.shape_of(run)
 
     def _expect(self, run: RunPlan) -> None:
         self.by_cell.update({cell.cell.id: run for cell in run.cells})

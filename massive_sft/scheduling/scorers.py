@@ -1,14 +1,18 @@
-"""Scorers: one Ray Data stream from the queue of cells to their records, over a warm pool of actors.
+"""Scorers: Ray Data streams from the queue of cells to their records, each over a warm pool of actors.
 
-A Ray Data actor pool is made anew for each execution, so there is one execution a run: its single read task pulls
-cells from the queue for as long as there may be more.
+A group of them on one node is one execution, for its pool of actors cannot move or shrink at will: its single read task
+pulls cells from the queue until the group is told to leave.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,17 +23,25 @@ from ray.data.block import BlockMetadata
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.running.events import CellRecorded, RunEvent
 from massive_sft.running.recorder import RecordWriter
+from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import error_bytes, heard
-from massive_sft.scheduling.resource_split import Scorers
+from massive_sft.scheduling.situation import Group
 
 Row = dict[str, Any]
 
-GROUP = "scorers"  # all of them: there is one execution
+
+# Of a scorer's process: Ray would start it again on its node for ever, though that is gone.
+ONCE = {"max_restarts": 0, "max_task_retries": 0}
 
 
 class ScorersFailed(MassiveSFTError):
     """No scorer can be started."""
+
+
+class GroupLost(MassiveSFTError):
+    """The process of a scorer, or its node, is gone; what its group had is scored by others."""
 
 
 DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
@@ -38,22 +50,22 @@ DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 class _Cells(Datasource):
     """The queue as a source: one read task, one row a cell, each a block of its own."""
 
-    def __init__(self, queue: Any):
-        self._queue = queue
+    def __init__(self, queue: Any, group: str, size: int):
+        self._arguments = queue, group, size
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        queue = self._queue
+        arguments = self._arguments
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(lambda: _read(queue), metadata)]
+        return [ReadTask(lambda: _read(*arguments), metadata)]
 
 
-def _read(queue: Any) -> Iterator[pa.Table]:
-    reader = ray.get(queue.again.remote(GROUP))
+def _read(queue: Any, group: str, size: int) -> Iterator[pa.Table]:
+    reader = ray.get(queue.again.remote(group))
     while True:
-        taken = ray.get(queue.take.remote(GROUP, reader))
+        taken = ray.get(queue.take.remote(group, reader, size))
         if taken is None:
             return
         yield pa.table({"cell": [taken[0]], "data": [taken[1]]})
@@ -62,8 +74,8 @@ def _read(queue: Any) -> Iterator[pa.Table]:
 class ScoringActor:
     """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
 
-    def __init__(self, recorder: RecordWriter, queue: Any, relay: Any, scorers: Scorers):
-        if not ray.get(queue.enter.remote(GROUP, scorers.count)):
+    def __init__(self, recorder: RecordWriter, queue: Any, relay: Any, group: str, size: int, gpu: bool):
+        if not ray.get(queue.enter.remote(group, size)):
             raise ScorersFailed("no more of them is started")
 
         from massive_sft.running.cell import CellEvaluator
@@ -74,10 +86,8 @@ class ScoringActor:
         def progress(event: RunEvent) -> None:
             relay.tell.remote(pickle.dumps(event))  # not waited for: nothing depends on it
 
-        self._evaluator = CellEvaluator(
-            recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), scorers.gpus > 0, progress
-        )
-        ray.get(queue.ready.remote(GROUP))
+        self._evaluator = CellEvaluator(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), gpu, progress)
+        ray.get(queue.ready.remote(group))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from massive_sft.running.cell import evaluate_cell
@@ -96,48 +106,184 @@ class ScoringActor:
         return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
-def score_stream(
-    queue: Any, relay: Any, recorder: RecordWriter, scorers: Scorers, listen: Callable[[RunEvent], None]
-) -> None:
-    """Score the queue's cells until it is closed; each is acknowledged once its record is written.
+@dataclass
+class _Group:
+    """Scorers of one node, and since when each of their cells is out."""
 
-    What happens on the way goes through ``relay``, records through the stream.
+    name: str
+    node: str
+    size: int
+    leaving: bool = False
+    out_from_s: dict[str, float] = field(default_factory=dict)
+    error: BaseException | None = None
+    thread: threading.Thread = field(default_factory=threading.Thread)
 
-    Raises:
-        ScorersFailed: the scorers' processes die while they start.
-        OSError, MassiveSFTError: what a scorer met beyond a cell's own failure, as a full disk.
+
+@dataclass
+class ScorerGroups:
+    """Starts groups of scorers, each a Ray Data execution on one node, and lets them end.
+
+    A scorer whose process dies ends its group; another one takes up its cells, from the last shard of responses.
+
+    Attributes:
+        queue, relay: handles of the ``CellQueue`` and the ``Relay``.
+        recorder: makes the records.
+        scorer: the shape of one.
+        listen: told what happens.
+        say: told of losses.
+        fail: called with what ends the run: scorers that cannot be started anywhere (ScorersFailed), or what a scorer
+            met beyond a cell's own failure, as a full disk.
     """
-    context = DataContext.get_current()
-    context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised here
-    # Without limits of its own it would count the lanes' CPUs as its to wait for.
-    context.execution_options.resource_limits = ExecutionResources(
-        cpu=scorers.count * scorers.cpus, gpu=scorers.count * scorers.gpus
-    )
-    rows = ray.data.read_datasource(_Cells(queue), override_num_blocks=1, num_cpus=0).map_batches(
-        ScoringActor,
-        fn_constructor_args=(recorder, queue, relay, scorers),
-        batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=scorers.count, max_tasks_in_flight_per_actor=1),
-        num_cpus=scorers.cpus,
-        num_gpus=scorers.gpus,
-        zero_copy_batch=True,
-    )
-    try:
-        for row in _rows(rows):
+
+    queue: Any
+    relay: Any
+    recorder: RecordWriter
+    scorer: Shape
+    listen: Callable[[RunEvent], None]
+    say: Callable[[str], None]
+    fail: Callable[[BaseException], None]
+    _groups: dict[str, _Group] = field(default_factory=dict)
+    _started: int = 0
+    _failed: Counter[str] = field(default_factory=Counter)  # starts on each node, in a row
+    _proven: bool = False
+    _left_behind: list[threading.Thread] = field(default_factory=list)
+    _building: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, node: str, size: int) -> None:
+        """Start so many scorers on a node."""
+        self._started += 1
+        group = _Group(f"scorers #{self._started}", node, size)
+        group.thread = threading.Thread(target=self._guarded, args=(group,), name=group.name, daemon=True)
+        self._groups[group.name] = group
+        group.thread.start()
+
+    def leave(self, names: Sequence[str]) -> None:
+        """Let groups end after the cells that they have."""
+        if names:
+            ray.get(self.queue.leave.remote(list(names)))
+            for name in names:
+                self._groups[name].leaving = True
+
+    def drain(self, nodes: Collection[str]) -> None:
+        """Let groups end on nodes that are about to go."""
+        self.leave([group.name for group in self._groups.values() if group.node in nodes and not group.leaving])
+
+    def threads(self) -> list[threading.Thread]:
+        """Return the threads of all groups, which end when they do."""
+        return [group.thread for group in list(self._groups.values())]
+
+    @property
+    def left_behind(self) -> list[threading.Thread]:
+        """The threads of groups whose node is gone: they may wait for it until Ray is left."""
+        return list(self._left_behind)
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """The nodes on which scorers died as often as they may before they could take a cell."""
+        return frozenset(node for node, failed in self._failed.items() if failed >= STARTS)
+
+    def reap(self, state: Mapping[str, Any], alive: Collection[str], places: Collection[str]) -> None:
+        """Take leave of groups that have ended, or whose node is gone.
+
+        Args:
+            state: of the queue.
+            alive: the cluster's nodes.
+            places: those on which a scorer could be.
+        """
+        for group in [group for group in self._groups.values() if group.node not in alive and group.thread.is_alive()]:
+            del self._groups[group.name]
+            self._left_behind.append(group.thread)
+            self.say(f"{group.name} are lost: their node is gone")
+            ray.get(self.queue.lost.remote(group.name))
+        for group in [group for group in self._groups.values() if not group.thread.is_alive()]:
+            del self._groups[group.name]
+            was_up = state["entered"].get(group.name) == 0
+            self._proven |= was_up
+            if was_up:
+                self._failed[group.node] = 0
+            if isinstance(group.error, GroupLost):
+                self._lose(group, was_up, places)
+            elif group.error is not None:
+                self.fail(group.error)
+
+    def _lose(self, group: _Group, was_up: bool, places: Collection[str]) -> None:
+        self.say(f"{group.name} are lost: {group.error}")
+        ray.get(self.queue.lost.remote(group.name))
+        self._failed[group.node] += not was_up and group.node in places
+        if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
+            died = f"their processes died {STARTS} times before they could take a cell"
+            self.fail(ScorersFailed(f"the scorers cannot be started: {died}; see Ray's logs of the workers"))
+
+    def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Group, ...]:
+        """Return the groups as a decision sees them.
+
+        Args:
+            state: of the queue.
+            seconds: that cells are estimated to take, by their ids.
+        """
+        return tuple(self._seen(group, state, seconds, time.monotonic()) for group in self._groups.values())
+
+    def _seen(self, group: _Group, state: Mapping[str, Any], seconds: Mapping[str, float], now_s: float) -> Group:
+        out = [cell for cell, owner in state["out"].items() if owner == group.name]
+        group.out_from_s = {cell: group.out_from_s.get(cell, now_s) for cell in out}
+        left_s = max([0.0, *(since + seconds.get(cell, 0.0) - now_s for cell, since in group.out_from_s.items())])
+        return Group(group.name, group.node, group.size, min(group.size, len(out)), left_s, group.leaving)
+
+    def _guarded(self, group: _Group) -> None:
+        try:
+            self._score(group)
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that reaps
+            group.error = error
+
+    def _score(self, group: _Group) -> None:
+        """Score the queue's cells until the group is told to leave; each is acknowledged once its record is written.
+
+        What happens on the way goes through the relay, records through the stream.
+        """
+        with self._building:  # Ray Data has one context for all; a dataset keeps what that was when it was made
+            rows = _rows(self._dataset(group))
+        while (row := _next(rows)) is not None:
             event = heard(row["happened"])
-            listen(event)
+            self.listen(event)
             record = row["happened"] if isinstance(event, CellRecorded) else b""
-            ray.get(queue.acknowledge.remote(row["cell"], record))
-    except Exception as error:
-        if ray.get(queue.state.remote())["entered"][GROUP] <= STARTS * scorers.count:
-            raise
-        died = f"their processes died {STARTS} times before they could take a cell; see Ray's logs of the workers"
-        raise ScorersFailed(f"the scorers cannot be started: {died}") from error
+            ray.get(self.queue.acknowledge.remote(row["cell"], record))
+
+    def _dataset(self, group: _Group) -> ray.data.Dataset:
+        context = DataContext.get_current()
+        context.target_max_block_size = 1  # else rows wait for a block to fill, which is at the end
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised here
+        # Without limits of its own it would count the lanes' CPUs as its to wait for.
+        context.execution_options.resource_limits = ExecutionResources(
+            cpu=group.size * self.scorer.cpus, gpu=group.size * self.scorer.gpus
+        )
+        on_node = {"label_selector": {NODE: group.node}}
+        cells = _Cells(self.queue, group.name, group.size)
+        return ray.data.read_datasource(cells, override_num_blocks=1, num_cpus=0, **on_node).map_batches(
+            ScoringActor,
+            fn_constructor_args=(
+                self.recorder, self.queue, self.relay, group.name, group.size, self.scorer.gpus > 0,
+            ),
+            batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=group.size, max_tasks_in_flight_per_actor=1),
+            num_cpus=self.scorer.cpus,
+            num_gpus=self.scorer.gpus,
+            zero_copy_batch=True,
+            ray_remote_args_fn=lambda: ONCE,
+            **on_node,
+        )  # fmt: skip
 
 
-def _rows(dataset: Any) -> Iterable[Row]:
+def _rows(dataset: Any) -> Iterator[Row]:
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
+
+
+def _next(rows: Iterator[Row]) -> Row | None:
+    """Return the next row; None at the end. Raises GroupLost for whatever Ray raises."""
+    try:
+        return next(rows, None)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise GroupLost(f"{type(error).__name__}: {lines[-1] if lines else ''}") from error

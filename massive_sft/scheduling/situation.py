@@ -80,12 +80,14 @@ class Cells:
         seconds: estimated of all of them.
         size_bytes: of their snapshots.
         more: whether others will come.
+        unfit: nodes where scorers cannot start.
     """
 
     waiting: int
     seconds: float
     size_bytes: float
     more: bool
+    unfit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgresse
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import Order, train_run
 from massive_sft.scheduling.cell_queue import cell_bytes
-from massive_sft.scheduling.lane_pool import Shape
+from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import error_bytes, heard
 from massive_sft.training.events import Event, StepDone
 

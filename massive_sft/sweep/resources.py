@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.schema import Resource
 from massive_sft.sweep.spec import Layout
-from massive_sft.sweep.unused_fields import EVALUATION_FIELDS
+
+
+@dataclass(frozen=True)
+class ScoringResources:
+    """What scores a sweep's cells.
+
+    Attributes:
+        gpus: of one scorer; 0 scores on the CPU.
+        kind: of GPU that a rule for ``evaluate`` names; empty for any.
+        most: scorers at a time; None for as many as have room.
+    """
+
+    gpus: int
+    kind: str
+    most: int | None
+
+
+def scoring_resources(rules: Sequence[Resource]) -> ScoringResources:
+    """Return what scores, by the rules alone: a base model too is scored where trainings of the sweep are."""
+    ours = [rule for rule in rules if rule.when.phase != "train"]
+    gpus = next((rule.gpus_per_replica for rule in ours if rule.gpus_per_replica), 0)
+    kind = next((rule.gpu for rule in ours if rule.when.phase == "evaluate" and rule.gpu), "")
+    most = next((rule.replicas for rule in ours if isinstance(rule.replicas, int)), None)
+    return ScoringResources(gpus or int(any(rule.gpus for rule in rules)), kind, most)
 
 
 class ResourceRules:
@@ -25,7 +49,7 @@ class ResourceRules:
         return next((rule.resource for rule in self._rules if rule.matches(recipe)), None)
 
     def warnings(self, recipes: Sequence[Recipe]) -> Iterator[Problem]:
-        """Say which runs no rule matches, which rules no run reaches, and what of them only estimates know."""
+        """Say which runs no rule matches, which rules no run reaches, and which GPUs stay unused."""
         place = f"{self._sweep.path}: resources"
         chosen: dict[int, int] = {}
         matched: dict[int, int] = {}
@@ -45,12 +69,9 @@ class ResourceRules:
             at = f"{place}[{number}]"
             if numbered_rule.resource.when.phase != "evaluate" and number not in chosen:
                 yield Problem(at, _unreached(matched.get(number, 0)))
-            estimate_only = [field for field in EVALUATION_FIELDS if field in numbered_rule.resource.model_fields_set]
-            if estimate_only:
-                rule = (
-                    "counts for the estimates of plan only: a scorer takes one GPU, and as many run as there are GPUs"
-                )
-                yield Problem(f"{at}.{estimate_only[0]}", rule)
+            if numbered_rule.resource.gpus_per_replica > 1:
+                rule = "are given to each scorer, but it loads a model on the first of them only"
+                yield Problem(f"{at}.gpus_per_replica", rule, numbered_rule.resource.gpus_per_replica)
 
 
 def describe_layouts(layouts: Iterable[Layout]) -> str:

@@ -22,3 +22,10 @@ def machine_problems(plan: Plan) -> Iterator[Problem]:
     if workers > cpus:
         rule = f"asks for more workers than this machine's {cpus} CPUs; {ELSEWHERE}"
         yield Problem(f"{place}.workers", rule, workers)
+
+
+def machine_warnings(plan: Plan) -> Iterator[Problem]:
+    """Say which of this machine's GPUs the plan leaves unused."""
+    if not plan.uses_gpus and (there := count_gpus()):
+        rule = "gives no training a GPU (resources[].gpus): all is computed on the CPU beside"
+        yield Problem(f"{plan.sweep.path}: resources", rule, f"{there} GPUs")

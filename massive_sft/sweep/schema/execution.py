@@ -33,7 +33,7 @@ class When(StrictModel):
     method: Literal["full", "lora"] | None = None
     """Of the setting."""
     phase: Literal["train", "evaluate"] | None = None
-    """Training alone, or scoring alone; a rule for ``evaluate`` is read by ``plan``'s estimates only."""
+    """Training alone, or scoring alone."""
 
 
 class Resource(StrictModel):
@@ -42,9 +42,11 @@ class Resource(StrictModel):
     when: When = When()
     """Which training runs the rule is for."""
     gpus: Devices = 0
-    """GPUs of one training; 0 trains and scores on the CPU."""
+    """GPUs of one training, on one node where one has so many; 0 trains on the CPU. Where any rule has GPUs, scoring
+    has them too."""
     gpu: Text | None = None
-    """The kind of GPU, such as ``H100``: what ``plan`` estimates memory and time for."""
+    """The kind of GPU, such as ``H100``: what ``plan`` estimates memory and time for, and what a cluster's node must
+    have. Without it any will do, but one kind for all workers of a training."""
     workers: Annotated[Positive, Field(le=MAX_DEVICES)] | None = None
     """Processes of one training on the CPU; with ``gpus`` there is one on each. One when left out."""
     zero: Annotated[Literal["auto", 0, 1, 2, 3], IntegerOrText] = "auto"
@@ -63,9 +65,9 @@ class Resource(StrictModel):
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """The implementation. ``auto`` takes one that computes the model's family exactly."""
     gpus_per_replica: Devices = 0
-    """GPUs of one scorer, for ``plan``'s estimates only."""
+    """GPUs of one scorer; 1 when left out, where any rule has GPUs."""
     replicas: Annotated[Positive, Field(le=MAX_DEVICES)] | Literal["auto"] = "auto"
-    """Scorers, for ``plan``'s estimates only."""
+    """Scorers at a time, at most; ``auto``: as many as have room."""
 
     @model_validator(mode="after")
     def _one_worker_a_gpu(self) -> Resource:
@@ -98,8 +100,8 @@ class Storage(StrictModel):
     again from its start, or its last state, so that only the missing steps are taken. A state is weights, master copy
     and optimizer (14 bytes for each trained weight in bf16, 16 in fp32); ``plan`` prices it."""
     max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
-    """What snapshots that wait to be scored may take on the disk: how many trainings are done before scoring begins,
-    where both take turns on the same GPUs."""
+    """What snapshots that wait for a scorer may take on the disk: beyond it GPUs turn to scoring, and no other training
+    begins."""
     resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MAX_COUNT)] = "auto"
     """Seconds between a training's resume checkpoints, 0 for one after every step; ``auto`` takes two minutes, or 20
     times what one costs."""

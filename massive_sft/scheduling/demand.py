@@ -1,0 +1,196 @@
+"""What a plan asks of a cluster: the shapes of its lanes and scorers, and what each piece of work should take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import format_bytes
+from massive_sft.cost.devices import find_gpu
+from massive_sft.cost.disk import parse_size, snapshot_bytes
+from massive_sft.cost.estimate import Estimator
+from massive_sft.cost.inputs import CostInputs
+from massive_sft.cost.memory import trained_weights
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.running.trial import todo
+from massive_sft.scheduling.nodes import Node, Room, Shape
+from massive_sft.scheduling.situation import ScoringRules
+from massive_sft.sweep.resources import scoring_resources
+
+UNKNOWN_SNAPSHOT_BYTES = 20 * 10**9  # of a base model whose size is not known: 8B parameters in bf16, and some more
+OFFLOADED_BYTES = 16  # of host memory for each trained weight: its master copy, two moments and a gradient in fp32
+HALF = 0.5  # of each node's CPUs is the lanes', the other the scorers', where nobody has a GPU
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is left of a plan, as far as it asks for room.
+
+    Attributes:
+        rules: how cells are scored.
+        shapes, training_s: of each training, by trajectory.
+        cells_s, chain_s: of its cells together, and of it with the longest of them, by trajectory.
+        scoring_s, size_bytes: of each cell and its snapshot, by cell; what cannot be estimated counts as nothing.
+        shape_of: returns the shape of the lanes that train a run, of these or another one.
+    """
+
+    rules: ScoringRules
+    shapes: Mapping[str, Shape]
+    training_s: Mapping[str, float]
+    cells_s: Mapping[str, float]
+    chain_s: Mapping[str, float]
+    scoring_s: Mapping[str, float]
+    size_bytes: Mapping[str, float]
+    shape_of: Callable[[RunPlan], Shape]
+
+    def __str__(self) -> str:
+        scorer = f"scorers have {_each(self.rules.scorer)} each"
+        if not self.shapes:
+            return f"nothing is left to train; {scorer}"
+        lanes = ", ".join(str(shape) for shape in sorted(set(self.shapes.values())))
+        return f"lanes of {lanes}; {scorer}"
+
+
+def _each(shape: Shape) -> str:
+    return f"{shape.gpus:g} {shape.kind or 'GPU'}" if shape.gpus else f"{shape.cpus:g} CPU"
+
+
+def make_demand(
+    plan: Plan, runs: Sequence[RunPlan], ready: Sequence[tuple[CellPlan, RunPlan | None]], nodes: Sequence[Node]
+) -> Demand:
+    """Return what trainings and cells ask for.
+
+    Args:
+        runs: those that are to be trained.
+        ready: cells that can be scored at once, with their runs.
+        nodes: of the cluster, as it is now.
+
+    Raises:
+        InvalidInput: some of it has no room even when nothing else is there; all such problems at once.
+    """
+    estimator = Estimator(plan)
+    scorer = _scorer(plan, bool(runs), nodes)
+    share = HALF if runs and not scorer.gpus else 1.0
+    shape_of = partial(_lane, nodes=nodes, share=share, inputs=estimator.inputs)
+    shapes = {run.trajectory.id: shape_of(run) for run in runs}
+    problems = list(_unplaceable(plan, runs, shapes, scorer, nodes, share))
+    if problems:
+        raise InvalidInput(problems)
+    training_s, scoring_s, size_bytes = dict[str, float](), dict[str, float](), dict[str, float]()
+    for run in runs:
+        seconds = estimator.training(run)
+        training_s[run.trajectory.id] = seconds.value if seconds else 0.0
+    for cell, of in [*ready, *((cell, run) for run in runs for cell in todo(run))]:
+        scoring_s[cell.cell.id] = estimator.cell(cell, of, cell.unmet).value
+        size_bytes[cell.cell.id] = _snapshot_bytes(of, estimator.inputs) if of else 0.0
+    resources = scoring_resources(plan.sweep.file.resources)
+    allowed = parse_size(plan.sweep.file.storage.max_waiting)
+    cells_s = {run.trajectory.id: [scoring_s[cell.cell.id] for cell in todo(run)] for run in runs}
+    return Demand(
+        ScoringRules(scorer, resources.most, allowed, HALF),
+        shapes,
+        training_s,
+        {run: sum(seconds) for run, seconds in cells_s.items()},
+        {run: training_s[run] + max(seconds, default=0.0) for run, seconds in cells_s.items()},
+        scoring_s,
+        size_bytes,
+        shape_of,
+    )
+
+
+def gpu_kinds(nodes: Iterable[Node]) -> list[str]:
+    """Return the kinds of GPU that nodes have, as Ray names them."""
+    return sorted({node.kind for node in nodes if node.gpus and node.kind})
+
+
+def _scorer(plan: Plan, trains: bool, nodes: Sequence[Node]) -> Shape:
+    resources = scoring_resources(plan.sweep.file.resources)
+    if resources.gpus:
+        kind = _kind(resources.kind, nodes)
+        return Shape(1, resources.gpus * _cpus_a_gpu(nodes, kind), resources.gpus, kind)
+    largest = max((node.cpus for node in nodes), default=1.0)
+    return Shape(1, min(1.0, HALF * largest if trains else largest), 0.0)
+
+
+def _lane(run: RunPlan, nodes: Sequence[Node], share: float, inputs: CostInputs) -> Shape:
+    """Return the shape of the lanes that train a run; without GPUs a worker holds one CPU, or what there is for it."""
+    layout = run.layout
+    if layout.gpus:
+        kind = _kind(run.gpu or "", nodes)
+        gpus = layout.gpus / layout.workers
+        return Shape(layout.workers, gpus * _cpus_a_gpu(nodes, kind), gpus, kind, _host_bytes(run, inputs))
+    held = share * sum(node.cpus for node in nodes)
+    shape, room = Shape(layout.workers, min(1.0, held / layout.workers), 0.0), Room(nodes, share)
+    while shape.cpus > 1 / 64 and not room.could_hold(shape):  # nodes' parts are small: several workers share a CPU
+        shape = shape._replace(cpus=shape.cpus / 2)
+    return shape
+
+
+def _kind(named: str, nodes: Sequence[Node]) -> str:
+    """Return a kind of GPU by Ray's name for it; as it is where no node has it, empty where no node says."""
+    kinds = gpu_kinds(nodes)
+    if not named or not kinds:
+        return ""
+    device = find_gpu(named)
+    alike = [kind for kind in kinds if kind == named or (device is not None and find_gpu(kind) == device)]
+    return alike[0] if alike else named
+
+
+def _cpus_a_gpu(nodes: Sequence[Node], kind: str) -> float:
+    """Return the CPUs that go with a GPU: a node's own, in equal parts, one of them left to what has no GPU."""
+    shares = [_share(node) for node in nodes if node.gpus and kind in ("", node.kind)]
+    return min(shares, default=1.0)
+
+
+def _share(node: Node) -> float:
+    return max(min(1.0, node.cpus / node.gpus), math.floor((node.cpus - 1) / node.gpus))
+
+
+def _host_bytes(run: RunPlan, inputs: CostInputs) -> float:
+    """Return the host memory of a worker's part of an offloaded optimizer; 0 where nothing is, or it is not known."""
+    shape = inputs.shape(run.trajectory.recipe.model)
+    if run.layout.offload == "none" or shape is None:
+        return 0.0
+    return OFFLOADED_BYTES * trained_weights(shape, run.trajectory.recipe.setting) / run.layout.workers
+
+
+def _snapshot_bytes(run: RunPlan, inputs: CostInputs) -> float:
+    shape = inputs.shape(run.trajectory.recipe.model)
+    return float(snapshot_bytes(shape, run.trajectory.recipe.setting) if shape else UNKNOWN_SNAPSHOT_BYTES)
+
+
+def _unplaceable(
+    plan: Plan, runs: Sequence[RunPlan], shapes: Mapping[str, Shape], scorer: Shape, nodes: Sequence[Node], share: float
+) -> Iterator[Problem]:
+    """Say which shapes these nodes could never hold, with what there is instead."""
+    place, room = f"{plan.sweep.path}: resources", Room(nodes, share)
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    kinds = gpu_kinds(nodes)
+    named = {shapes[run.trajectory.id]: run.gpu for run in runs}
+    for shape in sorted({*shapes.values(), *([scorer] if scorer.gpus else [])}):
+        asked = round(shape.workers * shape.gpus)
+        if shape.kind and shape.kind not in kinds:
+            rule = f"names a kind of GPU that no node of the cluster has: there are {', '.join(kinds)}"
+            yield Problem(f"{place}.gpu", rule, named.get(shape) or shape.kind)
+        elif asked > gpus:
+            yield Problem(place, f"asks for more GPUs than the {gpus:g} that the cluster has", asked)
+        elif not shape.gpus and shape.workers > cpus:
+            rule = f"asks for more workers than the {cpus:g} CPUs that the cluster has"
+            yield Problem(place, rule, shape.workers)
+        elif not room.could_hold(shape):
+            there = "; ".join(sorted({_describe(node) for node in nodes}))
+            rule = f"asks for what no nodes of one kind have room for, even empty: there are {there}"
+            yield Problem(place, rule, _needs(shape))
+
+
+def _describe(node: Node) -> str:
+    memory = "" if math.isinf(node.memory_bytes) else f", {format_bytes(node.memory_bytes)}"
+    return f"nodes with {node.gpus:g} {node.kind or 'GPU'}, {node.cpus:g} CPU{memory}"
+
+
+def _needs(shape: Shape) -> str:
+    memory = f" and {format_bytes(shape.memory_bytes)} of host memory each" if shape.memory_bytes else ""
+    return f"{shape}{memory}"

@@ -1,0 +1,123 @@
+"""What a plan asks of a cluster: shapes by its rules and the nodes there are, and what no node can hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_sweep import small_sweep
+
+from massive_sft.core.errors import InvalidInput
+from massive_sft.planning.plan import make_plan
+from massive_sft.scheduling.capacity import unused_gpus
+from massive_sft.scheduling.demand import Demand, make_demand
+from massive_sft.scheduling.nodes import Node, Shape
+from massive_sft.sweep.load import load_sweep
+
+CPUS = (Node("a", 2.0),)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+def demand(world: Path, nodes: tuple[Node, ...], *resources: dict[str, Any], trains: bool = True) -> Demand:
+    plan = make_plan(load_sweep(small_sweep(world, resources=list(resources))))
+    ready = [(cell, None) for cell in plan.base]
+    return make_demand(plan, plan.todo if trains else [], ready, nodes)
+
+
+def shapes(made: Demand) -> set[Shape]:
+    return set(made.shapes.values())
+
+
+def refused(world: Path, nodes: tuple[Node, ...], *resources: dict[str, Any]) -> str:
+    with pytest.raises(InvalidInput) as error:
+        demand(world, nodes, *resources)
+    return str(error.value)
+
+
+def test_cpus_are_shared_by_lanes_and_scorers_until_nothing_is_left_to_train(world: Path) -> None:
+    made = demand(world, CPUS)
+    assert (shapes(made), made.rules.scorer) == ({Shape(1, 1.0, 0.0)}, Shape(1, 1.0, 0.0))
+    assert shapes(demand(world, CPUS, {"workers": 2})) == {Shape(2, 0.5, 0.0)}
+    alone = (Node("a", 1.0),)
+    assert shapes(demand(world, alone)) == {Shape(1, 0.5, 0.0)}
+    assert demand(world, alone).rules.scorer == Shape(1, 0.5, 0.0)
+    assert demand(world, alone, trains=False).rules.scorer == Shape(1, 1.0, 0.0)
+
+
+def test_workers_of_a_gang_fit_into_the_nodes_that_there_are(world: Path) -> None:
+    nodes = (Node("a", 3.0), Node("b", 3.0))
+    assert shapes(demand(world, nodes, {"workers": 3})) == {Shape(3, 0.5, 0.0)}, "halves of 1.5 CPUs hold one of one"
+
+
+def test_gpu_worker_and_scorer_get_their_part_of_a_node_s_cpus(world: Path) -> None:
+    made = demand(world, (Node("a", 33.0, 4.0),), {"gpus": 2})
+    assert (shapes(made), made.rules.scorer) == ({Shape(2, 8.0, 1.0)}, Shape(1, 8.0, 1.0))
+    assert shapes(demand(world, (Node("a", 4.0, 8.0),), {"gpus": 2})) == {Shape(2, 0.5, 1.0)}
+
+
+def test_scoring_has_resources_of_its_own(world: Path) -> None:
+    nodes = (Node("a", 9.0, 8.0, "A100"), Node("b", 17.0, 8.0, "H100"))
+    evaluate = {"when": {"phase": "evaluate"}, "gpus_per_replica": 2, "replicas": 3, "gpu": "H100"}
+    rules = demand(world, nodes, {"gpus": 1, "gpu": "A100-80GB"}, evaluate).rules
+    assert (rules.scorer, rules.most) == (Shape(1, 4.0, 2.0, "H100"), 3)
+
+
+def test_base_models_alone_are_scored_on_gpus_where_the_rules_have_them(world: Path) -> None:
+    """A process that was given no GPU computes on the CPU, whatever its node has."""
+    nodes = (Node("a", 9.0, 8.0),)
+    assert demand(world, nodes, {"gpus": 1}, trains=False).rules.scorer.gpus == 1
+    assert demand(world, nodes, trains=False).rules.scorer.gpus == 0
+
+
+def test_kind_of_a_rule_is_found_by_ray_s_name_and_asked_of_the_node(world: Path) -> None:
+    nodes = (Node("a", 9.0, 8.0, "A100"), Node("b", 9.0, 8.0, "H100"))
+    full, lora = {"when": {"setting": "full"}, "gpus": 8, "gpu": "h100"}, {"gpus": 1}
+    assert shapes(demand(world, nodes, full, lora)) == {Shape(8, 1.0, 1.0, "H100"), Shape(1, 1.0, 1.0)}
+    assert shapes(demand(world, (Node("a", 9.0, 8.0),), full, lora)) == {Shape(8, 1.0, 1.0), Shape(1, 1.0, 1.0)}
+
+
+def test_what_no_node_can_hold_is_refused_with_what_there_is(world: Path) -> None:
+    assert "more workers than the 2 CPUs that the cluster has, got 3" in refused(world, CPUS, {"workers": 3})
+    assert "more GPUs than the 0 that the cluster has, got 4" in refused(world, CPUS, {"gpus": 4})
+    two = (Node("a", 9.0, 4.0, "A100"), Node("b", 9.0, 4.0, "H100"))
+    assert "no node of the cluster has: there are A100, H100, got 'H200'" in refused(
+        world, two, {"gpus": 1, "gpu": "H200"}
+    )
+    reason = refused(world, two, {"gpus": 8})
+    assert "no nodes of one kind have room for, even empty" in reason
+    assert "nodes with 4 A100, 9 CPU; nodes with 4 H100, 9 CPU" in reason
+
+
+def test_offloaded_optimizer_is_host_memory_that_a_node_must_have(world: Path) -> None:
+    rule = {"gpus": 2, "offload": "optimizer", "zero": 2}
+    (shape, *_) = sorted(shapes(demand(world, (Node("a", 9.0, 4.0),), rule)), reverse=True)
+    assert shape.memory_bytes > 0
+    assert "host memory each" in refused(world, (Node("a", 9.0, 4.0, "x", shape.memory_bytes / 2),), rule)
+
+
+def test_longest_chains_are_known_before_anything_ran(world: Path) -> None:
+    made = demand(world, CPUS)
+    assert all(made.chain_s[run] > made.training_s[run] > 0 for run in made.shapes)
+    assert set(made.size_bytes) == set(made.scoring_s)
+
+
+def unused(world: Path, nodes: tuple[Node, ...], *resources: dict[str, Any]) -> list[str]:
+    plan = make_plan(load_sweep(small_sweep(world, resources=list(resources))))
+    return [str(problem).partition(": ")[2] for problem in unused_gpus(plan, nodes)]
+
+
+def test_gpus_that_no_rule_uses_and_kinds_that_no_rule_names_are_told(world: Path) -> None:
+    two = (Node("a", 9.0, 4.0, "A100"), Node("b", 9.0, 4.0, "H100"))
+    assert unused(world, CPUS) == []
+    assert unused(world, two[:1], {"gpus": 1}) == unused(world, two, {"gpus": 1, "gpu": "H100"}) == []
+    (told,) = unused(world, two[:1])
+    assert "gives no training a GPU" in told
+    assert "got '4 GPUs'" in told
+    (told,) = unused(world, two, {"gpus": 1})
+    assert "names no kind of GPU" in told
+    assert "got 'A100, H100'" in told
