@@ -96,8 +96,9 @@ class CellQueue(Pool):
 
     async def leave(self, groups: Collection[str]) -> None:
         """Say that groups of scorers take no more cells."""
-        self.leaving.update(groups)
-        await self._notify()
+        if not self.leaving.issuperset(groups):
+            self.leaving.update(groups)
+            await self._notify()
 
     async def take(self, group: str, reader: int, scorers: int = 1) -> tuple[str, bytes] | None:
         """Return a cell as soon as there is one and the group has fewer than scorers; None when it gets no more."""
