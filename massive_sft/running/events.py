@@ -14,7 +14,7 @@ from massive_sft.training.events import Event
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """A trajectory's training begins, at this attempt."""
+    """A trajectory's training is in the hands of its workers, at this attempt."""
 
     trajectory: Trajectory
     attempt: int

@@ -27,7 +27,7 @@ from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.sweep.unchanged_files import require_same_data, require_same_model
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.engine import warm_up
-from massive_sft.training.events import Event
+from massive_sft.training.events import Begun, Event
 from massive_sft.training.loop import train_trajectory
 from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
 
@@ -113,6 +113,8 @@ def train(
     """
     if broadcast_from_rank0(lambda: _is_published(attempt)):
         return
+    if is_rank0():
+        report(Begun())
     warm_up(run.layout)
     began = time.perf_counter()
     gpu = run.layout.gpus > 0

@@ -25,7 +25,7 @@ from massive_sft.running.failures import error_text, leave_traceback
 from massive_sft.running.outcome import Trained, find_trained, has_snapshot, remove_snapshot
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.sweep.schema import KeepSnapshots
-from massive_sft.training.events import Event, SnapshotPublished
+from massive_sft.training.events import Begun, Event, SnapshotPublished
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,12 @@ def train_run(
 
 @dataclass
 class _Trial:
-    """One attempt at a run, and which of its cells to do are ``remaining``: not handed over yet."""
+    """One attempt at a run.
+
+    Attributes:
+        remaining: which of its cells to do are not handed over yet.
+        begun: whether its training is in somebody's hands.
+    """
 
     run: RunPlan
     attempt: Attempt
@@ -113,6 +118,7 @@ class _Trial:
     listen: Listen
     ready: Ready
     remaining: list[CellPlan]
+    begun: bool = False
 
     def train(self, submit: Submit, retrain: bool) -> None:
         """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
@@ -121,7 +127,6 @@ class _Trial:
         try:
             if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
                 self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
-                self.listen(TrainingStarted(run.trajectory, self.attempt.number))
                 run = replace(run, settled=self._settled(run, retrain))
                 submit(Order(run, self.attempt, self.ledger.root), self._on_event)
         finally:
@@ -139,7 +144,11 @@ class _Trial:
         return find_trained(self.ledger, self.run.trajectory.id, cell.cell.epoch)
 
     def _on_event(self, event: Event) -> None:
-        self.listen(TrainingProgressed(self.run.trajectory, event))
+        if not isinstance(event, Begun):
+            self.listen(TrainingProgressed(self.run.trajectory, event))
+        elif not self.begun:  # else its workers were lost, and others have it in hand
+            self.begun = True
+            self.listen(TrainingStarted(self.run.trajectory, self.attempt.number))
         if isinstance(event, SnapshotPublished):
             self.hand_over([cell for cell in self.remaining if cell.cell.epoch == event.epoch])
 

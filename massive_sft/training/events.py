@@ -9,6 +9,11 @@ from massive_sft.ledger.loss_curve import StepDone
 
 
 @dataclass(frozen=True)
+class Begun:
+    """Workers have the training in hand: they load data and model."""
+
+
+@dataclass(frozen=True)
 class SnapshotWritten:
     """The weights at the end of ``epoch`` are complete and verified in ``folder``."""
 
@@ -67,4 +72,13 @@ class StartedOver:
     steps: int
 
 
-Event = StepDone | SnapshotWritten | SnapshotPublished | CheckpointWritten | CheckpointFailed | Resumed | StartedOver
+Event = (
+    Begun
+    | StepDone
+    | SnapshotWritten
+    | SnapshotPublished
+    | CheckpointWritten
+    | CheckpointFailed
+    | Resumed
+    | StartedOver
+)
