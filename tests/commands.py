@@ -135,9 +135,15 @@ def start(
 ) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
     out.touch()
-    process = _CONTEXT.Process(target=run, args=(tuple(map(str, arguments)), out, fault))
+    settings = dict(os.environ)  # the server has those of its start
+    process = _CONTEXT.Process(target=_run_with, args=(settings, run, tuple(map(str, arguments)), out, fault))
     process.start()
     return process
+
+
+def _run_with(settings: dict[str, str], run: Callable[..., None], *arguments: object) -> None:
+    os.environ.update(settings)
+    run(*arguments)
 
 
 def lead_session(function: Callable[..., None], *arguments: object) -> None:

@@ -175,7 +175,7 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     assert_true_statuses(path)
 
     run = Runner(path, "--ray")
-    run.until(lambda: "mode s" in run.log.read_text())
+    run.until(lambda: "lanes of" in run.log.read_text())
     run.press()
     time.sleep(0.1)
     run.press()

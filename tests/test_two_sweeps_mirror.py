@@ -111,7 +111,7 @@ def test_what_another_sweep_added_and_failed_at_is_not_shown_in_this_sweeps_expe
     second = record(sweep(root, "second", QUIZ, PROSE, BROKEN, setting="tuned"), broken)
     mirror(second)
     mirror(plan_of(first.sweep.path))
-    assert (tags(first, "status"), tags(first, "missing"), benchmarks(first)) == ({"COMPLETE"}, {""}, {"quiz"})
+    assert (tags(first, "status"), tags(first, "missing"), benchmarks(first)) == ({"COMPLETE"}, {"none"}, {"quiz"})
     assert columns(first) == ["quiz/acc", "gain/quiz/acc"]
     assert (tags(second, "status"), benchmarks(second)) == ({"PARTIAL"}, {"quiz", "prose"})
     assert tags(second, "missing") == {json.dumps({"broken-0shot": WHY})}

@@ -84,6 +84,18 @@ def build_recipe_samples(recipe: Recipe) -> tuple[Samples, Counts, Any]:
     return *build_samples(recipe.mixture, recipe.setting, tokenizer), tokenizer
 
 
+def _cost_meter(gpu: bool) -> Callable[[], dict[str, Any]]:
+    """Begin to count; return what returns the time and the peak of memory since."""
+    began = time.perf_counter()
+    peak_memory.begin(gpu)
+
+    def cost() -> dict[str, Any]:
+        seconds = time.perf_counter() - began
+        return {"wall_seconds": seconds, "peak_bytes": peak_memory.peak_bytes(gpu), "device": device_name(gpu)}
+
+    return cost
+
+
 def train(
     run: RunPlan,
     ledger: Ledger,
@@ -116,16 +128,9 @@ def train(
     if is_rank0():
         report(Begun())
     warm_up(run.layout)
-    began = time.perf_counter()
-    gpu = run.layout.gpus > 0
-    peak_memory.begin(gpu)
+    cost = _cost_meter(run.layout.gpus > 0)
     samples, counts = samples_of(run, ledger)
     checkpoints = CheckpointStore(attempt.home, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
-
-    def cost() -> dict[str, Any]:
-        seconds = time.perf_counter() - began
-        return {"wall_seconds": seconds, "peak_bytes": peak_memory.peak_bytes(gpu), "device": device_name(gpu)}
-
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
         summary = train_trajectory(

@@ -32,10 +32,6 @@ from massive_sft.scheduling.situation import Group
 Row = dict[str, Any]
 
 
-# Of a scorer's process: Ray would start it again on its node for ever, though that is gone.
-ONCE = {"max_restarts": 0, "max_task_retries": 0}
-
-
 class ScorersFailed(MassiveSFTError):
     """No scorer can be started."""
 
@@ -270,7 +266,7 @@ class ScorerGroups:
             num_cpus=self.scorer.cpus,
             num_gpus=self.scorer.gpus,
             zero_copy_batch=True,
-            ray_remote_args_fn=lambda: ONCE,
+            max_restarts=0,  # Ray would start it again on its node for ever, though that is gone
             **on_node,
         )  # fmt: skip
 
