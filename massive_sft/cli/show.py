@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Group
@@ -12,6 +13,7 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, format_interval, make_table
+from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
@@ -20,7 +22,7 @@ from massive_sft.sweep.cell import Coordinates
 
 
 def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
-    """One cell's record: scores, measures, training, data, provenance; of one without, what is asked of it."""
+    """One cell: scores, measures, training, data, settings, provenance; without a record, what is asked of it."""
     if sweep is not None and is_imported(sweep):
         ledger = open_imported(sweep).ledger
         record: Record | None = find_record(ledger, cell)
@@ -29,8 +31,19 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
         ledger, record = match.ledger, match.asked_record
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
+    elif record is None:
+        console().print(waiting_view(match))
     else:
-        console().print(record_view(record, find_losses(ledger, record)) if record else waiting_view(match))
+        console().print(record_view(record, find_losses(ledger, record), find_settings(ledger, record)))
+
+
+def find_settings(ledger: Ledger, record: Record) -> dict[str, Any]:
+    """Return a cell's hyperparameters as in the sweep file; nothing of a base model, or where its content is gone."""
+    from massive_sft.study.hyperparameters import hyperparameters
+
+    with suppress(FileNotFoundError, Corrupt):
+        return hyperparameters(ledger.read_cell(record.cell))
+    return {}
 
 
 def find_losses(ledger: Ledger, record: Record) -> dict[str, float]:
@@ -59,8 +72,8 @@ def waiting_view(match: CellMatch) -> Group:
     return Group(_head(match.id, str(match.coordinates), match.status), Text(f"no record yet; asked for: {asked}"))
 
 
-def record_view(record: Record, losses: Mapping[str, float]) -> Group:
-    """Return a record for people, with what ``find_losses`` found."""
+def record_view(record: Record, losses: Mapping[str, float], settings: Mapping[str, Any]) -> Group:
+    """Return a record for people, with what ``find_losses`` and ``find_settings`` found."""
     name = Coordinates.describe(record.coordinates)
     parts: list[Any] = [_head(record.cell, name, record.status), _facts(record, losses)]
     if record.error:
@@ -74,7 +87,17 @@ def record_view(record: Record, losses: Mapping[str, float]) -> Group:
         parts += [Text(), Text(name, style="bold"), _tree(value)]
     if record.counts:
         parts += [Text(), Text("data", style="bold"), _tree(record.counts.get("total", record.counts))]
+    if settings:
+        parts += [Text(), Text("settings", style="bold"), _tree(_on_one_line(settings))]
+    if record.provenance:
+        parts += [Text(), Text("provenance", style="bold"), _tree(record.provenance)]
     return Group(*parts)
+
+
+def _on_one_line(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with texts of several lines, which templates are, as they stand in code."""
+    texts = {name: repr(value) for name, value in settings.items() if isinstance(value, str) and "\n" in value}
+    return {**settings, **texts}
 
 
 def _head(cell: str, name: str, status: Status) -> Text:

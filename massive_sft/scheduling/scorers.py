@@ -10,6 +10,7 @@ import logging
 import pickle
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.running.events import CellRecorded, RunEvent
@@ -28,6 +30,9 @@ from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import error_bytes, heard
 from massive_sft.scheduling.situation import Group
+
+# Ray Data has no parameter of its own name for ``max_restarts`` yet.
+warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated", RayDeprecationWarning)
 
 Row = dict[str, Any]
 
