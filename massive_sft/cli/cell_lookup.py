@@ -126,14 +126,10 @@ def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | N
     if len(asking) < 2:
         return next(iter((asking or found).values()))
     place = max(asking, key=lambda place: asking[place].record is not None)
-    others = ", ".join(_short(other) for other in asking if other != place)
-    note = f"{chosen}: as {_short(place)} asks; it is a cell of {others}, too (--sweep FILE)"
+    others = ", ".join(os.path.relpath(other) for other in asking if other != place)
+    note = f"{chosen}: as {os.path.relpath(place)} asks; it is a cell of {others}, too (--sweep FILE)"
     console(is_error=True).print(note, style="dim", soft_wrap=True)
     return asking[place]
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path)
 
 
 def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]]]:

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from massive_sft.cli.views import STYLES
-from massive_sft.cost.time_left import TimeLeft, trainings
+from massive_sft.cost.estimate import runs_to_train
+from massive_sft.cost.time_left import TimeLeft
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.running.events import (
@@ -93,7 +94,7 @@ class RunProgress:
     """
 
     def __init__(self, plan: Plan, console: Console, retrain: bool = False):
-        self._runs = {run.trajectory.id: run for run in trainings(plan, retrain)}
+        self._runs = {run.trajectory.id: run for run in runs_to_train(plan, retrain)}
         self._training: dict[str, _Training] = {}
         self._trained: set[str] = set()
         self._scoring: set[str] = set()

@@ -215,7 +215,7 @@ def estimate(plan: Plan) -> Cost:
     inputs = estimator.inputs
     training = evaluation = gpus = again = saved = ZERO
     extensions, begun = Extensions(), set(Ledger(plan.root).ids("trajectories"))
-    to_train = [run for run in plan.todo if must_train(plan, run)]
+    to_train = runs_to_train(plan)
     for run in to_train:
         seconds, epochs = estimator.training(run) or UNKNOWN, run.trajectory.epochs
         saved += seconds.times(sum(run.trajectory.snapshots) / epochs - 1)
@@ -268,6 +268,11 @@ def _is_measured(inputs: CostInputs, run: RunPlan) -> bool:
 
 
 _TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Status.DIVERGED, Status.PRUNED})
+
+
+def runs_to_train(plan: Plan, retrain: bool = False) -> list[RunPlan]:
+    """Return the runs that a run of this plan trains, with ``retrain`` those too whose snapshots were removed."""
+    return [run for run in plan.todo if must_train(plan, run) or (retrain and run.needs_retraining)]
 
 
 def must_train(plan: Plan, run: RunPlan) -> bool:

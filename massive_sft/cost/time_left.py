@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from massive_sft.cost.estimate import Estimator, must_train
-from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.cost.estimate import Estimator, runs_to_train
+from massive_sft.planning.plan import Plan
 from massive_sft.planning.trained import needs_retraining
 
 # What an estimate counts for beside what was seen: until about as long has passed, it decides.
 PRIOR_S = 30.0
 GUESS_S = 60.0  # of a part of which nothing is known, where nothing is known of the others either
-
-
-def trainings(plan: Plan, retrain: bool) -> list[RunPlan]:
-    """Return the runs that a run of this plan trains."""
-    return [run for run in plan.todo if must_train(plan, run) or (retrain and run.needs_retraining)]
 
 
 class TimeLeft:
@@ -45,7 +40,7 @@ class TimeLeft:
             retrain: whether trainings whose snapshots were removed are done again.
         """
         estimator = Estimator(plan)
-        estimates = {run.trajectory.id: estimator.training(run) for run in trainings(plan, retrain)}
+        estimates = {run.trajectory.id: estimator.training(run) for run in runs_to_train(plan, retrain)}
         cells = {cell.cell.id: estimator.cell(cell, None, cell.unmet).value for cell in plan.base if not cell.is_done}
         for run in plan.todo:
             for cell in run.cells:
