@@ -10,6 +10,18 @@ from ruamel.yaml import YAML
 from massive_sft import tiny
 
 
+def one_training(folder: Path, epochs: int = 10, batch: int = 8) -> Path:
+    """Write a sweep of one training of many short steps, full tuning to the last epoch, and nothing to score."""
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": batch},
+        "full": {"method": "full", "lr": 1e-3},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": epochs, "snapshots": [epochs]}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
+    return small_sweep(folder, settings=settings, blocks=[block], **nothing)
+
+
 def small_sweep(folder: Path, **changes: Any) -> Path:
     """Build the offline world in ``folder`` and write a sweep file of one model, one dataset, full tuning and LoRA."""
     world = tiny.build(folder / "world")

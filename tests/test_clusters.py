@@ -17,7 +17,7 @@ import ray
 from commands import call, forked_workers
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
-from small_sweep import small_sweep
+from small_sweep import one_training, small_sweep
 
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -111,13 +111,7 @@ def run_on_spot_nodes(folder: Path) -> None:
 
 @pytest.mark.long
 def test_training_on_a_node_that_is_taken_away_goes_on_elsewhere_after_the_step_in_hand(tmp_path: Path) -> None:
-    settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 1},
-        "full": {"method": "full", "lr": 1e-3},
-    }
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
-    block |= {"horizon": 10, "snapshots": [10]}
-    small_sweep(tmp_path, settings=settings, blocks=[block], evaluation={"base": False, "tasks": []}, measures=[])
+    one_training(tmp_path, batch=1)
     code, printed = call(run_on_spot_nodes, tmp_path, out=tmp_path / "printed")
     assert code == 0, printed[-3000:]
     told = json.loads(next(line for line in printed.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))

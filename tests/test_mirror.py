@@ -28,7 +28,7 @@ from disturbed import sweep_at
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-from processes import free_port
+from processes import free_port, is_healthy
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.fingerprint import hash_file
@@ -778,12 +778,7 @@ class Server:
         until(self.answers)
 
     def answers(self) -> bool:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            try:
-                connection.request("GET", "/health")
-                return connection.getresponse().status == 200
-            except (OSError, http.client.HTTPException):
-                return False
+        return is_healthy(self.port)
 
     def listens(self) -> bool:
         with socket.socket() as client:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import os
 import shutil
 import signal
@@ -18,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from mlflow import MlflowClient
-from processes import free_port
+from processes import free_port, is_healthy
 from test_mirror import cell_id, coordinates, everything, ledger, runs_of, until, write
 from test_mirror_refusals import Refuse, proxy
 
@@ -64,12 +62,7 @@ class Stack:
 
     def answers(self) -> bool:
         assert self.process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            try:
-                connection.request("GET", "/health")
-                return connection.getresponse().status == 200
-            except (OSError, http.client.HTTPException):
-                return False
+        return is_healthy(self.port)
 
     def stop(self) -> int:
         """End the script as a terminal or a scheduler does; return its status once nothing of it is left."""

@@ -20,7 +20,7 @@ import ray
 from commands import call, forked_workers
 from processes import descendants
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from small_sweep import small_sweep
+from small_sweep import one_training, small_sweep
 
 from massive_sft.core.errors import ExitCode, Interrupted
 from massive_sft.core.stop import StopSignal
@@ -168,14 +168,7 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
         if isinstance(event, TrainingProgressed):
             raise OSError(errno.ENOSPC, "the disk of the log")
 
-    settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
-        "full": {"method": "full", "lr": 1e-3},
-    }
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
-    block |= {"horizon": 20, "snapshots": [20]}
-    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
-    plan = make_plan(load_sweep(small_sweep(tmp_path, settings=settings, blocks=[block], **nothing)))
+    plan = make_plan(load_sweep(one_training(tmp_path, epochs=20)))
     with pytest.raises(OSError, match="the disk of the log"):
         run_on_ray(plan, full, lambda _: None)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("1 x 1 CPU")]
@@ -185,18 +178,6 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert seen is not None
     assert seen.released
     assert not records(tmp_path)
-
-
-def one_training(folder: Path) -> Path:
-    """Write a sweep of one training of many short steps, and nothing to score."""
-    settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
-        "full": {"method": "full", "lr": 1e-3},
-    }
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
-    block |= {"horizon": 10, "snapshots": [10]}
-    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
-    return small_sweep(folder, settings=settings, blocks=[block], **nothing)
 
 
 def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, tmp_path: Path) -> None:
