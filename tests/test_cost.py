@@ -35,8 +35,9 @@ from massive_sft.cost.cost_table import (
 )
 from massive_sft.cost.devices import find_gpu, this_machine
 from massive_sft.cost.duration import scoring_seconds, training_seconds
-from massive_sft.cost.estimate import NO_GPU_KIND, Cost, estimate, must_train
+from massive_sft.cost.estimate import Cost, estimate, must_train
 from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines
+from massive_sft.cost.lack import NO_GPU_KIND
 from massive_sft.cost.memory import capacity, find_remedy, judge, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.shapes import known_models, shape_of
@@ -429,7 +430,7 @@ def cost_of(folder: Path, **changes: object) -> Cost:
 def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 1}])
     assert cost.training.value == cost.evaluation.value == 0
-    assert cost.unknown == {NO_GPU_KIND: 3}
+    assert cost.unknown == {NO_GPU_KIND.rule: 3}
     told = "\n".join(cost_lines(cost))
     assert "training not known, evaluation not known" in told and "GPU-hours" not in told
     assert "unknown, 3 parts: no kind of GPU is named" in told
@@ -439,8 +440,9 @@ def test_plan_without_a_kind_of_gpu_says_so_and_invents_no_hours(tmp_path: Path)
 def test_unknown_model_and_benchmark_are_named(tmp_path: Path) -> None:
     unknown = cost_of(tmp_path, **TASKS, **H100).unknown
     assert unknown == {"the size of m1 is not known until it is on the disk": 3}
-    mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": [{"name": "mine", "shots": 0}]}).unknown
-    assert mine == {"the size of mine@0 is not known until its requests are built (check does)": 2}
+    tasks = [{"name": "mine", "shots": 0}, {"name": "other", "shots": 5}]
+    mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": tasks}).unknown
+    assert mine == {"the size of mine-0shot, other-5shot is not known until its requests are built (check does)": 4}
 
 
 def test_sum_that_lacks_a_part_is_not_known_rather_than_too_small(tmp_path: Path) -> None:

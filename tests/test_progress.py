@@ -39,8 +39,8 @@ def step(number: int, loss: float = 1.5, seconds: float = 0.5) -> StepDone:
 
 
 def rows(progress: RunProgress) -> dict[str, str]:
-    """The drawn rows by their first word."""
-    console = Console(file=io.StringIO(), width=200)
+    """The drawn rows by their first word; none is longer than a terminal of 80 columns."""
+    console = Console(file=io.StringIO(), width=80)
     console.print(progress._bar.get_renderable())
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return {line.split()[0]: line for line in lines if line.strip()}
@@ -57,7 +57,7 @@ def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(p
     shown = rows(progress)
     assert re.search(r"0/2 +1 now, loss 1\.500, 2,000 tokens/s", shown["trained"])
     assert re.search(r"0/5 +1 now, facts_mc-0shot acc 37\.5 %", shown["scored"])
-    assert re.search(r"0:00:0\d, about \d+:\d\d:\d\d left", shown["scored"])
+    assert re.search(r"0:00:0\d, about \d+:\d\d:\d\d left", shown["time"])
 
     progress.listen(TrainingProgressed(full.trajectory, SnapshotPublished(1)))
     assert "0/2" in rows(progress)["trained"]

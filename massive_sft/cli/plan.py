@@ -14,7 +14,7 @@ from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json, report_write_errors
-from massive_sft.cli.views import budget_view, changes_view, make_table, plan_totals, warnings_view
+from massive_sft.cli.views import budget_view, changes_view, indented, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import budget_json, cost_json, cost_lines
@@ -66,7 +66,7 @@ def plan_view(plan: Plan) -> Group:
         left = sum(not cell.is_done for run in runs for cell in run.cells)
         table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
-    return Group(table, *more, Text(), *plan_totals(plan), *map(Text, cost_lines(estimate(plan))), warnings_view(plan))
+    return Group(table, *more, Text(), *plan_totals(plan), *map(indented, cost_lines(estimate(plan))), warnings_view(plan))
 
 
 def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:

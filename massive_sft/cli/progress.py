@@ -6,14 +6,14 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from massive_sft.cli.views import STYLES
@@ -42,7 +42,6 @@ from massive_sft.training.events import (
     StepDone,
 )
 
-SCORED = "scored"
 PAUSE_S = 2.0  # seconds without a step, beside three of its longest, after which a training is doing something else
 STEPS = 20  # of a training, over which its speed is counted
 
@@ -100,18 +99,14 @@ class RunProgress:
         self._scoring: set[str] = set()
         self._last_score = ""
         self._statuses: Counter[Status] = Counter()
-        # Estimates of a large plan take seconds, and only the bar shows them.
-        self._left = TimeLeft.of(plan, retrain) if console.is_terminal else TimeLeft({}, {})
-        self._bar = Progress(
-            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"), _Clock(self.clock),
-            console=console, disable=not console.is_terminal, transient=True,
-        )  # fmt: skip
-        todo = sum(not cell.is_done for cell in plan.cells)
-        self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
-        self._cells = self._bar.add_task(SCORED, total=todo, detail="")
         self._began = time.monotonic()
         self._working_since: float | None = None  # the start of a cluster says nothing of its speed
+        # Estimates of a large plan take seconds, and only the bar shows them.
+        self._left = TimeLeft.of(plan, retrain) if console.is_terminal else TimeLeft({}, {})
+        self._bar = _Rows(self.clock, console)
+        todo = sum(not cell.is_done for cell in plan.cells)
+        self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
+        self._cells = self._bar.add_task("scored", total=todo, detail="")
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
@@ -193,16 +188,21 @@ class RunProgress:
         self._bar.stop()
 
 
-class _Clock(ProgressColumn):
-    """The run's time behind the last row, made anew whenever the rows are drawn."""
+class _Rows(Progress):
+    """A row for trainings, one for scorings, and below them the time: beside them a terminal has no room for it."""
 
-    def __init__(self, clock: Callable[[], str]):
-        super().__init__()
+    def __init__(self, clock: Callable[[], str], console: Console):
         self._clock = clock
+        super().__init__(
+            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
 
-    def render(self, task: Task) -> Text:
-        """Return the text of one row."""
-        return Text(self._clock() if task.description == SCORED else "", style="progress.elapsed")
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the rows, and the time made anew whenever they are drawn."""
+        yield from super().get_renderables()
+        yield Text.assemble(("time    ", "bold"), (self._clock(), "progress.elapsed"), no_wrap=True)
 
 
 class _Training:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rich.console import Group, JustifyMethod
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -46,6 +47,13 @@ def make_table(*columns: str, right: Collection[str] = (), fold: bool = True) ->
     return table
 
 
+def indented(line: str, style: str = "") -> RenderableType:
+    """Return a line that goes on, where it is wrapped, below its own first word."""
+    text = line.lstrip(" ")
+    indent = len(line) - len(text)
+    return Padding(Text(text, style), (0, 0, 0, indent), expand=False) if indent else Text(text, style)
+
+
 def format_interval(score: Score) -> str:
     """Return a score's interval; an empty text where it has none."""
     return "" if score.interval is None else " .. ".join(f"{without_noise(end):.4g}" for end in score.interval)
@@ -58,7 +66,7 @@ def without_noise(value: float) -> float:
 
 def budget_view(portion: BudgetedPlan | None) -> Group:
     """Return what a budget takes and leaves out; an empty group without a budget."""
-    return Group(*(Text(line, style="yellow") for line in (budget_lines(portion) if portion else ())))
+    return Group(*(indented(line, "yellow") for line in (budget_lines(portion) if portion else ())))
 
 
 def plan_totals(plan: Plan) -> list[Text]:
@@ -114,4 +122,4 @@ def changes_view(lines: Sequence[str]) -> Group:
     head = [Text("changed since the sweep's last run:", style="yellow")] if lines else []
     # What it comes to stands in the last line.
     shown = [*lines[: NOTES - 1], f"and {len(lines) - NOTES} more", lines[-1]] if len(lines) > NOTES else lines
-    return Group(*head, *(Text(f"  {line}") for line in shown))
+    return Group(*head, *(indented(f"  {line}") for line in shown))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Estimator
+from massive_sft.cost.lack import told
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 
 SEED = 0
@@ -76,9 +77,9 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
     costs = _Costs(plan)
     base = [(cell, costs.base(cell)) for cell in plan.base]
     pairs = [(pair, costs.pair(pair)) for pair in _pairs(plan, seed)]
-    if costs.estimator.unknown:
+    if costs.estimator.lacks:
         place = f"{plan.sweep.path}: budget.gpu_hours"
-        rules = (f"cannot be kept without an estimate: {why}" for why in costs.estimator.unknown)
+        rules = (f"cannot be kept without an estimate: {why}" for why in told(costs.estimator.lacks))
         raise InvalidInput(Problem(place, rule, hours) for rule in rules)
     taken, full = Quantity(0.0, True), False
     rows: list[CellPlan] = []

@@ -22,6 +22,7 @@ from massive_sft.cost.duration import (
 from massive_sft.cost.extension import Extensions, trained_part
 from massive_sft.cost.fit import Fit, check_fits
 from massive_sft.cost.inputs import CostInputs
+from massive_sft.cost.lack import NO_GPU_KIND, NO_REQUESTS, NO_ROWS, NO_SIZE, NO_SUCH_GPU, Lack, told
 from massive_sft.cost.memory import bytes_per_number
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.record import Status
@@ -32,7 +33,6 @@ from massive_sft.planning.trained import trained_epochs
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
-NO_GPU_KIND = "no kind of GPU is named: say resources[].gpu (H100, A100-80GB, ...)"
 LOAD_S = 5.0  # of a model to score, beside reading its weights
 OTHER_S = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
 INSTANT = frozenset({"token_length"})  # measures that cost nothing worth counting
@@ -83,22 +83,22 @@ class Estimator:
 
     Attributes:
         whole: whether to count what is in caches already, as if the sweep began anew.
-        unknown: what could not be estimated so far, counted by why.
+        lacks: what could not be estimated so far, counted.
     """
 
     def __init__(self, plan: Plan, whole: bool = False):
         self.inputs, self.whole = CostInputs(plan), whole
-        self.unknown: Counter[str] = Counter()
+        self.lacks: Counter[Lack] = Counter()
         self._perplexed: set[str] = set()
         self._measured: dict[tuple[str, str], Mapping[str, ScoringCosts]] = {}
-        self._alike: dict[tuple[object, ...], tuple[Quantity, Counter[str]]] = {}
+        self._alike: dict[tuple[object, ...], tuple[Quantity, Counter[Lack]]] = {}
 
     def training(self, run: RunPlan) -> Quantity | None:
         """Return the seconds of a run's training; None, and counted in ``unknown``, where it cannot be told."""
         recipe, inputs = run.trajectory.recipe, self.inputs
         shape, device, workload = inputs.shape(recipe.model), inputs.device(run), inputs.workload(recipe)
         if shape is None or device is None or workload is None:
-            self.unknown[self._why(run, shape is None, device is None)] += 1
+            self.lacks[self._why(run, shape is None, device is None)] += 1
             return None
         return training_seconds(
             shape,
@@ -112,13 +112,13 @@ class Estimator:
             inputs.table,
         )
 
-    def _why(self, run: RunPlan, no_shape: bool, no_device: bool) -> str:
+    def _why(self, run: RunPlan, no_shape: bool, no_device: bool) -> Lack:
         recipe = run.trajectory.recipe
         if no_shape:
-            return _no_size(recipe.model_name)
+            return Lack(NO_SIZE, recipe.model_name)
         if no_device:
-            return NO_GPU_KIND if run.gpu is None else f"the kind of GPU {run.gpu} is not known here"
-        return _no_rows(recipe)
+            return NO_GPU_KIND if run.gpu is None else Lack(NO_SUCH_GPU, run.gpu)
+        return Lack(NO_ROWS, recipe.mixture.name)
 
     def cell(self, cell: CellPlan, run: RunPlan | None, items: Iterable[Requirement]) -> Quantity:
         """Return the seconds of scoring and measuring ``items`` of a cell; what cannot be told is left out."""
@@ -128,15 +128,15 @@ class Estimator:
             return ZERO
         shape, device = inputs.shape(cell.cell.model), inputs.scoring_device
         if shape is None or device is None:
-            self.unknown[NO_GPU_KIND if shape else _no_size(cell.cell.coordinates.model)] += 1
+            self.lacks[NO_GPU_KIND if shape else Lack(NO_SIZE, cell.cell.coordinates.model)] += 1
             return ZERO
         method = recipe.setting.method if recipe else "none"
         alike = (cell.cell.model, method, *(item.id for item in wanted))
         rows = self._rows(shape, method, device)
         if alike not in self._alike:
             self._alike[alike] = self._own(wanted, cell.cell.model, rows, shape, device)
-        total, unknown = self._alike[alike]
-        self.unknown.update(unknown)
+        total, lacks = self._alike[alike]
+        self.lacks.update(lacks)
         if recipe is not None and any(item.measure == "perplexity" for item in wanted):
             total += self._perplexity(recipe, rows, shape, device)
         return total
@@ -153,9 +153,9 @@ class Estimator:
         rows: Mapping[str, ScoringCosts],
         shape: ModelShape,
         device: Device,
-    ) -> tuple[Quantity, Counter[str]]:
+    ) -> tuple[Quantity, Counter[Lack]]:
         """Return what every cell of a kind takes by itself, and what of it could not be told."""
-        inputs, unknown = self.inputs, Counter[str]()
+        inputs, lacks = self.inputs, Counter[Lack]()
         dtype = inputs.plan.sweep.file.evaluation.protocol.dtype
 
         def mean(what: str, otherwise: float) -> Quantity:
@@ -172,13 +172,12 @@ class Estimator:
             load = inputs.requests.load(item, inputs.bytes_per_token(model))
             seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), inputs.table)
             if seconds is None:
-                title = item.id.split()[0]
-                unknown[f"the size of {title} is not known until its requests are built (check does)"] += 1
+                lacks[Lack(NO_REQUESTS, item.label)] += 1
             total += seconds or ZERO
         if any(item.measure == "layer_change" for item in wanted):
             reading = 2 * bytes_per_number("fp32") * shape.parameters / READ_BYTES_PER_SECOND
             total += mean("layer_change", reading)
-        return total, unknown
+        return total, lacks
 
     def _perplexity(
         self, recipe: Recipe, rows: Mapping[str, ScoringCosts], shape: ModelShape, device: Device
@@ -192,21 +191,13 @@ class Estimator:
         if done:
             return ZERO
         if workload is None:
-            self.unknown[_no_rows(recipe)] += 1
+            self.lacks[Lack(NO_ROWS, recipe.mixture.name)] += 1
             return ZERO
         operations, row = perplexity_operations(shape, workload), rows.get("perplexity")
         if row is not None and row.operations and row.seconds:
             return Quantity(operations / row.operations * row.seconds, workload.sure)
         speed = self.inputs.table.speed(device.name, "score") or SCORING_SHARE * device.flops(recipe.setting.precision)
         return Quantity(operations / speed, False)
-
-
-def _no_rows(recipe: Recipe) -> str:
-    return f"how many rows {recipe.mixture.name} has is not known until they are counted (check does)"
-
-
-def _no_size(model: str) -> str:
-    return f"the size of {model} is not known until it is on the disk"
 
 
 def estimate(plan: Plan) -> Cost:
@@ -230,9 +221,9 @@ def estimate(plan: Plan) -> Cost:
     for run in gone:
         again += estimator.training(run) or UNKNOWN
     for of, cell in _cells(plan):
-        before = estimator.unknown.total()
+        before = estimator.lacks.total()
         seconds = estimator.cell(cell, of, cell.unmet)
-        if estimator.unknown.total() > before:
+        if estimator.lacks.total() > before:
             seconds += UNKNOWN
         if of is not None and of.needs_retraining:
             again += seconds
@@ -247,7 +238,7 @@ def estimate(plan: Plan) -> Cost:
         saved,
         peak_disk(inputs, to_train),
         tuple(check_fits(inputs, plan.runs)),
-        estimator.unknown,
+        told(estimator.lacks),
         len(to_train),
         sum(_is_measured(inputs, run) for run in to_train),
         len(gone),

@@ -117,6 +117,8 @@ def _local(path: str, names: tuple[str, ...], typical: float) -> tuple[int | Non
                 return None, typical
             with file.open("rb") as opened:
                 head = opened.read(_HEAD_BYTES)
+            if not head:
+                continue
             whole = head.rfind(b"\n") + 1 or len(head)  # bytes of whole lines
             mean = whole / max(head.count(b"\n"), 1)
             rows += file.stat().st_size / mean

@@ -168,9 +168,10 @@ class _NameChecks:
         if problems or self.suspect:
             self.suspect.update(self._written("datasets"))
         self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
+        mixtures = [*file.mixtures.entries, *(item.name for group in self.groups.values() for item in group)]
         self.valid = {
             "model": [*self._written("models"), *self._written("model_sets"), ALL_MODELS],
-            "mixture": [*file.mixtures.entries, *{item.name for group in self.groups.values() for item in group}],
+            "mixture": list(dict.fromkeys(mixtures)),
             "setting": self.settings.names,
             "schedule": [*SCHEDULES, *{schedule.label: None for block in file.blocks for schedule in block.schedule}],
         }

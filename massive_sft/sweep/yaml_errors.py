@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from massive_sft.core.errors import UNSET, Problem
+from massive_sft.sweep.schema.field_types import PATTERN_RULES
 
 Location = tuple[str | int, ...]
 ToPlace = Callable[[Location], str]
@@ -58,8 +59,17 @@ def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace
             problems[f"{problem.place} {problem.value}"] = problem
         else:
             problem = _problem(dict(item), to_place(location))
-            problems.setdefault(problem.place, problem)
+            problems[problem.place] = _either(problems.get(problem.place, problem), problem)
     return list(problems.values())
+
+
+def _either(first: Problem, other: Problem) -> Problem:
+    """Return the first of two problems of one value; where one offers choices, the other's rule is a way out too."""
+    if bool(first.choices) == bool(other.choices):
+        return first
+    named, free = (first, other) if first.choices else (other, first)
+    rule = f"{named.rule}, or {re.sub('^must (be )?', '', free.rule)}"
+    return Problem(named.place, rule, free.value if named.value is UNSET else named.value, named.choices)
 
 
 def _is_no_name(item: Any) -> bool:
@@ -139,7 +149,7 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
     if kind == "value_error":
         return Problem(place, str(context["error"]), value)
     if kind == "string_pattern_mismatch":
-        return Problem(place, f"must match {context['pattern']}", value)
+        return Problem(place, PATTERN_RULES[context["pattern"]], value)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return Problem(place, "must be a mapping (key: value)", value)
     if kind == "string_too_long":

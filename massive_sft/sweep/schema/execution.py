@@ -15,6 +15,7 @@ from massive_sft.sweep.schema.field_types import (
     IntegerOrText,
     Number,
     Positive,
+    Size,
     Strings,
     Text,
 )
@@ -99,7 +100,7 @@ class Storage(StrictModel):
     """What a finished training keeps to go on from, should a later epoch be asked for: nothing, so that it is trained
     again from its start, or its last state, so that only the missing steps are taken. A state is weights, master copy
     and optimizer (14 bytes for each trained weight in bf16, 16 in fp32); ``plan`` prices it."""
-    max_waiting: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]?B$")] = "2TB"
+    max_waiting: Size = "2TB"
     """What snapshots that wait for a scorer may take on the disk: beyond it GPUs turn to scoring, and no other training
     begins."""
     resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MAX_COUNT)] = "auto"

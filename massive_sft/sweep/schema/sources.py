@@ -137,7 +137,7 @@ class MixtureEntry(StrictModel):
     """Entries of ``mixtures`` whose rows are put together into one mixture."""
     leave_one_out: Text | None = None
     """An entry of one mixture; yields it without each of its datasets, named ``ENTRY-DATASET``."""
-    weights: dict[str, Weight] | None = None
+    weights: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
     """The share of each dataset, in proportion; with ``samples``."""
     samples: Positive | None = None
     """How many: of each dataset with ``each`` (all when left out), in total with ``weights``."""

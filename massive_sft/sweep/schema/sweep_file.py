@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from massive_sft.sweep.schema.evaluation import Evaluation, Measure
 from massive_sft.sweep.schema.execution import Budget, Resource, Storage, Tracking
-from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES, Distinct, Epoch, Epochs, Integer, Strings, Text
+from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Strings, SweepName, Text
 from massive_sft.sweep.schema.sources import Dataset, Mixtures, Model
 from massive_sft.sweep.schema.strict_model import StrictModel
 from massive_sft.sweep.schema.training import Schedule
@@ -54,7 +54,7 @@ class SweepFile(StrictModel):
 
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
     """Of sweep files: 1."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_BYTES)]
+    name: SweepName
     """Of the sweep: of its folder in the storage root, and of the MLflow experiment."""
     models: dict[str, Model]
     """Base models, by name."""
