@@ -296,6 +296,8 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
     assert workload is not None
     assert workload.samples == pytest.approx(300, abs=1)
     assert workload.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
+    (tmp_path / "d.jsonl").write_text("")
+    assert training_workload(plan.root, plan.runs[0].trajectory.recipe) is None
 
 
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_problems_of_all_parts_are_said_at_once(folder):
     write(folder, "code", [("q", "a</s>")])
     (folder / "maths.jsonl").write_text("{")
     said = problems(part(folder, "lima", 61), part(folder, "maths", 1), part(folder, "code", 1)).splitlines()
-    assert said[0].startswith("mixtures.m: lima: must be at most 60 samples: 60 rows are available; ask for fewer")
+    assert said[0].startswith("mixtures.m: lima: must be at most 60 samples: it has 60 rows; ask for fewer")
     assert said[1].startswith(f"{folder}/maths.jsonl:1: is not valid JSON")
     assert said[2].startswith(f"code: {folder}/code.jsonl:1: holds the text of a special token")
 

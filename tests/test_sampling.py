@@ -65,5 +65,5 @@ def test_draw_beyond_the_rows_repeats_whole_passes_in_the_same_order():
 def test_draw_beyond_the_allowed_passes_says_how_many_are_available(count, max_repeats):
     with pytest.raises(InvalidInput) as caught:
         draw(np.arange(4), count, 0, max_repeats, place="mixtures.m: lima")
-    assert f"must be at most {4 * max_repeats} samples: 4 rows are available" in str(caught.value)
+    assert f"must be at most {4 * max_repeats} samples: it has 4 rows" in str(caught.value)
     assert str(caught.value).startswith("mixtures.m: lima: ") and f"got {count}" in str(caught.value)

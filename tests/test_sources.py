@@ -156,6 +156,10 @@ def test_column_paths_reach_into_lists_and_objects(tmp_path):
     columns = {"prompt": ["instruction", "instances[0].input"], "completion": "instances[0].output"}
     assert turns(path, columns=columns) == [(("Do\nthis", "done"),)]
     assert turns(path, columns={"prompt": "a.b", "completion": "instruction"}) == [(("literal", "Do"),)]
+    two = lines(tmp_path / "two.jsonl", [{"q": "a", "a": "b"}] * 2)
+    assert "no row has this column, got 'q[' (did you mean 'q'?)" in problems(
+        two, columns={"prompt": "q[", "completion": "a"}
+    )
 
 
 def test_integers_become_text_and_white_space_is_kept(tmp_path):

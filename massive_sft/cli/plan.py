@@ -66,7 +66,9 @@ def plan_view(plan: Plan) -> Group:
         left = sum(not cell.is_done for run in runs for cell in run.cells)
         table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
-    return Group(table, *more, Text(), *plan_totals(plan), *map(indented, cost_lines(estimate(plan))), warnings_view(plan))
+    return Group(
+        table, *more, Text(), *plan_totals(plan), *map(indented, cost_lines(estimate(plan))), warnings_view(plan)
+    )
 
 
 def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:

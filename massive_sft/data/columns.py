@@ -11,11 +11,16 @@ from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep.schema import Columns, Dataset
 from massive_sft.sweep.schema.field_types import ColumnPath
 
+_STEP = r"\[\d+\]|[^.\[\]]+"
+_PATH = re.compile(rf"({_STEP})(\[\d+\]|\.[^.\[\]]+)*")
+
 
 @lru_cache(maxsize=1024)
 def parse_path(column: str) -> tuple[str | int, ...]:
-    """Split a column path: ``instances[0].output`` gives ``("instances", 0, "output")``."""
-    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", column))
+    """Split a column path: ``instances[0].output`` gives ``("instances", 0, "output")``; what is none is one name."""
+    if not _PATH.fullmatch(column):
+        return (column,)
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in re.findall(_STEP, column))
 
 
 def lookup(value: Any, column: ColumnPath) -> Any:

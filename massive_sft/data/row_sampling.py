@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.wording import counted
 
 _WORD = 2**64
 
@@ -53,6 +54,7 @@ def draw(
         return order
     if count > len(order) * max_repeats:
         passes = f" in {max_repeats} passes" if max_repeats > 1 else ""
-        rule = f"must be at most {len(order) * max_repeats} samples: {len(order)} rows are available{passes}"
+        most = counted(len(order) * max_repeats, "sample")
+        rule = f"must be at most {most}: it has {counted(len(order), 'row')}{passes}"
         raise InvalidInput(Problem(place, f"{rule}; ask for fewer, or raise max_repeats", count))
     return np.resize(order, count)

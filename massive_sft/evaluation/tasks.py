@@ -90,7 +90,7 @@ def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> l
 
 def _file_problem(path: Path) -> str | None:
     if not path.is_file():
-        return "must be a task file that exists"
+        return "there is no such file"
     try:
         with as_task_unavailable("must be a YAML task file"):
             config = dict(load_yaml(path, resolve_func=False))
