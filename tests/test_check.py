@@ -362,6 +362,16 @@ def test_token_over_the_border_is_a_warning_with_its_template_model_sample_and_c
     )
 
 
+def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> None:
+    full = {"method": "full", "lr": 1e-3, "precision": "fp32", "batch": 8}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}
+    changes: dict[str, Any] = {"blocks": [block | {"setting": "full", "horizon": 1, "snapshots": [1]}]}
+    (text,) = warned(planned(home, settings={"full": full | {"max_length": 64, "truncation": "left"}}, **changes))
+    rule = r"settings\.full\.max_length: cuts text off \d+ of 96 samples of facts, .* raise it, or .*, got 64"
+    assert re.search(rule, text)
+    assert warned(planned(home, settings={"full": full | {"max_length": 128}}, **changes)) == []
+
+
 def chatting(home: Path, name: str, template: str, form: str = "chat") -> dict[str, Any]:
     """Return changes of the sweep: one model with a chat template, one full tuning with ``form``."""
     folder = copied(home, name)

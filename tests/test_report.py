@@ -359,6 +359,11 @@ def test_chart_breaks_its_line_at_missing_points() -> None:
     assert (path.count("M"), path.count("L")) == (2, 2)
 
 
+def test_chart_labels_of_small_ticks_leave_room_for_the_axis() -> None:
+    page = chart.Panel("t", "x", "y", [chart.Line("l", [(0.0, 2e-4), (1.0, 9e-4)], 0)]).svg
+    assert "4e\N{MINUS SIGN}4" in page and "e\N{MINUS SIGN}0" not in page
+
+
 def test_chart_ticks_are_round_and_inside() -> None:
     for low, high in [(0.0, 1.0), (-0.3, 0.7), (12.0, 13.0), (1e-5, 2e-5), (5.0, 5.0)]:
         axis = chart.Axis.over([low, high], 0, 100, False)

@@ -14,7 +14,7 @@ from massive_sft.cli.cell_lookup import find_cell
 from massive_sft.cli.diff import diff_json
 from massive_sft.cli.logs import logs_json
 from massive_sft.cli.retry import select_failed
-from massive_sft.cli.show import record_json, waiting_json
+from massive_sft.cli.show import record_json, show, waiting_json
 from massive_sft.cli.status import status_json, status_view
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -99,6 +99,18 @@ def test_cells_that_another_sweep_finished_are_not_complete_before_they_have_wha
     assert plan.statuses == {Status.PARTIAL: 18}
     assert "18 cells: 18 PARTIAL; 18 to do" in shown(plan) and shown(plan).count("prose-0shot: not done yet") == 2
     assert shown(plan).count("prose-0shot: its snapshot was removed") == 16
+
+
+def test_show_sets_scores_apart_that_its_sweep_does_not_ask_for(
+    sound: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    cell = sound.cells[0].cell.id
+    show(cell, sound.sweep.path)
+    assert "does not ask for" not in capsys.readouterr().out
+    show(cell, file_of(tmp_path, "other", {"name": "prose", "shots": 0}))
+    _, _, apart = capsys.readouterr().out.partition("scores that this sweep does not ask for\n")
+    assert "quiz-0shot" in apart
 
 
 def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
     better = "higher" if first["higher_is_better"] else "lower"
     head = Text.assemble((first["column"], "bold"), f"  {first['metric']}{sign and f', {sign}'}; {better} is better")
     numbers = ("value", "95 % interval", "difference", "its interval")
-    table = make_table("model", "cell", "what", *numbers, right=numbers)
+    table = make_table("model", "cell", "what", *numbers, right=numbers, whole=("model", "cell", "value", "difference"))
     for model in dict.fromkeys(row["model"] for row in rows):
         ranked = [row for row in rows if row["model"] == model]
         tied = [row for row in ranked[1:] if row["tied"] is not False]

@@ -67,6 +67,13 @@ class CellMatch:
         return asked.model_copy(update={"scores": self.record.scores})
 
     @cached_property
+    def beside(self) -> frozenset[str]:
+        """The protocols of its record that its sweep does not ask for; none where no sweep does."""
+        if self.plan is None or self.record is None:
+            return frozenset()
+        return frozenset(self.record.scores.keys() - as_asked(self.record, self.plan, self.ledger).scores.keys())
+
+    @cached_property
     def content(self) -> dict[str, Any]:
         """What the id is the hash of. Raises ``Corrupt`` or FileNotFoundError where only the ledger would know it."""
         if self.plan is not None:

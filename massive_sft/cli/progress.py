@@ -194,7 +194,7 @@ class _Rows(Progress):
     def __init__(self, clock: Callable[[], str], console: Console):
         self._clock = clock
         super().__init__(
-            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=16), MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
-from massive_sft.cli.views import STYLES, format_interval, make_table
+from massive_sft.cli.views import STYLES, format_interval, indented, make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
@@ -26,15 +26,16 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
     if sweep is not None and is_imported(sweep):
         ledger = open_imported(sweep).ledger
         record: Record | None = find_record(ledger, cell)
+        beside: Collection[str] = ()
     else:
         match = locate_cell(cell, sweep, overlay)
-        ledger, record = match.ledger, match.asked_record
+        ledger, record, beside = match.ledger, match.asked_record, match.beside
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     elif record is None:
         console().print(waiting_view(match))
     else:
-        console().print(record_view(record, find_losses(ledger, record), find_settings(ledger, record)))
+        console().print(record_view(record, find_losses(ledger, record), find_settings(ledger, record), beside))
 
 
 def find_settings(ledger: Ledger, record: Record) -> dict[str, Any]:
@@ -72,14 +73,25 @@ def waiting_view(match: CellMatch) -> Group:
     return Group(_head(match.id, str(match.coordinates), match.status), Text(f"no record yet; asked for: {asked}"))
 
 
-def record_view(record: Record, losses: Mapping[str, float], settings: Mapping[str, Any]) -> Group:
-    """Return a record for people, with what ``find_losses`` and ``find_settings`` found."""
+def record_view(
+    record: Record, losses: Mapping[str, float], settings: Mapping[str, Any], beside: Collection[str]
+) -> Group:
+    """Return a record for people.
+
+    Args:
+        losses, settings: of ``find_losses`` and ``find_settings``.
+        beside: protocols that the sweep does not ask for, whose scores stand apart.
+    """
     name = Coordinates.describe(record.coordinates)
     parts: list[Any] = [_head(record.cell, name, record.status), _facts(record, losses)]
     if record.error:
         parts.append(Text(record.error, style="red"))
-    if record.scores:
-        parts += [Text(), scores_table(record.scores.values())]
+    asked = [score for protocol, score in record.scores.items() if protocol not in beside]
+    others = [score for protocol, score in record.scores.items() if protocol in beside]
+    if asked:
+        parts += [Text(), scores_table(asked)]
+    if others:
+        parts += [Text(), Text("scores that this sweep does not ask for", style="bold"), scores_table(others)]
     for name, why in record.missing.items():
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
     parts += [Text(f"warning: {text}", style="yellow") for text in find_warnings(record)]
@@ -90,8 +102,17 @@ def record_view(record: Record, losses: Mapping[str, float], settings: Mapping[s
     if settings:
         parts += [Text(), Text("settings", style="bold"), _tree(_on_one_line(settings))]
     if record.provenance:
-        parts += [Text(), Text("provenance", style="bold"), _tree(record.provenance)]
+        parts += [Text(), Text("provenance", style="bold"), *_provenance(record.provenance)]
     return Group(*parts)
+
+
+def _provenance(value: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield a line a fact, what belongs together (versions of libraries, the commit) on one."""
+    for key, item in value.items():
+        listed = isinstance(item, dict)
+        yield indented(
+            f"  {key}: " + (", ".join(f"{name} {_plain(it)}" for name, it in item.items()) if listed else _plain(item))
+        )
 
 
 def _on_one_line(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.chat import FROZEN, Chat, RenderError
 from massive_sft.data.mixture import PartCounts
+from massive_sft.ledger.record_warnings import MUCH_TRUNCATED
 from massive_sft.sweep.schema import Setting, TemplateText
 from massive_sft.sweep.template import CHAT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+NAMED = 3  # mixtures named in one warning
 
 
 def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:
@@ -36,6 +39,24 @@ def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str
         rule = f"lets the tokenizer of {model} make one token of a prompt's end and its answer's beginning, which no "
         rule += f"generation prompt can hold, in {', '.join(found)}; {remedy}"
         yield Problem(f"{place}.template", rule, form.prompt if isinstance(form, TemplateText) else form)
+
+
+def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:
+    """Tell of mixtures of which more than ``MUCH_TRUNCATED`` of the samples lose text to the maximum length.
+
+    Args:
+        totals: the counts of whole mixtures under the setting.
+        place: of the setting in the sweep file.
+        model: whose tokens are counted, as the file names it.
+    """
+    cut = [total for total in totals if total.truncated > MUCH_TRUNCATED * total.samples]
+    if cut:
+        cut.sort(key=lambda total: total.truncated / total.samples, reverse=True)
+        named = ", ".join(f"{one.truncated:,} of {one.samples:,} samples of {one.name}" for one in cut[:NAMED])
+        more = f" and of {len(cut) - NAMED} mixtures more" if len(cut) > NAMED else ""
+        rule = f"cuts text off {named}{more}, counted in tokens of {model}, of which the longest has "
+        rule += f"{max(one.longest for one in cut):,}; raise it, or leave such samples out (truncation: drop)"
+        yield Problem(f"{place}.max_length", rule, setting.max_length)
 
 
 def clock(tokenizer: PreTrainedTokenizerFast, place: str) -> Iterator[Problem]:

@@ -7,6 +7,9 @@ from massive_sft.ledger.record import Record
 ROUNDING_FLOORS = 2.0
 """A change below so many times what rounding alone makes is mostly not in the stored weights."""
 
+MUCH_TRUNCATED = 0.1
+"""Share of a mixture's samples that may be truncated without a warning."""
+
 
 def find_warnings(record: Record) -> list[str]:
     """Return what to warn of, each a sentence."""

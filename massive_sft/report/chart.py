@@ -12,7 +12,7 @@ COLOURS = 10
 DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 8, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 8, 36
 _MANY = 60  # points beyond which a series is one path, without tooltips
 
 
@@ -154,7 +154,8 @@ def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
 def _label(value: float) -> str:
     size = abs(value)
     if size >= 1e6 or 0 < size < 1e-3:
-        return f"{value:.0e}".replace("-", "\N{MINUS SIGN}").replace("e+0", "e")
+        digits, power = f"{value:.0e}".split("e")
+        return f"{digits}e{int(power)}".replace("-", "\N{MINUS SIGN}")
     if size >= 1e4:
         return f"{value / 1e3:g}k".replace("-", "\N{MINUS SIGN}")
     return f"{round(value, 10):g}".replace("-", "\N{MINUS SIGN}")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from massive_sft.core.wording import counted
-from massive_sft.ledger.record_warnings import ROUNDING_FLOORS
+from massive_sft.ledger.record_warnings import MUCH_TRUNCATED, ROUNDING_FLOORS
 from massive_sft.study.frames import BASE, COORDINATES
 from massive_sft.study.tables import primary_rows
 
@@ -25,9 +25,6 @@ LEAST_OWN = 2
 """Scores that only the cells of the group have."""
 SURPRISE = 3.0
 """Decimal digits by which equal scores must be less likely than one such pair by chance in the whole table."""
-
-MUCH_TRUNCATED = 0.1
-"""Share of a mixture's samples that may be truncated without a warning."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Container, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
@@ -34,6 +35,7 @@ def data_problems(
     distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.todo}
     missing = [problem.place for problem in plan.missing]
     joined: dict[tuple[str, str], tuple[Recipe, dict[str, PartCounts]]] = {}  # by template and model
+    totals: dict[tuple[str, str, int], tuple[Recipe, list[PartCounts]]] = {}  # by those and the maximum length
     for run in distinct.values():
         recipe = run.trajectory.recipe
         model = models.usable.get(recipe.model)
@@ -53,13 +55,23 @@ def data_problems(
             yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(error))
         else:
             yield from _unfit(plan, recipe, samples, model)
-            _, parts = joined.setdefault((str(recipe.setting.template), recipe.model_name), (recipe, {}))
+            written = str(recipe.setting.template), recipe.model_name
+            _, parts = joined.setdefault(written, (recipe, {}))
+            totals.setdefault((*written, recipe.setting.max_length), (recipe, []))[1].append(counts.total)
             for part in counts.parts:
                 parts[part.name] = max(part, parts.get(part.name, part), key=lambda one: one.joined)
-    for recipe, parts in joined.values():
-        place = f"{plan.sweep.path}: settings.{recipe.setting_name}"
-        for caution in cautions.joined(recipe.setting, parts.values(), place, recipe.model_name):
-            warn(caution)
+    told = [
+        *(cautions.joined(recipe.setting, parts.values(), _place(plan, recipe), recipe.model_name)
+          for recipe, parts in joined.values()),
+        *(cautions.truncated(recipe.setting, whole, _place(plan, recipe), recipe.model_name)
+          for recipe, whole in totals.values()),
+    ]  # fmt: skip
+    for caution in itertools.chain.from_iterable(told):
+        warn(caution)
+
+
+def _place(plan: Plan, recipe: Recipe) -> str:
+    return f"{plan.sweep.path}: settings.{recipe.setting_name}"
 
 
 def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
