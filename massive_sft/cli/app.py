@@ -58,10 +58,10 @@ class _Group(TyperGroup):
 # Heavy modules (torch, transformers, lm-eval) are imported inside the verbs that need them, so that `plan`, `status`
 # and `show` answer at once.
 VERBS: tuple[Callable[..., None], ...] = (
-    *(plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
+    *(init.init, plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
     *(best.best, answers.answers, logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
     *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
-    *(import_table.import_table, import_table.export_table, init.init, init.schema),
+    *(import_table.import_table, import_table.export_table, init.schema),
 )
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 

@@ -95,7 +95,7 @@ def plan_totals(plan: Plan) -> list[Text]:
         )
     for method, count in count_removed(plan).items():
         lines.append(
-            f"snapshots of {method} tuning: {count:,} are removed once scored, and cannot be exported or scored on "
+            f"snapshots of {method} tuning: {count:,} {'is' if count == 1 else 'are'} removed once scored, and cannot be exported or scored on "
             f"new benchmarks then; storage.keep_snapshots: {{{method}: last}} or all keeps them"
         )
     lines.append(
