@@ -94,8 +94,9 @@ def plan_totals(plan: Plan) -> list[Text]:
             "stay PARTIAL unless you run with --retrain"
         )
     for method, count in count_removed(plan).items():
+        be = "is" if count == 1 else "are"
         lines.append(
-            f"snapshots of {method} tuning: {count:,} {'is' if count == 1 else 'are'} removed once scored, and cannot be exported or scored on "
+            f"snapshots of {method} tuning: {count:,} {be} removed once scored, and cannot be exported or scored on "
             f"new benchmarks then; storage.keep_snapshots: {{{method}: last}} or all keeps them"
         )
     lines.append(
