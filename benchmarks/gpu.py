@@ -259,6 +259,10 @@ LAYOUTS: list[dict[str, Any]] = [
     {"zero": 1, "offload": "optimizer"}, {"micro_batch": 2}, {"packing": True, "attention": "sdpa"},
     {"zero": 3, "packing": True, "gradient_checkpointing": True},
 ]  # fmt: skip
+COMPILED: list[dict[str, Any]] = [  # on a GPU alone: a CPU compiles for minutes
+    {"kernels": "compiled", **rest}
+    for rest in ({}, {"zero": 1}, {"packing": True}, {"gradient_checkpointing": True, "micro_batch": 1})
+]
 
 
 def compare_layouts(check: Check) -> None:
@@ -267,7 +271,7 @@ def compare_layouts(check: Check) -> None:
     reference: dict[tuple[str, str], list[float]] = {}
     for precision, method in (("fp32", "full"), ("bf16", "full"), ("bf16", "lora")):
         tolerance = 1e-4 if precision == "fp32" else 3e-2
-        for layout in LAYOUTS:
+        for layout in LAYOUTS + (COMPILED if check.gpu else []):
             if precision == "bf16" and layout.get("zero") == 0:
                 continue
             spec = make_spec(check, base, layout, 2, precision=precision, method=method, lr=1e-3)
@@ -283,7 +287,10 @@ def compare_layouts(check: Check) -> None:
 
             check.attempt(f"{precision} {method} {layout}", compare)
     if check.gpu:
-        check.attempt("lack of memory halves the micro-batch", lambda: _halve(check, base))
+        for layout in ({}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"kernels": "compiled"}):
+            check.attempt(
+                f"lack of memory halves the micro-batch {layout}", lambda layout=layout: _halve(check, base, layout)
+            )
 
 
 def _held(check: Check) -> float:
@@ -292,9 +299,10 @@ def _held(check: Check) -> float:
     return round(torch.cuda.memory_allocated() / 1e9, 3) if check.gpu else 0.0
 
 
-def _halve(check: Check, base: Path) -> dict[str, object]:
+def _halve(check: Check, base: Path, layout: dict[str, Any]) -> dict[str, object]:
     """64 samples of 500 tokens, in 0.6 of the memory that they take at once."""
-    spec, samples = make_spec(check, base, {"micro_batch": 64}, batch=64), make_samples([500] * 64, 512)
+    spec = make_spec(check, base, {"micro_batch": 64, **layout}, batch=64)
+    samples = make_samples([500] * 64, 512)
     train(check, spec, samples)
     most = torch.cuda.max_memory_reserved()
     check.free()
@@ -309,7 +317,8 @@ def _halve(check: Check, base: Path) -> dict[str, object]:
 def stop_and_resume(check: Check) -> None:
     base = check.base("tiny", **TINY)
     samples = make_samples(mixed_lengths(24, 80, 200), 512)
-    for layout, method in (({}, "full"), ({}, "lora"), ({"zero": 1}, "full"), ({"zero": 3}, "full")):
+    cases: list[tuple[dict[str, Any], str]] = [({}, "full"), ({}, "lora"), ({"zero": 1}, "full"), ({"zero": 3}, "full")]
+    for layout, method in cases + ([({"kernels": "compiled"}, "full")] if check.gpu else []):
         spec = make_spec(check, base, layout, 3, method=method, lr=1e-3)
         check.attempt(f"{method} {layout}", lambda spec=spec: _resume(check, spec, samples))
 
@@ -358,15 +367,20 @@ def measure_training(check: Check) -> None:
     whole, long = [length] * (32 if check.gpu else 8), [length // 2] * (64 if check.gpu else 32)
     mixed = mixed_lengths(128 if check.gpu else 32, 350 if check.gpu else 20, 2048 if check.gpu else 60)
     few = {"micro_batch": 1}
+    compiled = {"kernels": "compiled"} if check.gpu else {}
     for name, config, layout, method, lengths in (
         ("full", full, {}, "full", whole),
+        ("full", full, compiled, "full", whole),
         ("full", full, few, "full", whole),
         ("full", full, {"zero": 1, "gradient_checkpointing": True, "micro_batch": 1}, "full", whole),
         ("full, mixed lengths", full, {}, "full", mixed),
         ("full, mixed lengths", full, {"packing": True}, "full", mixed),
+        ("full, mixed lengths", full, {"packing": True, **compiled}, "full", mixed),
         ("LoRA", lora, {}, "lora", long),
+        ("LoRA", lora, compiled, "lora", long),
         ("LoRA, mixed lengths", lora, {}, "lora", mixed),
         ("LoRA, mixed lengths", lora, {"packing": True}, "lora", mixed),
+        ("LoRA, mixed lengths", lora, {"packing": True, **compiled}, "lora", mixed),
     ):
         base = check.base(f"{method}-base", **config)
         batch = 8 if lengths is whole else 32
@@ -386,7 +400,7 @@ def _speed(check: Check, spec: TrainingSpec, samples: Samples, config: dict[str,
     return {
         "tokens_per_second": round(tokens), "mfu": round(tokens * work / PEAK_FLOPS, 3), "peak_gb": check.peak(),
         "parameters": summary.parameters, "micro_batch": summary.micro_batch, "attention": summary.attention,
-        "steps": [round(step.seconds, 2) for step in steps], "all_seconds": round(whole, 1),
+        "kernels": summary.kernels, "steps": [round(step.seconds, 2) for step in steps], "all_seconds": round(whole, 1),
         "losses": [round(step.loss, 3) for step in steps][:3],
     }  # fmt: skip
 

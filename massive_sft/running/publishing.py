@@ -136,6 +136,7 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
         "trained_parameters": summary.trained_parameters,
         "micro_batch": summary.micro_batch,
         "attention": summary.attention,
+        "kernels": summary.kernels,
         "run_steps": summary.steps,
         "run_seconds": summary.seconds,
         "resumed": [dict(entry) for entry in summary.resumed],

@@ -43,7 +43,7 @@ UNHASHED: dict[str, frozenset[str]] = {
     "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
     "Resource": frozenset(
         {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
-        | {"gpu", "gpus_per_replica", "replicas"}
+        | {"kernels", "gpu", "gpus_per_replica", "replicas"}
     ),
     "KeepSnapshots": frozenset({"full", "lora"}),
     "Storage": frozenset({"root", "snapshots", "keep_snapshots", "keep_state", "max_waiting", "resume_every"}),

@@ -124,4 +124,5 @@ def make_layout(rule: Resource | None) -> Layout:
         packing=rule.packing,
         gradient_checkpointing=rule.gradient_checkpointing,
         attention=rule.attention,
+        kernels=rule.kernels,
     )

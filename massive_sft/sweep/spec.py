@@ -47,6 +47,7 @@ class Layout(StrictModel):
     packing: Flag = False
     gradient_checkpointing: Flag = False
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    kernels: Literal["auto", "plain", "compiled"] = "auto"
 
     @property
     def stage(self) -> Literal[0, 1, 2, 3] | None:

@@ -27,4 +27,7 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
         problems.append(Problem(f"{place}.attention", "needs a GPU; use auto", layout.attention))
     if layout.attention == "flash_attention_2" and setting.precision == "fp32":
         problems.append(Problem(f"{place}.attention", "cannot compute in fp32; use auto", layout.attention))
+    if layout.kernels == "compiled" and layout.zero == 3:
+        rule = "cannot be compiled under zero: 3, which fetches weights within a layer; use auto"
+        problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
     return problems

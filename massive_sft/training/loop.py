@@ -9,6 +9,7 @@ import torch
 
 from massive_sft.core.stop import never_stop
 from massive_sft.data.samples import Samples
+from massive_sft.models.device import device_of
 from massive_sft.models.pretrained import quiet
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
@@ -18,6 +19,7 @@ from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
+from massive_sft.training.kernels import choose_kernels, release_layers
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
@@ -86,6 +88,7 @@ def _load_and_train(
     rank, ranks = join_group(spec.layout)
     model = loading.load_for_training(spec, samples)
     loss = SummedLoss(model)
+    kernels = choose_kernels(loss, spec, samples, torch.device(device_of(spec.layout.gpus > 0)))
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
     monitor = DivergenceMonitor(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
@@ -100,9 +103,10 @@ def _load_and_train(
         )
         steps = StepRunner(spec, samples, engine, rank, limit, directory)
         trainer = TrajectoryTrainer(
-            spec, samples, model, engine, steps, monitor, manager, directory, report, stop, publish
+            spec, samples, model, kernels, engine, steps, monitor, manager, directory, report, stop, publish
         )
         return trainer.train()
     finally:
         loss.release()
+        release_layers(loss)
         engine.close()

@@ -22,6 +22,7 @@ class TrainingSummary:
         parameters, trained_parameters: numbers of weights.
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
         attention: the implementation that computed it.
+        kernels: ``compiled`` or ``plain``, see ``kernels.choose_kernels``.
         resumed: one entry for each time that it went on from a checkpoint or began again, see
             ``checkpoints.continuity.Resumption``.
     """
@@ -38,6 +39,7 @@ class TrainingSummary:
     trained_parameters: int
     micro_batch: dict[str, int]
     attention: str
+    kernels: str
     resumed: tuple[Mapping[str, Any], ...] = ()
 
     @property

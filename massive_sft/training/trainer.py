@@ -34,6 +34,7 @@ class TrajectoryTrainer:
     Attributes:
         spec, samples: what is trained and how.
         model: inside the engine's module, for its snapshots.
+        kernels: that compute its layers.
         engine: before its first step.
         runner: takes the optimizer steps.
         monitor: judges the losses.
@@ -44,6 +45,7 @@ class TrajectoryTrainer:
     spec: TrainingSpec
     samples: Samples
     model: Any
+    kernels: str
     engine: Engine
     runner: StepRunner
     monitor: DivergenceMonitor
@@ -92,6 +94,7 @@ class TrajectoryTrainer:
             trained_parameters=self.engine.trained,
             micro_batch=micro_batch.as_dict(self.runner.limit),
             attention=attention_of(self.model),
+            kernels=self.kernels,
             resumed=self.checkpoints.history if self.checkpoints else (),
         )
 
