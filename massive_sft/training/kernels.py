@@ -1,14 +1,15 @@
 """Compiled layers: the kernels that torch.compile makes of a model's layers, kept where a trial computes the same.
 
-They save a fifth of the time on a GPU (docs/benchmarks.md) and cost some ten seconds to make. Each layer is
-compiled in its place (``torch.nn.Module.compile``), for any length (``dynamic=True``), so that the kernels of a length
-do not depend on which came first.
+They save a fifth of the time on a GPU and cost up to a minute and a half to make (docs/benchmarks.md), for the first
+training of a kind of model in a process; later ones find them there. Each layer is compiled in its place
+(``torch.nn.Module.compile``), for any length (``dynamic=True``), so that the kernels of a length do not depend on which
+came first.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.packing import collate
 
 COMPILED, PLAIN = "compiled", "plain"
-# What a training must take, in operations, before a fifth of it is more than compiling: 75 s at 400 TFLOPS.
-_WORTH_OPERATIONS = 3e16
+Backend = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callable[..., Any]]  # of torch.compile
+# What a training must take, in operations, before a fifth of it is more than compiling took on an H100, 12 to 93 s:
+# eight minutes at 400 TFLOPS.
+_WORTH_OPERATIONS = 2e17
 # The most that a trial's loss and gradient may differ by, relative, in the training dtype: rounding in another order.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 # Kernels by shapes: one row or several, each kind of layer. Beyond its own 8, dynamo refuses.
@@ -70,7 +73,7 @@ def _missing(layout: Layout) -> str | None:
 
 
 def compile_layers(
-    loss: nn.Module, samples: Samples, layout: Layout, device: torch.device, backend: str = "inductor"
+    loss: nn.Module, samples: Samples, layout: Layout, device: torch.device, backend: str | Backend = "inductor"
 ) -> str | None:
     """Compile each layer and try it: the loss and the gradients of two samples must be those without.
 
@@ -78,7 +81,7 @@ def compile_layers(
         backend: of torch.compile.
 
     Returns:
-        Why the layers were left as they were; None when they are compiled. ``release_layers`` ends it.
+        Why the layers were left as they were; None when they are compiled.
     """
     layers = find_layers(loss)
     if not layers:
@@ -90,25 +93,32 @@ def compile_layers(
     try:
         plain = _loss_and_gradients(loss, batch)
         torch._dynamo.config.recompile_limit = _MOST_RECOMPILES
+        _forget_other_kinds(layers[0])
         for layer in layers:
             layer.compile(fullgraph=True, dynamic=True, backend=backend)
         reason = _difference(plain, _loss_and_gradients(loss, batch))
     except Exception as error:  # noqa: BLE001 - dynamo, its backend and a compiler raise what they like
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        cause = getattr(error, "inner_exception", error)  # what dynamo wraps an error of its backend in
+        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     finally:
         loss.train(was_training)
     if reason is not None:
-        release_layers(loss)
+        for layer in layers:
+            layer._compiled_call_impl = None
     return reason
 
 
-def release_layers(loss: nn.Module) -> None:
-    """Have layers computed as they were, and forget their kernels in this process; torch keeps them on the disk."""
-    compiled = [layer for layer in find_layers(loss) if layer._compiled_call_impl is not None]
-    for layer in compiled:
-        layer._compiled_call_impl = None
-    if compiled:
+_compiled_kinds: set[tuple[object, ...]] = set()  # of which this process has kernels: one at most
+
+
+def _forget_other_kinds(layer: nn.Module) -> None:
+    """Forget the kernels of layers with other weights: dynamo counts all of a process, and refuses beyond its limit."""
+    weights = [(name, tuple(w.shape), w.dtype, w.requires_grad) for name, w in layer.named_parameters()]
+    kind = (type(layer), *weights)
+    if kind not in _compiled_kinds:
         torch._dynamo.reset()
+        _compiled_kinds.clear()
+        _compiled_kinds.add(kind)
 
 
 def find_layers(module: nn.Module) -> list[nn.Module]:

@@ -19,7 +19,7 @@ from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
-from massive_sft.training.kernels import choose_kernels, release_layers
+from massive_sft.training.kernels import choose_kernels
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
@@ -108,5 +108,4 @@ def _load_and_train(
         return trainer.train()
     finally:
         loss.release()
-        release_layers(loss)
         engine.close()
