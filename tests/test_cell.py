@@ -217,7 +217,7 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
         f"Resource.{field}": [(("resources", [{"gpus": 1}]), (f"resources.0.{field}", value))]
         for field, value in {
             "when": {"model": "all"}, "gpus": 2, "workers": 1, "zero": 3, "offload": "optimizer", "micro_batch": 4,
-            "packing": True, "gradient_checkpointing": True, "attention": "eager", "gpu": "H100",
+            "packing": True, "gradient_checkpointing": True, "attention": "eager", "kernels": "plain", "gpu": "H100",
             "gpus_per_replica": 1, "replicas": 1,
         }.items()
     },
