@@ -27,8 +27,9 @@ Backend = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callable[..., Any
 # What a training must take, in operations, before a fifth of it is more than compiling took on an H100, 12 to 93 s:
 # eight minutes at 400 TFLOPS.
 _WORTH_OPERATIONS = 2e17
-# The most that a trial's loss and gradient may differ by, relative, in the training dtype: rounding in another order.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+# The most that a trial's loss and its gradients may differ by, relative, in the training dtype: rounding. On an H100 it
+# moved the gradients in bf16 by 0.06 at 12 layers of random weights and by 0.10 at 32.
+_TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (1e-2, 0.25)}
 # Kernels by shapes: one row or several, each kind of layer. Beyond its own 8, dynamo refuses.
 _MOST_RECOMPILES = 64
 
@@ -36,8 +37,9 @@ _MOST_RECOMPILES = 64
 def choose_kernels(loss: nn.Module, spec: TrainingSpec, samples: Samples, device: torch.device) -> str:
     """Compile the layers of a model where its layout says so.
 
-    ``auto`` does on a GPU below stage 3, whose hooks fetch weights within a layer, where the training is long enough
-    for it to pay. What cannot be compiled as a whole, or differs in the trial, stays as it was.
+    ``auto`` does on a GPU where the training is long enough for it to pay, not at stage 3, whose hooks fetch weights
+    within a layer, and not with packing, whose attention is compiled anyway. What cannot be compiled as a whole, or
+    differs in the trial, stays as it was.
 
     Args:
         loss: a module whose forward returns the summed loss of a micro-batch, before an engine has it; a trial moves it
@@ -64,7 +66,7 @@ def choose_kernels(loss: nn.Module, spec: TrainingSpec, samples: Samples, device
 def _pays(layout: Layout, loss: nn.Module, spec: TrainingSpec, samples: Samples) -> bool:
     parameters = sum(weight.numel() for weight in loss.parameters())
     operations = 6.0 * parameters * int(samples.lengths.sum()) * spec.horizon
-    return layout.gpus > 0 and layout.stage != 3 and operations >= _WORTH_OPERATIONS
+    return layout.gpus > 0 and layout.stage != 3 and not layout.packing and operations >= _WORTH_OPERATIONS
 
 
 def _missing(layout: Layout) -> str | None:
@@ -75,7 +77,9 @@ def _missing(layout: Layout) -> str | None:
 def compile_layers(
     loss: nn.Module, samples: Samples, layout: Layout, device: torch.device, backend: str | Backend = "inductor"
 ) -> str | None:
-    """Compile each layer and try it: the loss and the gradients of two samples must be those without.
+    """Compile each layer and try it: the loss and the gradients of two samples and of one must be those without.
+
+    The two are of usual length: for a row of less than 128 tokens flex_attention has kernels of another kind.
 
     Args:
         backend: of torch.compile.
@@ -87,16 +91,18 @@ def compile_layers(
     if not layers:
         return "it has none of transformers' layers"
     loss.to(device)
-    batch = collate(samples, np.argsort(samples.lengths, kind="stable")[:2], layout.packing).to(device)
+    usual = np.argsort(samples.lengths, kind="stable")[len(samples) // 2 :][:2]
+    batches = [collate(samples, some, layout.packing).to(device) for some in (usual, usual[:1])]
     was_training = loss.training
     loss.train(not _drops_out(loss))
     try:
-        plain = _loss_and_gradients(loss, batch)
+        plain = [_loss_and_gradients(loss, batch) for batch in batches]
         torch._dynamo.config.recompile_limit = _MOST_RECOMPILES
         _forget_other_kinds(layers[0])
         for layer in layers:
             layer.compile(fullgraph=True, dynamic=True, backend=backend)
-        reason = _difference(plain, _loss_and_gradients(loss, batch))
+        compiled = [_loss_and_gradients(loss, batch) for batch in batches]
+        reason = next(filter(None, map(_difference, plain, compiled)), None)
     except Exception as error:  # noqa: BLE001 - dynamo, its backend and a compiler raise what they like
         cause = getattr(error, "inner_exception", error)  # what dynamo wraps an error of its backend in
         reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
@@ -142,8 +148,8 @@ def _loss_and_gradients(loss: nn.Module, batch: Any) -> Sequence[torch.Tensor]:
 
 def _difference(plain: Sequence[torch.Tensor], compiled: Sequence[torch.Tensor]) -> str | None:
     """Return what differs by more than rounding, of a loss and the gradients behind it."""
-    tolerance = _TOLERANCE[plain[-1].dtype]
-    for what, expected, got in (("loss", plain[:1], compiled[:1]), ("gradient", plain[1:], compiled[1:])):
+    parts = (("loss", plain[:1], compiled[:1]), ("gradient", plain[1:], compiled[1:]))
+    for (what, expected, got), tolerance in zip(parts, _TOLERANCE[plain[-1].dtype], strict=True):
         norm = torch.nn.utils.get_total_norm(expected)
         apart = torch.nn.utils.get_total_norm(
             [one.float() - other.float() for one, other in zip(expected, got, strict=True)]

@@ -67,8 +67,8 @@ class Resource(StrictModel):
     """The implementation. ``auto`` takes one that computes the model's family exactly."""
     kernels: Literal["auto", "plain", "compiled"] = "auto"
     """``compiled``: those that torch.compile makes of the model's layers, a fifth faster on a GPU, after a trial that
-    they compute the same. ``auto`` compiles on a GPU where the training is long enough to pay for it, and not under
-    ``zero: 3``."""
+    they compute the same. ``auto`` compiles on a GPU where the training is long enough to pay for it, not with
+    ``packing`` and not under ``zero: 3``."""
     gpus_per_replica: Devices = 0
     """GPUs of one scorer; 1 when left out, where any rule has GPUs."""
     replicas: Annotated[Positive, Field(le=MAX_DEVICES)] | Literal["auto"] = "auto"
