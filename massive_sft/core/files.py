@@ -164,6 +164,14 @@ def explain_os_error(error: OSError) -> str | None:
     return f"{place}{error.strerror}{remedy}"
 
 
+def user_cache_file(name: str) -> Path | None:
+    """Return where a file of the user's cache folder lies; None for a user without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / name
+    except RuntimeError:
+        return None
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power loss (POSIX: fsync of the directory)."""
 

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from massive_sft.core.files import user_cache_file
+
 ID_LENGTH = 16
 
 
@@ -98,7 +100,7 @@ class FileHashes:
     """
 
     def __init__(self, memory: Path | None = None):
-        self._memory = memory or _default_memory()
+        self._memory = memory or user_cache_file("file-hashes-2")
         self._known: dict[str, dict[str, str]] = {}
         self._fresh = False
         if self._memory is None:
@@ -143,11 +145,3 @@ class FileHashes:
 
 def _state(stat: os.stat_result) -> str:
     return f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-
-
-def _default_memory() -> Path | None:
-    """Return where hashes are remembered; None for a user without a home folder."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "file-hashes-2"
-    except RuntimeError:
-        return None

@@ -1,6 +1,6 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``build``, ``aggregate`` and ``metrics`` know lm-eval.
+Only this module, ``task_index``, ``build``, ``aggregate`` and ``metrics`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import fingerprint, hash_file
 from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
+from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
@@ -60,12 +61,14 @@ class LoadedTasks:
 @functools.cache
 def _known() -> TaskManager:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager()
+    manager = TaskManager(include_defaults=False)
+    manager.task_index.update(shipped_tasks())
+    return manager
 
 
 def known_tasks() -> list[str]:
-    """Return the names of all tasks, groups and tags that lm-eval ships (indexing them takes about ten seconds)."""
-    return list(_known().all_tasks)
+    """Return the names of all tasks, groups and tags that lm-eval ships."""
+    return sorted(_known().task_index)
 
 
 def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> list[Problem]:
@@ -197,9 +200,9 @@ def _load_file(path: Path) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     config = load_yaml(path, resolve_func=True)
     if "group" in config:
-        siblings = TaskManager(include_path=path.parent, include_defaults=False)
-        known = all(name in siblings.task_index for name in config.get("task") or [] if isinstance(name, str))
-        manager = siblings if known else TaskManager(include_path=path.parent)
+        manager = TaskManager(include_path=path.parent, include_defaults=False)
+        if any(name not in manager.task_index for name in config.get("task") or [] if isinstance(name, str)):
+            manager.task_index.update(_known().task_index | manager.task_index)  # of two of a name the sibling counts
         return manager.load([config["group"]])
     kwargs = _expanded(config.get("dataset_kwargs") or {}, path)
     config |= {"dataset_kwargs": kwargs} if kwargs else {}

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.files import write_json
+from massive_sft.core.files import user_cache_file, write_json
 from massive_sft.core.fingerprint import digest, hash_file
 from massive_sft.sweep.yaml_file import YAMLError, read_tagged
 
@@ -69,7 +69,7 @@ def task_facts(names: Iterable[str], memory: Path | None = None) -> dict[str, Ta
     if spec is None or spec.origin is None:
         return {name: TaskFacts() for name in wanted}
     folder = Path(spec.origin).parent / "tasks"
-    memory = memory or _default_memory()
+    memory = memory or user_cache_file("task-versions.json")
     # What an entry means, this module's text says: those of another are none.
     key = f"{metadata.version('lm_eval')} {folder} {hash_file(Path(__file__))}"
     known = _remembered(memory, key)
@@ -287,10 +287,3 @@ def _is_sound(entry: Any) -> bool:
         and isinstance(entry["generates"], bool)
         and isinstance(entry["files"], dict)
     )
-
-
-def _default_memory() -> Path | None:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-sft" / "task-versions.json"
-    except RuntimeError:
-        return None
