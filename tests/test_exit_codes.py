@@ -11,6 +11,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted, InvalidInput, LedgerError, Unsupported
 from massive_sft.core.stop import StopSignal
 from massive_sft.scheduling import cluster
+from massive_sft.scheduling.experiment import TrialsLost
 from massive_sft.scheduling.watchdog import Stuck
 
 TABLE = (Path(__file__).parent.parent / "docs/reliability.md").read_text().partition("## Exit codes")[2]
@@ -29,6 +30,7 @@ def test_table_of_exit_codes_is_complete() -> None:
         (Interrupted, ExitCode.INTERRUPTED),
         (ClusterLost, ExitCode.TRY_AGAIN),
         (Stuck, ExitCode.TRY_AGAIN),
+        (TrialsLost, ExitCode.TRY_AGAIN),
     ],
 )
 def test_error_says_whether_another_run_may_get_further(error: type, code: ExitCode) -> None:

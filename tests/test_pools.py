@@ -261,6 +261,23 @@ def test_trial_that_is_lost_for_good_keeps_no_lane_waiting() -> None:
 # Order
 
 
+def test_more_of_a_trajectory_is_another_order_and_no_lane_waits_for_a_third() -> None:
+    async def scenario() -> list[bytes | None]:
+        pool = Pool(Counter(), grows=True)
+        await pool.look(["node"], [])
+        await start(pool, "lane", "node")
+        given = []
+        for epoch in (b"until 1", b"until 2"):
+            await pool.assign("run", epoch, ONE)
+            await pool.submit(ONE, "run", epoch)
+            given.append(await pool.next("lane", ONE))
+            await pool.tell("lane", Message("done"))
+        await pool.close()
+        return [*given, await pool.next("lane", ONE)]
+
+    assert play(scenario) == [b"until 1", b"until 2", None]
+
+
 def test_orders_that_are_held_back_stay_in_their_queue() -> None:
     async def scenario() -> None:
         pool = await cluster(1, "node")

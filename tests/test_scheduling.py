@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Storage
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import CellPlan, make_plan
+from massive_sft.planning.plan import CellPlan, RunPlan, make_plan
 from massive_sft.running.events import (
     BenchmarkScored,
     CellRecorded,
@@ -53,6 +53,7 @@ from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
 from massive_sft.scheduling.watchdog import Stuck
 from massive_sft.sweep.load import load_sweep
+from massive_sft.training.events import StepDone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -195,6 +196,65 @@ def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, t
     assert len(killed) == 1
     assert any("was killed; it begins again" in line for line in said), said
     assert {name: record.status for name, record in records(tmp_path).items()} == {"full-10": Status.COMPLETE}
+
+
+class Halving:
+    """Trains all for one epoch, goes on with the better one to the next, and stops."""
+
+    grows = True
+
+    def __init__(self, runs: Sequence[RunPlan]):
+        self.known: Sequence[RunPlan] = ()
+        self._first = [self._until(run, 1) for run in runs]
+        self._runs = {run.trajectory.id: run for run in runs}
+        self._of = {cell.cell.id: run.trajectory.id for run in runs for cell in run.cells}
+        self._open = {run.cells[0].cell.id for run in self._first}
+        self.scores = dict[str, float]()  # by trajectory
+        self.promoted = ""
+
+    @staticmethod
+    def _until(run: RunPlan, epoch: int) -> RunPlan:
+        cells = tuple(cell for cell in run.cells if cell.cell.epoch <= epoch)
+        return replace(run, cells=cells, trajectory=replace(run.trajectory, cells=tuple(cell.cell for cell in cells)))
+
+    def next(self) -> tuple[RunPlan, float] | None:
+        if self._first:
+            return self._first.pop(), 0.0
+        if self._open or self.promoted:
+            return None
+        self.promoted = max(self.scores, key=self.scores.__getitem__)
+        return self._runs[self.promoted], 1.0
+
+    def told(self, event: CellRecorded) -> None:
+        if event.cell.id in self._open:
+            self._open.remove(event.cell.id)
+            tasks = [task for one in event.record.scores.values() for task in one.tasks.values()]
+            self.scores[self._of[event.cell.id]] = sum(score.value for task in tasks for score in task.values())
+
+    def is_exhausted(self) -> bool:
+        return bool(self.promoted)
+
+
+def test_source_that_decides_by_scores_proposes_promotes_and_stops(cluster: None, inline: Path, tmp_path: Path) -> None:
+    """What is promoted goes on from its kept state, and its scores are those of a sweep that asks for all."""
+    shutil.copytree(inline / "world", tmp_path / "world")
+    storage = {"root": str(tmp_path / "ledger"), "keep_state": "last"}
+    plan = make_plan(load_sweep(small_sweep(tmp_path, storage=storage)))
+    work, happened = Halving(plan.todo), list[RunEvent]()
+    run_on_ray(plan, happened.append, lambda _: None, work=work)
+    assert len(work.scores) == 2
+    (promoted,) = [run.trajectory for run in plan.runs if run.trajectory.id == work.promoted]
+    setting = promoted.cells[0].coordinates.setting
+    found, expected = records(tmp_path), records(inline)
+    assert found.keys() == {"none-0", "full-1", "lora-1", f"{setting}-2"}
+    for name, record in found.items():
+        assert (record.status, record.scores) == (Status.COMPLETE, expected[name].scores), (name, record.error)
+    steps: dict[str, list[int]] = {identity: [] for identity in work.scores}
+    for event in happened:
+        if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
+            steps[event.trajectory.id].append(event.event.step)
+    other = next(identity for identity in steps if identity != work.promoted)
+    assert steps == {work.promoted: [1, 2, 3, 4, 5, 6], other: [1, 2, 3]}
 
 
 def run_beside_a_holder(path: Path) -> None:

@@ -87,3 +87,17 @@ def test_search_is_told_of_scores_and_its_promotion_begins_first(runs: list[RunP
     assert tune.assigner.suggest("d") == Searcher.FINISHED
     assert tune.assigned[-1] == (runs[2].trajectory.id, 1.0, True)
     assert tune.closed == 1
+
+
+def test_more_of_a_trajectory_waits_until_its_earlier_trial_is_over(runs: list[RunPlan]) -> None:
+    """What the pool keeps for the earlier trial is dropped when that ends."""
+    search = Search([runs[0], runs[1], runs[0]])
+    tune = Tune(search)
+    assert [tune.assigner.suggest(trial) for trial in "ab"] == [{"trajectory": run.trajectory.id} for run in runs[:2]]
+    search.scored = {"one", "another"}
+    assert tune.assigner.suggest("c") is None, "its scores are there, its trial still is"
+    assert tune.closed == 0
+    tune.assigner.on_trial_complete("a")
+    assert tune.assigner.suggest("c") == {"trajectory": runs[0].trajectory.id}
+    assert tune.assigner.suggest("d") == Searcher.FINISHED
+    assert tune.assigned[-1] == (runs[0].trajectory.id, 1.0, True)

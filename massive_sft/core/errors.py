@@ -58,7 +58,7 @@ class ExitCode(enum.IntEnum):
     COMPLETE = 0
     INCOMPLETE = 1  # something failed or is missing, for reasons that stand
     INVALID = 2  # input, machine or cluster; nothing was done
-    TRY_AGAIN = 75  # SIGTERM, a cluster that was lost or stands still
+    TRY_AGAIN = 75  # SIGTERM; a cluster that was lost or stands still; killed trials
     INTERRUPTED = 130  # a person's wish: Ctrl-C, ``massive-sft cancel``, a closed terminal
 
 

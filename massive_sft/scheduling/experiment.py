@@ -17,7 +17,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 from ray import tune
 from ray.tune.search import Searcher
 
-from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.errors import ExitCode, MassiveSFTError
 
 # A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
 # and scorers survive, does not reach it.
@@ -27,6 +27,8 @@ RESTARTS = 3  # of a trial whose process is killed; what fails in a trial, it te
 
 class TrialsLost(MassiveSFTError):
     """The processes of trials were killed as often as they were started again: what they had to do is not done."""
+
+    exit_code = ExitCode.TRY_AGAIN
 
     def __init__(self, trajectories: Sequence[str]):
         self.trajectories = list(trajectories)

@@ -41,6 +41,7 @@ class LanePool(Pool):
         self.queues: defaultdict[Shape, list[QueuedOrder]] = defaultdict(list, {shape: [] for shape in expected})
         self.orders: dict[str, QueuedOrder] = {}
         self.submitted: set[str] = set()  # or skipped: expected no more
+        self.taken = 0  # orders, for their places
         self.held: dict[str, QueuedOrder] = {}
         self.idle: dict[str, float] = {}  # since when
         self.leaving: set[str] = set()
@@ -248,6 +249,7 @@ class LanePool(Pool):
             unexpected: the shape of its order, where that was not expected.
         """
         self.assigned[trial] = data
+        self.submitted.discard(trial)  # more of a trajectory is another order
         if unexpected is not None:
             self.expected[unexpected] += 1
         await self._notify()
@@ -271,8 +273,9 @@ class LanePool(Pool):
 
         An order of the same id is one whose trial died: a lane that still has it ends it, and is not heard any more.
         """
-        taken = QueuedOrder(order, shape, data, priority, len(self.submitted))
+        taken = QueuedOrder(order, shape, data, priority, self.taken)
         self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
+        self.taken += 1
         if order not in self.submitted:
             self.expected[shape] -= 1
             self.submitted.add(order)

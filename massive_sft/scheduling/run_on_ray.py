@@ -59,11 +59,17 @@ Scorable = tuple[CellPlan, RunPlan | None]  # a cell and its run; a base model h
 
 
 def run_on_ray(
-    plan: Plan, listen: Listen, say: Callable[[str], None], retrain: bool = False, stop: StopSignal | None = None
+    plan: Plan,
+    listen: Listen,
+    say: Callable[[str], None],
+    retrain: bool = False,
+    stop: StopSignal | None = None,
+    work: WorkSource | None = None,
 ) -> None:
     """Do what a plan leaves to do on the Ray cluster that this process is connected to, or until ``stop`` says so.
 
     When it is stopped, trainings in hand write a checkpoint at their next step and scorers end after their shard.
+    With a source of ``work``, what the plan leaves is what that chooses from: only base models' cells are sure to come.
 
     Args:
         plan: of the sweep, checked.
@@ -71,6 +77,8 @@ def run_on_ray(
         say: told of lanes and waiting.
         retrain: as for ``running.trial.train_run``.
         stop: the wish that it ends.
+        work: gives the trainings, which are of the plan's runs; None for all that the plan leaves. A run that is
+            trained already has its cells scored. It is told of each of their records.
 
     Raises:
         Stuck: when nothing moves and nobody works, as ``Watchdog``.
@@ -79,10 +87,11 @@ def run_on_ray(
     recorder = make_record_writer(plan)
     to_train = trainings_left(plan, recorder.ledger, retrain)
     ready: list[Scorable] = [(cell, None) for cell in plan.base if not cell.is_done]
-    ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
+    if work is None:
+        ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
     demand = make_demand(plan, to_train, ready, usable_nodes())
     say(str(demand))
-    work = FixedWork(sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id]))
+    work = work or FixedWork(sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id]))
     _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop or StopSignal()).run()
 
 

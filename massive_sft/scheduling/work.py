@@ -83,14 +83,15 @@ class Assigner(Searcher):
         self._close = close
         self._most = most
         self._expected = Counter(shape_of(run) for run in work.known)
-        self._live: set[str] = set()
+        self._live: dict[str, str] = {}  # trajectory by trial
+        self._held: list[tuple[RunPlan, float]] = []  # until the trial before of their trajectory is over
         self._is_closed = False
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> Any:
         """Return a trial's configuration, which is its trajectory; None when there is none now, FINISHED at the end."""
         with self._lock:
-            given = self._work.next() if len(self._live) < self._most() else None
+            given = self._next() if len(self._live) < self._most() else None
             if given is not None:
                 run, priority = given
                 shape = self._shape_of(run)
@@ -98,13 +99,24 @@ class Assigner(Searcher):
                 if not is_unexpected:
                     self._expected[shape] -= 1
                 self._assign(run, shape, priority, is_unexpected)
-                self._live.add(trial_id)
-            if self._work.is_exhausted() and not self._is_closed:
+                self._live[trial_id] = run.trajectory.id
+            if self._work.is_exhausted() and not self._held and not self._is_closed:
                 self._is_closed = True
                 self._close()
         if given is not None:
             return {"trajectory": given[0].trajectory.id}
         return Searcher.FINISHED if self._is_closed else None
+
+    def _next(self) -> tuple[RunPlan, float] | None:
+        """Return what can begin now: not more of a trajectory, as a promotion asks for, beside its earlier trial."""
+        live = set(self._live.values())
+        for held in self._held:
+            if held[0].trajectory.id not in live:
+                self._held.remove(held)
+                return held
+        while (given := self._work.next()) is not None and given[0].trajectory.id in live:
+            self._held.append(given)
+        return given
 
     def told(self, event: CellRecorded) -> None:
         """Tell the source of a record."""
@@ -117,7 +129,7 @@ class Assigner(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note that a trial is over."""
         with self._lock:
-            self._live.discard(trial_id)
+            self._live.pop(trial_id, None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune stores searchers; the ledger is what a run goes on from
