@@ -1,4 +1,4 @@
-"""Step 2: a model answers requests. One plain engine here; others follow the same interface."""
+"""Step 2: a model answers requests. The plain engine here; ``tree`` has another behind the same interface."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """``continuation`` is predicted by the last positions of ``tokens``; ``owner`` is the request's place."""
 
     owner: int
@@ -66,7 +66,7 @@ class PlainScorer:
         token_budget: int | None = None,
         ends: Collection[int] | None = None,
     ):
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._encoder = RequestEncoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
         self._max_length = max_length or max_length_of(model.config, tokenizer)
@@ -83,14 +83,14 @@ class PlainScorer:
         responses: dict[int, Response] = {}
         likelihoods = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
         dense = any(isinstance(requests[i], Rolling) for i in likelihoods)
-        budget = dense_budget(self._model, self._token_budget) if dense else self._token_budget
+        budget = dense_budget(self.model, self._token_budget) if dense else self._token_budget
         spans = [span for i in likelihoods for span in self._spans(i, requests[i])]
         scored, splits = self._score_spans(spans, budget)
         for i in likelihoods:
             responses[i] = LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING))
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
         answers, more_splits = generate.generate(
-            self._model,
+            self.model,
             self._tokenizer,
             self._encoder,
             [request for _, request in generations],
@@ -102,7 +102,7 @@ class PlainScorer:
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
         return [responses[i] for i in range(len(requests))], {"memory_splits": splits + more_splits}
 
-    def _spans(self, place: int, request: Request) -> list[_Span]:
+    def _spans(self, place: int, request: Request) -> list[Span]:
         if isinstance(request, Rolling):
             pairs = self._encoder.windows(request.text, self._max_length)
         elif isinstance(request, Likelihood):
@@ -115,21 +115,21 @@ class PlainScorer:
                     f"a continuation of {len(continuation)} tokens is longer than the model's {self._max_length}"
                 )
         return [
-            _Span(place, tuple(truncated(context, continuation, self._max_length)), tuple(continuation))
+            Span(place, tuple(truncated(context, continuation, self._max_length)), tuple(continuation))
             for context, continuation in pairs
         ]
 
-    def _score_spans(self, spans: list[_Span], budget: int) -> tuple[dict[int, tuple[float, bool, int]], int]:
+    def _score_spans(self, spans: list[Span], budget: int) -> tuple[dict[int, tuple[float, bool, int]], int]:
         """Return (log-probability, greedy, tokens) by request, summed over its spans, and the memory splits."""
-        sharing: dict[tuple[int, ...], list[_Span]] = defaultdict(list)
+        sharing: dict[tuple[int, ...], list[Span]] = defaultdict(list)
         for span in spans:
             if span.continuation:
                 sharing[span.tokens].append(span)
         rows = list(sharing.values())
         totals: dict[int, tuple[float, bool, int]] = {}
         splits = 0
-        for batch in batching.plan([len(row[0].tokens) for row in rows], budget):
-            results, made = batching.run_split(batch, lambda part: self._batch([rows[i] for i in part]))
+        for batch in self.plan([row[0].tokens for row in rows], budget):
+            results, made = batching.run_split(batch, lambda part: self.answer([rows[i] for i in part]))
             splits += made
             for row, values in zip((rows[i] for i in batch), results, strict=True):
                 for span, (logprob, greedy) in zip(row, values, strict=True):
@@ -137,8 +137,12 @@ class PlainScorer:
                     totals[span.owner] = (total + logprob, all_greedy and greedy, count + len(span.continuation))
         return totals, splits
 
-    def _batch(self, rows: list[list[_Span]]) -> list[list[tuple[float, bool]]]:
-        """Return (log-probability, greedy) of every span of every row."""
+    def plan(self, sequences: list[tuple[int, ...]], budget: int) -> list[list[int]]:
+        """Group sequences into batches of at most ``budget`` tokens: a pure function of both."""
+        return batching.plan([len(sequence) for sequence in sequences], budget)
+
+    def answer(self, rows: list[list[Span]]) -> list[list[tuple[float, bool]]]:
+        """Return (log-probability, greedy) of every span of every row of a batch."""
         row_of: list[int] = []
         column_of: list[int] = []
         positions: list[int] = []  # of each target, among the chosen positions
@@ -151,13 +155,13 @@ class PlainScorer:
             for span in row:
                 positions += range(len(row_of) - len(span.continuation), len(row_of))
                 targets += span.continuation
-        device = self._model.device
+        device = self.model.device
         tokens = batching.right_padded([row[0].tokens for row in rows], device)
         chosen, wanted = (
             torch.tensor([row_of, column_of], device=device),
             torch.tensor([positions, targets], device=device),
         )
-        logits = chosen_logits(self._model, tokens, chosen[0], chosen[1])
+        logits = chosen_logits(self.model, tokens, chosen[0], chosen[1])
         logprobs, greedy = target_logprobs(logits, wanted[0], wanted[1])
         lengths = [len(span.continuation) for row in rows for span in row]
         values = iter(

@@ -1,0 +1,88 @@
+"""Sequences of tokens as one row that holds what they share once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from massive_sft.models.tree_attention import Node, TreeRow
+
+Tokens = tuple[int, ...]
+
+
+def common(one: Tokens, other: Tokens) -> int:
+    """Return how many tokens two sequences begin with alike."""
+    shortest = min(len(one), len(other))
+    if one[:shortest] == other[:shortest]:
+        return shortest
+    low, high = 0, shortest  # one[:low] is common, one[:high] is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
+    return low
+
+
+def plan_rows(sequences: Sequence[Tokens], budget: int) -> list[list[int]]:
+    """Group sequences, in their order as tuples, into rows whose trees have at most ``budget`` tokens.
+
+    One that is longer is alone. A pure function of the sequences: their order does not count.
+    """
+    rows: list[list[int]] = []
+    size = 0
+    for index in sorted(range(len(sequences)), key=lambda i: (sequences[i], i)):
+        length = len(sequences[index])
+        added = length - common(sequences[rows[-1][-1]], sequences[index]) if rows else length
+        if rows and size + added <= budget:
+            rows[-1].append(index)
+            size += added
+        else:
+            rows.append([index])
+            size = length
+    return rows
+
+
+def tree_row(sequences: Sequence[Tokens]) -> tuple[TreeRow, list[list[int]]]:
+    """Lay sequences out as a trie, depth first.
+
+    Args:
+        sequences: in their order as tuples.
+
+    Returns:
+        The row, and for each sequence the positions of its tokens in it.
+    """
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    paths: list[list[int]] = []
+    before: Tokens = ()
+    for sequence in sequences:
+        shared = common(before, sequence)
+        path = paths[-1][:shared] if paths else []
+        for depth in range(shared, len(sequence)):
+            parents.append(path[-1] if path else -1)
+            path.append(len(tokens))
+            tokens.append(sequence[depth])
+            depths.append(depth)
+        paths.append(path)
+        before = sequence
+    ends = list(range(1, len(tokens) + 1))
+    children = [0] * len(tokens)
+    for place in range(len(tokens) - 1, -1, -1):
+        if parents[place] >= 0:
+            ends[parents[place]] = max(ends[parents[place]], ends[place])
+            children[parents[place]] += 1
+    made = (torch.tensor(values, dtype=torch.int64) for values in (tokens, depths, ends))
+    return TreeRow(_nodes(parents, children, ends), *made), paths
+
+
+def _nodes(parents: Sequence[int], children: Sequence[int], ends: Sequence[int]) -> tuple[Node, ...]:
+    """Return the roots of the trie whose nodes are runs of tokens without a branch."""
+    starts = [
+        place for place, parent in enumerate(parents) if parent < 0 or parent != place - 1 or children[parent] > 1
+    ]
+    below: dict[int, list[Node]] = {}  # by the last token of the parent; -1: the roots
+    for start, end in zip(reversed(starts), reversed([*starts[1:], len(parents)]), strict=True):
+        node = Node(start, end, ends[start], tuple(reversed(below.pop(end - 1, []))))
+        below.setdefault(parents[start], []).append(node)
+    return tuple(reversed(below.get(-1, [])))
