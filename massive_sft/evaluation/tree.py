@@ -78,17 +78,17 @@ class TreeScorer(PlainScorer):
 
     def _disproof(self, requests: Sequence[Request]) -> str | None:
         """Return how the tree's scores differ from the plain engine's; None where they agree."""
+        failure = None
         try:
             found, _ = super().score(requests)
-        except Unsupported:
-            self.fallback = "unproven"
-            super().score(requests)  # raises what is wrong with the requests
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            return f"the tree fails with {type(error).__name__}: {error}"
-        self.fallback = "unproven"
-        expected, _ = super().score(requests)
+        except (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            failure = f"the tree fails: {error}"
+            found = []
+        self.fallback = "not proven"
+        expected, _ = super().score(requests)  # raises what is wrong with the requests
         self.fallback = None
+        if not found:
+            return failure
         fixed, each = _TOLERANCE.get(self.model.dtype, _ROUNDED)
         for one, other in zip(found, expected, strict=True):
             assert isinstance(one, LikelihoodResponse) and isinstance(other, LikelihoodResponse)

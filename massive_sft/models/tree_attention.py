@@ -226,8 +226,11 @@ def _cpu_flash(
     found, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
-    # A query that sees no key of a piece has no output in it, and no weight.
-    return found[0].float().nan_to_num(0.0) if mask is not None else found[0].float(), norm[0].float()
+    found, norm = found[0].float(), norm[0].float()
+    if mask is not None:  # a query that sees no key of a piece has no weight in it, which the kernel does not say
+        blind = ~mask.any(dim=1)
+        found, norm = found.masked_fill(blind[:, None], 0.0), norm.masked_fill(blind, float("-inf"))
+    return found, norm
 
 
 def _matmul(

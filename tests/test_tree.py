@@ -1,0 +1,138 @@
+"""The tree engine against the plain forward pass and lm-eval, family by family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import evaluation_world as world
+import pytest
+import torch
+from small_models import SIZES
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from massive_sft.evaluation.requests import Likelihood, Request
+from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.token_tree import plan_rows, tree_row
+from massive_sft.evaluation.tree import TreeScorer
+from massive_sft.models.tree_support import refusal
+
+HEAD = "Question: two cats? Answer: the long yellow road. " * 8  # more than one block
+WINDOW = {"sliding_window": 16}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+EXACT: dict[str, dict[str, Any]] = {
+    "apertus": {}, "arcee": {}, "cohere": {}, "cohere2": WINDOW, "deepseek_v3": LATENT, "ernie4_5": {}, "exaone4": WINDOW,
+    "gemma": {}, "gemma2": WINDOW, "gemma3_text": WINDOW, "glm": {}, "glm4": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024}, "gpt_bigcode": {"n_embd": 32, "n_layer": 2,
+    "n_head": 4, "n_positions": 1024}, "gpt_neox": {}, "gpt_oss": WINDOW | EXPERTS, "granite": {"logits_scaling": 3.0},
+    "granitemoe": EXPERTS, "helium": {}, "hunyuan_v1_dense": {}, "llama": {}, "mistral": WINDOW, "ministral": WINDOW,
+    "mixtral": EXPERTS, "nemotron": {}, "olmo": {}, "olmo2": {}, "olmo3": WINDOW,
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "persimmon": {}, "phi": {}, "phi3": WINDOW, "qwen2": {},
+    "qwen2_moe": EXPERTS, "qwen3": {}, "qwen3_moe": EXPERTS, "seed_oss": {}, "smollm3": {}, "stablelm": {},
+    "starcoder2": WINDOW,
+}  # fmt: skip
+REFUSED = ["bloom", "codegen", "falcon", "gpt_neo", "gptj", "llama4_text", "mamba", "mpt", "qwen3_next"]
+
+
+def small(family: str, **changes: Any) -> Any:
+    values = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 267}
+    values |= {"max_position_embeddings": 1024, "initializer_range": 0.3, "attention_dropout": 0.0}
+    config = AutoConfig.for_model(family, **values | changes)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 2, 0, 1
+    return config
+
+
+def asked() -> list[Request]:
+    texts = [
+        (HEAD + question, continuation)
+        for question in ("Question: red?\nAnswer:", "the answer is")
+        for continuation in (" blue", " the long yellow road", " the long green road", " y")
+    ]
+    return [Likelihood(i, i // 4, i % 4, "", 1, *text) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_family_s_tree_scores_equal_those_of_its_own_forward_pass(family: str) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(small(family, **EXACT[family])).eval()
+    tree = TreeScorer(model, world.tokenizer())
+    found, happened = tree.score(asked())
+    assert tree.fallback is None and "plain_requests" not in happened
+    expected, _ = PlainScorer(model, world.tokenizer()).score(asked())
+    assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
+    assert max(abs(a.logprob - b.logprob) / b.tokens for a, b in zip(found, expected, strict=True)) < 1e-5
+    assert [r.greedy for r in found] == [r.greedy for r in expected]
+    assert found == tree.score(asked())[0]
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_family_that_a_tree_is_wrong_for_is_refused_by_its_configuration(family: str) -> None:
+    assert refusal(AutoConfig.for_model(family))
+
+
+def test_layers_that_a_tree_is_wrong_for_are_refused_whatever_the_family() -> None:
+    for changes, said in (
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of kind linear_attention"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "longest sequence"),
+        ({"is_causal": False}, "not causal"),
+    ):
+        assert said in str(refusal(AutoConfig.for_model("llama", **SIZES, **changes)))
+    assert refusal(AutoConfig.for_model("llama", **SIZES)) is None
+
+
+def test_model_whose_tree_is_wrong_is_scored_plainly_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Here one that takes no positions: it counts them along the row."""
+    model = world.llama(positions=1024)
+
+    def drop(_module: torch.nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        return inputs, {**named, "position_ids": None}
+
+    model.register_forward_pre_hook(drop, with_kwargs=True)
+    scorer = TreeScorer(model, world.tokenizer())
+    found, happened = scorer.score(asked())
+    assert found == PlainScorer(model, world.tokenizer()).score(asked())[0]
+    assert happened["plain_requests"] == len(found)
+    assert "where the plain engine gives" in str(scorer.fallback) and str(scorer.fallback) in caplog.text
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_model_that_calls_no_attention_function_is_scored_plainly() -> None:
+    """Some classes only warn when they are told to use one."""
+    model = world.llama(positions=1024)
+    model.set_attn_implementation = lambda _name: None
+    scorer = TreeScorer(model, world.tokenizer())
+    found, _ = scorer.score(asked())
+    assert "takes no attention function" in str(scorer.fallback)
+    assert found == PlainScorer(model, world.tokenizer()).score(asked())[0]
+
+
+def test_scores_that_are_no_numbers_are_given_as_such() -> None:
+    model = world.llama(positions=1024)
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    found, _ = TreeScorer(model, world.tokenizer()).score(asked())
+    assert all(r.logprob != r.logprob for r in found)
+
+
+def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() -> None:
+    sequences = [(1, 2, 3, 4), (1, 2, 5), (9,), (1, 2), (1, 2, 3, 6, 7), (8,) * 20, (1, 2, 3, 4, 4)]
+    rows = plan_rows(sequences, 8)
+    assert sorted(i for row in rows for i in row) == list(range(len(sequences)))
+    again = plan_rows(sequences[::-1], 8)
+    assert [[sequences[i] for i in row] for row in rows] == [[sequences[::-1][i] for i in row] for row in again]
+    for row in rows:
+        laid, paths = tree_row([sequences[i] for i in row])
+        assert len(laid.tokens) <= 8 or len(row) == 1
+        assert [tuple(laid.tokens[path].tolist()) for path in paths] == [sequences[i] for i in row]
+        assert all(laid.depths[path].tolist() == list(range(len(path))) for path in paths)
+        parents = {(a, b) for path in paths for a, b in zip(path, path[1:], strict=False)}
+        assert all(a < b < laid.ends[a] for a, b in parents)
+
+
+def test_chain_of_sequences_that_each_go_on_is_no_recursion() -> None:
+    tokens = tuple(range(3000))
+    laid, paths = tree_row([tokens[:length] for length in range(1, 3001)])
+    assert laid.tokens.tolist() == list(tokens) and len(paths[-1]) == 3000
