@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from massive_sft.evaluation.requests import Likelihood
+from massive_sft.evaluation.requests import Likelihood, Request
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.tree import TreeScorer
 
@@ -74,7 +75,7 @@ def pairs(workload: str, questions: int) -> list[Pair]:
     return found
 
 
-def likelihoods(texts: list[Pair]) -> list[Likelihood]:
+def likelihoods(texts: list[Pair]) -> list[Request]:
     return [Likelihood(i, i // 4, i % 4, "", 1, *text) for i, text in enumerate(texts)]
 
 
@@ -101,9 +102,7 @@ def picks(values: list[float]) -> list[tuple[int, float]]:
 
 def compared(ours: list[float], theirs: list[float], tokens: list[int]) -> dict[str, Any]:
     deltas = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    clear = [
-        one[0] == other[0] for one, other in zip(picks(ours), picks(theirs), strict=True) if other[1] > 2e-4
-    ]
+    clear = [one[0] == other[0] for one, other in zip(picks(ours), picks(theirs), strict=True) if other[1] > 2e-4]
     return {
         "max_delta": max(deltas),
         "max_delta_per_token": max(delta / count for delta, count in zip(deltas, tokens, strict=True)),
@@ -123,11 +122,16 @@ def beside_lm_eval(model: Any, tokenizer: Any, scale: float) -> None:
         table, answers = {}, []
         for batch in BATCHES:
             peer = HFLM(model, tokenizer=tokenizer, batch_size=batch, device="cpu", max_length=4096)
-            table[batch], answers = timed(lambda peer=peer: peer.loglikelihood(asked, disable_tqdm=True), 1)
+            table[batch], answers = timed(partial(peer.loglikelihood, asked, disable_tqdm=True), 1)
         scorer = TreeScorer(model, tokenizer, max_length=4096)
         scorer.score(likelihoods(texts[:8]))  # proves itself
-        seconds, (found, _) = timed(lambda scorer=scorer: scorer.score(likelihoods(texts)), 3)
-        result = {"hflm_s": table, "tree_s": seconds, "ratio": min(table.values()) / seconds, "fallback": scorer.fallback}
+        seconds, (found, _) = timed(partial(scorer.score, likelihoods(texts)), 3)
+        result = {
+            "hflm_s": table,
+            "tree_s": seconds,
+            "ratio": min(table.values()) / seconds,
+            "fallback": scorer.fallback,
+        }
         values = [logprob for logprob, _ in answers]
         result |= compared([r.logprob for r in found], values, [r.tokens for r in found])
         print(json.dumps({"workload": name, "requests": len(texts), **result}), flush=True)
@@ -144,8 +148,8 @@ def on_gpu() -> None:
             plain, tree = PlainScorer(model, tokenizer, max_length=4096), TreeScorer(model, tokenizer, max_length=4096)
             tree.score(asked[:8])
             plain.score(asked[:8])
-            plain_s, (expected, _) = timed(lambda plain=plain, asked=asked: plain.score(asked), 1)
-            tree_s, (found, _) = timed(lambda tree=tree, asked=asked: tree.score(asked), 3)
+            plain_s, (expected, _) = timed(partial(plain.score, asked), 1)
+            tree_s, (found, _) = timed(partial(tree.score, asked), 3)
             result = {"plain_s": plain_s, "tree_s": tree_s, "ratio": plain_s / tree_s, "fallback": tree.fallback}
             result |= compared([r.logprob for r in found], [r.logprob for r in expected], [r.tokens for r in found])
             equal = found == tree.score(asked)[0]

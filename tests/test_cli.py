@@ -105,7 +105,6 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "no such task file": (lambda _: {"evaluation": {"tasks": [{"path": "none.yaml"}]}}, "evaluation.tasks[0].path: there is no such file"),
     "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k'?)"),
     "unknown suite": (lambda _: {"evaluation": {"suites": ["paper"]}}, "valid: paper_zero_shot"),
-    "engine to come": (lambda _: {"evaluation": {"protocol": {"engine": "trie"}}}, "evaluation.protocol.engine: is not built yet"),
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
     "root with a line break": (lambda _: {"storage": {"root": "a\nb"}}, "storage.root: must be a path of printable characters"),

@@ -72,17 +72,13 @@ def test_rules_that_come_to_nothing_are_said(tmp_path: Path) -> None:
         {"when": {"model": "m2"}, "gpus": 8},
         {"when": {"phase": "evaluate"}, "gpus_per_replica": 2},
     ]
-    evaluation = {"protocol": {"engine": "trie"}}
-    plan = make_plan(
-        sweep_in(tmp_path, resources=resources, evaluation=evaluation, blocks=[block(setting=["full", "lora"])])
-    )
+    plan = make_plan(sweep_in(tmp_path, resources=resources, blocks=[block(setting=["full", "lora"])]))
     told = [f"{str(item.place).partition(': ')[2]}: {item.rule}" for item in plan.warnings]
     assert told == [
         "resources: no rule matches 1 of 2 training runs, e.g. m1 d1 full: one worker trains them on the CPU",
         "resources[1]: is never reached: earlier rules take all 1 training runs that it matches",
         "resources[2]: matches no training run",
         "resources[3].gpus_per_replica: are given to each scorer, but it loads a model on the first of them only",
-        "evaluation.protocol.engine: is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5",
     ]
 
 

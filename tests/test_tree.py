@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import evaluation_world as world
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from small_models import SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from massive_sft.evaluation.requests import Likelihood, Request
+from massive_sft.core.errors import Unsupported
+from massive_sft.evaluation.requests import Likelihood, Request, Rolling
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
 from massive_sft.evaluation.tree import TreeScorer
@@ -128,7 +132,7 @@ def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() ->
         assert len(laid.tokens) <= 8 or len(row) == 1
         assert [tuple(laid.tokens[path].tolist()) for path in paths] == [sequences[i] for i in row]
         assert all(laid.depths[path].tolist() == list(range(len(path))) for path in paths)
-        parents = {(a, b) for path in paths for a, b in zip(path, path[1:], strict=False)}
+        parents = {(a, b) for path in paths for a, b in itertools.pairwise(path)}
         assert all(a < b < laid.ends[a] for a, b in parents)
 
 
@@ -136,3 +140,37 @@ def test_chain_of_sequences_that_each_go_on_is_no_recursion() -> None:
     tokens = tuple(range(3000))
     laid, paths = tree_row([tokens[:length] for length in range(1, 3001)])
     assert laid.tokens.tolist() == list(tokens) and len(paths[-1]) == 3000
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt_neox"])
+def test_continuations_of_up_to_64_tokens_equal_lm_eval(family: str) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(small(family, **EXACT[family])).eval()
+    texts = [
+        (context, continuation)
+        for context in ("the road", HEAD + "Question: red?\nAnswer:", HEAD + "two cats \n", "x" * 1100)
+        for continuation in (" blue", " the long yellow road" + " a dog seven" * 3)
+    ]  # the last context is longer than the model: cut from the left
+    peer = HFLM(model, tokenizer=world.tokenizer(), batch_size=4, device="cpu", logits_cache=False)
+    expected = peer.loglikelihood([Instance("loglikelihood", {}, text, i) for i, text in enumerate(texts)], True)
+    tree = TreeScorer(model, world.tokenizer())
+    found, _ = tree.score([Likelihood(i, i, 0, "", 1, *text) for i, text in enumerate(texts)])
+    assert tree.fallback is None and 45 < max(r.tokens for r in found) <= 64
+    for one, (logprob, greedy) in zip(found, expected, strict=True):
+        assert one.logprob == pytest.approx(logprob, abs=min(1e-4, 1e-5 * one.tokens + 1e-5))
+        assert one.greedy == greedy
+
+
+def test_odd_requests_are_answered_as_the_plain_engine_does() -> None:
+    model, tokenizer = world.llama(), world.tokenizer()
+    texts = [("", " blue"), ("a", ""), ("a", "b"), ("x" * 300, " blue"), ("re", "d"), ("a", "b"), ("a", "bc")]
+    odd: list[Request] = [Likelihood(i, i, 0, "", 1, *text) for i, text in enumerate(texts)]
+    odd += [Rolling(len(odd), 99, 0, "", 1, "the long yellow road " * 40), Rolling(len(odd) + 1, 100, 0, "", 1, "")]
+    tree = TreeScorer(model, tokenizer)
+    found, _ = tree.score(odd)
+    expected, _ = PlainScorer(model, tokenizer).score(odd)
+    assert tree.fallback is None
+    assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], rel=1e-6, abs=1e-4)
+    assert [(r.greedy, r.tokens) for r in found] == [(r.greedy, r.tokens) for r in expected]
+    with pytest.raises(Unsupported, match="longer than the model's 256"):
+        TreeScorer(model, tokenizer).score([Likelihood(0, 0, 0, "", 1, "a", "b" * 300)])

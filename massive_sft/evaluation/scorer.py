@@ -16,6 +16,7 @@ from massive_sft.evaluation.end_tokens import ends_of
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
+from massive_sft.models.attention import attention_of
 
 
 class Scorer(Protocol):
@@ -72,6 +73,11 @@ class PlainScorer:
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._token_budget = token_budget or batching.default_budget(model.device)
         self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that answers."""
+        return attention_of(self.model)
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """See ``Scorer.score``.

@@ -72,8 +72,8 @@ def tree_row(sequences: Sequence[Tokens]) -> tuple[TreeRow, list[list[int]]]:
         if parents[place] >= 0:
             ends[parents[place]] = max(ends[parents[place]], ends[place])
             children[parents[place]] += 1
-    made = (torch.tensor(values, dtype=torch.int64) for values in (tokens, depths, ends))
-    return TreeRow(_nodes(parents, children, ends), *made), paths
+    made = [torch.tensor(values, dtype=torch.int64) for values in (tokens, depths, ends)]
+    return TreeRow(_nodes(parents, children, ends), made[0], made[1], made[2]), paths
 
 
 def _nodes(parents: Sequence[int], children: Sequence[int], ends: Sequence[int]) -> tuple[Node, ...]:

@@ -18,7 +18,7 @@ from massive_sft.evaluation.responses import LikelihoodResponse, Response
 from massive_sft.evaluation.scorer import PlainScorer, Span
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
 from massive_sft.models.chosen_positions import ChosenPositions
-from massive_sft.models.tree_attention import attending
+from massive_sft.models.tree_attention import NAME, attending
 from massive_sft.models.tree_support import as_tree, refusal
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,11 @@ class TreeScorer(PlainScorer):
         self.fallback = refusal(model.config)
         if self.fallback is not None:
             log.warning("scored by the plain engine: %s", self.fallback)
+
+    @property
+    def attention(self) -> str:
+        """As ``PlainScorer.attention``, with the reason where it is not the tree's."""
+        return NAME if self.fallback is None else f"{super().attention}, for {self.fallback}"
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """See ``Scorer.score``; counts ``plain_requests`` as well, which the tree did not answer."""

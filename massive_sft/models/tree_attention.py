@@ -10,6 +10,7 @@ then passes no mask, and position ids that jump are not taken for packed samples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,6 +73,11 @@ class TreeRow:
     def to(self, device: torch.device) -> TreeRow:
         """Return the row on a device."""
         return TreeRow(self.roots, self.tokens.to(device), self.depths.to(device), self.ends.to(device))
+
+    @functools.cached_property
+    def levels(self) -> list[_Level]:
+        """The calls of a kernel for sequences of unequal lengths."""
+        return _levels(self)
 
     def mask(self, piece: _Piece, window: int | None) -> torch.Tensor | None:
         """Return which keys the queries see, bool, shape (queries, keys); None where they see all."""
@@ -267,9 +273,8 @@ def _varlen(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """FlashAttention over sequences of unequal lengths: one causal call for all nodes, one for each level above."""
     query, key, value = (part.transpose(0, 1).contiguous() for part in (query, key, value))
-    levels = row.masks.get("levels") or row.masks.setdefault("levels", _levels(row))  # type: ignore[arg-type]
     out = lse = None
-    for level in levels:
+    for level in row.levels:
         picked = (query, key, value)
         if level.queries is not None:
             picked = (query[level.queries], key[level.keys], value[level.keys])
@@ -284,7 +289,8 @@ def _varlen(
             continue
         old = lse[level.queries]
         total = torch.logaddexp(old, norm)
-        out[level.queries] = out[level.queries] * (old - total).exp()[..., None] + found * (norm - total).exp()[..., None]
+        kept, added = (old - total).exp()[..., None], (norm - total).exp()[..., None]
+        out[level.queries] = out[level.queries] * kept + found * added
         lse[level.queries] = total
     assert out is not None and lse is not None
     return out.transpose(0, 1), lse.transpose(0, 1)

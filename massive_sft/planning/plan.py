@@ -204,7 +204,6 @@ def make_plan(sweep: Sweep) -> Plan:
             *_long_warmups(sweep, runs),
             *rules.warnings([run.trajectory.recipe for run in runs]),
             *_scaled_weights(sweep),
-            *_not_built(sweep),
         ),
         missing=_placed(sweep, contents.missing.values()),
         unpinned=_placed(sweep, contents.unpinned.values()),
@@ -277,12 +276,6 @@ def _scaled_weights(sweep: Sweep) -> Iterable[Problem]:
         shares = ", ".join(f"{dataset} {weight / total:.1%}" for dataset, weight in weights.items())
         place = f"{sweep.path}: mixtures.{name}.weights"
         yield Problem(place, f"add up to {total:g}, not 1: taken in proportion, {shares}")
-
-
-def _not_built(sweep: Sweep) -> Iterable[Problem]:
-    if sweep.file.evaluation.protocol.engine == "trie":
-        rule = "is not built yet: check and run refuse it; use plain, whose scores agree within 1e-5"
-        yield Problem(f"{sweep.path}: evaluation.protocol.engine", rule, "trie")
 
 
 def token_key(recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
+from massive_sft.evaluation.tree import TreeScorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
-from massive_sft.models.attention import attention_of
 from massive_sft.models.device import device_of
 from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.tokenizer import load_tokenizer
@@ -27,6 +27,8 @@ from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation
+
+_ENGINES = {engine.engine: engine for engine in (PlainScorer, TreeScorer)}
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class _Guards:
     confirm: Callable[[], None]
 
 
-class _GuardedScorer(PlainScorer):
+class _GuardedScorer:
     """Takes up no further shard once the run should end, and gives none away that may not count."""
 
-    def __init__(self, model: Any, tokenizer: Any, ends: Collection[int], guards: _Guards):
-        super().__init__(model, tokenizer, ends=ends)
-        self._guards = guards
+    def __init__(self, scorer: Scorer, guards: _Guards):
+        self.engine = scorer.engine
+        self._scorer, self._guards = scorer, guards
 
     def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
         """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
         if self._guards.stop():
             raise Interrupted("the run ends")
-        answered = super().score(requests)
+        answered = self._scorer.score(requests)
         self._guards.confirm()  # the weights may be read from their files as late as this
         return answered
 
@@ -85,10 +87,15 @@ class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
     def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
-        self.attention: str | None = None
+        self._answering: PlainScorer | None = None
         self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
+
+    @property
+    def attention(self) -> str | None:
+        """How attention is computed, with the reason where the tree engine answers plainly; None before loading."""
+        return None if self._answering is None else self._answering.attention
 
     def tokenizer(self) -> Any:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
@@ -126,8 +133,9 @@ class _CellModel:
         self._guards.confirm()
         device = device_of(self._gpu)
         model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
-        self.attention = attention_of(model)
-        return _GuardedScorer(model, tokenizer, self._ends(), self._guards)
+        engine = _ENGINES[protocol.engine]
+        self._answering = engine(model, tokenizer, ends=self._ends())
+        return _GuardedScorer(self._answering, self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
         if what not in self._made and what not in self._failed:
