@@ -1,7 +1,7 @@
 """Attention over a token tree: many sequences in one row, what they share computed once.
 
-The row holds a trie's nodes depth first, so that the descendants of a token are the interval behind it. A token attends
-to itself and its ancestors. That set is the union of disjoint pieces (a node's own tokens, each ancestor's tokens), each
+The row holds a trie's nodes depth first, so that the descendants of a token are the interval behind it. A token sees
+itself and its ancestors. That set is the union of disjoint pieces (a node's own tokens, each ancestor's tokens), each
 a dense or a causal block; their outputs are merged by their log-sum-exp, as FlashAttention merges its blocks.
 
 Models call it through transformers' ``AttentionInterface``. Only the attention is registered, not a mask: transformers
