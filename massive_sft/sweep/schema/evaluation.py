@@ -25,8 +25,8 @@ class Protocol(StrictModel):
 
     engine: Literal["plain", "trie"] = "plain"
     """How answers are computed. ``plain``: each sequence by itself. ``trie``: what prompts share is computed once, with
-    likelihoods that agree within 1e-4 in fp32; a model that it is not exact for
-    is scored plainly, and the record says why."""
+    likelihoods that agree within 1e-4 in fp32; a model that it is not exact for is scored plainly, and the record says
+    why. It has not been run on a GPU yet."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """The precision that models are scored in."""
     template: Literal["none", "training", "chat"] = "training"
