@@ -98,7 +98,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "empty file": (data(""), "d.jsonl"),
     "broken JSON line": (data(ROW * 2 + '{"prompt": \n'), "d.jsonl:3"),
     "missing column": (data('{"question": "a", "completion": "b"}\n'), "'prompt'"),
-    "too many samples": (lambda _: {"mixtures": {"one": {"each": "facts", "samples": 100_000}}}, "must be at most 1440 samples"),
+    "too many samples": (lambda _: {"mixtures": {"one": {"each": "facts", "samples": 100_000}}}, "must be at most 1,440 samples"),
     "special token in data": (data('{"prompt": "a", "completion": "b</s>"}\n'), "strip"),
     "no trainable token left": (setting(max_length=8), "trainable token"),
     "too long for the model": (lambda f: edited_model(f, max_position_embeddings=32), "positions"),
