@@ -167,11 +167,20 @@ class PlainScorer:
             torch.tensor([row_of, column_of], device=device),
             torch.tensor([positions, targets], device=device),
         )
-        logits = chosen_logits(self.model, tokens, chosen[0], chosen[1])
-        logprobs, greedy = target_logprobs(logits, wanted[0], wanted[1])
-        lengths = [len(span.continuation) for row in rows for span in row]
-        values = iter(
-            (float(logprob.sum()), bool(picks.all()))
-            for logprob, picks in zip(logprobs.double().split(lengths), greedy.split(lengths), strict=True)
-        )
-        return [[next(values) for _ in row] for row in rows]
+        return summed(rows, chosen_logits(self.model, tokens, chosen[0], chosen[1]), wanted)
+
+
+def summed(rows: list[list[Span]], logits: torch.Tensor, wanted: torch.Tensor) -> list[list[tuple[float, bool]]]:
+    """Return (log-probability, greedy) of every span of every row.
+
+    Args:
+        logits: shape (positions, vocabulary).
+        wanted: int64, shape (2, targets): the place in ``logits`` and the token of each target, span after span.
+    """
+    logprobs, greedy = target_logprobs(logits, wanted[0], wanted[1])
+    lengths = [len(span.continuation) for row in rows for span in row]
+    values = iter(
+        (float(logprob.sum()), bool(picks.all()))
+        for logprob, picks in zip(logprobs.double().split(lengths), greedy.split(lengths), strict=True)
+    )
+    return [[next(values) for _ in row] for row in rows]

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation.logits import dense_budget, target_logprobs
+from massive_sft.evaluation.logits import dense_budget
 from massive_sft.evaluation.requests import Generation, Request
 from massive_sft.evaluation.responses import LikelihoodResponse, Response
-from massive_sft.evaluation.scorer import PlainScorer, Span
+from massive_sft.evaluation.scorer import PlainScorer, Span, summed
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
 from massive_sft.models.chosen_positions import ChosenPositions
 from massive_sft.models.tree_attention import NAME, attending
@@ -74,12 +74,10 @@ class TreeScorer(PlainScorer):
             self._proven = True
             if self.fallback is not None:
                 log.warning("scored by the plain engine: %s", self.fallback)
-        if not likelihoods:
-            return super().score(requests)
-        if self.fallback is not None:
-            responses, happened = super().score(requests)
-            return responses, {**happened, "plain_requests": len(likelihoods)}
-        return super().score(requests)
+        responses, happened = super().score(requests)
+        if likelihoods and self.fallback is not None:
+            happened = {**happened, "plain_requests": len(likelihoods)}
+        return responses, happened
 
     def _disproof(self, requests: Sequence[Request]) -> str | None:
         """Return how the tree's scores differ from the plain engine's; None where they agree."""
@@ -123,13 +121,7 @@ class TreeScorer(PlainScorer):
                 targets += span.continuation
         logits = _tree_logits(self.model, row.to(self.model.device), list(places))
         wanted = torch.tensor([chosen, targets], device=logits.device)
-        logprobs, greedy = target_logprobs(logits, wanted[0], wanted[1])
-        lengths = [len(span.continuation) for spans in rows for span in spans]
-        values = iter(
-            (float(logprob.sum()), bool(picks.all()))
-            for logprob, picks in zip(logprobs.double().split(lengths), greedy.split(lengths), strict=True)
-        )
-        return [[next(values) for _ in spans] for spans in rows]
+        return summed(rows, logits, wanted)
 
 
 @torch.inference_mode()
