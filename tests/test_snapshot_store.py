@@ -295,7 +295,7 @@ def test_cache_of_many_users_loses_and_mixes_nothing(tmp_path: Path) -> None:
             return (entry / "file").read_text() == key * 10
 
     with ThreadPoolExecutor(6) as threads:
-        assert all(threads.map(use, range(120)))
+        assert all(threads.map(use, range(600)))
 
 
 def test_cache_keeps_nothing_of_a_fetch_that_fails_or_was_killed(tmp_path: Path) -> None:

@@ -163,8 +163,10 @@ def _last_use(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
+    """Return the bytes of a folder's files; those that go meanwhile, with their folders, count as nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size
+    for place, _, names in os.walk(folder):  # unlike rglob, it passes over folders that are gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
