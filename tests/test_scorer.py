@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import evaluation_world as world
 import pytest
@@ -11,10 +12,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from small_models import SIZES
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from massive_sft.core.errors import InvalidInput, Unsupported
-from massive_sft.evaluation import batching
+from massive_sft.evaluation import batching, token_files
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.generate import cut
 from massive_sft.evaluation.logits import chosen_logits
@@ -86,6 +87,73 @@ def test_generation_of_any_batch_equals_lm_eval(peers: tuple[PlainScorer, HFLM])
     found, _ = scorer.score([Generation(i, i, 0, "", 1, c, tuple(until), length) for i, c in enumerate(contexts)])
     assert [r.text for r in found] == expected
     assert len({r.tokens for r in found}) > 1
+
+
+class CountingTokenizer(PreTrainedTokenizerFast):
+    """Counts the texts that it encodes."""
+
+    texts = 0
+
+    def encode(self, text: str, **options: Any) -> list[int]:  # type: ignore[override]
+        self.texts += 1
+        return list(super().encode(text, **options))
+
+
+def counting(adds_bos: bool = True) -> CountingTokenizer:
+    plain = world.tokenizer(adds_bos)
+    bos = {"bos_token": "<s>"} if adds_bos else {}
+    return CountingTokenizer(tokenizer_object=plain.backend_tokenizer, eos_token="</s>", pad_token="<pad>", **bos)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_kept_tokens_are_those_of_lm_eval_and_are_encoded_once(adds_bos: bool, tmp_path: Path) -> None:
+    model = world.llama()
+    reference = HFLM(model, tokenizer=world.tokenizer(adds_bos), batch_size=1, device="cpu")
+    texts = [pair for pair in pairs() if pair[0].strip()]
+    asked = [Likelihood(i, i, 0, "", 1, *text) for i, text in enumerate(texts)]
+    rolling = Rolling(len(asked), 99, 0, "", 1, "the long yellow road")
+    first, again = RequestEncoder(counting(adds_bos)), RequestEncoder(counting(adds_bos))
+    made = token_files.encode([*asked, rolling], first, tmp_path)
+    assert made[:-1] == [reference._encode_pair(*text) for text in texts]
+    assert made[-1] == ([], reference.tok_encode(rolling.text))
+    prepared = again._tokenizer.texts
+    assert token_files.encode([*asked, rolling], again, tmp_path) == made
+    assert again._tokenizer.texts == prepared + 1  # of an empty text, for the fingerprint
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_context_of_several_choices_is_encoded_once() -> None:
+    tokenizer = counting()
+    scorer = PlainScorer(world.llama(), tokenizer)
+    before = tokenizer.texts
+    scorer.score(likelihoods([("Question: red?", f" {choice}") for choice in ("blue", "red", "green", "seven")]))
+    assert tokenizer.texts - before == 5
+
+
+def test_kept_tokens_that_are_damaged_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = PlainScorer(world.llama(), world.tokenizer())
+    asked = likelihoods(pairs())
+    expected, _ = scorer.score(asked, tmp_path)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    for damaged in (b"", sound[:-1], sound[:200] + bytes([sound[200] ^ 1]) + sound[201:]):
+        path.write_bytes(damaged)
+        assert scorer.score(asked, tmp_path)[0] == expected
+        assert path.read_bytes() == sound and "does not match its checksum; it is made again" in caplog.text
+
+
+def test_kept_tokens_are_of_one_tokenizer_and_its_requests(tmp_path: Path) -> None:
+    larger = world.tokenizer()
+    larger.add_tokens(["qzx"])
+    model = world.llama()
+    model.resize_token_embeddings(268)
+    PlainScorer(model, larger).score(likelihoods([("a", "b")]), tmp_path)
+    PlainScorer(model, larger).score(likelihoods([("a", "qzx")]), tmp_path)
+    PlainScorer(model, world.tokenizer()).score(likelihoods([("a", "b")]), tmp_path)
+    PlainScorer(model, world.tokenizer(adds_bos=False)).score(likelihoods([("a", "b")]), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(Unsupported, match="must know every token id of its tokenizer, below 267, got 267"):
+        PlainScorer(world.llama(), larger).score(likelihoods([("a", "qzx")]), tmp_path)
 
 
 FAMILIES = ["llama", "qwen2", "gemma2", "cohere", "granite", "olmo", "gpt_neox", "phi"]

@@ -185,6 +185,7 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
     folder = tmp_path / "responses"
     first = responses.answer_requests(benchmark, folder, "w", scorer.score)
     assert (first["shards"], first["shards_found"]) == (1, 0)
+    assert len(list((benchmark.folder / "tokens").iterdir())) == 1  # for whoever scores the same requests next
     path = responses.shard_path(folder, "tiny_mc", 0)
     good = path.read_bytes()
     lines = gzip.decompress(good).decode().replace('"greedy": false', '"greedy": true', 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import evaluation_world as world
@@ -15,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.requests import Likelihood, Request, Rolling
-from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.scorer import PlainScorer, Span
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
-from massive_sft.evaluation.tree import TreeScorer
+from massive_sft.evaluation.tree import TreeScorer, find_difference, proof_rows
 from massive_sft.models.tree_support import refusal
 
 HEAD = "Question: two cats? Answer: the long yellow road. " * 8  # more than one block
@@ -71,6 +72,12 @@ def test_family_s_tree_scores_equal_those_of_its_own_forward_pass(family: str) -
     assert max(abs(a.logprob - b.logprob) / b.tokens for a, b in zip(found, expected, strict=True)) < 1e-5
     assert [r.greedy for r in found] == [r.greedy for r in expected]
     assert found == tree.score(asked())[0]
+    in_small_rows = TreeScorer(
+        model, world.tokenizer(), token_budget=64
+    )  # each goes on from the head's keys and values
+    found, _ = in_small_rows.score(asked())
+    assert in_small_rows.fallback is None
+    assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", REFUSED)
@@ -104,6 +111,73 @@ def test_model_whose_tree_is_wrong_is_scored_plainly_and_says_why(caplog: pytest
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_longer_sequences_than_those_that_proved_the_tree_are_looked_at_again() -> None:
+    """Here a model that is right for short sequences only, as one whose window were forgotten."""
+    model = world.llama(positions=1024)
+
+    def drop(_module: torch.nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        positions = named.get("position_ids")
+        return inputs, {**named, "position_ids": None} if positions is not None and positions.max() > 100 else named
+
+    model.register_forward_pre_hook(drop, with_kwargs=True)
+    scorer = TreeScorer(model, world.tokenizer())
+    short = [replace(request, context=request.context[-40:]) for request in asked() if isinstance(request, Likelihood)]
+    _, happened = scorer.score(short)
+    assert scorer.fallback is None and "plain_requests" not in happened
+    found, happened = scorer.score(asked())
+    assert "where the plain engine gives" in str(scorer.fallback) and happened["plain_requests"] == len(found)
+    assert found == PlainScorer(model, world.tokenizer()).score(asked())[0]
+
+
+def test_rows_that_prove_the_tree_are_the_longest_and_others_of_all_parts() -> None:
+    def rows(lengths: list[int]) -> list[list[Span]]:
+        return [[Span(i, (i,) * length, (1,))] for i, length in enumerate(lengths)]
+
+    assert proof_rows(rows([3])) == [0]
+    assert proof_rows(rows([3, 9, 3])) == [1, 0]
+    many = proof_rows(rows([5] * 500 + [6] + [5] * 499))
+    assert many[0] == 500 and len(many) == 8 and many[1] == 0 and many[-1] > 800
+
+
+def test_log_probabilities_may_differ_by_their_rounding_alone() -> None:
+    nan = float("nan")
+    assert find_difference([(1, -3.0, -3.0001), (64, -90.0, -90.0007), (1, nan, nan)], torch.float32) is None
+    assert "-3 where the plain engine gives -3.001" in str(find_difference([(1, -3.0, -3.001)], torch.float32))
+    assert find_difference([(1, nan, -3.0)], torch.float32) and find_difference([(1, nan, -3.0)], torch.bfloat16)
+    assert find_difference([(25, -60.0, -60.9), (25, -60.0, -60.0)], torch.bfloat16) is None
+    assert "where the plain engine gives" in str(find_difference([(25, -60.0, -61.1)], torch.bfloat16))
+    assert "in the mean" in str(find_difference([(25, -60.0, -60.9)] * 8, torch.bfloat16))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "qwen3"])
+def test_family_s_tree_in_bf16_is_proven_and_within_rounding(family: str) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(small(family, **EXACT[family])).eval().to(torch.bfloat16)
+    tree = TreeScorer(model, world.tokenizer())
+    found, _ = tree.score(asked())
+    assert tree.fallback is None and "forward" not in vars(model.get_output_embeddings())
+    expected, _ = PlainScorer(model, world.tokenizer()).score(asked())
+    logprobs = [(b.tokens, a.logprob, b.logprob) for a, b in zip(found, expected, strict=True)]
+    assert find_difference(logprobs, torch.bfloat16) is None and found != expected
+
+
+def test_head_of_all_sequences_is_computed_once_for_several_rows() -> None:
+    model = world.llama(positions=1024)
+    computed: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _module, _inputs, named: computed.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    scorer = TreeScorer(model, world.tokenizer(), token_budget=64)
+    found, _ = scorer.score(asked())
+    head = len(scorer._encoder.encode(HEAD)) - 1
+    together = TreeScorer(model, world.tokenizer())
+    expected, _ = together.score(asked())
+    assert scorer.fallback is None and together.fallback is None
+    assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
+    rows = [tokens for tokens in computed if tokens <= 64]
+    assert len(rows) > 1 and computed[0] >= head and found == scorer.score(asked())[0]
+
+
 def test_model_that_calls_no_attention_function_is_scored_plainly() -> None:
     """Some classes only warn when they are told to use one."""
     model = world.llama(positions=1024)
@@ -123,9 +197,10 @@ def test_scores_that_are_no_numbers_are_given_as_such() -> None:
 
 def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() -> None:
     sequences = [(1, 2, 3, 4), (1, 2, 5), (9,), (1, 2), (1, 2, 3, 6, 7), (8,) * 20, (1, 2, 3, 4, 4)]
-    rows = plan_rows(sequences, 8)
+    reads = [1] * len(sequences)
+    rows = plan_rows(sequences, 8, reads, 100)
     assert sorted(i for row in rows for i in row) == list(range(len(sequences)))
-    again = plan_rows(sequences[::-1], 8)
+    again = plan_rows(sequences[::-1], 8, reads, 100)
     assert [[sequences[i] for i in row] for row in rows] == [[sequences[::-1][i] for i in row] for row in again]
     for row in rows:
         laid, paths = tree_row([sequences[i] for i in row])
@@ -134,6 +209,7 @@ def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() ->
         assert all(laid.depths[path].tolist() == list(range(len(path))) for path in paths)
         parents = {(a, b) for path in paths for a, b in itertools.pairwise(path)}
         assert all(a < b < laid.ends[a] for a, b in parents)
+    assert max(map(len, plan_rows(sequences, 100, [2] * len(sequences), 5))) == 2
 
 
 def test_chain_of_sequences_that_each_go_on_is_no_recursion() -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from massive_sft.core.wording import counted
 from massive_sft.data.preview import CLOSE, OPEN
-from massive_sft.evaluation.encoding import RequestEncoder
+from massive_sft.evaluation.encoding import RequestEncoder, windows
 from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling, read_requests
 
@@ -53,7 +53,7 @@ def _question(asked: Sequence[Request], encoder: RequestEncoder, tokenizer: Any,
                 f"generated: up to {counted(request.max_tokens, 'token')}{rest}, ended by {until}", style="magenta"
             )
         elif isinstance(request, Rolling):
-            for before, scored in encoder.windows(request.text, max_length):
+            for before, scored in windows(encoder.encode(request.text), encoder.prefix, max_length):
                 yield from _passage(before, scored, tokenizer, max_length)
         elif isinstance(request, Likelihood):
             before, scored = encoder.pair(request.context, request.continuation, request.joined)

@@ -7,12 +7,17 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import tokenizers
+
 from massive_sft.core.errors import Unsupported
+from massive_sft.core.fingerprint import fingerprint
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 
 DEFAULT_MAX_LENGTH = 2048
 _LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
 _NO_LENGTH = int(1e29)  # tokenizers say this for "unknown"
+RECENT_TEXTS = 4
+ENCODING_SEMANTICS = 1  # goes up when a text's tokens change, so that kept ones are not taken for them
 
 
 class RequestEncoder:
@@ -37,6 +42,7 @@ class RequestEncoder:
         self.prefix: int = bos if bos is not None else eos
         self._prefix_text = tokenizer.decode([self.prefix])
         self._adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
+        self._recent: dict[str, tuple[int, ...]] = {}  # a question's choices have its context in common
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text that begins a sequence."""
@@ -45,11 +51,14 @@ class RequestEncoder:
         return [self.prefix, *tokens] if self._adds_bos and not starts_with_bos else tokens
 
     def _bare(self, text: str) -> list[int]:
-        tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
-        largest = max(tokens, default=0)
-        if self._rows is not None and largest >= self._rows:
-            raise Unsupported(f"the model must know every token id of its tokenizer, below {self._rows}, got {largest}")
-        return tokens
+        tokens = self._recent.get(text)
+        if tokens is None:
+            tokens = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+            self.require_known(max(tokens, default=0))
+            if len(self._recent) == RECENT_TEXTS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[text] = tokens
+        return list(tokens)
 
     def prompt(self, context: str, lead: str) -> tuple[list[int], str]:
         """Return the tokens of a generation prompt, and the white space that is left to the answer.
@@ -99,21 +108,46 @@ class RequestEncoder:
             tail = self._bare(continuation)
         return head or [self.prefix], tail
 
-    def windows(self, text: str, max_length: int) -> list[tuple[list[int], list[int]]]:
-        """Return (context, continuation) windows that predict every token of a text once.
+    def request(self, request: Likelihood | Rolling) -> tuple[list[int], list[int]]:
+        """Return the tokens of a likelihood request as ``pair`` does; of a rolling one none, and all of its text."""
+        if isinstance(request, Rolling):
+            return [], self.encode(request.text)
+        return self.pair(request.context, request.continuation, request.joined)
 
-        The first predicts ``max_length`` tokens after the prefix token; each later one predicts up to ``max_length``
-        more, with as much context as fits (one token at least).
-        """
-        tokens = self.encode(text)
-        first = min(max_length, len(tokens))
-        found = [([self.prefix], tokens[:first])] if tokens else []
-        done = first
-        while done < len(tokens):
-            end = min(done + max_length, len(tokens))
-            found.append((tokens[max(0, end - max_length - 1) : done], tokens[done:end]))
-            done = end
-        return found
+    def require_known(self, largest: int) -> None:
+        """Raise Unsupported where the model has no embedding for a text's largest token."""
+        if self._rows is not None and largest >= self._rows:
+            raise Unsupported(f"the model must know every token id of its tokenizer, below {self._rows}, got {largest}")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The id of what texts become: equal ones give equal tokens to every request."""
+        self._tokenizer.encode("")  # takes off a truncation that the tokenizer's file or an earlier call left on it
+        content = {
+            "semantics": ENCODING_SEMANTICS,
+            "tokenizers": tokenizers.__version__,
+            "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
+            "splits special": bool(getattr(self._tokenizer, "split_special_tokens", False)),
+            "prefix": self.prefix,
+            "adds bos": self._adds_bos,
+        }
+        return fingerprint(content)
+
+
+def windows(tokens: Sequence[int], prefix: int, max_length: int) -> list[tuple[list[int], list[int]]]:
+    """Return (context, continuation) windows that predict every token of a text once.
+
+    The first predicts ``max_length`` tokens after the prefix token; each later one predicts up to ``max_length``
+    more, with as much context as fits (one token at least).
+    """
+    first = min(max_length, len(tokens))
+    found = [([prefix], list(tokens[:first]))] if tokens else []
+    done = first
+    while done < len(tokens):
+        end = min(done + max_length, len(tokens))
+        found.append((list(tokens[max(0, end - max_length - 1) : done]), list(tokens[done:end])))
+        done = end
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -135,10 +169,8 @@ def require_known_tokens(requests: Iterable[Request], tokenizer: Any, rows: int)
     for request in requests:
         if isinstance(request, Generation):
             encoder.prompt(request.context, request.lead)
-        elif isinstance(request, Rolling):
-            encoder.encode(request.text)
-        elif isinstance(request, Likelihood):
-            encoder.pair(request.context, request.continuation, request.joined)
+        elif isinstance(request, (Likelihood, Rolling)):
+            encoder.request(request)
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:

@@ -50,7 +50,7 @@ class _LazyScorer:
         self._scorer: Scorer | None = None
         self.load_seconds: float | None = None
 
-    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+    def score(self, requests: Sequence[Request], tokens: Path | None = None) -> tuple[list[Response], dict[str, int]]:
         """As ``Scorer.score``. Raises Unsupported where the scorer has another engine than the protocol."""
         if self._scorer is None:
             began = time.perf_counter()
@@ -58,7 +58,7 @@ class _LazyScorer:
             self.load_seconds = time.perf_counter() - began
         if self._scorer.engine != self._engine:
             raise Unsupported(f"the protocol asks for engine {self._engine}, this is {self._scorer.engine}")
-        return self._scorer.score(requests)
+        return self._scorer.score(requests, tokens)
 
 
 def evaluate(

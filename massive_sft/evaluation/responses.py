@@ -18,6 +18,7 @@ from massive_sft.evaluation.requests import Leaf, Request, RequestSet
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+TOKENS = "tokens"  # the folder of a request set where its tokens are kept
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GenerationResponse:
 
 Response = LikelihoodResponse | GenerationResponse
 _KINDS: dict[str, Callable[..., Response]] = {"scored": LikelihoodResponse, "generated": GenerationResponse}
-AnswerShard = Callable[[Sequence[Request]], tuple[list[Response], dict[str, int]]]
+AnswerShard = Callable[[Sequence[Request], Path], tuple[list[Response], dict[str, int]]]
 
 
 def shard_path(folder: Path, leaf: str, number: int) -> Path:
@@ -119,7 +120,7 @@ def answer_requests(requests: RequestSet, folder: Path, weights: str, answer: An
                 if isinstance(error, Corrupt):
                     log.warning("%s; it is answered again", error)
                     totals["shards_replaced"] += 1
-                responses, happened = answer(shard)
+                responses, happened = answer(shard, requests.folder / TOKENS)
                 write_shard(path, weights, shard, responses, happened)
             for name, count in happened.items():
                 totals[name] = totals.get(name, 0) + count

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation import batching, generate
-from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated
+from massive_sft.evaluation import batching, generate, token_files
+from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated, windows
 from massive_sft.evaluation.end_tokens import ends_of
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
@@ -28,8 +29,12 @@ class Scorer(Protocol):
 
     engine: str
 
-    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
-        """Return one response for each request, in order, and counts of what happened (``memory_splits``)."""
+    def score(self, requests: Sequence[Request], tokens: Path | None = None) -> tuple[list[Response], dict[str, int]]:
+        """Return one response for each request, in order, and counts of what happened (``memory_splits``).
+
+        Args:
+            tokens: the folder where the requests' tokens are kept; None: they are encoded and not kept.
+        """
         ...
 
 
@@ -42,7 +47,79 @@ class Span:
     continuation: tuple[int, ...]
 
 
+Row = list[Span]
+"""Spans of equal ``tokens``, computed once."""
+Value = tuple[float, bool]
+"""The log-probability of a span's continuation, and whether each of its tokens was the likeliest."""
 _NOTHING = (0.0, True, 0)  # the score of no tokens: certain
+
+
+def rows_of(spans: Sequence[Span]) -> list[Row]:
+    """Return the spans that have a token to predict, those that feed equal tokens together."""
+    sharing: dict[tuple[int, ...], Row] = defaultdict(list)
+    for span in spans:
+        if span.continuation:
+            sharing[span.tokens].append(span)
+    return list(sharing.values())
+
+
+def in_groups(
+    groups: Sequence[list[int]], rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[list[Value]]]
+) -> tuple[list[list[Value]], int]:
+    """Return the value of every span of every row, and how often memory split a group.
+
+    Args:
+        groups: the places of rows that are computed at once; each row in one.
+        answer: computes the rows of a group.
+    """
+    found: dict[int, list[Value]] = {}
+    splits = 0
+    for group in groups:
+        values, made = batching.run_split(group, lambda part: answer([rows[i] for i in part]))
+        splits += made
+        found.update(zip(group, values, strict=True))
+    return [found[i] for i in range(len(rows))], splits
+
+
+def reads(row: Row) -> int:
+    """Return at how many of a row's last positions something is predicted."""
+    return max(len(span.continuation) for span in row)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Whole sequences, longest first, padded on the right."""
+
+    model: Any
+    token_budget: int
+
+    def values(self, rows: Sequence[Row]) -> tuple[list[list[Value]], int]:
+        """Return the value of every span of every row, and the memory splits.
+
+        Batches are a pure function of the rows. Logits at every position of a batch take their own share of memory.
+        """
+        dense = any(reads(row) == len(row[0].tokens) for row in rows)
+        budget = dense_budget(self.model, self.token_budget) if dense else self.token_budget
+        return in_groups(batching.plan([len(row[0].tokens) for row in rows], budget), rows, self._answer)
+
+    def _answer(self, rows: Sequence[Row]) -> list[list[Value]]:
+        row_of: list[int] = []
+        column_of: list[int] = []
+        positions: list[int] = []  # of each target, among the chosen positions
+        targets: list[int] = []
+        for number, row in enumerate(rows):
+            length = len(row[0].tokens)
+            first = length - reads(row)
+            row_of += [number] * (length - first)
+            column_of += range(first, length)
+            for span in row:
+                positions += range(len(row_of) - len(span.continuation), len(row_of))
+                targets += span.continuation
+        device = self.model.device
+        tokens = batching.right_padded([row[0].tokens for row in rows], device)
+        chosen = torch.tensor([row_of, column_of], device=device)
+        wanted = torch.tensor([positions, targets], device=device)
+        return summed(rows, chosen_logits(self.model, tokens, chosen[0], chosen[1]), wanted)
 
 
 class PlainScorer:
@@ -52,8 +129,8 @@ class PlainScorer:
         model: a causal model in eval mode, on its device.
         tokenizer: its fast tokenizer.
         max_length: context length in tokens; the model's own when ``None``.
-        token_budget: tokens of a batch with padding; by the kind of device when ``None``. A layout: it changes fp32
-            log-probabilities in the sixth digit.
+        token_budget: tokens that are computed at once, with padding; by the kind of device when ``None``. A layout: it
+            changes fp32 log-probabilities in the sixth digit.
         ends: the tokens that end an answer; the model's own and the tokenizer's EOS when ``None``.
     """
 
@@ -68,10 +145,11 @@ class PlainScorer:
         ends: Collection[int] | None = None,
     ):
         self.model = model
+        self.token_budget = token_budget
         self._tokenizer = tokenizer
         self._encoder = RequestEncoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
         self._max_length = max_length or max_length_of(model.config, tokenizer)
-        self._token_budget = token_budget or batching.default_budget(model.device)
+        self._batches = Batches(model, token_budget or batching.default_budget(model.device))
         self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
 
     @property
@@ -79,99 +157,70 @@ class PlainScorer:
         """The attention implementation that answers."""
         return attention_of(self.model)
 
-    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+    def score(self, requests: Sequence[Request], tokens: Path | None = None) -> tuple[list[Response], dict[str, int]]:
         """See ``Scorer.score``.
 
         Raises:
             Unsupported: a continuation or an answer is longer than the model's context, or a text has a token that the
                 model has no embedding for.
         """
-        responses: dict[int, Response] = {}
-        likelihoods = [place for place, request in enumerate(requests) if not isinstance(request, Generation)]
-        dense = any(isinstance(requests[i], Rolling) for i in likelihoods)
-        budget = dense_budget(self.model, self._token_budget) if dense else self._token_budget
-        spans = [span for i in likelihoods for span in self._spans(i, requests[i])]
-        scored, splits = self._score_spans(spans, budget)
-        for i in likelihoods:
-            responses[i] = LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING))
+        likelihoods = [i for i, request in enumerate(requests) if not isinstance(request, Generation)]
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
-        answers, more_splits = generate.generate(
+        rows = rows_of(self._spans(requests, likelihoods, tokens))
+        values, happened = self.values(rows)
+        scored = _totals(rows, values)
+        responses: dict[int, Response] = {
+            i: LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING)) for i in likelihoods
+        }
+        answers, splits = generate.generate(
             self.model,
             self._tokenizer,
             self._encoder,
             [request for _, request in generations],
             self._ends,
             self._max_length,
-            self._token_budget,
+            self._batches.token_budget,
         )
         for (i, request), answer in zip(generations, answers, strict=True):
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
-        return [responses[i] for i in range(len(requests))], {"memory_splits": splits + more_splits}
+        happened["memory_splits"] += splits
+        return [responses[i] for i in range(len(requests))], happened
 
-    def _spans(self, place: int, request: Request) -> list[Span]:
-        if isinstance(request, Rolling):
-            pairs = self._encoder.windows(request.text, self._max_length)
-        elif isinstance(request, Likelihood):
-            pairs = [self._encoder.pair(request.context, request.continuation, request.joined)]
-        else:
-            raise Unsupported(f"the plain engine does not answer requests of kind {request.kind}")
-        for _, continuation in pairs:
-            if len(continuation) > self._max_length:
-                raise Unsupported(
-                    f"a continuation of {len(continuation)} tokens is longer than the model's {self._max_length}"
-                )
-        return [
-            Span(place, tuple(truncated(context, continuation, self._max_length)), tuple(continuation))
-            for context, continuation in pairs
-        ]
+    def values(self, rows: Sequence[Row]) -> tuple[list[list[Value]], dict[str, int]]:
+        """Return the value of every span of every row, and counts of what happened (``memory_splits``)."""
+        values, splits = self._batches.values(rows)
+        return values, {"memory_splits": splits}
 
-    def _score_spans(self, spans: list[Span], budget: int) -> tuple[dict[int, tuple[float, bool, int]], int]:
-        """Return (log-probability, greedy, tokens) by request, summed over its spans, and the memory splits."""
-        sharing: dict[tuple[int, ...], list[Span]] = defaultdict(list)
-        for span in spans:
-            if span.continuation:
-                sharing[span.tokens].append(span)
-        rows = list(sharing.values())
-        totals: dict[int, tuple[float, bool, int]] = {}
-        splits = 0
-        for batch in self.plan([row[0].tokens for row in rows], budget):
-            results, made = batching.run_split(batch, lambda part: self.answer([rows[i] for i in part]))
-            splits += made
-            for row, values in zip((rows[i] for i in batch), results, strict=True):
-                for span, (logprob, greedy) in zip(row, values, strict=True):
-                    total, all_greedy, count = totals.get(span.owner, _NOTHING)
-                    totals[span.owner] = (total + logprob, all_greedy and greedy, count + len(span.continuation))
-        return totals, splits
-
-    def plan(self, sequences: list[tuple[int, ...]], budget: int) -> list[list[int]]:
-        """Group sequences into batches of at most ``budget`` tokens: a pure function of both."""
-        return batching.plan([len(sequence) for sequence in sequences], budget)
-
-    def answer(self, rows: list[list[Span]]) -> list[list[tuple[float, bool]]]:
-        """Return (log-probability, greedy) of every span of every row of a batch."""
-        row_of: list[int] = []
-        column_of: list[int] = []
-        positions: list[int] = []  # of each target, among the chosen positions
-        targets: list[int] = []
-        for number, row in enumerate(rows):
-            length = len(row[0].tokens)
-            first = length - max(len(span.continuation) for span in row)
-            row_of += [number] * (length - first)
-            column_of += range(first, length)
-            for span in row:
-                positions += range(len(row_of) - len(span.continuation), len(row_of))
-                targets += span.continuation
-        device = self.model.device
-        tokens = batching.right_padded([row[0].tokens for row in rows], device)
-        chosen, wanted = (
-            torch.tensor([row_of, column_of], device=device),
-            torch.tensor([positions, targets], device=device),
-        )
-        return summed(rows, chosen_logits(self.model, tokens, chosen[0], chosen[1]), wanted)
+    def _spans(self, requests: Sequence[Request], places: Sequence[int], kept: Path | None) -> list[Span]:
+        """Return the spans of likelihood and rolling requests; their owners are their places among ``requests``."""
+        asked = [request for i in places if isinstance(request := requests[i], (Likelihood, Rolling))]
+        found = []
+        for place, request, encoded in zip(places, asked, token_files.encode(asked, self._encoder, kept), strict=True):
+            pairs = [encoded]
+            if isinstance(request, Rolling):
+                pairs = windows(encoded[1], self._encoder.prefix, self._max_length)
+            for context, continuation in pairs:
+                if len(continuation) > self._max_length:
+                    raise Unsupported(
+                        f"a continuation of {len(continuation)} tokens is longer than the model's {self._max_length}"
+                    )
+                fed = tuple(truncated(context, continuation, self._max_length))
+                found.append(Span(place, fed, tuple(continuation)))
+        return found
 
 
-def summed(rows: list[list[Span]], logits: torch.Tensor, wanted: torch.Tensor) -> list[list[tuple[float, bool]]]:
-    """Return (log-probability, greedy) of every span of every row.
+def _totals(rows: Sequence[Row], values: Sequence[Sequence[Value]]) -> dict[int, tuple[float, bool, int]]:
+    """Return (log-probability, greedy, tokens) by request, summed over its spans."""
+    totals: dict[int, tuple[float, bool, int]] = {}
+    for row, found in zip(rows, values, strict=True):
+        for span, (logprob, greedy) in zip(row, found, strict=True):
+            total, all_greedy, count = totals.get(span.owner, _NOTHING)
+            totals[span.owner] = (total + logprob, all_greedy and greedy, count + len(span.continuation))
+    return totals
+
+
+def summed(rows: Sequence[Row], logits: torch.Tensor, wanted: torch.Tensor) -> list[list[Value]]:
+    """Return the value of every span of every row.
 
     Args:
         logits: shape (positions, vocabulary).

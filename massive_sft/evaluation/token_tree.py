@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from massive_sft.models.tree_attention import Node, TreeRow
+from massive_sft.models.tree_row import KeysValues, Node, TreeRow
 
 Tokens = tuple[int, ...]
 
@@ -23,30 +23,39 @@ def common(one: Tokens, other: Tokens) -> int:
     return low
 
 
-def plan_rows(sequences: Sequence[Tokens], budget: int) -> list[list[int]]:
+def plan_rows(sequences: Sequence[Tokens], budget: int, reads: Sequence[int], most_reads: int) -> list[list[int]]:
     """Group sequences, in their order as tuples, into rows whose trees have at most ``budget`` tokens.
 
     One that is longer is alone. A pure function of the sequences: their order does not count.
+
+    Args:
+        reads: at how many positions of each something is predicted.
+        most_reads: of a row.
     """
     rows: list[list[int]] = []
-    size = 0
+    size = read = 0
     for index in sorted(range(len(sequences)), key=lambda i: (sequences[i], i)):
         length = len(sequences[index])
         added = length - common(sequences[rows[-1][-1]], sequences[index]) if rows else length
-        if rows and size + added <= budget:
+        if rows and size + added <= budget and read + reads[index] <= most_reads:
             rows[-1].append(index)
             size += added
+            read += reads[index]
         else:
             rows.append([index])
-            size = length
+            size, read = length, reads[index]
     return rows
 
 
-def tree_row(sequences: Sequence[Tokens]) -> tuple[TreeRow, list[list[int]]]:
+def tree_row(
+    sequences: Sequence[Tokens], before: Sequence[KeysValues] | None = None, start: int = 0
+) -> tuple[TreeRow, list[list[int]]]:
     """Lay sequences out as a trie, depth first.
 
     Args:
         sequences: in their order as tuples.
+        before: keys and values of what all of them go on from.
+        start: tokens of that.
 
     Returns:
         The row, and for each sequence the positions of its tokens in it.
@@ -55,17 +64,17 @@ def tree_row(sequences: Sequence[Tokens]) -> tuple[TreeRow, list[list[int]]]:
     parents: list[int] = []
     depths: list[int] = []
     paths: list[list[int]] = []
-    before: Tokens = ()
+    last: Tokens = ()
     for sequence in sequences:
-        shared = common(before, sequence)
+        shared = common(last, sequence)
         path = paths[-1][:shared] if paths else []
         for depth in range(shared, len(sequence)):
             parents.append(path[-1] if path else -1)
             path.append(len(tokens))
             tokens.append(sequence[depth])
-            depths.append(depth)
+            depths.append(start + depth)
         paths.append(path)
-        before = sequence
+        last = sequence
     ends = list(range(1, len(tokens) + 1))
     children = [0] * len(tokens)
     for place in range(len(tokens) - 1, -1, -1):
@@ -73,7 +82,7 @@ def tree_row(sequences: Sequence[Tokens]) -> tuple[TreeRow, list[list[int]]]:
             ends[parents[place]] = max(ends[parents[place]], ends[place])
             children[parents[place]] += 1
     made = [torch.tensor(values, dtype=torch.int64) for values in (tokens, depths, ends)]
-    return TreeRow(_nodes(parents, children, ends), made[0], made[1], made[2]), paths
+    return TreeRow(_nodes(parents, children, ends), made[0], made[1], made[2], before), paths
 
 
 def _nodes(parents: Sequence[int], children: Sequence[int], ends: Sequence[int]) -> tuple[Node, ...]:

@@ -10,121 +10,19 @@ then passes no mask, and position ids that jump are not taken for packed samples
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.models.tree_row import KeysValues, TreeRow
 
 NAME = "token_tree"
-BLOCK_TOKENS = 256  # subtrees up to this size share one masked block
 LOGITS_AT_ONCE = 2**26  # of the attention, all heads, where no kernel computes it: 256 MB in fp32
-
-
-@dataclass(frozen=True)
-class Node:
-    """Tokens ``start`` to ``end`` of a row follow each other; all up to ``last`` descend from them."""
-
-    start: int
-    end: int
-    last: int
-    children: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Queries ``first:last`` attend to keys ``low:high``; ``kind`` is ``causal``, ``tree`` (masked) or ``dense``."""
-
-    kind: str
-    first: int
-    last: int
-    low: int
-    high: int
-
-
-@dataclass
-class TreeRow:
-    """One row of tokens.
-
-    Attributes:
-        roots: the trie's nodes without a parent.
-        tokens: int64, shape (tokens,).
-        depths: int64, shape (tokens,): each token's position in its own sequences.
-        ends: int64, shape (tokens,): behind the last descendant of each.
-        layers: how often a layer has asked for its attention.
-    """
-
-    roots: tuple[Node, ...]
-    tokens: torch.Tensor
-    depths: torch.Tensor
-    ends: torch.Tensor
-    layers: int = 0
-    masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.own, self.above = _pieces(self.roots)
-
-    def to(self, device: torch.device) -> TreeRow:
-        """Return the row on a device."""
-        return TreeRow(self.roots, self.tokens.to(device), self.depths.to(device), self.ends.to(device))
-
-    @functools.cached_property
-    def levels(self) -> list[_Level]:
-        """The calls of a kernel for sequences of unequal lengths."""
-        return _levels(self)
-
-    def mask(self, piece: _Piece, window: int | None) -> torch.Tensor | None:
-        """Return which keys the queries see, bool, shape (queries, keys); None where they see all."""
-        key = (piece, window)
-        if key not in self.masks:
-            self.masks[key] = self._mask(piece, window)
-        return self.masks[key]
-
-    def _mask(self, piece: _Piece, window: int | None) -> torch.Tensor | None:
-        device = self.depths.device
-        distance = self.depths[piece.first : piece.last, None] - self.depths[None, piece.low : piece.high]
-        near = None if window is None or int(distance.max()) < window else distance < window
-        if piece.kind == "dense":
-            return near
-        query = torch.arange(piece.first, piece.last, device=device)[:, None]
-        key = torch.arange(piece.low, piece.high, device=device)[None]
-        seen = (key <= query) & (query < self.ends[None, piece.low : piece.high])
-        return seen if near is None else seen & near
-
-
-def _pieces(roots: Sequence[Node]) -> tuple[list[_Piece], list[_Piece]]:
-    """Return the pieces that hold each token's own key, every token in one, and those of ancestors only."""
-    own: list[_Piece] = []
-    above: list[_Piece] = []
-    levels = [list(roots)]
-    while levels:
-        small: list[Node] = []
-        for node in levels.pop():
-            if small and (node.last - small[0].start > BLOCK_TOKENS or node.start != small[-1].last):
-                own.append(_forest(small))
-                small = []
-            if node.last - node.start <= BLOCK_TOKENS:
-                small.append(node)
-                continue
-            own.append(_Piece("causal", node.start, node.end, node.start, node.end))
-            if node.children:
-                above.append(_Piece("dense", node.end, node.last, node.start, node.end))
-                levels.append(list(node.children))
-        if small:
-            own.append(_forest(small))
-    return own, above
-
-
-def _forest(nodes: Sequence[Node]) -> _Piece:
-    single = len(nodes) == 1 and not nodes[0].children
-    first, last = nodes[0].start, nodes[-1].last
-    return _Piece("causal" if single else "tree", first, last, first, last)
 
 
 _row: ContextVar[TreeRow | None] = ContextVar("token_tree_row", default=None)
@@ -172,17 +70,20 @@ def tree_attention(
     row = _row.get()
     if row is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != len(row.tokens):
         raise Unsupported("a layer asks for attention that is not the tree's")
-    row.layers += 1
+    layer, row.layers = row.layers, row.layers + 1
+    if row.keep is not None:
+        row.keep.append((key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window > 0 else None
     if window is not None and int(row.depths.max()) < window:
         window = None
     fused = softcap is None and query.shape[-1] == value.shape[-1]
-    if fused and query.is_cuda and query.dtype != torch.float32 and window is None:
+    before = None if row.before is None else row.before[layer]
+    if fused and query.is_cuda and query.dtype != torch.float32 and window is None and before is None:
         out, lse = _varlen(row, query[0], key[0], value[0], scale)
     else:
         one = _cpu_flash if fused and not query.is_cuda else _matmul
-        out, lse = _by_pieces(row, one, query, key, value, scale, window, softcap)
+        out, lse = _by_pieces(row, one, query, (key, value), before, scale, window, softcap)
     if s_aux is not None:
         out = out * torch.sigmoid(lse - s_aux.float().reshape(-1, 1))[..., None]
     return out.to(query.dtype).transpose(0, 1)[None], None
@@ -192,27 +93,29 @@ def _by_pieces(
     row: TreeRow,
     compute: Any,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    own: KeysValues,
+    before: KeysValues | None,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (output, log-sum-exp) in fp32, shapes (heads, tokens, width) and (heads, tokens)."""
     heads, tokens = query.shape[1:3]
-    out = torch.empty(heads, tokens, value.shape[-1], dtype=torch.float32, device=query.device)
+    # A token's heads lie side by side, as the model's output projection reads them.
+    out = torch.empty(tokens, heads, own[1].shape[-1], dtype=torch.float32, device=query.device).transpose(0, 1)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=query.device)
     for piece in (*row.own, *row.above):
         here = slice(piece.first, piece.last)
         causal = piece.kind == "causal" and window is None and compute is _cpu_flash
         mask = None if causal else row.mask(piece, window)
+        key, value = before if piece.kind == "before" and before is not None else own
         keys, values = key[:, :, piece.low : piece.high], value[:, :, piece.low : piece.high]
         found, norm = compute(query[:, :, here], keys, values, mask, causal, scale, softcap)
-        if piece.kind == "dense":
-            total = torch.logaddexp(lse[:, here], norm)
-            found = out[:, here] * (lse[:, here] - total).exp()[..., None] + found * (norm - total).exp()[..., None]
-            norm = total
-        out[:, here], lse[:, here] = found, norm
+        if piece.kind in ("dense", "before"):
+            out[:, here].lerp_(found, torch.sigmoid(norm - lse[:, here])[..., None])
+            lse[:, here] = torch.logaddexp(lse[:, here], norm)
+        else:
+            out[:, here], lse[:, here] = found, norm
     return out, lse
 
 
@@ -294,42 +197,6 @@ def _varlen(
         lse[level.queries] = total
     assert out is not None and lse is not None
     return out.transpose(0, 1), lse.transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """Sequences of one call: where queries and keys are (None: all in order), and their bounds (int32)."""
-
-    queries: torch.Tensor | None
-    keys: torch.Tensor | None
-    query_bounds: torch.Tensor
-    key_bounds: torch.Tensor
-    longest_query: int
-    longest_key: int
-
-
-def _levels(row: TreeRow) -> list[_Level]:
-    device = row.depths.device
-    nodes: list[list[Node]] = []
-    level = list(row.roots)
-    while level:
-        nodes.append(level)
-        level = [child for node in level for child in node.children]
-
-    def bounds(lengths: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-
-    every = sorted((node for level in nodes for node in level), key=lambda node: node.start)
-    sizes = [node.end - node.start for node in every]
-    found = [_Level(None, None, bounds(sizes), bounds(sizes), max(sizes), max(sizes))]
-    for level in nodes:
-        parents = [node for node in level if node.children]
-        if parents:
-            below, own = [n.last - n.end for n in parents], [n.end - n.start for n in parents]
-            queries = torch.cat([torch.arange(n.end, n.last, device=device) for n in parents])
-            keys = torch.cat([torch.arange(n.start, n.end, device=device) for n in parents])
-            found.append(_Level(queries, keys, bounds(below), bounds(own), max(below), max(own)))
-    return found
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -46,11 +46,11 @@ class _GuardedScorer:
         self.engine = scorer.engine
         self._scorer, self._guards = scorer, guards
 
-    def score(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+    def score(self, requests: Sequence[Request], tokens: Path | None = None) -> tuple[list[Response], dict[str, int]]:
         """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
         if self._guards.stop():
             raise Interrupted("the run ends")
-        answered = self._scorer.score(requests)
+        answered = self._scorer.score(requests, tokens)
         self._guards.confirm()  # the weights may be read from their files as late as this
         return answered
 
