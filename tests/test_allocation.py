@@ -115,6 +115,20 @@ def test_idle_lane_stays_where_its_room_helps_nobody() -> None:
     assert not decide(at(where, lanes=lanes, orders=orders)).end_lanes
 
 
+def test_scorers_that_had_all_cpus_give_the_lanes_half_back_when_training_goes_on() -> None:
+    """As when a search proposes after all is scored: a lane that starts beside them would wait for ever."""
+    rules, where = ScoringRules(CPU, None, 1e12), (Node("a", 2),)
+    alone = decide(at(where, cells=cells(2)), rules)
+    assert alone.start_groups == [("a", 1), ("a", 1)]
+    groups = (group("1", "a"), group("2", "a"))
+    now = at(where, groups=groups, orders=queued(cpu=1), cells=cells(1))
+    decision = decide(now, rules)
+    assert (decision.end_groups, decision.start_lanes, decision.start_groups) == (["2"], [], [])
+    decision = decide(replace(now, groups=(groups[0], replace(groups[1], leaving=True))), rules)
+    assert (decision.end_groups, decision.start_lanes) == ([], []), "it still has a cell"
+    assert decide(replace(now, groups=groups[:1]), rules).start_lanes == [(CPU, ("a",))]
+
+
 def test_room_is_shared_by_the_work_that_waits() -> None:
     decision = decide(at(nodes(8), orders={ONE: Orders(30, 0, 600.0), TWO: Orders(10, 0, 600.0)}))
     started = [shape for shape, _ in decision.start_lanes]

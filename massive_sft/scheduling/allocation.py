@@ -10,6 +10,7 @@ cells.
   up GPUs to scoring once so much waits to be scored that the way there and back is a small part of it, and scorers give
   them back before the cells run out. The lanes that keep pace with scoring stay.
 - A shape that has orders and no room gets nodes kept for it. A lane that had its turn ends for it, or for scoring.
+- Where CPUs are halved, scoring has the lanes' half too while nothing trains, and gives it back when something does.
 - Snapshots that wait beyond ``storage.max_waiting`` turn GPUs to scoring: no order is given out until fewer do.
 """
 
@@ -68,8 +69,11 @@ class _Deciding:
         self.scoring_room = Room(now.nodes, rules.share if trains else 1.0) if rules.apart else self.room
         for lane in now.lanes:
             self.room.take(lane.shape, lane.nodes)
-        for group in now.groups:
-            self.scoring_room.take(rules.scorer, [group.node] * group.size)
+        self.beyond = list[Group]()  # their share: they hold what is the lanes'
+        for group in sorted(now.groups, key=lambda group: group.leaving):
+            is_beyond = rules.apart and self.scoring_room.fits(rules.scorer, group.node) < group.size
+            self.beyond += [group] if is_beyond else []
+            (self.room if is_beyond else self.scoring_room).take(rules.scorer, [group.node] * group.size)
         self.empty = Room(now.nodes, self.lane_share)
         self.scorers = sum(group.size for group in self.groups.values())
         self.cell_s = now.cells.seconds / max(1, now.cells.waiting)
@@ -207,8 +211,9 @@ class _Deciding:
         for lane in list(self.lanes.values()):
             if not lane.busy and not self.now.orders.get(lane.shape, _NONE).left:
                 self._end(lane)
-        if not self.now.cells.waiting and not self.now.cells.more:
-            for group in list(self.groups.values()):
+        is_scored = not self.now.cells.waiting and not self.now.cells.more
+        for group in list(self.groups.values()):
+            if is_scored or group in self.beyond:
                 self._end(group)
 
     def _end(self, holder: Lane | Group) -> None:

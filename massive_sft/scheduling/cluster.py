@@ -78,7 +78,7 @@ def _start(address: str | None) -> None:
             include_dashboard=None if address else False,
             configure_logging=True,
         )
-    except Exception as error:
+    except Exception as error:  # Ray raises whatever it meets at its start, a bare Exception too
         ray.shutdown()
         raise InvalidInput(_refusal(address, error)) from error
 

@@ -10,10 +10,11 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.running.check.benchmarks import benchmark_problems
-from massive_sft.running.check.data import clock_cautions, data_problems
+from massive_sft.running.check.data import clock_cautions, data_problems, distinct_sets
 from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.models import Models, unreachable
 from massive_sft.running.check.snapshot_store import snapshot_store_problems
+from massive_sft.running.check.training_sets import TrainingSets
 from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
 from massive_sft.training.layout import layout_problems
@@ -85,6 +86,8 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
     problems += models.problems(say)
     for caution in clock_cautions(plan, models):
         warn(caution)
-    problems += data_problems(plan, ledger, models, lost, say, warn)
-    problems += benchmark_problems(plan, ledger, models, say)
-    return problems
+    with TrainingSets(distinct_sets(plan, models, lost), ledger) as sets:
+        sets.begin(say)
+        of_benchmarks = list(benchmark_problems(plan, ledger, models, say))  # while others tokenise
+        problems += data_problems(plan, models, sets.outcomes(say), warn)
+    return problems + of_benchmarks

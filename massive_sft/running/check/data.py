@@ -3,62 +3,64 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.data import cautions
 from massive_sft.data.mixture import PartCounts
-from massive_sft.data.samples import Samples
-from massive_sft.ledger.store import Ledger
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.planning.plan import Plan, RunPlan, token_key
 from massive_sft.running.check.models import Models, UsableModel
-from massive_sft.running.training import samples_of
+from massive_sft.running.check.token_process import TokenisedSet
+from massive_sft.running.check.training_sets import Outcome
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.template import CHAT
 
 
-def data_problems(
-    plan: Plan,
-    ledger: Ledger,
-    models: Models,
-    lost: Container[str],
-    say: Callable[[str], None],
-    warn: Callable[[Problem], None],
-) -> Iterator[Problem]:
-    """Build each distinct training set of what is left to do once, for usable models, into the ledger's token cache.
+def distinct_sets(plan: Plan, models: Models, lost: Container[str]) -> list[RunPlan]:
+    """Return a run for each distinct training set of what is left to do: of usable models, of data that is there.
 
     Args:
         lost: places (``datasets.NAME``) that the hub does not give.
-        warn: called with what stands, but may not be what was meant.
     """
     distinct: dict[str, RunPlan] = {token_key(run.trajectory.recipe): run for run in plan.todo}
     missing = [problem.place for problem in plan.missing]
-    joined: dict[tuple[str, str], tuple[Recipe, dict[str, PartCounts]]] = {}  # by template and model
-    totals: dict[tuple[str, str, int], tuple[Recipe, list[PartCounts]]] = {}  # by those and the maximum length
+    found = []
     for run in distinct.values():
         recipe = run.trajectory.recipe
-        model = models.usable.get(recipe.model)
         places = [f"datasets.{part.name}" for part in recipe.mixture.parts]
         gone = any(place.startswith(f"{plan.sweep.path}: {one}.") for place in missing for one in places)
-        if model is None or gone or any(place in lost for place in places):
-            continue
-        say(f"data {recipe.mixture.name} for {recipe.model_name}")
-        try:
-            samples, counts = samples_of(run, ledger)
-        except InvalidInput as error:
+        if recipe.model in models.usable and not gone and not any(place in lost for place in places):
+            found.append(run)
+    return found
+
+
+def data_problems(
+    plan: Plan, models: Models, outcomes: Iterable[tuple[RunPlan, Outcome]], warn: Callable[[Problem], None]
+) -> Iterator[Problem]:
+    """Say what is wrong with training sets, and what of them their models cannot take.
+
+    Args:
+        outcomes: each set's run, with what it came to or what is wrong with it.
+        warn: called with what stands, but may not be what was meant.
+    """
+    joined: dict[tuple[str, str], tuple[Recipe, dict[str, PartCounts]]] = {}  # by template and model
+    totals: dict[tuple[str, str, int], tuple[Recipe, list[PartCounts]]] = {}  # by those and the maximum length
+    for run, outcome in outcomes:
+        recipe = run.trajectory.recipe
+        if isinstance(outcome, InvalidInput):
             yield from (
                 Problem(f"{plan.sweep.path}: {item.place}", item.rule, item.value, item.choices)
-                for item in error.problems
+                for item in outcome.problems
             )
-        except MassiveSFTError as error:
-            yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(error))
+        elif isinstance(outcome, MassiveSFTError):
+            yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(outcome))
         else:
-            yield from _unfit(plan, recipe, samples, model)
+            yield from _unfit(plan, recipe, outcome, models.usable[recipe.model])
             written = str(recipe.setting.template), recipe.model_name
             _, parts = joined.setdefault(written, (recipe, {}))
-            totals.setdefault((*written, recipe.setting.max_length), (recipe, []))[1].append(counts.total)
-            for part in counts.parts:
+            totals.setdefault((*written, recipe.setting.max_length), (recipe, []))[1].append(outcome.counts.total)
+            for part in outcome.counts.parts:
                 parts[part.name] = max(part, parts.get(part.name, part), key=lambda one: one.joined)
     told = [
         *(cautions.joined(recipe.setting, parts.values(), _place(plan, recipe), recipe.model_name)
@@ -83,13 +85,14 @@ def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
             yield from cautions.clock(usable.tokenizer, f"{plan.sweep.path}: models.{usable.name}")
 
 
-def _unfit(plan: Plan, recipe: Recipe, samples: Samples, model: UsableModel) -> Iterator[Problem]:
+def _unfit(plan: Plan, recipe: Recipe, samples: TokenisedSet, model: UsableModel) -> Iterator[Problem]:
     """Yield what of the samples the model cannot take: too many positions, tokens that it has no embedding for."""
-    longest = int(samples.lengths.max())
-    if model.positions and longest > model.positions:
+    if model.positions and samples.longest > model.positions:
         place = f"{plan.sweep.path}: settings.{recipe.setting_name}.max_length"
-        rule = f"lets through samples of {longest} tokens, but {recipe.model_name} has {model.positions} positions"
+        rule = (
+            f"lets through samples of {samples.longest} tokens, but {recipe.model_name} has {model.positions} positions"
+        )
         yield Problem(place, f"{rule}; lower it", recipe.setting.max_length)
-    for item in token_problems(recipe.model, model.rows, int(samples.tokens.max())):
+    for item in token_problems(recipe.model, model.rows, samples.largest):
         place = f"{plan.sweep.path}: models.{recipe.model_name}: {item.place}"
         yield Problem(place, f"{item.rule} (mixture {recipe.mixture.name})", item.value)

@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict
 class StrictModel(BaseModel):
     """An entry of the sweep file: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # validators take 16 MB, and most processes of a cluster get entries that are checked
+    )
 
     @property
     def unused_fields(self) -> frozenset[str]:
