@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Fault, install
+from commands import Fault, call, install, kill
 from resuming import DROPOUT, Crash, Told, begin, finish, go
 from small_sweep import small_sweep
 from tiny_training import make_base, make_spec
@@ -197,6 +198,38 @@ def test_run_that_is_killed_while_it_keeps_a_state_goes_on_from_it(tmp_path: Pat
         ran(path)
     assert taken(ran(path)) == []
     assert taken(ran(sweep_at(tmp_path, 1, 2, 3))) == [7, 8, 9]
+
+
+def run_killed(path: Path, fault: Fault) -> None:
+    """Run a sweep in a process that a fault strikes."""
+    install(fault)
+    ran(path)
+
+
+# Linking the state's files, naming it, publishing the training, and what is removed after that.
+KILLS = [(r"/kept/.*partial", 3), (r"/kept/\.?latest", 0), (r"/training/\.?attempt-", 0), (r"/resume/latest.json$", 1)]
+
+
+@pytest.mark.parametrize("undisturbed", ["lora"], indirect=True)
+@pytest.mark.parametrize(("place", "skip"), KILLS)
+def test_kill_between_a_state_and_the_record_of_its_training_loses_nothing(
+    undisturbed: tuple[str, Path], tmp_path: Path, place: str, skip: int
+) -> None:
+    """SIGKILL, so that nothing is tidied up; then a longer training goes on from what lies there."""
+    setting, whole = undisturbed
+    path = sweep_at(tmp_path, 1, setting=setting)
+    code, printed = call(run_killed, path, Fault(place, kill, skip, removing=True), out=tmp_path / "printed")
+    assert code == -signal.SIGKILL, printed
+    assert not planned(path).runs[0].cells[0].is_done
+    assert taken(ran(path)) == [], "the checkpoint or the state is of the last step"
+    told = ran(path := sweep_at(tmp_path, 1, 2, 3, setting=setting))
+    assert taken(told) == [4, 5, 6, 7, 8, 9] and not told.of(StartedOver)
+    weights, losses = outcome(home_of(path))
+    expected, all_losses = outcome(whole)
+    assert losses == all_losses
+    assert weights.items() <= expected.items() and "epoch-3" in weights
+    (kept,) = (folder for folder in (home_of(path) / "kept").iterdir() if folder.is_dir())
+    assert [folder.name for folder in kept.iterdir()] == ["state"], "no half state is left"
 
 
 def flip(path: Path) -> None:
