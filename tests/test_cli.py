@@ -106,7 +106,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k'?)"),
     "unknown suite": (lambda _: {"evaluation": {"suites": ["paper"]}}, "valid: paper_zero_shot"),
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
-    "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "storage.root"),
+    "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "sweep.yaml: storage.root: must be a folder that can be written"),
     "root with a line break": (lambda _: {"storage": {"root": "a\nb"}}, "storage.root: must be a path of printable characters"),
     "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
     "ledger of a newer schema": (newer_ledger, "has schema 3"),
@@ -192,6 +192,22 @@ def test_inspect_of_a_benchmark_shows_prompt_shots_and_what_is_scored(
         True,
     )
     assert not (tmp_path / "ledger").exists()
+
+
+def test_inspect_takes_the_name_that_a_task_file_gives_where_one_file_has_it(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    small_sweep(tmp_path)  # makes the world that the copies are of
+    for name in ("quiz", "again"):
+        shutil.copy(tmp_path / "world" / "tasks" / "facts_mc.yaml", tmp_path / f"{name}.yaml")
+    evaluation = {"protocol": {"dtype": "fp32"}, "tasks": [{"path": "quiz.yaml", "shots": [0, 1]}]}
+    path = small_sweep(tmp_path, evaluation=evaluation)
+    for name, labels in {"facts_mc": ["quiz-0shot", "quiz-1shot"], "quiz": ["quiz-0shot", "quiz-1shot"]}.items():
+        code, out, _ = call("inspect", path, "--task", name, "-n", 1)
+        assert (code, re.findall(r"^(\S+): 120 questions", out, re.M)) == (0, labels)
+    evaluation["tasks"].append({"path": "again.yaml"})
+    code, _, text = call("inspect", small_sweep(tmp_path, evaluation=evaluation), "--task", "facts_mc")
+    assert code == 2 and "got 'facts_mc'; valid: quiz-0shot, quiz-1shot, again-0shot" in text
 
 
 def test_inspect_needs_no_weights_and_says_all_that_is_missing_where_it_fails(

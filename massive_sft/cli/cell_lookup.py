@@ -119,7 +119,7 @@ def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | N
     """
     if sweep is not None and not sweep.is_dir():
         plan = load_plan(sweep, overlays)
-        return find_cell(plan, _ledger(plan.root), beginning)
+        return find_cell(plan, _ledger(plan), beginning)
     if overlays:
         raise InvalidInput(Problem("--overlay", "needs the sweep file, too: --sweep FILE"))
     places = dict(_known(sweep))
@@ -147,14 +147,14 @@ def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]
         with suppress(MassiveSFTError, OSError):  # is no sweep file, or one that cannot be planned
             plan = load_plan(path, None)
             if root is None or plan.root == root.resolve() or plan.root == root.absolute():
-                yield path, (plan, _ledger(plan.root))
+                yield path, (plan, _ledger(plan))
     if root is not None:
-        yield root, (None, Ledger.open(root, create=False))
+        yield root, (None, Ledger.open(root, create=False, place="--sweep"))
 
 
-def _ledger(root: Path) -> Ledger:
-    """Return the ledger at a root, open for reading; where nothing was ever run, one without records."""
-    return Ledger.open(root, create=False) if root.exists() else Ledger(root)
+def _ledger(plan: Plan) -> Ledger:
+    """Return a plan's ledger, open for reading; where nothing was ever run, one without records."""
+    return plan.open_ledger(create=False) if plan.root.exists() else Ledger(plan.root)
 
 
 def _planned(plan: Plan | None) -> dict[str, tuple[CellPlan, RunPlan | None]]:

@@ -17,7 +17,7 @@ from massive_sft.core.files import format_bytes, write_json
 from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import storage_root
+from massive_sft.planning.plan import storage_place, storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
 
 if TYPE_CHECKING:  # the hub library takes half a second to import, and every verb imports this module
@@ -43,7 +43,7 @@ def fetch(
         pinned = hub.resolve_all(repositories(sweep))
     known: dict[str, dict[str, str]] = {}
     if not dry_run:
-        ledger = Ledger.open(storage_root(sweep))
+        ledger = Ledger.open(storage_root(sweep), place=storage_place(sweep))
         if not pin_only:
             with _only_one_here(hub.cache_folder(), err):
                 for item in pinned:

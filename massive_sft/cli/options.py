@@ -93,4 +93,4 @@ def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger
         InvalidInput: the file is wrong, or nothing was ever run into its storage root.
     """
     found = load_plan(file, overlays)
-    return found, Ledger.open(found.root, create=False)
+    return found, found.open_ledger(create=False)

@@ -23,7 +23,7 @@ def retry(
     """Take up only what failed or is incomplete."""
     plan, selection = pin_revisions(load_plan(file, overlay)), parse_where(where)
     narrowed = select_failed(plan, selection)
-    console().print(retry_view(narrowed, Ledger.open(plan.root, create=False), count_diverged(plan, selection)))
+    console().print(retry_view(narrowed, plan.open_ledger(create=False), count_diverged(plan, selection)))
     if narrowed.cells:
         execute_plan(narrowed, plan, inline, retrain)
 

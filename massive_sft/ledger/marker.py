@@ -19,8 +19,12 @@ SCHEMA = 2
 """Of the layout. 1: records ``record-<n>.json`` and one ``index.jsonl``, which this version reads too."""
 
 
-def check(root: Storage) -> int:
+def check(root: Storage, place: str) -> int:
     """Return the schema of the ledger under a root.
+
+    Args:
+        root: of the ledger.
+        place: where the root is named, for what is said of it.
 
     Raises:
         InvalidInput: the root is no ledger, or cannot be read.
@@ -30,9 +34,9 @@ def check(root: Storage) -> int:
     try:
         data = root.get(NAME).data
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidInput(Problem("storage.root", f"is no ledger, it has no {NAME}", str(root))) from error
+        raise InvalidInput(Problem(place, f"is no ledger, it has no {NAME}", str(root))) from error
     except OSError as error:
-        raise _unusable(root, error) from error
+        raise _unusable(root, place, error) from error
     try:
         content = json.loads(data)
     except ValueError:
@@ -46,18 +50,23 @@ def check(root: Storage) -> int:
     return schema
 
 
-def prepare(root: Folder, folders: tuple[str, ...]) -> None:
+def prepare(root: Folder, folders: tuple[str, ...], place: str) -> None:
     """Make a root ready for writing: prove that of several writers one wins there, then write the marker last.
 
     A ledger of an older schema becomes one of this. Nothing of it is converted; older versions refuse it from then on,
     for they would not see the records written now.
+
+    Args:
+        root: of the ledger.
+        folders: made in it.
+        place: as of ``check``.
 
     Raises InvalidInput when the root cannot be written, and as ``check``.
     """
     try:
         root.local().mkdir(parents=True, exist_ok=True)
         is_new = not any(item.name == NAME for item in root.list())
-        schema = 0 if is_new else check(root)
+        schema = 0 if is_new else check(root, place)
         probe = f".probe.{secrets.token_hex(4)}"
         root.put_if_absent(probe, b"")
         root.delete(probe)
@@ -67,7 +76,7 @@ def prepare(root: Folder, folders: tuple[str, ...]) -> None:
             root.put(NAME, json.dumps({"schema": SCHEMA}).encode() + b"\n")
             root.delete("index.jsonl")
     except OSError as error:
-        raise _unusable(root, error) from error
+        raise _unusable(root, place, error) from error
     if 0 < schema < SCHEMA:
         log.warning("%s: schema %d is now %d; older versions of massive-sft refuse it", root, schema, SCHEMA)
 
@@ -83,6 +92,6 @@ def ledger_id(root: Storage) -> str:
     return root.get(ID).data.decode().strip()
 
 
-def _unusable(root: Storage, error: OSError) -> InvalidInput:
+def _unusable(root: Storage, place: str, error: OSError) -> InvalidInput:
     rule = f"must be a folder that can be written and holds hard links ({error.strerror or error})"
-    return InvalidInput(Problem("storage.root", rule, str(root)))
+    return InvalidInput(Problem(place, rule, str(root)))

@@ -58,8 +58,13 @@ class Ledger(LedgerPaths):
         self._index = Index(self.storage.at("index"))
 
     @classmethod
-    def open(cls, root: str | Path, create: bool = True) -> Ledger:
-        """Open the ledger under ``root``; with ``create`` for writing, without it for reading only.
+    def open(cls, root: str | Path, create: bool = True, place: str = "storage.root") -> Ledger:
+        """Open the ledger under a root.
+
+        Args:
+            root: local folder.
+            create: for writing, and made where it is not there; else for reading only.
+            place: where the root is named, for what is said of it.
 
         Raises:
             InvalidInput: the root cannot be written (``create``), or is no ledger (not ``create``).
@@ -69,14 +74,14 @@ class Ledger(LedgerPaths):
         scheme = _SCHEME.match(str(root))
         if scheme:
             raise Unsupported(
-                f"storage.root: {redact(str(root))}: {scheme[1]}: is not supported yet, only folders of a local disk, "
+                f"{place}: {redact(str(root))}: {scheme[1]}: is not supported yet, only folders of a local disk, "
                 "NFS or Lustre; mount it or choose a folder"
             )
         ledger = cls(Path(root).expanduser().absolute())
         if create:
-            marker.prepare(ledger.storage, FOLDERS)
+            marker.prepare(ledger.storage, FOLDERS, place)
         else:
-            marker.check(ledger.storage)
+            marker.check(ledger.storage, place)
         return ledger
 
     # Writing

@@ -140,6 +140,15 @@ class Plan:
         """Whether ``resources`` give any training, or scoring, a GPU; models are scored where they are trained."""
         return scoring_resources(self.sweep.file.resources).gpus > 0
 
+    def open_ledger(self, create: bool = True) -> Ledger:
+        """Open the ledger at the storage root, as ``Ledger.open``; what is wrong with it names the sweep file."""
+        return Ledger.open(self.root, create, storage_place(self.sweep))
+
+
+def storage_place(sweep: Sweep) -> str:
+    """Return the place of what is wrong with a sweep's storage root."""
+    return f"{sweep.path}: storage.root"
+
 
 def storage_root(sweep: Sweep) -> Path:
     """Return the absolute storage root.
@@ -148,7 +157,7 @@ def storage_root(sweep: Sweep) -> Path:
         InvalidInput: when a ``${NAME}`` in it is not set, it is the address of an object store, or it has a character
             that messages, shells and address files cannot carry.
     """
-    place = f"{sweep.path}: storage.root"
+    place = storage_place(sweep)
     root = resolve_path(sweep.file.storage.root, sweep.folder, place)
     if "://" in sweep.file.storage.root:
         rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
@@ -188,7 +197,7 @@ def make_plan(sweep: Sweep) -> Plan:
     contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
     cells = make_cells(sweep, contents)
     requirements = Requirements(sweep, contents)
-    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root)}
+    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root, storage_place(sweep))}
     rules = ResourceRules(sweep)
     snapshots, counts = snapshot_address(sweep), _TokenCounts(root)
     runs = [_run_plan(sweep, root, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
@@ -214,8 +223,8 @@ def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
 
 
-def _cell_plans(cells: Cells, requirements: Requirements, root: Path) -> Iterable[CellPlan]:
-    ledger = Ledger.open(root, create=False) if (root / "ledger.json").exists() else None
+def _cell_plans(cells: Cells, requirements: Requirements, root: Path, place: str) -> Iterable[CellPlan]:
+    ledger = Ledger.open(root, create=False, place=place) if (root / "ledger.json").exists() else None
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
     states = ledger.states(trajectories) if ledger else {}
     for cell in cells.cells:

@@ -9,7 +9,6 @@ from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import read_json, write_json
-from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.sweep.content import Commits
@@ -39,7 +38,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
     problems = [problem for _, found in answers for problem in found]
     if problems:
         raise InvalidInput(problems)
-    path = Ledger.open(plan.root).sweep_dir(plan.sweep.file.name) / "lock.json"
+    path = plan.open_ledger().sweep_dir(plan.sweep.file.name) / "lock.json"
     lock: dict[str, Any] = {"schema": 1, "commits": {}, "files": {}}
     with suppress(FileNotFoundError):
         lock |= read_json(path)

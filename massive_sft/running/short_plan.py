@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from massive_sft.cost.estimate import estimate
 from massive_sft.ledger.lease import read_lease
-from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 
 SHORT_S = 60.0
@@ -35,7 +34,7 @@ def seconds_of_short_plan(plan: Plan, retrain: bool = False) -> float | None:
 
 def _is_held(plan: Plan) -> bool:
     """Whether the lease of anything that is left stands: its holder works, or died without giving it back."""
-    ledger = Ledger.open(plan.root)
+    ledger = plan.open_ledger()
     homes = [ledger.trajectory_dir(run.trajectory.id) for run in plan.todo]
     homes += [ledger.cell_dir(cell.cell.id) for cell in plan.cells if not cell.is_done]
     leases = (read_lease(ledger.lease_of(home)) for home in homes)

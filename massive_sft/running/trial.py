@@ -49,7 +49,7 @@ Submit = Callable[[Order, Callable[[Event], None]], None]
 def make_record_writer(plan: Plan) -> RecordWriter:
     """Return what makes this run's records."""
     return RecordWriter(
-        ledger=Ledger.open(plan.root),
+        ledger=plan.open_ledger(),
         evaluation=plan.sweep.file.evaluation,
         provenance=capture_provenance(plan.sweep.path),
         owner=this_process(),

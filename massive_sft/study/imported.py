@@ -95,7 +95,7 @@ def open_imported(path: Path) -> ImportedLedger:
         raise InvalidInput(Problem(str(path), "is no imported table; import-table makes one")) from None
     except ValidationError as error:
         raise Corrupt(f"{path}: is no {TABLE}: {error}; import the table again under another name") from error
-    ledger = Ledger.open(path.absolute().parents[2], create=False)
+    ledger = Ledger.open(path.absolute().parents[2], create=False, place=str(path))
     if ledger.sweep_dir(table.name) != path.absolute().parent:
         raise Corrupt(f"{path}: belongs into the folder of {table.name} under a ledger's sweeps")
     return ImportedLedger(table, ledger)

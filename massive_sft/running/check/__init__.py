@@ -44,7 +44,7 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
         ledger = None
         try:
             if plan.root.exists() or not plan.missing:  # what is refused anyway makes no storage root
-                ledger = Ledger.open(plan.root)
+                ledger = plan.open_ledger()
                 problems += [*_name_problems(plan, ledger), *disk_space_problems(plan)]
         except InvalidInput as error:
             problems += error.problems

@@ -10,7 +10,7 @@ from massive_sft.core.files import format_bytes
 from massive_sft.cost.disk import checkpoint_bytes, snapshot_bytes
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.planning.plan import Plan, RunPlan, storage_place
 from massive_sft.running.trial import trainings_left
 
 
@@ -40,4 +40,4 @@ def disk_space_problems(plan: Plan) -> Iterator[Problem]:
         rule += (
             f"{format_bytes(snapshot)} and a checkpoint {format_bytes(checkpoint)}; make room, or name a larger disk"
         )
-        yield Problem(f"{plan.sweep.path}: storage.root", rule, str(plan.root))
+        yield Problem(storage_place(plan.sweep), rule, str(plan.root))
