@@ -32,6 +32,7 @@ from massive_sft.study import frames
 from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import TABLE, ImportedLedger, open_imported
 from massive_sft.study.released import KEYS, ReleasedTable, ScoreColumn, known_columns, read_table, write_table
+from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(120)
@@ -398,8 +399,8 @@ def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(BESIDE)
     found, _ = write_ledger(tmp_path / "imported", "paper", read_table(tmp_path / "table.csv", declared(tmp_path)), "")
     plan = plan_of(sweep_file(tmp_path))
-    ledger = sample_records.write_records(plan)
-    page = write_report(plan, ledger, tmp_path / "out", [found]).read_text()
+    sample_records.write_records(plan)
+    page = write_report(plan, results_of(plan), tmp_path / "out", [found]).read_text()
     frame = pd.read_csv(tmp_path / "out" / "beside-paper.csv")
     own = {item.cell.id: sample_records.number_of(item) for item in plan.cells}
     shown = [tuple(row) for row in frame[["model", "method", "epoch", "column", "imported"]].itertuples(index=False)]

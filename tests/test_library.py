@@ -17,7 +17,12 @@ from scipy import stats
 from small_sweep import small_sweep
 
 import massive_sft as ms
+from massive_sft.api.run import LoggedProgress
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.core.stop import StopSignal
+from massive_sft.ledger.runs import register_run
+from massive_sft.ledger.store import Ledger
+from massive_sft.running.execute import execute
 from massive_sft.study import frames
 
 STORED = Path(__file__).parent / "data" / "ledger_schema_1"
@@ -134,10 +139,13 @@ def test_gains_of_the_library_are_those_of_the_report(tmp_path: Path) -> None:
     from massive_sft.report.report_data import read_report_data
 
     plan = plan_of(sweep_file(tmp_path))
-    ledger = write_records(plan)
-    expected = read_report_data(plan, ledger).gains.drop(columns=["mixture_label", "setting_label"])
-    gains = ms.load(tmp_path / "sweep.yaml").gains.query("primary")
-    pd.testing.assert_frame_equal(gains, expected.rename(columns={"data": "mixture"}))
+    write_records(plan)
+    results = ms.load(tmp_path / "sweep.yaml")
+    expected = read_report_data(plan, results).gains.drop(columns=["mixture_label", "setting_label"])
+    pd.testing.assert_frame_equal(results.primary_gains, expected.rename(columns={"data": "mixture"}))
+    pd.testing.assert_frame_equal(
+        results.gains.query("primary").reset_index(drop=True), results.primary_gains.reset_index(drop=True)
+    )
 
 
 def test_damaged_file_is_noted_and_adds_no_rows(tmp_path: Path) -> None:
@@ -220,10 +228,23 @@ def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Pat
     overlay.write_text(json.dumps({"storage": {"root": str(root)}}))
     code, text = call("run", ran / "my.yaml", "--overlay", overlay, "--inline", "--where", "method=lora")
     assert code == 0, text
-    table = text.splitlines()[-5:]
-    assert "facts_gen-0shot exact_match %" in table[0] and "facts_mc-0shot acc %" in table[0]
+    names, *table = text.splitlines()[-6:]
+    assert names.split() == ["facts_gen-0shot", "facts_mc-0shot"]
+    assert table[0].split() == ["cell", "what", "exact_match", "%", "acc", "%"]
     assert [line.split()[0] for line in table[1:3]] == list(ms.load(ran / "my.yaml", where="method=lora").cells["cell"])
     assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 COMPLETE; results in ")
+
+
+def test_run_ends_with_the_gains_that_its_report_was_made_of(ran: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(ran / "ledger", tmp_path / "ledger", ignore=shutil.ignore_patterns("mlflow*"))
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(json.dumps({"storage": {"root": str(root)}}))
+    plan = ms.plan(ran / "my.yaml", [overlay])
+    with register_run(Ledger.open(root).sweeps, "small", "test") as run:
+        ended = execute(plan, plan, run, lambda *_: None, LoggedProgress(), StopSignal())
+    shutil.rmtree(root / "cells")  # no question's value can be read again
+    assert ended.results is not None
+    assert (ended.results.primary_gains["gain_interval"] == "paired").any()
 
 
 def test_losses_are_of_single_steps_or_said_to_be_means(ran: Path) -> None:

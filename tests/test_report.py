@@ -15,9 +15,9 @@ from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.store import Ledger
 from massive_sft.report import chart, formatting, report_data, table
 from massive_sft.report.write import write_report
+from massive_sft.study.results import results_of
 
 NO_BASE = "the base model has no record"
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
@@ -57,14 +57,15 @@ class Page(HTMLParser):
         return content
 
 
-def report(plan: Any, ledger: Ledger, out: Path) -> Page:
-    return Page(write_report(plan, ledger, out).read_text())
+def report(plan: Any, out: Path) -> Page:
+    return Page(write_report(plan, results_of(plan), out).read_text())
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
     plan = plan_of(sweep_file(tmp_path))
-    return report(plan, write_records(plan), tmp_path / "out")
+    write_records(plan)
+    return report(plan, tmp_path / "out")
 
 
 def test_report_of_a_finished_sweep_has_every_section(page: Page) -> None:
@@ -136,7 +137,8 @@ def test_names_of_users_never_become_markup(tmp_path: Path) -> None:
             return record
         return record.model_copy(update={"status": Status.FAILED, "error": evil, "scores": {}})
 
-    text = write_report(plan, write_records(plan, fail), tmp_path / "out").read_text()
+    write_records(plan, fail)
+    text = write_report(plan, results_of(plan), tmp_path / "out").read_text()
     page = Page(text)
     assert text.count("<script") == 1 + text.count('<script type="application/json"')
     assert not [tag for tag, attrs in page.elements if tag == "img" or any(name.startswith("on") for name in attrs)]
@@ -157,7 +159,8 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
             return record.model_copy(update={"status": Status.DIVERGED, "error": "loss is not finite", "scores": {}})
         return record
 
-    page = report(plan, write_records(plan, change), tmp_path / "out")
+    write_records(plan, change)
+    page = report(plan, tmp_path / "out")
     heats = [(row, cell) for row in page.rows("gains")["rows"] for cell in row if isinstance(cell, list)]
     missing = [cell for _, cell in heats if cell[2] == "missing"]
     assert len(missing) == 12
@@ -172,7 +175,8 @@ def test_missing_scores_are_shown_as_missing(tmp_path: Path) -> None:
 
 def test_report_of_a_sweep_that_has_not_begun_says_so(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
-    page = report(plan, Ledger.open(plan.root), tmp_path / "out")
+    plan.open_ledger()
+    page = report(plan, tmp_path / "out")
     assert "18 WAITING" in page.text["span"]
     assert "18 of 18 cells WAITING: not in this report" in page.rows("troubles")["rows"][0]
 
@@ -190,7 +194,8 @@ def test_report_of_any_state_is_a_whole_page(kept: str, tmp_path: Path) -> None:
             return record.model_copy(update={"measures": {}, "training": {}, "counts": {}, "provenance": {}})
         return record if {"base": is_base, "one": record.cell == first, "no base": not is_base}[kept] else None
 
-    page = report(plan, write_records(plan, change), tmp_path / "out")
+    write_records(plan, change)
+    page = report(plan, tmp_path / "out")
     assert "made" in page.text["h1"]
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert len(table) == {"base": 2, "one": 1, "bare": 18, "failed": 18, "no base": 16}[kept]
@@ -201,7 +206,7 @@ def test_unsound_files_are_findings(tmp_path: Path) -> None:
     ledger = write_records(plan)
     next(ledger.root.glob("trajectories/*/training/*/losses.jsonl")).write_text("{")
     next(ledger.root.glob("cells/*/record-*.json")).write_text("{}")
-    texts = [row[1] for row in report(plan, ledger, tmp_path / "out").rows("troubles")["rows"]]
+    texts = [row[1] for row in report(plan, tmp_path / "out").rows("troubles")["rows"]]
     assert any("is no loss curve" in text for text in texts)
     assert any("does not match its checksum" in text for text in texts)
 
@@ -209,7 +214,7 @@ def test_unsound_files_are_findings(tmp_path: Path) -> None:
 def test_scores_that_the_sweep_does_not_ask_for_are_left_out(tmp_path: Path) -> None:
     write_records(plan_of(sweep_file(tmp_path)))
     plan = plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]}))
-    page = report(plan, Ledger.open(plan.root), tmp_path / "out")
+    page = report(plan, tmp_path / "out")
     assert page.rows("scores")["columns"][0]["levels"] == ["quiz-0shot"]
 
 
@@ -220,7 +225,7 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
             tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0, "limit": 7}]}
         )
     )
-    (row,) = report(plan, Ledger.open(plan.root), tmp_path / "out").rows("troubles")["rows"]
+    (row,) = report(plan, tmp_path / "out").rows("troubles")["rows"]
     assert row[1].startswith("18 cells without prose@0 as the sweep asks for it now")
 
 
@@ -235,7 +240,8 @@ def test_filter_is_named_with_its_metric(tmp_path: Path) -> None:
         }
         return record.model_copy(update={"scores": record.scores | scores})
 
-    page = report(plan, write_records(plan, change), tmp_path / "out")
+    write_records(plan, change)
+    page = report(plan, tmp_path / "out")
     metric = [column["label"] for column in page.rows("scores")["columns"]].index("metric")
     assert {row[metric] for row in page.rows("scores")["rows"]} == {"acc (strict-match)", "bits_per_byte"}
     assert any("acc (strict-match) %" in text for text in page.text["small"])
@@ -243,13 +249,13 @@ def test_filter_is_named_with_its_metric(tmp_path: Path) -> None:
 
 def test_mixture_has_one_row_a_model_unless_settings_made_other_data_of_it(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
-    ledger = write_records(plan, lambda record: _measured_alike(record, cut=0))
-    columns, rows = (report(plan, ledger, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
+    write_records(plan, lambda record: _measured_alike(record, cut=0))
+    columns, rows = (report(plan, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
     assert len(rows) == 4
     assert "settings" not in [column["label"] for column in columns]
     other = plan_of(sweep_file(tmp_path, storage={"root": str(tmp_path / "other")}))
-    ledger = write_records(other, lambda record: _measured_alike(record, cut=7))
-    columns, rows = (report(other, ledger, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
+    write_records(other, lambda record: _measured_alike(record, cut=7))
+    columns, rows = (report(other, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
     at = [column["label"] for column in columns].index("settings")
     assert sorted(row[at] for row in rows) == ["full"] * 4 + ["lora"] * 4
 
@@ -265,7 +271,8 @@ def _measured_alike(record: Record, cut: int) -> Record:
 
 def test_table_has_what_people_plot_behind_the_released_columns(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
-    report(plan, write_records(plan), tmp_path / "out")
+    write_records(plan)
+    report(plan, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("cell")
     details = ["lr", "batch", "perplexity_all", "perplexity_response", "layer_change"]
     assert list(table.columns)[-7:] == [*details, "gain prose-0shot", "gain quiz-0shot"]
@@ -283,7 +290,8 @@ def test_epochs_of_a_run_stand_together_in_order_wherever_blocks_name_them(tmp_p
         for name, snapshots in (("A", [10, 2]), ("B", [1, 3]))
     ]
     plan = plan_of(sweep_file(tmp_path, blocks=blocks))
-    report(plan, write_records(plan), tmp_path / "out")
+    write_records(plan)
+    report(plan, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     for _, rows in table[table["data_name"] != "pretrain"].groupby("data_name"):
         assert rows["epoch"].tolist() == [1, 2, 3, 10]
@@ -296,7 +304,8 @@ def test_differences_show_methods_datasets_left_out_and_means(tmp_path: Path) ->
     block = {"name": "A", "model": "all", "mixture": ["all", "rest"], "setting": ["full", "lora"]}
     block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
     plan = plan_of(sweep_file(tmp_path, mixtures=mixtures, blocks=[block]))
-    page = report(plan, write_records(plan), tmp_path / "out")
+    write_records(plan)
+    page = report(plan, tmp_path / "out")
     scores = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["model_name", "data_name", "setting"])["quiz-0shot"]
 
     def shown(key: str) -> dict[tuple[str, ...], float]:
@@ -388,7 +397,8 @@ def test_troubles_count_cells_and_the_head_spans_all_trainings(tmp_path: Path) -
         missing = {"quiz-0shot": "its snapshot was removed"}
         return record.model_copy(update={"scores": scores, "missing": missing, "status": Status.PARTIAL})
 
-    page = report(plan, write_records(plan, rescore), tmp_path / "out")
+    write_records(plan, rescore)
+    page = report(plan, tmp_path / "out")
     assert "PARTIAL: 8 cells." in page.text["p"] and earlier.root == plan.root
     assert any(text.startswith("2026-01-30\N{NO-BREAK SPACE}08:15 to 2026-01-31") for text in page.text["dd"])
 
@@ -397,7 +407,8 @@ def test_lines_of_a_chart_differ_in_colour_or_dash(tmp_path: Path) -> None:
     block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
     block |= {"horizon": 2, "snapshots": [1, 2], "override": {"lr": [1e-6 * step for step in range(1, 9)]}}
     plan = plan_of(sweep_file(tmp_path, blocks=[block]))
-    text = write_report(plan, write_records(plan), tmp_path / "out").read_text()
+    write_records(plan)
+    text = write_report(plan, results_of(plan), tmp_path / "out").read_text()
     drawn = text[text.index('aria-label="small: relative change') :].partition("</svg>")[0]
     looks = re.findall(r'<path class="line (c\d+ d\d+)', drawn)
     assert len(looks) == 16 and len(set(looks)) == 16

@@ -23,6 +23,7 @@ from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where
 from massive_sft.report.report_data import read_report_data
 from massive_sft.report.write import write_report
+from massive_sft.study.results import results_of
 
 QUIZ, BROKEN = {"name": "quiz", "shots": 0}, {"name": "broken", "shots": 0}
 WHY = "UndefinedError: 'quest' is undefined"
@@ -64,7 +65,7 @@ def shown(plan: Plan) -> str:
 
 
 def test_broken_benchmark_of_one_sweep_leaves_the_other_complete(sound: Plan, broken: Plan) -> None:
-    before = read_report_data(sound, Ledger.open(sound.root))  # with the records of the broken sweep's run
+    before = read_report_data(sound, results_of(sound))  # with the records of the broken sweep's run
     again = plan_of(sound.sweep.path)
     assert again.statuses == {Status.COMPLETE: 18} and not again.todo
     assert {item["status"] for item in status_json(again)} == {"COMPLETE"}
@@ -79,7 +80,7 @@ def test_reason_stands_on_the_line_of_the_sweep_that_asked(broken: Plan) -> None
     assert broken.statuses == {Status.PARTIAL: 18}
     lines = [line for line in shown(broken).splitlines() if "PARTIAL" in line and "epoch" in line]
     assert len(lines) == 16 and all(f"broken-0shot: {WHY}" in line for line in lines)
-    (finding,) = [item for item in read_report_data(broken, Ledger.open(broken.root)).findings if WHY in item.text]
+    (finding,) = [item for item in read_report_data(broken, results_of(broken)).findings if WHY in item.text]
     assert finding.kind == "PARTIAL" and len(finding.cells) == 18
 
 
@@ -126,7 +127,8 @@ def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path
     asks_more = plan_of(file_of(tmp_path, "sound", QUIZ, BROKEN))
     failed = [line for line in shown(asks_more).splitlines() if "FAILED" in line and cell.cell.id in line]
     assert len(failed) == 1 and "OSError: full" in failed[0]
-    data = read_report_data(plan_of(file_of(tmp_path, "sound", QUIZ)), ledger)
+    quiz_alone = plan_of(file_of(tmp_path, "sound", QUIZ))
+    data = read_report_data(quiz_alone, results_of(quiz_alone))
     assert data.statuses[cell.cell.id] is Status.COMPLETE and not data.findings
 
 
@@ -140,6 +142,6 @@ def test_what_is_printed_and_written_for_programs_says_mixture_as_the_sweep_file
     shown = [status_json(sound)[0], *diff_json(match, match)["cells"], record_json(record)["coordinates"]]
     shown += [waiting_json(match)["coordinates"]]
     assert all(names["mixture"] == cell.cell.coordinates.data and "data" not in names for names in shown)
-    write_report(sound, ledger, tmp_path / "report")
+    write_report(sound, results_of(sound), tmp_path / "report")
     columns = pd.read_parquet(tmp_path / "report" / "scores.parquet").columns
     assert "mixture" in columns and "data" not in columns

@@ -183,7 +183,7 @@ def test_bug_in_the_report_leaves_a_complete_run_complete(root: Path, monkeypatc
     plan, said = record(sweep(root, "first", QUIZ)), Said()
     with register_run(Ledger.open(root).sweeps, "first", "test") as run:
         after = execute(plan, plan, run, lambda *_: None, said, StopSignal())
-    assert set(after.statuses) == {Status.COMPLETE}
+    assert set(after.plan.statuses) == {Status.COMPLETE}
     assert [line for line in said if "no report could be made of the records: KeyError: 'a column" in line], said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
@@ -50,6 +51,10 @@ def _layout_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
     return list(machine_problems(plan)), list(machine_warnings(plan))
 
 
-def warn(warning: Problem) -> None:
-    """Print what stops nothing, but the user should know."""
-    console().print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+def warn(warning: Problem, to: Console | None = None) -> None:
+    """Print what stops nothing, but the user should know.
+
+    Args:
+        to: the console that shows a status line meanwhile, which keeps out of the warning's way; stdout without.
+    """
+    (to or console()).print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)

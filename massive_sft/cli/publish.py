@@ -28,6 +28,7 @@ def report(
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     from massive_sft.report.write import write_report
+    from massive_sft.study.results import results_of
 
     if out is not None:
         with report_write_errors("--out", out):
@@ -39,7 +40,7 @@ def report(
         return
     imported = [table_ledger for path in beside or () for table_ledger in open_imported_tables(path)]
     plan, ledger = read_plan(file, overlay)
-    page = write_report(plan, ledger, out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
+    page = write_report(plan, results_of(plan), out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
     console().print(f"report: {page}", soft_wrap=True)
 
 

@@ -20,7 +20,6 @@ from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import ExitCode
 from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
-from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_gone
@@ -56,7 +55,7 @@ def run(
     if all(cell.is_done for cell in selected.cells):
         if selected.cells:
             with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-                save_last_plan(whole, Ledger.open(selected.root, create=False))
+                save_last_plan(whole, selected.open_ledger(create=False))
         none = "no such cell" if budgeted is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
         return
@@ -79,7 +78,6 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     with err.status("loading torch, transformers and lm-eval"):
         from massive_sft.api.run import choose_runner
         from massive_sft.running.execute import checked, execute
-        from massive_sft.study.results import results_of
 
     wanted = {cell.cell.id for cell in selected.cells}
     status = err.status("checking")
@@ -87,16 +85,17 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     def tell(what: str) -> None:
         status.update(Text(f"checking {what}"))
 
-    with survive_lost_output(), status, checked(selected, whole, tell, warn) as registered:
+    with survive_lost_output(), status, checked(selected, whole, tell, lambda found: warn(found, err)) as registered:
         status.stop()
         with RunProgress(selected, out, retrain) as progress:
             runner = choose_runner(inline, retrain, stop, progress.say)
-            done = execute(selected, whole, registered, runner, progress, stop)
+            ended = execute(selected, whole, registered, runner, progress, stop)
+    done = ended.plan
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
-    if not stop():
-        out.print(score_table(results_of(done), wanted))
+    if ended.results is not None:
+        out.print(score_table(ended.results, wanted))
     for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)

@@ -19,9 +19,9 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import find_unmet
 from massive_sft.study import contrasts, correlate, frames, tables
-from massive_sft.study.asked import asked_records
 from massive_sft.study.findings import Finding, collect_findings
-from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
+from massive_sft.study.paired_gains import with_paired_intervals
+from massive_sft.study.results import Results
 
 CURVE_POINTS = 100  # of a drawn loss curve
 
@@ -77,17 +77,12 @@ class ReportData:
     columns: tuple[str, ...]
 
 
-def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
-    """Read the records and curves of a plan's cells. An unsound file is a finding, never an error.
-
-    Raises Unsupported when a newer version of massive-sft wrote a record.
-    """
+def read_report_data(plan: Plan, results: Results) -> ReportData:
+    """Return what a plan's results come to, with their curves. An unsound file is a finding, never an error."""
     warned: list[Finding] = []
-    records = asked_records(plan, ledger)
-    records = _by_epoch(records)
-    cells, scores = frames.cell_frame(records.values()), frames.tidy(records.values())
-    reader = SampleReader(ledger, records)
-    gains = with_paired_intervals(tables.primary_rows(tables.gains(scores)), reader)
+    ledger, records = results.ledger, results.records
+    cells, scores = frames.cell_frame(records.values()), tables.with_data(results.scores)
+    gains = tables.with_data(results.primary_gains)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
     began = min((_began(ledger, record) for record in records.values()), default="")
@@ -104,7 +99,7 @@ def read_report_data(plan: Plan, ledger: Ledger) -> ReportData:
     schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
 
     def compared(pairs: list[contrasts.Pair]) -> pd.DataFrame:
-        return add_labels(with_paired_intervals(contrasts.differences(scores, pairs), reader), schedules)
+        return add_labels(with_paired_intervals(contrasts.differences(scores, pairs), results.reader), schedules)
 
     return ReportData(
         plan=plan,
@@ -148,18 +143,6 @@ def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
     rows = tables.primary_rows(scores)
     rank = rows["asked"].map(order).groupby(rows["column"], sort=False).min().sort_values(kind="stable")
     return tuple(map(str, rank.index))
-
-
-def _by_epoch(records: Mapping[str, Record]) -> dict[str, Record]:
-    """Return records with those of one training run together, by epoch, wherever the sweep's blocks name them."""
-    order: dict[str, int] = {}
-    for record in records.values():
-        order.setdefault(record.trajectory or record.cell, len(order))
-    key = {
-        cell: (order[record.trajectory or cell], int(record.coordinates.get("epoch") or 0))
-        for cell, record in records.items()
-    }
-    return {cell: records[cell] for cell in sorted(records, key=lambda cell: key[cell])}
 
 
 def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from massive_sft.core.files import write_bytes
-from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.report import comparison, overview, relations, scores
 from massive_sft.report.differences import differences_section
@@ -22,11 +21,12 @@ from massive_sft.report.section import Section
 from massive_sft.study import tables
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import ImportedLedger
+from massive_sft.study.results import Results
 
 PAGE = "report.html"
 
 
-def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[ImportedLedger] = ()) -> Path:
+def write_report(plan: Plan, results: Results, out: Path, imported: Sequence[ImportedLedger] = ()) -> Path:
     """Write ``report.html``, ``table.csv``, ``table.parquet`` and ``scores.parquet`` into ``out`` and return the page.
 
     Works on any state of a sweep: what is not there yet is listed as missing. ``table`` is one row a cell in the
@@ -34,11 +34,16 @@ def write_report(plan: Plan, ledger: Ledger, out: Path, imported: Sequence[Impor
     task with its interval (``study.frames.tidy``). Imported tables whose rows are to stand beside the sweep's cells
     add a section and a ``beside-<name>.csv`` each.
 
+    Args:
+        plan: of the sweep.
+        results: of ``results_of`` of that plan.
+        out: folder; made where it is not there.
+        imported: tables to stand beside.
+
     Raises:
-        Unsupported: a newer version of massive-sft wrote a record.
         OSError: ``out`` cannot be written.
     """
-    data = read_report_data(plan, ledger)
+    data = read_report_data(plan, results)
     table = tables.release_table(data.cells, data.scores)
     table = tables.with_details(table, data.cells, data.gains, _settings(plan))
     write_bytes(out / "table.csv", tables.to_csv(table))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
@@ -20,6 +21,7 @@ from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.peers import requirements_left, run_with_peers
+from massive_sft.study.results import Results, results_of
 from massive_sft.tracking.mirror import Mirror
 
 FLUSH_S = 120.0  # seconds that the tracker may take to catch up at the end
@@ -38,6 +40,19 @@ class Progress(Protocol):
 
 # Does what a plan leaves to do, here or on a cluster, and reports each event.
 Runner = Callable[[Plan, Listen], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How things stand after a run.
+
+    Attributes:
+        plan: of the whole sweep.
+        results: what the report was made of; None where the run was stopped, which writes none.
+    """
+
+    plan: Plan
+    results: Results | None
 
 
 @contextmanager
@@ -61,8 +76,8 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
         yield run
 
 
-def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Plan:
-    """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return the plan afterwards.
+def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Ended:
+    """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return how things stand then.
 
     Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a
     second Ctrl-C at once. Must be called on the main thread, which is where signals arrive.
@@ -78,7 +93,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
     Raises:
         Stuck: when nothing moves on the cluster.
     """
-    file, ledger = plan.sweep.file, Ledger.open(plan.root)
+    file, ledger = plan.sweep.file, plan.open_ledger()
     names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
     mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, AsPlanAsks(whole))
 
@@ -97,20 +112,21 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
             run_with_peers(plan, ledger, runner, listen, progress.say, stop)
         after = make_plan(plan.sweep)
         _learn(after, ledger, progress.say)
-        if not stop():
-            _report(after, ledger, mirror, progress.say)
+        results = None if stop() else results_of(after)
+        if results is not None:
+            _report(after, results, mirror, progress.say)
     finally:
         left = mirror.close(FLUSH_STOPPED_S if stop() else FLUSH_S, progress.say)
         if left:
             progress.say(f"the tracker lags behind: {left}; `massive-sft mirror` catches up")
-    return after
+    return Ended(after, results)
 
 
 @contextmanager
 def _registered(plan: Plan) -> Iterator[tuple[Run, Ledger]]:
     """Register a run and say what it wants before the checks, which take their time, so that nobody removes it."""
     try:
-        ledger = Ledger.open(plan.root)
+        ledger = plan.open_ledger()
     except InvalidInput:
         require_runnable(plan)  # says so with everything else
         raise
@@ -119,13 +135,13 @@ def _registered(plan: Plan) -> Iterator[tuple[Run, Ledger]]:
         yield run, ledger
 
 
-def _report(plan: Plan, ledger: Ledger, mirror: Mirror, say: Callable[[str], None]) -> None:
+def _report(plan: Plan, results: Results, mirror: Mirror, say: Callable[[str], None]) -> None:
     """Write the report of a run; an error in it leaves the run as complete as it is.
 
     What the storage refuses, as a full disk, is raised as it is everywhere.
     """
     try:
-        report = write_report(plan, ledger, ledger.sweep_dir(plan.sweep.file.name) / "report")
+        report = write_report(plan, results, results.ledger.sweep_dir(plan.sweep.file.name) / "report")
     except (OSError, MassiveSFTError):
         raise
     except Exception as error:  # noqa: BLE001 - all records are there, and the verb `report` shows where it failed

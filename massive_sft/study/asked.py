@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import as_asked
@@ -9,6 +11,20 @@ from massive_sft.planning.plan import Plan
 
 
 def asked_records(plan: Plan, ledger: Ledger) -> dict[str, Record]:
-    """Return the newest sound record of each cell of a plan, by its id, as ``planning.outcome.as_asked``."""
+    """Return the newest sound record of each cell of a plan, by its id, as ``planning.outcome.as_asked``.
+
+    Those of one training run stand together, by epoch, wherever the sweep's blocks name them.
+    """
     found = ((item, ledger.read_record(item.cell.id)) for item in plan.cells)
-    return {item.cell.id: as_asked(record, item, ledger) for item, record in found if record is not None}
+    return _by_epoch({item.cell.id: as_asked(record, item, ledger) for item, record in found if record is not None})
+
+
+def _by_epoch(records: Mapping[str, Record]) -> dict[str, Record]:
+    order: dict[str, int] = {}
+    for record in records.values():
+        order.setdefault(record.trajectory or record.cell, len(order))
+    key = {
+        cell: (order[record.trajectory or cell], int(record.coordinates.get("epoch") or 0))
+        for cell, record in records.items()
+    }
+    return {cell: records[cell] for cell in sorted(records, key=lambda cell: key[cell])}

@@ -93,8 +93,18 @@ class Results:
     @cached_property
     def gains(self) -> pd.DataFrame:
         """The trained cells' rows of ``scores`` beside their base model's: see ``tables.gains``, ``paired_gains``."""
-        reader = SampleReader(self.ledger, self.records)
-        return tables.with_mixture(with_paired_intervals(tables.gains(self._tidy), reader))
+        return tables.with_mixture(with_paired_intervals(tables.gains(self._tidy), self.reader))
+
+    @cached_property
+    def primary_gains(self) -> pd.DataFrame:
+        """The rows of ``gains`` that are benchmarks' scores, had sooner than all: only their samples are read."""
+        rows = tables.primary_rows(tables.gains(self._tidy))
+        return tables.with_mixture(with_paired_intervals(rows, self.reader))
+
+    @cached_property
+    def reader(self) -> SampleReader:
+        """Reads per-sample values, for pairs of cells."""
+        return SampleReader(self.ledger, self.records)
 
     @cached_property
     def measures(self) -> pd.DataFrame:
@@ -160,7 +170,7 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
     if path.is_dir() or is_imported(path):
         if merged or where is not None:
             raise InvalidInput(Problem(str(path), "overlays and where go with a sweep file"))
-        ledger = open_imported(path).ledger if is_imported(path) else Ledger.open(path, create=False)
+        ledger = open_imported(path).ledger if is_imported(path) else Ledger.open(path, create=False, place=str(path))
         cells = open_imported(path).table.cells if is_imported(path) else ledger.ids("cells")
         found = ((cell, ledger.read_record(cell)) for cell in cells)
         records = {cell: record for cell, record in found if record is not None}
@@ -171,7 +181,7 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
 
 def results_of(plan: Plan) -> Results:
     """Return what a plan's cells have come to. Raises InvalidInput when nothing was ever run into its storage root."""
-    ledger = Ledger.open(plan.root, create=False)
+    ledger = plan.open_ledger(create=False)
     records, by_id = asked_records(plan, ledger), {item.cell.id: item for item in plan.cells}
     waiting = [
         {"cell": item.cell.id, "trajectory": item.cell.recipe.id if item.cell.recipe else None}

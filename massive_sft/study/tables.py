@@ -79,6 +79,11 @@ def with_mixture(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns={"data": "mixture"})
 
 
+def with_data(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame of ``with_mixture`` under the word of records again."""
+    return frame.rename(columns={"mixture": "data"})
+
+
 def to_csv(table: pd.DataFrame) -> bytes:
     """Return a table as CSV, in UTF-8; a missing value is an empty field.
 
