@@ -20,6 +20,7 @@ from massive_sft.tracking.store import relocate_artifacts
 HOST = "127.0.0.1"
 PORT = 5000
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GREETING = "[MLflow] Security middleware enabled"  # how the one line begins that no option of MLflow's keeps away
 END_S = 3.0  # seconds that a server that was asked to end may take
 
 
@@ -35,8 +36,9 @@ def ui_command(uri: str, port: int = PORT) -> list[str]:
     """
     if database_path(uri) is None:
         raise InvalidInput(Problem(PLACE, "is a server: open its address in a browser", redact(uri)))
-    options = [f"--backend-store-uri={client_address(uri)}", f"--host={HOST}", f"--port={port}", "--workers=1"]
-    return [sys.executable, "-m", "mlflow", "ui", *options]
+    store = client_address(uri)
+    options = [f"--backend-store-uri={store}", f"--registry-store-uri={store}", f"--host={HOST}", f"--port={port}"]
+    return [sys.executable, "-m", "mlflow", "ui", *options, "--workers=1", "--uvicorn-opts=--log-level=warning"]
 
 
 def ui_address(uri: str, port: int = PORT) -> str:
@@ -48,7 +50,7 @@ def ui_address(uri: str, port: int = PORT) -> str:
 
 
 def serve_ui(uri: str, port: int = PORT) -> int:
-    """Serve a local store's pages until interrupted; return the exit status.
+    """Serve a local store's pages until interrupted; return the exit status. What the server complains of is shown.
 
     Ctrl-C, SIGTERM and a closed terminal (SIGHUP, unless ``nohup`` ignores it) end the server and its workers with this
     process. For the main thread.
@@ -73,13 +75,25 @@ def serve_ui(uri: str, port: int = PORT) -> int:
             raise InvalidInput(Problem("--port", f"must be free ({error})", port)) from error
     # A group of its own, so that its workers end with it and nobody else does.
     with _signals_raised():
-        process = subprocess.Popen(command, env=quiet_environment(), start_new_session=True)
+        process = subprocess.Popen(
+            command, env=quiet_environment(), start_new_session=True, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
+            _show_complaints(process)
             return process.wait()
         except _Ended as ended:
             return 0 if ended.number == signal.SIGINT else 128 + ended.number
         finally:
             _end_group(process)
+
+
+def _show_complaints(process: subprocess.Popen[str]) -> None:
+    """Print what a server says, but its greeting, until it has ended."""
+    for line in process.stdout or ():
+        if not line.startswith(GREETING):
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 class _Ended(BaseException):
@@ -106,7 +120,7 @@ def _signals_raised() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[str]) -> None:
     """End a process and its group: asked first, then killed; signals wait meanwhile."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -122,4 +136,6 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 def quiet_environment() -> dict[str, str]:
     """Return this environment for an MLflow server that sends nothing home and starts nothing but its pages."""
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return {**os.environ, **quiet}
+    # Of a library that MLflow imports, and nothing that its user could change.
+    ignored = ["ignore:starlette.middleware.wsgi is deprecated", *filter(None, [os.environ.get("PYTHONWARNINGS")])]
+    return {**os.environ, **quiet, "PYTHONWARNINGS": ",".join(ignored)}
