@@ -17,12 +17,14 @@ from scipy import stats
 
 import massive_sft as ms
 from massive_sft.cli.best import best_view
+from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.diff import _shown
-from massive_sft.cli.score_table import MAX_ROWS, score_table, short_names
+from massive_sft.cli.score_table import MAX_ROWS, score_table
 from massive_sft.cli.show import _tree
 from massive_sft.cli.views import format_interval
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record, Status
+from massive_sft.study.frames import to_json_rows
 from massive_sft.study.paired import compare
 from massive_sft.sweep.cell import Coordinates
 
@@ -71,8 +73,9 @@ def test_what_cannot_be_told_apart_is_marked(tmp_path: Path) -> None:
     code, text = call("best", path, "--metric", "quiz", "--where", "model=small")
     lines = text.splitlines()
     assert code == 0 and "acc, %; higher is better" in lines[0]
-    assert "first[1000] lora constant epoch 2 " in lines[2] and "70 .. 90" in lines[2]
-    assert "second[1000] lora constant epoch 2 *" in lines[3] and "-24.14 .. +4.142" in lines[3]
+    assert lines[1].split() == ["small", "value", "[95", "%]", "difference", "[95", "%]"]
+    assert "first lora epoch 2 " in lines[2] and "80.0 [70.0, 90.0]" in lines[2]
+    assert "second lora epoch 2 *" in lines[3] and "-10.0 [-24.1, +4.1]" in lines[3]
     assert "(base)" in lines[4] and " *" not in lines[4]
     assert "large" not in text
 
@@ -151,8 +154,8 @@ def test_no_scores_yet_is_a_sentence(tmp_path: Path) -> None:
     assert call("best", path) == (0, "no scores yet\n")
 
 
-def printed(view: Any) -> str:
-    console = Console(width=200)
+def printed(view: Any, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as text:
         console.print(view)
     return text.get()
@@ -161,12 +164,13 @@ def printed(view: Any) -> str:
 def test_score_table_has_gains_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     results = ms.load(with_values(sweep_file(tmp_path), by_setting))
     lines = printed(score_table(results, set(results.records))).splitlines()
-    assert "quiz-0shot acc %" in lines[0] and "prose-0shot bits_per_byte" in lines[0]
-    assert "(base)" in lines[1] and "(base)" in lines[2] and lines[1].endswith("10")
-    assert len(lines) == 1 + 18 + 1 and any("80 (+70)" in line for line in lines)
+    assert "quiz-0shot" in lines[0] and "prose-0shot" in lines[0]
+    assert "acc %" in lines[1] and "bits_per_byte" in lines[1]
+    assert "(base)" in lines[2] and "(base)" in lines[3] and lines[2].endswith("10")
+    assert len(lines) == 2 + 18 + 1 and any("80 (+70)" in line for line in lines)
     lora = set(results.cells.query("method == 'lora'")["cell"])
     chosen = printed(score_table(results, lora)).splitlines()
-    assert len(chosen) == 1 + 8 + 1 and all("(+" in line for line in chosen[1:-1])
+    assert len(chosen) == 2 + 8 + 1 and all("(+" in line for line in chosen[2:-1])
     assert printed(score_table(results, set())) == ""
 
 
@@ -231,7 +235,16 @@ def test_base_that_is_tied_is_not_counted_again_among_the_rest(tmp_path: Path) -
         rows = [*others[:place], base, *others[place:]]
         text = printed(best_view([row | {"rank": rank} for rank, row in enumerate(rows, 1)]))
         counted = [int(line.split()[1]) for line in text.splitlines() if line.strip().startswith("and ")]
-        assert text.count("first[1000]") + text.count("second[1000]") + text.count("(base)") + counted[0] == 9
+        assert text.count("first ") + text.count("second ") + text.count("(base)") + counted[0] == 9
+
+
+def test_best_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    path = with_values(sweep_file(tmp_path), by_setting, half=0.1)
+    text = printed(best_view(to_json_rows(ms.load(path).best("quiz"))), width=80)
+    cells = ms.load(path).cells["cell"]
+    lines = [line for line in text.splitlines() if line[:16] in set(cells)]
+    assert len(lines) == 6 and all("epoch" in line or "(base)" in line for line in lines)
+    assert all("]" in line for line in lines)
 
 
 def test_gain_without_an_interval_is_never_bold(tmp_path: Path) -> None:
@@ -253,7 +266,7 @@ def test_gain_without_an_interval_is_never_bold(tmp_path: Path) -> None:
     console = Console(width=200, force_terminal=True, color_system="truecolor")
     with console.capture() as text:
         console.print(score_table(results, set(results.cells.query("method != 'none'")["cell"])))
-    _, *rows = text.get().splitlines()
+    rows = text.get().splitlines()[2:]  # below a bold head of two lines
     assert any("(+" in row or "(-" in row for row in rows) and "\x1b[1m" not in "".join(rows)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import select
+from pathlib import Path
 
 import pytest
 import sample_records
+from commands import end, start
 from rich.console import Console
 from small_sweep import small_sweep
 
@@ -80,6 +84,25 @@ def test_training_that_failed_is_no_longer_shown_as_training(plan: Plan, status:
     progress.listen(CellRecorded(cell, failed))
     progress.listen(TrainingEnded(run.trajectory))
     assert re.search(r"1/2 +0 now", rows(progress)["trained"])
+
+
+def test_warning_of_the_checks_stands_on_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    full = {"method": "full", "lr": 1e-3, "max_length": 64, "truncation": "left", "precision": "fp32", "batch": 8}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
+    changes = {"settings": {"full": full}, "blocks": [block | {"horizon": 1, "snapshots": [1]}], "measures": []}
+    path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, **changes)
+    master, slave = os.openpty()
+    process = start("run", path, "--inline", out=Path(os.ttyname(slave)))
+    printed = b""
+    while select.select([master], [], [], 0.1)[0] or process.is_alive():
+        printed += os.read(master, 4096) if select.select([master], [], [], 0)[0] else b""
+    os.close(slave)
+    os.close(master)
+    assert end(process) == 0
+    # The line begins after what takes the status line away, whatever colour follows.
+    found = re.search(rb"(.{12})(?:\x1b\[[\d;]*m)*warning: [^\n]*cuts text off", printed, re.S)
+    assert found and re.search(rb"(?:\r|\n|\x1b\[\d*[A-Z])$", found[1]), printed
 
 
 def test_score_without_a_value_is_not_told() -> None:

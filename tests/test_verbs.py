@@ -7,10 +7,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pytest
 import torch
 from calling import call
 from peft import PeftModel
-from processes import adopt_orphans, descendants, free_port
+from processes import adopt_orphans, descendants, free_port, is_healthy
 from rich.console import Console
 from ruamel.yaml import YAML
 from scipy import stats
@@ -150,7 +153,21 @@ def test_logs_of_a_failed_cell_show_the_traceback_of_every_attempt(sweep: Path, 
     _, text = call("logs", run.cells[0].cell.id, "--sweep", sweep, "--overlay", overlay)
     for part in ("FAILED", "OSError: [/disk] is full", "of attempt 1", "[/bold] of attempt 2", "Traceback of the cell"):
         assert part in text
+    assert "attempt 1: failed" in text and "attempt 2: failed" in text
     assert "no optimizer step was taken yet" in text
+
+
+def test_logs_say_of_an_attempt_that_was_killed_that_it_is_not_finished(
+    sweep: Path, copied: Callable[..., Path]
+) -> None:
+    overlay = copied(settings={"defaults": {"seed": 1}})
+    plan = plan_of(sweep, overlay)
+    with Ledger.open(plan.root).begin_attempt(plan.runs[0].trajectory.id, "test") as attempt:
+        steps(attempt.folder, [4.0, 3.0])
+    shown = json.loads(call("logs", cell_of(plan, "full", 2), "--sweep", sweep, "--overlay", overlay, "--json")[1])[
+        "attempts"
+    ]
+    assert [(attempt["state"], attempt["traceback"]) for attempt in shown] == [("not finished", None)]
 
 
 def test_logs_of_an_unknown_cell_name_those_that_are_there(sweep: Path, full: str) -> None:
@@ -205,6 +222,28 @@ def test_diff_under_other_protocols_says_so_and_pairs_nothing(
     assert [(row["same_protocol"], row["paired"]) for row in rows] == [(False, None)] * 2
     assert all(row["difference"] is not None for row in rows)
     assert "under different protocols" in call("diff", full, lora, "--sweep", sweep, "--overlay", overlay)[1]
+
+
+def test_diff_lists_the_version_of_a_measure_that_both_have_and_no_other(
+    sweep: Path, copied: Callable[..., Path], full: str, lora: str
+) -> None:
+    overlay = copied()
+    base = plan_of(sweep, overlay).base[0].cell.id
+
+    def measures(first: str) -> dict[str, Any]:
+        _, text = call("diff", first, full, "--sweep", sweep, "--overlay", overlay, "--json")
+        found: dict[str, Any] = json.loads(text)["differs"]["measures"]
+        return found
+
+    one_sided = measures(base)
+    assert one_sided and all(name.startswith("token_length.") for name in one_sided)
+    assert "token_length.schema" not in one_sided
+    ledger = Ledger.open(plan_of(sweep, overlay).root)
+    record = ledger.read_record(lora)
+    assert record is not None
+    older = record.measures["token_length"] | {"schema": 0}
+    ledger.write_record(record.model_copy(update={"measures": {"token_length": older}}))
+    assert measures(lora)["token_length.schema"]["first"] == 0
 
 
 def test_diff_of_changed_samples_is_refused(sweep: Path, copied: Callable[..., Path], full: str, lora: str) -> None:
@@ -559,6 +598,30 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     assert (runs_page(f"sqlite:///{absent}", "small"), absent.exists()) == ("", False)
 
 
+def test_ui_prints_its_address_alone_and_what_the_server_fails_at(sweep: Path, copied: Callable[..., Path]) -> None:
+    overlay, port = copied(), free_port()
+    assert call("mirror", sweep, "--overlay", overlay)[0] == 0
+    command = [sys.executable, "-m", "massive_sft", "ui", str(sweep), "--overlay", str(overlay), "--port", str(port)]
+    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not is_healthy(port):
+            assert served.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert b"<title>MLflow</title>" in page.read()
+        served.send_signal(signal.SIGINT)
+        printed, _ = served.communicate(timeout=20)
+        assert (served.returncode, len(printed.splitlines())) == (0, 1), printed
+        assert printed.startswith(f"MLflow: http://127.0.0.1:{port}/#/experiments/")
+    finally:
+        served.kill()
+    with closing(sqlite3.connect(plan_of(sweep, overlay).root / "mlflow.db", isolation_level=None)) as store:
+        store.execute("update alembic_version set version_num = 'of another MLflow'")
+    failed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    assert failed.returncode and "out-of-date database schema" in failed.stdout
+
+
 def test_pages_and_their_workers_end_when_the_terminal_is_closed(sweep: Path, copied: Callable[..., Path]) -> None:
     overlay, port = copied(), free_port()
     assert call("mirror", sweep, "--overlay", overlay)[0] == 0
@@ -588,5 +651,5 @@ def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> 
     overlay.write_text(f"storage: {{root: {tmp_path / 'nothing'}}}\n")
     for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep)):
         code, text = call(*arguments, "--overlay", overlay)
-        assert (code, "is no ledger" in text) == (2, True)
+        assert (code, f"{sweep}: storage.root: is no ledger" in text) == (2, True)
     assert not (tmp_path / "nothing").exists()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
+from massive_sft.cli.cell_names import short_conditions
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
 from massive_sft.cli.views import make_table, without_noise
 
@@ -52,58 +54,50 @@ def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Grou
 
 
 def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
-    from massive_sft.study.metrics import scale, unit
+    from massive_sft.study.metrics import unit
 
     first = rows[0]
-    factor, sign = scale(first["metric"]), unit(first["metric"])
+    sign = unit(first["metric"])
     better = "higher" if first["higher_is_better"] else "lower"
     head = Text.assemble((first["column"], "bold"), f"  {first['metric']}{sign and f', {sign}'}; {better} is better")
-    numbers = ("value", "95 % interval", "difference", "its interval")
-    table = make_table("model", "cell", "what", *numbers, right=numbers, whole=("model", "cell", "value", "difference"))
-    for model in dict.fromkeys(row["model"] for row in rows):
-        ranked = [row for row in rows if row["model"] == model]
-        tied = [row for row in ranked[1:] if row["tied"] is not False]
-        base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
-        shown = [ranked[0], *tied[:MAX_TIED], *base]
-        for row in shown:
-            table.add_row(*_cells(row, factor), style="bold" if row is ranked[0] else "")
-        more = sum(row not in shown for row in tied)
-        if more:
-            table.add_row("", "", f"and {more} more that cannot be told apart", style="dim")
-    return Group(head, table)
+    names = _names(rows)
+    models = dict.fromkeys(row["model"] for row in rows)
+    return Group(head, *(_model_table([row for row in rows if row["model"] == model], names) for model in models))
 
 
-def _cells(row: dict[str, Any], factor: float) -> list[Text]:
+def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
+    """Return a model's best cell, those that tie with it, and its base, under the model's name."""
+    tied = [row for row in ranked[1:] if row["tied"] is not False]
+    base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
+    shown = [ranked[0], *tied[:MAX_TIED], *base]
+    numbers = ("value [95 %]", "difference [95 %]")
+    table = make_table(ranked[0]["model"], "", *numbers, right=numbers, whole=(ranked[0]["model"], *numbers))
+    for row in shown:
+        table.add_row(*_cells(row, names[row["cell"]]), style="bold" if row is ranked[0] else "")
+    more = sum(row not in shown for row in tied)
+    if more:
+        table.add_row("", f"and {more} more that cannot be told apart", style="dim")
+    return table
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return what each candidate is but its model, by its cell."""
+    conditions = short_conditions([row | {"data": row["mixture"]} for row in rows])
+    seeds = [f" ({row['seeds']} seeds)" if row["seeds"] > 1 else "" for row in rows]
+    return {row["cell"]: name + more for row, name, more in zip(rows, conditions, seeds, strict=True)}
+
+
+def _cells(row: dict[str, Any], name: str) -> list[Text]:
+    from massive_sft.study.metrics import scale, unit
+
     mark = {True: " *", False: "", None: " ?"}[row["tied"]] if row["rank"] > 1 else ""
-    texts = [
-        row["model"] if row["rank"] == 1 else "",
-        row["cell"],
-        describe(row) + mark,
-        _number(row["value"], factor),
-        _range(row["low"], row["high"], factor),
-        _number(row["difference"], factor, "+"),
-        _range(row["difference_low"], row["difference_high"], factor, "+"),
-    ]
-    return list(map(Text, texts))
+    factor, form = scale(row["metric"]), "z.1f" if unit(row["metric"]) else "z.3g"
+    value = _with_interval([row[end] for end in ("value", "low", "high")], factor, form)
+    ends = [row[end] for end in ("difference", "difference_low", "difference_high")]
+    return [Text(row["cell"]), Text(name + mark), Text(value), Text(_with_interval(ends, factor, f"+{form}"))]
 
 
-def describe(row: dict[str, Any]) -> str:
-    """Return a candidate's coordinates but its model, for people."""
-    if row["method"] == "none":
-        return "(base)"
-    horizon = "" if row["horizon"] is None else f"/{row['horizon']}"
-    size = "all" if row["size"] is None else row["size"]
-    seeds = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
-    variant = f" {row['variant']}" if row["variant"] else ""
-    what = f"{row['mixture']}[{size}] {row['setting']} {row['schedule']}{horizon}"
-    return f"{what}{variant} epoch {row['epoch']}{seeds}"
-
-
-def _number(value: float | None, factor: float, sign: str = "") -> str:
-    return "" if value is None else f"{without_noise(value) * factor:{sign}.4g}"
-
-
-def _range(low: float | None, high: float | None, factor: float, sign: str = "") -> str:
-    if low is None or high is None:
-        return ""
-    return " .. ".join(f"{without_noise(end) * factor:{sign}.4g}" for end in (low, high))
+def _with_interval(numbers: Sequence[float | None], factor: float, form: str) -> str:
+    """Return a number and its interval, in the unit people read; empty where there is none."""
+    value, *ends = ("" if number is None else format(without_noise(number) * factor, form) for number in numbers)
+    return f"{value} [{', '.join(ends)}]" if all(ends) else value

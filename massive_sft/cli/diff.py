@@ -85,11 +85,10 @@ def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str,
     records = (first_cell.record, second_cell.record)
     layouts = [_layout(record.training) for record in records]
     origins = [{key: value for key, value in record.provenance.items() if key not in _OWN} for record in records]
-    measures = [_without_layers(record.measures) for record in records]
     return differences | {
         "layout": differing_keys(*layouts),
         "provenance": differing_keys(*origins),
-        "measures": differing_keys(*measures),
+        "measures": _differing_measures(*(record.measures for record in records)),
     }
 
 
@@ -97,6 +96,13 @@ def _layout(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a run was laid out; nothing for a base model, which has none."""
     layout, used = training.get("layout"), training.get("micro_batch")
     return {**layout, "micro_batch used": used} if isinstance(layout, dict) else {}
+
+
+def _differing_measures(first: Mapping[str, Any], second: Mapping[str, Any]) -> Differences:
+    """Return what differs between measures. The version of one that a side lacks altogether says nothing."""
+    found = differing_keys(_without_layers(first), _without_layers(second))
+    versions = {f"{name}.schema" for name in first.keys() ^ second.keys()}
+    return {key: pair for key, pair in found.items() if key not in versions}
 
 
 def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:

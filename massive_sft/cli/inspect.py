@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,7 +15,8 @@ from massive_sft.cli.options import File, Overlays, console, load_plan
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, require_local_files
-from massive_sft.suites.declared import title
+from massive_sft.planning.requirements import Requirement
+from massive_sft.suites.declared import own_name, title
 
 
 def inspect(
@@ -63,16 +64,12 @@ def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], n
 
     cell = find_run(plan, *axes).cells[-1]
     named, model = cell.cell.coordinates, cell.cell.model
-    asked = [item for item in cell.requirements if item.task is not None]
-    chosen = [item for item in asked if item.task is not None and name in (item.label, item.name, title(item.task))]
-    if not chosen:
-        names = list(dict.fromkeys(item.label for item in asked))
-        raise InvalidInput(Problem("--task", "is not asked of these cells", name, names))
+    chosen = _asked_by_name(cell.requirements, name)
     tokenizer, evaluation = load_tokenizer(model), plan.sweep.file.evaluation
     console().print(Text(f"for {named.model} under {named.setting}"))
     with tempfile.TemporaryDirectory() as folder:
         # A storage root is not made for this; one that is there has the requests, or gets them for the run.
-        ledger = Ledger.open(plan.root if plan.root.exists() else Path(folder))
+        ledger = plan.open_ledger() if plan.root.exists() else Ledger.open(folder)
         for item in chosen:
             wrapping = choose_wrapping(evaluation.protocol, item.template or "", tokenizer)
             done = prepare_benchmark(item, evaluation, wrapping, ledger)
@@ -81,6 +78,23 @@ def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], n
             for built in done.benchmarks:
                 length = max_length_of(load_config(model), tokenizer)
                 console().print(questions_view(built.requests, tokenizer, length, count), soft_wrap=True)
+
+
+def _asked_by_name(requirements: Sequence[Requirement], name: str) -> list[Requirement]:
+    """Return the benchmarks of a name: with shots, without, or else the one whose file calls its task so.
+
+    Raises InvalidInput with the names that are asked for.
+    """
+    asked = [(item, item.task) for item in requirements if item.task is not None]
+    chosen = [item for item, task in asked if name in (item.label, item.name, title(task))]
+    if chosen:
+        return chosen
+    inside = [(item, task) for item, task in asked if name == own_name(task)]
+    if len({title(task) for _, task in inside}) != 1:
+        rule = "is what several benchmarks' files call their task" if inside else "is not asked of these cells"
+        labels = dict.fromkeys(item.label for item, _ in inside or asked)
+        raise InvalidInput(Problem("--task", rule, name, list(labels)))
+    return [item for item, _ in inside]
 
 
 def find_run(plan: Plan, model: str | None, mixture: str | None, setting: str | None) -> RunPlan:

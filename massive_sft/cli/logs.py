@@ -30,7 +30,7 @@ class AttemptLog:
     """One attempt at a trajectory.
 
     Attributes:
-        state: ``published``, ``at work`` or ``ended``.
+        state: ``published``, ``at work``, ``failed`` (it left a traceback) or ``not finished`` (stopped or killed).
         losses: its curve as far as it got; None when it took no step.
         traceback: why it failed; empty when it left none.
     """
@@ -60,11 +60,12 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}
     logs = []
     for number in sorted(published | own):
-        state = "published" if number in published else "at work" if number == live else "ended"
         folder = published.get(number) or own[number]
         losses = folder / LOSSES
         trace = own.get(number, folder) / "traceback.txt"
         text = trace.read_text() if trace.is_file() else ""
+        ended = "failed" if text else "not finished"
+        state = "published" if number in published else "at work" if number == live else ended
         logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
     return logs
 

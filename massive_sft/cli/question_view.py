@@ -15,7 +15,7 @@ from massive_sft.evaluation.encoding import RequestEncoder, windows
 from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling, read_requests
 
-LEGEND = f"The text between {OPEN} and {CLOSE} is what is scored; the model reads what stands before it."
+LEGEND = f"What stands between {OPEN} and {CLOSE} is scored; the model reads what is before it."
 
 
 def questions_view(requests: RequestSet, tokenizer: Any, max_length: int, count: int) -> Group:

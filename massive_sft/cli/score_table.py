@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.text import Text
 
+from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
 from massive_sft.study.metrics import scale, unit
 
@@ -47,16 +48,15 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
 
 
 def _head(column: str, metric: str, higher_is_better: bool | None) -> str:
-    """Return such as ``gsm8k-5shot exact_match %``, with an arrow where lower is better."""
-    lower = " ↓" if higher_is_better is False else ""
-    return " ".join(filter(None, (column, metric, unit(metric)))) + lower
+    """Return two lines such as ``gsm8k-5shot`` and ``exact_match %``, with an arrow where lower is better."""
+    return "\n".join((column, " ".join(filter(None, (metric, unit(metric), "↓" if higher_is_better is False else "")))))
 
 
 def _texts(results: Results) -> dict[tuple[str, str], Text]:
     """Return what stands in the table by cell and column."""
     from massive_sft.study.frames import to_rows
 
-    gains = {(row["cell"], row["column"]): row for row in to_rows(results.gains.query("primary and gain.notna()"))}
+    gains = {(row["cell"], row["column"]): row for row in to_rows(results.primary_gains.query("gain.notna()"))}
     texts = {}
     for row in to_rows(results.scores.query("primary and value.notna()")):
         factor, gain = scale(row["metric"]), gains.get((row["cell"], row["column"]))
@@ -66,23 +66,3 @@ def _texts(results: Results) -> dict[tuple[str, str], Text]:
             text.append(f" ({gain['gain'] * factor:+.3g})", style="bold" if sure else "")
         texts[row["cell"], row["column"]] = text
     return texts
-
-
-def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return cells' coordinates in words, without size, schedule and seed where all trained ones have the same."""
-    trained = [cell for cell in cells if cell["method"] != "none"]
-    sizes = {cell["size"] for cell in trained}
-    schedules = {(cell["schedule"], cell["horizon"]) for cell in trained}
-    seeds = {cell["seed"] for cell in trained}
-
-    def name(cell: Mapping[str, Any]) -> str:
-        if cell["method"] == "none":
-            return f"{cell['model']} (base)"
-        parts = [cell["model"], cell["data"] if len(sizes) == 1 else f"{cell['data']}[{cell['size'] or 'all'}]"]
-        parts.append(cell["setting"])
-        if len(schedules) > 1:
-            parts.append(cell["schedule"] + ("" if cell["horizon"] is None else f"/{cell['horizon']}"))
-        parts += [] if len(seeds) == 1 else [f"seed {cell['seed']}"]
-        return " ".join([*parts, *filter(None, [cell["variant"]]), f"epoch {cell['epoch']}"])
-
-    return [name(cell) for cell in cells]

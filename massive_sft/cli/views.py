@@ -97,7 +97,7 @@ def plan_totals(plan: Plan) -> list[Text]:
         be = "is" if count == 1 else "are"
         lines.append(
             f"snapshots of {method} tuning: {count:,} {be} removed once scored, and cannot be exported or scored on "
-            f"new benchmarks then; storage.keep_snapshots: {{{method}: last}} or all keeps them"
+            f"new benchmarks then; storage.keep_snapshots.{method}: {keep_more(plan, method)} keeps them"
         )
     lines.append(
         f"versions in the ids: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}"
@@ -105,6 +105,12 @@ def plan_totals(plan: Plan) -> list[Text]:
     store = snapshot_address(plan.sweep)
     lines.append(f"storage: {plan.root}" + (f", snapshots in {store}" if store else ""))
     return [Text(line) for line in lines]
+
+
+def keep_more(plan: Plan, method: str) -> str:
+    """Return what ``storage.keep_snapshots`` would have to say of a method for more of its snapshots to stay."""
+    policy = plan.sweep.file.storage.keep_snapshots
+    return "all" if (policy.full if method == "full" else policy.lora) == "last" else "last or all"
 
 
 def warnings_view(plan: Plan) -> Group:

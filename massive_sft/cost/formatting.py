@@ -65,7 +65,7 @@ def _extension_lines(extensions: Extensions) -> list[str]:
     if extensions.resumed:
         lines.append(f"  {_trainings(extensions.resumed)} on from a checkpoint or a state that was kept")
     if extensions.repeated:
-        again = f"their first {extensions.epochs} epochs again take {_time(extensions.again)}"
+        again = f"{counted(extensions.epochs, 'epoch')} again, {_time(extensions.again)}"
         lines.append(
             f"  {_trainings(extensions.repeated)} on after epochs of which no state was kept (storage.keep_state), "
             f"so from the start: {again}"

@@ -34,6 +34,13 @@ def title(task: Task) -> str:
     return task.name or Path(str(task.path)).stem
 
 
+def own_name(task: Task) -> str:
+    """Return what a benchmark's own file calls its task or group, which scores are listed under; else its title."""
+    content = {} if task.path is None else _content(Path(task.path), frozenset())
+    name = content.get("task") or content.get("group")
+    return name if isinstance(name, str) else title(task)
+
+
 def label(task: Task, shots: int | None) -> str:
     """Return a benchmark's name for people at a number of shots, e.g. ``mmlu-5shot``; ``ownshot`` for each its own."""
     return f"{title(task)}-{'own' if shots is None else shots}shot"
