@@ -12,7 +12,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_names import short_conditions
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
-from massive_sft.cli.views import make_table, without_noise
+from massive_sft.cli.views import make_table, with_interval
 
 MAX_TIED = 5  # listed below a winner
 NOTE = (
@@ -88,16 +88,8 @@ def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _cells(row: dict[str, Any], name: str) -> list[Text]:
-    from massive_sft.study.metrics import scale, unit
-
     mark = {True: " *", False: "", None: " ?"}[row["tied"]] if row["rank"] > 1 else ""
-    factor, form = scale(row["metric"]), "z.1f" if unit(row["metric"]) else "z.3g"
-    value = _with_interval([row[end] for end in ("value", "low", "high")], factor, form)
-    ends = [row[end] for end in ("difference", "difference_low", "difference_high")]
-    return [Text(row["cell"]), Text(name + mark), Text(value), Text(_with_interval(ends, factor, f"+{form}"))]
-
-
-def _with_interval(numbers: Sequence[float | None], factor: float, form: str) -> str:
-    """Return a number and its interval, in the unit people read; empty where there is none."""
-    value, *ends = ("" if number is None else format(without_noise(number) * factor, form) for number in numbers)
-    return f"{value} [{', '.join(ends)}]" if all(ends) else value
+    metric, ends = row["metric"], (row["difference_low"], row["difference_high"])
+    value = with_interval(metric, row["value"], (row["low"], row["high"]))
+    difference = with_interval(metric, row["difference"], ends, "+")
+    return [Text(row["cell"]), Text(name + mark), Text(value), Text(difference)]

@@ -6,8 +6,10 @@ Differences are the second cell's number less the first's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from rich.console import Group
@@ -16,14 +18,16 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
-from massive_sft.cli.views import STYLES, make_table
+from massive_sft.cli.views import STYLES, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
+from massive_sft.study.metrics import full_name, unit
 from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
 
 # Of the provenance: different for any two records, and no reason for different results.
 _OWN = ("captured", "argv")
 _ABSENT = object()
+_HASH = re.compile(r"[0-9a-f]{40,}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,9 @@ def _section_view(name: str, section: Differences) -> Any:
 
 
 def _shown(first: Any, second: Any) -> tuple[str, str]:
-    """Return two values that differ for people: floats with six digits, or with so many that they differ."""
+    """Return two values that differ for people: floats with six digits, hashes with twelve, or with so many that they
+    differ.
+    """
     for digits in (6, 9, 12, 17):
         texts = tuple("—" if item is _ABSENT else _plain(item, digits) for item in (first, second))
         if texts[0] != texts[1]:
@@ -238,38 +244,39 @@ def _shown(first: Any, second: Any) -> tuple[str, str]:
 
 
 def _plain(value: Any, digits: int) -> str:
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value[: 2 * digits]
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-_COLUMNS = ("benchmark", "task", "metric", "first", "second", "difference", "intervals", "paired", "n", "McNemar p")
+_COLUMNS = ("benchmark", "first", "second", "difference [95 %]", "n", "McNemar p")
 
 
 def _scores_view(rows: list[Pair]) -> Table:
-    table = make_table(*_COLUMNS, right=_COLUMNS[3:])
-    for row in rows:
-        paired, overlap = row.paired, {True: "overlap", False: "apart", None: "—"}[row.overlap]
-        test = paired.mcnemar if paired else None
-        cells = (
-            row.benchmark + ("" if row.same_protocol else " *"),
-            row.task,
-            row.metric.removesuffix(",none"),
-            *(_number(score.value if score else None) for score in (row.first, row.second)),
-            _number(row.difference, "+"),
-            overlap,
-            _mean(paired),
-            f"{paired.n:,}" + (f" ({paired.unpaired:,} unpaired)" if paired.unpaired else "") if paired else "—",
-            f"{test.p:.3g} ({test.only_first} : {test.only_second})" if test else "—",
-        )
-        table.add_row(*map(Text, cells))
+    """Return the scores by benchmark, a line a metric, in the unit people read."""
+    table = make_table(*_COLUMNS, right=_COLUMNS[1:])
+    for label, of_benchmark in groupby(rows, key=lambda row: row.benchmark + ("" if row.same_protocol else " *")):
+        table.add_row(Text(label))
+        for row in of_benchmark:
+            table.add_row(*map(Text, _score_cells(row)))
     return table
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "—" if value is None else f"{value:{sign}.4g}"
+def _score_cells(row: Pair) -> tuple[str, ...]:
+    name, _, chosen = row.metric.rpartition(",")
+    label = " ".join(filter(None, (row.task, full_name(name, chosen), unit(name))))
+    values = (with_interval(name, score.value if score else None) for score in (row.first, row.second))
+    test = row.paired.mcnemar if row.paired else None
+    count = "" if row.paired is None else f"{row.paired.n:,}"
+    mcnemar = f"{test.p:.3g} ({test.only_first} : {test.only_second})" if test else ""
+    return f"  {label}", *(value or "—" for value in values), _difference(row, name) or "—", count, mcnemar
 
 
-def _mean(paired: Paired | None) -> str:
-    if paired is None:
-        return "—"
-    interval = "" if paired.interval is None else f" [{paired.interval[0]:+.3g}, {paired.interval[1]:+.3g}]"
-    return f"{paired.mean:+.4g}{interval}"
+def _difference(row: Pair, metric: str) -> str:
+    """Return a difference, of the questions that both answered where they are known, with what says how sure it is."""
+    paired = row.paired
+    if paired is not None:
+        left_out = f", {paired.unpaired:,} questions of one alone left out" if paired.unpaired else ""
+        return with_interval(metric, paired.mean, paired.interval or (), "+") + left_out
+    overlap = {True: ", intervals overlap", False: ", intervals apart", None: ""}[row.overlap]
+    return with_interval(metric, row.difference, sign="+") + overlap

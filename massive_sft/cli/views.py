@@ -16,6 +16,7 @@ from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
+from massive_sft.study.metrics import scale, unit
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 
@@ -59,6 +60,26 @@ def indented(line: str, style: str = "") -> RenderableType:
 def format_interval(score: Score) -> str:
     """Return a score's interval; an empty text where it has none."""
     return "" if score.interval is None else " .. ".join(f"{without_noise(end):.4g}" for end in score.interval)
+
+
+def with_interval(metric: str, value: float | None, ends: Sequence[float | None] = (), sign: str = "") -> str:
+    """Return a score or a difference with its interval, in the unit people read; empty where there is none.
+
+    Args:
+        metric: without its filter.
+        value: in the metric's own unit.
+        ends: of its interval; none or None where it has none.
+        sign: ``+`` for differences.
+    """
+    shown, *bounds = ("" if number is None else _shown(metric, number, sign) for number in (value, *ends))
+    return f"{shown} [{', '.join(bounds)}]" if bounds and all(bounds) else shown
+
+
+def _shown(metric: str, number: float, sign: str) -> str:
+    shown = without_noise(number) * scale(metric)
+    if not unit(metric):
+        return format(shown, f"{sign}z.3g" if sign else "z.4g")
+    return format(shown, f"{sign}z.1f" if abs(shown) < 99.95 else f"{sign}.0f")
 
 
 def without_noise(value: float) -> float:

@@ -28,6 +28,7 @@ NO_CAUSE = (
     "z) treat them as if they were. A correlation is no cause; one that hangs on one point is none without it: read "
     "Spearman's ρ and the range of r with any one run left out."
 )
+TOO_FEW = f"Of fewer than {correlate.MIN_PAIRS} training runs no correlation is told."
 
 
 def loss_section(data: ReportData) -> Section | None:
@@ -142,13 +143,11 @@ def _against(data: ReportData, measures: list[str], drawn: str, section: Section
         panels.append(Panel(_title(column), axis, name, dots=dots, caption=summary(result), log_x=log, zero=True))
     keys = [Key(name, colour=index, shape=0) for name, index in models.items()]
     keys += [Key(name, shape=index) for name, index in methods.items()]
-    table = of_texts(
-        f"{section.key}-correlations",
-        "Correlations",
-        _CORRELATION,
-        [_correlation_row(row) for row in to_rows(correlations)],
-    )
-    return Section(section.key, section.title, section.notes, [FigureBlock({"": panels}, keys), TableBlock(table)])
+    enough = [_correlation_row(row) for row in to_rows(correlations[correlations["n"] >= correlate.MIN_PAIRS])]
+    table = of_texts(f"{section.key}-correlations", "Correlations", _CORRELATION, enough)
+    few = [] if len(enough) == len(correlations) else [TOO_FEW]
+    tabled = [TableBlock(table)] if enough else []
+    return Section(section.key, section.title, [*section.notes, *few], [FigureBlock({"": panels}, keys), *tabled])
 
 
 def _title(column: object) -> str:
