@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 from collections.abc import Generator
 
 import pytest
 from mlflow_tables import FOLDER, copy_tables
+from shared import shared_folder
 
-_CACHE = tempfile.mkdtemp(prefix="massive-sft-tests-")
+_CACHE = str(shared_folder() / "cache")
 # Before any test module imports a library that reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small to share a product between cores
 os.environ["HF_HOME"] = _CACHE
 os.environ["XDG_CACHE_HOME"] = _CACHE
-os.environ.setdefault(FOLDER, _CACHE)  # that of the process that starts the others is for all
+os.environ[FOLDER] = str(shared_folder())
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from commands import command
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from ruamel.yaml import YAML
+from shared import made_once
 from small_sweep import small_sweep
 
 from massive_sft.core.fingerprint import hash_file
@@ -43,21 +42,24 @@ metadata: {{version: 1.0}}
 @functools.cache
 def _base() -> dict[str, Any]:
     """Build the offline world once; return a sweep's file over it: full tuning and LoRA for an epoch, three cells."""
-    folder = Path(tempfile.mkdtemp(prefix="massive-sft-world-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    content: dict[str, Any] = YAML(typ="safe").load(small_sweep(folder, blocks=[BLOCK]).read_text())
-    content["evaluation"]["tasks"].append({"path": str(_many(folder / "world" / "tasks"))})
+
+    def build(folder: Path) -> None:
+        small_sweep(folder, blocks=[BLOCK])
+        _many(folder / "world" / "tasks")
+
+    folder = made_once("world", build)
+    content: dict[str, Any] = YAML(typ="safe").load((folder / "sweep.yaml").read_text())
+    content["evaluation"]["tasks"].append({"path": str(folder / "world" / "tasks" / "many.yaml")})
     return content
 
 
-def _many(tasks: Path) -> Path:
+def _many(tasks: Path) -> None:
     rows = [
         {"question": f"{n % DISTINCT} is", "choices": [" even", " odd"], "answer": n % 2, "number": n}
         for n in range(QUESTIONS)
     ]
     (tasks / "data" / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tasks / "many.yaml").write_text(MANY.format(data=tasks / "data" / "many.jsonl"))
-    return tasks / "many.yaml"
 
 
 def sweep_at(folder: Path, **changes: Any) -> Path:
@@ -78,14 +80,14 @@ def tasks_of(*names: str) -> dict[str, Any]:
     return evaluation | {"tasks": [*evaluation["tasks"], *more]}
 
 
-@functools.cache
 def undisturbed() -> Path:
     """Return the folder of the sweep after one run to its end."""
-    folder = Path(tempfile.mkdtemp(prefix="massive-sft-undisturbed-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    code, printed = command("run", sweep_at(folder), "--inline", out=folder / "out")
-    assert code == 0, printed
-    return folder
+
+    def run(folder: Path) -> None:
+        code, printed = command("run", sweep_at(folder), "--inline", out=folder / "out")
+        assert code == 0, printed
+
+    return made_once("undisturbed", run)
 
 
 def copied(folder: Path) -> Path:

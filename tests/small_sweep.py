@@ -33,9 +33,9 @@ def small_sweep(folder: Path, **changes: Any) -> Path:
             "facts": {"path": str(world.datasets["facts"]), "format": "alpaca"},
             "arith": {"path": str(world.datasets["arith"]), "format": "messages"},
         },
-        "mixtures": {"one": {"each": "facts", "samples": 96}},
+        "mixtures": {"one": {"each": "facts", "samples": 24}},
         "settings": {
-            "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+            "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
             "full": {"method": "full", "lr": 1e-3},
             "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
         },

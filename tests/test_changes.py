@@ -41,7 +41,7 @@ def test_sweep_that_never_ran_or_was_not_edited_says_nothing(
 
 def test_changed_setting_is_named_with_both_values_and_what_it_makes_of_the_cells(folder: Path) -> None:
     settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
         "full": {"method": "full", "lr": 2e-3},
         "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
     }

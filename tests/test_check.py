@@ -283,7 +283,7 @@ def test_weights_in_pytorch_s_own_format_are_ready_for_layer_change(home: Path) 
 
 def test_adapter_targets_that_the_model_lacks_are_named_with_those_it_has(home: Path) -> None:
     lora = {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "targets": ["q_proj"]}}
-    settings = {"defaults": {"max_length": 128, "precision": "fp32", "batch": 32}, "lora": lora}
+    settings = {"defaults": {"max_length": 128, "precision": "fp32", "batch": 8}, "lora": lora}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
     models = {"neox": {"path": str(home / "world" / "models" / "tiny-neox")}}
     small_sweep(home)
@@ -367,7 +367,7 @@ def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> 
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}
     changes: dict[str, Any] = {"blocks": [block | {"setting": "full", "horizon": 1, "snapshots": [1]}]}
     (text,) = warned(planned(home, settings={"full": full | {"max_length": 64, "truncation": "left"}}, **changes))
-    rule = r"settings\.full\.max_length: cuts text off \d+ of 96 samples of facts, .* raise it, or .*, got 64"
+    rule = r"settings\.full\.max_length: cuts text off \d+ of 24 samples of facts, .* raise it, or .*, got 64"
     assert re.search(rule, text)
     assert warned(planned(home, settings={"full": full | {"max_length": 128}}, **changes)) == []
 

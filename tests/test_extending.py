@@ -49,7 +49,7 @@ def sweep_at(
     block |= {"snapshots": list(snapshots), "horizon": max(snapshots)} | changes.pop("block", {})
     storage = {"root": str(folder / "ledger"), "keep_state": keep, "keep_snapshots": {"full": full, "lora": "all"}}
     settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
         "full": {"method": "full", "lr": 1e-3},
         "lora": {"method": "lora", "lr": 5e-3, "lora": DROPOUT},
     }

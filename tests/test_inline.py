@@ -93,7 +93,7 @@ def test_inline_run_completes_every_cell(finished: Path) -> None:
         assert benchmarks["facts_mc-0shot"]["facts_mc"]["acc,none"].n == 12
     trained = found["full-2"]
     assert set(trained.measures) == {"perplexity", "layer_change", "token_length"}
-    assert trained.counts["total"]["samples"] == 96
+    assert trained.counts["total"]["samples"] == 24
     assert (trained.training["steps"], found["full-1"].training["steps"], trained.attempt) == (6, 3, 1)
     assert trained.training["last_loss"] < trained.training["first_loss"]
     assert trained.training["layout"]["zero"] == "auto"

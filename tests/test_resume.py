@@ -636,7 +636,7 @@ def test_stage_stopped_and_resumed_publishes_once_says_so_and_leaves_nothing(tmp
 
 def test_checkpoint_beyond_what_is_asked_for_stays_for_whoever_asks_for_more(tmp_path: Path) -> None:
     storage = {"root": str(tmp_path / "ledger"), "resume_every": 0}
-    settings = {"defaults": {"max_length": 128, "batch": 32}, "full": {"method": "full", "lr": 1e-3}}
+    settings = {"defaults": {"max_length": 128, "batch": 8}, "full": {"method": "full", "lr": 1e-3}}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 2}
 
     def planned(*snapshots: int, **defaults: Any) -> Plan:

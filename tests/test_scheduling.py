@@ -144,7 +144,7 @@ def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_pat
 def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None, tmp_path: Path) -> None:
     """Full tuning on two workers, LoRA on one, and a setting whose adapters fit nothing in the model."""
     settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
         "full": {"method": "full", "lr": 1e-3},
         "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
         "broken": {"method": "lora", "lr": 5e-3, "lora": {"targets": ["no_such_module"]}},
