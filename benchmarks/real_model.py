@@ -30,7 +30,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning import selection
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan
 from massive_sft.running.outcome import find_snapshot
-from massive_sft.running.training import build_recipe_samples
+from massive_sft.running.samples import build_recipe_samples
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Task
 

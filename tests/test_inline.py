@@ -31,7 +31,7 @@ from massive_sft.running.check import check
 from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
-from massive_sft.running.training import samples_of
+from massive_sft.running.samples import samples_of
 from massive_sft.running.trial import make_record_writer, retain
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import KeepSnapshots

@@ -36,7 +36,7 @@ def inspect(
         return
     from massive_sft.data import cautions
     from massive_sft.data.preview import render
-    from massive_sft.running.training import build_recipe_samples
+    from massive_sft.running.samples import build_recipe_samples
 
     out, plan = console(), load_plan(file, overlay)
     recipe = find_run(plan, model, mixture, setting).trajectory.recipe

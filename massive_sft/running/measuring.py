@@ -16,7 +16,7 @@ from massive_sft.models.device import device_of
 from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.plan import RunPlan, perplexity_key
-from massive_sft.running.training import samples_of
+from massive_sft.running.samples import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
 from massive_sft.sweep.unchanged_files import require_same_model
 

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
-from massive_sft.running.check.token_process import TokenisedSet, TokenProcess, tokenise
+from massive_sft.running.token_process import TokenisedSet, TokenProcess, tokenise
 
 HERE_S = 10.0  # seconds of tokenising in this process, after which others share the rest: each takes seconds to start
 

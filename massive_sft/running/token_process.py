@@ -17,7 +17,7 @@ from massive_sft.core.errors import MassiveSFTError
 from massive_sft.data.mixture import Counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
-from massive_sft.running.training import samples_of
+from massive_sft.running.samples import samples_of
 
 
 @dataclass(frozen=True)
