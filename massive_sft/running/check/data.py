@@ -11,8 +11,8 @@ from massive_sft.data.mixture import PartCounts
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.planning.plan import Plan, RunPlan, token_key
 from massive_sft.running.check.models import Models, UsableModel
-from massive_sft.running.token_process import TokenisedSet
 from massive_sft.running.check.training_sets import Outcome
+from massive_sft.running.token_process import TokenisedSet
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.template import CHAT
 
