@@ -142,6 +142,12 @@ def test_kept_tokens_that_are_damaged_are_made_again(tmp_path: Path, caplog: pyt
         assert path.read_bytes() == sound and "does not match its checksum; it is made again" in caplog.text
 
 
+def test_truncation_that_a_tokenizer_s_file_asks_for_makes_it_no_other_tokenizer() -> None:
+    cutting = world.tokenizer()
+    cutting.backend_tokenizer.enable_truncation(4)
+    assert RequestEncoder(cutting).fingerprint == RequestEncoder(world.tokenizer()).fingerprint
+
+
 def test_kept_tokens_are_of_one_tokenizer_and_its_requests(tmp_path: Path) -> None:
     larger = world.tokenizer()
     larger.add_tokens(["qzx"])
