@@ -85,8 +85,8 @@ def main(cells: int) -> None:
         for verb in (("plan", path), ("run", path, "--inline")):
             wall, used = timed(*verb)
             print(f"{verb[0]} of {written:,} complete cells: {wall:.1f} s, {used:.1f} s of the processor", flush=True)
-        calls = count_calls(Path(folder) / "ledger", "plan", path)
-        print(f"plan: {calls:,} file calls below the storage root, {calls / written:.2f} a cell")
+            calls = count_calls(Path(folder) / "ledger", *verb)
+            print(f"{verb[0]}: {calls:,} file calls below the storage root, {calls / written:.2f} a cell", flush=True)
 
 
 if __name__ == "__main__":

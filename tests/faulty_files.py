@@ -9,6 +9,7 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class FaultyOs:
         self._meanwhile = meanwhile
         self._now = 0
         self._stale: set[tuple[str, str]] = set()
-        self._listings: dict[tuple[str, str], tuple[int, list[str]]] = {}
+        self._listings: dict[tuple[str, str], tuple[int, list[os.DirEntry[str]]]] = {}
         self._made: dict[str, tuple[int, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -92,13 +93,12 @@ class FaultyOs:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         return os.open(path, flags, mode)
 
-    def listdir(self, path: str) -> list[str]:
-        """Return what the client saw a while ago."""
+    def scandir(self, path: str) -> AbstractContextManager[list[os.DirEntry[str]]]:
+        """Give what the client saw a while ago."""
         self._step()
         key = (self.client, path.rstrip("/"))
-        when, names = self._listings.get(key, (-OLD, []))
-        if self._now - when < OLD and self._strikes():
-            return list(names)
-        names = os.listdir(path)
-        self._listings[key] = (self._now, names)
-        return list(names)
+        when, entries = self._listings.get(key, (-OLD, []))
+        if self._now - when >= OLD or not self._strikes():
+            entries = list(os.scandir(path))
+            self._listings[key] = (self._now, entries)
+        return nullcontext(entries)

@@ -49,6 +49,7 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
+from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.spec import Layout
@@ -278,13 +279,13 @@ def count_tokens(plan: Plan, tokens: int, samples: int = 100) -> None:
 def test_tokens_are_counted_in_the_cache_else_guessed_else_unknown(tmp_path: Path) -> None:
     plan = make_plan(sweep_in(tmp_path))
     recipe = plan.runs[0].trajectory.recipe
-    guessed = training_workload(plan.root, recipe)
+    guessed = training_workload(TokenCache(plan.root), recipe)
     assert guessed is not None
     assert (guessed.samples, guessed.longest, guessed.sure) == (100, 2048, False)
     count_tokens(plan, 5000)
-    assert training_workload(plan.root, recipe) == TrainingWorkload(100, 5000, 2500, 64, 3.0, sure=True)
+    assert training_workload(TokenCache(plan.root), recipe) == TrainingWorkload(100, 5000, 2500, 64, 3.0, sure=True)
     everything = make_plan(sweep_in(tmp_path, mixtures={"each": {"each": ["d1", "d2"]}}))
-    assert training_workload(tmp_path, everything.runs[0].trajectory.recipe) is None
+    assert training_workload(TokenCache(tmp_path), everything.runs[0].trajectory.recipe) is None
 
 
 def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> None:
@@ -292,12 +293,12 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
     (tmp_path / "d.jsonl").write_text((row + "\n") * 300)
     datasets = {"d1": {"path": str(tmp_path / "d.jsonl"), "format": "alpaca"}, "d2": base_file()["datasets"]["d2"]}
     plan = make_plan(sweep_in(tmp_path, datasets=datasets, mixtures={"each": {"each": ["d1"]}}))
-    workload = training_workload(plan.root, plan.runs[0].trajectory.recipe)
+    workload = training_workload(TokenCache(plan.root), plan.runs[0].trajectory.recipe)
     assert workload is not None
     assert workload.samples == pytest.approx(300, abs=1)
     assert workload.length == pytest.approx(0.8 * (len(row) + 1) / 4, rel=0.01)
     (tmp_path / "d.jsonl").write_text("")
-    assert training_workload(plan.root, plan.runs[0].trajectory.recipe) is None
+    assert training_workload(TokenCache(plan.root), plan.runs[0].trajectory.recipe) is None
 
 
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,12 +159,17 @@ def test_claim_sent_to_another_process_verifies_there(tmp_path):
     assert not claim.held()
 
 
+def listing(names):
+    """Return what ``os.scandir`` gives of a folder with such names."""
+    return nullcontext([SimpleNamespace(name=name, path=name, inode=lambda: 0) for name in names])
+
+
 def test_claim_is_held_where_the_listing_does_not_show_it_yet(tmp_path, monkeypatch):
     acquire(tmp_path).release()
     lease = acquire(tmp_path)
     for listed in ([], ["1"]):
         with monkeypatch.context() as patch:
-            patch.setattr(lease_module.os, "listdir", lambda folder, listed=listed: listed)
+            patch.setattr(lease_module.os, "scandir", lambda folder, listed=listed: listing(listed))
             assert lease.held()
     (tmp_path / "2").unlink()
     assert not lease.held()
@@ -170,7 +177,7 @@ def test_claim_is_held_where_the_listing_does_not_show_it_yet(tmp_path, monkeypa
 
 
 def test_lease_listed_and_not_to_be_read_yet_is_not_free(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: ["1"])
+    monkeypatch.setattr(lease_module.os, "scandir", lambda folder: listing(["1"]))
     assert acquire(tmp_path) is None
     assert look(tmp_path).number == 1
 
@@ -239,7 +246,7 @@ def test_lease_of_a_process_that_proc_hides_is_taken_over_at_once_only_when_it_i
 def test_look_at_a_folder_that_is_being_removed_sees_nobody(tmp_path, monkeypatch):
     acquire(tmp_path).release()
     listings = [["1", "2"], []]  # all of it went in between
-    monkeypatch.setattr(lease_module.os, "listdir", lambda folder: listings.pop(0))
+    monkeypatch.setattr(lease_module.os, "scandir", lambda folder: listing(listings.pop(0)))
     assert look(tmp_path) is None
 
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from massive_sft.core import fingerprint
 from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost, LedgerError, Unsupported
-from massive_sft.ledger import index, store
+from massive_sft.ledger import index, records, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, LeaseState
 from massive_sft.ledger.loss_curve import StepDone, read_steps, to_line
@@ -545,7 +545,7 @@ def index_path(ledger: Ledger) -> Path:
     ],
 )
 def test_index_missing_torn_or_wrong_changes_no_answer(ledger, damage):
-    ledger._index = Index(ledger.storage.at("index"), count(0, 2).__next__)  # each write at once
+    ledger._records._index = Index(ledger.storage.at("index"), count(0, 2).__next__)  # each write at once
     ledger.write_record(make_record(cell_id(1)))
     ledger.write_record(make_record(cell_id(2), status=Status.FAILED, error="x"))
     path = index_path(ledger)
@@ -567,8 +567,8 @@ def test_index_torn_line_costs_the_opening_of_one_record(ledger, monkeypatch):
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join(line[:40] + b"\n" if cell_id(2).encode() in line else line for line in lines))
     opened: list[str] = []
-    load = store.load_record
-    monkeypatch.setattr(store, "load_record", lambda data, place: opened.append(place) or load(data, place))
+    load = records.load_record
+    monkeypatch.setattr(records, "load_record", lambda data, place: opened.append(place) or load(data, place))
     assert len(Ledger.open(ledger.root).entries()) == 5
     assert opened == [str(record_path(ledger, cell_id(2)))]
 
@@ -582,7 +582,7 @@ def test_index_of_many_writers_is_merged_and_loses_nothing(ledger, monkeypatch):
         cell_id(n): "0002" for n in range(3)
     }
     assert len(index_path(ledger).read_bytes().splitlines()) == 3
-    monkeypatch.setattr(store, "load_record", None)
+    monkeypatch.setattr(records, "load_record", None)
     assert len(Ledger.open(ledger.root).entries()) == 3
 
 

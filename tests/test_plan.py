@@ -17,9 +17,9 @@ from massive_sft.cli.plan import plan_json
 from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import Record, Revision, Status, dump_record
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import make_plan, token_key
+from massive_sft.planning.plan import make_plan, storage_root, token_key
 from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep, load_sweep
@@ -349,22 +349,54 @@ def note(event: str, arguments: tuple[object, ...]) -> None:
         FILE_CALLS.append(str(arguments[0]))
 
 
-def test_plan_of_complete_cells_lists_each_once_and_opens_none(tmp_path: Path) -> None:
-    """Whatever the number of trainings: their data is looked up once, their snapshots only where some are lacking."""
-    seeds = {"seed": list(range(8))}
-    blocks = [block(snapshots="1..3", schedule="constant", override=seeds)]
-    sweep = sweep_in(tmp_path, measures=[], evaluation={"tasks": []}, blocks=blocks)
+def noted_stat(path: object, **options: Any) -> os.stat_result:
+    FILE_CALLS.append(str(path))
+    return STAT(path, **options)
+
+
+STAT: Any = os.stat
+
+
+def complete(sweep: Sweep) -> int:
+    """Write a complete record for each cell of a sweep, without a flush to the disk for each; return how many."""
     plan, when = make_plan(sweep), "2026-01-31T12:00:00+00:00"
     ledger = Ledger.open(plan.root)
     for item in plan.cells:
         names, trajectory = item.cell.coordinates._asdict(), item.cell.recipe.id if item.cell.recipe else None
         own = {"cell": item.cell.id, "trajectory": trajectory, "coordinates": names, "status": Status.COMPLETE}
-        ledger.write_record(Record(**own, attempt=1, provenance={}, created=when, finished=when))
-    assert make_plan(sweep).statuses == {Status.COMPLETE: 25}  # which writes what the index lacks
+        ledger.cell_dir(item.cell.id).mkdir()
+        path = ledger.cell_dir(item.cell.id) / Revision(1, 1).name
+        path.write_bytes(dump_record(Record(**own, attempt=1, provenance={}, created=when, finished=when)))
+    return len(plan.cells)
+
+
+def test_plan_of_complete_cells_lists_each_once_and_looks_at_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records are told by their listing, training sets looked up only where they are cached, trainings not at all."""
+    seeds = {"seed": list(range(100))}
+    blocks = [block(horizon=10, snapshots="1..10", schedule="constant", override=seeds)]
+    sweep = sweep_in(tmp_path, measures=[], evaluation={"tasks": []}, blocks=blocks)
+    cells, root = complete(sweep), str(storage_root(sweep))
+    assert make_plan(sweep).statuses == {Status.COMPLETE: cells}  # which writes what the index lacks
     sys.addaudithook(note)
+    monkeypatch.setattr(os, "stat", noted_stat)
     FILE_CALLS.clear()
-    make_plan(sweep)
-    calls = [call for call in FILE_CALLS if str(plan.root) in call]
-    assert sum("/cells/" in call for call in calls) == 25
-    assert len(calls) < 25 + 15
+    assert make_plan(sweep).statuses == {Status.COMPLETE: cells}
+    calls = [call for call in tuple(FILE_CALLS) if root in call]
+    assert cells == 1001
+    assert sum("/cells/" in call for call in calls) == cells
+    assert len(calls) <= cells + 15
     assert not any("trajectories/" in call for call in calls)
+
+
+@pytest.mark.parametrize(("root", "hint"), [("s3://bucket/sweep", "storage.snapshots"), ("gs://bucket/sweep", "yet")])
+def test_storage_root_in_an_object_store_is_refused_with_what_one_can_hold(
+    tmp_path: Path, root: str, hint: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make_plan(sweep_in(tmp_path, storage={"root": root}))
+    (problem,) = caught.value.problems
+    assert problem.place.endswith("storage.root") and problem.value == root
+    assert problem.rule.startswith("must be a folder") and hint in problem.rule
+    assert ("storage.snapshots" in problem.rule) is root.startswith("s3")

@@ -38,7 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return Folder(request.getfixturevalue("mounts")[0])
     if request.param == "faulty folder":
         faulty = FaultyOs(0, rate=1.0)
-        monkeypatch.setattr(faulty, "listdir", os.listdir)  # age is allowed there: test_misbehaving_files
+        monkeypatch.setattr(faulty, "scandir", os.scandir)  # age is allowed there: test_misbehaving_files
         monkeypatch.setattr(files, "os", faulty)
         monkeypatch.setattr(storage_module, "os", faulty)
     return Folder(tmp_path / "root")

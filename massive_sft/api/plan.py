@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
@@ -24,6 +25,14 @@ def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | Non
     """
     selection = parse_where(where)
     return select_cells(make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays])), selection)
+
+
+def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
+    """Return a sweep file's plan as ``plan``, after a look at the file of every record, for what acts on the plan.
+
+    So what was edited or damaged in place does not count. Errors are those of ``plan``.
+    """
+    return make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]), Ledger.states)
 
 
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from massive_sft.api.plan import pin_revisions, plan
+from massive_sft.api.plan import pin_revisions, plan, sound_plan
 from massive_sft.core.errors import Interrupted, InvalidInput
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
@@ -63,7 +63,7 @@ def run(
         Stuck: nothing moves on the cluster.
     """
     progress, stop = progress or LoggedProgress(), StopSignal()
-    whole = pin_revisions(plan(file, overlays), progress.say)
+    whole = pin_revisions(sound_plan(file, overlays), progress.say)
     selected = select_cells(whole, parse_where(where))
     if not all(cell.is_done for cell in selected.cells):
         progress.say("loading torch, transformers and lm-eval")

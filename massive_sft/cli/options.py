@@ -13,7 +13,7 @@ from typing import Annotated, TextIO, cast
 import typer
 from rich.console import Console
 
-from massive_sft.api.plan import plan
+from massive_sft.api.plan import plan, sound_plan
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import DISK_FULL
 from massive_sft.ledger.store import Ledger
@@ -86,11 +86,16 @@ def load_plan(file: Path, overlays: Sequence[Path] | None) -> Plan:
     return plan(file, overlays or ())
 
 
+def load_sound_plan(file: Path, overlays: Sequence[Path] | None) -> Plan:
+    """Return a sweep file's plan as ``load_plan``, for a verb that acts on it (``api.plan.sound_plan``)."""
+    return sound_plan(file, overlays or ())
+
+
 def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger]:
     """Return a sweep file's plan and its ledger, open for reading.
 
     Raises:
         InvalidInput: the file is wrong, or nothing was ever run into its storage root.
     """
-    found = load_plan(file, overlays)
+    found = load_sound_plan(file, overlays)
     return found, found.open_ledger(create=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.options import File, Overlays, Where, console, load_plan
+from massive_sft.cli.options import File, Overlays, Where, console, load_sound_plan
 from massive_sft.cli.run import Inline, Retrain, execute_plan, pin_revisions
 from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.record import Status
@@ -21,7 +21,7 @@ def retry(
     file: File, overlay: Overlays = None, where: Where = None, inline: Inline = None, retrain: Retrain = False
 ) -> None:
     """Take up only what failed or is incomplete."""
-    plan, selection = pin_revisions(load_plan(file, overlay)), parse_where(where)
+    plan, selection = pin_revisions(load_sound_plan(file, overlay)), parse_where(where)
     narrowed = select_failed(plan, selection)
     console().print(retry_view(narrowed, plan.open_ledger(create=False), count_diverged(plan, selection)))
     if narrowed.cells:

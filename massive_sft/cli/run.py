@@ -12,7 +12,7 @@ from rich.text import Text
 from massive_sft.api import plan
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.check import warn
-from massive_sft.cli.options import File, Overlays, Where, console, load_plan
+from massive_sft.cli.options import File, Overlays, Where, console, load_sound_plan
 from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.score_table import score_table
@@ -46,7 +46,7 @@ def run(
 ) -> None:
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
-    whole = pin_revisions(load_plan(file, overlay))
+    whole = pin_revisions(load_sound_plan(file, overlay))
     selected = select_cells(whole, parse_where(where))
     budgeted = apply_budget(selected, budget)
     selected = budgeted.plan if budgeted else selected

@@ -17,6 +17,7 @@ from massive_sft.cost.devices import CPU, Device, find_gpu, this_machine
 from massive_sft.cost.shapes import ModelShape, shape_of
 from massive_sft.cost.workload import BYTES_PER_TOKEN, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
@@ -33,6 +34,7 @@ class CostInputs:
         self.plan = plan
         self.table: CostTable = read_cost_table(plan.root)
         self.requests = ScoringWorkloads(plan.root)
+        self._tokens = TokenCache(plan.root)
         self._shapes: dict[Model, ModelShape | None] = {}
         self._workloads: dict[str, TrainingWorkload | None] = {}
 
@@ -45,7 +47,7 @@ class CostInputs:
     def workload(self, recipe: Recipe) -> TrainingWorkload | None:
         """Return an epoch's amount."""
         if recipe.id not in self._workloads:
-            self._workloads[recipe.id] = training_workload(self.plan.root, recipe)
+            self._workloads[recipe.id] = training_workload(self._tokens, recipe)
         return self._workloads[recipe.id]
 
     def bytes_per_token(self, model: Model) -> float:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.planning.plan import token_key
 from massive_sft.planning.requirements import Requirement
+from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Dataset
 from massive_sft.sweep.spec import Part
@@ -51,10 +51,10 @@ class TrainingWorkload:
         return self.tokens / self.samples
 
 
-def training_workload(root: Path, recipe: Recipe) -> TrainingWorkload | None:
-    """Return an epoch's amount from the token cache under ``root``, else a guess; None where rows are not known."""
+def training_workload(tokens: TokenCache, recipe: Recipe) -> TrainingWorkload | None:
+    """Return an epoch's amount from the token cache, else a guess; None where rows are not known."""
     limit = recipe.setting.max_length
-    total, widths = _counted(root, recipe)
+    total, widths = _counted(tokens, recipe)
     if total is not None:
         text = total["text_bytes"] / total["tokens"] if total["text_bytes"] else None
         longest = min(total["longest"], limit)
@@ -65,21 +65,20 @@ def training_workload(root: Path, recipe: Recipe) -> TrainingWorkload | None:
     if any(size is None for size in sizes):
         return None
     samples = sum(rows for rows, _ in filter(None, sizes))
-    tokens = sum(rows * length for rows, length in filter(None, sizes))
+    guessed = sum(rows * length for rows, length in filter(None, sizes))
     share = 1.0 if recipe.setting.loss_on == "all" else TRAINED_SHARE
-    return TrainingWorkload(samples, tokens, share * tokens, limit, None, sure=False)
+    return TrainingWorkload(samples, guessed, share * guessed, limit, None, sure=False)
 
 
-def _counted(root: Path, recipe: Recipe) -> tuple[dict[str, int] | None, tuple[tuple[int, int], ...]]:
+def _counted(tokens: TokenCache, recipe: Recipe) -> tuple[dict[str, int] | None, tuple[tuple[int, int], ...]]:
     """Return the token cache's totals of a mixture and how long its samples are."""
-    path = root / "cache" / "tokens" / f"{token_key(recipe)}.json"
     try:
-        value = read_sealed(path)
+        value = tokens.read(token_key(recipe))
         total = value["counts"]["total"]
         wanted = ("samples", "tokens", "trainable_tokens", "longest", "text_bytes")
         counted = {name: int(total[name]) for name in wanted}
         widths = tuple((int(width), int(count)) for width, count in value.get("widths", ()))
-    except (OSError, Corrupt, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None, ()  # not there, or built again
     return (counted, widths) if counted["samples"] and counted["tokens"] else (None, ())
 

@@ -110,17 +110,13 @@ class Bucket:
         below = self._below(prefix)
         with self._asking(prefix) as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below, Delimiter="/")
-            found = {
-                name[len(below) :].rstrip("/")
-                for page in pages
-                for name in (
-                    *(item["Key"] for item in page.get("Contents", ())),
-                    *(item["Prefix"] for item in page.get("CommonPrefixes", ())),
-                )
-            }
+            found: dict[str, str] = {}
+            for page in pages:
+                found |= {item["Prefix"][len(below) : -1]: "" for item in page.get("CommonPrefixes", ())}
+                found |= {item["Key"][len(below) :]: _mark(item) for item in page.get("Contents", ())}
         return [
-            Listed(name, partial(self._version_at, f"{prefix}/{name}" if prefix else name))
-            for name in found
+            Listed(name, partial(self._version_at, f"{prefix}/{name}" if prefix else name), mark)
+            for name, mark in found.items()
             if name and name[0] != "."
         ]
 
@@ -252,8 +248,13 @@ class Bucket:
 
 
 def _version(answer: Any) -> str:
-    """Return what differs with each writing: the writer's token, of an object of somebody else's its ETag."""
-    return _writer(answer) or str(answer["ETag"])
+    """Return what differs with each writing: the ETag, which equal contents share, and the writer's token."""
+    return f"{_mark(answer)}-{_writer(answer) or ''}"
+
+
+def _mark(answer: Any) -> str:
+    """Return an object's ETag without what would end a mark (``Listed``): that of several parts has a dash."""
+    return str(answer["ETag"]).strip('"').replace("-", ".")
 
 
 def _writer(answer: Any) -> str | None:

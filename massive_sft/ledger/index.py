@@ -1,8 +1,8 @@
 """The index of a ledger: what each record says of itself, a sealed line each, so that statuses need not open them all.
 
-It is an accelerator and never the truth: an entry is believed only for a record's file of the very same version, and
-what it lacks is read from the records. Each writer has objects of its own below ``index/``, so that none can tear
-another's; an unsound line is passed over.
+It is an accelerator and never the truth: an entry is believed only for the very record that a listing shows, or whose
+version was asked for, and what it lacks is read from the records. Each writer has objects of its own below ``index/``,
+so that none can tear another's; an unsound line is passed over.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record, Revision, Status
+from massive_sft.ledger.record_places import Place
 from massive_sft.ledger.storage import Storage
 
 ROTATE = 256  # entries, after which a writer begins another object: each write writes the whole of it
@@ -29,7 +30,7 @@ class Entry:
     """What the index keeps of a cell's newest record.
 
     Attributes:
-        cell, trajectory, status: as in the record.
+        cell, trajectory, status: as in the record; WAITING for one that is unsound in this version, and thus none.
         record: its revision, as it is named.
         answers: what was asked of the cell and is there (``Record.answers``).
         version: of the record's file (``Storage``).
@@ -49,8 +50,31 @@ class Entry:
 
 
 _FIELDS = {field.name for field in fields(Entry)}
-Entries = dict[tuple[str, str], Entry]
-"""Entries by cell and version."""
+
+
+class Known:
+    """All that an index says, by what is to be seen of a record."""
+
+    def __init__(self, entries: Iterable[Entry]):
+        self._by_version: dict[tuple[str, str, str], Entry] = {}
+        self._by_mark: dict[tuple[str, str, str], Entry | None] = {}
+        for entry in entries:
+            self._by_version[entry.cell, entry.record, entry.version] = entry
+            listed = (entry.cell, entry.record, entry.version.partition("-")[0])
+            if self._by_mark.setdefault(listed, entry) != entry:
+                self._by_mark[listed] = None  # it was changed in place: only its version tells which of them it is
+
+    def listed(self, place: Place) -> Entry | None:
+        """Return what a record says by its listing alone; None where that does not tell."""
+        return _sound(self._by_mark.get((place.cell, place.revision.name, place.item.mark)))
+
+    def of_version(self, place: Place, version: str) -> Entry | None:
+        """Return what a record says of this version; None where that is not known, or it is unsound."""
+        return _sound(self._by_version.get((place.cell, place.revision.name, version)))
+
+
+def _sound(entry: Entry | None) -> Entry | None:
+    return None if entry is None or entry.status is Status.WAITING else entry
 
 
 def make_entry(record: Record, name: str, version: str) -> Entry:
@@ -73,7 +97,7 @@ class Index:
     def __reduce__(self) -> tuple[type[Index], tuple[Storage]]:
         return Index, (self._storage,)
 
-    def read(self) -> Entries:
+    def read(self) -> Known:
         """Return all entries, those of this writer included. Raises OSError."""
         with self._lock:
             listed = {item.name: item for item in self._storage.list()}
@@ -86,7 +110,7 @@ class Index:
                 except FileNotFoundError:  # merged by another
                     self._read.pop(name, None)
             every = (entry for _, entries in self._read.values() for entry in entries)
-            return {(entry.cell, entry.version): entry for entry in (*every, *self._own)}
+            return Known((*every, *self._own))
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Add entries; they are written at once, or with the next ones. Raises OSError."""
@@ -94,6 +118,12 @@ class Index:
             self._own += entries
             if self._clock() - self._written >= PAUSE_S or len(self._own) >= ROTATE:
                 self._write()
+
+    def add_now(self, entries: Iterable[Entry]) -> None:
+        """Add entries, and write them at once: other readers of this process may ask for them. Raises OSError."""
+        with self._lock:
+            self._own += entries
+            self._write()
 
     def merge(self) -> None:
         """Make one object of many: of those read last, with the newest entries of each cell alone. Raises OSError."""

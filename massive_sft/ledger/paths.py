@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from massive_sft.core.fingerprint import ID_LENGTH
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Storage
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 
@@ -82,7 +82,12 @@ class LedgerPaths:
 
     def ids(self, kind: str) -> list[str]:
         """Return the ids of all ``cells`` or ``trajectories`` that have a folder, sorted."""
-        return sorted(item.name for item in self.storage.list(kind) if _ID.fullmatch(item.name))
+        return listed_ids(self.storage, kind)
+
+
+def listed_ids(storage: Storage, kind: str) -> list[str]:
+    """Return the ids that are names below a prefix, sorted."""
+    return sorted(item.name for item in storage.list(kind) if _ID.fullmatch(item.name))
 
 
 def cell_key(cell: str) -> str:

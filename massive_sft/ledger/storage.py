@@ -39,10 +39,13 @@ class Listed(NamedTuple):
     Attributes:
         name: below the prefix that was listed.
         version: returns an object's version as ``Blob`` has it; raises FileNotFoundError when it is gone.
+        mark: what the listing itself tells of an object's version: its beginning up to the first ``-``. It is another
+            one when another object took the name; an object that was changed in place may keep it. Empty when unknown.
     """
 
     name: str
     version: Callable[[], str]
+    mark: str = ""
 
 
 class Storage(Protocol):
@@ -130,12 +133,15 @@ class Folder:
 
     def list(self, prefix: str = "") -> list[Listed]:
         """As ``Storage.list``; without the temporary files of writers, whose names begin with a dot."""
-        folder = f"{self.root}/{prefix}"
         try:
-            names = os.listdir(folder)
+            with os.scandir(f"{self.root}/{prefix}") as entries:
+                return [
+                    Listed(entry.name, partial(_version_at, entry.path), str(entry.inode()))
+                    for entry in entries
+                    if entry.name[0] != "."
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [Listed(name, partial(_version_at, f"{folder}/{name}")) for name in names if name[0] != "."]
 
     def delete(self, key: str) -> None:
         """As ``Storage.delete``."""

@@ -1,33 +1,28 @@
-"""The ledger: every outcome under one storage root, the truth that all else mirrors.
-
-Nothing here is ever overwritten. A cell's records are objects ``record-<lease>-<sequence>.json``, the highest counts,
-and each is written whole where none is yet. So a process that was stopped at any point and wakes up later, whatever it
-had verified before, neither replaces what was written meanwhile nor comes to stand above it.
-"""
+"""The ledger: every outcome under one storage root, the truth that all else mirrors."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core.checksummed_json import seal, unseal
-from massive_sft.core.errors import Corrupt, LeaseLost, LedgerError, Unsupported
+from massive_sft.core.errors import Corrupt, LedgerError, Unsupported
 from massive_sft.core.fingerprint import canonical_json, hash_file
 from massive_sft.ledger import marker
 from massive_sft.ledger.attempt import Attempt
-from massive_sft.ledger.index import Entry, Index, make_entry
+from massive_sft.ledger.index import Entry
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch, read_lease
 from massive_sft.ledger.paths import LedgerPaths, cell_key, checked_id
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import SCHEMA, Record, Revision, Status, dump_record, load_record
-from massive_sft.ledger.storage import Folder, Listed
+from massive_sft.ledger.record import SCHEMA, Record, Status
+from massive_sft.ledger.records import Records
+from massive_sft.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +50,13 @@ class Ledger(LedgerPaths):
         super().__init__(Folder(root))
         self.corrupt: dict[Path, str] = {}
         self._watch = LeaseWatch()
-        self._index = Index(self.storage.at("index"))
+
+    @cached_property
+    def _records(self) -> Records:
+        return Records(self.storage, self._report_record)
+
+    def _report_record(self, key: str, error: str) -> None:
+        self.report_corrupt(self.storage.local(key), error)
 
     @classmethod
     def open(cls, root: str | Path, create: bool = True, place: str = "storage.root") -> Ledger:
@@ -128,24 +129,7 @@ class Ledger(LedgerPaths):
 
         Raises ``LeaseLost`` when the claim is no longer held: then nothing was written.
         """
-        record = record if record.error is None else record.model_copy(update={"error": redact(record.error)})
-        data, prefix = dump_record(record), cell_key(record.cell)
-        newest = max((revision for revision, _ in self._revisions(prefix)), default=Revision())
-        ordered = claim is not None and claim.lease == self.lease_of(self.cell_dir(record.cell))
-        lease = claim.number if claim is not None and ordered else newest.lease
-        if newest.lease > lease:
-            raise LeaseLost(f"{self.root}/{prefix}: attempt {lease} lost the lease, {newest.name} was written since")
-        revision = newest.next() if newest.lease == lease else Revision(lease, 1)
-        while True:
-            # The order matters: whoever takes the lease over after this check writes above this number.
-            if claim is not None:
-                claim.verify()
-            key = f"{prefix}/{revision.name}"
-            if self.storage.put_if_absent(key, data):
-                break
-            revision = revision.next()  # and never by listing again, which may say the same for a minute
-        self._try_to_index(lambda: self._index.add([make_entry(record, revision.name, self.storage.get(key).version)]))
-        return self.storage.local(key)
+        return self.storage.local(self._records.write(record, claim))
 
     # Reading
 
@@ -157,50 +141,14 @@ class Ledger(LedgerPaths):
 
         Raises Unsupported when a newer version of massive-sft wrote it.
         """
-        newest_record = self._newest(cell_key(cell))
-        return None if newest_record is None else newest_record[0]
+        return self._records.read(cell)
 
     def history(self, cell: str) -> Iterator[Record]:
         """Yield a cell's sound records, the newest first; where the newest is unsound, none, as ``read_record``.
 
         Raises Unsupported when a newer version of massive-sft wrote one.
         """
-        prefix = cell_key(cell)
-        for _, item in sorted(self._revisions(prefix), key=itemgetter(0), reverse=True):
-            path = self.storage.local(f"{prefix}/{item.name}")
-            try:
-                yield load_record(self.storage.get(f"{prefix}/{item.name}").data, str(path))
-            except (FileNotFoundError, Corrupt) as error:
-                self.report_corrupt(path, str(error))
-                return
-
-    def _revisions(self, prefix: str) -> Iterator[tuple[Revision, Listed]]:
-        for item in self.storage.list(prefix):
-            if item.name.startswith("record-") and (revision := Revision.of(item.name)):
-                yield revision, item
-
-    def _latest(self, prefix: str) -> Listed | None:
-        latest = max(self._revisions(prefix), key=itemgetter(0), default=None)
-        return None if latest is None else latest[1]
-
-    def _newest(self, prefix: str) -> tuple[Record, str, str] | None:
-        """Return a cell's newest record with its name and version."""
-        item = self._latest(prefix)
-        if item is None:
-            return None
-        path = self.storage.local(f"{prefix}/{item.name}")
-        try:
-            blob = self.storage.get(f"{prefix}/{item.name}")
-            record = load_record(blob.data, str(path))
-            if record.cell != path.parent.name:
-                raise Corrupt(f"{path}: is the record of another cell, {record.cell}")
-        except FileNotFoundError:
-            self.report_corrupt(path, f"{path}: cannot be seen yet")
-        except Corrupt as error:
-            self.report_corrupt(path, str(error))
-        else:
-            return record, item.name, blob.version
-        return None
+        return self._records.history(cell)
 
     def verified_file(self, record: Record, name: str) -> Path:
         """Return the path of a file that a record rests on, once its content is seen to be what the record says.
@@ -217,39 +165,15 @@ class Ledger(LedgerPaths):
 
     def records(self) -> Iterator[Record]:
         """Yield every cell's newest sound record, by cell id; each is verified."""
-        for cell in self.ids("cells"):
-            record = self.read_record(cell)
-            if record is not None:
-                yield record
+        return self._records.read_all()
 
     def entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
         """Return the index entry of each cell (all, or those asked for) that has a sound record, by cell id.
 
-        Every entry is checked against the cell's files, and made anew where it does not fit.
+        Every entry is checked against the record's file, and made anew where it does not fit.
         A bit that flipped on the disk and left the file's size and time alone is found by ``records``, not here.
         """
-        index = self._index.read()
-        current, missed = {}, []
-        for cell in self.ids("cells"):
-            if cells is not None and cell not in cells:
-                continue
-            prefix = f"cells/{cell}"
-            item = self._latest(prefix)
-            if item is None:
-                continue
-            with suppress(FileNotFoundError):  # removed just now
-                entry = index.get((cell, item.version()))
-                if entry is not None and entry.record == item.name:
-                    current[cell] = entry
-                    continue
-            newest = self._newest(prefix)
-            if newest is not None:
-                current[cell] = make_entry(*newest)
-                missed.append(current[cell])
-        if missed:
-            self._try_to_index(lambda: self._index.add(missed))
-        self._try_to_index(self._index.merge)
-        return current
+        return self._records.entries(cells)
 
     def states(self, cells: Mapping[str, str | None]) -> dict[str, CellState]:
         """Return how far each cell is.
@@ -259,7 +183,17 @@ class Ledger(LedgerPaths):
 
         A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
         """
-        entries = self.entries(cells)
+        return self._states(cells, self._records.entries(cells))
+
+    def listed_states(self, cells: Mapping[str, str | None]) -> dict[str, CellState]:
+        """Return how far each cell is as listings tell it, which takes half of the file calls.
+
+        Records that are new, gone, or other files than before are seen as by ``states``. One that was edited or damaged
+        in place counts until ``states`` or ``entries`` looked at it, or somebody read it, in whatever process.
+        """
+        return self._states(cells, self._records.listed_entries(cells))
+
+    def _states(self, cells: Mapping[str, str | None], entries: Mapping[str, Entry]) -> dict[str, CellState]:
         left = {cell: trajectory for cell, trajectory in cells.items() if cell not in entries}
         known, begun = (set(self.ids("cells")), set(self.ids("trajectories"))) if left else (set(), set())
         leased = {run for run in {*left.values()} & begun if run and self._is_live(self.trajectory_dir(run))}
@@ -279,13 +213,6 @@ class Ledger(LedgerPaths):
     def _is_live(self, home: Path) -> bool:
         seen = read_lease(self.lease_of(home))
         return seen is not None and seen.seems_live()
-
-    def _try_to_index(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            # A full disk, or a reader of another's ledger: the answer is right, only slower next time.
-            log.info("the index cannot be written: %s", error)
 
     def report_corrupt(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""
@@ -314,8 +241,8 @@ class Ledger(LedgerPaths):
 
     def lease_folder(self, home: Path, owner: str, ttl_s: float = TTL_S) -> Lease | None:
         """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
-        revisions = self._revisions(home.relative_to(self.root).as_posix())
-        above = max((revision.lease for revision, _ in revisions), default=0)
+        places = self._records.places.of(home.name) if home.parent.name == "cells" else []
+        above = max((place.revision.lease for place in places), default=0)
         return Lease.acquire(self.lease_of(home), owner, self._watch, ttl_s, above)
 
 

@@ -6,14 +6,13 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
@@ -22,6 +21,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
 from massive_sft.planning.snapshot_address import snapshot_address
+from massive_sft.planning.token_cache import TokenCache
 from massive_sft.planning.trained import needs_retraining
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
@@ -160,7 +160,9 @@ def storage_root(sweep: Sweep) -> Path:
     place = storage_place(sweep)
     root = resolve_path(sweep.file.storage.root, sweep.folder, place)
     if "://" in sweep.file.storage.root:
-        rule = "must be a folder (local disk, NFS, Lustre): object stores are not supported yet"
+        rule = "must be a folder (local disk, NFS, Lustre): an object store holds no ledger yet"
+        if sweep.file.storage.root.startswith("s3://"):
+            rule += ", but the weights of snapshots: name a folder here and the store as storage.snapshots"
         raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))
     if any(unicodedata.category(character) in UNPRINTABLE for character in str(root)):
         rule = "must be a path of printable characters: no line breaks, control characters or bytes that are no text"
@@ -186,8 +188,17 @@ def read_lock(root: Path, name: str) -> Commits:
         ) from error
 
 
-def make_plan(sweep: Sweep) -> Plan:
+StatesOf = Callable[[Ledger, Mapping[str, str | None]], dict[str, CellState]]
+"""Tells how far cells are, as ``Ledger.states`` and ``Ledger.listed_states``."""
+
+
+def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
     """Plan a sweep against the ledger at its storage root (which need not exist yet); nothing is written there.
+
+    Args:
+        sweep: the sweep.
+        states_of: how the ledger is asked. What does something about a plan, and not only shows it, passes
+            ``Ledger.states``, which also sees records that were changed in place.
 
     Raises:
         InvalidInput: for contradictions that only show when names are replaced by contents.
@@ -197,7 +208,7 @@ def make_plan(sweep: Sweep) -> Plan:
     contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
     cells = make_cells(sweep, contents)
     requirements = Requirements(sweep, contents)
-    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, root, storage_place(sweep))}
+    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, _states(sweep, cells, root, states_of))}
     rules = ResourceRules(sweep)
     snapshots, counts = snapshot_address(sweep), _TokenCounts(root)
     runs = [_run_plan(sweep, root, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
@@ -223,10 +234,14 @@ def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
 
 
-def _cell_plans(cells: Cells, requirements: Requirements, root: Path, place: str) -> Iterable[CellPlan]:
-    ledger = Ledger.open(root, create=False, place=place) if (root / "ledger.json").exists() else None
+def _states(sweep: Sweep, cells: Cells, root: Path, states_of: StatesOf) -> Mapping[str, CellState]:
+    if not (root / "ledger.json").exists():
+        return {}
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
-    states = ledger.states(trajectories) if ledger else {}
+    return states_of(Ledger.open(root, create=False, place=storage_place(sweep)), trajectories)
+
+
+def _cell_plans(cells: Cells, requirements: Requirements, states: Mapping[str, CellState]) -> Iterable[CellPlan]:
     for cell in cells.cells:
         wanted, state = requirements.for_cell(cell), states.get(cell.id, CellState(Status.WAITING))
         yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers))
@@ -311,7 +326,7 @@ class _TokenCounts:
     """What the token cache under a root knows of training sets, each looked up once."""
 
     def __init__(self, root: Path):
-        self._folder = Ledger(root).cache_dir("tokens")
+        self._cache = TokenCache(root)
         self._known: dict[str, tuple[int | None, int | None]] = {}
 
     def of(self, recipe: Recipe) -> tuple[int | None, int | None]:
@@ -323,9 +338,9 @@ class _TokenCounts:
 
     def _read(self, key: str) -> tuple[int | None, int | None]:
         try:
-            total = read_sealed(self._folder / f"{key}.json")["counts"]["total"]
+            total = self._cache.read(key)["counts"]["total"]
             return int(total["samples"]), int(total["tokens"])
-        except (OSError, Corrupt, KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             return None, None
 
 

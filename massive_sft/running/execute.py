@@ -110,7 +110,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
                 beside = f"the tracker also has runs of a sweep {file.name} of another ledger"
                 progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop)
-        after = make_plan(plan.sweep)
+        after = make_plan(plan.sweep, Ledger.states)
         _learn(after, ledger, progress.say)
         results = None if stop() else results_of(after)
         if results is not None:
