@@ -19,7 +19,8 @@ def one_training(folder: Path, epochs: int = 10, batch: int = 8) -> Path:
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant"}
     block |= {"horizon": epochs, "snapshots": [epochs]}
     nothing = {"evaluation": {"base": False, "tasks": []}, "measures": []}
-    return small_sweep(folder, settings=settings, blocks=[block], **nothing)
+    mixtures = {"one": {"each": "facts", "samples": 96}}
+    return small_sweep(folder, mixtures=mixtures, settings=settings, blocks=[block], **nothing)
 
 
 def small_sweep(folder: Path, **changes: Any) -> Path:
