@@ -255,9 +255,12 @@ def test_mixture_has_one_row_a_model_unless_settings_made_other_data_of_it(tmp_p
     assert "settings" not in [column["label"] for column in columns]
     other = plan_of(sweep_file(tmp_path, storage={"root": str(tmp_path / "other")}))
     write_records(other, lambda record: _measured_alike(record, cut=7))
-    columns, rows = (report(other, tmp_path / "out").rows("data")[name] for name in ("columns", "rows"))
+    page = report(other, tmp_path / "out")
+    columns, rows = (page.rows("data")[name] for name in ("columns", "rows"))
     at = [column["label"] for column in columns].index("settings")
     assert sorted(row[at] for row in rows) == ["full"] * 4 + ["lora"] * 4
+    measured = page.rows("data-perplexity")  # the cut made no other perplexity
+    assert len(measured["rows"]) == 4 and "settings" not in [column["label"] for column in measured["columns"]]
 
 
 def _measured_alike(record: Record, cut: int) -> Record:

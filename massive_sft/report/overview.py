@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from massive_sft.core.wording import counted
@@ -21,7 +21,7 @@ from massive_sft.report.formatting import (
 )
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import FactBlock, Section, TableBlock
-from massive_sft.report.table import Column, of_texts, without
+from massive_sft.report.table import Column, Table, of_texts, without
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, to_rows
 from massive_sft.sweep.spec import Layout
@@ -172,57 +172,76 @@ def _engine(layout: Layout) -> str:
 
 
 def data_section(data: ReportData) -> Section:
-    """Return what each model saw of each mixture."""
-    columns = [Column("model", "facet"), Column("mixture", "facet"), Column("settings")]
-    names = (
-        "available",
-        "samples",
-        "truncated",
-        "dropped",
-        "duplicates",
-        "repeated",
-        "tokens",
-        "trained tokens",
-        "tokens a sample",
-    )
-    columns += [Column(name, "number") for name in names]
-    columns += [Column("perplexity, all", "number"), Column("95 % interval"), Column("n tokens", "number")]
-    columns += [Column("perplexity, response", "number"), Column("95 % interval"), Column("n tokens", "number")]
-    columns += [Column("perplexity, response text", "number"), Column("bits per byte, response text", "number")]
-    rows = last_epochs(data.cells)
-    rows = rows[rows["samples"].notna()]
-    facts = [
-        "available",
-        "samples",
-        "truncated",
-        "dropped",
-        "duplicates",
-        "repeated",
-        "data_tokens",
-        "trainable_tokens",
-    ]
-    settings: dict[tuple[str, ...], list[str]] = {}
-    for row in to_rows(rows):
-        settings.setdefault(tuple(_data_row(row, facts)), []).append(str(row["setting_label"]))
-    told = [[*row[:2], ", ".join(dict.fromkeys(settings[row])), *row[2:]] for row in settings]
-    if len({tuple(row[:2]) for row in told}) == len(told):
-        columns, told = without(2, columns), [without(2, row) for row in told]
-    table = of_texts("data", "Training data", columns, told)
+    """Return what each model saw of each mixture, and how new that was to it."""
+    frame = last_epochs(data.cells)
+    rows = to_rows(frame[frame["samples"].notna()])
+    columns = [Column(name, "number") for name in (*_COUNTS, "tokens a sample")]
+    tables = [_data_table("data", "Training data", columns, rows, _counts)]
+    if any(not is_missing(row["perplexity_all"]) for row in rows):
+        caption = "Perplexity of the training data under the base model"
+        tables.append(_data_table("data-perplexity", caption, _PERPLEXITY, rows, _perplexities))
     notes = [
         "Samples are drawn from the available rows by one permutation; truncated ones lost text to the maximum length, "
         "dropped ones are not in the training, duplicates occur more than once. Perplexity per token, under the "
         "base model; that of the text, and bits per byte, without EOS and other special tokens.",
     ]
-    return Section("data", "Training data", notes, [TableBlock(table)])
+    return Section("data", "Training data", notes, [TableBlock(table) for table in tables])
 
 
-def _data_row(row: dict[str, Any], facts: list[str]) -> list[str]:
-    values = [str(row["model"]), str(row["mixture_label"]), *(format_count(row[name]) for name in facts)]
-    values.append(MISSING if is_missing(row["token_length"]) else format_number(row["token_length"], 1))
+_COUNTS = {
+    "available": "available",
+    "samples": "samples",
+    "truncated": "truncated",
+    "dropped": "dropped",
+    "duplicates": "duplicates",
+    "repeated": "repeated",
+    "tokens": "data_tokens",
+    "trained tokens": "trainable_tokens",
+}
+"""Columns, and what they are in ``frames.cell_frame``."""
+_PERPLEXITY = [
+    Column("all tokens", "number"),
+    Column("95 % interval"),
+    Column("n", "number"),
+    Column("response tokens", "number"),
+    Column("95 % interval"),
+    Column("n", "number"),
+    Column("response text", "number"),
+    Column("its bits per byte", "number"),
+]
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    length = row["token_length"]
+    counts = [format_count(row[name]) for name in _COUNTS.values()]
+    return [*counts, MISSING if is_missing(length) else format_number(length, 1)]
+
+
+def _perplexities(row: dict[str, Any]) -> list[str]:
+    values: list[str] = []
     for over in ("all", "response"):
         bounds = format_interval(row[f"perplexity_{over}_low"], row[f"perplexity_{over}_high"])
         values += [format_number(row[f"perplexity_{over}"], 2), bounds, format_count(row[f"perplexity_tokens_{over}"])]
     return [*values, format_number(row["perplexity_text_response"], 2), format_number(row["bits_per_byte_response"], 3)]
+
+
+def _data_table(
+    key: str,
+    caption: str,
+    columns: Sequence[Column],
+    rows: Sequence[dict[str, Any]],
+    values: Callable[[dict[str, Any]], list[str]],
+) -> Table:
+    """Return a line a model and mixture, told apart by their settings only where these made other data of it."""
+    settings: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        line = (str(row["model"]), str(row["mixture_label"]), *values(row))
+        settings.setdefault(line, []).append(str(row["setting_label"]))
+    heads = [Column("model", "facet"), Column("mixture", "facet"), Column("settings", "long"), *columns]
+    told = [[*line[:2], ", ".join(dict.fromkeys(settings[line])), *line[2:]] for line in settings]
+    if len({tuple(line[:2]) for line in told}) == len(told):
+        heads, told = without(2, heads), [without(2, line) for line in told]
+    return of_texts(key, caption, heads, told)
 
 
 def provenance_section(data: ReportData) -> Section:
