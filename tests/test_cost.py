@@ -19,6 +19,7 @@ from test_plan import sweep_in
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
+from massive_sft.cli.views import plan_totals
 from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.files import write_bytes, write_json
@@ -733,6 +734,9 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
     assert (cost.retrainings, cost.training) == (1, before.training)
     assert cost.retraining.value > before.training.value
     assert "run --retrain`: 1 training again" in cost_lines(cost)[-1]
+    for retrain, then in ((False, "their cells stay PARTIAL unless you run with --retrain"), (True, "trained again")):
+        totals = plan_totals(replace(plan, runs=(gone, plan.runs[1])), retrain)
+        assert any(line.plain.endswith(f"were removed: {then}") for line in totals)
 
 
 def test_sharing_saves_what_a_run_for_each_cell_would_train_again(tmp_path: Path) -> None:

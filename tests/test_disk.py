@@ -267,7 +267,9 @@ def test_read_only_root_is_refused_before_training_and_shows_what_it_has(room: R
         code, printed = room.command("show", cell_of("full-1"), "--sweep", sweep)
         assert (code, "layer_change" in printed) == (0, True), printed
         code, printed = room.command("report", sweep)
-        assert (code, "Read-only file system" in printed) == (1, True), printed
+        assert (code, "Read-only file system): name another folder, --out DIR" in printed) == (2, True), printed
+        code, printed = room.command("inspect", sweep, "--task", "facts_mc", "-n", 1)
+        assert (code, "right: " in printed) == (0, True), printed
         out = room.folder.with_name("report")
         code, printed = room.command("report", sweep, "--out", out)
         assert (code, (out / "report.html").is_file()) == (0, True), printed

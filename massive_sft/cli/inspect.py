@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,8 +70,7 @@ def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], n
     tokenizer, evaluation = load_tokenizer(model), plan.sweep.file.evaluation
     console().print(Text(f"for {named.model} under {named.setting}"))
     with tempfile.TemporaryDirectory() as folder:
-        # A storage root is not made for this; one that is there has the requests, or gets them for the run.
-        ledger = plan.open_ledger() if plan.root.exists() else Ledger.open(folder)
+        ledger = _ledger_of_requests(plan, Path(folder))
         for item in chosen:
             wrapping = choose_wrapping(evaluation.protocol, item.template or "", tokenizer)
             done = prepare_benchmark(item, evaluation, wrapping, ledger)
@@ -78,6 +79,17 @@ def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], n
             for built in done.benchmarks:
                 length = max_length_of(load_config(model), tokenizer)
                 console().print(questions_view(built.requests, tokenizer, length, count), soft_wrap=True)
+
+
+def _ledger_of_requests(plan: Plan, folder: Path) -> Ledger:
+    """Return the plan's ledger, which has the requests or gets them for the run, where it is there and can be written.
+
+    Else one in ``folder``: no storage root is made for this, and whoever may only read one can look at what is asked.
+    """
+    if plan.root.exists():
+        with suppress(InvalidInput):
+            return plan.open_ledger()
+    return Ledger.open(folder)
 
 
 def _asked_by_name(requirements: Sequence[Requirement], name: str) -> list[Requirement]:

@@ -56,8 +56,8 @@ def plan(
         console().print(plan_view(selected), budget_view(budgeted), changes_view(find_changes(whole)))
 
 
-def plan_view(plan: Plan) -> Group:
-    """Return the plan for people."""
+def plan_view(plan: Plan, retrain: bool = False) -> Group:
+    """Return the plan for people; ``retrain`` as of ``plan_totals``."""
     columns = ("model", "mixture", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do")
     table = make_table(*columns, right=("size", "steps", "tokens"), fold=False)
     rows = _alike(plan.runs)
@@ -67,7 +67,12 @@ def plan_view(plan: Plan) -> Group:
         table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
     return Group(
-        table, *more, Text(), *plan_totals(plan), *map(indented, cost_lines(estimate(plan))), warnings_view(plan)
+        table,
+        *more,
+        Text(),
+        *plan_totals(plan, retrain),
+        *map(indented, cost_lines(estimate(plan))),
+        warnings_view(plan),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,12 @@ from massive_sft.cli.options import File, Overlays, console, read_plan, report_w
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.wording import counted
 from massive_sft.planning.outcome import AsPlanAsks
+from massive_sft.planning.plan import storage_place
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
 
 PORT = 5000
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def report(
@@ -40,7 +43,14 @@ def report(
         return
     imported = [table_ledger for path in beside or () for table_ledger in open_imported_tables(path)]
     plan, ledger = read_plan(file, overlay)
-    page = write_report(plan, results_of(plan), out or ledger.sweep_dir(plan.sweep.file.name) / "report", imported)
+    folder = out or ledger.sweep_dir(plan.sweep.file.name) / "report"
+    try:
+        page = write_report(plan, results_of(plan), folder, imported)
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        rule = f"does not let the report be written ({error.strerror}): name another folder, --out DIR"
+        raise InvalidInput(Problem(storage_place(plan.sweep), rule, str(folder))) from error
     console().print(f"report: {page}", soft_wrap=True)
 
 

@@ -59,7 +59,7 @@ def run(
         none = "no such cell" if budgeted is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
         return
-    out.print(plan_view(selected))
+    out.print(plan_view(selected, retrain))
     execute_plan(selected, whole, inline, retrain)
 
 
@@ -102,12 +102,15 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     out.print(f"{summary}; results in {selected.root}", soft_wrap=True)
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)
-        out.print(f"{lost} cells are others now, for files that the sweep names changed: run the same command again")
+        others = "1 cell is another" if lost == 1 else f"{lost:,} cells are others"
+        why = "for files that the sweep names changed: run the same command again"
+        out.print(f"{others} now, {why}", soft_wrap=True)
     elif all(cell.is_done for cell in after):
         return
     gone = sum(run.needs_retraining and any(cell.cell.id in wanted for cell in run.cells) for run in done.runs)
     if gone:
-        out.print(f"{gone} trainings are needed again, for their snapshots were removed: run with --retrain")
+        needed = "1 training is" if gone == 1 else f"{gone:,} trainings are"
+        out.print(f"{needed} needed again, for snapshots were removed: run with --retrain", soft_wrap=True)
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on")
     raise typer.Exit(stop.exit_code if stop() else ExitCode.INCOMPLETE)

@@ -92,7 +92,12 @@ def budget_view(portion: BudgetedPlan | None) -> Group:
     return Group(*(indented(line, "yellow") for line in (budget_lines(portion) if portion else ())))
 
 
-def plan_totals(plan: Plan) -> list[Text]:
+def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
+    """Return what a plan comes to, a line a fact.
+
+    Args:
+        retrain: whether trainings whose snapshots were removed are done again.
+    """
     saved, counts = plan.sharing, plan.statuses
     statuses = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     lines = [
@@ -110,9 +115,9 @@ def plan_totals(plan: Plan) -> list[Text]:
     lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
+        then = "trained again" if retrain else "their cells stay PARTIAL unless you run with --retrain"
         lines.append(
-            f"snapshots that {counted(gone, 'training run')} would need for what is lacking were removed: their cells "
-            "stay PARTIAL unless you run with --retrain"
+            f"snapshots that {counted(gone, 'training run')} would need for what is lacking were removed: {then}"
         )
     for method, count in count_removed(plan).items():
         be = "is" if count == 1 else "are"
