@@ -8,7 +8,9 @@ import torch
 
 from massive_sft.models.chosen_positions import ChosenPositions
 
-ROWS_AT_ONCE = 256  # positions whose logits are held in fp32 at the same time
+# Positions whose logits are normalised, in fp32, at the same time; on a CPU so few that they stay in its cache, which
+# takes half the time.
+GPU_POSITIONS_AT_ONCE, CPU_POSITIONS_AT_ONCE = 256, 16
 LOGITS_AT_ONCE = 2**29  # logits of a batch where every position is needed: 1 GiB in bf16
 
 
@@ -50,6 +52,8 @@ def target_logprobs(
         rows: int64, shape (targets,): the position of each target; one position may have several.
         targets: int64, same shape.
     """
-    norms = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(ROWS_AT_ONCE)])
+    parts = logits.split(GPU_POSITIONS_AT_ONCE if logits.is_cuda else CPU_POSITIONS_AT_ONCE)
+    found = [(part.float().logsumexp(dim=-1), part.argmax(dim=-1)) for part in parts]
+    norms, likeliest = (torch.cat(column) for column in zip(*found, strict=True))
     logprobs = logits[rows, targets].float() - norms[rows]
-    return logprobs.cpu(), (logits.argmax(dim=-1)[rows] == targets).cpu()
+    return logprobs.cpu(), (likeliest[rows] == targets).cpu()

@@ -48,7 +48,7 @@ def plan_rows(sequences: Sequence[Tokens], budget: int, reads: Sequence[int], mo
 
 
 def tree_row(
-    sequences: Sequence[Tokens], before: Sequence[KeysValues] | None = None, start: int = 0
+    sequences: Sequence[Tokens], before: Sequence[KeysValues] = (), start: int = 0
 ) -> tuple[TreeRow, list[list[int]]]:
     """Lay sequences out as a trie, depth first.
 

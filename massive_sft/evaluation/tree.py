@@ -51,13 +51,18 @@ class Trees:
         """
         head = _head(rows) if self.model.device.type == "cpu" else 0  # a GPU's kernel knows of no keys before the row
         groups = self._groups(rows, head)
-        if head == 0 or len(groups) == 1:
-            return in_groups(self._groups(rows, 0), rows, functools.partial(self._answer, None, 0))
+        if len(groups) == 1:
+            head = 0
+        return in_groups(groups, rows, functools.partial(self._answer, self._keep(rows[0][0].tokens[:head])))
+
+    def _keep(self, head: tuple[int, ...]) -> list[KeysValues]:
+        """Return the keys and values of each layer for what all rows begin with; nothing for no tokens."""
         kept: list[KeysValues] = []
-        row, _ = tree_row([rows[0][0].tokens[:head]])
-        row.keep = kept
-        _tree_logits(self.model, row.to(self.model.device), [head - 1])
-        return in_groups(groups, rows, functools.partial(self._answer, kept, head))
+        if head:
+            row, _ = tree_row([head])
+            row.keep = kept
+            _tree_logits(self.model, row.to(self.model.device), [len(head) - 1])
+        return kept
 
     def _groups(self, rows: Sequence[Row], head: int) -> list[list[int]]:
         """Group rows by the tokens of their tries behind a head, and by how many logits they ask for."""
@@ -65,7 +70,8 @@ class Trees:
         most_reads = dense_budget(self.model, self.row_tokens)
         return plan_rows(tails, self.row_tokens, [reads(row) for row in rows], most_reads)
 
-    def _answer(self, before: Sequence[KeysValues] | None, head: int, rows: Sequence[Row]) -> list[list[Value]]:
+    def _answer(self, before: Sequence[KeysValues], rows: Sequence[Row]) -> list[list[Value]]:
+        head = before[0][0].shape[2] if before else 0
         row, paths = tree_row([spans[0].tokens[head:] for spans in rows], before, head)
         places: dict[int, int] = {}  # of a token, among the chosen
         chosen: list[int] = []

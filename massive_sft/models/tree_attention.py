@@ -78,7 +78,7 @@ def tree_attention(
     if window is not None and int(row.depths.max()) < window:
         window = None
     fused = softcap is None and query.shape[-1] == value.shape[-1]
-    before = None if row.before is None else row.before[layer]
+    before = row.before[layer] if row.before else None
     if fused and query.is_cuda and query.dtype != torch.float32 and window is None and before is None:
         out, lse = _varlen(row, query[0], key[0], value[0], scale)
     else:

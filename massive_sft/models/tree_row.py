@@ -49,7 +49,7 @@ class TreeRow:
         depths: int64, shape (tokens,): each token's position in its own sequences.
         ends: int64, shape (tokens,): behind the last descendant of each.
         before: keys and values, layer by layer, of the tokens in front of all roots: shapes (1, key heads, tokens,
-            width). None: the roots begin their sequences.
+            width). None of them: the roots begin their sequences.
         keep: where each layer's keys and values are put, for rows that go on from this one; None: nowhere.
         layers: how often a layer has asked for its attention.
     """
@@ -58,14 +58,14 @@ class TreeRow:
     tokens: torch.Tensor
     depths: torch.Tensor
     ends: torch.Tensor
-    before: Sequence[KeysValues] | None = None
+    before: Sequence[KeysValues] = ()
     keep: list[KeysValues] | None = None
     layers: int = 0
     masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.own, self.above = _pieces(self.roots)
-        if self.before is not None:
+        if self.before:
             self.above.append(Piece("before", 0, len(self.tokens), 0, self.before[0][0].shape[2]))
 
     def to(self, device: torch.device) -> TreeRow:
