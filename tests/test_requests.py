@@ -199,6 +199,7 @@ def test_shards_hold_whole_documents_in_order(tmp_path: Path) -> None:
         ("tiny_mc", {}, 100, "cannot be built"),
         ("tiny_mc", {"doc_to_text": "{{ nothing.there }}"}, 0, "cannot be loaded"),
         ("tiny_mc", {"dataset_path": "no/such-dataset", "dataset_kwargs": None}, 0, "cannot be loaded"),
+        ("tiny_mc", {"dataset_kwargs": {"data_files": "a/../no.jsonl"}}, 0, "there is no file /"),
     ],
 )
 def test_benchmark_that_cannot_be_built_is_missing_with_a_reason_and_the_rest_goes_on(

@@ -49,6 +49,9 @@ class TaskDefaults:
     split: str | None
 
 
+READERS = ("json", "csv", "parquet", "text", "arrow")  # of local files, as a task's ``dataset_path``
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedTasks:
     """A benchmark's leaf tasks and groups by name, and how each leaf came."""
@@ -58,9 +61,15 @@ class LoadedTasks:
     defaults: dict[str, TaskDefaults]
 
 
+def _quieten() -> None:
+    """Leave out what lm-eval and the hub's client say beside what they raise: that is told as the reason."""
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @functools.cache
 def _known() -> TaskManager:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _quieten()
     manager = TaskManager(include_defaults=False)
     manager.task_index.update(shipped_tasks())
     return manager
@@ -197,7 +206,7 @@ def _load_file(path: Path) -> Any:
     sweep files; those of a group's members are relative to the working folder and taken as they stand, as lm-eval reads
     them.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _quieten()
     config = load_yaml(path, resolve_func=True)
     if "group" in config:
         manager = TaskManager(include_path=path.parent, include_defaults=False)
@@ -217,6 +226,10 @@ def _load_file(path: Path) -> Any:
         empty = [file for file in listed if Path(file).is_file() and not Path(file).read_bytes().strip()]
         if empty:
             raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")
+        absent = [file for file in listed if ":" not in file and not glob.glob(file)]
+        if absent and config.get("dataset_path") in READERS:
+            places = ", ".join(os.path.normpath(path.parent / file) for file in absent)
+            raise TaskUnavailable(f"{path.stem} cannot be loaded: there is no file {places}")
         return TaskManager(include_defaults=False).load([config])
 
 
