@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from chaos.watch import recording
 from nfs_mounts import mounts
 from s3_server import s3
 from test_ledger import cell_id, make_record
 from test_storage import storage
 
+from massive_sft.core import files
 from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import records as records_module
 from massive_sft.ledger.lease import Claim, Lease
@@ -169,3 +172,20 @@ def test_ledger_that_is_not_there_yet_has_no_records(tmp_path: Path) -> None:
     assert ledger.entries() == {}
     Ledger.open(tmp_path / "later").write_record(make_record(CELLS[0]))
     assert ledger.read_record(CELLS[0]) is not None
+
+
+def test_record_that_is_being_written_is_what_chaos_takes_for_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, seen, link = Ledger.open(tmp_path), [], os.link
+
+    def look_first(source: Path, target: Path) -> None:
+        seen.extend(recording(tmp_path))
+        link(source, target)
+
+    monkeypatch.setattr(files.os, "link", look_first)
+    lease = ledger.lease_cell(CELLS[0], "me")
+    assert lease is not None
+    with lease:
+        ledger.write_record(make_record(CELLS[0]), lease.claim)
+    assert seen == [CELLS[0]]

@@ -88,13 +88,13 @@ def scoring(root: Path) -> Iterator[str]:
 
 def measuring(root: Path) -> Iterator[str]:
     for folder in _finishing(root):
-        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(folder.glob(".record.*.tmp")):
+        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(folder.glob(".record-*.tmp")):
             yield folder.name
 
 
 def recording(root: Path) -> Iterator[str]:
     for folder in _finishing(root):
-        if any(folder.glob(".record.*.tmp")):
+        if any(folder.glob(".record-*.tmp")):
             yield folder.name
 
 
