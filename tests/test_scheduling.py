@@ -22,7 +22,7 @@ from processes import descendants
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from small_sweep import one_training, small_sweep
 
-from massive_sft.core.errors import ExitCode, Interrupted
+from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.disk import parse_size
 from massive_sft.ledger.lease import Lease, LeaseState, LeaseWatch, read_lease
@@ -179,6 +179,28 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert seen is not None
     assert seen.released
     assert not records(tmp_path)
+
+
+@pytest.mark.parametrize("queue", ["LanePool", "CellQueue"])
+def test_run_that_loses_a_queue_ends_with_a_sentence_and_leaves_nothing_in_ray(
+    cluster: None, tmp_path: Path, queue: str
+) -> None:
+    """A thread that still waits for a lane when Ray is left would take this process with it."""
+    killed: list[int] = []
+
+    def listen(event: RunEvent) -> None:
+        if isinstance(event, TrainingProgressed) and not killed:
+            killed.extend(process.pid for process in descendants() if process.title.startswith(f"ray::{queue}"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    path = one_training(tmp_path, epochs=20)
+    with pytest.raises(ClusterLost, match="run the same command to go on"):
+        run_on_ray(make_plan(load_sweep(path)), listen, lambda _: None)
+    assert len(killed) == 1
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("1 x", "scorers", "tune"))]
+    run(path)
+    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-20": Status.COMPLETE}
 
 
 def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, tmp_path: Path) -> None:

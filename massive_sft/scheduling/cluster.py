@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outl
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorHandleNotFoundError, RayError, RayTaskError
 
 from massive_sft.core.errors import ClusterLost, InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
@@ -61,12 +61,16 @@ def connected() -> Iterator[None]:
 
 
 def kill_actors() -> None:
-    """Kill all actors of this process's job, which only private parts of Ray name; what waits for one gets an error."""
+    """Kill all actors of this process's job, which only private parts of Ray name; what waits for one gets an error.
+
+    Those that other actors made, this process has no handle of: they end with who made them.
+    """
     worker: Any = ray._private.worker.global_worker
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     for identity, actor in ray._private.state.actors(job_id=job).items():
         if actor["State"] != "DEAD":
-            worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(identity)), True)
+            with suppress(ActorHandleNotFoundError):
+                worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(identity)), True)
 
 
 def _start(address: str | None) -> None:

@@ -38,7 +38,7 @@ from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, join
+from massive_sft.scheduling.lanes import Lanes, free_groups, join
 from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
@@ -194,6 +194,8 @@ class _Run:
             kill_actors()
         busy += self.scorers.left_behind
         join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
+        with suppress(RayError):
+            free_groups()  # of those that were killed
         self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
 
     def _is_alive(self, name: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,9 +40,14 @@ def run_trial(
     Args:
         waits: whether to wait for the scores, and report them to Tune, by epoch.
     """
+    with suppress(Interrupted):  # the run is gone: it says why, and nobody hears a trial any more
+        _do_trial(config["trajectory"], actors, recorder, retrain, waits)
+
+
+def _do_trial(trial: str, actors: tuple[Any, Any, Any], recorder: RecordWriter, retrain: bool, waits: bool) -> None:
     pool, queue, relay = actors
-    trial, last = config["trajectory"], {"step": 0}
-    assigned = ray.get(pool.take_up.remote(trial))
+    last: dict[str, Any] = {"step": 0}
+    assigned = ask(pool.take_up.remote(trial))
     if assigned is not None:
         run, shape, priority = pickle.loads(assigned)
         trained = _Trial(run, shape, priority, actors)
@@ -51,8 +57,8 @@ def run_trial(
             ask(relay.tell.remote(error_bytes(error)))
         finally:
             if not trained.ordered:
-                ray.get(pool.skip.remote(shape, trial))
-            ray.get(pool.end.remote(trial))
+                ask(pool.skip.remote(shape, trial))
+            ask(pool.end.remote(trial))
         for data in ask(queue.outcomes.remote(trained.handed)) if waits else ():
             tune.report(_scores(heard(data)))
         last = trained.last
