@@ -160,6 +160,38 @@ def test_workers_of_one_node_that_do_not_import_leave_the_others_free_of_blame()
     assert play(scenario) == {TWO: {"sick"}}
 
 
+def test_node_that_starts_no_process_of_a_lane_costs_its_own_lanes() -> None:
+    """Their workers never say that they are up, so it is the run that tells the pool."""
+
+    async def scenario() -> Any:
+        pool = await cluster(1, "sick", "healthy")
+        await pool.lost("first", ONE, "its processes cannot be started", ["sick"])
+        state = await pool.state()
+        assert (state["queued"][ONE], state["unfit"]) == (1, {ONE: {"sick"}})
+        await pool.lost("second", ONE, "its processes cannot be started", ["healthy"])
+        return await pool.messages("order 0")
+
+    (message,) = play(scenario)
+    assert (message.kind, message.content) == (
+        "failed",
+        "its lanes cannot be started: its processes cannot be started",
+    )
+
+
+def test_of_the_nodes_of_a_gang_that_is_not_started_those_count_where_nobody_was_up() -> None:
+    async def scenario() -> Any:
+        pool = Pool(Counter({ONE: 1, TWO: 1}))
+        await pool.look(["sick", "healthy", "third", "fourth"], [])
+        await start(pool, "lane", "healthy")
+        await pool.submit(TWO, "gang", b"")
+        await pool.lost("first", TWO, "its processes cannot be started", ["healthy", "sick"])
+        known = (await pool.state())["unfit"][TWO]
+        await pool.lost("second", TWO, "its processes cannot be started", ["third", "fourth"])
+        return known, (await pool.state())["queued"][TWO]
+
+    assert play(scenario) == ({"sick"}, 0), "where none ever worked, two places are enough"
+
+
 # Nodes that go
 
 
@@ -342,6 +374,80 @@ def test_groups_of_scorers_have_cells_of_their_own() -> None:
             assert await queue.enter("first", 1)
         assert not await queue.enter("first", 1)
         assert await queue.enter("second", 1)
+
+    play(scenario)
+
+
+# Scorers that die
+
+
+async def scoring(*cells: str) -> Any:
+    """Return a queue whose group "a" has begun these cells, each by a scorer of its own."""
+    queue = Queue()
+    await queue.put([(cell, cell.encode()) for cell in cells])
+    await begin(queue, "a", *cells)
+    return queue
+
+
+async def begin(queue: Any, group: str, *cells: str) -> None:
+    reader = await queue.again(group)
+    for _ in cells:
+        cell, _ = await queue.take(group, reader, len(cells))
+        await queue.begin(cell, f"scorer of {cell}")
+
+
+def test_cell_that_costs_its_scorer_again_and_again_is_told_from_those_that_lose_theirs_with_it() -> None:
+    async def scenario() -> dict[str, int]:
+        queue = await scoring("deadly", "innocent")
+        for turn in "bcd":
+            await queue.died(chr(ord(turn) - 1), "scorer of deadly")
+            for cell in ("deadly", "innocent"):
+                await queue.release(cell)
+            await begin(queue, turn, "deadly", "innocent")
+        await queue.died("d", "scorer of innocent")
+        state: dict[str, int] = (await queue.state())["lost"]
+        return state
+
+    assert play(scenario) == {"deadly": 3, "innocent": 1}
+
+
+def test_scorer_of_which_nobody_knows_what_it_had_counts_for_all_that_were_begun() -> None:
+    async def scenario() -> Any:
+        queue = await scoring("begun")
+        await queue.put([("taken", b"")])
+        await queue.take("a", 1, 2)
+        await queue.died("a")
+        return await queue.state()
+
+    state = play(scenario)
+    assert (state["lost"], state["waiting"]) == ({"begun": 1}, 1)
+
+
+def test_scorers_that_go_with_their_node_are_no_deaths() -> None:
+    async def scenario() -> Any:
+        queue = await scoring("one")
+        await queue.lost("a")
+        return await queue.state()
+
+    state = play(scenario)
+    assert (state["lost"], state["out"], state["begun"]) == ({"one": 0}, {"one": ""}, set())
+
+
+def test_cell_of_a_lost_scorer_waits_until_it_is_released_or_something_became_of_it() -> None:
+    async def scenario() -> None:
+        queue = await scoring("one", "other")
+        await queue.died("a", "scorer of one")
+        waiting = asyncio.create_task(queue.take("b", await queue.again("b")))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done(), "its scorer may still hold it in the ledger"
+        await queue.release("one")
+        assert await waiting == ("one", b"one")
+        await queue.acknowledge("one")
+        await queue.acknowledge("other")
+        await queue.release("other")
+        state = await queue.state()
+        assert not (state["waiting"] or state["out"])
 
     play(scenario)
 

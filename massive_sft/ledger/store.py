@@ -239,6 +239,11 @@ class Ledger(LedgerPaths):
         """Take the lease on a cell, for work that is no training (scoring, measuring); None while another holds it."""
         return self.lease_folder(self.cell_dir(cell), owner, ttl_s)
 
+    def is_free(self, cell: str) -> bool:
+        """Return whether the lease on a cell could be taken; of an owner elsewhere only several looks can tell."""
+        lease = self.lease_of(self.cell_dir(cell))
+        return self._watch.may_be_taken(lease, read_lease(lease))
+
     def lease_folder(self, home: Path, owner: str, ttl_s: float = TTL_S) -> Lease | None:
         """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
         places = self._records.places.of(home.name) if home.parent.name == "cells" else []

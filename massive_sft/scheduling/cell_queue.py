@@ -37,8 +37,9 @@ class _Waiting:
 class CellQueue(Pool):
     """Cells between trials and scorers.
 
-    A group of scorers has a reader that takes cells for it. A cell is given out until it is acknowledged, so a retried
-    reader loses none; until a scorer has begun it, it waits. A group has no more cells than scorers.
+    A group of scorers has a reader that takes cells for it. A cell is given out until it is acknowledged; until a
+    scorer has begun it, it waits. A group has no more cells than scorers. What a lost group had waits again; but what
+    its scorers had begun is given out only once it is ``released``, for they may still hold it in the ledger.
 
     Args:
         keeps_records: whether somebody will ask for ``outcomes``.
@@ -53,6 +54,9 @@ class CellQueue(Pool):
         self.keeps_records = keeps_records
         self.waiting: list[_Waiting] = []
         self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
+        self.scorers: dict[str, str] = {}  # that began each cell last
+        self.lost_cells: dict[str, _Waiting] = {}
+        self.deaths: Counter[str] = Counter()  # of scorers, by cell
         self.readers: Counter[str] = Counter()
         self.entered: Counter[str] = Counter()
         self.leaving: set[str] = set()
@@ -92,6 +96,7 @@ class CellQueue(Pool):
         """Give out nothing more: the run should end."""
         self.stopping = self.closed = True
         self.waiting.clear()
+        self.lost_cells.clear()
         await self._notify()
 
     async def leave(self, groups: Collection[str]) -> None:
@@ -127,22 +132,56 @@ class CellQueue(Pool):
         await self._take_back(group)
         return self.readers[group]
 
+    async def begin(self, work: str, scorer: str = "") -> bool:
+        """Say that a scorer begins a cell; return whether it should."""
+        self.scorers[work] = scorer
+        return await super().begin(work)
+
+    async def died(self, group: str, scorer: str = "") -> None:
+        """Say that a group is no more there because one of its scorers died.
+
+        Args:
+            scorer: which of them; empty where that is not known, so that it may be any.
+        """
+        begun = [cell for cell, (owner, _) in self.out.items() if owner == group and cell in self.begun]
+        self.deaths.update(cell for cell in begun if scorer in ("", self.scorers[cell]))
+        await self.lost(group)
+
     async def lost(self, group: str) -> None:
-        """Put what a group has and did not acknowledge back: it is no more there."""
+        """Say that a group is no more there."""
         self.leaving.add(group)
+        self.lost_cells |= {
+            cell.id: cell for owner, cell in self.out.values() if owner == group and cell.id in self.begun
+        }
         await self._take_back(group)
+
+    async def release(self, cell: str) -> None:
+        """Put a cell of a lost group back, for nobody holds it any more."""
+        if cell in self.lost_cells:
+            self._wait_again(self.lost_cells.pop(cell))
+            await self._notify()
+
+    async def data_of(self, cell: str) -> bytes | None:
+        """Return a cell of a lost group as it was put; None when something became of it meanwhile."""
+        return self.lost_cells[cell].data if cell in self.lost_cells else None
 
     async def _take_back(self, group: str) -> None:
         self.readers[group] += 1
         for cell in [cell for owner, cell in self.out.values() if owner == group]:
             del self.out[cell.id]
-            bisect.insort(self.waiting, cell, key=lambda each: each.place)
             self.begun.discard(cell.id)
+            if cell.id not in self.lost_cells:
+                self._wait_again(cell)
         await self._notify()
+
+    def _wait_again(self, cell: _Waiting) -> None:
+        if not self.stopping:
+            bisect.insort(self.waiting, cell, key=lambda each: each.place)
 
     async def acknowledge(self, cell: str, record: bytes = b"") -> None:
         """Say that something became of a cell that was given out; ``record`` is the event that says which record."""
         self.out.pop(cell, None)
+        self.lost_cells.pop(cell, None)
         if self.keeps_records:
             self.records[cell] = record or self.records.get(cell, b"")
         await self._notify()
@@ -154,12 +193,17 @@ class CellQueue(Pool):
         return [self.records[cell] for cell in cells if self.records.get(cell)]
 
     async def state(self) -> dict[str, Any]:
-        """Return what waits, is given out and is begun, and a counter that moves with every change."""
+        """Return what waits, is given out and is begun, and a counter that moves with every change.
+
+        ``lost`` are the cells that scorers of lost groups had begun, with how many of these each of them cost; they are
+        ``out`` of no group.
+        """
         return {
             "waiting": len(self.waiting),
             "seconds": sum(cell.seconds for cell in self.waiting),
             "size_bytes": sum(cell.size_bytes for cell in self.waiting),
-            "out": {cell: group for cell, (group, _) in self.out.items()},
+            "out": {cell: group for cell, (group, _) in self.out.items()} | dict.fromkeys(self.lost_cells, ""),
+            "lost": {cell: self.deaths[cell] for cell in self.lost_cells},
             "begun": set(self.begun),
             "closed": self.closed,
             "entered": dict(self.entered),

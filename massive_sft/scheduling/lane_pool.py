@@ -193,11 +193,16 @@ class LanePool(Pool):
         is_abandoned = lane in self.held and self.orders.get(self.held[lane].id) is not self.held[lane]
         return self.stopping or lane in self.preempted or is_abandoned
 
-    async def lost(self, lane: str, shape: Shape, reason: str) -> None:
-        """Say that a lane is gone: another takes up what it had, or that failed when it was tried often enough."""
+    async def lost(self, lane: str, shape: Shape, reason: str, stillborn_on: Collection[str] = ()) -> None:
+        """Say that a lane is gone, maybe because these nodes could not start its workers.
+
+        Another takes up what it had, or that failed when it was tried often enough.
+        """
         await self._take_back(lane, reason)
         (self.health.forget if lane in self.refused else self.health.leave)(lane)
-        if lane not in self.restarts:
+        if stillborn_on:
+            self.health.stillborn(shape, stillborn_on)
+        elif lane not in self.restarts:
             self.health.never_entered(shape)
         if self.health.cannot_start(shape):
             await self.break_shape(shape, f"its lanes cannot be started: {reason}")
@@ -310,7 +315,7 @@ class LanePool(Pool):
     async def state(self) -> dict[str, Any]:
         """Return what is queued, expected and held, who is idle since how long, and a counter that moves with changes.
 
-        ``unfit`` are the nodes, by shape, on which its lanes cannot start.
+        ``unfit`` are the nodes, by shape, on which its lanes cannot start; ``groups`` the placements that are up.
         """
         return {
             "queued": {shape: len(queue) for shape, queue in self.queues.items()},
@@ -321,6 +326,7 @@ class LanePool(Pool):
             "refused": dict(self.refused),
             "unfit": {shape: set(nodes) for shape, nodes in self.health.unfit.items()},
             "begun": set(self.begun),
+            "groups": self.health.groups,
             "up": {lane for lane in self.restarts if self.health.nodes(lane)},
             "progress": self.progress,
         }

@@ -21,6 +21,7 @@ from ray import PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.util.placement_group import (
     PlacementGroup,
     remove_placement_group,
@@ -29,12 +30,16 @@ from ray.util.placement_group import (
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.live_nodes import NODE
+from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.scheduling.situation import Lane
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
+
+UP_S = 600.0  # that a lane's processes may take to come up, before they import anything, once it has its place
+LOOK_S = 10.0  # between looks for those that do not
 
 
 def lane_loop(config: dict[str, Any]) -> None:
@@ -110,6 +115,7 @@ class _Lane:
     busy_from_s: float = math.inf
     leaving: bool = False
     error: str = ""
+    is_stillborn: bool = False  # whether its processes could not be started
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
@@ -126,6 +132,9 @@ class Lanes:
     say: Callable[[str], None]
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _started: Counter[Shape] = field(default_factory=Counter)
+    _placed_from_s: dict[str, float] = field(default_factory=dict)  # placement groups whose workers are not up
+    _hung: Counter[tuple[str, ...]] = field(default_factory=Counter)  # lanes that were ended for that, by their nodes
+    _looked_s: float = 0.0
 
     def start(self, shape: Shape, nodes: tuple[str, ...]) -> None:
         """Start a lane with a worker on each of these nodes."""
@@ -152,25 +161,50 @@ class Lanes:
         return sorted(self._lanes)
 
     def reap(self, state: Mapping[str, Any], alive: Collection[str]) -> None:
-        """Take leave of lanes that have ended; end those whose node is gone, for they would wait for it.
+        """Take leave of lanes that have ended; end those whose node is gone or starts no process: they would wait.
 
         Args:
             state: of the pool.
             alive: the cluster's nodes.
         """
+        if time.monotonic() - self._looked_s > LOOK_S:
+            self._end_hung(state["groups"])
         for lane in list(self._lanes.values()):
             if lane.thread.is_alive():
                 if not set(lane.nodes) <= set(alive):
                     end_lanes_elsewhere(alive)
                 continue
             del self._lanes[lane.name]
+            if self._hung[lane.nodes]:
+                self._hung[lane.nodes] -= 1
+                lane.is_stillborn, lane.error = True, f"its processes did not come up for {UP_S:g} s"
             lane.error = state["refused"].get(lane.name, lane.error)
             if not lane.error:
                 ray.get(self.pool.ended.remote(lane.name))
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
             free_groups()
-            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error))
+            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, lane.nodes if lane.is_stillborn else ()))
+
+    def _end_hung(self, up: Collection[str]) -> None:
+        """Kill what holds lanes together that have their place, but whose processes do not come up.
+
+        A node that lacks memory, or on which Python does not start, is asked by Ray again and again, for ever.
+
+        Args:
+            up: placement groups whose workers are up, or were.
+        """
+        self._looked_s = now_s = time.monotonic()
+        placed = {group.placement_group_id.hex(): group for group in _groups() if group.state == group.CREATED}
+        self._placed_from_s = {
+            name: self._placed_from_s.get(name, now_s)
+            for name, group in placed.items()
+            if name not in up and not group.creator_actor_dead
+        }
+        for name in [name for name, since_s in self._placed_from_s.items() if now_s - since_s > UP_S]:
+            del self._placed_from_s[name]
+            self._hung[tuple(bundle.label_selector[NODE] for bundle in placed[name].bundles)] += 1
+            _kill_maker(placed[name])
 
     def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Lane, ...]:
         """Return the lanes as a decision sees them.
@@ -198,6 +232,8 @@ class Lanes:
         group: Any = ProcessGroupConfig(self.pool, lane.name, lane.shape)
         # Of the second version of Train, whose settings type checkers do not see.
         scaling: dict[str, Any] = {"label_selector": [{NODE: node} for node in lane.nodes]}
+        # The pool counts restarts, for it knows what came of them, but for those whose processes never came up.
+        failures: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": STARTS}
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
             trainer = TorchTrainer(
                 lane_loop,
@@ -209,14 +245,16 @@ class Lanes:
                     resources_per_worker=resources,
                     **scaling,
                 ),
-                # The pool counts restarts, for it knows what came of them; and a place may be waited for at any length.
-                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(**failures)),
             )
             try:
                 trainer.fit()
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
                 lines = str(error).strip().splitlines()
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+                reason = getattr(error, "controller_failure", None)
+                if isinstance(reason, WorkerGroupStartupFailedError):
+                    lane.is_stillborn, lane.error = True, f"its processes cannot be started: {lines[-1]}"
 
 
 def join(threads: Sequence[threading.Thread], seconds: float) -> None:
@@ -238,11 +276,15 @@ def free_groups() -> None:
 
 def end_lanes_elsewhere(alive: Collection[str]) -> None:
     """Kill the processes that hold lanes together on other nodes than these: they would wait for them for ever."""
-    worker: Any = ray._private.worker.global_worker
     for group in _groups():
         nodes = {bundle.label_selector[NODE] for bundle in group.bundles if NODE in bundle.label_selector}
         if not (nodes <= set(alive) or group.creator_actor_dead):
-            worker.core_worker.kill_actor(ray.ActorID(group.creator_actor_id), True)
+            _kill_maker(group)
+
+
+def _kill_maker(group: Any) -> None:
+    worker: Any = ray._private.worker.global_worker
+    worker.core_worker.kill_actor(ray.ActorID(group.creator_actor_id), True)
 
 
 def _groups() -> Iterator[Any]:

@@ -41,7 +41,9 @@ class NodeHealth:
         self._starts: dict[str, _Start] = {}
         self._failed: Counter[tuple[Shape, str]] = Counter()
         self._never_entered: Counter[Shape] = Counter()
+        self._places: Counter[Shape] = Counter()  # where lanes of a shape failed, each one or more nodes
         self._proven: set[Shape] = set()
+        self._well: set[str] = set()  # nodes where a worker of any shape came up
 
     def look(self, alive: Collection[str], draining: Collection[str]) -> None:
         """Take note of the nodes that could hold workers; of these, ``draining`` ones are about to go."""
@@ -63,6 +65,7 @@ class NodeHealth:
         """Take note of a worker that has imported all it needs."""
         start = self._starts[lane]
         start.importing.discard(rank)
+        self._well.add(start.nodes[rank])
         self._failed[start.shape, start.nodes[rank]] = 0
 
     def works(self, shape: Shape) -> None:
@@ -78,15 +81,33 @@ class NodeHealth:
             if node not in self.gone:
                 self._failed[start.shape, node] += 1
                 if self._failed[start.shape, node] >= STARTS:
-                    self.unfit.setdefault(start.shape, set()).add(node)
+                    self._give_up(start.shape, {node})
 
     def forget(self, lane: str) -> None:
         """Take note that a lane's workers are gone because they were told to go."""
         self._starts.pop(lane, None)
 
     def never_entered(self, shape: Shape) -> None:
-        """Take note of a lane that was lost before any of its workers was up."""
+        """Take note of a lane that was lost before any of its workers was up, whatever it was that it lost."""
         self._never_entered[shape] += 1
+
+    def stillborn(self, shape: Shape, nodes: Collection[str]) -> None:
+        """Take note of a lane that was lost because the processes of its workers could not be started.
+
+        Which of several nodes it was, nobody says: it counts for those where no worker was up before, if there are any.
+        """
+        nodes = set(nodes) - self.gone
+        self._give_up(shape, nodes - self._well or nodes)
+
+    def _give_up(self, shape: Shape, nodes: Collection[str]) -> None:
+        unfit = self.unfit.setdefault(shape, set())
+        self._places[shape] += not unfit.issuperset(nodes)
+        unfit.update(nodes)
+
+    @property
+    def groups(self) -> set[str]:
+        """The placement groups of lanes whose workers are up."""
+        return {start.group for start in self._starts.values()}
 
     def nodes(self, lane: str) -> frozenset[str]:
         """Return the nodes of a lane's workers that are up."""
@@ -99,7 +120,6 @@ class NodeHealth:
 
     def cannot_start(self, shape: Shape) -> bool:
         """Return whether lanes of a shape can start nowhere: no node is left, or several failed and none worked."""
-        unfit = self.unfit.get(shape, set())
-        everywhere = bool(self.alive) and self.alive <= unfit
-        failed = max(len(unfit), self._never_entered[shape])
+        everywhere = bool(self.alive) and self.alive <= self.unfit.get(shape, set())
+        failed = max(self._places[shape], self._never_entered[shape])
         return everywhere or (failed > 1 and shape not in self._proven)

@@ -19,6 +19,8 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault(
     "TUNE_MAX_PENDING_TRIALS_PG", "16"
 )  # that start at once; Tune's own is one where a source decides
+# A place may be waited for at any length, here ten days: else it counts as a start that failed.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "864000")
 # Else a process for each lane asks what ``live_nodes`` asks for all of them.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 

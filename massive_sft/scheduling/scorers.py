@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import threading
 import time
 import warnings
@@ -20,10 +21,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
-from massive_sft.running.events import CellRecorded, RunEvent
+from massive_sft.ledger.lease import TTL_S
+from massive_sft.running.events import CellRecorded, RunEvent, skipped
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
@@ -36,13 +39,27 @@ warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated", RayDepreca
 
 Row = dict[str, Any]
 
+TRIES = 3  # scorers that a cell may cost before it counts as what kills them
+_ACTOR = re.compile(r"actor[ _]id[:=] ?([0-9a-f]{32})", re.IGNORECASE)  # in what Ray says of one that died
+HELD_S = 2 * TTL_S  # seconds until which the ledger knows of a scorer elsewhere that it is gone
+
 
 class ScorersFailed(MassiveSFTError):
     """No scorer can be started."""
 
 
 class GroupLost(MassiveSFTError):
-    """The process of a scorer, or its node, is gone; what its group had is scored by others."""
+    """A process of a group of scorers, or its node, is gone; what the group had is scored by others.
+
+    Attributes:
+        is_reader: whether it was the one that takes cells for the group.
+        scorer: the id of the actor that died, where Ray says which.
+    """
+
+    def __init__(self, text: str, is_reader: bool = False, scorer: str = ""):
+        super().__init__(text)
+        self.is_reader = is_reader
+        self.scorer = scorer
 
 
 DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
@@ -82,6 +99,7 @@ class ScoringActor:
         from massive_sft.running.cell import CellEvaluator
 
         self._queue = queue
+        self._id = ray.get_runtime_context().get_actor_id()
         stopped = queue.stopped.remote()
 
         def progress(event: RunEvent) -> None:
@@ -97,7 +115,7 @@ class ScoringActor:
         for row in batch.to_pylist():
             identity, (cell, run) = row["cell"], pickle.loads(row["data"])
             happened: list[RunEvent] = []
-            if ray.get(self._queue.begin.remote(identity)):
+            if ray.get(self._queue.begin.remote(identity, self._id)):
                 try:
                     evaluate_cell(cell, run, self._evaluator, happened.append)
                 except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
@@ -124,7 +142,8 @@ class _Group:
 class ScorerGroups:
     """Starts groups of scorers, each a Ray Data execution on one node, and lets them end.
 
-    A scorer whose process dies ends its group; another one takes up its cells, from the last shard of responses.
+    A scorer whose process dies ends its group; another one takes up its cells, from the last shard of responses. A cell
+    that cost ``TRIES`` scorers is given up: its record is FAILED.
 
     Attributes:
         queue, relay: handles of the ``CellQueue`` and the ``Relay``.
@@ -148,6 +167,7 @@ class ScorerGroups:
     _failed: Counter[str] = field(default_factory=Counter)  # starts on each node, in a row
     _proven: bool = False
     _left_behind: list[threading.Thread] = field(default_factory=list)
+    _lost_from_s: dict[str, float] = field(default_factory=dict)  # cells of lost groups
     _building: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, node: str, size: int) -> None:
@@ -184,7 +204,7 @@ class ScorerGroups:
         return frozenset(node for node, failed in self._failed.items() if failed >= STARTS)
 
     def reap(self, state: Mapping[str, Any], alive: Collection[str], places: Collection[str]) -> None:
-        """Take leave of groups that have ended, or whose node is gone.
+        """Take leave of groups that have ended, or whose node is gone; see to the cells of those that were lost before.
 
         Args:
             state: of the queue.
@@ -203,17 +223,50 @@ class ScorerGroups:
             if was_up:
                 self._failed[group.node] = 0
             if isinstance(group.error, GroupLost):
-                self._lose(group, was_up, places)
+                self._lose(group, group.error, was_up, places)
             elif group.error is not None:
                 self.fail(group.error)
+        self._take_up_lost(state["lost"])
 
-    def _lose(self, group: _Group, was_up: bool, places: Collection[str]) -> None:
-        self.say(f"{group.name} are lost: {group.error}")
-        ray.get(self.queue.lost.remote(group.name))
+    def _lose(self, group: _Group, error: GroupLost, was_up: bool, places: Collection[str]) -> None:
+        self.say(f"{group.name} are lost: {error}")
+        if error.is_reader:
+            ray.get(self.queue.lost.remote(group.name))
+        else:
+            ray.get(self.queue.died.remote(group.name, error.scorer))
         self._failed[group.node] += not was_up and group.node in places
         if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
             died = f"their processes died {STARTS} times before they could take a cell"
             self.fail(ScorersFailed(f"the scorers cannot be started: {died}; see Ray's logs of the workers"))
+
+    def _take_up_lost(self, deaths: Mapping[str, int]) -> None:
+        """Give cells out again once their lost scorers hold them no more; give up those that cost too many.
+
+        Args:
+            deaths: of scorers, by cell.
+        """
+        now_s = time.monotonic()
+        for cell, died in deaths.items():
+            since_s = self._lost_from_s.setdefault(cell, now_s)
+            if self.recorder.ledger.is_free(cell) or now_s - since_s > HELD_S:
+                del self._lost_from_s[cell]
+                if died < TRIES:
+                    ray.get(self.queue.release.remote(cell))
+                else:
+                    self._give_up(cell)
+
+    def _give_up(self, cell: str) -> None:
+        """Record that a cell kills its scorers."""
+        data = ray.get(self.queue.data_of.remote(cell))
+        if data is None:
+            return
+        plan, _ = pickle.loads(data)
+        why = f"{TRIES} scorers died while they had it (out of memory, or a crash in native code?)"
+        self.say(f"{plan.cell.coordinates} is given up: {why}")
+        record = self.recorder.failed(plan, 1, f"{why}; see Ray's logs of the workers")
+        event = CellRecorded(plan.cell, record) if record else skipped(str(plan.cell.coordinates), [plan])
+        self.listen(event)
+        ray.get(self.queue.acknowledge.remote(cell, pickle.dumps(event) if record else b""))
 
     def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Group, ...]:
         """Return the groups as a decision sees them.
@@ -260,7 +313,9 @@ class ScorerGroups:
         )
         on_node = {"label_selector": {NODE: group.node}}
         cells = _Cells(self.queue, group.name, group.size)
-        return ray.data.read_datasource(cells, override_num_blocks=1, num_cpus=0, **on_node).map_batches(
+        # A reader that Ray starts again would have its first cells taken for those that the one before gave out.
+        once = {"ray_remote_args": {"max_retries": 0}}
+        return ray.data.read_datasource(cells, override_num_blocks=1, num_cpus=0, **once, **on_node).map_batches(
             ScoringActor,
             fn_constructor_args=(
                 self.recorder, self.queue, self.relay, group.name, group.size, self.scorer.gpus > 0,
@@ -287,4 +342,6 @@ def _next(rows: Iterator[Row]) -> Row | None:
         return next(rows, None)
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise GroupLost(f"{type(error).__name__}: {lines[-1] if lines else ''}") from error
+        named = _ACTOR.search(str(error))
+        text, scorer = f"{type(error).__name__}: {lines[-1] if lines else ''}", named.group(1) if named else ""
+        raise GroupLost(text, isinstance(error, WorkerCrashedError), scorer) from error

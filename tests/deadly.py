@@ -1,0 +1,31 @@
+"""Hooks (``worker_process_setup_hook``) for a Ray on which certain processes die, as those do that lack memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from commands import Fault, install, kill
+
+CELL = "DEADLY_CELL"  # the variable that names a cell
+SIGNAL = "DEADLY_SIGNAL"  # the variable that says what a lane's workers get
+
+
+def scorers() -> None:
+    """Whoever writes an answer of the cell is killed."""
+    install(Fault(rf"/cells/{os.environ[CELL]}/responses/", kill))
+
+
+def workers() -> None:
+    """Whoever becomes a lane's worker gets the signal: SIGKILL, or SIGSTOP for a process that never comes up."""
+    threading.Thread(target=_strike_worker, daemon=True).start()
+
+
+def _strike_worker() -> None:
+    title = Path("/proc/self/cmdline")
+    while not title.read_text(errors="replace").startswith("ray::RayTrainWorker"):
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.Signals[os.environ[SIGNAL]])
