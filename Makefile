@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos benchmarks clean
+.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks clean
 
 setup: $(VENV)/ready
 
@@ -51,6 +51,10 @@ chaos-short: setup
 
 chaos-s3: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --s3
+
+# Three lanes, one of them of two workers, on two nodes of pretended GPUs.
+chaos-many: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos --scene lanes --seed $(SEED)
 
 chaos: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --times 3 --folder runs/chaos-$(SEED)

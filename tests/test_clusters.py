@@ -7,14 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 from commands import call, forked_workers
+from counted_gpu import HOOK, on_gpus
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from small_sweep import one_training, small_sweep
@@ -24,8 +23,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import lanes, run_on_ray
-from massive_sft.scheduling.demand import Demand, make_demand
-from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.demand import make_demand
 from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
@@ -122,23 +120,13 @@ def test_training_on_a_node_that_is_taken_away_goes_on_elsewhere_after_the_step_
 
 
 def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes and scorers each hold the only GPU of the cluster: a GPU that Ray counts and torch does not have.
-
-    What is scheduled is real. The training itself is told that it has no GPU, and its processes talk through gloo.
-    """
-    on_gpu = Shape(1, 1.0, 1.0)
-
-    def demand(*arguments: Any) -> Demand:
-        made = make_demand(*arguments)
-        rules = replace(made.rules, scorer=on_gpu)
-        return replace(made, rules=rules, shapes=dict.fromkeys(made.shapes, on_gpu), shape_of=lambda run: on_gpu)
-
-    monkeypatch.setattr(run_on_ray, "make_demand", demand)
+    """Lanes and scorers each hold the only GPU of the cluster: a GPU that Ray counts and torch does not have."""
+    monkeypatch.setattr(run_on_ray, "make_demand", on_gpus(make_demand))
     monkeypatch.setattr(lanes, "ProcessGroupConfig", partial(ProcessGroupConfig, backend="gloo"))
     with forked_workers():
         ray.init(
             "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,
-            runtime_env={"worker_process_setup_hook": "counted_gpu.install"},
+            runtime_env=dict(HOOK),
         )  # fmt: skip
         try:
             plan = make_plan(load_sweep(small_sweep(tmp_path, measures=[])))

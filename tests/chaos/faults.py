@@ -6,25 +6,15 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from processes import descendants, started, titled
+from processes import started, titled
 
 from chaos import watch
 from chaos.stage import Stage
 
-# By the kind of fault, the phases it may aim at.
-AIMS = {
-    "kill a worker": ("before a checkpoint", "after a checkpoint", "saving a checkpoint", "publishing"),
-    "kill a lane": ("after a checkpoint", "saving a checkpoint"),
-    "kill a scorer": ("scoring", "measuring", "recording"),
-    "kill a raylet": ("after a checkpoint", "scoring"),
-    "kill the driver": ("after a checkpoint", "saving a checkpoint", "scoring", "measuring", "mirroring"),
-    "kill the tracker": ("mirroring",),
-    "stop a lease holder": ("after a checkpoint", "scoring", "mirroring"),
-}
-STOPPED = 6.0  # seconds that a lease holder stands still
+STOPPED = 6.0  # seconds that what is stopped stands still
 AWAY = 3.0  # seconds without a tracker or a node
 
 
@@ -39,18 +29,27 @@ class Fault:
         return f"{self.kind}, {self.phase}"
 
 
-ALL = [Fault(kind, phase) for kind, phases in AIMS.items() for phase in phases]
-
-
-def draw(random_: random.Random, rounds: int) -> list[Fault]:
+def draw(random_: random.Random, aims: Mapping[str, tuple[str, ...]], rounds: int) -> list[Fault]:
     """Return the faults to strike with: one of each kind, or all of them so many times (``rounds`` > 0), shuffled."""
-    chosen = ALL * rounds or [Fault(kind, random_.choice(phases)) for kind, phases in AIMS.items()]
+    every = [Fault(kind, phase) for kind, phases in aims.items() for phase in phases]
+    chosen = every * rounds or [Fault(kind, random_.choice(phases)) for kind, phases in aims.items()]
     return random_.sample(chosen, len(chosen))
 
 
 def hits_training(fault: Fault) -> bool:
     """Whether a fault costs a training its workers: again and again without a step in between, it would be given up."""
-    return fault.kind in ("kill a worker", "kill a lane", "kill a raylet") and fault.phase != "scoring"
+    workers = ("a worker", "the second worker", "a controller", "a lane", "a raylet", "a node", "a trial")
+    return fault.kind in {f"kill {one}" for one in workers} and fault.phase != "scoring"
+
+
+def hits_scoring(fault: Fault) -> bool:
+    """Whether a fault costs a cell its scorer: a cell that kills one after another would be given up."""
+    return fault.kind == "kill a scorer"
+
+
+def ends_run(fault: Fault) -> bool:
+    """Whether a fault has the run end by itself, with the request to give the same command again."""
+    return fault.kind in ("kill the lane pool", "kill the cell queue")
 
 
 def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
@@ -61,67 +60,111 @@ def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
     Who is in the phase by itself is stopped first and looked at again, so that a kill surely hits the phase.
     """
     for where in watch.PHASES[fault.phase](stage.root):
-        pid = None if where in spared else _target(fault, stage, where)
-        if pid is None:
+        targets = [] if where in spared else TARGETS[fault.kind](stage, fault.phase, where)
+        if not targets:
             continue
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-            if where in watch.PHASES[fault.phase](stage.root):
-                _act(fault, stage, pid)
-                return f"{where} (process {pid})"
-            os.kill(pid, signal.SIGCONT)
+        _signal(targets, signal.SIGSTOP)
+        if where in watch.PHASES[fault.phase](stage.root):
+            _act(fault, stage, targets)
+            return f"{where} (process {', '.join(map(str, targets))})"
+        _signal(targets, signal.SIGCONT)
     return None
 
 
-def _target(fault: Fault, stage: Stage, where: str) -> int | None:
-    """Return the process that the fault hits while ``where`` is in its phase."""
-    if fault.kind == "kill the driver":
-        return _driver(fault, stage, where)
-    if fault.kind == "kill the tracker":
-        return stage.tracker_pid
-    if fault.kind == "kill a lane":  # one that trains: lanes that die while they start, again and again, are given up
-        lanes = titled("ray::TrainController") if watch.trainer(where) else []
-        return lanes[0].pid if len(lanes) == 1 else None
-    if fault.kind in ("kill a scorer", "stop a lease holder"):
-        return watch.owner(stage.root, fault.phase, where)
-    if fault.kind == "kill a raylet":
-        return _raylet(fault, stage, where)
-    worker = watch.lone_worker() if fault.phase == "publishing" else watch.trainer(where)
-    return None if worker is None else worker.pid
+# Whom a fault of each kind hits while something is in a phase: the processes; nobody when it is not clear who.
 
 
-def _driver(fault: Fault, stage: Stage, where: str) -> int | None:
+def _owner(stage: Stage, phase: str, where: str) -> list[int]:
+    owner = watch.owner(stage.root, phase, where)
+    return [] if owner is None else [owner]
+
+
+def _worker(stage: Stage, phase: str, where: str) -> list[int]:
+    worker = watch.lone_worker() if phase == "publishing" else watch.trainer(where)
+    return [] if worker is None else [worker.pid]
+
+
+def _second_worker(stage: Stage, phase: str, where: str) -> list[int]:
+    """Return a worker of the lane that trains it which is not the first."""
+    lane, first = _lane(stage, phase, where), _worker(stage, phase, where)
+    return [pid for pid in lane[1:] if pid not in first][:1]
+
+
+def _controller(stage: Stage, phase: str, where: str) -> list[int]:
+    """Return the controller of a lane that trains: lanes that die while they start, again and again, are given up."""
+    return _lane(stage, phase, where)[:1]
+
+
+def _lane(stage: Stage, phase: str, where: str) -> list[int]:
+    """Return the controller and the workers of the lane that trains it."""
+    worker = watch.trainer(where)
+    return [] if worker is None else stage.lane_of(worker.pid)
+
+
+def _driver(stage: Stage, phase: str, where: str) -> list[int]:
     """Return the driver if who is in the phase works for it, and is not left of a driver that was killed before."""
-    owner, driver = watch.owner(stage.root, fault.phase, where), stage.driver_pid
+    owner, driver = watch.owner(stage.root, phase, where), stage.driver_pid
     began, since = (None if pid is None else started(pid) for pid in (owner, driver))
-    return None if began is None or since is None or began < since else driver
+    return [] if driver is None or began is None or since is None or began < since else [driver]
 
 
-def _raylet(fault: Fault, stage: Stage, where: str) -> int | None:
-    """Return the raylet of the node where somebody trains or scores ``where``."""
-    if fault.phase == "scoring":
-        pid = watch.owner(stage.root, fault.phase, where)
-    else:
-        worker = watch.trainer(where)
-        pid = None if worker is None else worker.pid
-    parents = {process.pid: process.parent for process in descendants()}
-    raylet = None if pid is None else parents.get(pid)
-    return raylet if raylet in stage.raylet_pids else None
+def _tracker(stage: Stage, phase: str, where: str) -> list[int]:
+    return [] if stage.tracker_pid is None else [stage.tracker_pid]
 
 
-def _act(fault: Fault, stage: Stage, pid: int) -> None:
-    if fault.kind == "stop a lease holder":
-        stage.later(STOPPED, lambda: _go_on(pid))
-        return
-    if fault.kind == "kill the tracker":
+def _node(stage: Stage, phase: str, where: str) -> list[int]:
+    """Return all processes of the node where somebody trains or scores ``where``, its raylet first: the machine."""
+    found = (_owner if phase == "scoring" else _worker)(stage, phase, where)
+    return [pid for worker in found for pid in stage.node_of(worker)]
+
+
+def _raylet(stage: Stage, phase: str, where: str) -> list[int]:
+    return _node(stage, phase, where)[:1]
+
+
+def _reader(stage: Stage, phase: str, where: str) -> list[int]:
+    """Return what takes cells for a group of scorers, whichever: a task of Ray Data's."""
+    return [process.pid for process in titled("ray::Read_Cells")][:1]
+
+
+def _actor(name: str) -> Callable[[Stage, str, str], list[int]]:
+    """Return what finds the run's actor of this class, of which there is one."""
+    return lambda stage, phase, where: stage.actors_of(name)
+
+
+TARGETS: dict[str, Callable[[Stage, str, str], list[int]]] = {
+    "kill a worker": _worker,
+    "kill the second worker": _second_worker,
+    "kill a controller": _controller,
+    "kill a lane": _lane,
+    "kill a trial": _owner,
+    "kill the lane pool": _actor("LanePool"),
+    "kill the cell queue": _actor("CellQueue"),
+    "kill a scorer": _owner,
+    "kill a reader": _reader,
+    "kill a raylet": _raylet,
+    "kill a node": _node,
+    "kill the driver": _driver,
+    "kill the tracker": _tracker,
+    "stop a lease holder": _owner,
+    "stop a worker": _worker,
+    "stop a node": _node,
+}
+
+
+def _act(fault: Fault, stage: Stage, targets: list[int]) -> None:
+    if fault.kind.startswith("stop "):
+        stage.later(STOPPED, lambda: _signal(targets, signal.SIGCONT))
+    elif fault.kind == "kill the tracker":
         stage.kill_tracker()
         stage.later(AWAY, stage.start_tracker)
-        return
-    os.kill(pid, signal.SIGKILL)
-    if fault.kind == "kill a raylet":
-        stage.later(AWAY, lambda: stage.replace_node(pid))
+    else:
+        _signal(targets, signal.SIGKILL)
+        if fault.kind in ("kill a raylet", "kill a node"):
+            stage.later(AWAY, lambda: stage.replace_node(targets[0]))
 
 
-def _go_on(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGCONT)
+def _signal(targets: Collection[int], what: signal.Signals) -> None:
+    for pid in targets:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, what)

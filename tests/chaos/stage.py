@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import s3_server
-from processes import free_port
+from processes import descendants, free_port
 from ray.cluster_utils import Cluster
+from ray.core.generated import gcs_pb2
 
 from chaos import watch
+from chaos.scenes import Scene
 from chaos.sweep import write_sweep
 
 STORE = 100 << 20  # bytes of a node's object store
@@ -30,20 +32,22 @@ class Stage:
 
     Args:
         folder: of the campaign.
-        number: of the round.
+        scene: which cluster, and how long a sweep.
+        name: of the root in there.
         is_stored: whether snapshots lie in an object store.
     """
 
-    def __init__(self, folder: Path, number: int, is_stored: bool = False):
+    def __init__(self, folder: Path, scene: Scene, name: str, is_stored: bool = False):
         self.folder = folder
-        self.root = folder / f"round-{number}"
-        self.log = folder / f"round-{number}.log"
+        self._scene = scene
+        self.root = folder / name
+        self.log = folder / f"{name}.log"
         if is_stored:  # what an interrupted round left there is gone with its store
             shutil.rmtree(self.root, ignore_errors=True)
             watch.store_of(self.root).unlink(missing_ok=True)
         self.port = free_port()
         self.sweep = write_sweep(
-            folder / "world", folder / f"round-{number}.yaml", self.root, f"http://127.0.0.1:{self.port}",
+            scene.length, folder / "world", folder / f"{name}.yaml", self.root, f"http://127.0.0.1:{self.port}",
             f"s3://{s3_server.BUCKET}/chaos" if is_stored else None,
         )  # fmt: skip
         self._is_stored = is_stored
@@ -108,11 +112,6 @@ class Stage:
 
     # The cluster
 
-    @property
-    def raylet_pids(self) -> list[int]:
-        """Those of the nodes that train and score."""
-        return [_raylet_pid(node) for node in self._nodes]
-
     def replace_node(self, raylet: int) -> None:
         """Clear away what a killed raylet left of its node, and start another in its place."""
         (lost,) = (node for node in self._nodes if _raylet_pid(node) == raylet)
@@ -121,14 +120,48 @@ class Stage:
         self._nodes.append(self._add_node())
 
     def _add_node(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        return self._cluster.add_node(**self._scene.node, object_store_memory=STORE)
+
+    def node_of(self, worker: int) -> list[int]:
+        """Return the processes of the node that an actor's process is on: its raylet, then all others."""
+        here = next((actor.address.node_id.hex() for actor in self._actors() if actor.pid == worker), None)
+        raylet = next((_raylet_pid(node) for node in self._nodes if node.node_id == here), None)
+        if raylet is None:
+            return []
+        started = [process.pid for process in descendants() if process.parent == raylet]
+        actors = [actor.pid for actor in self._actors() if actor.address.node_id.hex() == here]
+        return [raylet, *sorted({*started, *actors})]
+
+    def actors_of(self, name: str) -> list[int]:
+        """Return the processes of the actors of a class, whosever they are."""
+        return [actor.pid for actor in self._actors() if actor.class_name == name]
+
+    def lane_of(self, worker: int) -> list[int]:
+        """Return the processes of the lane that a worker is of: its controller, then its workers; none if unclear."""
+        workers = [actor for actor in self._actors() if actor.class_name == "RayTrainWorker"]
+        group = next((actor.placement_group_id for actor in workers if actor.pid == worker), None)
+        makers = {made.creator_actor_id for made in self._groups() if made.placement_group_id == group}
+        held = [actor.pid for actor in self._actors() if actor.actor_id in makers]
+        return held + [actor.pid for actor in workers if actor.placement_group_id == group] if held else []
+
+    def _actors(self) -> list[Any]:
+        """Return those that are alive, with their processes."""
+        table: Any = vars(gcs_pb2)["ActorTableData"]
+        return [table.FromString(data) for data in self._tables().get_actor_table(None, "ALIVE")]
+
+    def _groups(self) -> list[Any]:
+        table: Any = vars(gcs_pb2)["PlacementGroupTableData"]
+        return [table.FromString(data) for data in self._tables().get_placement_group_table()]
+
+    def _tables(self) -> Any:
+        return self._cluster.global_state._connect_and_get_accessor()
 
     # The driver
 
     def start_driver(self) -> None:
         """Run the sweep, with the same command each time."""
-        cluster = {"RAY_ADDRESS": self._cluster.address}
-        self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", **cluster)
+        environment = {"RAY_ADDRESS": self._cluster.address, **self._scene.driver}
+        self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", **environment)
 
     def mirror(self) -> int:
         """Bring the tracker to what the ledger says; return the exit code."""
@@ -174,13 +207,10 @@ def _raylet_pid(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
 
 
-def run_undisturbed(folder: Path) -> subprocess.Popen[bytes] | None:
-    """Start the same sweep in this process's way, without Ray and faults; None when that was done before."""
+def run_inline(folder: Path, scene: Scene) -> subprocess.Popen[bytes]:
+    """Start the same sweep without Ray and without faults, in the root ``undisturbed``."""
     root = folder / "undisturbed"
-    if (root / "done").exists():
-        return None
-    shutil.rmtree(root, ignore_errors=True)
-    sweep = write_sweep(folder / "world", folder / "undisturbed.yaml", root, "")
+    sweep = write_sweep(scene.length, folder / "world", folder / "undisturbed.yaml", root, "")
     with (folder / "undisturbed.log").open("wb") as log:
         return subprocess.Popen([*MASSIVE_SFT, "run", "--inline", str(sweep)], stdout=log, stderr=log)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from massive_sft import tiny
 
 NAME = "chaos"
-SAMPLES, BATCH, EPOCHS = 96, 8, 3
-STEPS = SAMPLES // BATCH * EPOCHS
+SAMPLES, BATCH = 96, 8
 TASKS = ("facts_mc", "facts_gen")
 # Both ways to train, and enough trainings that a sweep is not over before its faults have struck.
 SETTINGS = {
@@ -22,17 +24,38 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long the trainings of the sweep are, and what they are made on.
+
+    Attributes:
+        epochs: of each training; its first and its last are scored.
+        resources: the sweep's rules.
+    """
+
+    epochs: int
+    resources: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return SAMPLES // BATCH * self.epochs
+
+
 def settle(folder: Path) -> None:
     """Give this process, and so all that it starts, an environment that nothing outside ``folder`` reaches."""
     for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))]:
         del os.environ[name]
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)  # the code of this checkout
+    tests = Path(__file__).parent.parent
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tests.parent), str(tests)])  # the code of this checkout
     cache = str(folder / "cache")
     os.environ |= {"HF_HOME": cache, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    os.environ |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine
 
 
-def write_sweep(world: Path, path: Path, root: Path, tracker: str, snapshots: str | None = None) -> Path:
+def write_sweep(
+    length: Length, world: Path, path: Path, root: Path, tracker: str, snapshots: str | None = None
+) -> Path:
     """Write the sweep over the offline world in ``world`` (built if missing) into the storage ``root``.
 
     Args:
@@ -54,8 +77,9 @@ def write_sweep(world: Path, path: Path, root: Path, tracker: str, snapshots: st
                 "mixture": "one",
                 "setting": [name for name in SETTINGS if name != "defaults"],
             }
-            | {"schedule": "constant", "horizon": EPOCHS, "snapshots": [1, EPOCHS]}
+            | {"schedule": "constant", "horizon": length.epochs, "snapshots": [1, length.epochs]}
         ],
+        "resources": [dict(rule) for rule in length.resources],
         "evaluation": {
             "protocol": {"dtype": "fp32"},
             "tasks": [{"path": str(made.tasks[name]), "limit": 40} for name in TASKS],

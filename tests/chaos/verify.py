@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from chaos.sweep import NAME, STEPS
+from chaos.sweep import NAME
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.record import Record, Status
@@ -23,12 +23,13 @@ from massive_sft.tracking.run_fields import CELL, RECORD, checksum
 TIMES = {"seconds", "run_seconds"}  # what may differ of what a record says of its training
 
 
-def problems(root: Path, undisturbed: Path, tracker: str) -> Iterator[str]:
+def problems(root: Path, undisturbed: Path, tracker: str, steps: int) -> Iterator[str]:
     """Yield everything that is wrong with a disturbed sweep.
 
     Args:
         undisturbed: the root of the same sweep that nobody disturbed.
         tracker: address of the MLflow server.
+        steps: of each training.
     """
     ledger, expected = (Ledger.open(path, create=False) for path in (root, undisturbed))
     found, wanted = ({record.cell: record for record in each.records()} for each in (ledger, expected))
@@ -37,7 +38,7 @@ def problems(root: Path, undisturbed: Path, tracker: str) -> Iterator[str]:
     for cell in found.keys() & wanted.keys():
         yield from _cell(ledger, found[cell], wanted[cell])
     for home in sorted((undisturbed / "trajectories").glob("*")):
-        yield from _trajectory(ledger, home)
+        yield from _trajectory(ledger, home, steps)
     yield from _unnamed(root)
     yield from _tracked(found, tracker)
     yield from (f"{path}: {why}" for path, why in ledger.corrupt.items())
@@ -62,15 +63,15 @@ def _facts(record: Record) -> dict[str, Any]:
     return {key: value for key, value in (record.training or {}).items() if key in ours}
 
 
-def _trajectory(ledger: Ledger, wanted: Path) -> Iterator[str]:
+def _trajectory(ledger: Ledger, wanted: Path, steps: int) -> Iterator[str]:
     found = ledger.trajectory_dir(wanted.name)
     trainings = list((found / "training").glob("attempt-*"))
     if len(trainings) != 1:
         yield f"{found.name}: was trained {len(trainings)} times"
         return
     ours, theirs = _losses(trainings[0]), _losses(next((wanted / "training").glob("attempt-*")))
-    if ours != theirs or len(ours) != STEPS:
-        first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), STEPS))
+    if ours != theirs or len(ours) != steps:
+        first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), steps))
         yield f"{found.name}: another loss curve from step {first + 1} of {len(ours)}"
     for snapshot in sorted((wanted / "snapshots").iterdir()):
         place = f"{found.name} {snapshot.name}"
