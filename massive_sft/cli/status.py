@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli import import_table
+from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger.store import Ledger
@@ -55,8 +56,10 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
         for cell in run.cells
         if run.needs_retraining and needs_retraining(plan.root, run.trajectory, [cell])
     }
-    for item in sorted(plan.cells, key=lambda item: item.is_done):
+    cells = sorted(plan.cells, key=lambda item: item.is_done)
+    names = short_names([item.cell.coordinates._asdict() for item in cells])
+    for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
         why = Text("\n".join(explain(item, ledger, item.cell.id in gone)))
-        table.add_row(item.cell.id, Text(str(item.cell.coordinates)), status, why)
+        table.add_row(item.cell.id, Text(name), status, why)
     return Group(table, Text(), *plan_totals(plan), warnings_view(plan))
