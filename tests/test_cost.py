@@ -653,6 +653,7 @@ def learned(folder: Path, **training: Any) -> Plan:
 def test_one_measured_training_prices_the_others_of_its_shape(tmp_path: Path) -> None:
     cost = estimate(learned(tmp_path))
     assert (cost.runs, cost.measured) == (1, 1)
+    assert cost.fits[0].runs == 1  # of what is left, as everything here
     # The first step, of 1 s, is part of the start; one training says what a token takes, and not what a step does.
     steps = [900 + 200 * (index % 3) for index in range(1, 8)]
     token = sum(0.1 + 1e-3 * tokens for tokens in steps) / sum(steps)

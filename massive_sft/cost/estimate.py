@@ -237,7 +237,7 @@ def estimate(plan: Plan) -> Cost:
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
         peak_disk(inputs, to_train),
-        tuple(check_fits(inputs, plan.runs)),
+        tuple(check_fits(inputs, plan.todo)),
         told(estimator.lacks),
         len(to_train),
         sum(_is_measured(inputs, run) for run in to_train),
