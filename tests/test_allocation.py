@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from massive_sft.scheduling.allocation import START_S, TURN_S, Allocator
+from massive_sft.scheduling.allocation import PLACE_S, START_S, TURN_S, Allocator
 from massive_sft.scheduling.nodes import Node, Room, Shape
 from massive_sft.scheduling.situation import Cells, Decision, Group, Lane, Orders, ScoringRules, Situation
 
@@ -106,6 +106,30 @@ def test_idle_lane_ends_as_soon_as_others_could_use_its_room() -> None:
     now = replace(now, orders={TWO: Orders(0, 3, 600.0)})
     assert not decide(now).end_lanes
     assert decide(replace(now, cells=cells(1))).end_lanes == ["two"], "scoring could use it as well"
+
+
+def test_what_is_idle_ends_for_what_waits_long_for_its_place() -> None:
+    """Another run on the cluster has the place, and may wait for what is idle here: neither would ever go on."""
+    waiting = replace(lane("waits", ONE, "a", busy=False), idle_s=0.0, waits_s=PLACE_S / 2)
+    now = at(nodes(2), lanes=(waiting,), groups=(group("idle", "a", busy=0),), orders=queued(one=1))
+    assert decide(now).end_groups == []
+    late = replace(now, lanes=(replace(waiting, waits_s=PLACE_S + 1),))
+    assert decide(late).end_groups == ["idle"]
+    assert decide(replace(late, cells=cells(1))).end_groups == [], "it takes the cell that waits"
+    idle, expected = lane("idle", ONE, "a", busy=False), {ONE: Orders(0, 2, 600.0, 60.0)}
+    blocked = replace(group("waits", "a", busy=0), waits_s=PLACE_S + 1)
+    decision = decide(at(nodes(2), lanes=(idle,), groups=(blocked,), orders=expected, cells=cells(1)))
+    assert (decision.end_lanes, decision.start_lanes) == (["idle"], [])
+
+
+def test_work_that_has_no_room_is_told_with_its_shape() -> None:
+    now = at(nodes(2), lanes=(lane("one", ONE, "a"), lane("other", ONE, "a")), orders=queued(one=3))
+    assert decide(now).lacking == {ONE: 3}
+    assert decide(replace(now, nodes=nodes(8))).lacking == {}
+    assert decide(at(nodes(2), orders=queued(four=1))).lacking == {FOUR: 1}
+    cpus = ScoringRules(CPU, None, 1e12)
+    full = (group("full", "a", 8),)
+    assert decide(at(nodes(0), groups=full, cells=cells(9), orders=queued(cpu=1)), cpus).lacking == {CPU: 9}
 
 
 def test_idle_lane_stays_where_its_room_helps_nobody() -> None:

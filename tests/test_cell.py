@@ -211,6 +211,7 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "KeepSnapshots.full": [(("storage.keep_snapshots.full", "last"),)],
     "KeepSnapshots.lora": [(("storage.keep_snapshots.lora", "last"),)],
     "Tracking.mlflow": [(("tracking.mlflow", "http://localhost:5000"),)],
+    "Cluster.wait": [(("cluster.wait", 60),)],
     "Budget.gpu_hours": [(("budget.gpu_hours", 1),)],
     "Budget.price_per_gpu_hour": [(("budget.price_per_gpu_hour", 1),)],
     **{

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from commands import call, forked_workers
+from commands import Fault, call, end, forked_workers, run_command, start
 from counted_gpu import HOOK, on_gpus
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -22,7 +22,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
-from massive_sft.scheduling import lanes, run_on_ray
+from massive_sft.scheduling import allocation, lanes, run_on_ray
 from massive_sft.scheduling.demand import make_demand
 from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.sweep.load import load_sweep
@@ -117,6 +117,39 @@ def test_training_on_a_node_that_is_taken_away_goes_on_elsewhere_after_the_step_
     (resumed,) = [line for line in told if line.startswith("Resumed")]
     assert written.split()[1] == resumed.split()[1], "nothing was lost"
     assert statuses(tmp_path) == {"full-10": Status.COMPLETE}
+
+
+def run_impatiently(arguments: tuple[str, ...], out: Path, fault: Fault | None = None) -> None:
+    """Run the command line in this process, where what waits for its place makes what is idle end after seconds."""
+    allocation.PLACE_S = 5.0
+    run_command(arguments, out, fault)
+
+
+def run_twice(folder: Path) -> None:
+    """Run the sweeps in two folders on one cluster of two CPUs at once, each by a process of its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    runs = [
+        start("run", folder / name / "sweep.yaml", out=folder / f"{name}.out", run=run_impatiently)
+        for name in ("one", "other")
+    ]
+    codes = [end(run, 280) for run in runs]
+    cluster.shutdown()
+    os._exit(max(codes))
+
+
+@pytest.mark.long
+def test_two_runs_on_one_cluster_both_come_to_their_end(tmp_path: Path) -> None:
+    """Each wants all CPUs: half to train and half to score."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        small_sweep(tmp_path / name, measures=[])
+    code, printed = call(run_twice, tmp_path, out=tmp_path / "printed")
+    told = [(tmp_path / f"{name}.out").read_text() for name in ("one", "other")]
+    assert code == 0, (printed[-2000:], *(text[-2000:] for text in told))
+    for name in ("one", "other"):
+        assert set(statuses(tmp_path / name).values()) == {Status.COMPLETE}
+        assert len(statuses(tmp_path / name)) == 5
 
 
 def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_sweep import small_sweep
 from massive_sft.core.errors import InvalidInput
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling.capacity import unused_gpus
-from massive_sft.scheduling.demand import Demand, make_demand
+from massive_sft.scheduling.demand import Demand, NoRoom, make_demand
 from massive_sft.scheduling.nodes import Node, Shape
 from massive_sft.sweep.load import load_sweep
 
@@ -82,15 +83,31 @@ def test_kind_of_a_rule_is_found_by_ray_s_name_and_asked_of_the_node(world: Path
 
 
 def test_what_no_node_can_hold_is_refused_with_what_there_is(world: Path) -> None:
-    assert "more workers than the 2 CPUs that the cluster has, got 3" in refused(world, CPUS, {"workers": 3})
-    assert "more GPUs than the 0 that the cluster has, got 4" in refused(world, CPUS, {"gpus": 4})
+    assert "more workers than the 2 CPUs that the cluster has: 1 node with 2 CPU, got 3" in refused(
+        world, CPUS, {"workers": 3}
+    )
+    assert "more GPUs than the 0 that the cluster has: 1 node with 2 CPU, got 4" in refused(world, CPUS, {"gpus": 4})
+    assert "the 0 that the cluster has: no node, got 4" in refused(world, (), {"gpus": 4})
     two = (Node("a", 9.0, 4.0, "A100"), Node("b", 9.0, 4.0, "H100"))
     assert "no node of the cluster has: there are A100, H100, got 'H200'" in refused(
         world, two, {"gpus": 1, "gpu": "H200"}
     )
     reason = refused(world, two, {"gpus": 8})
     assert "no nodes of one kind have room for, even empty" in reason
-    assert "nodes with 4 A100, 9 CPU; nodes with 4 H100, 9 CPU" in reason
+    assert "1 node with 4 A100, 9 CPU; 1 node with 4 H100, 9 CPU" in reason
+    four = (*two, Node("c", 9.0, 4.0, "A100"))
+    assert "has: 2 nodes with 4 A100, 9 CPU; 1 node with 4 H100, 9 CPU, got 16" in refused(world, four, {"gpus": 16})
+
+
+def test_rule_that_lacks_nodes_is_named_and_what_it_asks_for_is_known(world: Path) -> None:
+    rules = ({"when": {"setting": "lora"}, "workers": 1}, {"when": {"setting": "full"}, "workers": 3})
+    with pytest.raises(NoRoom) as error:
+        demand(world, CPUS, *rules)
+    (problem,) = error.value.problems
+    assert problem.place.endswith("sweep.yaml: resources[1]")
+    assert [shape.workers for shape in error.value.shapes] == [3]
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.shapes) == (str(error.value), error.value.shapes)
 
 
 def test_offloaded_optimizer_is_host_memory_that_a_node_must_have(world: Path) -> None:

@@ -24,9 +24,9 @@ from zipfile import ZipFile
 import pytest
 import ray
 import typer
-from commands import Room, print_to, start_hiding, start_session
-from forked_python import ADDRESS
+from commands import Room, start_hiding, start_session
 from ray._private import services
+from ray_heads import end_session, free_port, node_environment, node_options, start_ray, wait_for
 from ruamel.yaml import YAML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -537,27 +537,7 @@ def test_folder_that_ray_cannot_use_is_named_with_the_variable_that_names_it(
 # ---- jobs on a real head
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 PORT = free_port()  # of the head, for its nodes
-
-
-def node_options(**ports: int) -> list[str]:
-    """Return what ``ray start`` takes for a node whose ports are its own."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in ports.items()]
-    options += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
-    return [*options, "--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
-
-
-def node_environment(runs: Path) -> dict[str, str]:
-    kept = ("HOME", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "PYTHONPATH")
-    own = {name: os.environ[name] for name in kept if name in os.environ}
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return own | {"PATH": path, "RUNS": str(runs), "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture(scope="module")
@@ -586,19 +566,6 @@ def head(session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         process.join(3)
         end_session(process.pid)
         process.join()
-
-
-def start_ray(options: list[str], environment: dict[str, str], folder: str) -> None:
-    """Run ``ray start --block`` in this process."""
-    from ray.scripts.scripts import main
-
-    print_to(Path(os.devnull))
-    forks = {ADDRESS: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
-    os.environ.clear()
-    os.environ |= environment | forks
-    os.chdir(folder)
-    sys.argv = ["ray", "start", "--block", *options]
-    main()
 
 
 @contextmanager
@@ -632,23 +599,6 @@ def answers(address: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.2)
-
-
-def end_session(session: int) -> None:
-    """Kill what is left of a session of ours; ``ray stop`` would stop every Ray of this machine."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
-                os.kill(int(entry.name), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def relative_sweep(tree: Path) -> Path:

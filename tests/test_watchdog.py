@@ -39,7 +39,7 @@ class Run:
                 self.progress,
                 is_working(pool, queue),
                 is_starting(pool, queue, names, scores),
-                lambda: who_waits(pool, queue, names, {"CPU": 0.0}),
+                lambda: who_waits(pool, queue, names, {"CPU": 0.0}, {"CPU": 2.0}),
             )
 
 
@@ -50,7 +50,8 @@ def test_start_of_ten_minutes_is_no_standstill() -> None:
     run = Run()
     run.watch(600, WAITING, queue(), ["lane"])
     assert len(run.said) == 9
-    assert "2 trainings wait for a lane of 1 x 1 CPU; lane lane waits for its place; free: 0 CPU" in run.said[0]
+    assert "2 trainings wait for a lane of 1 x 1 CPU; lane lane waits for its place; free: 0 CPU; " in run.said[0]
+    assert run.said[0].endswith("other jobs of the cluster have 2 CPU")
 
 
 def test_lane_that_does_not_start_within_its_limit_ends_the_run() -> None:

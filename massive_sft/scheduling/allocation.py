@@ -11,6 +11,7 @@ cells.
   them back before the cells run out. The lanes that keep pace with scoring stay.
 - A shape that has orders and no room gets nodes kept for it. A lane that had its turn ends for it, or for scoring.
 - Where CPUs are halved, scoring has the lanes' half too while nothing trains, and gives it back when something does.
+- What waits long for its place waits for another run, which may wait for what is idle here: so that ends.
 - Snapshots that wait beyond ``storage.max_waiting`` turn GPUs to scoring: no order is given out until fewer do.
 """
 
@@ -27,6 +28,7 @@ START_S = 60.0  # of a lane or a scorer: processes, imports, models
 PAYBACK = 20.0  # seconds of work that a second of moving GPUs must be for
 TURN_S = PAYBACK * START_S  # that a lane stays, while others wait for its room
 IDLE_S = 5.0  # that a lane waits for orders that are to come, while others could use its room
+PLACE_S = 120.0  # that what was started may wait for its place or for its processes before what is idle ends
 AHEAD = 1.2  # times the training that keeps pace with scoring
 RELEASE = 0.9  # of what may wait, at which orders are given out again
 STARTS_AT_ONCE = 24  # lanes, and groups of scorers, begun in one decision
@@ -75,6 +77,8 @@ class _Deciding:
             self.beyond += [group] if is_beyond else []
             (self.room if is_beyond else self.scoring_room).take(rules.scorer, [group.node] * group.size)
         self.empty = Room(now.nodes, self.lane_share)
+        waits_s = [*(lane.waits_s for lane in now.lanes), *(group.waits_s for group in now.groups)]
+        self.is_blocked = max(waits_s, default=0.0) > PLACE_S
         self.scorers = sum(group.size for group in self.groups.values())
         self.cell_s = now.cells.seconds / max(1, now.cells.waiting)
         self.gang = max((shape.workers for shape in now.orders), default=1)
@@ -90,9 +94,12 @@ class _Deciding:
         # At first trials have not asked yet for the lanes that they will want.
         unmet = self._start_lanes(left if self.now.elapsed_s < START_S else queued)
         cells = self._start_scorers(cells)
-        if not any(unmet.values()):
+        if not any(unmet.values()) and not self.is_blocked:
             self._start_lanes(left)
+        self._note_what_lacks(left, cells)
         self._end_idle(unmet, cells)
+        if self.is_blocked:
+            self._end_all_idle()
         self._keep_nodes(unmet)
         if not self.rules.apart:
             self._end_lanes_for_scoring(min(owed, cells))
@@ -205,6 +212,14 @@ class _Deciding:
             return kept | self.now.cells.unfit
         return kept | (self.orders[shape].unfit if shape in self.orders else frozenset())
 
+    def _note_what_lacks(self, orders: Mapping[Shape, int], cells: int) -> None:
+        """Note the lanes that so many orders are worth, and the scorers, that have no room."""
+        wanted = {shape: self._lanes_wanted(shape, count) for shape, count in orders.items()}
+        begun = len(self.decision.start_lanes), len(self.decision.start_groups)
+        if max(begun) < STARTS_AT_ONCE:  # else there is room for more of them
+            wanted[self.rules.scorer] = wanted.get(self.rules.scorer, 0) + cells
+            self.decision.lacking = {shape: count for shape, count in wanted.items() if count}
+
     # What is let end
 
     def _end_what_is_done(self) -> None:
@@ -236,6 +251,12 @@ class _Deciding:
                 if needed > 0 and self._is_idle(holder) and self._serves(holder, shape):
                     needed -= self._size(holder)
                     self._end(holder)
+
+    def _end_all_idle(self) -> None:
+        holders: list[Lane | Group] = [*self.groups.values(), *self.lanes.values()]
+        for holder in holders:
+            if self._is_idle(holder) and not holder.waits_s:
+                self._end(holder)
 
     def _is_idle(self, holder: Lane | Group) -> bool:
         """Return whether something has nothing to do, and nothing waits for it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running.trial import trainings_left
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.cluster_paths import path_problems
-from massive_sft.scheduling.demand import gpu_kinds, make_demand
+from massive_sft.scheduling.demand import NoRoom, gpu_kinds, make_demand
 from massive_sft.scheduling.live_nodes import usable_nodes
 from massive_sft.scheduling.nodes import Node
 
@@ -25,10 +26,22 @@ def capacity_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
         to_train = trainings_left(plan, Ledger(plan.root))
         with connected():
             nodes = usable_nodes()
-            make_demand(plan, to_train, [], nodes)
-            return path_problems(plan.sweep), list(unused_gpus(plan, nodes))
+            lacking = _lacking(plan, to_train, nodes)
+            problems, warnings = path_problems(plan.sweep), list(unused_gpus(plan, nodes))
     except InvalidInput as error:
         return error.problems, []
+    wait_s = plan.sweep.file.cluster.wait
+    if wait_s:
+        warnings += (replace(one, rule=f"{one.rule} (a run waits {wait_s:g} s for more)") for one in lacking)
+    return problems if wait_s else lacking + problems, warnings
+
+
+def _lacking(plan: Plan, to_train: Sequence[RunPlan], nodes: Sequence[Node]) -> list[Problem]:
+    try:
+        make_demand(plan, to_train, [], nodes)
+    except NoRoom as error:
+        return error.problems
+    return []
 
 
 def unused_gpus(plan: Plan, nodes: Sequence[Node]) -> Iterator[Problem]:

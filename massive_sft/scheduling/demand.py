@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import format_bytes
+from massive_sft.core.wording import counted
 from massive_sft.cost.devices import find_gpu
 from massive_sft.cost.disk import parse_size, snapshot_bytes
 from massive_sft.cost.estimate import Estimator
@@ -18,11 +20,26 @@ from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.trial import todo
 from massive_sft.scheduling.nodes import Node, Room, Shape
 from massive_sft.scheduling.situation import ScoringRules
-from massive_sft.sweep.resources import scoring_resources
+from massive_sft.sweep.resources import ResourceRules, scoring_resources
 
 UNKNOWN_SNAPSHOT_BYTES = 20 * 10**9  # of a base model whose size is not known: 8B parameters in bf16, and some more
 OFFLOADED_BYTES = 16  # of host memory for each trained weight: its master copy, two moments and a gradient in fp32
 HALF = 0.5  # of each node's CPUs is the lanes', the other the scorers', where nobody has a GPU
+
+
+class NoRoom(InvalidInput):
+    """The cluster's nodes could not hold all that is asked for, even empty: says each, with its rule and what is there.
+
+    Attributes:
+        shapes: that have no room.
+    """
+
+    def __init__(self, problems: Sequence[Problem], shapes: Sequence[Shape]):
+        self.shapes = list(shapes)
+        super().__init__(problems)
+
+    def __reduce__(self) -> tuple[type[NoRoom], tuple[list[Problem], list[Shape]]]:
+        return NoRoom, (self.problems, self.shapes)
 
 
 @dataclass(frozen=True)
@@ -69,16 +86,16 @@ def make_demand(
         nodes: of the cluster, as it is now.
 
     Raises:
-        InvalidInput: some of it has no room even when nothing else is there; all such problems at once.
+        NoRoom: some of it has no room even when nothing else is there; all such problems at once.
     """
     estimator = Estimator(plan)
     scorer = _scorer(plan, bool(runs), nodes)
     share = HALF if runs and not scorer.gpus else 1.0
     shape_of = partial(_lane, nodes=nodes, share=share, inputs=estimator.inputs)
     shapes = {run.trajectory.id: shape_of(run) for run in runs}
-    problems = list(_unplaceable(plan, runs, shapes, scorer, nodes, share))
-    if problems:
-        raise InvalidInput(problems)
+    unplaceable = dict(_unplaceable(plan, runs, shapes, scorer, nodes, share))
+    if unplaceable:
+        raise NoRoom(list(unplaceable.values()), list(unplaceable))
     training_s, scoring_s, size_bytes = dict[str, float](), dict[str, float](), dict[str, float]()
     for run in runs:
         seconds = estimator.training(run)
@@ -164,31 +181,39 @@ def _snapshot_bytes(run: RunPlan, inputs: CostInputs) -> float:
 
 def _unplaceable(
     plan: Plan, runs: Sequence[RunPlan], shapes: Mapping[str, Shape], scorer: Shape, nodes: Sequence[Node], share: float
-) -> Iterator[Problem]:
-    """Say which shapes these nodes could never hold, with what there is instead."""
-    place, room = f"{plan.sweep.path}: resources", Room(nodes, share)
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    kinds = gpu_kinds(nodes)
+) -> Iterator[tuple[Shape, Problem]]:
+    """Yield the shapes that these nodes could never hold, and why: with the rule that asks for it and what there is."""
+    rules, room = ResourceRules(plan.sweep), Room(nodes, share)
+    places = {shapes[run.trajectory.id]: rules.place(run.trajectory.recipe) for run in reversed(runs)}
     named = {shapes[run.trajectory.id]: run.gpu for run in runs}
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    kinds, there = gpu_kinds(nodes), describe_nodes(nodes)
     for shape in sorted({*shapes.values(), *([scorer] if scorer.gpus else [])}):
-        asked = round(shape.workers * shape.gpus)
+        place, asked = places.get(shape, f"{plan.sweep.path}: resources"), round(shape.workers * shape.gpus)
         if shape.kind and shape.kind not in kinds:
             rule = f"names a kind of GPU that no node of the cluster has: there are {', '.join(kinds)}"
-            yield Problem(f"{place}.gpu", rule, named.get(shape) or shape.kind)
+            yield shape, Problem(f"{place}.gpu", rule, named.get(shape) or shape.kind)
         elif asked > gpus:
-            yield Problem(place, f"asks for more GPUs than the {gpus:g} that the cluster has", asked)
+            rule = f"asks for more GPUs than the {gpus:g} that the cluster has: {there}"
+            yield shape, Problem(place, rule, asked)
         elif not shape.gpus and shape.workers > cpus:
-            rule = f"asks for more workers than the {cpus:g} CPUs that the cluster has"
-            yield Problem(place, rule, shape.workers)
+            rule = f"asks for more workers than the {cpus:g} CPUs that the cluster has: {there}"
+            yield shape, Problem(place, rule, shape.workers)
         elif not room.could_hold(shape):
-            there = "; ".join(sorted({_describe(node) for node in nodes}))
-            rule = f"asks for what no nodes of one kind have room for, even empty: there are {there}"
-            yield Problem(place, rule, _needs(shape))
+            rule = f"asks for what no nodes of one kind have room for, even empty: {there}"
+            yield shape, Problem(place, rule, _needs(shape))
 
 
-def _describe(node: Node) -> str:
+def describe_nodes(nodes: Iterable[Node]) -> str:
+    """Return how many nodes of which size there are, for people."""
+    sizes = Counter(map(_size, sorted(nodes, key=lambda node: (-node.gpus, -node.cpus, node.kind))))
+    return "; ".join(f"{counted(count, 'node')} with {size}" for size, count in sizes.items()) or "no node"
+
+
+def _size(node: Node) -> str:
+    gpus = f"{node.gpus:g} {node.kind or 'GPU'}, " if node.gpus else ""
     memory = "" if math.isinf(node.memory_bytes) else f", {format_bytes(node.memory_bytes)}"
-    return f"nodes with {node.gpus:g} {node.kind or 'GPU'}, {node.cpus:g} CPU{memory}"
+    return f"{gpus}{node.cpus:g} CPU{memory}"
 
 
 def _needs(shape: Shape) -> str:

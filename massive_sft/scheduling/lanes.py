@@ -64,7 +64,7 @@ def lane_loop(config: dict[str, Any]) -> None:
         except TrainAgain:
             ray.get(pool.again.remote(lane))
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a training raises fails its order, and never the lane
             reason = f"{type(error).__name__}: {error}"
             if shape.workers == 1 or isinstance(error, MassiveSFTError):
                 ray.get(pool.tell.remote(lane, Message("failed", reason)))
@@ -106,12 +106,13 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
 
 @dataclass
 class _Lane:
-    """A lane that is held, and since when (by the monotonic clock) it is there and has its order."""
+    """A lane that is held, and since when (by the monotonic clock) it is there, was last up, and has its order."""
 
     name: str
     shape: Shape
     nodes: tuple[str, ...]
     since_s: float
+    up_at_s: float = 0.0
     busy_from_s: float = math.inf
     leaving: bool = False
     error: str = ""
@@ -159,6 +160,11 @@ class Lanes:
     def holders(self) -> list[str]:
         """Return the names of the lanes that are up."""
         return sorted(self._lanes)
+
+    def needs(self, names: Collection[str]) -> Counter[str]:
+        """Return the CPUs and GPUs of these lanes."""
+        shapes = [lane.shape for lane in list(self._lanes.values()) if lane.name in names]
+        return Counter({name: sum(shape.needs()[name] for shape in shapes) for name in ("CPU", "GPU")})
 
     def reap(self, state: Mapping[str, Any], alive: Collection[str]) -> None:
         """Take leave of lanes that have ended; end those whose node is gone or starts no process: they would wait.
@@ -220,9 +226,9 @@ class Lanes:
         lane.busy_from_s = min(lane.busy_from_s, now_s) if order else math.inf
         left_s = max(0.0, lane.busy_from_s + seconds.get(order, 0.0) - now_s) if order else 0.0
         idle_s = state["idle"].get(lane.name, 0.0)
-        return Lane(
-            lane.name, lane.shape, lane.nodes, order is not None, now_s - lane.since_s, idle_s, left_s, lane.leaving
-        )
+        lane.up_at_s = now_s if lane.name in state["up"] else max(lane.up_at_s, lane.since_s)
+        up_s, waits_s = now_s - lane.since_s, now_s - lane.up_at_s
+        return Lane(lane.name, lane.shape, lane.nodes, order is not None, up_s, idle_s, left_s, lane.leaving, waits_s)
 
     def _hold(self, lane: _Lane) -> None:
         """Hold one lane's worker group from its start to its end."""

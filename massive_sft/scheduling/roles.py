@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -29,15 +29,24 @@ class Roles:
         pool, queue: handles of the ``LanePool`` and the ``CellQueue``.
         demand: what the work asks for, and its estimates.
         lanes, groups: what is started and ended.
+        lack: called at each decision with what has no room, by shape, and the ids of the nodes that there are.
 
     Attributes:
         trials: that there should be at a time.
     """
 
-    def __init__(self, pool: Any, queue: Any, demand: Demand, lanes: Lanes, groups: ScorerGroups):
+    def __init__(
+        self,
+        pool: Any,
+        queue: Any,
+        demand: Demand,
+        lanes: Lanes,
+        groups: ScorerGroups,
+        lack: Callable[[Mapping[Shape, int], Collection[str]], None],
+    ):
         self.trials = 1
         self._pool, self._queue, self._demand = pool, queue, demand
-        self._lanes, self._groups = lanes, groups
+        self._lanes, self._groups, self._lack = lanes, groups, lack
         self._allocator = Allocator(demand.rules)
         self._means = _mean_seconds(demand)
         self._began_s = time.monotonic()
@@ -64,7 +73,9 @@ class Roles:
             elif _is_over(pool, queue) and not (self._lanes.holders() or self._groups.threads()):
                 return
             else:
-                self._carry_out(self._allocator.decide(self._situation(nodes, pool, queue)))
+                decision = self._allocator.decide(self._situation(nodes, pool, queue))
+                self._carry_out(decision)
+                self._lack(decision.lacking, alive)
             time.sleep(POLL_S)
 
     def _states(self) -> tuple[State, State]:

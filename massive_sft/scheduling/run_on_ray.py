@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -36,12 +36,14 @@ from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import make_record_writer, retain, todo, trainings_left
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
+from massive_sft.scheduling.claims import Claims, await_room
 from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, free_groups, join
-from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
+from massive_sft.scheduling.live_nodes import live_nodes
+from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
@@ -71,6 +73,7 @@ def run_on_ray(
     """Do what a plan leaves to do on the Ray cluster that this process is connected to, or until ``stop`` says so.
 
     When it is stopped, trainings in hand write a checkpoint at their next step and scorers end after their shard.
+    Where nodes lack on a cluster that ``RAY_ADDRESS`` names, they are waited for as ``cluster.wait`` says.
     With a source of ``work``, what the plan leaves is what that chooses from: only base models' cells are sure to come.
 
     Args:
@@ -83,7 +86,8 @@ def run_on_ray(
             trained already has its cells scored. It is told of each of their records.
 
     Raises:
-        Stuck: when nothing moves and nobody works, as ``Watchdog``.
+        NoRoom: the cluster's nodes cannot hold what is asked for.
+        Stuck: when nothing moves and nobody works, as ``Watchdog``, or awaited nodes do not come.
         TrialsLost: when processes of trials died and what they did could not be taken up.
     """
     recorder = make_record_writer(plan)
@@ -91,10 +95,12 @@ def run_on_ray(
     ready: list[Scorable] = [(cell, None) for cell in plan.base if not cell.is_done]
     if work is None:
         ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
-    demand = make_demand(plan, to_train, ready, usable_nodes())
+    stop = stop or StopSignal()
+    wait_s = float(plan.sweep.file.cluster.wait) if named_cluster() else 0.0  # a Ray of this machine alone never grows
+    demand = await_room(partial(make_demand, plan, to_train, ready), wait_s, say, stop)
     say(str(demand))
     work = work or FixedWork(sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id]))
-    _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop or StopSignal()).run()
+    _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop, wait_s).run()
 
 
 @dataclass
@@ -110,6 +116,7 @@ class _Run:
     say: Callable[[str], None]
     retrain: bool
     stop: StopSignal
+    wait_s: float
     errors: list[BaseException] = field(default_factory=list)
     threads: dict[str, threading.Thread] = field(default_factory=dict)
 
@@ -133,7 +140,9 @@ class _Run:
             say=self.say,
             fail=self.errors.append,
         )
-        self.roles = Roles(self.pool, self.queue, self.demand, self.lanes, self.scorers)
+        self.claims = Claims()
+        lack = self.claims.ask if named_cluster() else lambda *_: None
+        self.roles = Roles(self.pool, self.queue, self.demand, self.lanes, self.scorers, lack)
         self.lock = threading.Lock()
         self.heard = 0  # events
         self.ended = threading.Event()
@@ -159,7 +168,7 @@ class _Run:
             self._watch("retain")
         except Interrupted:
             self._wind_up()
-        except Exception:
+        except Exception:  # whatever ends a run, trainings in hand write their checkpoints first
             self.errors.clear()
             with suppress(Exception):  # the run ends with its first error, not with what comes of it
                 self._wind_up()
@@ -187,6 +196,7 @@ class _Run:
         busy += self.scorers.threads()
         join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
         with suppress(RayError):  # what is lost, a pool or all of the cluster, must not hide why the run ends
+            self.claims.withdraw()
             up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["up"]
             join(self.lanes.threads(up), LEAVE_S)  # not those that wait
         with suppress(RayError):
@@ -229,7 +239,9 @@ class _Run:
             over: asked of the pools' states.
             pause: waits for so many seconds, or for what may change the answer.
         """
-        watchdog = Watchdog(self.say, time.monotonic, LIMITS)
+        longer = self.wait_s > LIMITS.start_s
+        limits = replace(LIMITS, start_s=self.wait_s) if longer else LIMITS
+        watchdog = Watchdog(self.say, time.monotonic, limits)
         while not self.errors:
             try:
                 pool, queue = self._states()
@@ -243,7 +255,7 @@ class _Run:
                 self.heard + pool["progress"] + queue["progress"],
                 is_working(pool, queue),
                 is_starting(pool, queue, lanes, scores),
-                partial(who_waits, pool, queue, lanes, _free()),
+                partial(who_waits, pool, queue, lanes, *self._free_and_taken(pool, queue)),
             )
             pause(POLL_S)
         if self.errors:
@@ -251,6 +263,14 @@ class _Run:
             if isinstance(self.errors[0], ActorDiedError):  # of a thread that asked a queue
                 raise ClusterLost(QUEUE_DIED) from self.errors[0]
             raise self.errors[0]
+
+    def _free_and_taken(self, pool: State, queue: State) -> tuple[dict[str, float], dict[str, float]]:
+        """Return what of the cluster's CPUs and GPUs is free, and what other jobs have."""
+        lanes, scorers = self.lanes.needs(pool["up"]), self.demand.rules.scorer.needs()
+        scoring = sum(group.size for group in self.scorers.seen(queue, {}) if not group.waits_s)
+        total, available = ray.cluster_resources(), ray.available_resources()
+        free = {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in total}
+        return free, {name: total[name] - left - lanes[name] - scoring * scorers[name] for name, left in free.items()}
 
     def _states(self) -> tuple[State, State]:
         """Tell the pool of the nodes; return the pools' states. Raises ClusterLost when a pool is gone."""
@@ -325,8 +345,3 @@ def _started(actor: Any, *arguments: Any) -> Any:
     """Start an actor on this process's node: the loss of another one must not reach what all meet at."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(scheduling_strategy=here, max_concurrency=MAX_CONCURRENCY).remote(*arguments)
-
-
-def _free() -> dict[str, float]:
-    available = ray.available_resources()
-    return {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in ray.cluster_resources()}

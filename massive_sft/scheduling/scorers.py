@@ -127,11 +127,12 @@ class ScoringActor:
 
 @dataclass
 class _Group:
-    """Scorers of one node, and since when each of their cells is out."""
+    """Scorers of one node, since when they are there, and since when each of their cells is out."""
 
     name: str
     node: str
     size: int
+    since_s: float
     leaving: bool = False
     out_from_s: dict[str, float] = field(default_factory=dict)
     error: BaseException | None = None
@@ -173,7 +174,7 @@ class ScorerGroups:
     def start(self, node: str, size: int) -> None:
         """Start so many scorers on a node."""
         self._started += 1
-        group = _Group(f"scorers #{self._started}", node, size)
+        group = _Group(f"scorers #{self._started}", node, size, time.monotonic())
         group.thread = threading.Thread(target=self._guarded, args=(group,), name=group.name, daemon=True)
         self._groups[group.name] = group
         group.thread.start()
@@ -275,13 +276,14 @@ class ScorerGroups:
             state: of the queue.
             seconds: that cells are estimated to take, by their ids.
         """
-        return tuple(self._seen(group, state, seconds, time.monotonic()) for group in self._groups.values())
+        return tuple(self._seen(group, state, seconds, time.monotonic()) for group in list(self._groups.values()))
 
     def _seen(self, group: _Group, state: Mapping[str, Any], seconds: Mapping[str, float], now_s: float) -> Group:
         out = [cell for cell, owner in state["out"].items() if owner == group.name]
         group.out_from_s = {cell: group.out_from_s.get(cell, now_s) for cell in out}
         left_s = max([0.0, *(since + seconds.get(cell, 0.0) - now_s for cell, since in group.out_from_s.items())])
-        return Group(group.name, group.node, group.size, min(group.size, len(out)), left_s, group.leaving)
+        waits_s = 0.0 if group.name in state["entered"] else now_s - group.since_s
+        return Group(group.name, group.node, group.size, min(group.size, len(out)), left_s, group.leaving, waits_s)
 
     def _guarded(self, group: _Group) -> None:
         try:
@@ -340,7 +342,7 @@ def _next(rows: Iterator[Row]) -> Row | None:
     """Return the next row; None at the end. Raises GroupLost for whatever Ray raises."""
     try:
         return next(rows, None)
-    except Exception as error:
+    except Exception as error:  # Ray Data raises its own errors, Ray's, and those of user code
         lines = str(error).strip().splitlines()
         named = _ACTOR.search(str(error))
         text, scorer = f"{type(error).__name__}: {lines[-1] if lines else ''}", named.group(1) if named else ""

@@ -19,6 +19,7 @@ class Lane:
         idle_s: since when it asks for an order; 0 when it has one, or does not ask yet.
         left_s: estimated until its order ends; 0 when it has none.
         leaving: whether it ends after its order.
+        waits_s: since when its workers have no place, or start in it; 0 once they are up.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Lane:
     idle_s: float
     left_s: float
     leaving: bool
+    waits_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Group:
         size, busy: how many there are, and how many of them have a cell.
         left_s: estimated until the last of their cells is scored.
         leaving: whether they take no more cells.
+        waits_s: since when none of them is up; 0 once one is.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Group:
     busy: int
     left_s: float
     leaving: bool
+    waits_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Decision:
         start_groups: nodes and the number of scorers.
         hold_orders: whether lanes get no order for now.
         trials: how many at a time: one more than lanes, so that no lane waits for the next order.
+        lacking: lanes, by shape, and scorers, by theirs, that have work and no room.
     """
 
     start_lanes: list[tuple[Shape, tuple[str, ...]]] = field(default_factory=list)
@@ -120,6 +125,7 @@ class Decision:
     end_groups: list[str] = field(default_factory=list)
     hold_orders: bool = False
     trials: int = 1
+    lacking: dict[Shape, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

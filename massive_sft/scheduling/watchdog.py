@@ -8,6 +8,8 @@ from typing import Any
 
 from massive_sft.core.errors import ExitCode, MassiveSFTError
 
+ROUNDING = 0.01  # of CPUs and GPUs
+
 State = Mapping[str, Any]  # of a pool
 
 
@@ -110,8 +112,10 @@ def is_starting(pool: State, queue: State, lanes: Collection[str], scores: bool)
     return bool(starting_lanes or late_trials or late_scorers)
 
 
-def who_waits(pool: State, queue: State, lanes: Iterable[str], free: Mapping[str, float]) -> str:
-    """Return in a sentence who waits for what, who holds it, and how many of each resource are free."""
+def who_waits(
+    pool: State, queue: State, lanes: Iterable[str], free: Mapping[str, float], taken: Mapping[str, float]
+) -> str:
+    """Return in a sentence who waits for what, who holds it, how much is free, and how much other jobs have taken."""
     waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
     late = [(shape, count) for shape, count in pool["expected"].items() if count > 0]
     waits += [f"{count} trainings for {shape} are still to begin" for shape, count in late]
@@ -121,10 +125,10 @@ def who_waits(pool: State, queue: State, lanes: Iterable[str], free: Mapping[str
     holds = [f"lane {lane} trains {order}" for lane, order in pool["held"].items()]
     holds += [f"lane {lane} {_how(lane, pool)}" for lane in lanes if lane not in pool["held"]]
     holds += [f"scorers have {', '.join(sorted(queue['begun']))}"] if queue["begun"] else []
-    left = ", ".join(f"{count:g} {name}" for name, count in free.items())
-    return "; ".join(
-        [*(waits or ["nobody waits in a queue"]), *(holds or ["no lane and no scorer works"]), f"free: {left}"]
-    )
+    left = [f"free: {', '.join(f'{count:g} {name}' for name, count in free.items())}"]
+    others = ", ".join(f"{count:.3g} {name}" for name, count in taken.items() if count > ROUNDING)
+    left += [f"other jobs of the cluster have {others}"] if others else []
+    return "; ".join([*(waits or ["nobody waits in a queue"]), *(holds or ["no lane and no scorer works"]), *left])
 
 
 def _how(lane: str, pool: State) -> str:

@@ -45,6 +45,7 @@ UNHASHED: dict[str, frozenset[str]] = {
         {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
         | {"kernels", "gpu", "gpus_per_replica", "replicas"}
     ),
+    "Cluster": frozenset({"wait"}),
     "KeepSnapshots": frozenset({"full", "lora"}),
     "Storage": frozenset({"root", "snapshots", "keep_snapshots", "keep_state", "max_waiting", "resume_every"}),
     "Tracking": frozenset({"mlflow"}),

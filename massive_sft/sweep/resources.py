@@ -48,6 +48,12 @@ class ResourceRules:
         """Return a training run's rule, if one matches."""
         return next((rule.resource for rule in self._rules if rule.matches(recipe)), None)
 
+    def place(self, recipe: Recipe) -> str:
+        """Return where a training run's rule stands; the whole list where none matches."""
+        place = f"{self._sweep.path}: resources"
+        numbers = [number for number, rule in enumerate(self._rules) if rule.matches(recipe)]
+        return f"{place}[{numbers[0]}]" if numbers else place
+
     def warnings(self, recipes: Sequence[Recipe]) -> Iterator[Problem]:
         """Say which runs no rule matches, which rules no run reaches, and which GPUs stay unused."""
         place = f"{self._sweep.path}: resources"

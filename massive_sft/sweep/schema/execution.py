@@ -1,4 +1,4 @@
-"""Where and how a sweep runs: resources, storage, tracking, budget. Never part of a cell's identity."""
+"""Where and how a sweep runs: resources, cluster, storage, tracking, budget. Never part of a cell's identity."""
 
 from __future__ import annotations
 
@@ -79,6 +79,15 @@ class Resource(StrictModel):
         if self.gpus and self.workers not in (None, self.gpus):
             raise ValueError(f"each worker trains on one GPU: with gpus {self.gpus} leave workers out")
         return self
+
+
+class Cluster(StrictModel):
+    """What to expect of the cluster that ``RAY_ADDRESS`` names."""
+
+    wait: Annotated[Number, Field(ge=0, le=MAX_COUNT)] = 0
+    """Seconds that a run waits without getting further for what ``resources`` ask for: nodes that are still to come,
+    for which it asks the cluster's autoscaler, and room that other jobs have. 0: it ends where nodes lack, and says
+    which rule asks for them and what is there."""
 
 
 class KeepSnapshots(StrictModel):

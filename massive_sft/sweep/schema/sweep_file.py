@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from massive_sft.sweep.schema.evaluation import Evaluation, Measure
-from massive_sft.sweep.schema.execution import Budget, Resource, Storage, Tracking
+from massive_sft.sweep.schema.execution import Budget, Cluster, Resource, Storage, Tracking
 from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Strings, SweepName, Text
 from massive_sft.sweep.schema.sources import Dataset, Mixtures, Model
 from massive_sft.sweep.schema.strict_model import StrictModel
@@ -74,6 +74,8 @@ class SweepFile(StrictModel):
     """What is measured of each trained cell; ``docs/measures.md``."""
     resources: tuple[Resource, ...] = ()
     """What runs on what; the first rule that matches a training run wins."""
+    cluster: Cluster = Cluster()
+    """What to expect of the cluster that ``RAY_ADDRESS`` names."""
     storage: Storage
     """Where everything lies."""
     tracking: Tracking = Tracking()
