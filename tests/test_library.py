@@ -172,7 +172,7 @@ def test_plan_takes_where_and_overlays(tmp_path: Path) -> None:
 def test_load_of_nothing_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ms.InvalidInput, match="is no ledger"):
         ms.load(tmp_path)
-    with pytest.raises(ms.InvalidInput, match="is no ledger"):
+    with pytest.raises(ms.InvalidInput, match="holds nothing yet: run the sweep first"):
         ms.load(sweep_file(tmp_path))
 
 

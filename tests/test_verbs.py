@@ -649,7 +649,7 @@ def test_pages_and_their_workers_end_when_the_terminal_is_closed(sweep: Path, co
 def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(f"storage: {{root: {tmp_path / 'nothing'}}}\n")
-    for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep)):
+    for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep), ("best", sweep)):
         code, text = call(*arguments, "--overlay", overlay)
-        assert (code, f"{sweep}: storage.root: is no ledger" in text) == (2, True)
+        assert (code, f"{sweep}: storage.root: holds nothing yet: run the sweep first" in text) == (2, True)
     assert not (tmp_path / "nothing").exists()

@@ -142,7 +142,10 @@ class Plan:
 
     def open_ledger(self, create: bool = True) -> Ledger:
         """Open the ledger at the storage root, as ``Ledger.open``; what is wrong with it names the sweep file."""
-        return Ledger.open(self.root, create, storage_place(self.sweep))
+        place = storage_place(self.sweep)
+        if not create and not self.root.exists():
+            raise InvalidInput(Problem(place, "holds nothing yet: run the sweep first", str(self.root)))
+        return Ledger.open(self.root, create, place)
 
 
 def storage_place(sweep: Sweep) -> str:
