@@ -158,7 +158,7 @@ class Campaign:
         counts = Counter((one["kind"], one["phase"]) for one in self.struck)
         lines = [f"{sum(counts.values())} faults struck, seed {self.seed}:"]
         for kind, phases in self.scene.aims.items():
-            lines.append(f"  {kind:20}" + "  ".join(f"{phase}: {counts[kind, phase]}" for phase in phases))
+            lines.append(f"  {kind:24}" + "  ".join(f"{phase}: {counts[kind, phase]}" for phase in phases))
         return "\n".join(lines)
 
 
