@@ -178,6 +178,19 @@ def test_node_that_starts_no_process_of_a_lane_costs_its_own_lanes() -> None:
     )
 
 
+def test_lane_that_was_up_before_says_nothing_against_its_node_when_it_is_not_started_again() -> None:
+    """Ray counts such starts over a lane's life: three in a week are no sick node. The next lane tells."""
+
+    async def scenario() -> Any:
+        pool = await cluster(1, "only")
+        await start(pool, "lane", "only")
+        await pool.lost("lane", ONE, "its processes cannot be started", ["only"])
+        return await pool.state()
+
+    state = play(scenario)
+    assert (state["queued"][ONE], state["unfit"]) == (1, {})
+
+
 def test_of_the_nodes_of_a_gang_that_is_not_started_those_count_where_nobody_was_up() -> None:
     async def scenario() -> Any:
         pool = Pool(Counter({ONE: 1, TWO: 1}))

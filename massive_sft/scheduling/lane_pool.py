@@ -200,7 +200,7 @@ class LanePool(Pool):
         """
         await self._take_back(lane, reason)
         (self.health.forget if lane in self.refused else self.health.leave)(lane)
-        if stillborn_on:
+        if lane not in self.restarts and stillborn_on:
             self.health.stillborn(shape, stillborn_on)
         elif lane not in self.restarts:
             self.health.never_entered(shape)
