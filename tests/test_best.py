@@ -166,7 +166,7 @@ def test_score_table_has_gains_and_says_what_it_leaves_out(tmp_path: Path) -> No
     lines = printed(score_table(results, set(results.records))).splitlines()
     assert "quiz-0shot" in lines[0] and "prose-0shot" in lines[0]
     assert "acc %" in lines[1] and "bits_per_byte" in lines[1]
-    assert "(base)" in lines[2] and "(base)" in lines[3] and lines[2].endswith("10")
+    assert "(base)" in lines[2] and "(base)" in lines[3] and lines[2].split()[-2:] == ["10", "2"]
     assert len(lines) == 2 + 18 + 1 and any("80 (+70)" in line for line in lines)
     lora = set(results.cells.query("method == 'lora'")["cell"])
     chosen = printed(score_table(results, lora)).splitlines()
@@ -205,6 +205,14 @@ def lacking_quiz(path: Path, lacks: Callable[[Coordinates], bool]) -> Path:
 
     write_records(plan_of(path), change)
     return path
+
+
+def test_score_table_has_the_benchmarks_in_the_order_of_the_sweep_file(tmp_path: Path) -> None:
+    tasks = [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0}]
+    path = lacking_quiz(sweep_file(tmp_path, evaluation={"tasks": tasks}), lambda at: at.epoch == 1)
+    results = ms.load(path)
+    head = printed(score_table(results, set(results.records))).splitlines()[0]
+    assert head.split() == ["quiz-0shot", "prose-0shot"]
 
 
 @pytest.mark.parametrize("metric", ["quiz", "quiz-0shot", "quiz/acc"])

@@ -229,8 +229,8 @@ def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Pat
     code, text = call("run", ran / "my.yaml", "--overlay", overlay, "--inline", "--where", "method=lora")
     assert code == 0, text
     names, *table = text.splitlines()[-6:]
-    assert names.split() == ["facts_gen-0shot", "facts_mc-0shot"]
-    assert table[0].split() == ["cell", "what", "exact_match", "%", "acc", "%"]
+    assert names.split() == ["facts_mc-0shot", "facts_gen-0shot"]
+    assert table[0].split() == ["cell", "what", "acc", "%", "exact_match", "%"]
     assert [line.split()[0] for line in table[1:3]] == list(ms.load(ran / "my.yaml", where="method=lora").cells["cell"])
     assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 COMPLETE; results in ")
 

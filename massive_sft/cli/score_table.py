@@ -24,7 +24,9 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     from massive_sft.study.frames import to_rows
 
     primary = results.scores.query("primary and value.notna() and cell in @cells")
+    order = {benchmark: index for index, benchmark in enumerate(results.asked)}
     firsts = to_rows(primary.drop_duplicates("column"))
+    firsts.sort(key=lambda row: order.get(row["benchmark"], len(order)))
     columns = [(row["column"], row["metric"], row["higher_is_better"]) for row in firsts]
     if not columns:
         return Group()
