@@ -12,7 +12,7 @@ COLOURS = 10
 DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 8, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 8, 36
 _MANY = 60  # points beyond which a series is one path, without tooltips
 
 
