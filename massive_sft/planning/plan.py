@@ -19,6 +19,7 @@ from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, joi
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import CellState, Ledger
+from massive_sft.planning.cautions import find_long_warmups, find_scaled_weights
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
 from massive_sft.planning.snapshot_address import snapshot_address
 from massive_sft.planning.token_cache import TokenCache
@@ -224,9 +225,9 @@ def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
         tasks=tuple(task for task, _ in requirements.tasks),
         warnings=(
             *cells.warnings,
-            *_long_warmups(sweep, runs),
+            *find_long_warmups(sweep, runs),
             *rules.warnings([run.trajectory.recipe for run in runs]),
-            *_scaled_weights(sweep),
+            *find_scaled_weights(sweep),
         ),
         missing=_placed(sweep, contents.missing.values()),
         unpinned=_placed(sweep, contents.unpinned.values()),
@@ -277,32 +278,6 @@ def _run_plan(
         gpu=rule.gpu if rule else None,
         keeps_state=run.can_be_extended and sweep.file.storage.keep_state == "last",
     )
-
-
-def _long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem]:
-    """Warn of runs that end before their warm-up does."""
-    problems: dict[str, Problem] = {}
-    for run in runs:
-        setting, name = run.trajectory.recipe.setting, run.trajectory.recipe.setting_name
-        steps = None if run.steps_per_epoch is None else run.steps_per_epoch * run.trajectory.epochs
-        if steps is not None and setting.warmup_steps >= steps:
-            place = f"{sweep.path}: settings.{name}.warmup_steps"
-            problems.setdefault(
-                name, Problem(place, f"is not over when a training run of {steps} steps ends", setting.warmup_steps)
-            )
-    return problems.values()
-
-
-def _scaled_weights(sweep: Sweep) -> Iterable[Problem]:
-    """Tell of weights that look like fractions of one and do not add up to it; whole numbers are a ratio."""
-    for name, entry in sweep.file.mixtures.entries.items():
-        weights = entry.weights or {}
-        total = math.fsum(weights.values())
-        if math.isclose(total, 1, abs_tol=1e-3) or all(weight.is_integer() for weight in weights.values()):
-            continue
-        shares = ", ".join(f"{dataset} {weight / total:.1%}" for dataset, weight in weights.items())
-        place = f"{sweep.path}: mixtures.{name}.weights"
-        yield Problem(place, f"add up to {total:g}, not 1: taken in proportion, {shares}")
 
 
 def token_key(recipe: Recipe) -> str:
