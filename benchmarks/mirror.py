@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status, dump_record
+from massive_sft.ledger.record import BenchmarkScores, Record, Revision, Score, Status, dump_record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.mirror import Mirror
@@ -66,9 +66,9 @@ def make_ledger(folder: Path, records: list[Record]) -> Ledger:
     """Write records as a ledger holds them, without a flush to the disk for each."""
     ledger = Ledger.open(folder)
     for record in records:
-        home = ledger.cell_dir(record.cell)
-        home.mkdir(parents=True)
-        (home / "record-00000000-0001.json").write_bytes(dump_record(record))
+        path = ledger.record_path(record.cell, Revision(0, 1))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(dump_record(record))
     return ledger
 
 

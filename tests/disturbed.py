@@ -106,7 +106,7 @@ def records(folder: Path) -> dict[str, Record]:
 
 def record_path(ledger: Path, cell: str) -> Path:
     """Return the file of a cell's newest record."""
-    return max((ledger / "cells" / cell).glob("record-*.json"))
+    return max((ledger / "records").glob(f"*/{cell}.record-*.json"))
 
 
 def outcome(folder: Path) -> dict[str, Any]:

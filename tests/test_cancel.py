@@ -117,7 +117,9 @@ def trains(path: Path) -> bool:
 def scores(path: Path) -> bool:
     """Whether a scorer has a cell and has answered a shard of it."""
     return any(
-        not seen.released and any(folder.parent.glob("responses/*/*/*.gz")) and not any(folder.parent.glob("record-*"))
+        not seen.released
+        and any(folder.parent.glob("responses/*/*/*.gz"))
+        and not any((plan_root(path) / "records").glob(f"*/{folder.parent.name}.*"))
         for folder in (plan_root(path) / "cells").glob("*/lease")
         if (seen := read_lease(Folder(folder))) is not None
     )

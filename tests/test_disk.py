@@ -76,18 +76,18 @@ def test_damaged_caches_answers_and_records_are_named_and_made_again(tmp_path: P
             f"cache/scores/{weights_of(ledger, lora)}/{many}.json",
             f"cells/{full}/responses/*/many/00002.jsonl.gz",
             f"cells/{full}/cell.json",
-            f"cells/{lora}/record-*.json",
+            f"records/*/{lora}.record-*.json",
         )
     ]
-    before = identities(ledger, "cells/*/record-*.json") | identities(ledger, "cells/*/responses/**/*.gz")
+    before = identities(ledger, "records/*/*.json") | identities(ledger, "cells/*/responses/**/*.gz")
     printed = run(sweep)
     for path in hurt:
         assert str(path) in printed, path
-        if not path.name.startswith("record-"):
+        if path.parents[1].name != "records":
             assert path.read_bytes() == (undisturbed() / path.relative_to(tmp_path)).read_bytes(), path
     assert outcome(tmp_path) == outcome(undisturbed())
     assert trainings(tmp_path) == trainings(undisturbed())
-    now = identities(ledger, "cells/*/record-*.json") | identities(ledger, "cells/*/responses/**/*.gz")
+    now = identities(ledger, "records/*/*.json") | identities(ledger, "cells/*/responses/**/*.gz")
     assert {path for path in now if now[path] != before.get(path)} == {
         record_path(ledger, full),
         record_path(ledger, lora),
@@ -166,7 +166,7 @@ def test_damaged_head_of_the_ledger_is_refused_with_the_remedy(tmp_path: Path, c
     sweep = copied(tmp_path)
     (tmp_path / "ledger" / "ledger.json").write_text(content)
     printed = run(sweep, expected=1)
-    assert 'ledger.json: states no schema; with a ledger around it, replace it by {"schema": 2}' in printed
+    assert 'ledger.json: states no schema; with a ledger around it, replace it by {"schema": 3}' in printed
 
 
 def test_damaged_files_of_complete_cells_are_in_the_report_and_not_in_the_tracker(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ FULL_AT = {
     "tokens": r"cache/tokens/",
     "tracker": r"mlflow\.db",
     "answers": r"cells/{base}/responses/.*/many/.*00002",
-    "record": r"cells/{base}/\.?record-",
+    "record": r"records/../\.?{base}\.record-",
     "losses": r"losses\.jsonl",
     "snapshot": r"\.epoch-1\.partial$",
     "training": r"training\.json",

@@ -111,11 +111,11 @@ def test_records_say_what_is_known_and_what_is_not(odd: Path, tmp_path: Path) ->
 
 def test_importing_again_writes_nothing_twice(odd: Path, tmp_path: Path) -> None:
     first = imported(odd, tmp_path / "root")
-    before = {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")}
+    before = {path: path.read_bytes() for path in first.ledger.root.glob("[cr]*/**/*.json")}
     again, written = write_ledger(tmp_path / "root", "paper", read(odd), "")
     assert written == 0
     assert again.table == first.table
-    assert {path: path.read_bytes() for path in (first.ledger.root / "cells").rglob("*.json")} == before
+    assert {path: path.read_bytes() for path in first.ledger.root.glob("[cr]*/**/*.json")} == before
 
 
 def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "
     code += "from massive_sft.cli.import_table import write_ledger; "
-    code += "commands.install(commands.Fault('/record-', commands.kill, skip=2)); "
+    code += "commands.install(commands.Fault('[.]record-', commands.kill, skip=2)); "
     code += "write_ledger(Path(sys.argv[1]), 'paper', read_table(Path(sys.argv[2]), known_columns()), '')"
     killed = subprocess.run([sys.executable, "-c", code, root, odd], cwd=Path(__file__).parent, check=False)
     assert killed.returncode == -9
@@ -153,7 +153,7 @@ def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     found, written = write_ledger(root, "paper", read(odd), "")
     assert written == 5 - before
     assert [found.ledger.read_record(cell) is None for cell in found.table.cells] == [False] * 5
-    assert len(list((root / "cells").rglob("record-*.json"))) == 5
+    assert len(list((root / "records").glob("*/*.json"))) == 5
 
 
 def test_frames_of_the_records_are_those_of_the_table(odd: Path, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     assert "holds a secret" in told
     assert "password" not in told
     table = open_imported(root / "sweeps" / "paper" / TABLE)
-    for path in table.ledger.cell_dir(table.table.cells[0]).iterdir():
+    for path in table.ledger.root.glob(f"records/*/{table.table.cells[0]}.*"):
         path.unlink()
     code, told = call("export-table", root, "paper", tmp_path / "back.csv")
     assert code == 1

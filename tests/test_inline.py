@@ -166,6 +166,7 @@ def test_retraining_gives_bit_identical_scores(copy: Path) -> None:
     before = records(small_sweep(copy))["full-2"]
     shutil.rmtree(copy / "ledger" / "trajectories")
     shutil.rmtree(copy / "ledger" / "cells")
+    shutil.rmtree(copy / "ledger" / "records")
     shutil.rmtree(copy / "ledger" / "cache" / "scores")
     shutil.rmtree(copy / "ledger" / "index")
     run(copy / "sweep.yaml")
@@ -268,6 +269,7 @@ def test_damaged_score_cache_is_scored_again(copy: Path) -> None:
     for path in (copy / "ledger" / "cache" / "scores").rglob("*.json"):
         path.write_text('{"half')
     shutil.rmtree(copy / "ledger" / "cells")
+    shutil.rmtree(copy / "ledger" / "records")
     _, result, _ = run(small_sweep(copy, blocks=only_lora()))
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
 

@@ -47,6 +47,18 @@ def score(value: float | None) -> dict:
     return {"value": value, "stderr": None, "interval": None, "method": None, "n": 4, "higher_is_better": True}
 
 
+def record_files(root: Path, cell: str) -> list[Path]:
+    """Return the files of a cell's records, the newest last, by a look at the disk."""
+    return sorted((root / "records").glob(f"*/{cell}.record-*.json"))
+
+
+def revision_of(name: str) -> Revision:
+    """Return the revision of such a file by its name."""
+    revision = Revision.of(name.partition(".")[2])
+    assert revision is not None
+    return revision
+
+
 SCORES = {
     "benchmark": "mmlu-0shot",
     "asked": "mmlu@0 abc",
@@ -154,7 +166,7 @@ def stop_before_publishing(root: Path, where: str) -> None:
 
     def stopping(call):
         def stopped(source, target):
-            if re.fullmatch(r"epoch-3|record-[-0-9]+\.json", Path(target).name):
+            if re.fullmatch(r"epoch-3|[0-9a-f]+\.record-[-0-9]+\.json", Path(target).name):
                 os.kill(os.getpid(), signal.SIGSTOP)
             return call(source, target)
 
@@ -208,7 +220,7 @@ def test_ledger_killed_before_any_write_reads_true_and_is_taken_up(quick_folder)
         assert write_cell_through(root) == ("nothing to do" if record else "wrote")
         assert write_cell_through(root) == "nothing to do"
         ledger = Ledger.open(root)
-        assert len(list(ledger.records())) == len(list(ledger.cell_dir(CELL).glob("record*"))) == 1
+        assert len(list(ledger.records())) == len(record_files(root, CELL)) == 1
         assert (snapshot / "weights" / "model.safetensors").stat().st_size == 1000
         seen.add(status)
     assert seen == {Status.WAITING, Status.COMPLETE}
@@ -228,7 +240,7 @@ def test_ledger_holder_stopped_past_its_lease_publishes_nothing(tmp_path, where)
     assert outcome == {"before": ["lost", "lost"], "rename": ["lost", "lost"], "link": ["published", "lost"]}[where]
     ledger = Ledger.open(tmp_path)
     assert [record.training for record in ledger.records()] == [{"who": "other"}]
-    assert len(list(ledger.cell_dir(CELL).glob("record*"))) == 1
+    assert len(record_files(tmp_path, CELL)) == 1
     weights = ledger.trajectory_dir(TRAJECTORY) / "snapshots" / "epoch-3" / "model.safetensors"
     assert weights.read_bytes() == (b"sleeper" if where == "link" else b"other")
 
@@ -268,7 +280,7 @@ def test_record_newer_revision_supersedes_and_keeps_the_older(ledger):
     ledger.write_record(make_record(status=Status.FAILED, error="out of memory"))
     ledger.write_record(make_record(attempt=2))
     assert ledger.read_record(CELL).attempt == 2
-    older = min(ledger.cell_dir(CELL).glob("record-*"))
+    older = record_files(ledger.root, CELL)[0]
     assert load_record(older.read_bytes(), str(older)).error == "out of memory"
     assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.COMPLETE}
 
@@ -304,7 +316,7 @@ def test_record_error_with_secret_is_written_without(ledger):
 
 
 def record_path(ledger: Ledger, cell: str = CELL) -> Path:
-    return max(ledger.cell_dir(cell).glob("record-*"))
+    return record_files(ledger.root, cell)[-1]
 
 
 def damage_bit(data: bytes) -> bytes:
@@ -349,9 +361,9 @@ def test_record_every_truncation_is_detected(ledger):
 
 def test_record_of_another_cell_counts_as_absent(ledger):
     path = ledger.write_record(make_record())
-    other = ledger.cell_dir(cell_id(7))
-    other.mkdir()
-    (other / path.name).write_bytes(path.read_bytes())
+    other = ledger.record_path(cell_id(7), Revision(0, 1))
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(path.read_bytes())
     assert ledger.read_record(cell_id(7)) is None
     assert "another cell" in str(ledger.corrupt)
 
@@ -611,8 +623,9 @@ def test_index_entry_names_what_the_record_answers(ledger):
 
 def test_ledger_of_thousand_cells_answers_in_time(ledger):
     for number in range(1000):
-        ledger.cell_dir(cell_id(number)).mkdir()
-        (ledger.cell_dir(cell_id(number)) / Revision(1, 1).name).write_bytes(dump_record(make_record(cell_id(number))))
+        path = ledger.record_path(cell_id(number), Revision(1, 1))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(dump_record(make_record(cell_id(number))))
     began = time.perf_counter()
     fresh = Ledger.open(ledger.root)
     assert set(fresh.statuses(dict.fromkeys(map(cell_id, range(1000)), TRAJECTORY)).values()) == {Status.COMPLETE}
@@ -632,8 +645,8 @@ def test_root_on_object_store_is_refused(root):
 
 
 def test_root_of_newer_schema_is_refused_and_untouched(tmp_path):
-    (tmp_path / "ledger.json").write_text('{"schema": 3}')
-    with pytest.raises(Unsupported, match="schema 3, this version reads up to 2"):
+    (tmp_path / "ledger.json").write_text('{"schema": 4}')
+    with pytest.raises(Unsupported, match="schema 4, this version reads up to 3"):
         Ledger.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
 

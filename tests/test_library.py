@@ -222,7 +222,7 @@ def test_answers_of_what_is_not_there_are_sentences(ran: Path) -> None:
 def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Path) -> None:
     root = shutil.copytree(ran / "ledger", tmp_path / "ledger", ignore=shutil.ignore_patterns("mlflow*"))
     cell = ms.load(root).cells.query("method == 'lora' and epoch == 2")["cell"].iloc[0]
-    for path in root.glob(f"cells/{cell}/record-*"):
+    for path in root.glob(f"records/*/{cell}.*"):
         path.unlink()
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(json.dumps({"storage": {"root": str(root)}}))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from faulty_files import FaultyOs
-from test_ledger import CELL, make_record
+from test_ledger import CELL, make_record, record_files, revision_of
 
 from massive_sft.core import files
 from massive_sft.core.errors import LeaseLost
@@ -62,7 +62,7 @@ class World:
         """Note what a machine was told, and that what counts never goes back."""
         assert path not in self.written
         self.written[path] = record
-        newest = max(filter(None, map(Revision.of, os.listdir(path.parent))))
+        newest = max(map(revision_of, os.listdir(path.parent)))
         assert newest >= self.newest
         self.newest = newest
 
@@ -106,8 +106,7 @@ class Machine:
         except LeaseLost:
             self.lease = None
             return
-        revision = Revision.of(path.name)
-        assert revision is not None and revision.lease == number
+        assert revision_of(path.name).lease == number
         self.world.wrote(path, record)
 
     def beat(self) -> None:
@@ -148,13 +147,13 @@ def test_misbehaving_files_leave_one_owner_every_record_and_the_newest_owners_on
         assert sorted(world.taken) == sorted(int(path.name) for path in (home / "lease").glob("[0-9]*")), seed
         assert (seen.number if seen else 0) == max(world.taken, default=0), seed
         # Each record is there once, as it was written.
-        assert set(home.glob("record-*")) == set(world.written), seed
+        assert set(record_files(ledger.root, CELL)) == set(world.written), seed
         assert not ledger.corrupt, seed
         if world.written:
             top = max(world.written)
             assert ledger.read_record(CELL) == world.written[top], seed
-            assert top.name == world.newest.name, seed
-            assert Ledger(ledger.root).entries()[CELL].record == top.name, seed
+            assert revision_of(top.name) == world.newest, seed
+            assert Ledger(ledger.root).entries()[CELL].revision == world.newest, seed
         owners += len(world.taken)
         records += len(world.written)
         superseded += len(world.taken) - len(held)

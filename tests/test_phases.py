@@ -28,7 +28,7 @@ PHASES = {
     "aggregating": r"cache/scores/.*\.parquet",
     "measuring perplexity": r"perplexity\.json",
     "measuring layers": r"cells/{cell}/.*layers\.parquet",
-    "writing the record": r"cells/{cell}/record-[-0-9]+\.json$",
+    "writing the record": r"records/../{cell}\.record-[-0-9]+\.json$",
     "indexing": r"ledger/index/[^.].*\.jsonl$",
     "mirroring": r"mlflow-artifacts/.*record\.json",
 }

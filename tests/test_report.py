@@ -205,7 +205,7 @@ def test_unsound_files_are_findings(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
     ledger = write_records(plan)
     next(ledger.root.glob("trajectories/*/training/*/losses.jsonl")).write_text("{")
-    next(ledger.root.glob("cells/*/record-*.json")).write_text("{}")
+    next(ledger.root.glob("records/*/*.json")).write_text("{}")
     texts = [row[1] for row in report(plan, tmp_path / "out").rows("troubles")["rows"]]
     assert any("is no loss curve" in text for text in texts)
     assert any("does not match its checksum" in text for text in texts)

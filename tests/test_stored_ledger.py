@@ -94,7 +94,7 @@ def test_stored_ledger_becomes_one_of_this_schema_when_it_is_opened_for_writing(
     Ledger.open(root, create=False)
     assert json.loads((root / "ledger.json").read_text()) == {"schema": 1}
     Ledger.open(root)
-    assert json.loads((root / "ledger.json").read_text()) == {"schema": marker.SCHEMA}
+    assert json.loads((root / "ledger.json").read_text()) == {"schema": marker.WITH_CELLS}
     assert "schema 1 is now 2; older versions of massive-sft refuse it" in caplog.text
     assert sorted(path for path in root.glob("cells/*/record-*")) == before
     assert not (root / "index.jsonl").exists()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from nfs_mounts import mounts
+from test_ledger import record_files, revision_of
 
-from massive_sft.ledger.record import Revision
 from massive_sft.ledger.store import Ledger
 
 __all__ = ["mounts"]  # a fixture
@@ -59,8 +59,8 @@ def test_two_clients_of_one_folder_lose_no_record_and_share_no_lease(mounts: lis
     ledger = Ledger.open(mounts[0], create=False)
     for record in ledger.records():
         written = {line.split()[1] for line in every if line.startswith(record.cell)}
-        assert {path.name for path in ledger.cell_dir(record.cell).glob("record-*")} == written
-        leases = sorted(revision.lease for name in written if (revision := Revision.of(name)))
+        assert {path.name for path in record_files(ledger.root, record.cell)} == written
+        leases = sorted(revision_of(name).lease for name in written)
         assert leases == sorted(set(leases)), "two records under one lease: it had two owners"
         assert record.attempt == leases[-1]
     assert len(list(ledger.records())) == CELLS

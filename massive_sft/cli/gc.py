@@ -116,7 +116,9 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             waste.append(item)
         else:
             kept.append(f"{item.path}: somebody works on {item.home}")
-    waste += _temporary(path for name in ("cache", "index", "sweeps") for path in (ledger.root / name).rglob(".*"))
+    waste += _temporary(
+        path for name in ("cache", "index", "records", "sweeps") for path in (ledger.root / name).rglob(".*")
+    )
     waste += _temporary(ledger.root.glob(".*"))
     if caches:
         busy = next((home for home in ledger.cell_and_trajectory_dirs() if not _free(ledger, home, watch)), None)

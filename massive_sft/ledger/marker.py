@@ -9,14 +9,20 @@ from contextlib import suppress
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
+from massive_sft.ledger.record_places import FOLDER as RECORDS
+from massive_sft.ledger.record_places import RecordPlaces, Together, WithCells
 from massive_sft.ledger.storage import Folder, Storage
 
 log = logging.getLogger(__name__)
 
 NAME = "ledger.json"
 ID = "ledger-id"
-SCHEMA = 2
-"""Of the layout. 1: records ``record-<n>.json`` and one ``index.jsonl``, which this version reads too."""
+SCHEMA = 3
+"""Of the layout. Ledgers of schema 2 are read and written as they are and stay so, those of schema 1 become 2.
+
+2: records lie in the cells' folders. 1: besides, they are named ``record-<n>.json``, and the index is ``index.jsonl``.
+"""
+WITH_CELLS = 2
 
 
 def check(root: Storage, place: str) -> int:
@@ -43,7 +49,7 @@ def check(root: Storage, place: str) -> int:
         content = None
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int) or schema < 1:
-        remedy = f'with a ledger around it, replace it by {{"schema": {SCHEMA}}}'
+        remedy = f'with a ledger around it, replace it by {{"schema": {_schema_by_folders(root)}}}'
         raise Corrupt(f"{root}/{NAME}: states no schema; {remedy}")
     if schema > SCHEMA:
         raise newer_schema(f"{root}/{NAME}", schema, SCHEMA)
@@ -53,8 +59,8 @@ def check(root: Storage, place: str) -> int:
 def prepare(root: Folder, folders: tuple[str, ...], place: str) -> None:
     """Make a root ready for writing: prove that of several writers one wins there, then write the marker last.
 
-    A ledger of an older schema becomes one of this. Nothing of it is converted; older versions refuse it from then on,
-    for they would not see the records written now.
+    A ledger of schema 1 becomes one of schema 2. Nothing of it is converted; versions that know only 1 refuse it from
+    then on, for they would not see the records written now.
 
     Args:
         root: of the ledger.
@@ -66,19 +72,32 @@ def prepare(root: Folder, folders: tuple[str, ...], place: str) -> None:
     try:
         root.local().mkdir(parents=True, exist_ok=True)
         is_new = not any(item.name == NAME for item in root.list())
-        schema = 0 if is_new else check(root, place)
+        schema = _schema_by_folders(root) if is_new else check(root, place)
         probe = f".probe.{secrets.token_hex(4)}"
         root.put_if_absent(probe, b"")
         root.delete(probe)
-        for folder in folders:
+        for folder in (RECORDS, *folders) if schema > WITH_CELLS else folders:  # in this order, see _schema_by_folders
             root.local(folder).mkdir(parents=True, exist_ok=True)
-        if schema < SCHEMA:
-            root.put(NAME, json.dumps({"schema": SCHEMA}).encode() + b"\n")
+        if is_new or schema < WITH_CELLS:
+            root.put(NAME, json.dumps({"schema": max(schema, WITH_CELLS)}).encode() + b"\n")
             root.delete("index.jsonl")
     except OSError as error:
         raise _unusable(root, place, error) from error
-    if 0 < schema < SCHEMA:
-        log.warning("%s: schema %d is now %d; older versions of massive-sft refuse it", root, schema, SCHEMA)
+    if schema < WITH_CELLS:
+        log.warning("%s: schema %d is now %d; older versions of massive-sft refuse it", root, schema, WITH_CELLS)
+
+
+def _schema_by_folders(root: Storage) -> int:
+    """Return of which schema a root is, or becomes, whose marker does not say so."""
+    names = {item.name for item in root.list()}
+    return WITH_CELLS if "cells" in names and RECORDS not in names else SCHEMA
+
+
+def record_places(root: Storage) -> RecordPlaces:
+    """Return where the records of the ledger under a root lie, or would if it is to be one. Raises as ``check``."""
+    is_ledger = any(item.name == NAME for item in root.list())
+    schema = check(root, "storage.root") if is_ledger else _schema_by_folders(root)
+    return Together(root) if schema > WITH_CELLS else WithCells(root)
 
 
 def ledger_id(root: Storage) -> str:

@@ -87,7 +87,12 @@ class LedgerPaths:
 
 def listed_ids(storage: Storage, kind: str) -> list[str]:
     """Return the ids that are names below a prefix, sorted."""
-    return sorted(item.name for item in storage.list(kind) if _ID.fullmatch(item.name))
+    return sorted(item.name for item in storage.list(kind) if is_id(item.name))
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of an id."""
+    return _ID.fullmatch(name) is not None
 
 
 def cell_key(cell: str) -> str:
@@ -97,6 +102,6 @@ def cell_key(cell: str) -> str:
 
 def checked_id(identity: str) -> str:
     """Return an id unchanged. Raises ValueError for what is none, so that no other path is ever made of it."""
-    if not _ID.fullmatch(identity):
+    if not is_id(identity):
         raise ValueError(f"no id: {identity!r}")
     return identity

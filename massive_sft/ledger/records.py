@@ -28,11 +28,12 @@ class Records:
 
     Args:
         storage: the root.
+        places: where they lie in it.
         report: called with the key of a record that is unsound, and what is wrong with it.
     """
 
-    def __init__(self, storage: Storage, report: Callable[[str, str], None]):
-        self.places = RecordPlaces(storage)
+    def __init__(self, storage: Storage, places: RecordPlaces, report: Callable[[str, str], None]):
+        self.places = places
         self._storage = storage
         self._report = report
         self._index = Index(storage.at("index"))

@@ -20,7 +20,7 @@ from massive_sft.ledger.index import Entry
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch, read_lease
 from massive_sft.ledger.paths import LedgerPaths, cell_key, checked_id
 from massive_sft.ledger.provenance import redact
-from massive_sft.ledger.record import SCHEMA, Record, Status
+from massive_sft.ledger.record import SCHEMA, Record, Revision, Status
 from massive_sft.ledger.records import Records
 from massive_sft.ledger.storage import Folder
 
@@ -53,7 +53,7 @@ class Ledger(LedgerPaths):
 
     @cached_property
     def _records(self) -> Records:
-        return Records(self.storage, self._report_record)
+        return Records(self.storage, marker.record_places(self.storage), self._report_record)
 
     def _report_record(self, key: str, error: str) -> None:
         self.report_corrupt(self.storage.local(key), error)
@@ -166,6 +166,10 @@ class Ledger(LedgerPaths):
     def records(self) -> Iterator[Record]:
         """Yield every cell's newest sound record, by cell id; each is verified."""
         return self._records.read_all()
+
+    def record_path(self, cell: str, revision: Revision) -> Path:
+        """Return the file of a cell's record; it need not exist."""
+        return self.storage.local(self._records.places.key(cell, revision))
 
     def entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
         """Return the index entry of each cell (all, or those asked for) that has a sound record, by cell id.

@@ -48,7 +48,7 @@ def _cell(ledger: Ledger, found: Record, wanted: Record) -> Iterator[str]:
     name = " ".join(str(value) for value in found.coordinates.values())
     if found.status is not Status.COMPLETE:
         yield f"{name}: is {found.status}: {found.error}"
-    revisions = sorted(path.name for path in ledger.cell_dir(found.cell).glob("record-*.json"))
+    revisions = sorted(path.name for path in (ledger.root / "records").glob(f"*/{found.cell}.record-*.json"))
     if len(revisions) != 1:
         yield f"{name}: has {revisions}, not one record"
     for what in ("scores", "measures", "counts"):

@@ -70,10 +70,15 @@ def publishing(root: Path) -> Iterator[str]:
             yield home.name
 
 
+def records_of(root: Path, cell: str = "*") -> Iterator[Path]:
+    """Return the records of a cell, or of all."""
+    return (root / "records").glob(f"*/{cell}.record-*.json")
+
+
 def _finishing(root: Path) -> Iterator[Path]:
     """Yield each cell that somebody works on and that has no record."""
     for folder in (root / "cells").glob("*"):
-        if not any(folder.glob("record-*.json")):
+        if not any(records_of(root, folder.name)):
             seen = read_lease(Folder(folder / "lease"))
             if seen is not None and not seen.released:
                 yield folder
@@ -88,19 +93,21 @@ def scoring(root: Path) -> Iterator[str]:
 
 def measuring(root: Path) -> Iterator[str]:
     for folder in _finishing(root):
-        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(folder.glob(".record-*.tmp")):
+        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(
+            (root / "records").glob(f"*/.{folder.name}.record-*.tmp")
+        ):
             yield folder.name
 
 
 def recording(root: Path) -> Iterator[str]:
     for folder in _finishing(root):
-        if any(folder.glob(".record-*.tmp")):
+        if any((root / "records").glob(f"*/.{folder.name}.record-*.tmp")):
             yield folder.name
 
 
 def mirroring(root: Path) -> Iterator[str]:
     """A cell has its record, which the tracker does not show yet."""
-    recorded = {path.parent.name for path in (root / "cells").glob("*/record-*.json")}
+    recorded = {path.name.partition(".")[0] for path in records_of(root)}
     yield from recorded - set(mirrored(store_of(root)))
 
 
@@ -174,5 +181,5 @@ def state_of(root: Path) -> dict[str, Any]:
         "trained": sorted(path.parts[-3] for path in (root / "trajectories").glob("*/training/attempt-*")),
         "attempts": len(list((root / "trajectories").glob("*/attempts/*"))),
         "shards": len(list((root / "cells").glob("*/responses/*/*/*.gz"))),
-        "records": sorted(f"{path.parent.name}/{path.name}" for path in (root / "cells").glob("*/record-*.json")),
+        "records": sorted(path.name for path in records_of(root)),
     }
