@@ -102,6 +102,9 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
         assert record.scores == expected[name].scores
         assert record.measures == expected[name].measures
     assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
+    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    assert {"TrainController", "RayTrainWorker"} <= started
+    assert started.isdisjoint({"SynchronizationActor", "PlacementGroupCleaner"}), "a process for each lane on the head"
 
 
 def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, tmp_path: Path) -> None:

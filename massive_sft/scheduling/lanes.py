@@ -20,7 +20,6 @@ import ray
 from ray import PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.util.placement_group import (
     PlacementGroup,
@@ -29,6 +28,7 @@ from ray.util.placement_group import (
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
+from massive_sft.scheduling.lane_trainer import LaneTrainer
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.nodes import Shape
@@ -241,7 +241,7 @@ class Lanes:
         # The pool counts restarts, for it knows what came of them, but for those whose processes never came up.
         failures: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": STARTS}
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
-            trainer = TorchTrainer(
+            trainer = LaneTrainer(
                 lane_loop,
                 train_loop_config={"pool": self.pool, "lane": lane.name, "shape": lane.shape},
                 torch_config=group,
@@ -273,7 +273,8 @@ def join(threads: Sequence[threading.Thread], seconds: float) -> None:
 def free_groups() -> None:
     """Give back the placement groups of this job whose makers are dead: those of lost lanes, which outlive them.
 
-    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have.
+    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have; so lanes
+    are without it (``LaneTrainer``).
     """
     for group in _groups():
         if group.creator_actor_dead:
