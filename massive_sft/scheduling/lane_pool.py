@@ -193,15 +193,15 @@ class LanePool(Pool):
         is_abandoned = lane in self.held and self.orders.get(self.held[lane].id) is not self.held[lane]
         return self.stopping or lane in self.preempted or is_abandoned
 
-    async def lost(self, lane: str, shape: Shape, reason: str, stillborn_on: Collection[str] = ()) -> None:
+    async def lost(self, lane: str, shape: Shape, reason: str, failed_to_start_on: Collection[str] = ()) -> None:
         """Say that a lane is gone, maybe because these nodes could not start its workers.
 
         Another takes up what it had, or that failed when it was tried often enough.
         """
         await self._take_back(lane, reason)
         (self.health.forget if lane in self.refused else self.health.leave)(lane)
-        if lane not in self.restarts and stillborn_on:
-            self.health.stillborn(shape, stillborn_on)
+        if lane not in self.restarts and failed_to_start_on:
+            self.health.failed_to_start(shape, failed_to_start_on)
         elif lane not in self.restarts:
             self.health.never_entered(shape)
         if self.health.cannot_start(shape):

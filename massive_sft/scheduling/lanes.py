@@ -116,7 +116,7 @@ class _Lane:
     busy_from_s: float = math.inf
     leaving: bool = False
     error: str = ""
-    is_stillborn: bool = False  # whether its processes could not be started
+    failed_to_start: bool = False  # whether its processes could not be started
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
@@ -183,14 +183,14 @@ class Lanes:
             del self._lanes[lane.name]
             if self._hung[lane.nodes]:
                 self._hung[lane.nodes] -= 1
-                lane.is_stillborn, lane.error = True, f"its processes did not come up for {UP_S:g} s"
+                lane.failed_to_start, lane.error = True, f"its processes did not come up for {UP_S:g} s"
             lane.error = state["refused"].get(lane.name, lane.error)
             if not lane.error:
                 ray.get(self.pool.ended.remote(lane.name))
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
             free_groups()
-            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, lane.nodes if lane.is_stillborn else ()))
+            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, lane.nodes if lane.failed_to_start else ()))
 
     def _end_hung(self, up: Collection[str]) -> None:
         """Kill what holds lanes together that have their place, but whose processes do not come up.
@@ -260,7 +260,7 @@ class Lanes:
                 lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
                 reason = getattr(error, "controller_failure", None)
                 if isinstance(reason, WorkerGroupStartupFailedError):
-                    lane.is_stillborn, lane.error = True, f"its processes cannot be started: {lines[-1]}"
+                    lane.failed_to_start, lane.error = True, f"its processes cannot be started: {lines[-1]}"
 
 
 def join(threads: Sequence[threading.Thread], seconds: float) -> None:

@@ -91,7 +91,7 @@ class NodeHealth:
         """Take note of a lane that was lost before any of its workers was up, whatever it was that it lost."""
         self._never_entered[shape] += 1
 
-    def stillborn(self, shape: Shape, nodes: Collection[str]) -> None:
+    def failed_to_start(self, shape: Shape, nodes: Collection[str]) -> None:
         """Take note of a lane that was lost because the processes of its workers could not be started.
 
         Which of several nodes it was, nobody says: it counts for those where no worker was up before, if there are any.
