@@ -190,7 +190,8 @@ class Lanes:
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
             free_groups()
-            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, lane.nodes if lane.failed_to_start else ()))
+            nodes = lane.nodes if lane.failed_to_start else ()
+            ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, nodes))
 
     def _end_hung(self, up: Collection[str]) -> None:
         """Kill what holds lanes together that have their place, but whose processes do not come up.
