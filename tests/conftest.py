@@ -18,6 +18,7 @@ os.environ["HF_HOME"] = _CACHE
 os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ[FOLDER] = str(shared_folder())
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the first that it meets; clusters with tokens have their own
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 
 # The files that take longest, most of it waiting, begin first: one that began last would keep one process busy while the

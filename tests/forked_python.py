@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import shlex
 import signal
@@ -57,7 +58,12 @@ def forked_ray(address: Path) -> Iterator[None]:
 
 
 def hand_over(arguments: list[str]) -> int:
-    """Have the server fork in this process's stead; return the exit code when the fork has ended."""
+    """Have the server fork in this process's stead; return the exit code when the fork has ended.
+
+    One of Ray's workers does not outlive its raylet, also where it stands still: then this process ends, and with it
+    the fork. Ray itself would look for the server, which a fork takes for the raylet.
+    """
+    parent, is_worker = os.getppid(), is_ray_worker(arguments)
     blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
     order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "blocked": blocked}
     order["group"] = None if os.getsid(0) == os.getpid() else os.getpgid(0)  # none: a session of its own
@@ -65,6 +71,9 @@ def hand_over(arguments: list[str]) -> int:
         server.connect(os.environ[ADDRESS])
         socket.send_fds(server, [b"."], STANDARD)
         server.sendall(json.dumps(order).encode() + b"\n")
+        while not select.select([server], [], [], 1.0 if is_worker else None)[0]:
+            if os.getppid() != parent:
+                return 1
         ended = server.makefile().read()
     return int(ended or 1)
 
@@ -161,7 +170,7 @@ def run(arguments: list[str]) -> None:
     from ray._raylet import Config
 
     Config.initialize("")  # Ray has read the server's environment
-    if not arguments[0].endswith(".py") or arguments[0] == __file__:
+    if is_ray_worker(arguments):
         arguments = [ray_script(arguments), *arguments]
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")
@@ -174,6 +183,11 @@ def execute(file: str, args: list[str], execvp: Callable[[str, list[str]], NoRet
         run(words[3:])
     else:
         execvp(file, args)
+
+
+def is_ray_worker(arguments: list[str]) -> bool:
+    """Return whether this file stands for one of Ray's scripts that begin workers."""
+    return not arguments[0].endswith(".py") or arguments[0] == __file__
 
 
 def ray_script(arguments: list[str]) -> str:

@@ -75,7 +75,7 @@ def setting(**changes: Any) -> Callable[[Path], dict[str, Any]]:
 
 
 def newer_ledger(folder: Path) -> dict[str, Any]:
-    write_json(folder / "ledger" / "ledger.json", {"schema": 3})
+    write_json(folder / "ledger" / "ledger.json", {"schema": 99})
     return {}
 
 
@@ -109,7 +109,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "sweep.yaml: storage.root: must be a folder that can be written"),
     "root with a line break": (lambda _: {"storage": {"root": "a\nb"}}, "storage.root: must be a path of printable characters"),
     "root is a bucket": (lambda _: {"storage": {"root": "s3://bucket/runs"}}, "s3"),
-    "ledger of a newer schema": (newer_ledger, "has schema 3"),
+    "ledger of a newer schema": (newer_ledger, "has schema 99"),
     "tracker that does not answer": (lambda _: {"tracking": {"mlflow": "http://user:hunter2@127.0.0.1:9"}}, "tracking.mlflow: is no tracking server that answers"),
     "tracker that is no database": (no_database, "tracking.mlflow: is no SQLite database"),
     "variable that is not set": (lambda _: {"storage": {"root": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE, which is not set"),
@@ -158,7 +158,7 @@ def test_plan_writes_one_csv_line_a_cell(call: Callable[..., tuple[int, str, str
 
 def test_plan_with_overlay_shows_the_changed_sweep(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("mixtures: {one: {samples: 64}}\n")
+    overlay.write_text("mixtures: {one: {samples: 16}}\n")
     _, out, _ = call("plan", small_sweep(tmp_path), "--overlay", overlay, "--json")
     assert json.loads(out)["runs"][0]["steps_per_epoch"] == 2
 

@@ -83,7 +83,8 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     status = err.status("checking")
 
     def tell(what: str) -> None:
-        status.update(Text(f"checking {what}"))
+        # With a spinner it is drawn at once: a warning beside its first drawing would stand on its line.
+        status.update(Text(f"checking {what}"), spinner="dots")
 
     with survive_lost_output(), status, checked(selected, whole, tell, lambda found: warn(found, err)) as registered:
         status.stop()
