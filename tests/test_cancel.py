@@ -53,7 +53,7 @@ def long_sweep(folder: Path) -> Path:
     }
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "full"}
     block |= {"schedule": "constant", "horizon": 6, "snapshots": [1, 2, 3, 4, 5, 6]}
-    return small_sweep(folder, settings=settings, blocks=[block])
+    return small_sweep(folder, mixtures={"one": {"each": "facts", "samples": 96}}, settings=settings, blocks=[block])
 
 
 def plan_of(path: Path) -> Plan:

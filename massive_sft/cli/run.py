@@ -113,7 +113,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
         needed = "1 training is" if gone == 1 else f"{gone:,} trainings are"
         out.print(f"{needed} needed again, for snapshots were removed: run with --retrain", soft_wrap=True)
     if stop():
-        out.print(f"stopped by {stop.reason}; run the same command to go on")
+        out.print(f"stopped by {stop.reason}; run the same command to go on", soft_wrap=True)
     raise typer.Exit(stop.exit_code if stop() else ExitCode.INCOMPLETE)
 
 
