@@ -65,12 +65,17 @@ def kill_actors() -> None:
 
     Those that other actors made, this process has no handle of: they end with who made them.
     """
-    worker: Any = ray._private.worker.global_worker
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     for identity, actor in ray._private.state.actors(job_id=job).items():
         if actor["State"] != "DEAD":
             with suppress(ActorHandleNotFoundError):
-                worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(identity)), True)
+                kill_actor(bytes.fromhex(identity))
+
+
+def kill_actor(identity: bytes) -> None:
+    """Kill an actor of which only the id is known. Raises ActorHandleNotFoundError when this process has no handle."""
+    worker: Any = ray._private.worker.global_worker
+    worker.core_worker.kill_actor(ray.ActorID(identity), True)
 
 
 def _start(address: str | None) -> None:

@@ -28,6 +28,7 @@ from ray.util.placement_group import (
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
+from massive_sft.scheduling.cluster import kill_actor
 from massive_sft.scheduling.lane_trainer import LaneTrainer
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
@@ -211,7 +212,7 @@ class Lanes:
         for name in [name for name, since_s in self._placed_from_s.items() if now_s - since_s > UP_S]:
             del self._placed_from_s[name]
             self._hung[tuple(bundle.label_selector[NODE] for bundle in placed[name].bundles)] += 1
-            _kill_maker(placed[name])
+            kill_actor(placed[name].creator_actor_id)
 
     def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Lane, ...]:
         """Return the lanes as a decision sees them.
@@ -287,12 +288,7 @@ def end_lanes_elsewhere(alive: Collection[str]) -> None:
     for group in _groups():
         nodes = {bundle.label_selector[NODE] for bundle in group.bundles if NODE in bundle.label_selector}
         if not (nodes <= set(alive) or group.creator_actor_dead):
-            _kill_maker(group)
-
-
-def _kill_maker(group: Any) -> None:
-    worker: Any = ray._private.worker.global_worker
-    worker.core_worker.kill_actor(ray.ActorID(group.creator_actor_id), True)
+            kill_actor(group.creator_actor_id)
 
 
 def _groups() -> Iterator[Any]:
