@@ -255,7 +255,7 @@ class _Run:
                 self.heard + pool["progress"] + queue["progress"],
                 is_working(pool, queue),
                 is_starting(pool, queue, lanes, scores),
-                partial(who_waits, pool, queue, lanes, *self._free_and_taken(pool, queue)),
+                partial(self._who_waits, pool, queue, lanes),  # asks the cluster: only where it is told
             )
             pause(POLL_S)
         if self.errors:
@@ -264,13 +264,14 @@ class _Run:
                 raise ClusterLost(QUEUE_DIED) from self.errors[0]
             raise self.errors[0]
 
-    def _free_and_taken(self, pool: State, queue: State) -> tuple[dict[str, float], dict[str, float]]:
-        """Return what of the cluster's CPUs and GPUs is free, and what other jobs have."""
-        lanes, scorers = self.lanes.needs(pool["up"]), self.demand.rules.scorer.needs()
+    def _who_waits(self, pool: State, queue: State, lanes: Sequence[str]) -> str:
+        """Return in a sentence who waits for what, and how much of the cluster is free or other jobs have."""
+        held, scorers = self.lanes.needs(pool["up"]), self.demand.rules.scorer.needs()
         scoring = sum(group.size for group in self.scorers.seen(queue, {}) if not group.waits_s)
         total, available = ray.cluster_resources(), ray.available_resources()
         free = {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in total}
-        return free, {name: total[name] - left - lanes[name] - scoring * scorers[name] for name, left in free.items()}
+        taken = {name: total[name] - left - held[name] - scoring * scorers[name] for name, left in free.items()}
+        return who_waits(pool, queue, lanes, free, taken)
 
     def _states(self) -> tuple[State, State]:
         """Tell the pool of the nodes; return the pools' states. Raises ClusterLost when a pool is gone."""
