@@ -247,10 +247,9 @@ class ScorerGroups:
             deaths: of scorers, by cell.
         """
         now_s = time.monotonic()
+        self._lost_from_s = {cell: self._lost_from_s.get(cell, now_s) for cell in deaths}
         for cell, died in deaths.items():
-            since_s = self._lost_from_s.setdefault(cell, now_s)
-            if self.recorder.ledger.is_free(cell) or now_s - since_s > HELD_S:
-                del self._lost_from_s[cell]
+            if self.recorder.ledger.is_free(cell) or now_s - self._lost_from_s[cell] > HELD_S:
                 if died < TRIES:
                     ray.get(self.queue.release.remote(cell))
                 else:
