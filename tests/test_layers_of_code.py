@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "massive_sft"
 # Lowest first. A module imports only from rows above its own, or from its own folder.
 LAYERS = [
     ["core"],
+    ["sandbox"],
     ["sweep"],
     ["ledger"],
     ["suites"],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,13 @@ from lm_eval.api.task import Task
 
 from massive_sft.evaluation import intervals, metrics
 from massive_sft.evaluation.build import BenchmarkRequests, doc_hash
+from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.intervals import Interval
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, Rolling, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import load, seeded
+from massive_sft.sandbox.run import Choice, choose
 
 SCHEMA = 1
 _TIED = {"bits_per_byte": (-1 / math.log(2), False), "weighted_perplexity": (-1.0, True)}
@@ -46,7 +51,7 @@ class BenchmarkResult:
 
 
 def aggregate(
-    benchmark: BenchmarkRequests, folder: Path, weights: str, allow_code_execution: bool = False
+    benchmark: BenchmarkRequests, folder: Path, weights: str, sandbox: Choice | None = None
 ) -> BenchmarkResult:
     """Score the responses of one model's weights to one benchmark, under ``folder``.
 
@@ -54,7 +59,7 @@ def aggregate(
         TaskUnavailable: the benchmark's data changed since its requests were built, or its metric fails.
         Corrupt, FileNotFoundError: responses are missing or damaged.
     """
-    loaded = load(benchmark.task, allow_code_execution)
+    loaded = load(benchmark.task, sandbox)
     tasks: dict[str, Any] = {}
     for_groups: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -75,21 +80,21 @@ def aggregate(
         "benchmark": benchmark.requests.label,
         "requests": benchmark.requests.id,
         "shots": benchmark.requests.shots,
-        "provenance": benchmark.requests.provenance,
+        "provenance": benchmark.requests.provenance | _walls(loaded.tasks.values()),
         "tasks": tasks,
         "groups": {name: entries for name, entries in groups.items() if entries},
     }
     return BenchmarkResult(table, pa.Table.from_pylist(rows, schema=SAMPLES))
 
 
-def dry_run(benchmark: BenchmarkRequests, allow_code_execution: bool = False) -> None:
+def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None:
     """Score a made-up answer to each leaf task's first document: what cannot be scored shows before a model answers.
 
     Raises:
         TaskUnavailable: as ``aggregate``.
         Corrupt, FileNotFoundError: the requests are missing or damaged.
     """
-    loaded = load(benchmark.task, allow_code_execution)
+    loaded = load(benchmark.task, sandbox)
     for leaf in benchmark.requests.leaves:
         asked = read_requests(benchmark.requests, leaf)
         first = [request for request in asked if request.doc == asked[0].doc]
@@ -108,6 +113,11 @@ def dry_run(benchmark: BenchmarkRequests, allow_code_execution: bool = False) ->
                     combine(list(by_doc.values()))
 
 
+def _walls(tasks: Iterable[Task]) -> dict[str, str]:
+    """Return behind which walls generated code ran, where some did."""
+    return {"sandbox": choose("rlimits")} if any(map(executes_code, tasks)) else {}
+
+
 def _values(
     task: Task, leaf: Leaf, requests: list[Request], responses: list[Response], limit: int | None
 ) -> dict[tuple[str, str], dict[int, Any]]:
@@ -122,11 +132,27 @@ def _values(
     task.apply_filters()
     values: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for filter_name in task.instances[0].filtered_resps:
-        for doc, asked in instances.items():
-            answered = [instance.filtered_resps[filter_name] for instance in sorted(asked, key=lambda i: i.idx)]
-            for metric, value in task.process_results(docs[doc], answered).items():
+        answered = {
+            doc: [instance.filtered_resps[filter_name] for instance in sorted(asked, key=lambda i: i.idx)]
+            for doc, asked in instances.items()
+        }
+        for doc, found in _processed(task, docs, answered):
+            for metric, value in found.items():
                 values[metric, filter_name][doc] = value
     return values
+
+
+def _processed(task: Task, docs: dict[int, Any], answered: dict[int, list[Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield each document's values: of those that wait for programs, as many at once as there are CPUs."""
+
+    def process(doc: int) -> tuple[int, Any]:
+        return doc, task.process_results(docs[doc], answered[doc])
+
+    if not executes_code(task):
+        yield from map(process, answered)
+        return
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(process, answered)
 
 
 def _extracted(task: Task) -> dict[tuple[str, int], str]:

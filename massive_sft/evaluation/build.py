@@ -24,6 +24,7 @@ from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Reques
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, config_hash, content_of, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
+from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import facts_by_task, label, shots_of
 from massive_sft.sweep import schema
 
@@ -53,7 +54,7 @@ def prepare(
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
-    allow_code_execution: bool = False,
+    sandbox: Choice | None = None,
 ) -> PreparedBenchmarks:
     """Build the requests of every benchmark at every number of shots under ``root``.
 
@@ -65,7 +66,7 @@ def prepare(
     benchmarks, missing = [], {}
     for task, shots in expand(tasks):
         try:
-            built = build(task, shots, fewshot, wrapping, root, allow_code_execution)
+            built = build(task, shots, fewshot, wrapping, root, sandbox)
         except TaskUnavailable as error:
             missing[label(task, shots)] = str(error)
         else:
@@ -99,7 +100,7 @@ def build(
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
-    allow_code_execution: bool = False,
+    sandbox: Choice | None = None,
 ) -> RequestSet:
     """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
 
@@ -108,7 +109,7 @@ def build(
     Raises:
         TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
     """
-    return _build(task, content_of(task), shots, fewshot, wrapping, root, allow_code_execution)
+    return _build(task, content_of(task), shots, fewshot, wrapping, root, sandbox)
 
 
 @functools.lru_cache(maxsize=256)
@@ -119,9 +120,9 @@ def _build(
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
-    allow_code_execution: bool,
+    sandbox: Choice | None,
 ) -> RequestSet:
-    loaded = load(task, allow_code_execution)
+    loaded = load(task, sandbox)
     own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
     leaves, lists, golds = [], {}, {}
@@ -204,7 +205,8 @@ def _set_shots(task: Task, defaults: TaskDefaults, shots: int, fewshot: schema.F
     if shots > 0 and fewshot.sampler == "first_n":
         if defaults.sampler is None:
             raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
-        if defaults.split is None and not (task.has_training_docs() or task.has_validation_docs()):
+        own = getattr(task.fewshot_cfg, "samples", None) is not None  # examples that the task file itself holds
+        if defaults.split is None and not own and not (task.has_training_docs() or task.has_validation_docs()):
             # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
             # only when that split is named.
             task.fewshot_cfg.split = task.config.test_split

@@ -16,6 +16,7 @@ from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.sandbox.run import Choice
 from massive_sft.sweep import schema
 
 
@@ -68,7 +69,7 @@ def evaluate(
     make_scorer: Callable[[], Scorer],
     folder: Path,
     cache: ScoreCache,
-    allow_code_execution: bool = False,
+    sandbox: Choice | None = None,
     confirm: Callable[[], None] = lambda: None,
     ends: Collection[int] = (),
 ) -> EvaluationResult:
@@ -91,7 +92,7 @@ def evaluate(
         if scores is None:
             try:
                 shards = folder / "responses" / pid
-                table, samples = _make_scores(benchmark, shards, weights, scorer, allow_code_execution, result)
+                table, samples = _make_scores(benchmark, shards, weights, scorer, sandbox, result)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
                 continue
@@ -109,7 +110,7 @@ def _make_scores(
     shards: Path,
     weights: str,
     scorer: _LazyScorer,
-    allow_code_execution: bool,
+    sandbox: Choice | None,
     result: EvaluationResult,
 ) -> tuple[dict[str, Any], bytes]:
     """Answer what is left of a benchmark and aggregate it; what happened and what it took is added to ``result``.
@@ -119,7 +120,7 @@ def _make_scores(
     """
     label, began, loaded = benchmark.requests.label, time.perf_counter(), scorer.load_seconds
     result.happened[label] = responses.answer_requests(benchmark.requests, shards, weights, scorer.score)
-    scores = aggregate.aggregate(benchmark, shards, weights, allow_code_execution)
+    scores = aggregate.aggregate(benchmark, shards, weights, sandbox)
     loading = (scorer.load_seconds or 0.0) if loaded is None else 0.0
     result.seconds[label] = time.perf_counter() - began - loading
     return scores.table, aggregate.parquet(scores.samples)

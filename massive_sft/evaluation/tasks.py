@@ -1,6 +1,6 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``build``, ``aggregate`` and ``metrics`` know lm-eval.
+Only this module, ``task_index``, ``build``, ``aggregate``, ``metrics`` and ``code_eval`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import fingerprint, hash_file
 from massive_sft.evaluation import local_files, metrics
+from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.evaluation.task_index import shipped_tasks
+from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
@@ -153,15 +155,18 @@ def seeded() -> Iterator[None]:
         np.random.set_state(array)
 
 
-def load(task: schema.Task, allow_code_execution: bool = False) -> LoadedTasks:
+def load(task: schema.Task, sandbox: Choice | None = None) -> LoadedTasks:
     """Load a benchmark with its data, once per process and content of its task file.
 
+    Args:
+        sandbox: what generated code must be walled in by at least; None where none may run.
+
     Raises:
-        TaskUnavailable: it executes generated code and that is not allowed, its data or code cannot be had, or it
-            needs images or sound.
+        TaskUnavailable: it executes generated code and that is not allowed, or cannot be walled in; its data or code
+            cannot be had, or it needs images or sound.
     """
     source = task.model_copy(update={"shots": None, "limit": None})
-    return _load(source, allow_code_execution, content_of(task))
+    return _load(source, sandbox, content_of(task))
 
 
 def content_of(task: schema.Task) -> str:
@@ -173,22 +178,19 @@ def content_of(task: schema.Task) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _load(task: schema.Task, allow_code_execution: bool, _content: str) -> LoadedTasks:
+def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTasks:
     name = title(task)
     with as_task_unavailable(f"{name} cannot be loaded"):
-        executes_code = _executes_code(task)
-        if executes_code and not allow_code_execution:
-            raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
-        if executes_code:
-            os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-        with seeded():
+        if _executes_code(task):
+            require_walls(name, sandbox)
+        with seeded(), in_place_of_the_hub_s():
             loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
     leaves = loaded["tasks"]
     for leaf, built in leaves.items():
         if getattr(built, "MULTIMODAL", False):
             raise TaskUnavailable(f"{leaf} needs images or sound")
-        if getattr(built, "UNSAFE_CODE", False) and not allow_code_execution:
-            raise TaskUnavailable(f"{leaf} executes generated code; set evaluation.allow_code_execution to allow it")
+        if executes_code(built):
+            require_walls(leaf, sandbox)
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
     return LoadedTasks(leaves, loaded.get("groups", {}), {leaf: _defaults(built) for leaf, built in leaves.items()})

@@ -115,7 +115,7 @@ class _CellModel:
             self._scorer,
             ledger.cell_dir(self._cell.id),
             ScoreCache(ledger.cache_dir("scores")),
-            self._evaluation.allow_code_execution,
+            self._evaluation.code_sandbox,
             self._guards.confirm,
             self._ends(),
         )
@@ -204,7 +204,7 @@ def prepare_benchmark(
         evaluation.protocol.fewshot,
         wrapping,
         ledger.cache_dir("requests"),
-        evaluation.allow_code_execution,
+        evaluation.code_sandbox,
     )
 
 

@@ -72,7 +72,7 @@ def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) ->
     for reason in done.missing.values():
         raise TaskUnavailable(reason)
     (benchmark,) = done.benchmarks
-    dry_run(benchmark, evaluation.allow_code_execution)
+    dry_run(benchmark, evaluation.code_sandbox)
     return benchmark
 
 

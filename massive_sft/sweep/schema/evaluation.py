@@ -69,8 +69,16 @@ class Evaluation(StrictModel):
     tasks: tuple[Task, ...] = ()
     """The benchmarks."""
     allow_code_execution: Flag = False
-    """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file). It runs as you, on the
-    machine that scores."""
+    """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file). It runs on the machine
+    that scores, behind the walls that ``sandbox`` asks for."""
+    sandbox: Literal["strongest", "rlimits"] = "strongest"
+    """What walls such code in. ``strongest``: bubblewrap, or namespaces of the kernel; refused where a machine has
+    neither. ``rlimits``: where it has neither, limits on time, memory and files are enough."""
+
+    @property
+    def code_sandbox(self) -> Literal["strongest", "rlimits"] | None:
+        """What walls generated code in; None where none may run."""
+        return self.sandbox if self.allow_code_execution else None
 
 
 Measure = Literal["perplexity", "layer_change", "token_length"]

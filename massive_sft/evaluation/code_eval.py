@@ -1,0 +1,96 @@
+"""The metric ``code_eval`` of the evaluate library, behind the sandbox's walls and without the hub.
+
+lm-eval's humaneval and mbpp fetch that metric from the hub when they are imported; it runs programs as the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import evaluate
+from lm_eval.api.task import Task
+
+from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.sandbox.pass_at_k import pass_at_k
+from massive_sft.sandbox.run import Choice, NoWall, choose, run_all
+
+NAME = "code_eval"
+
+
+class CodeEval:
+    """Has the interface of ``evaluate.load("code_eval")``. Whether programs may run at all was decided before."""
+
+    def compute(
+        self,
+        predictions: Sequence[Sequence[str]],
+        references: Sequence[str],
+        k: Sequence[int] = (1, 10, 100),
+        **_: Any,
+    ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
+        """Run each question's answers, each followed by the question's tests.
+
+        Args:
+            predictions: answers of each question.
+            references: tests of each question.
+            k: for which numbers of answers to estimate the chance that one passes; those above the number of answers
+                are left out, as in the original.
+
+        Returns:
+            ``{"pass@k": mean over questions}``, and by question its answers' outcomes.
+
+        Raises:
+            NoWall: this machine has no walls any more.
+        """
+        asked = [(task, number) for task, answers in enumerate(predictions) for number in range(len(answers))]
+        programs = [f"{predictions[task][number]}\n{references[task]}" for task, number in asked]
+        results: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        for (task, number), outcome in zip(asked, run_all(programs, choose("rlimits")), strict=True):
+            told = outcome.ending if outcome.passed else f"{outcome.ending}: {outcome.detail}"
+            found = {"task_id": task, "passed": outcome.passed, "result": told, "completion_id": number}
+            results[task].append((number, found))
+        counts = [(len(answers), sum(found["passed"] for _, found in answers)) for answers in results.values()]
+        fewest = min((n for n, _ in counts), default=0)
+        return {
+            f"pass@{size}": sum(pass_at_k(n, passed, size) for n, passed in counts) / len(counts)
+            for size in k
+            if size <= fewest
+        }, dict(results)
+
+
+def executes_code(task: Task) -> bool:
+    """Return whether a leaf task says of itself that scoring it runs what a model wrote."""
+    return bool(getattr(task, "UNSAFE_CODE", False))
+
+
+def require_walls(name: str, sandbox: Choice | None) -> None:
+    """Return where what a model wrote may run.
+
+    Args:
+        sandbox: what it must be walled in by at least; None where it may not run.
+
+    Raises:
+        TaskUnavailable: it may not run, or this machine has no such walls.
+    """
+    if sandbox is None:
+        raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
+    try:
+        choose(sandbox)
+    except NoWall as error:
+        weaker = "" if sandbox == "rlimits" else "; evaluation.sandbox: rlimits takes weaker walls"
+        raise TaskUnavailable(f"{name} executes generated code: {error}{weaker}") from error
+
+
+@contextlib.contextmanager
+def in_place_of_the_hub_s() -> Iterator[None]:
+    """Within this, ``evaluate.load("code_eval")`` gives ``CodeEval``; other metrics are loaded as ever."""
+    load = evaluate.load
+
+    def loaded(path: str, *arguments: Any, **options: Any) -> Any:
+        return CodeEval() if path == NAME else load(path, *arguments, **options)
+
+    with mock.patch.object(evaluate, "load", loaded):
+        yield

@@ -1,0 +1,92 @@
+"""HumanEval and MBPP as lm-eval ships them: programs are run behind walls, without the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from evaluation_world import own_datasets_cache, write_rows
+
+from massive_sft.evaluation import build, wrapping
+from massive_sft.evaluation.aggregate import aggregate
+from massive_sft.evaluation.code_eval import CodeEval
+from massive_sft.evaluation.requests import Generation, Request, read_requests
+from massive_sft.evaluation.responses import GenerationResponse, answer_requests
+from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.evaluation.tasks import load
+from massive_sft.sandbox import run as sandbox
+from massive_sft.sandbox.run import choose
+from massive_sft.sweep import schema
+
+__all__ = ["own_datasets_cache"]
+CONFIG = "---\nconfigs:\n- config_name: {0}\n  data_files:\n  - {{split: test, path: test.jsonl}}\n---\n"
+HEAD = 'def {0}(x):\n    """Return x plus {1}."""\n'
+HUMANEVAL = [
+    {"task_id": f"HumanEval/{n}", "prompt": HEAD.format(f"f{n}", n), "canonical_solution": f"    return x + {n}\n"}
+    | {"entry_point": f"f{n}", "test": f"def check(candidate):\n    assert candidate(1) == {1 + n}\n"}
+    for n in range(4)
+]
+MBPP = [
+    {"task_id": 11 + n, "text": f"Write a function to add {n}.", "code": f"def f(x):\n    return x + {n}"}
+    | {"test_list": [f"assert f({x}) == {x + n}" for x in range(3)]}
+    for n in range(3)
+]
+ANSWERS = {
+    "humaneval": ["    return x + 0\n", "    return x\n", "    import os\n    os._exit(0)\n", "    return x + 3\n"],
+    "mbpp": ["def f(x):\n    return x", "def f(x):\n    return x + 1", "I do not know."],
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay the data where the tasks look for it: a folder of the data's name counts before the hub."""
+    for name, config, rows in (
+        ("openai/openai_humaneval", "openai_humaneval", HUMANEVAL),
+        ("google-research-datasets/mbpp", "full", MBPP),
+    ):
+        write_rows(tmp_path / name / "test.jsonl", rows)
+        (tmp_path / name / "README.md").write_text(CONFIG.format(config))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "values"),
+    [("humaneval", "pass@1,create_test", [1, 0, 0, 1]), ("mbpp", "pass_at_1,none", [1, 1, 0])],
+)
+def test_answers_pass_or_fail_by_their_tests(
+    name: str, metric: str, values: list[int], hub: None, tmp_path: Path
+) -> None:
+    task = schema.Task(name=name)
+    prepared = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", sandbox="rlimits")
+    assert prepared.missing == {}
+    (benchmark,) = prepared.benchmarks
+    if name == "mbpp":
+        first = read_requests(benchmark.requests, benchmark.requests.leaves[0])[0]
+        assert "def is_not_prime(n)" in first.context and "Write a function to add 1" not in first.context
+
+    def answer(requests: list[Request], _: Path) -> tuple[list[GenerationResponse], dict[str, int]]:
+        assert all(isinstance(request, Generation) for request in requests)
+        return [GenerationResponse(request.index, ANSWERS[name][request.doc], 9, "eos") for request in requests], {}
+
+    answer_requests(benchmark.requests, tmp_path / "cell", "w", answer)
+    result = aggregate(benchmark, tmp_path / "cell", "w", "rlimits")
+    (scores,) = result.table["tasks"].values()
+    assert scores[metric]["value"] == sum(values) / len(values)
+    assert result.table["provenance"]["sandbox"] == choose("rlimits")
+    assert result.samples.column("value").to_pylist() == values
+
+
+def test_several_answers_give_the_chance_that_one_of_k_passes() -> None:
+    answers = [["x = 1", "x = 2", "x = 1"], ["x = 2", "x = 2", "x = 2"]]
+    scores, results = CodeEval().compute(references=["assert x == 1"] * 2, predictions=answers, k=[1, 2, 5])
+    assert scores == {"pass@1": pytest.approx(1 / 3), "pass@2": 0.5}
+    assert [found["result"] for _, found in results[0]] == ["passed", "failed: AssertionError: ", "passed"]
+
+
+def test_machine_without_walls_refuses_such_a_benchmark(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "STRONG", ())
+    load.__globals__["_load"].cache_clear()
+    with pytest.raises(TaskUnavailable, match=r"humaneval executes generated code: .*evaluation\.sandbox: rlimits"):
+        load(schema.Task(name="humaneval"), "strongest")
+    with pytest.raises(TaskUnavailable, match=r"set evaluation\.allow_code_execution"):
+        load(schema.Task(name="humaneval"), None)

@@ -1,0 +1,204 @@
+"""Programs that try to get out of the sandbox, or to pass without passing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from massive_sft.sandbox import run as sandbox
+from massive_sft.sandbox import walls
+from massive_sft.sandbox.pass_at_k import pass_at_k
+from massive_sft.sandbox.run import Limits, NoWall, choose, run, run_all
+from massive_sft.sandbox.walls import Wall
+
+WALLS: tuple[Wall, ...] = ("bubblewrap", "namespaces", "rlimits")
+REFUSED = """
+def refused(attempt):
+    try:
+        attempt()
+    except (OSError, MemoryError) as error:
+        return True
+    raise SystemExit("not refused")
+"""
+
+
+@pytest.fixture(params=WALLS)
+def wall(request: pytest.FixtureRequest) -> Iterator[Wall]:
+    """Each wall that this machine allows."""
+    try:
+        run("pass", request.param)
+    except (NoWall, OSError) as error:
+        pytest.skip(str(error))
+    yield request.param
+
+
+def test_program_that_runs_to_its_end_passes_and_its_walls_are_told(wall: Wall) -> None:
+    program = (
+        "import math, re, json, collections, heapq, itertools\ndef add(a, b):\n    return a + b\nassert add(2, 3) == 5"
+    )
+    outcome = run(program, wall)
+    assert outcome.passed and outcome.walls[0] == wall
+
+
+def test_what_touches_the_machine_is_refused(wall: Wall, tmp_path: Path) -> None:
+    secret, written = tmp_path / "secret", tmp_path / "written"
+    secret.write_text("token")
+    secret.chmod(0o644)
+    tmp_path.chmod(0o777)
+    program = (
+        REFUSED
+        + f"""
+import os, socket, subprocess, sys, signal, threading
+for path in ({str(written)!r}, "/etc/written", "/usr/written", {os.sep + "written"!r}, "/dev/shm/written"):
+    refused(lambda: open(path, "w"))
+refused(lambda: open({str(secret)!r}))
+refused(lambda: open("/etc/passwd"))
+refused(lambda: os.listdir("/root"))
+refused(lambda: os.chmod({str(secret)!r}, 0o600))
+refused(lambda: os.utime({str(secret)!r}))
+refused(lambda: os.remove({str(secret)!r}))
+refused(lambda: os.symlink("/etc", {str(written)!r}))
+assert dict(os.environ) == {{}} or set(os.environ) <= {{"PWD", "LC_CTYPE"}}, dict(os.environ)
+for process in ("1", "self", str(os.getppid())):
+    refused(lambda: open(f"/proc/{{process}}/environ", "rb").read())
+refused(os.fork)
+refused(lambda: os.posix_spawn(sys.executable, [sys.executable, "-c", "pass"], {{}}))
+refused(lambda: subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True))
+refused(lambda: os.execv(sys.executable, [sys.executable, "-c", "pass"]))
+refused(lambda: os.kill(os.getppid(), signal.SIGKILL))
+refused(lambda: os.kill(-1, signal.SIGKILL))
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+    refused(lambda: socket.socket(family))
+refused(lambda: bytearray(2 << 30))
+thread = threading.Thread(target=print)
+thread.start()
+thread.join()
+"""
+    )
+    outcome = run(program, wall)
+    assert outcome.passed, outcome
+    assert secret.read_text() == "token" and not written.exists()
+
+
+def test_server_of_this_machine_is_not_reached(wall: Wall) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        outcome = run(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)", wall)
+        assert outcome.ending == "failed"
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    ("program", "ending"),
+    [
+        ("import time\ntime.sleep(60)", "timed out"),
+        (
+            "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\nimport time\ntime.sleep(60)",
+            "timed out",
+        ),
+        ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", "passed"),
+        ("while True: print('x' * 10000)", "timed out"),
+        ("import os\nwhile True: os.fork()", "failed"),
+        ("kept = []\nwhile True: kept.append(bytearray(1 << 24))", "failed"),
+        ("def f(): f()\nf()", "failed"),
+        (
+            "import os\nfor place in range(256):\n    try: os.write(place, b'x' * 65536)\n    except OSError: pass",
+            "failed",
+        ),
+        ("import ctypes\nctypes.string_at(0)", "killed"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed"),
+        ("def broken(:", "failed"),
+        ("assert input() == ''", "failed"),
+        ("a\0b", "failed"),
+        ("x = '\\ud800'", "passed"),
+    ],
+)
+def test_program_that_does_not_end_well_ends_soon(program: str, ending: str) -> None:
+    begun = time.monotonic()
+    outcome = run(program, choose("rlimits"), Limits(cpu_s=1, wall_s=3))
+    assert outcome.ending == ending, outcome
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "import sys; sys.exit(0)",
+        "import os; os._exit(0)",
+        "raise SystemExit",
+        "raise KeyboardInterrupt",
+        "print('passed', flush=True)\nimport os; os._exit(0)",
+        "import os\nfor place in range(9):\n    try: os.write(place, b'0' * 32 + b' bubblewrap')\n    except OSError: pass\nos._exit(0)",
+        "import builtins\nbuiltins.exec = builtins.compile = builtins.AssertionError = print",
+        "import os\nos._exit = os.write = lambda *arguments: None",
+        "import __main__\n__main__.execute = __main__.main = print",
+        "import atexit, os\natexit.register(os._exit, 0)",
+        "import threading, os\nthreading.Timer(0, os._exit, (0,)).start()\nimport time; time.sleep(1)",
+        "import sys\nsys.excepthook = print\nsys.settrace(lambda *arguments: None)",
+        "check = lambda f: None",
+    ],
+)
+def test_program_that_pretends_to_have_passed_has_not(head: str) -> None:
+    program = f"def f(x): return x\n{head}\ndef check(f):\n    assert f(1) == 2\ncheck(f)"
+    assert not run(program, choose("rlimits")).passed
+
+
+def test_scratch_folder_is_small_and_empty_each_time() -> None:
+    wall = choose("strongest")
+    write = "import os\nassert os.listdir() == []\nopen('file', 'w').write('x')\nassert open('file').read() == 'x'"
+    assert run(write, wall).passed and run(write, wall).passed
+    fill = "for number in range(64):\n    open(str(number), 'w').write('x' * (1 << 19))"
+    assert "No space left" in run(fill, wall).detail
+    assert "File too large" in run("open('file', 'w').write('x' * (1 << 21))", wall).detail
+
+
+def test_no_process_of_a_killed_program_stays(wall: Wall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Path(shutil.copy(walls.GUEST, tmp_path))
+    monkeypatch.setattr(walls, "GUEST", guest)
+    walls.readable.cache_clear()
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    try:
+        assert run("import time\ntime.sleep(60)", wall, Limits(wall_s=1.5)).ending == "timed out"
+    finally:
+        walls.readable.cache_clear()
+    deadline = time.monotonic() + 10
+    while any(str(guest).encode() in _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_outcomes_come_in_order() -> None:
+    outcomes = run_all([f"assert {number} % 2" for number in range(6)], choose("rlimits"))
+    assert [outcome.passed for outcome in outcomes] == [False, True] * 3
+
+
+def test_machine_without_strong_walls_is_refused_unless_weak_ones_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "STRONG", ())
+    with pytest.raises(NoWall, match="cannot be walled in"):
+        choose("strongest")
+    assert choose("rlimits") == "rlimits"
+
+
+def test_pass_at_k_is_the_chance_that_one_of_k_drawn_answers_passed() -> None:
+    assert pass_at_k(5, 0, 1) == 0.0
+    assert pass_at_k(5, 2, 1) == pytest.approx(0.4)
+    assert pass_at_k(5, 2, 3) == pytest.approx(1 - 1 / 10)  # one of the ten draws of three has none
+    assert pass_at_k(5, 5, 5) == 1.0
+    with pytest.raises(ValueError, match="1 to 5"):
+        pass_at_k(5, 1, 6)
