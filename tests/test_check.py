@@ -199,17 +199,20 @@ def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_or_that_th
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     workers = (os.cpu_count() or 1) + 1
-    rules = [{"when": {"setting": "full"}, "gpus": 1}, {"when": {"setting": "lora"}, "workers": workers}]
+    rules = [
+        {"when": {"setting": "full"}, "gpus": "auto", "gpu": "H1"},
+        {"when": {"setting": "lora"}, "workers": workers},
+    ]
     small_sweep(home, resources=rules)
     done = CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"])
     texts = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "error"]
-    assert isinstance(done.exception, InvalidInput) and len(texts) == 2
-    assert (
-        "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, or name its" in texts[0]
-    )
-    assert f"resources.workers: asks for more workers than this machine's {workers - 1} CPUs" in texts[1]
+    assert isinstance(done.exception, InvalidInput) and len(texts) == 3
+    told = "\n".join(texts)
+    assert "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, or name its" in told
+    assert f"resources.workers: asks for more workers than this machine's {workers - 1} CPUs" in told
+    assert "resources[0].gpu: is a kind of GPU without a data sheet here, so auto cannot count for it" in told
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    (entry,) = json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout)
+    *_, entry = json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout)
     assert entry["text"].startswith("RAY_ADDRESS: names no cluster that answers")
 
 

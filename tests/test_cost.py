@@ -34,13 +34,15 @@ from massive_sft.cost.cost_table import (
     training_key,
     write_cost_table,
 )
-from massive_sft.cost.devices import find_gpu, this_machine
+from massive_sft.cost.devices import find_gpu, gpus_here, this_machine
 from massive_sft.cost.duration import scoring_seconds, training_seconds
 from massive_sft.cost.estimate import Cost, estimate, must_train
-from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines
+from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
+from massive_sft.cost.gpu_counts import compare_gpu_counts, with_gpu_counts
 from massive_sft.cost.lack import NO_GPU_KIND
 from massive_sft.cost.memory import capacity, find_remedy, judge, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
+from massive_sft.cost.parallel import communication_seconds, slowest_over_mean
 from massive_sft.cost.shapes import known_models, shape_of
 from massive_sft.cost.workload import ScoringWorkload, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.data.samples import padded_width
@@ -478,6 +480,89 @@ def test_gpu_hours_and_money_come_from_layouts_and_the_price(tmp_path: Path) -> 
     assert eight.gpu_seconds.value == pytest.approx(8 * eight.training.value + eight.evaluation.value)
     assert eight.money is None
     assert cost_of(tmp_path, **NAMED, **TASKS).gpu_seconds is None
+
+
+LLAMA_FULL = {
+    "models": {"m1": {"hub": "meta-llama/Meta-Llama-3-8B"}},
+    "blocks": [block(setting=["full", "lora"])],
+}
+
+
+def chosen(folder: Path, **changes: Any) -> Plan:
+    return with_gpu_counts(make_plan(sweep_in(folder, **changes)))
+
+
+def test_auto_takes_the_fewest_gpus_that_fit_and_plan_shows_every_number(tmp_path: Path) -> None:
+    auto = chosen(tmp_path, **LLAMA_FULL, resources=[{"gpus": "auto", "gpu": "h100", "gradient_checkpointing": True}])
+    named = make_plan(sweep_in(tmp_path, **LLAMA_FULL, **H100))
+    assert auto.undecided == () and [run.gpu for run in auto.runs] == ["H100", "H100"]
+    assert [(run.layout.gpus, run.layout.workers, run.layout.stage) for run in auto.runs] == [(4, 4, 1), (1, 1, None)]
+    assert [cell.cell.id for cell in auto.cells] == [cell.cell.id for cell in named.cells]  # a layout is in no id
+    full, lora = gpu_counts_json(compare_gpu_counts(auto, auto.runs))
+    assert [(row["gpus"], row["fits"]) for row in full["counts"]] == [(1, False), (2, False), (4, True), (8, True)]
+    for row in (full, lora):
+        fitting = [count for count in row["counts"] if count["fits"]]
+        assert row["taken"] == min(fitting, key=lambda count: count["gpu_seconds"])["gpus"] == fitting[0]["gpus"]
+        assert sorted((count["mfu"] for count in fitting), reverse=True) == [count["mfu"] for count in fitting]
+    lines = gpu_count_lines(compare_gpu_counts(auto, auto.runs))
+    assert lines[1].startswith("  m1 full on H100: 1: too small; 2: too small; 4: ") and ", taken; 8: " in lines[1]
+    eight = [{"gpus": 8, "gpu": "H100", "zero": 3}]  # what a file names is compared too
+    assert ", taken; 2: " in gpu_count_lines(compare_gpu_counts(named, named.runs))[2]
+    many = make_plan(sweep_in(tmp_path, **LLAMA_FULL, resources=eight))
+    assert gpu_count_lines(compare_gpu_counts(many, many.runs))[2].endswith(", taken")
+
+
+@pytest.mark.parametrize(
+    ("rule", "place", "told"),
+    [
+        ({"gpu": "H1000"}, "gpu", "without a data sheet here, so auto cannot count for it: say how many gpus"),
+        (
+            {"gpu": "A30", "gradient_checkpointing": True},
+            "gpus",
+            "set offload: optimizer, or take a setting of method ",
+        ),
+    ],
+)
+def test_auto_that_finds_no_number_of_gpus_says_what_would_help(
+    rule: dict[str, Any], place: str, told: str, tmp_path: Path
+) -> None:
+    plan = chosen(tmp_path, **LLAMA_FULL, resources=[{"gpus": "auto", **rule}])
+    first = plan.undecided[0]
+    assert first.place.endswith(f"resources[0].{place}") and told in first.rule
+    assert plan.runs[0].layout.gpus == 1
+    if place == "gpus":
+        assert "auto finds m1 full too large for 1, 2, 4, 8 × A30 (≈ " in first.rule
+        assert "lora, which fits on 1, or name a kind of gpu with more memory" in first.rule
+    path = sweep_file(tmp_path, **LLAMA_FULL, resources=[{"gpus": "auto", **rule}])
+    assert f"resources[0].{place}: {first.rule}"[:60] in CliRunner().invoke(app, ["plan", path]).stdout
+
+
+def test_auto_needs_the_size_of_the_model(tmp_path: Path) -> None:
+    (problem,) = chosen(tmp_path, resources=[{"gpus": "auto", "gpu": "H100"}]).undecided
+    assert "the size of m1, which is not known until it is on the disk: fetch it, or say how many" in problem.rule
+
+
+def test_driver_tells_the_gpus_of_a_machine(tmp_path: Path) -> None:
+    for bus in ("0000:17:00.0", "0000:2a:00.0"):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t 18\n")
+    assert gpus_here(tmp_path) == ("NVIDIA H100 80GB HBM3",) * 2
+    assert gpus_here(tmp_path / "none") == ()
+
+
+def test_several_ranks_pay_for_unequal_shares_and_for_what_they_send() -> None:
+    widths = ((3200, 1), (640, 2), (320, 5))
+    workload = TrainingWorkload(8, 6080.0, 6080.0, 3200, None, sure=True, widths=widths)
+    assert slowest_over_mean(workload, FULL, on(1, 1)) == 1
+    assert slowest_over_mean(workload, FULL, on(2, 1)) == pytest.approx(3200 / 3040)
+    assert slowest_over_mean(workload, FULL, on(4, 1)) == pytest.approx(3200 / 1520)
+    device = find_gpu("H100")
+    assert device is not None
+    seconds = [communication_seconds(LLAMA, FULL, on(8, zero), workload, 1, device) for zero in (1, 3)]
+    # Eight bytes of gradients and two of weights a weight; at stage 3 four and twice two: seven eighths of each.
+    moved = [10 * LLAMA.parameters, 8 * LLAMA.parameters]
+    assert seconds == pytest.approx([0.875 * sent / (0.7 * 450e9) for sent in moved])
+    assert communication_seconds(LLAMA, FULL, on(1, 1), workload, 1, device) == 0
 
 
 def test_perplexity_of_a_mixture_is_paid_once_and_not_again_when_cached(tmp_path: Path) -> None:

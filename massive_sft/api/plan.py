@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -24,7 +25,8 @@ def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | Non
         Unsupported: a newer version of massive-sft made the storage root.
     """
     selection = parse_where(where)
-    return select_cells(make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays])), selection)
+    whole = make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]))
+    return select_cells(with_gpu_counts(whole), selection)
 
 
 def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
@@ -32,7 +34,7 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
 
     So what was edited or damaged in place does not count. Errors are those of ``plan``.
     """
-    return make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]), Ledger.states)
+    return with_gpu_counts(make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]), Ledger.states))
 
 
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:

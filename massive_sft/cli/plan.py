@@ -16,8 +16,9 @@ from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json, report_write_errors
 from massive_sft.cli.views import budget_view, changes_view, indented, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
-from massive_sft.cost.estimate import estimate
-from massive_sft.cost.formatting import budget_json, cost_json, cost_lines
+from massive_sft.cost.estimate import estimate, runs_to_train
+from massive_sft.cost.formatting import budget_json, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
+from massive_sft.cost.gpu_counts import compare_gpu_counts
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -72,6 +73,7 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
         Text(),
         *plan_totals(plan, retrain),
         *map(indented, cost_lines(estimate(plan))),
+        *map(indented, gpu_count_lines(compare_gpu_counts(plan, runs_to_train(plan)))),
         warnings_view(plan),
     )
 
@@ -134,8 +136,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for run in plan.runs
         ],
         "cost": cost_json(estimate(plan)),
+        "gpu_counts": gpu_counts_json(compare_gpu_counts(plan, runs_to_train(plan))),
         "warnings": [str(item) for item in plan.warnings],
         "missing": [str(item) for item in plan.missing],
+        "undecided": [str(item) for item in plan.undecided],
         "unpinned": [str(item) for item in plan.unpinned],
     }
 

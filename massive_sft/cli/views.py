@@ -143,6 +143,7 @@ def warnings_view(plan: Plan) -> Group:
     """Return what the user should know about a plan; an empty group when there is nothing."""
     notes = [
         *(("missing", "red", item) for item in plan.missing),
+        *(("undecided", "red", item) for item in plan.undecided),
         *(("warning", "yellow", item) for item in plan.warnings),
         *(("provisional", "yellow", item) for item in plan.unpinned),
     ]

@@ -15,6 +15,7 @@ CPU = "cpu"
 CPU_CORE_FLOPS = 2e10
 CPU_BYTES_PER_SECOND = 1e10
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder each, with a file ``information``: no need to import torch
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Device:
         memory: bytes.
         bf16_flops, fp32_flops: peak operations per second of dense matrix products.
         bandwidth: bytes per second between memory and cores.
+        link: bytes per second from one GPU of a node to others, each way.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Device:
     bf16_flops: float
     fp32_flops: float
     bandwidth: float
+    link: float
 
     @property
     def is_gpu(self) -> bool:
@@ -48,8 +51,8 @@ def known_gpus() -> dict[str, Device]:
     """Return the kinds of GPU that have a data sheet here, by name."""
     table = json.loads((Path(__file__).parent / "devices.json").read_text())
     devices = {
-        name: Device(name, mebibytes << 20, bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9)
-        for name, (mebibytes, bf16, fp32, bandwidth) in table["devices"].items()
+        name: Device(name, mebibytes << 20, bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, link * 1e9)
+        for name, (mebibytes, bf16, fp32, bandwidth, link) in table["devices"].items()
     }
     return devices | {alias: devices[name] for alias, name in table["aliases"].items()}
 
@@ -70,10 +73,22 @@ def _words(text: str) -> frozenset[str]:
 
 
 @functools.cache
+def gpus_here(folder: Path = _NVIDIA_GPUS) -> tuple[str, ...]:
+    """Return what NVIDIA's driver calls each GPU of this machine; nothing where there is no such driver."""
+    names = []
+    for file in sorted(folder.glob("*/information")):
+        with suppress(OSError):
+            found = re.search(r"^Model:\s*(.+?)\s*$", file.read_text(errors="replace"), re.MULTILINE)
+            names += [found[1]] if found else []
+    return tuple(names)
+
+
+@functools.cache
 def this_machine() -> Device:
     """Return this machine's CPUs: its memory, or what its container is allowed of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
         memory = min(memory, int(_CGROUP_LIMIT.read_text()))
-    return Device(CPU, memory, cores * CPU_CORE_FLOPS, cores * CPU_CORE_FLOPS, CPU_BYTES_PER_SECOND)
+    flops = cores * CPU_CORE_FLOPS
+    return Device(CPU, memory, flops, flops, CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)

@@ -8,6 +8,7 @@ from massive_sft.cost.cost_table import CostTable, ScoringCosts, TrainingCosts
 from massive_sft.cost.devices import Device
 from massive_sft.cost.memory import bytes_per_number, trained_weights
 from massive_sft.cost.padding import computed_tokens
+from massive_sft.cost.parallel import communication_seconds, slowest_over_mean
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import ScoringWorkload, TrainingWorkload
 from massive_sft.sweep.schema import Setting
@@ -93,19 +94,30 @@ def training_seconds(
         measured: the sums of trainings of this kind, where there are any.
         table: all sums, for the speed of the device otherwise.
     """
+    steps = -(-workload.samples // setting.batch) * epochs
     if measured is not None and measured.steps:
-        steps = -(-workload.samples // setting.batch) * epochs
         tokens = computed_tokens(workload, setting, layout) * epochs
         return Quantity(measured.seconds_of(steps, tokens, snapshots), workload.sure)
     operations = training_operations(shape, setting, layout, workload, epochs)
     speed = table.speed(device.name, "train") or TRAINING_SHARE * device.flops(setting.precision)
-    workers = layout.workers if device.is_gpu else 1
+    computing = operations / speed
+    if device.is_gpu:
+        computing *= slowest_over_mean(workload, setting, layout) / layout.workers
+        computing += communication_seconds(shape, setting, layout, workload, steps, device)
     number = bytes_per_number(setting.precision)
     start = table.start(device.name)
     if start is None:
         start = START_S + number * shape.parameters / READ_BYTES_PER_SECOND
     written = snapshots * number * trained_weights(shape, setting) / READ_BYTES_PER_SECOND
-    return Quantity(start + written + operations / (speed * workers), False)
+    return Quantity(start + written + computing, False)
+
+
+def useful_operations(
+    shape: ModelShape, setting: Setting, layout: Layout, workload: TrainingWorkload, epochs: int
+) -> float:
+    """Return the operations that MFU counts (Chowdhery et al. 2022): no padding, nothing that is computed again."""
+    plain = layout.model_copy(update={"gradient_checkpointing": False})
+    return training_operations(shape, setting, plain, workload, epochs)
 
 
 def scoring_seconds(

@@ -13,6 +13,7 @@ from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Cost
 from massive_sft.cost.extension import Extensions
 from massive_sft.cost.fit import Fit
+from massive_sft.cost.gpu_counts import GpuCount, GpuCounts
 
 MAX_LINES = 10  # lines of what does not fit, or is left out, before "and so many more"
 
@@ -114,6 +115,50 @@ def _fit(fit: Fit) -> str:
     runs = f", each of {fit.runs} training runs" if fit.runs > 1 else ""
     needed = f"{'' if fit.measured else '≈ '}{format_bytes(fit.needed)} of {format_bytes(fit.available or 0)}"
     return f"{fit.what} on {fit.where} needs {needed}{runs}"
+
+
+def gpu_count_lines(compared: Sequence[GpuCounts]) -> list[str]:
+    """Return what trainings would take by the number of their GPUs, for people: a line for each model and setting."""
+    if not compared:
+        return []
+    lines = ["GPU-hours (and MFU) by the number of a training's GPUs, ≈ by the formulas:"]
+    lines += [f"  {_counts(row)}" for row in compared[:MAX_LINES]]
+    if len(compared) > MAX_LINES:
+        lines.append(f"  and {len(compared) - MAX_LINES} models and settings more (--json lists them)")
+    return lines
+
+
+def _counts(row: GpuCounts) -> str:
+    marks = (", taken" if count.layout.gpus == row.taken else "" for count in row.counts)
+    shown = (f"{count.layout.gpus}: {_count(count)}{mark}" for count, mark in zip(row.counts, marks, strict=True))
+    runs = f", {row.runs} training runs" if row.runs > 1 else ""
+    return f"{row.model} {row.setting} on {row.kind}{runs}: {'; '.join(shown)}"
+
+
+def _count(count: GpuCount) -> str:
+    if not count.fits:
+        return "too small"
+    if count.gpu_seconds is None:
+        return "not known"
+    return f"{_number(count.gpu_seconds / 3600)} ({count.mfu:.2f})"
+
+
+def gpu_counts_json(compared: Sequence[GpuCounts]) -> list[dict[str, Any]]:
+    """Return what trainings would take by the number of their GPUs as JSON values."""
+    return [
+        {
+            **{name: getattr(row, name) for name in ("model", "setting", "kind", "runs", "taken")},
+            "counts": [
+                {
+                    "gpus": count.layout.gpus,
+                    "zero": count.layout.zero,
+                    **{name: getattr(count, name) for name in ("needed", "fits", "gpu_seconds", "mfu")},
+                }
+                for count in row.counts
+            ],
+        }
+        for row in compared
+    ]
 
 
 def budget_lines(portion: BudgetedPlan) -> list[str]:

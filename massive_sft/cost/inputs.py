@@ -13,7 +13,7 @@ from massive_sft.cost.cost_table import (
     scoring_key,
     training_key,
 )
-from massive_sft.cost.devices import CPU, Device, find_gpu, this_machine
+from massive_sft.cost.devices import CPU, Device, find_gpu, gpus_here, this_machine
 from massive_sft.cost.shapes import ModelShape, shape_of
 from massive_sft.cost.workload import BYTES_PER_TOKEN, ScoringWorkloads, TrainingWorkload, training_workload
 from massive_sft.planning.plan import Plan, RunPlan
@@ -61,7 +61,7 @@ class CostInputs:
         return {model: workload.bytes_per_token for model, workload in counted if workload and workload.bytes_per_token}
 
     def device(self, run: RunPlan) -> Device | None:
-        """Return what a run trains on; None for GPUs of which no kind is named, and none or several were measured."""
+        """Return what a run trains on; None for GPUs of which no kind is named, measured or here, or several are."""
         return self._gpu(run.gpu) if run.layout.gpus else this_machine()
 
     @cached_property
@@ -87,7 +87,8 @@ class CostInputs:
     def _gpu(self, kind: str | None) -> Device | None:
         if kind is not None:
             return find_gpu(kind)
-        return find_gpu(self._measured_gpus[0]) if len(self._measured_gpus) == 1 else None
+        kinds = self._measured_gpus or sorted({*gpus_here()})
+        return find_gpu(kinds[0]) if len(kinds) == 1 else None
 
     @cached_property
     def _measured_gpus(self) -> list[str]:

@@ -100,7 +100,7 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
             (on a GPU sized automatically that takes what is free, so there it is the smallest as well).
     """
     certain = _states(shape, setting, layout)
-    stage = _stage(setting, layout)
+    stage = zero_stage(setting, layout)
     number, ranks = bytes_per_number(setting.precision), layout.workers
     trained = trained_weights(shape, setting)
     tokens = micro_tokens(layout, longest, smallest)
@@ -122,14 +122,14 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
     return Memory(certain, {name: size for name, size in estimated.items() if size})
 
 
-def _stage(setting: Setting, layout: Layout) -> int:
+def zero_stage(setting: Setting, layout: Layout) -> int:
     """Return the stage of ZeRO whose states a layout has; without DeepSpeed that of one worker in this precision."""
     return (0 if setting.precision == "fp32" else 1) if layout.stage is None else layout.stage
 
 
 def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, int]:
     """Return weights, gradients and AdamW's state on one rank."""
-    number, ranks, stage = bytes_per_number(setting.precision), layout.workers, _stage(setting, layout)
+    number, ranks, stage = bytes_per_number(setting.precision), layout.workers, zero_stage(setting, layout)
     trained = trained_weights(shape, setting)
     held = shape.parameters + (trained if setting.method == "lora" else 0)
     off = layout.offload == "optimizer" and layout.gpus > 0
@@ -153,7 +153,7 @@ def bucket_bytes(trained: int, zero: int, number: int) -> int:
 
 def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
     """Return what summing gradients in float32 adds where they are partitioned."""
-    if _stage(setting, layout) < 2 or (layout.offload == "optimizer" and layout.gpus):
+    if zero_stage(setting, layout) < 2 or (layout.offload == "optimizer" and layout.gpus):
         return 0
     return (4 - bytes_per_number(setting.precision)) * math.ceil(trained / layout.workers)
 

@@ -20,12 +20,12 @@ def computed_tokens(workload: TrainingWorkload, setting: Setting, layout: Layout
         return USUAL * workload.tokens
     batch = min(setting.batch, workload.samples)
     share = max(1, -(-batch // layout.workers))
-    widths = list(_typical(workload.widths, share))
+    widths = list(typical_widths(workload.widths, share))
     return workload.samples / share * _padded(widths, layout)
 
 
-def _typical(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[int]:
-    """Yield the widths of a typical batch, from wide to narrow: evenly spaced quantiles."""
+def typical_widths(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[int]:
+    """Yield the widths of ``size`` samples, from wide to narrow: evenly spaced quantiles of (width, samples)."""
     total = sum(count for _, count in counts)
     ordered = sorted(counts, reverse=True)
     place, passed = 0, ordered[0][1]

@@ -83,6 +83,7 @@ class RunPlan:
         gpu: the kind of GPU that its resources name; None where they name none.
         keeps_state: whether its training keeps its last state, for a later epoch.
         settled: epochs whose snapshots a training of it need not give, known once it is ordered.
+        chooses_gpus: whether its resources leave the number of its GPUs to the estimates (``cost.gpu_counts``).
     """
 
     trajectory: Trajectory
@@ -96,6 +97,7 @@ class RunPlan:
     gpu: str | None = None
     keeps_state: bool = False
     settled: frozenset[int] = frozenset()
+    chooses_gpus: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Plan:
         warnings: what the user should know; nothing here stops a run.
         missing: local files that are not there: ids are provisional and a run is refused.
         unpinned: hub revisions that are no commit: ids are provisional.
+        undecided: why a number of GPUs could not be chosen (``gpus: auto``): a run is refused.
     """
 
     sweep: Sweep
@@ -118,6 +121,7 @@ class Plan:
     warnings: tuple[Problem, ...]
     missing: tuple[Problem, ...]
     unpinned: tuple[Problem, ...]
+    undecided: tuple[Problem, ...] = ()
 
     @cached_property
     def cells(self) -> tuple[CellPlan, ...]:
@@ -277,6 +281,7 @@ def _run_plan(
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
         keeps_state=run.can_be_extended and sweep.file.storage.keep_state == "last",
+        chooses_gpus=rule is not None and rule.gpus == "auto",
     )
 
 

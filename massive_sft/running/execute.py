@@ -10,6 +10,7 @@ from typing import Protocol
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.calibrate import calibrate
+from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import Run, register_run
@@ -110,7 +111,7 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
                 beside = f"the tracker also has runs of a sweep {file.name} of another ledger"
                 progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop)
-        after = make_plan(plan.sweep, Ledger.states)
+        after = with_gpu_counts(make_plan(plan.sweep, Ledger.states))
         _learn(after, ledger, progress.say)
         results = None if stop() else results_of(after)
         if results is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import read_json, write_json
+from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
 from massive_sft.planning.plan import Plan, make_plan
@@ -49,7 +50,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
         known.setdefault(repository.revision, commit)
         say(f"pinned {repository.id}@{repository.revision} to {known[repository.revision][:12]}")
     write_json(path, lock | {"commits": commits.model_dump(mode="json")})
-    return make_plan(plan.sweep, Ledger.states)
+    return with_gpu_counts(make_plan(plan.sweep, Ledger.states))
 
 
 def _unpinned(plan: Plan) -> list[hub.Repository]:

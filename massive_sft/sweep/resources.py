@@ -118,12 +118,13 @@ class _Rule:
 
 
 def make_layout(rule: Resource | None) -> Layout:
-    """Return the layout of a training run under a rule, or under none."""
+    """Return the layout of a training run under a rule, or under none; ``gpus: auto`` is 1 until it is chosen."""
     if rule is None:
         return Layout()
+    gpus = 1 if rule.gpus == "auto" else rule.gpus
     return Layout(
-        workers=rule.workers or max(rule.gpus, 1),
-        gpus=rule.gpus,
+        workers=rule.workers or max(gpus, 1),
+        gpus=gpus,
         zero=rule.zero,
         offload=rule.offload,
         micro_batch=rule.micro_batch,

@@ -39,7 +39,7 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
         Every problem found, each once; empty when a run can start.
     """
     say("storage")
-    problems: list[Problem] = list(plan.missing)
+    problems: list[Problem] = [*plan.missing, *plan.undecided]
     with ExitStack() as stack:
         ledger = None
         try:

@@ -42,9 +42,10 @@ class Resource(StrictModel):
 
     when: When = When()
     """Which training runs the rule is for."""
-    gpus: Devices = 0
-    """GPUs of one training, on one node where one has so many; 0 trains on the CPU. Where any rule has GPUs, scoring
-    has them too."""
+    gpus: Devices | Literal["auto"] = 0
+    """GPUs of one training, on one node where one has so many; 0 trains on the CPU. ``auto``: of 1, 2, 4 and 8 what
+    takes the fewest GPU-hours of those that should fit, for each model and setting, by ``plan``'s estimates; needs
+    ``gpu``, or a GPU in the machine that plans. Where any rule has GPUs, scoring has them too."""
     gpu: Text | None = None
     """The kind of GPU, such as ``H100``: what ``plan`` estimates memory and time for, and what a cluster's node must
     have. Without it any will do, but one kind for all workers of a training."""
@@ -52,7 +53,8 @@ class Resource(StrictModel):
     """Processes of one training on the CPU; with ``gpus`` there is one on each. One when left out."""
     zero: Annotated[Literal["auto", 0, 1, 2, 3], IntegerOrText] = "auto"
     """The stage of DeepSpeed's ZeRO, which shares optimizer states (1), gradients (2) and weights (3) among workers; 0
-    shares nothing and needs fp32. ``auto``: torch alone for one worker without offload, else 1."""
+    shares nothing and needs fp32. ``auto``: torch alone for one worker without offload, else 1; with ``gpus: auto`` 3
+    where 1 does not fit."""
     offload: Literal["none", "optimizer"] = "none"
     """Where the optimizer's states lie: beside the weights, or in host memory (needs ``zero`` of 1 or more, or
     ``auto``)."""
@@ -76,7 +78,7 @@ class Resource(StrictModel):
 
     @model_validator(mode="after")
     def _one_worker_a_gpu(self) -> Resource:
-        if self.gpus and self.workers not in (None, self.gpus):
+        if self.gpus and self.workers not in (None, self.gpus):  # beside ``auto`` none is right
             raise ValueError(f"each worker trains on one GPU: with gpus {self.gpus} leave workers out")
         return self
 
