@@ -37,8 +37,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from massive_sft.core.errors import Interrupted
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.samples import Samples
-from massive_sft.evaluation import generate
 from massive_sft.evaluation.encoding import RequestEncoder
+from massive_sft.evaluation.generate import Generator
 from massive_sft.evaluation.requests import Generation, Likelihood
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.ledger.attempt import Attempt
@@ -452,7 +452,8 @@ def measure_scoring(check: Check) -> None:
     def answer(budget: int) -> dict[str, object]:
         part = prompts[: 128 if budget == 16384 else None]
         began = time.perf_counter()
-        made, _ = generate.generate(model, tokenizer, RequestEncoder(tokenizer), part, [1], 2048, budget)
+        generator = Generator(model, tokenizer, RequestEncoder(tokenizer), [1], 2048, budget)
+        made, _ = generator.generate(part)
         check.wait()
         seconds = time.perf_counter() - began
         return {"tokens_per_second": round(sum(one.tokens for one in made) / seconds), "peak_gb": check.peak()}

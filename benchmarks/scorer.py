@@ -73,9 +73,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="</s>", model_max_length=4096)
 
 
-def random_llama(sizes: dict[str, int], **where: Any) -> Any:
+def random_llama(sizes: dict[str, Any], **where: Any) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=4096, tie_word_embeddings=True)
+    config = LlamaConfig(**{"tie_word_embeddings": True, **sizes}, vocab_size=VOCABULARY, max_position_embeddings=4096)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
     with torch.device(where.get("device", "cpu")):
         return LlamaForCausalLM(config).to(where.get("dtype", torch.float32)).eval()

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from massive_sft.core.errors import InvalidInput, Unsupported
 from massive_sft.evaluation import batching, token_files
 from massive_sft.evaluation.encoding import RequestEncoder
-from massive_sft.evaluation.generate import cut
 from massive_sft.evaluation.logits import chosen_logits
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.writing import cut
 from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.sweep import schema
 

@@ -74,6 +74,10 @@ class RequestEncoder:
         left = (context + lead)[own[0] :] if own else ""
         return whole[: len(whole) - len(own)], left
 
+    def continuation(self, context: str, text: str) -> list[int]:
+        """Return the tokens of a text behind those of a context; they may differ where both are joined."""
+        return self.encode(context + text)[len(self.encode(context)) :]
+
     @functools.cached_property
     def _backend(self) -> Any:
         """A copy without the post-processor, which may take white space off the offsets (``data.encoding``)."""

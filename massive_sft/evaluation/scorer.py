@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation import batching, generate, token_files
+from massive_sft.evaluation import batching, token_files
 from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated, windows
 from massive_sft.evaluation.end_tokens import ends_of
+from massive_sft.evaluation.generate import Generator
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
@@ -146,11 +147,11 @@ class PlainScorer:
     ):
         self.model = model
         self.token_budget = token_budget
-        self._tokenizer = tokenizer
         self._encoder = RequestEncoder(tokenizer, rows=int(model.get_input_embeddings().weight.shape[0]))
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._batches = Batches(model, token_budget or batching.default_budget(model.device))
-        self._ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
+        ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
+        self._generator = Generator(model, tokenizer, self._encoder, ends, self._max_length, self._batches.token_budget)
 
     @property
     def attention(self) -> str:
@@ -172,18 +173,11 @@ class PlainScorer:
         responses: dict[int, Response] = {
             i: LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING)) for i in likelihoods
         }
-        answers, splits = generate.generate(
-            self.model,
-            self._tokenizer,
-            self._encoder,
-            [request for _, request in generations],
-            self._ends,
-            self._max_length,
-            self._batches.token_budget,
-        )
+        answers, written = self._generator.generate([request for _, request in generations])
         for (i, request), answer in zip(generations, answers, strict=True):
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
-        happened["memory_splits"] += splits
+        for name, count in written.items():
+            happened[name] = happened.get(name, 0) + count
         return [responses[i] for i in range(len(requests))], happened
 
     def values(self, rows: Sequence[Row]) -> tuple[list[list[Value]], dict[str, int]]:

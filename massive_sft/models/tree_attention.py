@@ -19,10 +19,10 @@ import torch
 from transformers import AttentionInterface
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.models.lse_attention import attend
 from massive_sft.models.tree_row import KeysValues, TreeRow
 
 NAME = "token_tree"
-LOGITS_AT_ONCE = 2**26  # of the attention, all heads, where no kernel computes it: 256 MB in fp32
 
 
 _row: ContextVar[TreeRow | None] = ContextVar("token_tree_row", default=None)
@@ -77,13 +77,12 @@ def tree_attention(
     window = sliding_window if sliding_window and sliding_window > 0 else None
     if window is not None and int(row.depths.max()) < window:
         window = None
-    fused = softcap is None and query.shape[-1] == value.shape[-1]
     before = row.before[layer] if row.before else None
+    fused = softcap is None and query.shape[-1] == value.shape[-1]
     if fused and query.is_cuda and query.dtype != torch.float32 and window is None and before is None:
         out, lse = _varlen(row, query[0], key[0], value[0], scale)
     else:
-        one = _cpu_flash if fused and not query.is_cuda else _matmul
-        out, lse = _by_pieces(row, one, query, (key, value), before, scale, window, softcap)
+        out, lse = _by_pieces(row, query, (key, value), before, scale, window, softcap)
     if s_aux is not None:
         out = out * torch.sigmoid(lse - s_aux.float().reshape(-1, 1))[..., None]
     return out.to(query.dtype).transpose(0, 1)[None], None
@@ -91,7 +90,6 @@ def tree_attention(
 
 def _by_pieces(
     row: TreeRow,
-    compute: Any,
     query: torch.Tensor,
     own: KeysValues,
     before: KeysValues | None,
@@ -106,69 +104,18 @@ def _by_pieces(
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=query.device)
     for piece in (*row.own, *row.above):
         here = slice(piece.first, piece.last)
-        causal = piece.kind == "causal" and window is None and compute is _cpu_flash
+        causal = piece.kind == "causal" and window is None
         mask = None if causal else row.mask(piece, window)
+        mask = None if mask is None else mask[None, None]
         key, value = before if piece.kind == "before" and before is not None else own
         keys, values = key[:, :, piece.low : piece.high], value[:, :, piece.low : piece.high]
-        found, norm = compute(query[:, :, here], keys, values, mask, causal, scale, softcap)
+        found, norm = attend(query[:, :, here], keys, values, mask, causal, scale, softcap)
         if piece.kind in ("dense", "before"):
-            out[:, here].lerp_(found, torch.sigmoid(norm - lse[:, here])[..., None])
-            lse[:, here] = torch.logaddexp(lse[:, here], norm)
+            out[:, here].lerp_(found[0], torch.sigmoid(norm[0] - lse[:, here])[..., None])
+            lse[:, here] = torch.logaddexp(lse[:, here], norm[0])
         else:
-            out[:, here], lse[:, here] = found, norm
+            out[:, here], lse[:, here] = found[0], norm[0]
     return out, lse
-
-
-def _cpu_flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """torch's own kernel for CPUs, which gives its log-sum-exp; shapes as ``tree_attention``'s, without the batch."""
-    bias = None
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    found, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
-    )
-    found, norm = found[0].float(), norm[0].float()
-    if mask is not None:  # a query that sees no key of a piece has no weight in it, which the kernel does not say
-        blind = ~mask.any(dim=1)
-        found, norm = found.masked_fill(blind[:, None], 0.0), norm.masked_fill(blind, float("-inf"))
-    return found, norm
-
-
-def _matmul(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Any attention, in chunks of queries; logits in fp32."""
-    heads, queries = query.shape[1:3]
-    groups = heads // key.shape[1]
-    keys = key[0].float().repeat_interleave(groups, dim=0)
-    values = value[0].float().repeat_interleave(groups, dim=0)
-    found, norms = [], []
-    step = max(1, LOGITS_AT_ONCE // (heads * keys.shape[1]))
-    for start in range(0, queries, step):
-        logits = (query[0, :, start : start + step].float() @ keys.transpose(1, 2)) * scale
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        if mask is not None:
-            logits.masked_fill_(~mask[start : start + step], float("-inf"))
-        norm = logits.logsumexp(dim=-1)
-        weights = (logits - norm.clamp_min(torch.finfo(torch.float32).min)[..., None]).exp_()
-        found.append(weights @ values)
-        norms.append(norm)
-    return torch.cat(found, dim=1), torch.cat(norms, dim=1)
 
 
 def _varlen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from massive_sft.core.errors import Unsupported
@@ -59,21 +59,26 @@ def refusal(config: Any) -> str | None:
     return None
 
 
+def as_tree(model: Any) -> AbstractContextManager[None]:
+    """As ``computing_with``, by ``tree_attention``."""
+    return computing_with(model, tree_attention.NAME)
+
+
 @contextmanager
-def as_tree(model: Any) -> Iterator[None]:
-    """Within it the model computes its attention by ``tree_attention``.
+def computing_with(model: Any, attention: str) -> Iterator[None]:
+    """Within it the model computes its attention by a function that is registered with transformers.
 
     Raises:
-        Unsupported: the model's class does not take it.
+        Unsupported: the model's class takes none.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.config._attn_implementation
     try:
-        base.set_attn_implementation(tree_attention.NAME)
+        base.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
         raise Unsupported(f"its class takes no attention function: {error}") from error
     try:
-        if base.config.get_text_config()._attn_implementation != tree_attention.NAME:  # a class may only warn
+        if base.config.get_text_config()._attn_implementation != attention:  # a class may only warn
             raise Unsupported("its class takes no attention function")
         yield
     finally:

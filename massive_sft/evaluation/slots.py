@@ -1,0 +1,300 @@
+"""Greedy generation of many answers at once: one that ends gives its slot to the next prompt in the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from massive_sft.core.errors import Unsupported
+from massive_sft.evaluation.drafts import Draft
+from massive_sft.evaluation.writing import Endings, Prompt, Writing
+from massive_sft.models.chosen_positions import ChosenPositions
+from massive_sft.models.out_of_memory import is_out_of_memory
+from massive_sft.models.slot_attention import NAME, Piece, SlotCache, SlotRow, attending
+from massive_sft.models.tree_support import computing_with
+
+HEAD_TOKENS = 32  # that all prompts begin with: fewer are kept with each
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is computed at once.
+
+    Attributes:
+        slots: answers.
+        cache_bytes: of their keys and values.
+        tokens: of prompts in a step.
+    """
+
+    slots: int
+    cache_bytes: int
+    tokens: int
+
+    def halved(self, slots: int) -> Room:
+        """Return half of it, where that many slots did not fit. Raises Unsupported where one does not fit."""
+        if slots == 1:
+            raise Unsupported("a single sequence does not fit into memory; score on a device with more of it")
+        return Room(slots // 2, self.cache_bytes, max(1, self.tokens // 2))
+
+
+@dataclass
+class Counts:
+    """What happened: forward passes that wrote, tokens that were guessed and that were right, memory that ran out."""
+
+    steps: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    memory_splits: int = 0
+
+
+@dataclass
+class _Slot:
+    """An answer in the making.
+
+    Attributes:
+        held: how many of its tokens are in the cache, behind the head.
+        feed: the tokens that come next; ``guesses`` of them, the last ones, are a draft's.
+    """
+
+    place: int
+    answer: Writing
+    draft: Draft
+    feed: list[int]
+    held: int = 0
+    guesses: int = 0
+
+
+@torch.inference_mode()
+def write(
+    model: Any, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]], endings: Endings, room: Room
+) -> tuple[list[Writing], Counts]:
+    """Write all answers; returns them in the order of the prompts.
+
+    What is computed together depends on prompts, drafts and room alone, and no answer on what is computed with it, but
+    for rounding. Where memory runs out, answers that are not finished begin anew in half the room.
+
+    Args:
+        drafts: tokens that each answer may begin with.
+
+    Raises:
+        Unsupported: the model does not compute by slots, or a single sequence does not fit into memory.
+    """
+    counts = Counts()
+    finished = {i: Writing(prompt, endings) for i, prompt in enumerate(prompts) if prompt.most == 0}
+    with computing_with(model, NAME):
+        bytes_a_token = _bytes_a_token(model)
+        while len(finished) < len(prompts):
+            left = [place for place in range(len(prompts)) if place not in finished]
+            members, slots = wave_of([_need(prompts[place]) for place in left], room, bytes_a_token)
+            try:
+                wave = _Wave(model, endings, counts, finished, room.tokens)
+                wave.run(prompts, drafts, [left[i] for i in members], slots)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the handler: the exception holds the frames, and they hold the tensors that did not fit.
+            room = room.halved(slots)
+            counts.memory_splits += 1
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return [finished[place] for place in range(len(prompts))], counts
+
+
+def _need(prompt: Prompt) -> int:
+    return len(prompt.tokens) + prompt.most
+
+
+def wave_of(needs: Sequence[int], room: Room, bytes_a_token: int) -> tuple[list[int], int]:
+    """Return which answers share a cache next, the longest first, and how many slots it has.
+
+    Each slot has the room of the longest. Where memory then limits the slots, answers of less than half its length wait
+    for a cache of their own.
+
+    Args:
+        needs: tokens of each prompt and its answer.
+    """
+    longest = max(needs)
+    slots = max(1, min(room.slots, room.cache_bytes // (longest * bytes_a_token)))
+    members = sorted(range(len(needs)), key=lambda i: (-needs[i], i))
+    if slots < room.slots:
+        members = [i for i in members if 2 * needs[i] >= longest]
+    return members, min(slots, len(members))
+
+
+def _bytes_a_token(model: Any) -> int:
+    """Return the memory of a token's keys and values in all layers, as seen in a forward pass."""
+    cache = SlotCache(1, 1)
+    _forward(model, _started(cache, model.device, [0]), [0])
+    return cache.nbytes
+
+
+class _Wave:
+    """Answers that share a cache; finished ones are put into ``finished``."""
+
+    def __init__(self, model: Any, endings: Endings, counts: Counts, finished: dict[int, Writing], tokens: int):
+        self._model, self._endings, self._counts = model, endings, counts
+        self._finished, self._tokens = finished, tokens
+        self._alive: list[_Slot] = []  # by slot
+
+    def run(
+        self, prompts: Sequence[Prompt], drafts: Sequence[Sequence[int]], places: Sequence[int], slots: int
+    ) -> None:
+        """Write the answers to the prompts at ``places``."""
+        head = head_of([prompts[place].tokens for place in places])
+        capacity = max(_need(prompts[place]) for place in places) - len(head)
+        self._cache = SlotCache(slots, capacity)
+        if head:
+            kept = SlotCache(1, len(head))
+            _forward(self._model, _started(kept, self._model.device, head), [0])
+            self._cache.head = kept.as_head()
+        waiting = [
+            self._begin(place, prompts[place], Draft(drafts[place]), len(head)) for place in reversed(list(places))
+        ]
+        while waiting or self._alive:
+            fed = 0
+            while waiting and len(self._alive) < self._cache.slots:
+                fed += len(waiting[-1].feed)
+                if fed > self._tokens and fed > len(waiting[-1].feed):
+                    break
+                self._alive.append(waiting.pop())
+            self._step()
+
+    def _begin(self, place: int, prompt: Prompt, draft: Draft, head: int) -> _Slot:
+        slot = _Slot(place, Writing(prompt, self._endings), draft, prompt.tokens[head:])
+        self._guess(slot)
+        return slot
+
+    def _guess(self, slot: _Slot) -> None:
+        guesses = slot.draft.propose(slot.answer.made, slot.answer.prompt.most - len(slot.answer.made) - 1)
+        slot.feed, slot.guesses = [*slot.feed, *guesses], len(guesses)
+
+    def _step(self) -> None:
+        """Compute what is fed to each slot, take the tokens that follow, and free the slots of finished answers."""
+        row, reads = _row_of(self._cache, self._alive, self._model.device)
+        picks = iter(_forward(self._model, row, reads).argmax(dim=-1).tolist())
+        self._counts.steps += 1
+        for slot in self._alive:
+            self._take(slot, [next(picks) for _ in range(slot.guesses + 1)])
+        for number in reversed(range(len(self._alive))):
+            if self._alive[number].answer.finish is not None:
+                self._leave(number)
+
+    def _take(self, slot: _Slot, picks: Sequence[int]) -> None:
+        """Take the model's picks, up to the first behind a wrong guess."""
+        guesses = slot.feed[len(slot.feed) - slot.guesses :]
+        right = 0
+        for pick in picks:
+            slot.answer.take(pick)
+            if slot.answer.finish is not None or right == slot.guesses or pick != guesses[right]:
+                break
+            right += 1
+        self._counts.guessed += slot.guesses
+        self._counts.guessed_right += right
+        slot.held += len(slot.feed) - slot.guesses + right
+        slot.draft.learn(slot.guesses, right, slot.answer.made[-right - 1 :])
+        slot.feed = slot.answer.made[-1:]
+        self._guess(slot)
+
+    def _leave(self, number: int) -> None:
+        """Put a finished answer away; the last slot's takes its place, so that slots in use stand side by side."""
+        left = self._alive[number]
+        self._finished[left.place] = left.answer
+        last = self._alive.pop()
+        if last is not left:
+            self._cache.move(len(self._alive), number, last.held)
+            self._alive[number] = last
+
+
+def head_of(prompts: Sequence[list[int]]) -> list[int]:
+    """Return what all prompts begin with, the last token of the shortest left out; nothing where that is short."""
+    if len(prompts) < 2:
+        return []
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    return list(first[:shared]) if shared >= HEAD_TOKENS else []
+
+
+def _started(cache: SlotCache, device: torch.device, tokens: Sequence[int]) -> SlotRow:
+    """Return a row with one sequence from its beginning, in the first slot."""
+    count = len(tokens)
+    ids, places = torch.tensor(tokens, device=device), torch.arange(count, device=device)
+    return SlotRow(cache, ids, places, torch.zeros_like(places), [(0, count)], [])
+
+
+def _row_of(cache: SlotCache, alive: Sequence[_Slot], device: torch.device) -> tuple[SlotRow, list[int]]:
+    """Return the row of all that is fed, and where in it something is read."""
+    tokens: list[int] = []
+    own: list[int] = []
+    slots: list[int] = []
+    reads: list[int] = []
+    starts: list[tuple[int, int]] = []
+    going_on: list[tuple[int, int, int]] = []  # of each slot: where in the row, how many, how many are held
+    for number, slot in enumerate(alive):
+        begin, end = len(tokens), len(tokens) + len(slot.feed)
+        tokens += slot.feed
+        own += range(slot.held, slot.held + len(slot.feed))
+        slots += [number] * len(slot.feed)
+        reads += range(end - slot.guesses - 1, end)
+        if slot.held:
+            going_on.append((begin, end - begin, slot.held))
+        else:
+            starts.append((begin, end))
+    # One transfer to the device.
+    columns = torch.tensor([tokens, own, slots], device=device)
+    positions = columns[1] + cache.head_tokens
+    row = SlotRow(cache, columns[0], positions, columns[2], starts, _pieces(going_on, device))
+    return row, reads
+
+
+def _pieces(going_on: Sequence[tuple[int, int, int]], device: torch.device) -> list[Piece]:
+    """Return the queries of slots that go on, which are the first ones.
+
+    On a CPU those of a slot that has several are a piece of their own; its first query is in the piece of all as well.
+    On a GPU, where calls cost more than padding, all are one piece, in which the shorter ones repeat their last query.
+    """
+    if not going_on:
+        return []
+    most = max(count for _, count, _ in going_on)
+    if device.type == "cpu":
+        alone = [(number, one) for number, one in enumerate(going_on) if one[1] > 1]
+        pieces = [_piece(0, going_on, 1, device)] if len(alone) < len(going_on) else []
+        return pieces + [_piece(number, [one], one[1], device) for number, one in alone]
+    return [_piece(0, going_on, most, device)]
+
+
+def _piece(first: int, members: Sequence[tuple[int, int, int]], queries: int, device: torch.device) -> Piece:
+    steps = [[min(i, count - 1) for i in range(queries)] for _, count, _ in members]
+    tokens = [begin + i for (begin, _, _), row in zip(members, steps, strict=True) for i in row]
+    positions = [[held + i for i in row] for (_, _, held), row in zip(members, steps, strict=True)]
+    longest = max(row[-1] for row in positions) + 1
+    return Piece(
+        first,
+        first + len(members),
+        torch.tensor(tokens, device=device),
+        torch.tensor(positions, device=device),
+        longest,
+    )
+
+
+def _forward(model: Any, row: SlotRow, reads: Sequence[int]) -> torch.Tensor:
+    """Return the logits at the row's tokens ``reads``, shape (reads, vocabulary).
+
+    Raises:
+        Unsupported: not every layer asked for the attention of slots.
+    """
+    places = torch.tensor(reads, device=row.tokens.device)
+    chosen = ChosenPositions(model)
+    try:
+        with attending(row), chosen.at(places):
+            logits = model(input_ids=row.tokens[None], position_ids=row.positions[None], use_cache=False).logits
+    finally:
+        chosen.release()
+    layers = model.config.get_text_config().num_hidden_layers
+    if row.layers != layers:
+        raise Unsupported(f"{row.layers} of {layers} layers asked for the attention of slots")
+    return logits[0] if chosen.gathered else logits[0, places]
