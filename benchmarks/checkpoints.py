@@ -88,7 +88,11 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
     assert attempt is not None
     with attempt:
         train_trajectory(
-            spec, make_samples(steps * BATCH), attempt.folder, report, CheckpointStore(home, attempt.claim, every)
+            spec,
+            make_samples(steps * BATCH),
+            attempt.folder,
+            report,
+            CheckpointStore(attempt.storage, attempt.claim, every),
         )
     trained = [event.seconds for event in events if isinstance(event, StepDone)]
     last = max(index for index, event in enumerate(events) if isinstance(event, StepDone | CheckpointWritten))

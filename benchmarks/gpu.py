@@ -334,7 +334,7 @@ def _resume(check: Check, spec: TrainingSpec, samples: Samples) -> dict[str, obj
     for stop_at in (4, None):
         attempt = Attempt.begin(home.name, Folder(home), "check", LeaseWatch())
         assert attempt is not None
-        store = CheckpointStore(home, attempt.claim)
+        store = CheckpointStore(attempt.storage, attempt.claim)
         with attempt:
             try:
                 train_trajectory(

@@ -104,13 +104,13 @@ def go(
     settled: frozenset[int] = frozenset(),
 ) -> TrainingSummary:
     """Train under an attempt, by default with a checkpoint after every step."""
-    checkpoints = CheckpointStore(attempt.home, attempt.claim, every, keeps_state, settled)
+    checkpoints = CheckpointStore(attempt.storage, attempt.claim, every, keeps_state, settled)
     return train_trajectory(spec, make_samples(SAMPLES), attempt.folder, told, checkpoints, stop)
 
 
 def finish(attempt: Attempt, step: int) -> None:
     """Do what the training stage does once a training is done that keeps its state."""
-    CheckpointStore(attempt.home, attempt.claim).keep(step)
+    CheckpointStore(attempt.storage, attempt.claim).keep(step)
     attempt.remove_checkpoint()
 
 

@@ -94,7 +94,7 @@ def started() -> S3Server:
     """Return the server of this process; one is enough, for the clients take a while to be made."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    proxy = _ProxyServer(("127.0.0.1", 0), _Proxy)
     proxy.daemon_threads = True
     proxy.target = moto.get_host_and_port()  # type: ignore[attr-defined]
     proxy.server = server = S3Server("http://{}:{}".format(*proxy.server_address))  # type: ignore[attr-defined]
@@ -126,6 +126,11 @@ def answers(address: str) -> bool:
         return connection.getresponse().status == 200
     except OSError:
         return False
+
+
+class _ProxyServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients are killed here."""
 
 
 class _Proxy(BaseHTTPRequestHandler):

@@ -25,6 +25,7 @@ from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.wrapping import choose_wrapping
+from massive_sft.ledger.storage import Folder
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -86,8 +87,8 @@ def exact_matches(folder: Path, kind: str, chat: str | None, template: Any, befo
     (folder / "heart.yaml").write_text(yaml.safe_dump(config))
     task, wrapping = schema.Task(path=str(folder / "heart.yaml")), choose_wrapping(PROTOCOL, template, tokenizer)
     prepared = prepare((task,), schema.Fewshot(), wrapping, folder / "requests")
-    cache = ScoreCache(folder / "cache")
-    done = evaluate(prepared, PROTOCOL, "w", lambda: PlainScorer(model, tokenizer), folder / "cell", cache)
+    cache = ScoreCache(Folder(folder / "cache"))
+    done = evaluate(prepared, PROTOCOL, "w", lambda: PlainScorer(model, tokenizer), Folder(folder / "cell"), cache)
     assert not done.missing
     return float(done.scores["heart-0shot"]["tasks"]["heart"]["exact_match,none"]["value"])
 

@@ -14,6 +14,7 @@ from massive_sft.evaluation.requests import Generation, Request, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, answer_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.tasks import load
+from massive_sft.ledger.storage import Folder
 from massive_sft.sandbox import run as sandbox
 from massive_sft.sandbox.run import choose
 from massive_sft.sweep import schema
@@ -68,8 +69,8 @@ def test_answers_pass_or_fail_by_their_tests(
         assert all(isinstance(request, Generation) for request in requests)
         return [GenerationResponse(request.index, ANSWERS[name][request.doc], 9, "eos") for request in requests], {}
 
-    answer_requests(benchmark.requests, tmp_path / "cell", "w", answer)
-    result = aggregate(benchmark, tmp_path / "cell", "w", "rlimits")
+    answer_requests(benchmark.requests, Folder(tmp_path / "cell"), "w", answer)
+    result = aggregate(benchmark, Folder(tmp_path / "cell"), "w", "rlimits")
     (scores,) = result.table["tasks"].values()
     assert scores[metric]["value"] == sum(values) / len(values)
     assert result.table["provenance"]["sandbox"] == choose("rlimits")

@@ -419,11 +419,11 @@ def test_table_survives_the_disk_and_a_damaged_one_is_empty(tmp_path: Path) -> N
     table = CostTable(
         {"a": training_of(0.1, 1e-3, 10, 20)}, {"b": {"load": ScoringCosts(1, 2.0, 3.0)}}, {"t": 1}, {"c": 2}
     )
-    write_cost_table(tmp_path, table)
-    assert read_cost_table(tmp_path) == table
+    write_cost_table(Folder(tmp_path), table)
+    assert read_cost_table(Folder(tmp_path)) == table
     for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 2}'):
         (tmp_path / NAME).write_text(text)
-        assert read_cost_table(tmp_path) == CostTable()
+        assert read_cost_table(Folder(tmp_path)) == CostTable()
 
 
 # A whole plan
@@ -609,7 +609,7 @@ def test_measured_peak_replaces_the_formula_and_always_fits(tmp_path: Path) -> N
     row = TrainingCosts(
         peak=3_000_000_000, peak_formula=training_memory(shape, FULL, run.layout, 2048, smallest=False).total
     )
-    write_cost_table(plan.root, CostTable({training_key(shape.key, "full", "bf16", layout, "cpu"): row}))
+    write_cost_table(plan.storage, CostTable({training_key(shape.key, "full", "bf16", layout, "cpu"): row}))
     fit = estimate(plan).fits[0]
     assert (fit.needed, fit.verdict, fit.measured) == (3_000_000_000, "fits", True)
 
@@ -758,8 +758,8 @@ def test_each_record_is_learned_from_once(tmp_path: Path) -> None:
     for cell, trainings in zip(plan.runs[1].cells, (1, 2), strict=True):  # the last snapshot tells of the whole
         record_of(plan, cell, plan.runs[1], ledger)
         assert calibrate(plan, ledger) == 1
-        assert [row.trainings for row in read_cost_table(plan.root).training.values()] == [trainings]
-    assert [rows["other"].count for rows in read_cost_table(plan.root).scoring.values()] == [4]
+        assert [row.trainings for row in read_cost_table(plan.storage).training.values()] == [trainings]
+    assert [rows["other"].count for rows in read_cost_table(plan.storage).scoring.values()] == [4]
 
 
 def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
@@ -769,23 +769,23 @@ def test_memory_is_what_was_measured_for_the_shape(tmp_path: Path) -> None:
 
 def test_resumed_training_tells_its_steps_and_not_its_start(tmp_path: Path) -> None:
     plan = learned(tmp_path, resumed=[{"attempt": 1, "step": 2}])
-    row = next(iter(read_cost_table(plan.root).training.values()))
+    row = next(iter(read_cost_table(plan.storage).training.values()))
     assert (row.steps, row.starts, row.snapshots) == (7, 0, 0)
 
 
 @pytest.mark.parametrize("broken", [{"device": None}, {"layout": None}, {"wall_seconds": None}])
 def test_record_that_measured_nothing_teaches_no_training(broken: dict[str, Any], tmp_path: Path) -> None:
     plan = learned(tmp_path, **broken)
-    assert not read_cost_table(plan.root).training
-    assert read_cost_table(plan.root).scoring
+    assert not read_cost_table(plan.storage).training
+    assert read_cost_table(plan.storage).scoring
 
 
 def test_table_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     plan = learned(tmp_path)
-    before = read_cost_table(plan.root)
+    before = read_cost_table(plan.storage)
     (plan.root / NAME).unlink()
     assert calibrate(plan, Ledger.open(plan.root)) == 2
-    assert read_cost_table(plan.root) == before
+    assert read_cost_table(plan.storage) == before
 
 
 def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
@@ -795,7 +795,7 @@ def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
     assert lease is not None
     with lease:
         assert calibrate(plan, Ledger.open(plan.root)) == 0
-    assert read_cost_table(plan.root) == CostTable()
+    assert read_cost_table(plan.storage) == CostTable()
 
 
 def test_finished_plan_costs_nothing_and_a_budget_still_counts_it(tmp_path: Path) -> None:

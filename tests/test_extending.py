@@ -175,7 +175,7 @@ def test_process_that_lost_its_lease_keeps_nothing(finished: Path, tmp_path: Pat
     home = tmp_path / "home"
     shutil.copytree(finished, home)
     with begin(home) as attempt:
-        late = CheckpointStore(home, attempt.claim)
+        late = CheckpointStore(attempt.storage, attempt.claim)
     with begin(home), pytest.raises(LeaseLost):
         late.keep(STEPS)
     assert not (home / "kept" / "latest.json").exists()

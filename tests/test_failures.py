@@ -9,6 +9,7 @@ from small_sweep import small_sweep
 
 from massive_sft.core.errors import InvalidInput, LeaseLost, Problem, Unsupported, describe_error
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan, perplexity_key
 from massive_sft.running.failures import missing_on_failure
@@ -96,7 +97,7 @@ def test_failing_benchmark_and_measures_leave_the_others_and_are_retried_alone(t
 
 @pytest.mark.parametrize("error", [LeaseLost("taken"), OSError(28, "No space left on device")])
 def test_lost_lease_and_full_disk_end_the_cell(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)), missing_on_failure({}, "mmlu", tmp_path):
+    with pytest.raises(type(error)), missing_on_failure({}, "mmlu", Folder(tmp_path)):
         raise error
 
 

@@ -23,6 +23,7 @@ from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
@@ -398,7 +399,7 @@ def test_snapshot_that_another_sweep_keeps_for_good_is_not_removed(copy: Path, l
 def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_sweep(tmp_path)
     plan = make_plan(load_sweep(path))
-    cell, sweeps = plan.runs[0].cells[0], Ledger(plan.root).sweeps
+    cell, sweeps = plan.runs[0].cells[0], Ledger(plan.storage).sweeps
     every, seen = [item.id for item in cell.unmet], []
 
     def refuse(*_: object) -> None:
@@ -419,7 +420,10 @@ def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])
         assert "nothing to do: 5 COMPLETE" in done.output
         cells = make_plan(load_sweep(path)).runs[0].cells
-        assert [sweeps_keeping_snapshot(Ledger(copy / "ledger").sweeps, cell.cell.id) for cell in cells] == [[], kept]
+        assert [sweeps_keeping_snapshot(Ledger(Folder(copy / "ledger")).sweeps, cell.cell.id) for cell in cells] == [
+            [],
+            kept,
+        ]
 
 
 def test_data_replaced_after_planning_are_not_tokenised(tmp_path: Path) -> None:

@@ -226,5 +226,5 @@ def test_summary_is_of_all_weights_and_of_a_layers_as_of_one_long_tensor(tmp_pat
 def test_write_reads_back_equal(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     table = layer_change.layer_change(Model(path=str(base)), base)
-    layer_change.write(tmp_path / "layers.parquet", table)
+    (tmp_path / "layers.parquet").write_bytes(layer_change.to_parquet(table))
     assert pq.read_table(tmp_path / "layers.parquet").equals(table)

@@ -22,6 +22,7 @@ from massive_sft.core.errors import LeaseLost
 from massive_sft.ledger import storage
 from massive_sft.ledger.lease import Lease, read_lease
 from massive_sft.ledger.record import Record, Revision, Status
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 
 SEEDS, STEPS, MACHINES = range(60), 60, 3
@@ -77,7 +78,7 @@ class Machine:
     def start(self) -> None:
         """Begin as a new process does: it has watched nothing yet."""
         self.lease: Lease | None = None
-        self.ledger = Ledger(self.world.root)
+        self.ledger = Ledger(Folder(self.world.root))
         self.ledger._watch._clock = lambda: self.world.clock
 
     def act(self) -> None:
@@ -153,7 +154,7 @@ def test_misbehaving_files_leave_one_owner_every_record_and_the_newest_owners_on
             top = max(world.written)
             assert ledger.read_record(CELL) == world.written[top], seed
             assert revision_of(top.name) == world.newest, seed
-            assert Ledger(ledger.root).entries()[CELL].revision == world.newest, seed
+            assert Ledger(ledger.storage).entries()[CELL].revision == world.newest, seed
         owners += len(world.taken)
         records += len(world.written)
         superseded += len(world.taken) - len(held)

@@ -13,6 +13,7 @@ from evaluation_world import gpt2, llama, tokenizer
 
 from massive_sft.data.encoding import special_tokens
 from massive_sft.data.samples import Samples
+from massive_sft.ledger.storage import Folder
 from massive_sft.measures.perplexity import Perplexity, load_summary, perplexity
 from massive_sft.measures.token_length import token_length
 
@@ -129,8 +130,8 @@ def test_out_of_memory_splits_the_batch_and_says_so() -> None:
 
 def test_saved_files_hold_the_summary_and_every_sample(tmp_path: Path) -> None:
     found = perplexity(llama(), SAMPLES, SPECIAL)
-    found.save(tmp_path)
-    assert load_summary(tmp_path) == found.summary()
+    found.save(Folder(tmp_path))
+    assert load_summary(Folder(tmp_path)) == found.summary()
     frame = pq.read_table(tmp_path / "perplexity.parquet").to_pandas()
     assert frame.response_nll.tolist() == found.response.nll.tolist()
     assert len(frame) == len(SAMPLES)

@@ -212,7 +212,7 @@ def test_ledger_that_lost_its_head_is_known_by_its_folders(tmp_path: Path, schem
 
 
 def test_ledger_that_is_not_there_yet_has_no_records(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "later")
+    ledger = Ledger(Folder(tmp_path / "later"))
     assert ledger.read_record(CELLS[0]) is None
     assert ledger.entries() == {}
     Ledger.open(tmp_path / "later").write_record(make_record(CELLS[0]))

@@ -17,6 +17,7 @@ from massive_sft.evaluation.protocol import ScoreCache, protocol_id
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.wrapping import Wrapping
+from massive_sft.ledger.storage import Folder
 from massive_sft.suites import all_tasks, known_suites, load_suite
 from massive_sft.sweep import schema
 
@@ -310,7 +311,7 @@ def test_shipped_task_is_missing_when_it_executes_code_or_has_no_data(name: str,
 
 
 def test_score_cache_returns_what_was_put(tmp_path: Path) -> None:
-    cache = ScoreCache(tmp_path)
+    cache = ScoreCache(Folder(tmp_path))
     assert cache.get("w", "p") is None
     cache.put("w", "p", {"a": 1}, b"rows")
     assert cache.get("w", "p") == ({"a": 1}, b"rows")

@@ -39,6 +39,7 @@ from massive_sft.cli.gc import collect
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported
 from massive_sft.ledger.attempt import Attempt, find_stale_checkpoints
 from massive_sft.ledger.manifest import seal_folder
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import pretrained
 from massive_sft.planning.plan import Plan, make_plan
@@ -264,13 +265,13 @@ def test_training_killed_in_a_save_goes_on_from_the_checkpoint_before(
     command = [sys.executable, "-c", KILLED_IN_A_SAVE, str(base), str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert ["-00000005-" in path.name for path in find_stale_checkpoints(tmp_path)] == [True]
+    assert ["-00000005-" in place for place in find_stale_checkpoints(Folder(tmp_path))] == [True]
     told = Told()
     with begin(tmp_path) as attempt:
         go(CASE.spec(base), attempt, told)
     assert_same(attempt.folder, undisturbed)
     assert [event.step for event in told.of(Resumed)] == [4]
-    assert find_stale_checkpoints(tmp_path) == []
+    assert find_stale_checkpoints(Folder(tmp_path)) == []
 
 
 def test_training_that_dies_again_and_again_still_ends_bit_identically(

@@ -31,6 +31,7 @@ from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.wrapping import Wrapping
+from massive_sft.ledger.storage import Folder
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -48,7 +49,7 @@ def run(
     root: Path, prepared: PreparedBenchmarks, make: Callable[[], PlainScorer] | None = None, weights: str = "w"
 ) -> EvaluationResult:
     make = make or (lambda: PlainScorer(world.llama(), world.tokenizer()))
-    return evaluate(prepared, PROTOCOL, weights, make, root / "cell", ScoreCache(root / "cache"))
+    return evaluate(prepared, PROTOCOL, weights, make, Folder(root / "cell"), ScoreCache(Folder(root / "cache")))
 
 
 def no_model() -> PlainScorer:
@@ -183,18 +184,18 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
     benchmark = prepare(tmp_path, write_tasks(tmp_path)["tiny_mc"]).benchmarks[0].requests
     scorer = PlainScorer(world.llama(), world.tokenizer())
     folder = tmp_path / "responses"
-    first = responses.answer_requests(benchmark, folder, "w", scorer.score)
+    first = responses.answer_requests(benchmark, Folder(folder), "w", scorer.score)
     assert (first["shards"], first["shards_found"]) == (1, 0)
     assert len(list((benchmark.folder / "tokens").iterdir())) == 1  # for whoever scores the same requests next
-    path = responses.shard_path(folder, "tiny_mc", 0)
+    path = folder / responses.shard_key("tiny_mc", 0)
     good = path.read_bytes()
     lines = gzip.decompress(good).decode().replace('"greedy": false', '"greedy": true', 1)
     for damage in (good[: len(good) // 2], b"", gzip.compress(lines.encode())):
         path.write_bytes(damage)
-        again = responses.answer_requests(benchmark, folder, "w", scorer.score)
+        again = responses.answer_requests(benchmark, Folder(folder), "w", scorer.score)
         assert again["shards_replaced"] == 1
         assert path.read_bytes() == good
-    assert responses.answer_requests(benchmark, folder, "w", scorer.score)["shards_found"] == 1
+    assert responses.answer_requests(benchmark, Folder(folder), "w", scorer.score)["shards_found"] == 1
 
 
 def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path: Path) -> None:
@@ -208,7 +209,9 @@ def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path:
 def test_base_is_scored_once_per_weights_and_protocol(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, write_tasks(tmp_path)["tiny_mc"])
     first = run(tmp_path, prepared)
-    elsewhere = evaluate(prepared, PROTOCOL, "w", no_model, tmp_path / "other-cell", ScoreCache(tmp_path / "cache"))
+    elsewhere = evaluate(
+        prepared, PROTOCOL, "w", no_model, Folder(tmp_path / "other-cell"), ScoreCache(Folder(tmp_path / "cache"))
+    )
     assert elsewhere.scores == first.scores
     written = [
         {p.name: p.read_bytes() for p in (tmp_path / cell / "scores").iterdir()} for cell in ("cell", "other-cell")
@@ -232,7 +235,9 @@ def test_protocol_of_another_engine_is_missing_not_mislabelled(tmp_path: Path) -
     prepared = prepare(tmp_path, paths["tiny_bpb"], paths["tiny_mc"])
     trie = PROTOCOL.model_copy(update={"engine": "trie"})
     scorer = PlainScorer(world.llama(), world.tokenizer())
-    evaluated = evaluate(prepared, trie, "w", lambda: scorer, tmp_path / "cell", ScoreCache(tmp_path / "cache"))
+    evaluated = evaluate(
+        prepared, trie, "w", lambda: scorer, Folder(tmp_path / "cell"), ScoreCache(Folder(tmp_path / "cache"))
+    )
     assert evaluated.missing.keys() == {"tiny_bpb-0shot", "tiny_mc-0shot"} and not evaluated.scores
     assert all("asks for engine trie" in reason for reason in evaluated.missing.values())
 

@@ -16,6 +16,7 @@ from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.task_errors import as_task_unavailable
+from massive_sft.ledger.storage import Folder
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -62,7 +63,9 @@ def scored(folder: Path, bad: Path) -> EvaluationResult:
     def scorer() -> PlainScorer:
         return PlainScorer(world.llama(), world.tokenizer())
 
-    return evaluate(prepared, PROTOCOL, "weights", scorer, folder / "cell", ScoreCache(folder / "cache"))
+    return evaluate(
+        prepared, PROTOCOL, "weights", scorer, Folder(folder / "cell"), ScoreCache(Folder(folder / "cache"))
+    )
 
 
 def written(folder: Path, text: str) -> Path:

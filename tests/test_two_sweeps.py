@@ -60,7 +60,7 @@ def partial(record: Record) -> Record:
 def test_status_takes_a_line_a_cell_in_a_terminal_of_80_columns(sound: Plan) -> None:
     console = Console(width=80)
     with console.capture() as text:
-        console.print(status_view(sound, Ledger(sound.root)))
+        console.print(status_view(sound, Ledger(sound.storage)))
     lines = [line for line in text.get().splitlines() if line[:16] in {item.cell.id for item in sound.cells}]
     assert len(lines) == 18 and all("epoch" in line or "(base)" in line for line in lines)
 
@@ -68,7 +68,7 @@ def test_status_takes_a_line_a_cell_in_a_terminal_of_80_columns(sound: Plan) -> 
 def shown(plan: Plan) -> str:
     console = Console(width=220)
     with console.capture() as text:
-        console.print(status_view(plan, Ledger(plan.root)))
+        console.print(status_view(plan, Ledger(plan.storage)))
     return text.get()
 
 

@@ -251,7 +251,7 @@ def test_diff_of_changed_samples_is_refused(sweep: Path, copied: Callable[..., P
     path = next((plan_of(sweep, overlay).root / "cells" / lora / "scores").glob("*.parquet"))
     path.write_bytes(path.read_bytes() + b" ")
     code, text = call("diff", full, lora, "--sweep", sweep, "--overlay", overlay)
-    assert (code, f"{path}: is not the file that the record" in text) == (1, True)
+    assert (code, f"{path}: does not match the checksum in the record" in text) == (1, True)
 
 
 def test_diff_of_a_cell_without_record_compares_the_content(
@@ -465,7 +465,7 @@ def test_gc_keeps_the_snapshots_that_a_run_of_another_sweep_wants(
 ) -> None:
     overlay, plan, _ = littered
     cell = plan.runs[1].cells[0].cell
-    with register_run(Ledger(plan.root).sweeps, "other", "test") as run:
+    with register_run(Ledger(plan.storage).sweeps, "other", "test") as run:
         publish_requirements(run, {cell.id: ["another benchmark"]})
         shown = json.loads(call("gc", sweep, "--overlay", overlay, "--dry-run", "--json")[1])
         removed = [item["path"] for item in shown["waste"] if item["kind"] == "snapshot"]

@@ -154,7 +154,7 @@ def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]
 
 def _ledger(plan: Plan) -> Ledger:
     """Return a plan's ledger, open for reading; where nothing was ever run, one without records."""
-    return plan.open_ledger(create=False) if plan.root.exists() else Ledger(plan.root)
+    return plan.open_ledger(create=False) if plan.storage.exists() else Ledger(plan.storage)
 
 
 def _planned(plan: Plan | None) -> dict[str, tuple[CellPlan, RunPlan | None]]:

@@ -57,7 +57,7 @@ def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
 
 def _storage(sweep: Sweep) -> Iterator[CheckResult]:
     try:
-        root = storage_root(sweep)
+        root = storage_root(sweep).local()
     except InvalidInput as error:
         yield from (CheckResult(Level.BAD, "storage", str(problem)) for problem in error.problems)
         return

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json
 from massive_sft.cli.views import make_table
-from massive_sft.core.files import format_bytes, write_json
+from massive_sft.core.files import format_bytes, json_bytes
 from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import storage_place, storage_root
+from massive_sft.planning.plan import LOCK, storage_place, storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
 
 if TYPE_CHECKING:  # the hub library takes half a second to import, and every verb imports this module
@@ -49,7 +49,7 @@ def fetch(
                 for item in pinned:
                     with err.status(Text(f"fetching {item.repository.id}")):
                         known.setdefault(_key(item), {}).update(hub.hashes(item, hub.download(item)))
-        write_json(ledger.sweep_dir(sweep.file.name) / "lock.json", lock_content(pinned, known))
+        ledger.sweep(sweep.file.name).put(LOCK, json_bytes(lock_content(pinned, known)))
     if as_json:
         print_json({"schema": 1, "done": not dry_run, "repositories": [_row(item) for item in pinned]})
     else:

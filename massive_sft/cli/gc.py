@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.invalidate import FOLDER
-from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan, require_folder
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
@@ -24,6 +24,7 @@ from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.snapshot_store import remove_folder, stored_bytes
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.planning.retention import is_kept
@@ -74,6 +75,7 @@ def gc(
 ) -> None:
     """Remove what the ledger can do without: leftovers of attempts, invalidated results, snapshots beyond policy."""
     plan, ledger = read_plan(file, overlay)
+    require_folder(plan, "gc")
     garbage = collect(plan, ledger, caches)
     if not dry_run:
         garbage = remove(garbage, ledger)
@@ -208,7 +210,9 @@ def _leftovers(home: Path) -> Iterator[Garbage]:
     for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
         yield Garbage("attempt", path, _size(path), home)
     resume = home / RESUME
-    for path in [resume] if resume.is_dir() and has_spent_checkpoint(home) else find_stale_checkpoints(home):
+    place = Folder(home)
+    is_spent = resume.is_dir() and has_spent_checkpoint(place)
+    for path in [resume] if is_spent else map(place.local, find_stale_checkpoints(place)):
         yield Garbage("resume", path, _size(path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):

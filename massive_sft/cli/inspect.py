@@ -86,7 +86,7 @@ def _ledger_of_requests(plan: Plan, folder: Path) -> Ledger:
 
     Else one in ``folder``: no storage root is made for this, and whoever may only read one can look at what is asked.
     """
-    if plan.root.exists():
+    if plan.storage.exists():
         with suppress(InvalidInput):
             return plan.open_ledger()
     return Ledger.open(folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan, require_folder
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.wording import counted
@@ -70,6 +69,7 @@ def invalidate(
     if not reason.strip():
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
+    require_folder(plan, "invalidate")
     invalidation = find_invalidated(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
     if not dry_run and invalidation.records:
         set_aside(invalidation, ledger, reason.strip())
@@ -170,12 +170,13 @@ def _move(home: Path, names: Collection[str]) -> None:
 def _forget(invalidation: Invalidation, ledger: Ledger) -> None:
     """Remove what is cached: perplexities, and scores of the protocols concerned, made again of the responses."""
     for key in invalidation.perplexities:
-        shutil.rmtree(ledger.cache_dir("perplexity") / key, ignore_errors=True)
+        ledger.storage.delete(f"cache/perplexity/{key}")
     protocols = {protocol for record in invalidation.records for protocol in record.scores}
-    for folder in ledger.cache_dir("scores").glob("*"):
-        for protocol in protocols:
-            for path in folder.glob(f"{protocol}.*"):
-                path.unlink()
+    cache = ledger.storage.at("cache/scores")
+    for weights in (item.name for item in cache.list()):
+        for name in (item.name for item in cache.list(weights)):
+            if name.partition(".")[0] in protocols:
+                cache.delete(f"{weights}/{name}")
 
 
 def _view(invalidation: Invalidation, dry_run: bool) -> Group:

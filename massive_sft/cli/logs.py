@@ -19,6 +19,7 @@ from massive_sft.cli.views import STYLES, make_table
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
 from massive_sft.ledger.store import Ledger
+from massive_sft.running.failures import TRACEBACK
 
 WIDTH = 60  # columns of the curve
 ROWS = 40  # epochs listed
@@ -53,16 +54,17 @@ def logs(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
 
 def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     """Return the attempts at a trajectory that left anything, the newest last."""
-    home = ledger.trajectory_dir(trajectory)
-    seen = read_lease(ledger.lease_of(home))
+    home = ledger.trajectory(trajectory)
+    seen = read_lease(home.at("lease"))
     live = seen.number if seen is not None and seen.seems_live() else 0
-    published = {int(path.name.rpartition("-")[2]): path for path in (home / "training").glob("attempt-*")}
-    own = {int(path.name): path for path in (home / "attempts").glob("*") if path.name.isdecimal()}
+    folders = [path for path in ledger.training_dirs(trajectory) if path.name.startswith("attempt-")]
+    published = {int(path.name.rpartition("-")[2]): path for path in folders}
+    names = {item.name for item in home.list("attempts")} | {path.name for path in home.local("attempts").glob("*")}
     logs = []
-    for number in sorted(published | own):
-        folder = published.get(number) or own[number]
+    for number in sorted(published.keys() | {int(name) for name in names if name.isdecimal()}):
+        folder = published.get(number) or home.local(f"attempts/{number}")
         losses = folder / LOSSES
-        trace = own.get(number, folder) / "traceback.txt"
+        trace = home.fetch_file(f"attempts/{number}/{TRACEBACK}")
         text = trace.read_text() if trace.is_file() else ""
         ended = "failed" if text else "not finished"
         state = "published" if number in published else "at work" if number == live else ended
@@ -192,7 +194,7 @@ def _finite(value: float) -> float | None:
 
 def _cell_traceback(match: CellMatch) -> str:
     """Return why the cell's own work failed; an old traceback of a cell that went well since is not shown."""
-    path = match.ledger.cell_dir(match.id) / "traceback.txt"
+    path = match.ledger.cell(match.id).fetch_file(TRACEBACK)
     return path.read_text() if path.is_file() and not _went_well(match) else ""
 
 

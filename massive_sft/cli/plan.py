@@ -119,7 +119,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "schema": 1,
         "name": plan.sweep.file.name,
-        "root": str(plan.root),
+        "root": str(plan.storage),
         "semantics": {"train": TRAIN_SEMANTICS, "score": SCORE_SEMANTICS, "generation": GENERATION_SEMANTICS},
         "statuses": {str(status): count for status, count in plan.statuses.items()},
         "cells": saved.cells + len(plan.base),

@@ -100,7 +100,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
-    out.print(f"{summary}; results in {selected.root}", soft_wrap=True)
+    out.print(f"{summary}; results in {selected.storage}", soft_wrap=True)
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)
         others = "1 cell is another" if lost == 1 else f"{lost:,} cells are others"

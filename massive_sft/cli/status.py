@@ -30,7 +30,7 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     if as_json:
         print_json(status_json(selected))
     else:
-        console().print(status_view(selected, Ledger(selected.root)), changes_view(find_changes(whole)))
+        console().print(status_view(selected, Ledger(selected.storage)), changes_view(find_changes(whole)))
 
 
 def status_json(plan: Plan) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
         cell.cell.id
         for run in plan.runs
         for cell in run.cells
-        if run.needs_retraining and needs_retraining(plan.root, run.trajectory, [cell])
+        if run.needs_retraining and needs_retraining(plan.storage, run.trajectory, [cell])
     }
     cells = sorted(plan.cells, key=lambda item: item.is_done)
     names = short_names([item.cell.coordinates._asdict() for item in cells])

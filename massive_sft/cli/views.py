@@ -129,7 +129,7 @@ def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
         f"versions in the ids: training {TRAIN_SEMANTICS}, scoring {SCORE_SEMANTICS}, generation {GENERATION_SEMANTICS}"
     )
     store = snapshot_address(plan.sweep)
-    lines.append(f"storage: {plan.root}" + (f", snapshots in {store}" if store else ""))
+    lines.append(f"storage: {plan.storage}" + (f", snapshots in {store}" if store else ""))
     return [Text(line) for line in lines]
 
 

@@ -129,8 +129,13 @@ def _is(path: Path, stat: os.stat_result) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, one key a line, with a final newline. NaN is refused (ValueError)."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write ``value`` as ``json_bytes``. Raises OSError when the disk refuses."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return ``value`` as JSON, one key a line, with a final newline. NaN is refused (ValueError)."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -142,11 +147,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_compressed_lines(path: Path) -> list[str]:
-    """Return the lines of a gzip file. Raises FileNotFoundError, ``Corrupt`` when it is damaged."""
+    """Return the lines of a gzip file. Raises OSError, ``Corrupt`` when it is damaged."""
+    return decompress_lines(path.read_bytes(), str(path))
+
+
+def decompress_lines(data: bytes, path: str) -> list[str]:
+    """Return the lines of a gzip file's content. Raises ``Corrupt``, which names ``path``, when it is damaged."""
     try:
-        return gzip.decompress(path.read_bytes()).decode().split("\n")
-    except FileNotFoundError:
-        raise
+        return gzip.decompress(data).decode().split("\n")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise Corrupt(f"{path}: cannot be read ({error})") from error
 

@@ -37,7 +37,7 @@ def calibrate(plan: Plan, ledger: Ledger) -> int:
     if lease is None:
         return 0
     with lease:
-        table = read_cost_table(ledger.root)
+        table = read_cost_table(ledger.storage)
         recorded = dict(table.cells)
         calibrator = _Calibrator(table, plan, ledger)
         for run in plan.runs:
@@ -47,7 +47,7 @@ def calibrate(plan: Plan, ledger: Ledger) -> int:
             calibrator.cell(cell, None)
         new = sum(recorded.get(cell) != revision for cell, revision in table.cells.items())
         if new:
-            write_cost_table(ledger.root, table)
+            write_cost_table(ledger.storage, table)
     return new
 
 
@@ -109,7 +109,7 @@ class _Calibrator:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
             used_layout = Layout.model_validate(layout)
-            steps = [(step.tokens, step.seconds) for step in read_steps(self.ledger.root / str(curve))]
+            steps = [(step.tokens, step.seconds) for step in read_steps(self.ledger.storage.fetch_file(str(curve)))]
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone
         if workload is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:

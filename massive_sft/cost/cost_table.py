@@ -6,14 +6,14 @@ at any time: the next run makes it anew out of the records it sees.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from massive_sft.core.errors import Corrupt
-from massive_sft.core.files import read_json, write_json
+from massive_sft.core.files import json_bytes
+from massive_sft.ledger.storage import Storage
 
 NAME = "cache/costs.json"
 SCHEMA = 2
@@ -174,10 +174,10 @@ def scoring_key(shape: str, method: str, dtype: str, device: str) -> str:
     return "|".join((shape, method, dtype, device))
 
 
-def read_cost_table(root: Path) -> CostTable:
+def read_cost_table(storage: Storage) -> CostTable:
     """Return what was measured under a storage root; an empty table where there is none, or none that can be read."""
     try:
-        content = read_json(root / NAME)
+        content = json.loads(storage.get(NAME).data)
         if content["schema"] != SCHEMA:
             return CostTable()
         return CostTable(
@@ -189,7 +189,7 @@ def read_cost_table(root: Path) -> CostTable:
             trainings=dict(content["trainings"]),
             cells=dict(content["cells"]),
         )
-    except (OSError, Corrupt, KeyError, TypeError, AttributeError, ValueError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         return CostTable()  # it is made anew out of the records
 
 
@@ -200,6 +200,6 @@ def _row(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def write_cost_table(root: Path, table: CostTable) -> None:
+def write_cost_table(storage: Storage, table: CostTable) -> None:
     """Replace the table under a storage root. Raises OSError."""
-    write_json(root / NAME, {"schema": SCHEMA, **asdict(table)})
+    storage.put(NAME, json_bytes({"schema": SCHEMA, **asdict(table)}))

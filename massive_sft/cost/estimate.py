@@ -185,7 +185,7 @@ class Estimator:
         if recipe.id in self._perplexed:
             return ZERO
         key, workload = perplexity_key(recipe), self.inputs.workload(recipe)
-        cached = not self.whole and (self.inputs.plan.root / "cache" / "perplexity" / key).is_dir()
+        cached = not self.whole and self.inputs.plan.storage.exists(f"cache/perplexity/{key}/perplexity.json")
         done = cached or key in self._perplexed
         self._perplexed |= {key, recipe.id}
         if done:
@@ -205,12 +205,12 @@ def estimate(plan: Plan) -> Cost:
     estimator = Estimator(plan)
     inputs = estimator.inputs
     training = evaluation = gpus = again = saved = ZERO
-    extensions, begun = Extensions(), set(Ledger(plan.root).ids("trajectories"))
+    extensions, begun = Extensions(), set(Ledger(plan.storage).ids("trajectories"))
     to_train = runs_to_train(plan)
     for run in to_train:
         seconds, epochs = estimator.training(run) or UNKNOWN, run.trajectory.epochs
         saved += seconds.times(sum(run.trajectory.snapshots) / epochs - 1)
-        resumed, published = trained_part(plan.root, run) if run.trajectory.id in begun else (0.0, 0)
+        resumed, published = trained_part(plan.storage, run) if run.trajectory.id in begun else (0.0, 0)
         if resumed:
             seconds, extensions = seconds.times(1 - resumed / epochs), extensions.resuming()
         elif published:
@@ -271,4 +271,4 @@ def must_train(plan: Plan, run: RunPlan) -> bool:
     if all(cell.status in _TRAINED for cell in run.cells if not cell.is_done):
         return False
     wanted = {str(epoch) for epoch in run.trajectory.snapshots}
-    return not wanted <= trained_epochs(plan.root, run.trajectory)
+    return not wanted <= trained_epochs(plan.storage, run.trajectory)

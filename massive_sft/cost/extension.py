@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from massive_sft.cost.duration import ZERO, Quantity
 from massive_sft.ledger.resume_state import find_resume_states
+from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
 from massive_sft.planning.trained import trained_epochs
@@ -38,18 +38,18 @@ class Extensions:
         return replace(self, repeated=self.repeated + 1, epochs=self.epochs + epochs, again=self.again + again)
 
 
-def trained_part(root: Path, run: RunPlan) -> tuple[float, int]:
+def trained_part(storage: Root, run: RunPlan) -> tuple[float, int]:
     """Return how many epochs of a run are trained: by the state it goes on from, and by what is published.
 
     The first is 0 where there is no state; it is judged by its name alone.
     """
-    trained = trained_epochs(root, run.trajectory)
+    trained = trained_epochs(storage, run.trajectory)
     published = min(max(map(int, trained), default=0), run.trajectory.epochs)
-    return _epochs_resumed(root, run, trained), published
+    return _epochs_resumed(storage, run, trained), published
 
 
-def _epochs_resumed(root: Path, run: RunPlan, trained: Collection[str]) -> float:
-    states = find_resume_states(Ledger(root).trajectory_dir(run.trajectory.id))
+def _epochs_resumed(storage: Root, run: RunPlan, trained: Collection[str]) -> float:
+    states = find_resume_states(Ledger(storage).trajectory(run.trajectory.id))
     if not states or not run.steps_per_epoch:
         return 0.0
     missing = min((epoch for epoch in run.trajectory.snapshots if str(epoch) not in trained), default=0)

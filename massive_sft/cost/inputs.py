@@ -32,7 +32,7 @@ class CostInputs:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.table: CostTable = read_cost_table(plan.root)
+        self.table: CostTable = read_cost_table(plan.storage)
         self.requests = ScoringWorkloads(plan.root)
         self._tokens = TokenCache(plan.root)
         self._shapes: dict[Model, ModelShape | None] = {}

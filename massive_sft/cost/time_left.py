@@ -44,7 +44,7 @@ class TimeLeft:
         cells = {cell.cell.id: estimator.cell(cell, None, cell.unmet).value for cell in plan.base if not cell.is_done}
         for run in plan.todo:
             for cell in run.cells:
-                if not cell.is_done and (retrain or not needs_retraining(plan.root, run.trajectory, [cell])):
+                if not cell.is_done and (retrain or not needs_retraining(plan.storage, run.trajectory, [cell])):
                     cells[cell.cell.id] = estimator.cell(cell, run, cell.unmet).value
         trained = {name: None if seconds is None else seconds.value for name, seconds in estimates.items()}
         return cls(trained, {name: seconds or None for name, seconds in cells.items()})

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Reques
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import load, seeded
+from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice, choose
 
 SCHEMA = 1
@@ -51,9 +51,9 @@ class BenchmarkResult:
 
 
 def aggregate(
-    benchmark: BenchmarkRequests, folder: Path, weights: str, sandbox: Choice | None = None
+    benchmark: BenchmarkRequests, place: Storage, weights: str, sandbox: Choice | None = None
 ) -> BenchmarkResult:
-    """Score the responses of one model's weights to one benchmark, under ``folder``.
+    """Score the responses of one model's weights to one benchmark, which lie in ``place``.
 
     Raises:
         TaskUnavailable: the benchmark's data changed since its requests were built, or its metric fails.
@@ -64,7 +64,7 @@ def aggregate(
     for_groups: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for leaf in benchmark.requests.leaves:
-        requests, responses = read_responses(benchmark.requests, leaf, folder, weights)
+        requests, responses = read_responses(benchmark.requests, leaf, place, weights)
         with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
             values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
             tasks[leaf.name] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
+from massive_sft.ledger.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class Answer:
     finish: str | None
 
 
-def read_answers(requests: RequestSet, folder: Path) -> Iterator[Answer]:
+def read_answers(requests: RequestSet, place: Storage) -> Iterator[Answer]:
     """Yield a cell's answers to a benchmark, task by task, in the documents' order.
 
     Args:
         requests: what was asked.
-        folder: the cell's responses under the protocol.
+        place: the cell's responses under the protocol.
 
     Raises:
         FileNotFoundError: it was not answered here, or not to its end.
         Corrupt: a file is damaged, or answers other requests.
     """
     for leaf in requests.leaves:
-        yield from _leaf_answers(requests, leaf, folder)
+        yield from _leaf_answers(requests, leaf, place)
 
 
-def _leaf_answers(requests: RequestSet, leaf: Leaf, folder: Path) -> Iterator[Answer]:
+def _leaf_answers(requests: RequestSet, leaf: Leaf, place: Storage) -> Iterator[Answer]:
     golds = read_gold(requests, leaf.name)
-    pairs = zip(*read_responses(requests, leaf, folder, None), strict=True)
+    pairs = zip(*read_responses(requests, leaf, place, None), strict=True)
     for doc, group in groupby(pairs, key=lambda pair: pair[0].doc):
         yield _answer(leaf.name, doc, golds.get(doc), list(group))
 

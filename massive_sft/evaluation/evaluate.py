@@ -16,6 +16,7 @@ from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice
 from massive_sft.sweep import schema
 
@@ -30,6 +31,7 @@ class EvaluationResult:
         happened: by benchmark label, counts of shards and memory splits; empty for a score from the cache.
         seconds: by benchmark label, what it took; nothing for a score from the cache.
         load_seconds: what loading the model took; None when it was not loaded.
+        files: SHA-256 of what was written of scores, by its key below the cell.
     """
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class EvaluationResult:
     happened: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     load_seconds: float | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class _LazyScorer:
@@ -67,7 +70,7 @@ def evaluate(
     protocol: schema.Protocol,
     weights: str,
     make_scorer: Callable[[], Scorer],
-    folder: Path,
+    place: Storage,
     cache: ScoreCache,
     sandbox: Choice | None = None,
     confirm: Callable[[], None] = lambda: None,
@@ -80,7 +83,7 @@ def evaluate(
 
     Args:
         weights: the id of the weights, under which scores are shared.
-        folder: responses go to ``folder/responses/<protocol>/``, scores and per-sample values to ``folder/scores/``.
+        place: responses go below ``responses/<protocol>/`` in it, scores and per-sample values below ``scores/``.
         confirm: called before scores are written; raises when they may not count.
         ends: the tokens that the scorer ends an answer at.
     """
@@ -91,7 +94,7 @@ def evaluate(
         scores = cache.get(weights, pid)
         if scores is None:
             try:
-                shards = folder / "responses" / pid
+                shards = place.at(f"responses/{pid}")
                 table, samples = _make_scores(benchmark, shards, weights, scorer, sandbox, result)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
@@ -99,7 +102,8 @@ def evaluate(
             scores = {**table, "protocol": pid}, samples
             cache.put(weights, pid, *scores)
         confirm()
-        write(folder / "scores", pid, *scores)
+        written = write(place.at("scores"), pid, *scores)
+        result.files |= {f"scores/{key}": value for key, value in written.items()}
         result.scores[label] = scores[0]
     result.load_seconds = scorer.load_seconds
     return result
@@ -107,7 +111,7 @@ def evaluate(
 
 def _make_scores(
     benchmark: BenchmarkRequests,
-    shards: Path,
+    shards: Storage,
     weights: str,
     scorer: _LazyScorer,
     sandbox: Choice | None,

@@ -7,14 +7,14 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from massive_sft.core import files
-from massive_sft.core.checksummed_json import read_sealed, seal
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import json_bytes
 from massive_sft.core.fingerprint import canonical_json, fingerprint
 from massive_sft.evaluation.requests import RequestSet
+from massive_sft.ledger.storage import Storage
 from massive_sft.sweep import schema, semantics
 
 
@@ -45,44 +45,46 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """Scores under ``root/<weights id>/``: a base model is scored once per storage root.
+    """Scores below ``<weights id>/`` in ``place``: a base model is scored once per storage root.
 
     ``<protocol id>.json`` is the table, sealed, with the checksum of ``<protocol id>.parquet``, the per-sample values.
     An unsound entry counts as not there: it is scored again.
     """
 
-    root: Path
+    place: Storage
 
     def get(self, weights: str, protocol: str) -> tuple[dict[str, Any], bytes] | None:
         """Return (table, per-sample values as Parquet), or ``None`` when there are none that are sound."""
-        table_path, samples_path = paths(self.root / weights, protocol)
+        place, (table_key, samples_key) = self.place.at(weights), keys(protocol)
         try:
-            entry = read_sealed(table_path)
-            samples = samples_path.read_bytes()
+            entry = json.loads(unseal(place.get(table_key).data, f"{place}/{table_key}"))
+            samples = place.get(samples_key).data
         except FileNotFoundError:
             return None
         except Corrupt as error:
             log.warning("%s; it is scored again", error)
             return None
         if hashlib.sha256(samples).hexdigest() != entry["samples"]:
-            log.warning("%s: does not match its checksum; it is scored again", samples_path)
+            log.warning("%s/%s: does not match its checksum; it is scored again", place, samples_key)
             return None
         return entry["table"], samples
 
     def put(self, weights: str, protocol: str, table: dict[str, Any], samples: bytes) -> None:
-        """Store scores atomically."""
-        table_path, samples_path = paths(self.root / weights, protocol)
-        files.write_bytes(samples_path, samples)
-        files.write_bytes(table_path, seal({"table": table, "samples": hashlib.sha256(samples).hexdigest()}))
+        """Store scores, the table last."""
+        place, (table_key, samples_key) = self.place.at(weights), keys(protocol)
+        place.put(samples_key, samples)
+        place.put(table_key, seal({"table": table, "samples": hashlib.sha256(samples).hexdigest()}))
 
 
-def paths(folder: Path, protocol: str) -> tuple[Path, Path]:
-    """Return where a folder keeps a protocol's table and per-sample values."""
-    return folder / f"{protocol}.json", folder / f"{protocol}.parquet"
+def keys(protocol: str) -> tuple[str, str]:
+    """Return where a protocol's table and per-sample values lie among others."""
+    return f"{protocol}.json", f"{protocol}.parquet"
 
 
-def write(folder: Path, protocol: str, table: dict[str, Any], samples: bytes) -> None:
-    """Write a protocol's per-sample values, then its table, each atomically."""
-    table_path, samples_path = paths(folder, protocol)
-    files.write_bytes(samples_path, samples)
-    files.write_json(table_path, json.loads(canonical_json(table)))  # in the order that the cache gives it back
+def write(place: Storage, protocol: str, table: dict[str, Any], samples: bytes) -> dict[str, str]:
+    """Write a protocol's per-sample values, then its table; return the SHA-256 of each by its key."""
+    table_key, samples_key = keys(protocol)
+    text = json_bytes(json.loads(canonical_json(table)))  # in the order that the cache gives it back
+    place.put(samples_key, samples)
+    place.put(table_key, text)
+    return {table_key: hashlib.sha256(text).hexdigest(), samples_key: hashlib.sha256(samples).hexdigest()}

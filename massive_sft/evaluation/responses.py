@@ -1,4 +1,4 @@
-"""Responses on disk: one checksummed file per shard of a request set's leaf task."""
+"""Responses in the ledger: one checksummed object per shard of a request set's leaf task."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import decompress_lines
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.requests import Leaf, Request, RequestSet
+from massive_sft.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -51,15 +52,15 @@ _KINDS: dict[str, Callable[..., Response]] = {"scored": LikelihoodResponse, "gen
 AnswerShard = Callable[[Sequence[Request], Path], tuple[list[Response], dict[str, int]]]
 
 
-def shard_path(folder: Path, leaf: str, number: int) -> Path:
-    """Return where a shard's responses lie: ``<folder>/<leaf>/<number>.jsonl.gz``."""
-    return folder / sets.file_name(leaf) / f"{number:05d}.jsonl.gz"
+def shard_key(leaf: str, number: int) -> str:
+    """Return where a shard's responses lie below those of a request set: ``<leaf>/<number>.jsonl.gz``."""
+    return f"{sets.file_name(leaf)}/{number:05d}.jsonl.gz"
 
 
-def write_shard(
-    path: Path, weights: str, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]
-) -> None:
-    """Write one shard atomically: a header with weights, checksums and what happened, then one line per response."""
+def shard_bytes(
+    weights: str, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]
+) -> bytes:
+    """Return one shard: a header with weights, checksums and what happened, then one line per response."""
     lines = [json.dumps({"kind": r.kind, **asdict(r)}, ensure_ascii=False, sort_keys=True) for r in responses]
     header = {
         "schema": SCHEMA,
@@ -70,17 +71,20 @@ def write_shard(
         "happened": happened,
     }
     text = "\n".join([json.dumps(header, sort_keys=True), *lines])
-    files.write_bytes(path, gzip.compress(text.encode(), mtime=0))
+    return gzip.compress(text.encode(), mtime=0)
 
 
-def read_shard(path: Path, weights: str | None, requests: Sequence[Request]) -> tuple[list[Response], dict[str, int]]:
+def read_shard(
+    place: Storage, key: str, weights: str | None, requests: Sequence[Request]
+) -> tuple[list[Response], dict[str, int]]:
     """Read one shard's responses, and what happened; with ``weights`` None whatever weights answered.
 
     Raises:
         FileNotFoundError: it has not been scored.
         Corrupt: it cannot be read, fails its checksum, or holds other weights' answers or answers to other requests.
     """
-    header_line, *lines = files.read_compressed_lines(path)
+    path = f"{place}/{key}"
+    header_line, *lines = decompress_lines(place.get(key).data, path)
     try:
         header: dict[str, Any] = json.loads(header_line)
     except ValueError as error:
@@ -102,8 +106,8 @@ def _checksum_of(requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def answer_requests(requests: RequestSet, folder: Path, weights: str, answer: AnswerShard) -> dict[str, int]:
-    """Answer every shard that has no valid file under ``folder`` yet; return the sums of what happened.
+def answer_requests(requests: RequestSet, place: Storage, weights: str, answer: AnswerShard) -> dict[str, int]:
+    """Answer every shard that is not valid in ``place`` yet; return the sums of what happened.
 
     ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered
     again (``shards_replaced``); finished ones are left as they are.
@@ -111,28 +115,28 @@ def answer_requests(requests: RequestSet, folder: Path, weights: str, answer: An
     totals = {"shards": 0, "shards_found": 0, "shards_replaced": 0}
     for leaf in requests.leaves:
         for number, shard in enumerate(sets.shards(sets.read_requests(requests, leaf))):
-            path = shard_path(folder, leaf.name, number)
+            key = shard_key(leaf.name, number)
             totals["shards"] += 1
             try:
-                _, happened = read_shard(path, weights, shard)
+                _, happened = read_shard(place, key, weights, shard)
                 totals["shards_found"] += 1
             except (FileNotFoundError, Corrupt) as error:
                 if isinstance(error, Corrupt):
                     log.warning("%s; it is answered again", error)
                     totals["shards_replaced"] += 1
                 responses, happened = answer(shard, requests.folder / TOKENS)
-                write_shard(path, weights, shard, responses, happened)
+                place.put(key, shard_bytes(weights, shard, responses, happened))
             for name, count in happened.items():
                 totals[name] = totals.get(name, 0) + count
     return totals
 
 
 def read_responses(
-    requests: RequestSet, leaf: Leaf, folder: Path, weights: str | None
+    requests: RequestSet, leaf: Leaf, place: Storage, weights: str | None
 ) -> tuple[list[Request], list[Response]]:
     """Read a leaf's requests and their responses, in order. Raises like ``read_shard``."""
     asked = sets.read_requests(requests, leaf)
     answered: list[Response] = []
     for number, shard in enumerate(sets.shards(asked)):
-        answered += read_shard(shard_path(folder, leaf.name, number), weights, shard)[0]
+        answered += read_shard(place, shard_key(leaf.name, number), weights, shard)[0]
     return asked, answered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import shutil
@@ -9,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core import files
 from massive_sft.core.errors import Corrupt, LeaseLost
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.lease import TTL_S, Claim, Lease, LeaseWatch
 from massive_sft.ledger.manifest import seal_folder, verify_folder
-from massive_sft.ledger.snapshot_store import remove_folder, store_folder
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.snapshot_store import NAME as STORED
+from massive_sft.ledger.snapshot_store import StoredFolder, remove_folder, store_folder
+from massive_sft.ledger.storage import Root
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,13 @@ class Attempt:
     """
 
     trajectory: str
-    storage: Folder
+    storage: Root
     claim: Claim
     lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def begin(
-        cls, trajectory: str, storage: Folder, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
+        cls, trajectory: str, storage: Root, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
     ) -> Attempt | None:
         """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
         while True:
@@ -76,7 +77,7 @@ class Attempt:
 
     @property
     def home(self) -> Path:
-        """The trajectory's folder."""
+        """The trajectory's folder on this machine."""
         return self.storage.local()
 
     @property
@@ -113,7 +114,7 @@ class Attempt:
         while not is_own:
             self.claim.verify()
             try:
-                hashes = verify_folder(target)
+                hashes = verify_folder(self.storage.fetch(relative))
                 break
             except Corrupt as error:
                 log.warning("%s; it is set aside and published anew", error)
@@ -139,7 +140,9 @@ class Attempt:
         pointer = source.with_name(f"{source.name}-{secrets.token_hex(4)}")  # a process that was killed left its own
         pointer.mkdir()
         shutil.copyfile(source / copied, pointer / copied)
-        stored = store_folder(source, pointer, store.at(f"{self.trajectory}/{Path(relative).name}"))
+        key = f"attempts/{self.number}/{pointer.name}"
+        place = store.at(f"{self.trajectory}/{Path(relative).name}")
+        stored = store_folder(source, pointer, place, lambda: self.storage.push(key))
         try:
             self.claim.verify()
             return self.publish(relative, pointer)
@@ -152,13 +155,13 @@ class Attempt:
 
         Raises ``LeaseLost`` when another attempt owns the trajectory; then it may be that one's, and stays.
         """
-        target, aside = self.home / relative, self.folder / f"aside-{secrets.token_hex(4)}"
+        aside = self.folder / f"aside-{secrets.token_hex(4)}"
         self.claim.verify()
-        files.move_folder(target, aside)
+        self.storage.set_aside(relative, aside)
         try:
             self.claim.verify()
         except LeaseLost:
-            files.move_folder(aside, target)
+            self.storage.upload(aside, relative)
             raise
 
     def release(self) -> None:
@@ -169,9 +172,8 @@ class Attempt:
     def remove_checkpoint(self) -> None:
         """Remove what the trajectory could go on from. Raises ``LeaseLost`` when another attempt owns it."""
         self.claim.verify()
-        (self.home / RESUME / LATEST).unlink(missing_ok=True)
-        if (self.home / RESUME).is_dir():
-            shutil.rmtree(self.home / RESUME)
+        self.storage.delete(f"{RESUME}/{LATEST}")
+        self.storage.delete(RESUME)
 
     def clean_up(self) -> None:
         """Remove what attempts wrote and did not publish, here and in object stores; their logs stay.
@@ -179,13 +181,29 @@ class Attempt:
         Raises ``LeaseLost`` when another attempt owns the trajectory.
         """
         self.claim.verify()
-        for folder in self.folder.parent.iterdir():
-            if folder.name.isdigit() and int(folder.name) <= self.number:
-                for leftover in (path for path in folder.iterdir() if path.is_dir()):
-                    try:
-                        remove_folder(leftover)
-                    except OSError as error:
-                        log.warning("%s is left to gc: %s", leftover, error)
+        for upload in self.storage.leftovers():
+            self.storage.delete(upload)
+        for number in _folders_of(self.storage, "attempts"):
+            if number.isdigit() and int(number) <= self.number:
+                for name in _folders_of(self.storage, f"attempts/{number}"):
+                    self._remove_leftover(f"attempts/{number}/{name}")
+
+    def _remove_leftover(self, key: str) -> None:
+        """Remove a folder of an attempt with what it uploaded, unless that is published: then only what named it."""
+        folder = self.storage.fetch(key)
+        try:
+            for path in list(folder.rglob(STORED)):
+                if StoredFolder.read(path.parent) in self._published():
+                    path.unlink()
+            remove_folder(folder)
+            self.storage.delete(key)
+        except (OSError, Corrupt) as error:
+            log.warning("%s is left to gc: %s", folder, error)
+
+    def _published(self) -> list[StoredFolder | None]:
+        """Return where the trajectory's snapshots lie in object stores."""
+        names = (item.name for item in self.storage.list("snapshots"))
+        return [StoredFolder.read(self.storage.fetch(f"snapshots/{name}")) for name in names]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"lease": None}
@@ -197,17 +215,26 @@ class Attempt:
         self.release()
 
 
-def find_stale_checkpoints(home: Path) -> list[Path]:
-    """Return the folders below a trajectory's ``resume`` and ``kept`` that do not count.
+def find_stale_checkpoints(storage: Root) -> list[str]:
+    """Return the places below a trajectory's ``resume`` and ``kept`` that do not count, here or for all.
 
     Their writer was killed, or superseded.
     """
-    stale: list[Path] = []
-    for folder in (home / RESUME, home / KEPT):
+    stale: list[str] = []
+    for folder in (RESUME, KEPT):
         try:
-            name = files.read_json(folder / LATEST)["name"]
-        except (FileNotFoundError, Corrupt, KeyError, TypeError):
+            name = json.loads(storage.get(f"{folder}/{LATEST}").data)["name"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             name = None
-        if folder.is_dir():
-            stale += sorted(path for path in folder.iterdir() if path.is_dir() and path.name != name)
+        there = {item.name for item in storage.list(folder)} | _folders(storage.local(folder))
+        stale += [f"{folder}/{own}" for own in sorted(there - {name, LATEST})]
     return stale
+
+
+def _folders_of(storage: Root, prefix: str) -> list[str]:
+    """Return the names of the folders below a prefix, of those that are published and of those on this machine."""
+    return sorted({item.name for item in storage.list(prefix) if not item.mark} | _folders(storage.local(prefix)))
+
+
+def _folders(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir() if path.is_dir()} if place.is_dir() else set()

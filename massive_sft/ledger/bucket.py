@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.ledger.manifest import NAME as MANIFEST
@@ -54,7 +54,7 @@ class Bucket:
     prefix: str = ""
 
     @classmethod
-    def of(cls, address: str) -> Bucket:
+    def of(cls, address: str) -> Self:
         """Return the place that ``s3://bucket/prefix`` names. Raises ValueError for what is no such address."""
         match = ADDRESS.fullmatch(address)
         if match is None:

@@ -23,6 +23,12 @@ PLACE, LIMIT = "MASSIVE_SFT_CACHE", "MASSIVE_SFT_CACHE_SIZE"  # environment vari
 DEFAULT_LIMIT = "200GB"
 
 
+def machine_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of this machine that copies lie in: ``MASSIVE_SFT_CACHE``, else in the user's cache folder."""
+    user = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(environment.get(PLACE) or f"{user}/massive-sft").expanduser().absolute()
+
+
 @dataclass(frozen=True)
 class FolderCache:
     """Copies of folders on a disk of this machine.
@@ -41,14 +47,12 @@ class FolderCache:
 
         Raises InvalidInput when ``MASSIVE_SFT_CACHE_SIZE`` is no size.
         """
-        user = environment.get("XDG_CACHE_HOME") or "~/.cache"
-        place = environment.get(PLACE) or f"{user}/massive-sft"
         size = environment.get(LIMIT) or DEFAULT_LIMIT
         try:
             limit = parse_size(size)
         except ValueError as error:
             raise InvalidInput(Problem(LIMIT, "must be a size, such as 200GB", size)) from error
-        return cls(Path(place).expanduser().absolute() / "snapshots", limit)
+        return cls(machine_folder(environment) / "snapshots", limit)
 
     @contextmanager
     def hold(self, key: str, size_bytes: int, fetch: Callable[[Path], None]) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
 from massive_sft.ledger.record_places import FOLDER as RECORDS
 from massive_sft.ledger.record_places import RecordPlaces, Together, WithCells
-from massive_sft.ledger.storage import Folder, Storage
+from massive_sft.ledger.storage import Root, Storage
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ SCHEMA = 3
 WITH_CELLS = 2
 
 
-def check(root: Storage, place: str) -> int:
+def check(root: Root, place: str) -> int:
     """Return the schema of the ledger under a root.
 
     Args:
@@ -56,7 +56,7 @@ def check(root: Storage, place: str) -> int:
     return schema
 
 
-def prepare(root: Folder, folders: tuple[str, ...], place: str) -> None:
+def prepare(root: Root, folders: tuple[str, ...], place: str) -> None:
     """Make a root ready for writing: prove that of several writers one wins there, then write the marker last.
 
     A ledger of schema 1 becomes one of schema 2. Nothing of it is converted; versions that know only 1 refuse it from
@@ -93,7 +93,7 @@ def _schema_by_folders(root: Storage) -> int:
     return WITH_CELLS if "cells" in names and RECORDS not in names else SCHEMA
 
 
-def record_places(root: Storage) -> RecordPlaces:
+def record_places(root: Root) -> RecordPlaces:
     """Return where the records of the ledger under a root lie, or would if it is to be one. Raises as ``check``."""
     is_ledger = any(item.name == NAME for item in root.list())
     schema = check(root, "storage.root") if is_ledger else _schema_by_folders(root)
@@ -111,6 +111,5 @@ def ledger_id(root: Storage) -> str:
     return root.get(ID).data.decode().strip()
 
 
-def _unusable(root: Storage, place: str, error: OSError) -> InvalidInput:
-    rule = f"must be a folder that can be written and holds hard links ({error.strerror or error})"
-    return InvalidInput(Problem(place, rule, str(root)))
+def _unusable(root: Root, place: str, error: OSError) -> InvalidInput:
+    return InvalidInput(Problem(place, f"{root.rule} ({error.strerror or error})", str(root)))

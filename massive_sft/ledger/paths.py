@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from massive_sft.core.fingerprint import ID_LENGTH
-from massive_sft.ledger.storage import Folder, Storage
+from massive_sft.ledger.storage import Root, Storage
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
+_OF_TRAINING = re.compile(r"(epoch|attempt)-\d+")
 
 
 class LedgerPaths:
     """The places of a ledger, which need not exist. Names are listed here, no file is opened.
 
     Attributes:
-        root: the storage root, as a local folder.
-        storage: the same, as what everything is written through.
+        storage: what everything is written through.
+        root: where files of it lie on this machine: the storage root itself, of an object store the copies of it.
     """
 
-    def __init__(self, storage: Folder):
+    def __init__(self, storage: Root):
         self.storage = storage
 
     @property
@@ -28,21 +29,29 @@ class LedgerPaths:
         return self.storage.local()
 
     @property
-    def sweeps(self) -> Folder:
+    def sweeps(self) -> Root:
         """What the sweeps of this root say of themselves, each below its name."""
         return self.storage.at("sweeps")
+
+    def cell(self, cell: str) -> Root:
+        """Return the place of a cell."""
+        return self.storage.at(cell_key(cell))
 
     def cell_dir(self, cell: str) -> Path:
         """Return the folder of a cell; it need not exist."""
         return self.storage.local(cell_key(cell))
 
+    def trajectory(self, trajectory: str) -> Root:
+        """Return the place of a trajectory."""
+        return self.storage.at(f"trajectories/{checked_id(trajectory)}")
+
     def trajectory_dir(self, trajectory: str) -> Path:
         """Return the folder of a trajectory; it need not exist."""
         return self.storage.local(f"trajectories/{checked_id(trajectory)}")
 
-    def snapshot_dir(self, trajectory: str, epoch: int) -> Path:
-        """Return the folder where a snapshot of a trajectory is published; it need not exist."""
-        return self.trajectory_dir(trajectory) / "snapshots" / f"epoch-{epoch}"
+    def snapshots(self, trajectory: str) -> frozenset[str]:
+        """Return the names, ``epoch-<n>``, of the snapshots that are published of a trajectory; none is looked at."""
+        return frozenset(item.name for item in self.trajectory(trajectory).list("snapshots"))
 
     def training_dirs(self, trajectory: str) -> list[Path]:
         """Return the folders that say how a trajectory's trainings went, in the order in which they count.
@@ -50,25 +59,26 @@ class LedgerPaths:
         First ``epoch-<n>``, published with that snapshot while its training went on, by epoch; then ``attempt-<n>``,
         of finished trainings, by attempt.
         """
-        home = self.trajectory_dir(trajectory) / "training"
-        return [
-            path
-            for kind in ("epoch", "attempt")
-            for path in sorted(home.glob(f"{kind}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        ]
+        home = self.trajectory(trajectory).at("training")
+        named = [(*item.name.rsplit("-", 1), item.name) for item in home.list() if _OF_TRAINING.fullmatch(item.name)]
+        by_number = sorted(named, key=lambda one: int(one[1]))
+        return [home.fetch(name) for kind in ("epoch", "attempt") for own, _, name in by_number if own == kind]
 
     def sweep_dir(self, name: str) -> Path:
         """Return the folder of a sweep by its name; it need not exist."""
         return self.sweep(name).local()
 
-    def sweep(self, name: str) -> Folder:
+    def sweep(self, name: str) -> Root:
         """Return the place of a sweep by its name."""
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"no name of a sweep: {name!r}")
         return self.sweeps.at(name)
 
     def cache_dir(self, kind: str) -> Path:
-        """Return the folder of a cache: ``tokens``, ``requests`` or ``bases``."""
+        """Return the folder of a cache: ``tokens``, ``requests``, ``perplexity``.
+
+        Where the root is an object store each machine has its own.
+        """
         return self.storage.local(f"cache/{kind}")
 
     def cell_and_trajectory_dirs(self) -> Iterator[Path]:
@@ -76,7 +86,7 @@ class LedgerPaths:
         for kind in ("trajectories", "cells"):
             yield from (self.storage.local(f"{kind}/{name}") for name in self.ids(kind))
 
-    def lease_of(self, home: Path) -> Folder:
+    def lease_of(self, home: Path) -> Root:
         """Return where the leases on a cell's or a trajectory's folder lie."""
         return self.storage.at(f"{home.relative_to(self.root).as_posix()}/lease")
 

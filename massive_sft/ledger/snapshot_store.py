@@ -12,7 +12,7 @@ import errno
 import logging
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +124,14 @@ class StoredFolder:
             return False
 
 
-def store_folder(source: Path, pointer: Path, place: Bucket) -> StoredFolder:
+def store_folder(source: Path, pointer: Path, place: Bucket, told: Callable[[], None]) -> StoredFolder:
     """Seal a finished folder and upload it; it is gone from here then.
 
     Args:
         source: the folder.
         pointer: the folder that is to be published in its place.
         place: where those of one trajectory and epoch lie; each upload is given a prefix of its own below.
+        told: called once ``pointer`` names it, before anything is uploaded.
 
     Raises:
         OSError: the store refuses, or cannot be asked. What is there of it by then, ``pointer`` names.
@@ -139,6 +140,7 @@ def store_folder(source: Path, pointer: Path, place: Bucket) -> StoredFolder:
     sizes = {name: (source / name).stat().st_size for name in hashes}
     stored = StoredFolder(place.at(secrets.token_hex(8)), hashes, sizes)
     stored.write(pointer)
+    told()
     if not stored.place.upload(source, ""):
         raise FileExistsError(errno.EEXIST, "is written by somebody else", str(stored.place))
     return stored

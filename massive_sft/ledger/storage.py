@@ -1,19 +1,19 @@
 """What is needed of a place that holds a ledger or its snapshots, and the first such place: a folder.
 
 Every rule of the ledger (one owner, nothing overwritten, whole or not at all) rests on these few operations alone. The
-other place is a bucket of an object store (``bucket.py``), which holds snapshots.
+other place is a bucket of an object store: for snapshots ``bucket.py``, for a ledger ``bucket_root.py``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from massive_sft.core import files
 
@@ -98,16 +98,55 @@ class Storage(Protocol):
         """Copy an object of any size to a new local file, whose folder is made. Raises FileNotFoundError."""
 
 
+class Root(Storage, Protocol):
+    """A storage that a ledger lies in: what must be files in place lies in a folder of this machine.
+
+    Of a folder those are its own files, and there is nothing to fetch or to push. Of an object store they are copies,
+    or not published yet. A *place* is a prefix that a folder is published at, whole, by ``upload`` or ``push``.
+
+    Attributes:
+        rule: what must be so of it, for who names one of which it is not.
+    """
+
+    rule: ClassVar[str]
+
+    def at(self, prefix: str) -> Root:
+        """As ``Storage.at``."""
+
+    def local(self, prefix: str = "") -> Path:
+        """Return where the files below a prefix are read and written on this machine."""
+
+    def exists(self, key: str = "") -> bool:
+        """Whether an object is there; by default, whether anything is."""
+
+    def fetch(self, prefix: str) -> Path:
+        """Return where this machine has what is published at a place, whole; nothing is there where nothing is.
+
+        Whether it is sound is for the caller to verify. Raises Corrupt where it cannot be told what is published.
+        """
+
+    def fetch_file(self, key: str) -> Path:
+        """Return where this machine has one object, or a file right in a place; likewise."""
+
+    def push(self, prefix: str) -> None:
+        """Publish the local folder of a place, and leave it there; nothing happens where one is published."""
+
+    def set_aside(self, prefix: str, folder: Path) -> None:
+        """Make what is published at a place a local folder, and nothing be there. Raises FileNotFoundError."""
+
+    def leftovers(self) -> Sequence[str]:
+        """Return the prefixes of uploads that were never finished; whoever still works on one is not asked."""
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder of a local disk, NFS or Lustre as a ``Storage``: the keys are paths below it.
-
-    What the ledger asks of its root beyond a ``Storage`` is ``local`` alone: to read and write files in place.
+    """A folder of a local disk, NFS or Lustre as a ``Root``: the keys are paths below it.
 
     Attributes:
         root: an absolute path; it need not exist yet.
     """
 
+    rule: ClassVar[str] = "must be a folder that can be written and holds hard links"
     root: Path
 
     def at(self, prefix: str) -> Folder:
@@ -162,8 +201,31 @@ class Folder:
         shutil.copyfile(self.root / key, path)
 
     def local(self, prefix: str = "") -> Path:
-        """Return where the files below a prefix can be read and written as local ones."""
+        """As ``Root.local``."""
         return self.root / prefix
+
+    def exists(self, key: str = "") -> bool:
+        """As ``Root.exists``."""
+        return (self.root / key).exists()
+
+    def fetch(self, prefix: str) -> Path:
+        """As ``Root.fetch``."""
+        return self.root / prefix
+
+    def fetch_file(self, key: str) -> Path:
+        """As ``Root.fetch_file``."""
+        return self.root / key
+
+    def push(self, prefix: str) -> None:
+        """As ``Root.push``: it is there."""
+
+    def set_aside(self, prefix: str, folder: Path) -> None:
+        """As ``Root.set_aside``, by a rename."""
+        files.move_folder(self.root / prefix, folder)
+
+    def leftovers(self) -> Sequence[str]:
+        """As ``Root.leftovers``: a rename leaves none."""
+        return []
 
     def __str__(self) -> str:
         return str(self.root)

@@ -22,7 +22,7 @@ from massive_sft.ledger.paths import LedgerPaths, cell_key, checked_id
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import SCHEMA, Record, Revision, Status
 from massive_sft.ledger.records import Records
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Root
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Ledger(LedgerPaths):
         corrupt: the unsound files met so far, with what is wrong; each counts as not there.
     """
 
-    def __init__(self, root: Path):
-        super().__init__(Folder(root))
+    def __init__(self, storage: Root):
+        super().__init__(storage)
         self.corrupt: dict[Path, str] = {}
         self._watch = LeaseWatch()
 
@@ -59,26 +59,20 @@ class Ledger(LedgerPaths):
         self.report_corrupt(self.storage.local(key), error)
 
     @classmethod
-    def open(cls, root: str | Path, create: bool = True, place: str = "storage.root") -> Ledger:
+    def open(cls, root: str | Path | Root, create: bool = True, place: str = "storage.root") -> Ledger:
         """Open the ledger under a root.
 
         Args:
-            root: local folder.
+            root: a folder, by its path, or any storage.
             create: for writing, and made where it is not there; else for reading only.
             place: where the root is named, for what is said of it.
 
         Raises:
             InvalidInput: the root cannot be written (``create``), or is no ledger (not ``create``).
-            Unsupported: the root is an object store, or a newer version of massive-sft made it.
+            Unsupported: the root is an address, or a newer version of massive-sft made it.
             Corrupt: ``ledger.json`` is unsound.
         """
-        scheme = _SCHEME.match(str(root))
-        if scheme:
-            raise Unsupported(
-                f"{place}: {redact(str(root))}: {scheme[1]}: is not supported yet, only folders of a local disk, "
-                "NFS or Lustre; mount it or choose a folder"
-            )
-        ledger = cls(Path(root).expanduser().absolute())
+        ledger = cls(_folder_at(root, place) if isinstance(root, str | Path) else root)
         if create:
             marker.prepare(ledger.storage, FOLDERS, place)
         else:
@@ -158,9 +152,11 @@ class Ledger(LedgerPaths):
 
         Raises FileNotFoundError, or ``Corrupt`` when it has changed since.
         """
-        path = self.root / name
-        if hash_file(path) != record.files[name]:
-            raise Corrupt(f"{path}: does not match the checksum in the record of {record.cell}")
+        path = self.storage.local(name)
+        if not path.is_file() or hash_file(path) != record.files[name]:
+            path = self.storage.fetch_file(name)
+            if hash_file(path) != record.files[name]:
+                raise Corrupt(f"{path}: does not match the checksum in the record of {record.cell}")
         return path
 
     def records(self) -> Iterator[Record]:
@@ -253,6 +249,15 @@ class Ledger(LedgerPaths):
         places = self._records.places.of(home.name) if home.parent.name == "cells" else []
         above = max((place.revision.lease for place in places), default=0)
         return Lease.acquire(self.lease_of(home), owner, self._watch, ttl_s, above)
+
+
+def _folder_at(root: str | Path, place: str) -> Folder:
+    """Return the folder that a path means. Raises Unsupported for an address."""
+    scheme = _SCHEME.match(str(root))
+    if scheme:
+        rule = f"{scheme[1]}: is not supported yet, only folders of a local disk, NFS or Lustre"
+        raise Unsupported(f"{place}: {redact(str(root))}: {rule}; mount it or choose a folder")
+    return Folder(Path(root).expanduser().absolute())
 
 
 def _content(data: bytes, place: str) -> Any:

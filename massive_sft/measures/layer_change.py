@@ -240,11 +240,11 @@ def _kinds(names: list[str]) -> dict[str, tuple[int | None, str]]:
     return found
 
 
-def write(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet, atomically."""
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as Parquet."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def summary(table: pa.Table) -> dict[str, Any]:

@@ -7,10 +7,10 @@ told apart; bits per byte are of the text alone, perplexity is told with them an
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from massive_sft.core import files
-from massive_sft.core.checksummed_json import read_sealed, seal
+from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt
 from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
+from massive_sft.ledger.storage import Storage
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 log = logging.getLogger(__name__)
+
+SUMMARY = "perplexity.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Perplexity:
             "memory_splits": self.memory_splits,
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, place: Storage) -> None:
         """Write ``perplexity.parquet`` (one row per sample, in order), then ``perplexity.json``, sealed."""
         columns = {
             f"{name}_{what}": getattr(part, what)
@@ -110,15 +112,14 @@ class Perplexity:
         }
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
-        files.write_bytes(folder / "perplexity.parquet", sink.getvalue().to_pybytes())
-        files.write_bytes(folder / "perplexity.json", seal(self.summary()))
+        place.put("perplexity.parquet", sink.getvalue().to_pybytes())
+        place.put(SUMMARY, seal(self.summary()))
 
 
-def load_summary(folder: Path) -> dict[str, Any] | None:
+def load_summary(place: Storage) -> dict[str, Any] | None:
     """Return the summary that ``Perplexity.save`` wrote; None when there is none, or none that is sound."""
-    path = folder / "perplexity.json"
     try:
-        summary: dict[str, Any] = read_sealed(path)
+        summary: dict[str, Any] = json.loads(unseal(place.get(SUMMARY).data, f"{place}/{SUMMARY}"))
     except FileNotFoundError:
         return None
     except Corrupt as error:

@@ -44,7 +44,7 @@ def find_changes(plan: Plan) -> list[str]:
     Args:
         plan: of the whole sweep.
     """
-    last, now = read_last_plan(Ledger(plan.root).sweep(plan.sweep.file.name)), _content(plan.sweep)
+    last, now = read_last_plan(Ledger(plan.storage).sweep(plan.sweep.file.name)), _content(plan.sweep)
     if last is None:
         return []
     before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down

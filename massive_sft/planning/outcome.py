@@ -33,7 +33,7 @@ class AsPlanAsks:
 
     def __init__(self, plan: Plan):
         self._items = {item.cell.id: item for item in plan.cells}
-        self._ledger = Ledger(plan.root)
+        self._ledger = Ledger(plan.storage)
 
     def __call__(self, record: Record) -> Record:
         """Return the record as far as its sweep asks for it, under the sweep's names."""

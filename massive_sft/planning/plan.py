@@ -14,14 +14,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
-from massive_sft.core.files import read_json
 from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
+from massive_sft.ledger.bucket_root import BucketRoot
+from massive_sft.ledger.marker import NAME as MARKER
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.cautions import find_long_warmups, find_scaled_weights
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
-from massive_sft.planning.snapshot_address import snapshot_address
+from massive_sft.planning.snapshot_address import bucket_address, snapshot_address
 from massive_sft.planning.token_cache import TokenCache
 from massive_sft.planning.trained import needs_retraining
 from massive_sft.sweep import semantics
@@ -39,6 +41,7 @@ from massive_sft.sweep.yaml_errors import format_location
 FINAL_STATUSES = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories: control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators."""
+LOCK = "lock.json"  # of a sweep: the commits that it is pinned to
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Plan:
     """What a sweep means and what is left of it.
 
     Attributes:
+        storage: the storage root.
         base: the base models' cells.
         tasks: the benchmarks, the file's own first, with absolute paths.
         warnings: what the user should know; nothing here stops a run.
@@ -114,7 +118,7 @@ class Plan:
     """
 
     sweep: Sweep
-    root: Path
+    storage: Root
     runs: tuple[RunPlan, ...]
     base: tuple[CellPlan, ...]
     tasks: tuple[Task, ...]
@@ -122,6 +126,11 @@ class Plan:
     missing: tuple[Problem, ...]
     unpinned: tuple[Problem, ...]
     undecided: tuple[Problem, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """Where files of the storage root lie on this machine: caches, and whatever is written in place."""
+        return self.storage.local()
 
     @cached_property
     def cells(self) -> tuple[CellPlan, ...]:
@@ -148,9 +157,9 @@ class Plan:
     def open_ledger(self, create: bool = True) -> Ledger:
         """Open the ledger at the storage root, as ``Ledger.open``; what is wrong with it names the sweep file."""
         place = storage_place(self.sweep)
-        if not create and not self.root.exists():
-            raise InvalidInput(Problem(place, "holds nothing yet: run the sweep first", str(self.root)))
-        return Ledger.open(self.root, create, place)
+        if not create and not self.storage.exists():
+            raise InvalidInput(Problem(place, "holds nothing yet: run the sweep first", str(self.storage)))
+        return Ledger.open(self.storage, create, place)
 
 
 def storage_place(sweep: Sweep) -> str:
@@ -158,42 +167,44 @@ def storage_place(sweep: Sweep) -> str:
     return f"{sweep.path}: storage.root"
 
 
-def storage_root(sweep: Sweep) -> Path:
-    """Return the absolute storage root.
+def storage_root(sweep: Sweep) -> Root:
+    """Return the storage root: an absolute folder, or a bucket.
 
     Raises:
-        InvalidInput: when a ``${NAME}`` in it is not set, it is the address of an object store, or it has a character
+        InvalidInput: when a ``${NAME}`` in it is not set, it is an address of something else, or it has a character
             that messages, shells and address files cannot carry.
     """
-    place = storage_place(sweep)
-    root = resolve_path(sweep.file.storage.root, sweep.folder, place)
-    if "://" in sweep.file.storage.root:
-        rule = "must be a folder (local disk, NFS, Lustre): an object store holds no ledger yet"
-        if sweep.file.storage.root.startswith("s3://"):
-            rule += ", but the weights of snapshots: name a folder here and the store as storage.snapshots"
-        raise InvalidInput(Problem(place, rule, redact(sweep.file.storage.root)))
+    place, text = storage_place(sweep), sweep.file.storage.root
+    if text.startswith("s3://"):
+        return BucketRoot.of(bucket_address(text, place))
+    root = resolve_path(text, sweep.folder, place)
+    if "://" in text:
+        rule = "must be a folder (local disk, NFS, Lustre), or s3://BUCKET/PREFIX"
+        raise InvalidInput(Problem(place, rule, redact(text)))
     if any(unicodedata.category(character) in UNPRINTABLE for character in str(root)):
         rule = "must be a path of printable characters: no line breaks, control characters or bytes that are no text"
         raise InvalidInput(Problem(place, rule, str(root)))
-    return root
+    return Folder(root)
 
 
-def read_lock(root: Path, name: str) -> Commits:
+def read_lock(storage: Root, name: str) -> Commits:
     """Return the commits that a sweep's ``lock.json`` pins; none where there is no lock.
 
     Raises:
         Corrupt: when it is no lock.
     """
-    path = Ledger(root).sweep_dir(name) / "lock.json"
+    place = Ledger(storage).sweep(name)
     try:
-        return Lock.model_validate(read_json(path)).commits
+        return Lock.model_validate(json.loads(place.get(LOCK).data)).commits
     except (FileNotFoundError, NotADirectoryError):
         return Commits()
     except ValidationError as error:
         first = error.errors()[0]
         raise Corrupt(
-            f"{path}: is no lock file ({format_location(first['loc'])}: {first['msg']}); remove it"
+            f"{place}/{LOCK}: is no lock file ({format_location(first['loc'])}: {first['msg']}); remove it"
         ) from error
+    except ValueError as error:
+        raise Corrupt(f"{place}/{LOCK}: is not valid JSON ({error})") from error
 
 
 StatesOf = Callable[[Ledger, Mapping[str, str | None]], dict[str, CellState]]
@@ -212,18 +223,18 @@ def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
         InvalidInput: for contradictions that only show when names are replaced by contents.
         Unsupported: when the ledger is of a newer schema.
     """
-    root = storage_root(sweep)
-    contents = Contents(sweep.folder, read_lock(root, sweep.file.name), FileHashes())
+    storage = storage_root(sweep)
+    contents = Contents(sweep.folder, read_lock(storage, sweep.file.name), FileHashes())
     cells = make_cells(sweep, contents)
     requirements = Requirements(sweep, contents)
-    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, _states(sweep, cells, root, states_of))}
+    plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, _states(sweep, cells, storage, states_of))}
     rules = ResourceRules(sweep)
-    snapshots, counts = snapshot_address(sweep), _TokenCounts(root)
-    runs = [_run_plan(sweep, root, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
+    snapshots, counts = snapshot_address(sweep), _TokenCounts(storage.local())
+    runs = [_run_plan(sweep, storage, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
-        root=root,
+        storage=storage,
         runs=tuple(runs),
         base=tuple(plan for plan in plans.values() if plan.cell.recipe is None),
         tasks=tuple(task for task, _ in requirements.tasks),
@@ -242,11 +253,11 @@ def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
 
 
-def _states(sweep: Sweep, cells: Cells, root: Path, states_of: StatesOf) -> Mapping[str, CellState]:
-    if not (root / "ledger.json").exists():
+def _states(sweep: Sweep, cells: Cells, storage: Root, states_of: StatesOf) -> Mapping[str, CellState]:
+    if not storage.exists(MARKER):
         return {}
     trajectories = {cell.id: cell.recipe.id if cell.recipe else None for cell in cells.cells}
-    return states_of(Ledger.open(root, create=False, place=storage_place(sweep)), trajectories)
+    return states_of(Ledger.open(storage, create=False, place=storage_place(sweep)), trajectories)
 
 
 def _cell_plans(cells: Cells, requirements: Requirements, states: Mapping[str, CellState]) -> Iterable[CellPlan]:
@@ -257,7 +268,7 @@ def _cell_plans(cells: Cells, requirements: Requirements, states: Mapping[str, C
 
 def _run_plan(
     sweep: Sweep,
-    root: Path,
+    storage: Root,
     snapshots: str | None,
     run: Trajectory,
     plans: Mapping[str, CellPlan],
@@ -276,7 +287,7 @@ def _run_plan(
         cells=cells,
         steps_per_epoch=None if samples is None else math.ceil(samples / run.recipe.setting.batch),
         tokens_per_epoch=tokens,
-        needs_retraining=needs_retraining(root, run, cells),
+        needs_retraining=needs_retraining(storage, run, cells),
         snapshots=snapshots,
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,

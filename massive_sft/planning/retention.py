@@ -30,14 +30,14 @@ def count_removed(plan: Plan) -> Counter[str]:
 
 def count_gone(plan: Plan, cells: Collection[str]) -> Counter[str]:
     """Return how many of these cells that are COMPLETE have no snapshot any more, by method."""
-    ledger = Ledger(plan.root)
+    ledger = Ledger(plan.storage)
     return Counter(
         run.trajectory.recipe.setting.method
         for run in plan.runs
         for cell in run.cells
         if cell.cell.id in cells
         and cell.status is Status.COMPLETE
-        and not ledger.snapshot_dir(run.trajectory.id, cell.cell.epoch).is_dir()
+        and f"epoch-{cell.cell.epoch}" not in ledger.snapshots(run.trajectory.id)
     )
 
 

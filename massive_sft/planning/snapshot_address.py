@@ -1,4 +1,4 @@
-"""Where a sweep's snapshots are uploaded to (``storage.snapshots``)."""
+"""Where a sweep's snapshots are uploaded to (``storage.snapshots``), and other addresses of buckets in a sweep file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.paths import expand_variables
 
+IN_ROOT = "weights"  # below a root that is an object store itself
+
 
 def snapshot_address(sweep: Sweep) -> str | None:
-    """Return the address that a sweep's snapshots are uploaded to; None where they stay under the storage root.
+    """Return the address that a sweep's snapshots are uploaded to; None where they stay in a folder, the root.
 
     Raises InvalidInput when a ``${NAME}`` in it is not set, or it is none.
     """
-    text, place = sweep.file.storage.snapshots, f"{sweep.path}: storage.snapshots"
-    if text is None:
-        return None
+    storage = sweep.file.storage
+    if storage.snapshots is not None:
+        return bucket_address(storage.snapshots, f"{sweep.path}: storage.snapshots")
+    if storage.root.startswith("s3://"):
+        return str(Bucket.of(bucket_address(storage.root, f"{sweep.path}: storage.root")).at(IN_ROOT))
+    return None
+
+
+def bucket_address(text: str, place: str) -> str:
+    """Return the address of a bucket that ``text`` means; ``place`` is where it says so. Raises InvalidInput."""
     try:
         return str(Bucket.of(expand_variables(text)))
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""What the token cache under a root says of training sets; only what it lists is looked up."""
+"""What the token cache under a root's local folder says of training sets; only what it lists is looked up."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.errors import Corrupt
-from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.storage import Folder
 
 
 class TokenCache:
     """The descriptions of the training sets that are cached under a root, as they were when this was made."""
 
     def __init__(self, root: Path):
-        self._cache = Ledger(root).storage.at("cache/tokens")
+        self._cache = Folder(root / "cache" / "tokens")
         self._listed: frozenset[str] = frozenset()
         with suppress(OSError):  # nothing that can be read is cached
             self._listed = frozenset(item.name for item in self._cache.list())

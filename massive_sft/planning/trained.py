@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.ledger.record import Status
+from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.trajectory import Trajectory
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from massive_sft.planning.plan import CellPlan
 
 
-def needs_retraining(root: Path, run: Trajectory, cells: Iterable[CellPlan]) -> bool:
+def needs_retraining(storage: Root, run: Trajectory, cells: Iterable[CellPlan]) -> bool:
     """Return whether some cell is trained, but lacks what needs its snapshot, which is gone."""
     lacking = [cell for cell in cells if cell.status in _MAY_BE_TRAINED and _lacks_snapshot_work(cell)]
     if not lacking:
         return False
-    there = {item.name for item in Ledger(root).storage.list(f"trajectories/{run.id}/snapshots")}
+    there = Ledger(storage).snapshots(run.id)
     gone = [cell for cell in lacking if f"epoch-{cell.cell.epoch}" not in there]
     if any(cell.status is not Status.FAILED for cell in gone):
         return True
     # A training stands when only its scores failed or were invalidated.
-    trained = trained_epochs(root, run) if gone else set()
+    trained = trained_epochs(storage, run) if gone else set()
     return any(str(cell.cell.epoch) in trained for cell in gone)
 
 
@@ -38,11 +38,11 @@ def _lacks_snapshot_work(cell: CellPlan) -> bool:
     return any(item.task is not None or item.measure == "layer_change" for item in cell.unmet)
 
 
-def trained_epochs(root: Path, run: Trajectory) -> set[str]:
+def trained_epochs(storage: Root, run: Trajectory) -> set[str]:
     """Return the epochs (as text) up to which a trajectory is trained; what cannot be read counts nothing."""
     trained: set[str] = set()
-    storage = Ledger(root).storage.at(f"trajectories/{run.id}/training")
-    for item in storage.list():
+    training = Ledger(storage).trajectory(run.id).at("training")
+    for item in training.list():
         with suppress(OSError, Corrupt, KeyError, TypeError):
-            trained |= set(read_json(storage.local(item.name) / "training.json")["epochs"])
+            trained |= set(read_json(training.fetch(item.name) / "training.json")["epochs"])
     return trained

@@ -118,7 +118,7 @@ def runs_section(data: ReportData) -> Section:
             f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",
         ),
         ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
-        ("Storage", str(plan.root)),
+        ("Storage", str(plan.storage)),
     ]
     return Section(
         "ran", "What ran", [note], [TableBlock(_models(data)), TableBlock(_settings(plan)), FactBlock(facts)]

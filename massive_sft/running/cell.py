@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost
-from massive_sft.core.fingerprint import digest, fingerprint, hash_file
+from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.lease import Claim
+from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
@@ -54,7 +55,7 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
         listen(skipped(str(error), [cell]))
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
-        leave_traceback(evaluator.ledger.cell_dir(cell.cell.id), error)
+        leave_traceback(evaluator.ledger.cell(cell.cell.id), error)
         record = evaluator.recorder.failed(cell, 1, error_text(error))
     listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
@@ -154,9 +155,7 @@ class CellEvaluator:
             details["cost"]["attention"] = scored.attention
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
-        for protocol in scored.scores:
-            for path in sorted((self.ledger.cell_dir(plan.cell.id) / "scores").glob(f"{protocol}.*")):
-                details["files"][path.relative_to(self.ledger.root).as_posix()] = hash_file(path)
+        details["files"] |= {f"{cell_key(plan.cell.id)}/{key}": scored.files[key] for key in sorted(scored.files)}
         return details
 
     def _score_and_measure(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
@@ -172,7 +171,7 @@ class CellEvaluator:
                 details = self._score(plan, snapshot, weights, details, claim)
             for item in plan.unmet:
                 if item.measure is not None and (item.measure != "layer_change" or found is not None):
-                    with missing_on_failure(details["missing"], item.measure, self.ledger.cell_dir(plan.cell.id)):
+                    with missing_on_failure(details["missing"], item.measure, self.ledger.cell(plan.cell.id)):
                         self._measure(item.measure, plan, run, found[0] if found else None, details)
         details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
         return details

@@ -6,18 +6,19 @@ import errno
 import traceback
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from massive_sft.core.errors import Interrupted, LeaseLost, describe_error
 from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.storage import Storage
 
+TRACEBACK = "traceback.txt"
 # Where nothing more can be written, the others would do their work for nothing.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
-def missing_on_failure(missing: MutableMapping[str, str], name: str, folder: Path) -> Iterator[None]:
-    """Put the reason why a benchmark or measure failed into ``missing``, its traceback into ``folder``, and go on.
+def missing_on_failure(missing: MutableMapping[str, str], name: str, place: Storage) -> Iterator[None]:
+    """Put the reason why a benchmark or measure failed into ``missing``, its traceback into ``place``, and go on.
 
     Raises:
         Interrupted, LeaseLost: the work is to end, or another process does it.
@@ -30,16 +31,15 @@ def missing_on_failure(missing: MutableMapping[str, str], name: str, folder: Pat
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise
-        leave_traceback(folder, error)
+        leave_traceback(place, error)
         missing[name] = redact(describe_error(error))
 
 
-def leave_traceback(folder: Path, error: Exception) -> None:
-    """Write an error's traceback, secrets hidden, into ``folder``; a disk that takes no more of it changes nothing."""
+def leave_traceback(place: Storage, error: Exception) -> None:
+    """Write an error's traceback, secrets hidden, into ``place``; one that takes no more of it changes nothing."""
     text = redact("".join(traceback.format_exception(error)))
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(text)
+        place.put(TRACEBACK, text.encode())
 
 
 def error_text(error: Exception) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.encoding import special_tokens
+from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.store import Ledger
 from massive_sft.measures import layer_change
 from massive_sft.measures.perplexity import load_summary, perplexity
@@ -37,8 +38,8 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     if name == "token_length":
         return token_length(samples_of(run, ledger)[0])
     recipe = run.trajectory.recipe
-    folder = ledger.cache_dir("perplexity") / perplexity_key(recipe)
-    known = load_summary(folder)
+    place = ledger.storage.at(f"cache/perplexity/{perplexity_key(recipe)}")
+    known = load_summary(place)
     if known is not None:
         return known
     began = time.perf_counter()
@@ -47,7 +48,7 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     model = load_for_scoring(recipe.model, None, recipe.setting.precision, device=device_of(gpu))
     result = perplexity(model, samples, special_tokens(load_tokenizer(recipe.model)))
     require_same_model(recipe.model, recipe.parts["base"])
-    result.save(folder)
+    result.save(place)
     seconds[name] = time.perf_counter() - began
     return result.summary()
 
@@ -61,6 +62,6 @@ def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -
     """
     table = layer_change.layer_change(recipe.model, snapshot)
     require_same_model(recipe.model, recipe.parts["base"])
-    path = ledger.cell_dir(cell.id) / LAYERS
-    layer_change.write(path, table)
-    return layer_change.summary(table), {path.relative_to(ledger.root).as_posix(): hash_file(path)}
+    data = layer_change.to_parquet(table)
+    ledger.cell(cell.id).put(LAYERS, data)
+    return layer_change.summary(table), {f"{cell_key(cell.id)}/{LAYERS}": hashlib.sha256(data).hexdigest()}

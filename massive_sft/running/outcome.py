@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from massive_sft.core.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.snapshot_store import open_folder, remove_folder, verify_stored
+from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 
 log = logging.getLogger(__name__)
@@ -63,31 +65,36 @@ def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
     return None
 
 
-def has_spent_checkpoint(home: Path) -> bool:
-    """Return whether no training goes on from the checkpoint in a trajectory's folder, if there is one.
+def has_spent_checkpoint(trajectory: Root) -> bool:
+    """Return whether no training goes on from the checkpoint of a trajectory, by its place, if there is one.
 
     Its writer, or a later attempt, published the outcome of as many steps. A checkpoint beyond the published epochs is
     what a request for more of them goes on from, and so is one of a later attempt.
     """
     try:
-        writer, step = read_json(home / RESUME / LATEST)["name"].split("-")[:2]
+        writer, step = json.loads(trajectory.get(f"{RESUME}/{LATEST}").data)["name"].split("-")[:2]
     except FileNotFoundError:
         return True
-    except (Corrupt, KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return False  # which the next training reports
-    for folder in (home / "training").glob("attempt-*"):
+    for place in (item.name for item in trajectory.list("training") if item.name.startswith("attempt-")):
         try:
-            epochs = read_json(folder / OUTCOME)["epochs"].values()
+            epochs = read_json(trajectory.fetch(f"training/{place}") / OUTCOME)["epochs"].values()
         except (Corrupt, FileNotFoundError):
             continue
-        if int(folder.name.rpartition("-")[2]) >= int(writer) and max(one["steps"] for one in epochs) >= int(step):
+        if int(place.rpartition("-")[2]) >= int(writer) and max(one["steps"] for one in epochs) >= int(step):
             return True
     return False
 
 
+def snapshot_key(epoch: int) -> str:
+    """Return where a snapshot is published, below its trajectory."""
+    return f"snapshots/epoch-{epoch}"
+
+
 def snapshot_folder(ledger: Ledger, trajectory: str, epoch: int) -> Path:
-    """Return where a snapshot is published."""
-    return ledger.snapshot_dir(trajectory, epoch)
+    """Return the folder of a published snapshot; there is none where none is."""
+    return ledger.trajectory(trajectory).fetch(snapshot_key(epoch))
 
 
 def has_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> bool:
@@ -125,10 +132,10 @@ def remove_snapshot(ledger: Ledger, trajectory: str, epoch: int) -> None:
 
     Several processes may do it at once. What disk or store do not let go of is left to ``gc``.
     """
-    folder = snapshot_folder(ledger, trajectory, epoch)
-    if folder.is_dir():
-        with suppress(FileNotFoundError):  # somebody else was faster
-            folder.rename(folder.with_name(f".{folder.name}.removed.{secrets.token_hex(4)}"))
+    place, key = ledger.trajectory(trajectory), snapshot_key(epoch)
+    folder = place.local(key)
+    with suppress(FileNotFoundError):  # it is not there, or somebody else was faster
+        place.set_aside(key, folder.with_name(f".{folder.name}.removed.{secrets.token_hex(4)}"))
     for doomed in folder.parent.glob(f".{folder.name}.removed.*"):  # this one, and of a process that was killed here
         try:
             remove_folder(doomed)

@@ -85,7 +85,7 @@ class Publisher:
         place = f"snapshots/epoch-{epoch}"
         trajectory = self.run.trajectory
         self.ledger.write_spec(trajectory.id, {key: json.loads(text) for key, text in trajectory.recipe.parts.items()})
-        own, there = self.attempt.folder / place, self.attempt.home / place
+        own, there = self.attempt.folder / place, self.attempt.storage.fetch(place)
         if there.is_dir():
             counts = find_trained(self.ledger, trajectory.id, epoch) is not None or _are_equal(own, there)
             if counts and has_snapshot(self.ledger, trajectory.id, epoch):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.files import read_json, write_json
+from massive_sft.core.files import json_bytes
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import LOCK, Plan, make_plan
 from massive_sft.sweep.content import Commits
 
 ASKED_AT_ONCE = 8
@@ -40,16 +41,16 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
     problems = [problem for _, found in answers for problem in found]
     if problems:
         raise InvalidInput(problems)
-    path = plan.open_ledger().sweep_dir(plan.sweep.file.name) / "lock.json"
+    place = plan.open_ledger().sweep(plan.sweep.file.name)
     lock: dict[str, Any] = {"schema": 1, "commits": {}, "files": {}}
     with suppress(FileNotFoundError):
-        lock |= read_json(path)
+        lock |= json.loads(place.get(LOCK).data)  # sound, for the plan was made of it
     commits = Commits.model_validate(lock["commits"])
     for repository, (commit, _) in zip(repositories, answers, strict=True):
         known = (commits.models if repository.kind == "model" else commits.datasets).setdefault(repository.id, {})
         known.setdefault(repository.revision, commit)
         say(f"pinned {repository.id}@{repository.revision} to {known[repository.revision][:12]}")
-    write_json(path, lock | {"commits": commits.model_dump(mode="json")})
+    place.put(LOCK, json_bytes(lock | {"commits": commits.model_dump(mode="json")}))
     return with_gpu_counts(make_plan(plan.sweep, Ledger.states))
 
 

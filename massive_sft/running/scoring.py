@@ -64,16 +64,19 @@ class CellScores:
         missing: why a benchmark is missing, by its label.
         seconds: what answering took, by ``Requirement.id``, and ``load``; nothing for scores that were there.
         attention: the implementation that computed them; None where nothing was computed.
+        files: SHA-256 of the files of scores, by key below the cell.
     """
 
     scores: dict[str, BenchmarkScores] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     attention: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     def add(self, item: Requirement, result: EvaluationResult) -> list[BenchmarkScores]:
         """Add what one benchmark came to; return its scores."""
         self.missing.update(result.missing)
+        self.files |= result.files
         if result.seconds:
             self.seconds[item.id] = sum(result.seconds.values())
         if result.load_seconds is not None:
@@ -113,8 +116,8 @@ class _CellModel:
             self._evaluation.protocol,
             weights,
             self._scorer,
-            ledger.cell_dir(self._cell.id),
-            ScoreCache(ledger.cache_dir("scores")),
+            ledger.cell(self._cell.id),
+            ScoreCache(ledger.storage.at("cache/scores")),
             self._evaluation.code_sandbox,
             self._guards.confirm,
             self._ends(),
@@ -185,7 +188,7 @@ def score(
     model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
     for item in requirements:
         if item.task is not None and item.template is not None:
-            with missing_on_failure(result.missing, item.label, ledger.cell_dir(cell.id)):
+            with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
                 benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
                 for scores in result.add(item, model.evaluate(benchmark, weights, ledger)):

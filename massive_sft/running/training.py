@@ -85,11 +85,12 @@ def train(
     if broadcast_from_rank0(lambda: _is_published(attempt)):
         return
     if is_rank0():
+        attempt.folder.mkdir(parents=True, exist_ok=True)  # of a root in an object store it is this machine's own
         report(Begun())
     warm_up(run.layout)
     cost = _cost_meter(run.layout.gpus > 0)
     samples, counts = samples_of(run, ledger)
-    checkpoints = CheckpointStore(attempt.home, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
+    checkpoints = CheckpointStore(attempt.storage, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
         summary = train_trajectory(
@@ -119,9 +120,8 @@ def _requiring_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
 
 def _is_published(attempt: Attempt) -> bool:
     """Return whether this attempt published its outcome before its process was killed; finish what comes after."""
-    folder = attempt.home / outcome_place(attempt)
     try:
-        verify_folder(folder)
+        verify_folder(attempt.storage.fetch(outcome_place(attempt)))
     except Corrupt:
         return False
     _clean_up(attempt)
@@ -130,6 +130,6 @@ def _is_published(attempt: Attempt) -> bool:
 
 def _clean_up(attempt: Attempt) -> None:
     """Remove what a finished training needs no more; a checkpoint beyond what was asked for stays."""
-    if has_spent_checkpoint(attempt.home):
+    if has_spent_checkpoint(attempt.storage):
         attempt.remove_checkpoint()
     attempt.clean_up()

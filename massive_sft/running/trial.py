@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.ledger.attempt import Attempt
@@ -17,6 +16,7 @@ from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.provenance import capture_provenance
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
+from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
@@ -34,7 +34,7 @@ class Order:
 
     run: RunPlan
     attempt: Attempt
-    root: Path
+    root: Root
 
     @property
     def id(self) -> str:
@@ -93,7 +93,7 @@ def train_run(
         except LeaseLost as error:
             listen(skipped(str(error), trial.remaining))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other trajectories
-            leave_traceback(attempt.folder, error)
+            leave_traceback(attempt.storage.at(f"attempts/{attempt.number}"), error)
             if not attempt.claim.held():  # a lane sends its reason as text, whatever it was
                 listen(skipped(error_text(error), trial.remaining))
                 return
@@ -128,7 +128,7 @@ class _Trial:
             if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
                 self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
                 run = replace(run, settled=self._settled(run, retrain))
-                submit(Order(run, self.attempt, self.ledger.root), self._on_event)
+                submit(Order(run, self.attempt, self.ledger.storage), self._on_event)
         finally:
             self.listen(TrainingEnded(run.trajectory))
         self.hand_over(self.remaining)

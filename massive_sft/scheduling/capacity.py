@@ -23,7 +23,7 @@ def capacity_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
         Why it cannot be used, what of the plan cannot be on it and what its nodes lack; and what would stay unused.
     """
     try:
-        to_train = trainings_left(plan, Ledger(plan.root))
+        to_train = trainings_left(plan, Ledger(plan.storage))
         with connected():
             nodes = usable_nodes()
             lacking = _lacking(plan, to_train, nodes)

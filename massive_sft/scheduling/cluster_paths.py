@@ -19,6 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.ledger.storage import Folder
 from massive_sft.planning.plan import storage_root
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.named_paths import VARIABLE, NamedPath, sweep_paths, task_paths
@@ -135,11 +136,14 @@ def _token(sweep: Sweep, problems: list[Problem]) -> Iterator[str]:
         problems += [Problem(STORAGE, problem.rule, text) for problem in error.problems]
         yield ""
         return
-    if not text.startswith(VARIABLE) and not root.parent.is_dir():
-        problems.append(Problem(STORAGE, f"there is no folder {root.parent} on the cluster", text))
+    if not isinstance(root, Folder):  # each node asks the store itself
         yield ""
         return
-    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    if not text.startswith(VARIABLE) and not root.root.parent.is_dir():
+        problems.append(Problem(STORAGE, f"there is no folder {root.root.parent} on the cluster", text))
+        yield ""
+        return
+    folder = next(path for path in (root.root, *root.root.parents) if path.is_dir())
     file = folder / f".massive-sft-{secrets.token_hex(8)}"
     try:
         file.touch(exist_ok=False)

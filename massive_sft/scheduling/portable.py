@@ -105,7 +105,7 @@ class _Paths:
             default = expand_variables(text, {})
         except KeyError:
             default = "/" if text.startswith(VARIABLE) else text
-        if not default.startswith(("/", "~")):
+        if not default.startswith(("/", "~", "s3://")):
             rule = "must be a folder of the cluster that all its nodes see, such as ${RUNS:-/shared/runs}/my-study"
             rule += "; what is written into the package is lost with the job"
             yield Problem(self._place("storage.root"), rule, redact(text))

@@ -5,6 +5,7 @@ A file that is not there adds no rows. One that is unsound does not either, and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
@@ -15,7 +16,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.files import read_json
 from massive_sft.core.wording import counted
 from massive_sft.evaluation.answers import Answer, read_answers
 from massive_sft.evaluation.requests import RequestSet, read_set
@@ -154,13 +154,13 @@ def _answer_rows(
     scores: BenchmarkScores,
     request_sets: Callable[[Path], RequestSet],
 ) -> Iterator[dict[str, object]]:
-    home = ledger.cell_dir(record.cell)
+    home, table = ledger.cell(record.cell), f"scores/{protocol}.json"
 
-    def read(path: Path) -> list[Answer]:
-        requests = request_sets(ledger.cache_dir("requests") / read_json(path)["requests"])
-        return list(read_answers(requests, home / "responses" / protocol))
+    def read(_: Path) -> list[Answer]:
+        requests = request_sets(ledger.cache_dir("requests") / json.loads(home.get(table).data)["requests"])
+        return list(read_answers(requests, home.at(f"responses/{protocol}")))
 
-    answers = _read(ledger, home / "scores" / f"{protocol}.json", read)
+    answers = _read(ledger, home.local(table), read)
     if not answers:
         return
     keys = {task: metrics.primary_metric(by_key) for task, by_key in scores.tasks.items()}

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.errors import Corrupt
-from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 
@@ -80,13 +79,14 @@ def samples_file(ledger: Ledger, record: Record, protocol: str) -> Path | None:
 
     Raises ``Corrupt`` when the file is not the one that the record rests on.
     """
-    path = ledger.cell_dir(record.cell) / "scores" / f"{protocol}.parquet"
-    if not path.is_file():
+    name = f"{cell_key(record.cell)}/scores/{protocol}.parquet"
+    if name not in record.files:
+        path = ledger.storage.fetch_file(name)
+        return path if path.is_file() else None
+    try:
+        return ledger.verified_file(record, name)
+    except FileNotFoundError:
         return None
-    stated = record.files.get(path.relative_to(ledger.root).as_posix())
-    if stated is not None and stated != hash_file(path):
-        raise Corrupt(f"{path}: is not the file that the record of {record.cell} rests on")
-    return path
 
 
 def read_samples(ledger: Ledger, record: Record, protocol: str) -> SampleValues | None:

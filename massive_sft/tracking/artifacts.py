@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.files import read_compressed_lines
+from massive_sft.core.files import decompress_lines
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
+from massive_sft.ledger.storage import Storage
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.run_fields import layer_profile
 
 SAMPLE_RESPONSES = 20
 """Responses shown of each task."""
+FIRST_SHARD = "00000.jsonl.gz"
 
 
 def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
@@ -58,24 +60,27 @@ def copy_artifact(path: Path, folder: Path) -> None:
 
 
 def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
-    home = ledger.cell_dir(record.cell) / "responses"
+    home = ledger.cell(record.cell).at("responses")
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
-        for shard in sorted((home / protocol).glob("*/00000.jsonl.gz")):
+        for task in sorted(item.name for item in home.list(protocol)):
+            shard = f"{protocol}/{task}/{FIRST_SHARD}"
             try:
-                lines = _lines(shard)
+                lines = _lines(home, shard)
+            except FileNotFoundError:
+                continue
             except Corrupt as error:
-                ledger.report_corrupt(shard, str(error))
+                ledger.report_corrupt(home.local(shard), str(error))
                 continue
             for line in itertools.islice(lines, SAMPLE_RESPONSES):
-                head = {"benchmark": scores.benchmark, "task": shard.parent.name}
+                head = {"benchmark": scores.benchmark, "task": task}
                 yield json.dumps(head | json.loads(line), ensure_ascii=False) + "\n"
 
 
-def _lines(shard: Path) -> list[str]:
+def _lines(place: Storage, shard: str) -> list[str]:
     """Return a shard's responses. Its first line states their checksum; raises ``Corrupt`` when it is another."""
-    head, *lines = read_compressed_lines(shard)
+    head, *lines = decompress_lines(place.get(shard).data, f"{place}/{shard}")
     if hashlib.sha256("\n".join(lines).encode()).hexdigest() not in head:
-        raise Corrupt(f"{shard}: does not match its checksum")
+        raise Corrupt(f"{place}/{shard}: does not match its checksum")
     return lines
 
 

@@ -71,9 +71,10 @@ def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
 
     One that differs from its manifest is reported and does not count.
     """
-    home = ledger.trajectory_dir(trajectory) / "training"
-    longest = sorted(home.glob(f"attempt-*/{LOSSES}"), key=lambda path: path.stat().st_size, reverse=True)
-    for path in [*home.glob(f"epoch-{epoch}/{LOSSES}"), *longest]:
+    there = [path for folder in ledger.training_dirs(trajectory) if (path := folder / LOSSES).is_file()]
+    finished = [path for path in there if path.parent.name.startswith("attempt-")]
+    longest = sorted(finished, key=lambda path: path.stat().st_size, reverse=True)
+    for path in [*(path for path in there if path.parent.name == f"epoch-{epoch}"), *longest]:
         try:
             verify_folder(path.parent)
         except Corrupt as error:

@@ -52,7 +52,7 @@ class Mirror:
     """Mirrors one sweep. Made by ``Mirror.open``; ``close`` must be called at the end."""
 
     def __init__(self, ledger: Ledger, sweep: str, cells: Mapping[str, Coordinates], uri: str, as_asked: AsAsked):
-        self._ledger = Ledger(ledger.root)  # an own one: it is read in another thread
+        self._ledger = Ledger(ledger.storage)  # an own one: it is read in another thread
         self._sweep = sweep
         self._uri = uri
         self._source = CellSource(self._ledger, cells, as_asked)

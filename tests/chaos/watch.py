@@ -45,7 +45,8 @@ def after_checkpoint(root: Path) -> Iterator[str]:
 def saving(root: Path) -> Iterator[str]:
     """What a writer that was killed left there is none."""
     for home, _ in _trajectories(root):
-        states = [folder / "state" for folder in find_stale_checkpoints(home) if (folder / "state").is_dir()]
+        stale = (home / place / "state" for place in find_stale_checkpoints(Folder(home)))
+        states = [folder for folder in stale if folder.is_dir()]
         worker = trainer(home.name) if states else None
         began = None if worker is None else started(worker.pid)
         if began is not None and any(_modified(state) > began for state in states):

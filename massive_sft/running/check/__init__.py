@@ -43,7 +43,7 @@ def check(plan: Plan, say: Say = lambda _: None, warn: Warn = lambda _: None) ->
     with ExitStack() as stack:
         ledger = None
         try:
-            if plan.root.exists() or not plan.missing:  # what is refused anyway makes no storage root
+            if plan.storage.exists() or not plan.missing:  # what is refused anyway makes no storage root
                 ledger = plan.open_ledger()
                 problems += [*_name_problems(plan, ledger), *disk_space_problems(plan)]
         except InvalidInput as error:

@@ -21,7 +21,7 @@ def disk_space_problems(plan: Plan) -> Iterator[Problem]:
     """
     known = CostInputs(plan)
     largest: tuple[int, int, RunPlan] | None = None
-    for run in trainings_left(plan, Ledger(plan.root)):
+    for run in trainings_left(plan, Ledger(plan.storage)):
         setting, shape = run.trajectory.recipe.setting, known.shape(run.trajectory.recipe.model)
         if shape is None or shape.source == "name":
             continue

@@ -1,4 +1,4 @@
-"""Whether the object store that ``storage.snapshots`` names takes snapshots, keeps its word, and lets go of them."""
+"""Whether the object stores that a sweep names keep their word: they take objects once, give them and let them go."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from collections.abc import Iterator
 from massive_sft.core.errors import InvalidInput, Problem, Unsupported
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.folder_cache import FolderCache
-from massive_sft.planning.plan import Plan
+from massive_sft.ledger.storage import Folder
+from massive_sft.planning.plan import Plan, storage_place
 from massive_sft.planning.snapshot_address import snapshot_address
 
 RETURNED_TWICE = "takes an object twice that must be absent (If-None-Match): of two writers both would win there"
 
 
 def snapshot_store_problems(plan: Plan) -> Iterator[Problem]:
-    """Write, write again, read, list and delete an object of a few bytes, as a run does with a snapshot's files."""
-    address, place = snapshot_address(plan.sweep), f"{plan.sweep.path}: storage.snapshots"
-    if address is None:
-        return
+    """Write, write again, read, list and delete an object of a few bytes, as a run does with a snapshot's files.
+
+    Of each store: that of snapshots, and that of the storage root.
+    """
+    address, named = snapshot_address(plan.sweep), plan.sweep.file.storage.snapshots
+    if address is not None and named is not None:
+        yield from _problems(f"{plan.sweep.path}: storage.snapshots", address)
+    if not isinstance(plan.storage, Folder):
+        yield from _problems(storage_place(plan.sweep), str(plan.storage))
+        if any(run.layout.workers > 1 for run in plan.runs):
+            rule = "must be a folder where trainings have several workers, which write one checkpoint together"
+            yield Problem(storage_place(plan.sweep), rule, str(plan.storage))
+
+
+def _problems(place: str, address: str) -> Iterator[Problem]:
     probe = f".probe-{secrets.token_hex(4)}"
     store = Bucket.of(address).at(probe)
     try:

@@ -105,7 +105,9 @@ class Storage(StrictModel):
     """Where everything lies."""
 
     root: Text
-    """The folder of all results, which sweeps may share; relative to the sweep file, ``${NAME}`` expanded."""
+    """The folder of all results, which sweeps may share; relative to the sweep file, ``${NAME}`` expanded. Or a place
+    in an object store, ``s3://BUCKET/PREFIX``, for trainings of one worker each: then files in work, token caches and
+    the local MLflow store lie on each machine, below ``MASSIVE_SFT_CACHE``; needs the extra ``s3``."""
     snapshots: Text | None = None
     """A place in an object store for the weights of snapshots, ``s3://BUCKET/PREFIX``, ``${NAME}`` expanded; left out:
     under the root. Endpoint and keys come from the environment (``AWS_*``); needs the extra ``s3``."""

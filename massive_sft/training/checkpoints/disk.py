@@ -12,7 +12,8 @@ What a finished training keeps for whoever asks for a later epoch lies in ``<tra
 the snapshots, which are published: its last checkpoint, taken over by hard links before its outcome is published.
 
 A folder that ``latest.json`` does not name was left by a writer that was killed or that lost the lease. The next
-commit removes it, and so does ``gc``; nothing is ever chosen by listing.
+commit removes it, and so does ``gc``; nothing is ever chosen by listing. Where the ledger lies in an object store, all
+this is written on the machine that trains, and each such folder is uploaded whole before ``latest.json`` names it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.loss_curve import LOSSES
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.resume_state import ResumeState, find_resume_states
+from massive_sft.ledger.storage import Root
 from massive_sft.training import snapshot
 
 SCHEMA = 1
@@ -69,7 +71,7 @@ class CheckpointStore:
     """Where a trajectory's checkpoints lie, who may write them, and how often.
 
     Attributes:
-        home: the trajectory's folder.
+        home: the trajectory's place in the ledger.
         claim: the right to write; verified before every commit.
         interval_s: seconds from the end of one to the begin of the next, 0 for one after every step; None to choose by
             what one costs (``policy.Interval``).
@@ -77,7 +79,7 @@ class CheckpointStore:
         settled: epochs that need no snapshot of this training any more, so that it may go on from beyond them.
     """
 
-    home: Path
+    home: Root
     claim: Claim
     interval_s: float | None = None
     keeps_state: bool = False
@@ -85,7 +87,12 @@ class CheckpointStore:
 
     @property
     def folder(self) -> Path:
-        return self.home / RESUME
+        """Where checkpoints are written."""
+        return self.home.local(RESUME)
+
+    def folder_of(self, state: ResumeState) -> Path:
+        """Return where a state that was read lies on this machine."""
+        return self.home.local(state.key)
 
     def begin(self, step: int, token: str) -> str:
         """Make the folder of a checkpoint and return its name; ``token`` sets apart the processes of one attempt.
@@ -115,8 +122,9 @@ class CheckpointStore:
         files.write_json(folder / STATE / _FACTS, {"schema": SCHEMA, **asdict(facts), "snapshots": hashes})
         seal_folder(folder / STATE)
         files.sync_folder(folder)
+        self.home.push(f"{RESUME}/{name}")
         self.claim.verify()
-        files.write_json(self.folder / LATEST, {"schema": SCHEMA, "name": name})
+        self._name_latest(RESUME, name)
         self.clear()
         return sum(path.stat().st_size for path in (folder / STATE).rglob("*") if path.is_file())
 
@@ -130,21 +138,22 @@ class CheckpointStore:
         Raises Corrupt when it is damaged in any way.
         """
         if not state.name:
-            raise Corrupt(f"{state.place / LATEST}: names no checkpoint")
+            raise Corrupt(f"{self.home}/{state.place}/{LATEST}: names no checkpoint")
+        folder = self.home.fetch(state.key)
         try:
-            verify_folder(state.folder / STATE)
-            content = files.read_json(state.folder / STATE / _FACTS)
+            verify_folder(folder / STATE)
+            content = files.read_json(folder / STATE / _FACTS)
             if content.pop("schema") != SCHEMA:
-                raise Corrupt(f"{state.folder}: was written by another version")
+                raise Corrupt(f"{folder}: was written by another version")
             facts = CheckpointFacts(**{**content, "history": tuple(content["history"])})
         except FileNotFoundError as error:
             raise Corrupt(f"{error.filename}: is missing") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise Corrupt(f"{state.folder}: is no checkpoint ({type(error).__name__}: {error})") from error
+            raise Corrupt(f"{folder}: is no checkpoint ({type(error).__name__}: {error})") from error
         if state.is_kept:
             return replace(facts, snapshots={})
         for epoch, value in facts.snapshots.items():
-            place = state.folder / "snapshots" / f"epoch-{epoch}"
+            place = folder / "snapshots" / f"epoch-{epoch}"
             if not (place / snapshot.NAME).is_file() or hash_file(place / snapshot.NAME) != value:
                 raise Corrupt(f"{place}: is not the snapshot that the checkpoint counts")
             snapshot.verify(place)
@@ -164,9 +173,10 @@ class CheckpointStore:
         if last is None or any(state.is_kept and state.step > step for state in self.states()):
             return
         self.claim.verify()
-        link_folder(last.folder / STATE, self.home / KEPT / last.name / STATE)
+        link_folder(self.home.fetch(last.key) / STATE, self.home.local(f"{KEPT}/{last.name}") / STATE)
+        self.home.push(f"{KEPT}/{last.name}")
         self.claim.verify()
-        files.write_json(self.home / KEPT / LATEST, {"schema": SCHEMA, "name": last.name})
+        self._name_latest(KEPT, last.name)
         self.clear()
 
     def clear(self) -> None:
@@ -175,15 +185,18 @@ class CheckpointStore:
         It may learn late that it lost the lease (NFS), so it leaves what a later attempt writes in any case.
         """
         self.claim.verify()
-        for folder in find_stale_checkpoints(self.home):
-            writer = folder.name.partition("-")[0]
+        for place in find_stale_checkpoints(self.home):
+            writer = place.partition("/")[2].partition("-")[0]
             if not writer.isdecimal() or int(writer) <= self.claim.number:
-                shutil.rmtree(folder)
+                self.home.delete(place)
 
     def discard(self, state: ResumeState) -> None:
         """Make a state that cannot be used count no more. Raises LeaseLost."""
         self.claim.verify()
-        (state.place / LATEST).unlink(missing_ok=True)
+        self.home.delete(f"{state.place}/{LATEST}")
+
+    def _name_latest(self, place: str, name: str) -> None:
+        self.home.put(f"{place}/{LATEST}", files.json_bytes({"schema": SCHEMA, "name": name}))
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -128,12 +128,12 @@ def find_resume_point(
     reasons, lost = [], 0
     for state in store.states():
         try:
-            facts = store.read(state)
+            facts, folder = store.read(state), store.folder_of(state)
             if facts.identity != trained:
-                raise Corrupt(f"{state.folder}: {state} is of another training")
-            steps = tuple(read_steps(state.folder / disk.STATE / LOSSES))
+                raise Corrupt(f"{folder}: {state} is of another training")
+            steps = tuple(read_steps(folder / disk.STATE / LOSSES))
             if len(steps) != facts.step:
-                raise Corrupt(f"{state.folder}: holds {len(steps)} losses of {facts.step} steps")
+                raise Corrupt(f"{folder}: holds {len(steps)} losses of {facts.step} steps")
         except Corrupt as error:
             reasons.append(str(error))
             store.discard(state)
@@ -165,14 +165,14 @@ def _resume_point(
     changes = tuple(_changes("layout", facts.layout, spec.layout.model_dump(mode="json")))
     changes += tuple(_changes("environment", facts.environment, environment(spec.layout)))
     return ResumePoint(
-        folder=state.folder,
+        folder=store.folder_of(state),
         facts=facts,
         steps=steps,
-        repeated=_seen_after(store.home / "attempts" / str(facts.attempt) / LOSSES, facts.step),
+        repeated=_seen_after(store.home.local(f"attempts/{facts.attempt}") / LOSSES, facts.step),
         notes=changes,
         passed_over=passed_over,
         strict=not changes and not spec.layout.gpus,
-        convert=_must_convert(facts, spec.layout, state.place),
+        convert=_must_convert(facts, spec.layout, store.folder_of(state).parent),
     )
 
 
