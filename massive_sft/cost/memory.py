@@ -159,7 +159,12 @@ def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:
 
 
 def scoring_memory(shape: ModelShape, dtype: str, device: Device) -> Memory:
-    """Return the memory of scoring a model on one GPU or in one process: its weights, and what libraries take."""
+    """Return the memory of scoring a model on one GPU or in one process: its weights, and what libraries take.
+
+    The weights stay from one cell to the next. What a scorer or a lane keeps beside them on the host, at most the
+    base's weights once more, it keeps only where that is an eighth of what is free (``models.host_memory``): whether a
+    model fits does not depend on it.
+    """
     return Memory(
         {"weights": bytes_per_number(dtype) * shape.parameters},
         {"libraries": CUDA_BYTES if device.is_gpu else PROCESS_BYTES},

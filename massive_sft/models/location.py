@@ -38,6 +38,21 @@ def require_weights(model: Model) -> None:
         weight_files.find(Path(folder))
 
 
+def file_states(model: Model) -> tuple[tuple[str, int, int, int, int], ...] | None:
+    """Return what the files of a model's folder are known by: name, inode, size and times of each.
+
+    As long as they are the same nothing was written there. None where the folder is not here, or cannot be read.
+    """
+    folder = model.path or hub.pinned_folder(model)
+    if folder is None:
+        return None
+    try:
+        found = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    except OSError:
+        return None
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+
+
 def weight_paths(model: Model) -> list[Path]:
     """Return the files that a model's weights are loaded from; a hub model's are downloaded when they are not cached.
 

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Model
+from massive_sft.sweep.weight_files import ADAPTER
 
 
 def load_for_scoring(
@@ -38,19 +39,28 @@ def load_for_scoring(
     """
     if snapshot is None:
         loaded: Any = pretrained.load_model(model, dtype)
-    elif (snapshot / "adapter_config.json").is_file():
-        base = pretrained.load_model(model, dtype)
-        with pretrained.quiet():
-            loaded = PeftModel.from_pretrained(base, str(snapshot), autocast_adapter_dtype=False)
+    elif (snapshot / ADAPTER).is_file():
+        loaded = with_adapter(pretrained.load_model(model, dtype), snapshot)
         if adapters == "merged":
             _untie(loaded)
             loaded = loaded.merge_and_unload()
     elif (snapshot / "config.json").is_file():
-        whole = Model(path=str(snapshot), trust_remote_code=model.trust_remote_code)
-        loaded = pretrained.load_model(whole, dtype)
+        loaded = pretrained.load_model(whole_model(model, snapshot), dtype)
     else:
-        raise InvalidInput(Problem(str(snapshot), "is no snapshot: it has neither config.json nor adapter_config.json"))
+        raise InvalidInput(Problem(str(snapshot), f"is no snapshot: it has neither config.json nor {ADAPTER}"))
     return loaded.requires_grad_(False).eval().to(device)
+
+
+def whole_model(base: Model, snapshot: Path) -> Model:
+    """Return the folder of a full snapshot as a model."""
+    return Model(path=str(snapshot), trust_remote_code=base.trust_remote_code)
+
+
+def with_adapter(base: Any, snapshot: Path) -> PeftModel:
+    """Put an adapter around the layers of a base, in the base's dtype."""
+    with pretrained.quiet():
+        adapted: PeftModel = PeftModel.from_pretrained(base, str(snapshot), autocast_adapter_dtype=False)
+    return adapted
 
 
 def _untie(adapted: PeftModel) -> None:
@@ -60,9 +70,18 @@ def _untie(adapted: PeftModel) -> None:
     is trained any more; adapters of earlier versions may have it.
     """
     config: Any = adapted.get_base_model().config
+    for base in shared_layers(adapted):
+        base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+
+
+def adapted_layers(adapted: PeftModel) -> dict[str, Any]:
+    """Return the base's layers that an adapter is on, by their names in the base."""
+    found = {name: module for name, module in adapted.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+    return {name: module.get_base_layer() for name, module in found.items()}
+
+
+def shared_layers(adapted: PeftModel) -> list[Any]:
+    """Return those of the adapted layers whose weight another module has as well."""
     holders = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
-    for module in adapted.modules():
-        base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else None
-        if base is not None and holders[id(base.weight)] > 1:
-            base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return [layer for layer in adapted_layers(adapted).values() if holders[id(layer.weight)] > 1]

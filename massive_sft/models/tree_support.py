@@ -52,11 +52,16 @@ def refusal(config: Any) -> str | None:
         return "its attention depends on places in the row"
     if getattr(text, "is_causal", True) is False or getattr(text, "use_bidirectional_attention", False):
         return "its attention is not causal"
-    rope = getattr(text, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type"), *(one.get("rope_type") for one in rope.values() if isinstance(one, dict))}
-    if kinds & _LENGTH_DEPENDENT:
+    if depends_on_length(config):
         return "its position embeddings depend on the longest sequence of a batch"
     return None
+
+
+def depends_on_length(config: Any) -> bool:
+    """Return whether a model's position embeddings depend on the longest sequence of a batch, or of those before."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type"), *(one.get("rope_type") for one in rope.values() if isinstance(one, dict))}
+    return bool(kinds & _LENGTH_DEPENDENT)
 
 
 def as_tree(model: Any) -> AbstractContextManager[None]:

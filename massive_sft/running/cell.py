@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
+from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import BenchmarkScored, CellRecorded, Listen, ScoringStarted, ignore, skipped
@@ -77,12 +78,14 @@ class CellEvaluator:
         stop: asked before each shard; once it is true Interrupted is raised, and what is scored stays.
         gpu: whether models are scored on a GPU, as ``resources`` say of the runs.
         progress: told of cells and benchmarks on the way.
+        warm: the model of the cell before, for the next one of its base.
     """
 
     recorder: RecordWriter
     stop: Callable[[], bool] = never_stop
     gpu: bool = False
     progress: Listen = ignore
+    warm: WarmModel = field(default_factory=WarmModel)
 
     @property
     def ledger(self) -> Ledger:
@@ -147,8 +150,9 @@ class CellEvaluator:
             self.progress(BenchmarkScored(plan.cell, scores))
 
         scored = score(
-            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, self.gpu
-        )
+            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, self.gpu,
+            self.warm,
+        )  # fmt: skip
         details["scores"] |= scored.scores
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:
@@ -184,4 +188,4 @@ class CellEvaluator:
             details["files"] |= files
             seconds[name] = time.perf_counter() - began
         else:
-            details["measures"][name] = measure_data(name, run, self.ledger, seconds, self.gpu)
+            details["measures"][name] = measure_data(name, run, self.ledger, seconds, self.gpu, self.warm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.store import Ledger
@@ -28,6 +27,11 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
     """
     recorder = make_record_writer(plan)
     evaluator = CellEvaluator(recorder, stop, plan.uses_gpus, listen)
+
+    def submit(order: Order, report: Callable[[Event], None]) -> None:
+        evaluator.warm.release()  # a training needs the memory
+        submit_inline(order, report, stop)
+
     for cell in plan.base:
         if not (cell.is_done or stop()):
             evaluate_cell(cell, None, evaluator, listen)
@@ -35,7 +39,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         if stop():
             return
         trained: list[CellPlan] = []
-        train_run(run, recorder, partial(submit_inline, stop=stop), listen, trained.extend, retrain)
+        train_run(run, recorder, submit, listen, trained.extend, retrain)
         for cell in trained:
             if not stop():
                 evaluate_cell(cell, run, evaluator, listen)

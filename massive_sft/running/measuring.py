@@ -14,8 +14,8 @@ from massive_sft.measures import layer_change
 from massive_sft.measures.perplexity import load_summary, perplexity
 from massive_sft.measures.token_length import token_length
 from massive_sft.models.device import device_of
-from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.tokenizer import load_tokenizer
+from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.plan import RunPlan, perplexity_key
 from massive_sft.running.samples import samples_of
 from massive_sft.sweep.cell import Cell, Recipe
@@ -24,7 +24,9 @@ from massive_sft.sweep.unchanged_files import require_same_model
 LAYERS = "layers.parquet"
 
 
-def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool) -> dict[str, Any]:
+def measure_data(
+    name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, float], gpu: bool, warm: WarmModel
+) -> dict[str, Any]:
     """Return a measure of a run's training data: ``perplexity`` under the base model, or ``token_length``.
 
     Perplexities are kept in the ledger's cache by data and base weights: the runs of one mixture share them.
@@ -32,6 +34,7 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     Args:
         seconds: gets, by the measure's name, what a model's work for it took; nothing for what was there.
         gpu: whether the model is put on a GPU.
+        warm: loads the base, where it does not hold it from the cell before.
 
     Raises InvalidInput when the base model or the data are no longer those that were planned.
     """
@@ -45,7 +48,7 @@ def measure_data(name: str, run: RunPlan, ledger: Ledger, seconds: dict[str, flo
     began = time.perf_counter()
     samples, _ = samples_of(run, ledger)
     require_same_model(recipe.model, recipe.parts["base"])
-    model = load_for_scoring(recipe.model, None, recipe.setting.precision, device=device_of(gpu))
+    model = warm.load(recipe.model, None, recipe.setting.precision, device=device_of(gpu))
     result = perplexity(model, samples, special_tokens(load_tokenizer(recipe.model)))
     require_same_model(recipe.model, recipe.parts["base"])
     result.save(place)

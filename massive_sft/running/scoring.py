@@ -20,8 +20,8 @@ from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_of
-from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.tokenizer import load_tokenizer
+from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import missing_on_failure
 from massive_sft.suites.declared import label
@@ -89,9 +89,12 @@ class CellScores:
 class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
-    def __init__(self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool):
+    def __init__(
+        self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool, warm: WarmModel
+    ):
         self._answering: PlainScorer | None = None
         self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
+        self._warm = warm
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
 
@@ -135,7 +138,7 @@ class _CellModel:
         tokenizer, protocol = self.tokenizer(), self._evaluation.protocol
         self._guards.confirm()
         device = device_of(self._gpu)
-        model = load_for_scoring(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device=device)
+        model = self._warm.load(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device)
         engine = _ENGINES[protocol.engine]
         self._answering = engine(model, tokenizer, ends=self._ends())
         return _GuardedScorer(self._answering, self._guards)
@@ -164,7 +167,8 @@ def score(
     stop: Callable[[], bool],
     confirm: Callable[[], None],
     tell: Callable[[BenchmarkScores], None],
-    gpu: bool = False,
+    gpu: bool,
+    warm: WarmModel,
 ) -> CellScores:
     """Score one model on the benchmarks in ``requirements``. Finished shards and scores in the ledger are reused.
 
@@ -177,6 +181,7 @@ def score(
         confirm: called before the model is loaded and before anything is written; raises when it may not count.
         tell: called with each benchmark's scores.
         gpu: whether the model is on a GPU.
+        warm: loads the model, from what it holds of the cell before where that is of the same base.
 
     Raises:
         Interrupted: ``stop`` said so.
@@ -185,7 +190,7 @@ def score(
     """
     result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
-    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu)
+    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu, warm)
     for item in requirements:
         if item.task is not None and item.template is not None:
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):

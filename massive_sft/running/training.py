@@ -14,6 +14,7 @@ from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import peak_memory
 from massive_sft.models.device import device_name
+from massive_sft.models.kept_base import KeptBase
 from massive_sft.planning.plan import RunPlan
 from massive_sft.running.outcome import has_spent_checkpoint
 from massive_sft.running.publishing import Publisher, outcome_place
@@ -61,6 +62,7 @@ def train(
     attempt: Attempt,
     report: Callable[[Event], None],
     stop: Callable[[], bool] = never_stop,
+    bases: KeptBase | None = None,
 ) -> None:
     """Train a run under an attempt, on from its last checkpoint or the state that was kept of it.
 
@@ -75,6 +77,7 @@ def train(
         attempt: the right to.
         report: called on rank 0 with every event.
         stop: asked on rank 0 once a step; when true, training ends there with a checkpoint.
+        bases: keeps the base model for the trainings to come; without it, it is read from its files.
 
     Raises:
         Interrupted: it was stopped; called again, under any attempt, it goes on.
@@ -94,7 +97,7 @@ def train(
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
         summary = train_trajectory(
-            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.publish_epoch
+            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.publish_epoch, bases
         )
     if is_rank0():
         if run.keeps_state:

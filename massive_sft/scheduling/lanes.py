@@ -81,7 +81,10 @@ def lane_loop(config: dict[str, Any]) -> None:
 def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
     """Return what trains an order, tells the pool of it as it goes, and returns how it ended."""
     from massive_sft.ledger.store import Ledger
+    from massive_sft.models.kept_base import KeptBase
     from massive_sft.running.training import train
+
+    bases = KeptBase()
 
     def report(event: Event) -> None:
         step = event.step if isinstance(event, StepDone) else 0
@@ -97,6 +100,7 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
                 order.attempt,
                 report,
                 stop=lambda: bool(ray.wait(told, timeout=0)[0]),
+                bases=bases,
             )
         except Interrupted:
             return Message("stopped")

@@ -11,6 +11,7 @@ from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
 from massive_sft.models.configuration import positions_of
 from massive_sft.models.device import device_of
+from massive_sft.models.kept_base import KeptBase
 from massive_sft.models.location import place_of
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.sweep.spec import TrainingSpec
@@ -36,8 +37,11 @@ def sample_problems(samples: Samples) -> list[Problem]:
     return []
 
 
-def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
+def load_for_training(spec: TrainingSpec, samples: Samples, bases: KeptBase | None = None) -> Any:
     """Load the base in the training dtype, checked against the samples, with adapters for LoRA.
+
+    Args:
+        bases: gives a copy of the base; without it, it is read from its files.
 
     Raises:
         InvalidInput: when the samples do not fit the model.
@@ -45,7 +49,8 @@ def load_for_training(spec: TrainingSpec, samples: Samples) -> Any:
     """
     layout = spec.layout
     gpu, precision = layout.gpus > 0, spec.setting.precision
-    model: Any = pretrained.load_model(spec.model, precision, layout.attention, gpu, layout.packing)
+    load = pretrained.load_model if bases is None else bases.load
+    model: Any = load(spec.model, precision, layout.attention, gpu, layout.packing)
     place = place_of(spec.model)
     rows = model.get_input_embeddings().weight.shape[0]
     problems = token_problems(spec.model, rows, int(samples.tokens.max()))

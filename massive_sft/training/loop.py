@@ -10,6 +10,7 @@ import torch
 from massive_sft.core.stop import never_stop
 from massive_sft.data.samples import Samples
 from massive_sft.models.device import device_of
+from massive_sft.models.kept_base import KeptBase
 from massive_sft.models.pretrained import quiet
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
@@ -37,6 +38,7 @@ def train_trajectory(
     checkpoints: CheckpointStore | None = None,
     stop: Callable[[], bool] = never_stop,
     publish: Publish = publish_nothing,
+    bases: KeptBase | None = None,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.
 
@@ -52,6 +54,8 @@ def train_trajectory(
         stop: asked on rank 0 once a step; when true, training ends after that step with a checkpoint.
         publish: called on rank 0 with each epoch whose snapshot was just written; the folder must stay as it is. What
             it raises ends the training on all ranks.
+        bases: gives copies of the base model, which it keeps for the next training; without it, it is read from its
+            files.
 
     Returns:
         The summary; a run that diverges is a result, not an error.
@@ -71,7 +75,7 @@ def train_trajectory(
     warm_up(spec.layout)
     try:
         with quiet():
-            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish)
+            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases)
     finally:
         free_memory()  # here, where nothing holds the model any more
 
@@ -84,9 +88,10 @@ def _load_and_train(
     checkpoints: CheckpointStore | None,
     stop: Callable[[], bool],
     publish: Publish,
+    bases: KeptBase | None,
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
-    model = loading.load_for_training(spec, samples)
+    model = loading.load_for_training(spec, samples, bases)
     loss = SummedLoss(model)
     kernels = choose_kernels(loss, spec, samples, torch.device(device_of(spec.layout.gpus > 0)))
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
