@@ -391,6 +391,23 @@ def test_groups_of_scorers_have_cells_of_their_own() -> None:
     play(scenario)
 
 
+def test_group_goes_on_with_cells_of_its_base_but_for_longer_ones_and_those_of_higher_priority() -> None:
+    async def scenario() -> list[str]:
+        seconds = {"first": 90.0, "other": 80.0, "same": 70.0, "long": 1000.0, "more": 60.0, "last": 1.0, "urgent": 1.0}
+        bases = dict.fromkeys(seconds, "B") | dict.fromkeys(("first", "same", "more", "last"), "A")
+        queue = Queue(False, {cell: (value, 0.0) for cell, value in seconds.items()}, bases)
+        await queue.put([(cell, b"") for cell in ("first", "other", "same")])
+        reader, given = await queue.again("group"), list[str]()
+        for more in ([], [], ["long", "more", "last"], ["urgent"], [], [], []):
+            await queue.put([(cell, b"") for cell in more], priority=float(more == ["urgent"]))
+            given.append((await queue.take("group", reader))[0])
+            await queue.acknowledge(given[-1])
+        return given
+
+    # After "same" the long one is due, then what has priority; then its base's, though "more" is shorter than "other".
+    assert play(scenario) == ["first", "same", "long", "urgent", "other", "more", "last"]
+
+
 # Scorers that die
 
 

@@ -41,16 +41,25 @@ class CellQueue(Pool):
     scorer has begun it, it waits. A group has no more cells than scorers. What a lost group had waits again; but what
     its scorers had begun is given out only once it is ``released``, for they may still hold it in the ledger.
 
+    A group rather gets a cell of the base model that its free scorer has in memory, where one of equal priority waits
+    that is not less than half as long as the first.
+
     Args:
         keeps_records: whether somebody will ask for ``outcomes``.
         estimates: seconds of a cell and bytes of its snapshot, by its id, where they are known.
+        bases: what tells a cell's base model from others, by its id, where it is known.
     """
 
     def __init__(
-        self, keeps_records: bool = False, estimates: Mapping[str, tuple[float, float]] = MappingProxyType({})
+        self,
+        keeps_records: bool = False,
+        estimates: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+        bases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.estimates = estimates
+        self.bases = bases
+        self.warm: dict[str, str | None] = {}  # by group: the base of the cell that it finished last
         self.keeps_records = keeps_records
         self.waiting: list[_Waiting] = []
         self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
@@ -117,9 +126,20 @@ class CellQueue(Pool):
             )
             if not self.waiting or self._is_dismissed(group, reader):
                 return None
-            cell = self.waiting.pop(0)
+            cell = self.waiting.pop(self._choose(group))
             self.out[cell.id] = (group, cell)
         return cell.id, cell.data
+
+    def _choose(self, group: str) -> int:
+        """Return the place of the waiting cell that a group gets."""
+        first, base = self.waiting[0], self.warm.get(group)
+        if base is not None:
+            for place, cell in enumerate(self.waiting):
+                if cell.place[0] > first.place[0] or cell.seconds < first.seconds / 2:
+                    break  # so are all after it
+                if self.bases.get(cell.id) == base:
+                    return place
+        return 0
 
     def _is_dismissed(self, group: str, reader: int) -> bool:
         return group in self.leaving or reader != self.readers[group]
@@ -180,7 +200,8 @@ class CellQueue(Pool):
 
     async def acknowledge(self, cell: str, record: bytes = b"") -> None:
         """Say that something became of a cell that was given out; ``record`` is the event that says which record."""
-        self.out.pop(cell, None)
+        if cell in self.out:
+            self.warm[self.out.pop(cell)[0]] = self.bases.get(cell)
         self.lost_cells.pop(cell, None)
         if self.keeps_records:
             self.records[cell] = record or self.records.get(cell, b"")

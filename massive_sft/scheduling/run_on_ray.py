@@ -30,6 +30,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import ClusterLost, Interrupted
+from massive_sft.core.fingerprint import digest
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
@@ -128,7 +129,8 @@ class _Run:
         self.pool = _started(LanePool, Counter(map(self._shape, self.work.known)), self.work.grows)
         sizes = self.demand.size_bytes
         estimates = {cell: (seconds, sizes[cell]) for cell, seconds in self.demand.scoring_s.items()}
-        self.queue = _started(CellQueue, self.work.grows, estimates)
+        bases = {cell.cell.id: digest(cell.cell.base) for cell in self.plan.cells}
+        self.queue = _started(CellQueue, self.work.grows, estimates, bases)
         self.relay = _started(Relay)
         self.lanes = Lanes(self.pool, self.say)
         self.scorers = ScorerGroups(
