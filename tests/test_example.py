@@ -91,6 +91,7 @@ def fetched(folder: Path, monkeypatch: pytest.MonkeyPatch, overlay: str) -> Plan
     """Return the plan after ``fetch``."""
     monkeypatch.setattr("massive_sft.models.hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr("massive_sft.models.hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))  # for the processes that tokenise, on a busy machine
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda _: ROOM)
     for name in ("MODELS", "DATA", "ROOT"):

@@ -18,7 +18,6 @@ from massive_sft.evaluation.requests import Generation, Likelihood, Request, Req
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.ledger.storage import Folder
-from massive_sft.suites import all_tasks, known_suites, load_suite
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -283,25 +282,6 @@ def test_key_that_lm_eval_would_stumble_over_is_named(tmp_path: Path, content: d
     path.write_text(yaml.safe_dump(content))
     (problem,) = tasks.problems([schema.Task(path=str(path))])
     assert problem.place == "evaluation.tasks[0].path" and problem.rule.startswith(reason)
-
-
-def test_suite_of_the_paper_names_tasks_that_lm_eval_knows() -> None:
-    suite = load_suite("paper_zero_shot")
-    assert not tasks.problems(suite)
-    assert {task.shots for task in suite} == {(0,)}
-    with pytest.raises(InvalidInput, match="paper_zero_shot"):
-        load_suite("paper_zero_shots")
-    assert known_suites() == ["paper_zero_shot"]
-
-
-def test_evaluation_joins_suites_and_tasks_and_names_every_unknown_suite() -> None:
-    own = schema.Task(name="mmlu", shots=(5,))
-    joined = all_tasks(schema.Evaluation(suites=("paper_zero_shot",), tasks=(own, own)))
-    assert joined[0] == own
-    assert len(joined) == len(load_suite("paper_zero_shot")) + 1
-    with pytest.raises(InvalidInput) as raised:
-        all_tasks(schema.Evaluation(suites=("a", "b")))
-    assert len(raised.value.problems) == 2
 
 
 @pytest.mark.parametrize(("name", "executes"), [("humaneval", True), ("mbpp", True), ("gsm8k", False)])

@@ -35,6 +35,7 @@ from massive_sft.cli import (
     show,
     status,
     submit,
+    suites,
     tiny,
 )
 from massive_sft.cli.options import console
@@ -61,7 +62,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(init.init, plan.plan, check.check, run.run, retry.retry, status.status, show.show, inspect.inspect, tiny.tiny),
     *(best.best, answers.answers, logs.logs, diff.diff, export.export, publish.report, publish.ui, publish.mirror),
     *(cancel.cancel, submit.submit, submit.job, gc.gc, doctor.doctor, fetch.fetch, invalidate.invalidate),
-    *(import_table.import_table, import_table.export_table, init.schema),
+    *(import_table.import_table, import_table.export_table, init.schema, suites.suites),
 )
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 

@@ -77,7 +77,7 @@ class Requirements:
 
     def __init__(self, sweep: Sweep, contents: Contents):
         self.sweep, self.contents = sweep, contents
-        declared = all_tasks(sweep.file.evaluation)
+        declared = all_tasks(sweep.file.evaluation, sweep.folder)
         located = [self._located(index, task) for index, task in enumerate(declared)]
         self._facts = facts_by_task(located)
         self.tasks = [(task, self._content(index, task)) for index, task in enumerate(located)]

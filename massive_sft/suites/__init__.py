@@ -8,37 +8,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput
+from massive_sft.suites.declared import title
+from massive_sft.suites.suite import read_suite
 from massive_sft.sweep.schema import Evaluation, Task
-from massive_sft.sweep.yaml_file import read_yaml
-
-_FOLDER = Path(__file__).parent
 
 
-def known_suites() -> list[str]:
-    """Return the names of the suites that ship with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
-def load_suite(name: str, place: str = "evaluation.suites") -> list[Task]:
-    """Return a suite's benchmarks. Raises InvalidInput, with the known names, for an unknown one."""
-    if name not in known_suites():
-        raise InvalidInput(Problem(place, "must be a suite that exists", name, known_suites()))
-    entries = read_yaml(_FOLDER / f"{name}.yaml")["tasks"]
-    return [Task(**entry) for entry in entries]
-
-
-def all_tasks(evaluation: Evaluation) -> tuple[Task, ...]:
+def all_tasks(evaluation: Evaluation, folder: Path) -> tuple[Task, ...]:
     """Return the benchmarks of an evaluation: its own, then its suites'; equal ones once.
 
-    Raises InvalidInput with every unknown suite.
+    An own benchmark stands in for one of a suite that has its name: a task file ``mmlu.yaml`` for lm-eval's ``mmlu``.
+
+    Args:
+        folder: the sweep file's, where the relative path of a suite starts.
+
+    Raises InvalidInput with all that is wrong with its suites.
     """
-    problems, tasks = [], []
-    for number, suite in enumerate(evaluation.suites):
+    problems, tasks = [], list(evaluation.tasks)
+    own = {title(task) for task in evaluation.tasks if task.path is not None}
+    for number, name in enumerate(evaluation.suites):
         try:
-            tasks += load_suite(suite, f"evaluation.suites[{number}]")
+            suite = read_suite(name, folder, f"evaluation.suites[{number}]")
         except InvalidInput as error:
             problems += error.problems
+        else:
+            tasks += [entry.task for entry in suite.tasks if title(entry) not in own]
     if problems:
         raise InvalidInput(problems)
-    return tuple(dict.fromkeys((*evaluation.tasks, *tasks)))
+    return tuple(dict.fromkeys(tasks))

@@ -65,7 +65,8 @@ class Evaluation(StrictModel):
     protocol: Protocol = Protocol()
     """How scores are made."""
     suites: Annotated[tuple[Text, ...], Distinct] = ()
-    """Named lists of benchmarks that ship with the package: ``paper_zero_shot``."""
+    """Lists of benchmarks: a name that ``massive-sft suites`` lists, or the path of a YAML file, relative to the sweep
+    file. A task file of one's own stands in for the benchmark of its name."""
     tasks: tuple[Task, ...] = ()
     """The benchmarks."""
     allow_code_execution: Flag = False
