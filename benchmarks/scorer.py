@@ -85,7 +85,7 @@ def words_of(tokenizer: Any) -> list[str]:
     """Return the words that are a token each behind a space."""
     vocabulary = tokenizer.get_vocab()
     marked = sorted(token[1:] for token in vocabulary if re.fullmatch("[\u0120\u2581][a-z]{2,}", token))
-    return marked or [word for word in vocabulary if re.fullmatch(r"w\d+", word)]
+    return marked or sorted(word for word in vocabulary if re.fullmatch(r"w\d+", word))
 
 
 def texts_of(workload: Workload, count: int, vocabulary: list[str]) -> list[Pair]:

@@ -571,6 +571,14 @@ def test_blocks_share_cells() -> None:
     assert sorted((cell.epoch, cell.blocks) for cell in made) == [(1, ("B",)), (2, ("B",)), (3, ("A", "B"))]
 
 
+def test_cells_before_one_are_its_earlier_epochs_and_the_base() -> None:
+    made = cells_of(changed("blocks.0.snapshots", [1, 2, 3])).cells
+    (base,) = (cell for cell in made if cell.recipe is None and cell.model == made[0].model)
+    trained = {cell.epoch: cell for cell in made if cell.recipe and cell.base == base.base}
+    assert trained[3].before == (trained[2].id, trained[1].id, base.id)
+    assert trained[1].before == (base.id,) and base.before == ()
+
+
 def test_cell_under_two_names_is_in_the_blocks_of_both() -> None:
     file = base_file()
     file["settings"]["again"] = file["settings"]["full"]

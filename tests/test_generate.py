@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
 from typing import Any
 
 import evaluation_world as world
@@ -16,11 +19,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import slots
 from massive_sft.evaluation.drafts import Draft
+from massive_sft.evaluation.earlier_answers import EarlierAnswers
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.generate import Generator
-from massive_sft.evaluation.requests import Generation
+from massive_sft.evaluation.requests import Generation, checksum, to_line
 from massive_sft.evaluation.slots import Room, wave_of
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt
+from massive_sft.ledger.storage import Folder
 
 HEAD = "the long yellow road " * 10
 CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "two cats \n", "seven", "no " * 20, "x" * 9]
@@ -144,6 +149,22 @@ def test_draft_proposes_what_follows_and_finds_its_place_again() -> None:
     draft.learn(0, 0, [21])
     assert draft.propose([*range(11), 77, 20, 21], 1) == [22]
     assert Draft().propose([1, 2, 3], 9) == []
+
+
+def test_earlier_answers_are_found_by_their_requests_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    requests = asked(["a", "b"])
+    header = {"requests": checksum([*map(to_line, requests), ""])}
+    lines = [json.dumps(line) for line in (header, {"text": "one"}, {"logprob": -1.0})]
+    for place in ("near/p/a.task/00000", "far/p/a.task/00001"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / f"{place}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    places = [Folder(tmp_path / name) for name in ("none", "near", "far")]
+    assert EarlierAnswers(places).texts(requests) == ["one", ""]
+    assert EarlierAnswers(places).texts(requests[:1]) == EarlierAnswers().texts(requests) == []
+    near = tmp_path / "near/p/a.task/00000.jsonl.gz"
+    near.write_bytes(near.read_bytes()[:-20])
+    assert EarlierAnswers(places[:2]).texts(requests) == []
+    assert EarlierAnswers(places).texts(requests) == ["one", ""]
 
 
 def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_finished() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +59,16 @@ def test_answers_hold_what_was_asked_what_is_right_and_what_was_said(ran: Path) 
     assert chosen["logprob"].lt(0).all() and written["finish"].isin(["stop", "eos", "length"]).all()
     values = samples.merge(answers, on=["cell", "protocol", "task", "doc", "metric"], suffixes=("", "_of_answer"))
     assert len(values) == len(answers) and (values["value"] == values["value_of_answer"]).all()
+
+
+def test_answers_of_a_snapshot_are_drafts_for_those_of_the_next(ran: Path) -> None:
+    results = ms.load(ran / "my.yaml")
+    guessed = Counter[int]()
+    for cell, epoch in results.cells[["cell", "epoch"]].itertuples(index=False):
+        for shard in (results.ledger.cell_dir(cell) / "responses").rglob("*.jsonl.gz"):
+            header = json.loads(gzip.decompress(shard.read_bytes()).decode().splitlines()[0])
+            guessed[epoch] += header["happened"].get("guessed_right", 0)
+    assert guessed[0] == 0 < guessed[2]
 
 
 def test_means_of_samples_are_the_scores(ran: Path) -> None:

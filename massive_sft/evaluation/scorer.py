@@ -12,6 +12,7 @@ import torch
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching, token_files
+from massive_sft.evaluation.earlier_answers import EarlierAnswers
 from massive_sft.evaluation.encoding import RequestEncoder, max_length_of, truncated, windows
 from massive_sft.evaluation.end_tokens import ends_of
 from massive_sft.evaluation.generate import Generator
@@ -133,6 +134,7 @@ class PlainScorer:
         token_budget: tokens that are computed at once, with padding; by the kind of device when ``None``. A layout: it
             changes fp32 log-probabilities in the sixth digit.
         ends: the tokens that end an answer; the model's own and the tokenizer's EOS when ``None``.
+        earlier: where answers that these may resemble are looked up; None: nowhere.
     """
 
     engine = "plain"
@@ -144,6 +146,7 @@ class PlainScorer:
         max_length: int | None = None,
         token_budget: int | None = None,
         ends: Collection[int] | None = None,
+        earlier: EarlierAnswers | None = None,
     ):
         self.model = model
         self.token_budget = token_budget
@@ -151,6 +154,7 @@ class PlainScorer:
         self._max_length = max_length or max_length_of(model.config, tokenizer)
         self._batches = Batches(model, token_budget or batching.default_budget(model.device))
         ends = ends_of(model.generation_config, tokenizer) if ends is None else ends
+        self._earlier = earlier or EarlierAnswers()
         self._generator = Generator(model, tokenizer, self._encoder, ends, self._max_length, self._batches.token_budget)
 
     @property
@@ -173,7 +177,10 @@ class PlainScorer:
         responses: dict[int, Response] = {
             i: LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING)) for i in likelihoods
         }
-        answers, written = self._generator.generate([request for _, request in generations])
+        drafts = self._earlier.texts(requests) if generations else []
+        answers, written = self._generator.generate(
+            [request for _, request in generations], [drafts[i] for i, _ in generations] if drafts else ()
+        )
         for (i, request), answer in zip(generations, answers, strict=True):
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
         for name, count in written.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, describe_error
 from massive_sft.evaluation.build import PreparedBenchmarks, prepare
+from massive_sft.evaluation.earlier_answers import EarlierAnswers
 from massive_sft.evaluation.end_tokens import end_tokens
 from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
@@ -90,9 +91,17 @@ class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
     def __init__(
-        self, cell: Cell, snapshot: Path | None, evaluation: Evaluation, guards: _Guards, gpu: bool, warm: WarmModel
+        self,
+        cell: Cell,
+        snapshot: Path | None,
+        evaluation: Evaluation,
+        guards: _Guards,
+        gpu: bool,
+        warm: WarmModel,
+        earlier: EarlierAnswers,
     ):
         self._answering: PlainScorer | None = None
+        self._earlier = earlier
         self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
         self._warm = warm
         self._made: dict[str, Any] = {}
@@ -140,7 +149,7 @@ class _CellModel:
         device = device_of(self._gpu)
         model = self._warm.load(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device)
         engine = _ENGINES[protocol.engine]
-        self._answering = engine(model, tokenizer, ends=self._ends())
+        self._answering = engine(model, tokenizer, ends=self._ends(), earlier=self._earlier)
         return _GuardedScorer(self._answering, self._guards)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
@@ -190,7 +199,8 @@ def score(
     """
     result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
-    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu, warm)
+    earlier = EarlierAnswers([ledger.cell(before).at("responses") for before in cell.before])
+    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu, warm, earlier)
     for item in requirements:
         if item.task is not None and item.template is not None:
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):

@@ -111,6 +111,14 @@ class Cell:
         return {key: json.loads(text) for key, text in parts.items()} | {"epoch": self.epoch}
 
     @property
+    def before(self) -> tuple[str, ...]:
+        """Ids of the cells that lie before it on its way: earlier epochs, the last one first, and the base model."""
+        if self.recipe is None:
+            return ()
+        earlier = (_trained_id(self.recipe.parts, epoch) for epoch in range(self.epoch - 1, 0, -1))
+        return (*earlier, _base_id(self.base))
+
+    @property
     def condition(self) -> str:
         """The unit of comparison: the cell without its seed."""
         if self.recipe is None:
@@ -161,6 +169,14 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
 
 
+def _trained_id(parts: Mapping[str, str], epoch: int) -> str:
+    return digest(join_canonical({**parts, "epoch": canonical_json(epoch)}))
+
+
+def _base_id(content: str) -> str:
+    return digest(join_canonical({"base": content, "epoch": "0", "method": '"none"'}))
+
+
 def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
     both = tuple(dict.fromkeys((*cell.blocks, *blocks)))
     return replace(cell, blocks=both)
@@ -199,8 +215,7 @@ class _Maker:
         ):
             model, content = self._model(name)
             coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
-            identity = digest(join_canonical({"base": content, "epoch": "0", "method": '"none"'}))
-            yield Cell(identity, coordinates, ("base",), model, content, None)
+            yield Cell(_base_id(content), coordinates, ("base",), model, content, None)
 
     def unused_excludes(self) -> Iterator[Problem]:
         for index, block in enumerate(self.sweep.file.blocks):
@@ -279,7 +294,7 @@ class _Maker:
             variant=variant.label,
         )
         for epoch in epochs:
-            identity = digest(join_canonical({**recipe.parts, "epoch": canonical_json(epoch)}))
+            identity = _trained_id(recipe.parts, epoch)
             yield Cell(identity, named._replace(epoch=epoch), (block,), recipe.model, recipe.parts["base"], recipe)
 
     def _excluded(self, index: int, excludes: list[tuple[int, Exclude]], epoch: int) -> bool:
