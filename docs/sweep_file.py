@@ -82,8 +82,8 @@ def _rows(kind: type[BaseModel], prefix: str) -> Iterator[str]:
 def _identity(kind: type[BaseModel], key: str) -> str:
     if kind.__name__ in REQUIRED_OF_A_CELL:
         return REQUIREMENT
-    if (kind.__name__, key) == ("Evaluation", "suites"):
-        return REQUIREMENT  # names for tasks
+    if (kind.__name__, key) in (("Evaluation", "suites"), ("Evaluation", "until")):
+        return REQUIREMENT  # names for tasks; how sure their scores must be
     return CELL if key in HASHED.get(kind.__name__, ()) else NEITHER
 
 

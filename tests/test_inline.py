@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
@@ -34,6 +35,7 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.samples import samples_of
 from massive_sft.running.trial import make_record_writer, retain
+from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import KeepSnapshots
 from massive_sft.training.events import StepDone
@@ -147,6 +149,41 @@ def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None
     assert TrainingStarted not in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
     assert len(records(path)["lora-2"].scores) == 3
+
+
+def test_early_answers_are_scored_marked_and_finished_by_a_sweep_that_asks_for_all_questions(copy: Path) -> None:
+    tasks = [{"path": str(copy / "world" / "tasks" / "facts_mc.yaml"), "limit": 40}]
+    asked = {"protocol": {"dtype": "fp32"}, "tasks": tasks}
+    path = small_sweep(copy, evaluation=asked | {"until": 60}, blocks=only_lora())
+    plan, result, _ = run(path)
+    assert [record.status for record in result.records] == [Status.COMPLETE] * 3
+    results = results_of(make_plan(plan.sweep))
+    shown = results.scores[results.scores["primary"]].set_index("cell")
+    trained = shown[shown["method"] == "lora"]
+    assert list(shown["early"]) == [name == "lora" for name in shown["method"]]
+    assert set(trained["early_of"]) == {40} and (trained["n"] < 40).all() and (trained["early_half_width"] <= 60).all()
+    assert set(trained["full_protocol"]) == set(shown.loc[shown["method"] == "none", "protocol"])
+    for row in results.primary_gains.to_dict("records"):
+        own, base = (results.reader.read(row[name], key) for name, key in (
+            ("cell", (row["protocol"], "facts_mc", row["metric"], "none")),
+            ("base_cell", (row["full_protocol"], "facts_mc", row["metric"], "none")),
+        ))  # fmt: skip
+        before = dict(zip(base.documents, base.values, strict=True))
+        assert row["gain"] == pytest.approx(own.values.mean() - np.mean([before[name] for name in own.documents]))
+    answers = results.answers(trained.index)
+    assert len(answers) == trained["n"].sum() and answers["value"].notna().all()
+    full, fuller, _ = run(small_sweep(copy, evaluation=asked, blocks=only_lora()))
+    assert len(fuller.records) == 2  # the base model has all
+    rows = results_of(make_plan(full.sweep)).scores
+    assert set(rows["n"]) == {40} and not rows["early"].any()
+    again = make_plan(load_sweep(small_sweep(copy, evaluation=asked | {"until": "±1"}, blocks=only_lora())))
+    assert all(cell.is_done for cell in again.cells) and not results_of(again).scores["early"].any()
+    newest = Ledger.open(full.root).read_record(trained.index[0])
+    assert newest is not None and not any(score.early for score in newest.scores.values())
+    told = list[Problem]()
+    odd = {"tasks": [{"path": str(copy / "world" / "tasks" / "facts_bpb.yaml"), "limit": 4}], "until": 1}
+    assert check(make_plan(load_sweep(small_sweep(copy, evaluation=odd, blocks=only_lora()))), warn=told.append) == []
+    assert "all questions of facts_bpb-0shot are asked: facts_bpb/bits_per_byte" in str(told[0])
 
 
 def test_removed_snapshot_is_trained_again_only_when_asked(copy: Path) -> None:

@@ -49,7 +49,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"models", "training", "evaluation", "measures", "scheduling", "cli"},
     "ruamel": {"sweep"},
     "pandas": {"study", "report"},
-    "scipy": {"study"},
+    "scipy": {"study", "evaluation"},
     "jinja2": {"data", "report", "cli"},
     "boto3": {"ledger"},
     "botocore": {"ledger"},

@@ -44,13 +44,16 @@ def best(
 
 def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Group:
     """Return a ranking for people: by benchmark and model the best and what ties with it, in the unit people read."""
+    from massive_sft.study.metrics import EARLY_NOTE
+
     parts: list[Any] = []
     for column in dict.fromkeys(row["column"] for row in rows):
         of_column = [row for row in rows if row["column"] == column]
         parts += [Text() if parts else None, _column_view(of_column)]
     if not rows:
         return Group(Text("no scores yet" if metric is None else f"no cell has a score on {metric} yet"))
-    return Group(*(part for part in parts if part is not None), Text(), Text(NOTE, style="dim"))
+    notes = [NOTE, *([EARLY_NOTE] if any(row["early"] for row in rows) else [])]
+    return Group(*(part for part in parts if part is not None), Text(), *(Text(note, style="dim") for note in notes))
 
 
 def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
@@ -89,7 +92,9 @@ def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def _cells(row: dict[str, Any], name: str) -> list[Text]:
     mark = {True: " *", False: "", None: " ?"}[row["tied"]] if row["rank"] > 1 else ""
+    from massive_sft.study.metrics import EARLY
+
     metric, ends = row["metric"], (row["difference_low"], row["difference_high"])
-    value = with_interval(metric, row["value"], (row["low"], row["high"]))
+    value = with_interval(metric, row["value"], (row["low"], row["high"])) + (f" {EARLY}" if row["early"] else "")
     difference = with_interval(metric, row["difference"], ends, "+")
     return [Text(row["cell"]), Text(name + mark), Text(value), Text(difference)]

@@ -31,7 +31,7 @@ from massive_sft.running.events import (
     TrainingProgressed,
     TrainingStarted,
 )
-from massive_sft.study.metrics import headline, primary_metric, scale, split, unit
+from massive_sft.study.metrics import EARLY, headline, primary_metric, scale, split, unit
 from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
     CheckpointFailed,
@@ -240,7 +240,7 @@ def headline_text(benchmark: BenchmarkScores) -> str:
         if key is not None and value is not None:
             metric, _ = split(key)
             shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
-            return f"{benchmark.benchmark} {metric} {shown}"
+            return f"{benchmark.benchmark} {metric} {shown}" + (f" {EARLY}" if benchmark.early else "")
     return ""
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
-from massive_sft.study.metrics import scale, unit
+from massive_sft.study.metrics import EARLY, EARLY_NOTE, scale, unit
 
 if TYPE_CHECKING:
     from massive_sft.study.results import Results
@@ -46,6 +46,8 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     notes = [Text(f"and {left} more: the report has them all")] if left else []
     if any("(" in texts[key].plain for key in texts if key[0] in scored):
         notes.append(Text(NOTE, style="dim"))
+    if any(EARLY in texts[key].plain for key in texts if key[0] in scored):
+        notes.append(Text(EARLY_NOTE, style="dim"))
     return Group(table, *notes)
 
 
@@ -62,7 +64,7 @@ def _texts(results: Results) -> dict[tuple[str, str], Text]:
     texts = {}
     for row in to_rows(results.scores.query("primary and value.notna()")):
         factor, gain = scale(row["metric"]), gains.get((row["cell"], row["column"]))
-        text = Text(f"{row['value'] * factor:.4g}")
+        text = Text(f"{row['value'] * factor:.4g}" + (f" {EARLY}" if row["early"] else ""))
         if gain is not None:
             sure = gain["gain_low"] > 0 or gain["gain_high"] < 0  # not without an interval
             text.append(f" ({gain['gain'] * factor:+.3g})", style="bold" if sure else "")

@@ -18,6 +18,7 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.study.metrics import EARLY
 from massive_sft.sweep.cell import Coordinates
 
 
@@ -90,6 +91,7 @@ def record_view(
     others = [score for protocol, score in record.scores.items() if protocol in beside]
     if asked:
         parts += [Text(), scores_table(asked)]
+    parts += [Text(f"{EARLY} {score.benchmark}: {score.early}", style="dim") for score in asked if score.early]
     if others:
         parts += [Text(), Text("scores that this sweep does not ask for", style="bold"), scores_table(others)]
     for name, why in record.missing.items():
@@ -135,6 +137,7 @@ def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
                 interval = format_interval(score)
                 value = "missing" if score.value is None else f"{score.value:.4g}"
                 size = "" if score.n is None else str(score.n)
+                value += f" {EARLY}" if benchmark.early and score.value is not None else ""
                 table.add_row(benchmark.benchmark, task, metric.removesuffix(",none"), value, interval, size)
     return table
 

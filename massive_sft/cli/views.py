@@ -12,6 +12,7 @@ from rich.text import Text
 from massive_sft.core.wording import counted
 from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
+from massive_sft.evaluation.looks import SHARES
 from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
@@ -92,6 +93,19 @@ def budget_view(portion: BudgetedPlan | None) -> Group:
     return Group(*(indented(line, "yellow") for line in (budget_lines(portion) if portion else ())))
 
 
+def _early_lines(plan: Plan) -> list[str]:
+    """Return what early answers may save, as far as that can be said before; nothing where none is asked for."""
+    until = plan.sweep.file.evaluation.until
+    left = sum(item.until is not None for cell in plan.cells for item in cell.unmet)
+    if until is None or not left:
+        return []
+    most = f"{1 - SHARES[0]:.0%}"
+    return [
+        f"early answers to within ±{until:g} points: what is saved is not known before, at most {most} of the "
+        f"questions of {counted(left, 'score')} left; the cost is of all questions where no early answer was measured"
+    ]
+
+
 def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
     """Return what a plan comes to, a line a fact.
 
@@ -112,6 +126,7 @@ def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
             f"{saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule: "
             "the shorter is no prefix of the longer, so they are not shared"
         )
+    lines += _early_lines(plan)
     lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:

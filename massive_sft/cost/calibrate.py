@@ -85,7 +85,8 @@ class _Calibrator:
             return
         method = run.trajectory.recipe.setting.method if run else "none"
         rows = self.table.scoring.setdefault(scoring_key(shape.key, method, self.dtype, device_name(device)), {})
-        asked = {item.id: item for item in cell.requirements}
+        # Of early answers it is not known how much of the benchmark was asked, so they tell nothing of the speed.
+        asked = {item.id: item for item in cell.requirements if item.until is None}
         workload = self.inputs.workload(run.trajectory.recipe) if run else None
         text = self.inputs.bytes_per_token(cell.cell.model)
         for what, took in seconds.items():

@@ -25,6 +25,7 @@ from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.lack import NO_GPU_KIND, NO_REQUESTS, NO_ROWS, NO_SIZE, NO_SUCH_GPU, Lack, told
 from massive_sft.cost.memory import bytes_per_number
 from massive_sft.cost.shapes import ModelShape
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key
@@ -170,7 +171,9 @@ class Estimator:
             total += mean("load", LOAD_S + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
             load = inputs.requests.load(item, inputs.bytes_per_token(model))
-            seconds = scoring_seconds(shape, dtype, load, device, rows.get(item.id), inputs.table)
+            # What is not known of early answers is what all questions take, which is the most.
+            row = rows.get(item.id) or rows.get(full_id(item.id))
+            seconds = scoring_seconds(shape, dtype, load, device, row, inputs.table)
             if seconds is None:
                 lacks[Lack(NO_REQUESTS, item.label)] += 1
             total += seconds or ZERO

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from lm_eval.api import metrics as lm_metrics
 from lm_eval.api.group import Group
-from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from massive_sft.evaluation import intervals, metrics
-from massive_sft.evaluation.build import BenchmarkRequests, doc_hash
+from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.intervals import Interval
-from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, Rolling, read_requests
+from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
-from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
+from massive_sft.evaluation.sample_values import SAMPLES, is_number, leaf_values, sample_rows
+from massive_sft.evaluation.task_errors import as_task_unavailable
 from massive_sft.evaluation.tasks import load, seeded
 from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice, choose
+from massive_sft.suites.declared import standing_for, title
 
 SCHEMA = 1
 _TIED = {"bits_per_byte": (-1 / math.log(2), False), "weighted_perplexity": (-1.0, True)}
@@ -66,25 +62,58 @@ def aggregate(
     for leaf in benchmark.requests.leaves:
         requests, responses = read_responses(benchmark.requests, leaf, place, weights)
         with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
-            values = _values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
+            values = leaf_values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
             tasks[leaf.name] = {
                 f"{metric},{filter_name}": _entry(loaded.tasks[leaf.name], metric, by_doc)
                 for (metric, filter_name), by_doc in values.items()
             }
             for_groups[leaf.name] = _for_group(tasks[leaf.name])
-            rows += _sample_rows(leaf.name, values, _extracted(loaded.tasks[leaf.name]))
+            rows += sample_rows(leaf.name, loaded.tasks[leaf.name], values)
     with as_task_unavailable(f"{benchmark.requests.label}: its groups cannot be scored"):
         groups = {name: _group_entries(group, for_groups, tasks) for name, group in loaded.groups.items()}
-    table = {
+    shown = {name: entries for name, entries in groups.items() if entries}
+    return BenchmarkResult(table_of(benchmark, tasks, shown, sandbox), pa.Table.from_pylist(rows, schema=SAMPLES))
+
+
+def table_of(
+    benchmark: BenchmarkRequests, tasks: dict[str, Any], groups: dict[str, Any], sandbox: Choice | None
+) -> dict[str, Any]:
+    """Return the table of a benchmark's scores by task and by group: see ``BenchmarkResult``."""
+    loaded = load(benchmark.task, sandbox)
+    return {
         "schema": SCHEMA,
         "benchmark": benchmark.requests.label,
         "requests": benchmark.requests.id,
         "shots": benchmark.requests.shots,
         "provenance": benchmark.requests.provenance | _walls(loaded.tasks.values()),
         "tasks": tasks,
-        "groups": {name: entries for name, entries in groups.items() if entries},
+        "groups": groups,
     }
-    return BenchmarkResult(table, pa.Table.from_pylist(rows, schema=SAMPLES))
+
+
+def members_of(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> dict[str, tuple[str, ...]]:
+    """Return the leaf tasks of each group of a benchmark. Raises TaskUnavailable."""
+    groups = load(benchmark.task, sandbox).groups
+    return {name: tuple(str(task.task_name) for task in group.get_all_tasks()) for name, group in groups.items()}
+
+
+def metrics_without_mean(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> tuple[str, ...]:
+    """Return the metrics that stand for a benchmark and are no means of its questions' values, as ``task/metric``.
+
+    Raises:
+        TaskUnavailable: the benchmark cannot be loaded.
+    """
+    loaded = load(benchmark.task, sandbox)
+    groups = {name: group for name, group in loaded.groups.items() if group.has_aggregation}
+    found = []
+    for kind, name in sorted(standing_for(title(benchmark.task), groups, loaded.tasks)):
+        if kind == "group":
+            combined = groups[name].aggregate_metric_list or ()
+            found += [f"{name}/{metric.metric}" for metric in combined if not metric.weight_by_size]
+        else:
+            combined_by = loaded.tasks[name].aggregation()
+            found += [f"{name}/{metric}" for metric in combined_by if combined_by[metric] is not lm_metrics.mean]
+    return tuple(found)
 
 
 def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None:
@@ -105,7 +134,7 @@ def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None
             for request in first
         ]
         with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
-            values = _values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
+            values = leaf_values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
         for (metric, _), by_doc in values.items():
             combine = loaded.tasks[leaf.name].aggregation().get(metric, lm_metrics.mean)
             if not metrics.is_own(combine):  # which may ask for more than one document
@@ -116,79 +145,6 @@ def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None
 def _walls(tasks: Iterable[Task]) -> dict[str, str]:
     """Return behind which walls generated code ran, where some did."""
     return {"sandbox": choose("rlimits")} if any(map(executes_code, tasks)) else {}
-
-
-def _values(
-    task: Task, leaf: Leaf, requests: list[Request], responses: list[Response], limit: int | None
-) -> dict[tuple[str, str], dict[int, Any]]:
-    """Return {(metric, filter): {document: per-sample value}}."""
-    docs = dict(task.doc_iterator(limit=limit))
-    instances: dict[int, list[Instance]] = defaultdict(list)
-    for request, response in zip(requests, responses, strict=True):
-        if request.doc not in docs or doc_hash(docs[request.doc]) != request.doc_hash:
-            raise TaskUnavailable(f"{leaf.name}: document {request.doc} is not the one its request was built from")
-        instances[request.doc].append(_instance(leaf.name, docs[request.doc], request, response))
-    task._instances = [instance for doc in instances for instance in instances[doc]]
-    task.apply_filters()
-    values: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
-    for filter_name in task.instances[0].filtered_resps:
-        answered = {
-            doc: [instance.filtered_resps[filter_name] for instance in sorted(asked, key=lambda i: i.idx)]
-            for doc, asked in instances.items()
-        }
-        for doc, found in _processed(task, docs, answered):
-            for metric, value in found.items():
-                values[metric, filter_name][doc] = value
-    return values
-
-
-def _processed(task: Task, docs: dict[int, Any], answered: dict[int, list[Any]]) -> Iterator[tuple[int, Any]]:
-    """Yield each document's values: of those that wait for programs, as many at once as there are CPUs."""
-
-    def process(doc: int) -> tuple[int, Any]:
-        return doc, task.process_results(docs[doc], answered[doc])
-
-    if not executes_code(task):
-        yield from map(process, answered)
-        return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(process, answered)
-
-
-def _extracted(task: Task) -> dict[tuple[str, int], str]:
-    """Return what filters made of generated answers, by filter and document, where they did not leave them alone."""
-    return {
-        (name, instance.doc_id): taken if isinstance(taken, str) else json.dumps(taken, default=str, ensure_ascii=False)
-        for instance in task.instances
-        if instance.request_type == "generate_until"
-        for name, taken in instance.filtered_resps.items()
-        if taken != instance.resps[0] and taken != instance.resps
-    }
-
-
-def _instance(task: str, doc: Any, request: Request, response: Response) -> Instance:
-    arguments: tuple[Any, ...]
-    if isinstance(request, Rolling):
-        arguments = (request.text,)
-    elif isinstance(request, Generation):
-        arguments = (request.context, {"until": list(request.until), "max_gen_toks": request.max_tokens})
-    elif isinstance(request, Likelihood):
-        arguments = (request.context, request.continuation)
-    else:
-        raise TypeError(f"no lm-eval instance for {request.kind}")
-    answer: Any
-    if isinstance(response, LikelihoodResponse):
-        answer = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
-    else:
-        answer = response.text
-    return Instance(
-        request_type=request.kind,  # type: ignore[arg-type]
-        doc=doc,
-        arguments=arguments,
-        idx=request.choice,
-        metadata=(task, request.doc, request.repeats),
-        resps=[answer] * request.repeats,
-    )
 
 
 def _entry(task: Task, metric: str, by_doc: dict[int, Any]) -> dict[str, Any]:
@@ -208,9 +164,9 @@ def _entry(task: Task, metric: str, by_doc: dict[int, Any]) -> dict[str, Any]:
 
 
 def _interval(combine: Any, values: list[Any]) -> Interval | None:
-    if combine is lm_metrics.mean and all(map(_is_number, values)):
+    if combine is lm_metrics.mean and all(map(is_number, values)):
         return intervals.of_mean(np.array(values, dtype=np.float64))
-    if combine is lm_metrics.perplexity and all(map(_is_number, values)):
+    if combine is lm_metrics.perplexity and all(map(is_number, values)):
         logprobs = np.array(values, dtype=np.float64)
         return intervals.transformed(intervals.of_ratio(logprobs, np.ones(len(values))), -1.0, exponential=True)
     for name, (scale, exponential) in _TIED.items():
@@ -220,13 +176,9 @@ def _interval(combine: Any, values: list[Any]) -> Interval | None:
     return None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, np.number, np.bool_))
-
-
 def _number(value: Any) -> float | None:
     """Return a float that JSON can hold; NaN and infinities, which are no scores, become ``None``."""
-    return float(value) if _is_number(value) and math.isfinite(float(value)) else None
+    return float(value) if is_number(value) and math.isfinite(float(value)) else None
 
 
 def _for_group(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -260,43 +212,3 @@ def _group_entries(group: Group, for_groups: dict[str, Any], tasks: dict[str, An
             "higher_is_better": directions.pop() if len(directions) == 1 else None,
         }
     return entries
-
-
-SAMPLES = pa.schema(
-    [
-        ("task", pa.string()),
-        ("doc", pa.int64()),
-        ("metric", pa.string()),
-        ("filter", pa.string()),
-        ("value", pa.float64()),
-        ("weight", pa.float64()),
-        ("detail", pa.string()),
-        ("extracted", pa.string()),
-    ]
-)
-
-
-def _sample_rows(
-    task: str, values: dict[tuple[str, str], dict[int, Any]], extracted: dict[tuple[str, int], str]
-) -> list[dict[str, Any]]:
-    return [
-        {"task": task, "doc": doc, "metric": metric, "filter": filter_name, **_sample(value)}
-        | {"extracted": extracted.get((filter_name, doc))}
-        for (metric, filter_name), by_doc in values.items()
-        for doc, value in by_doc.items()
-    ]
-
-
-def _sample(value: Any) -> dict[str, Any]:
-    if _is_number(value):
-        return {"value": float(value)}
-    if isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)):
-        return {"value": float(value[0]), "weight": float(value[1])}
-    return {"detail": json.dumps(value, default=str, ensure_ascii=False)}
-
-
-def parquet(samples: pa.Table) -> bytes:
-    """Return a table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(samples, sink)
-    return sink.getvalue().to_pybytes()

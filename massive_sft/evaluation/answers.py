@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from massive_sft.evaluation.gold import read_gold
-from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluation.looks import Looks
+from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.ledger.storage import Storage
 
@@ -48,14 +49,29 @@ def read_answers(requests: RequestSet, place: Storage) -> Iterator[Answer]:
         Corrupt: a file is damaged, or answers other requests.
     """
     for leaf in requests.leaves:
-        yield from _leaf_answers(requests, leaf, place)
+        yield from _leaf_answers(requests, leaf.name, *read_responses(requests, leaf, place, None))
 
 
-def _leaf_answers(requests: RequestSet, leaf: Leaf, place: Storage) -> Iterator[Answer]:
-    golds = read_gold(requests, leaf.name)
-    pairs = zip(*read_responses(requests, leaf, place, None), strict=True)
-    for doc, group in groupby(pairs, key=lambda pair: pair[0].doc):
-        yield _answer(leaf.name, doc, golds.get(doc), list(group))
+def read_early_answers(requests: RequestSet, place: Storage, look: int) -> Iterator[Answer]:
+    """Yield the answers that an early score rests on, as ``read_answers``.
+
+    Args:
+        requests: of the whole benchmark.
+        place: the cell's responses look by look (``looks.looks_key``).
+        look: after which the score was made.
+
+    Raises: as ``read_answers``.
+    """
+    for leaf, answered in Looks(requests, place).read(look, None).items():
+        yield from _leaf_answers(requests, leaf, *answered)
+
+
+def _leaf_answers(
+    requests: RequestSet, leaf: str, asked: Sequence[Request], answered: Sequence[Response]
+) -> Iterator[Answer]:
+    golds = read_gold(requests, leaf)
+    for doc, group in groupby(zip(asked, answered, strict=True), key=lambda pair: pair[0].doc):
+        yield _answer(leaf, doc, golds.get(doc), list(group))
 
 
 def _answer(task: str, doc: int, gold: str | None, pairs: Sequence[tuple[Request, Response]]) -> Answer:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation import aggregate, responses
+from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests, PreparedBenchmarks
+from massive_sft.evaluation.early import EarlyScores, FindBase, early_protocol, score_early
+from massive_sft.evaluation.looks import Looks, looks_key
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.requests import Request
-from massive_sft.evaluation.responses import Response
+from massive_sft.evaluation.responses import Response, answer_requests
+from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice
 from massive_sft.sweep import schema
+
+
+@dataclass(frozen=True)
+class Until:
+    """How narrow an early answer must be.
+
+    Attributes:
+        points: its half-width, of a hundred.
+        base: the id of the base model's weights.
+    """
+
+    points: float
+    base: str
 
 
 @dataclass
@@ -75,6 +93,7 @@ def evaluate(
     sandbox: Choice | None = None,
     confirm: Callable[[], None] = lambda: None,
     ends: Collection[int] = (),
+    until: Until | None = None,
 ) -> EvaluationResult:
     """Score one model's weights on every prepared benchmark.
 
@@ -86,6 +105,7 @@ def evaluate(
         place: responses go below ``responses/<protocol>/`` in it, scores and per-sample values below ``scores/``.
         confirm: called before scores are written; raises when they may not count.
         ends: the tokens that the scorer ends an answer at.
+        until: when an early answer is enough; None where all questions are asked.
     """
     result = EvaluationResult(missing=dict(prepared.missing))
     scorer = _LazyScorer(make_scorer, protocol.engine)
@@ -93,38 +113,98 @@ def evaluate(
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
         scores = cache.get(weights, pid)
         if scores is None:
+            work = _Benchmark(benchmark, pid, place.at("responses"), weights, scorer, sandbox, result)
             try:
-                shards = place.at(f"responses/{pid}")
-                table, samples = _make_scores(benchmark, shards, weights, scorer, sandbox, result)
+                early = work.answer_early(until, partial(_base_scores, until, protocol, benchmark, ends, cache))
+                scores = work.scores() if early is None or until is None else _marked(early, pid, until.points)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
                 continue
-            scores = {**table, "protocol": pid}, samples
-            cache.put(weights, pid, *scores)
+            if early is None:
+                cache.put(weights, pid, *scores)
         confirm()
-        written = write(place.at("scores"), pid, *scores)
+        written = write(place.at("scores"), scores[0]["protocol"], *scores)
         result.files |= {f"scores/{key}": value for key, value in written.items()}
         result.scores[label] = scores[0]
     result.load_seconds = scorer.load_seconds
     return result
 
 
-def _make_scores(
+def _base_scores(
+    until: Until | None,
+    protocol: schema.Protocol,
     benchmark: BenchmarkRequests,
-    shards: Storage,
-    weights: str,
-    scorer: _LazyScorer,
-    sandbox: Choice | None,
-    result: EvaluationResult,
-) -> tuple[dict[str, Any], bytes]:
-    """Answer what is left of a benchmark and aggregate it; what happened and what it took is added to ``result``.
+    ends: Collection[int],
+    cache: ScoreCache,
+) -> tuple[dict[str, Any], bytes] | None:
+    """Return the base model's scores of a benchmark; None while they are not there."""
+    if until is None:
+        return None
+    alike = protocol.model_copy(update={"adapters": "unmerged"})  # a base model has none
+    return cache.get(until.base, protocol_id(alike, benchmark.requests, ends))
 
-    Returns:
-        The table, and the per-sample values as Parquet.
-    """
-    label, began, loaded = benchmark.requests.label, time.perf_counter(), scorer.load_seconds
-    result.happened[label] = responses.answer_requests(benchmark.requests, shards, weights, scorer.score)
-    scores = aggregate.aggregate(benchmark, shards, weights, sandbox)
-    loading = (scorer.load_seconds or 0.0) if loaded is None else 0.0
-    result.seconds[label] = time.perf_counter() - began - loading
-    return scores.table, aggregate.parquet(scores.samples)
+
+def _marked(early: EarlyScores, pid: str, points: float) -> tuple[dict[str, Any], bytes]:
+    """Return early scores as they are kept: under a protocol of their own, with that of all questions beside."""
+    marked = {**early.table["early"], "protocol": pid}
+    table = {**early.table, "early": marked, "protocol": early_protocol(pid, points)}
+    return table, parquet(early.samples)
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """One benchmark to be answered by one model; what happens and what it takes is added to ``result``."""
+
+    benchmark: BenchmarkRequests
+    protocol: str
+    responses: Storage
+    weights: str
+    scorer: _LazyScorer
+    sandbox: Choice | None
+    result: EvaluationResult
+
+    def answer_early(self, until: Until | None, find_base: FindBase) -> EarlyScores | None:
+        """Answer look by look, where an early answer is enough or looks were begun; None once all is answered.
+
+        Where the scoring of all questions was begun it goes on instead.
+        """
+        begun = self.responses.list(looks_key(self.protocol))
+        if not begun and (until is None or self.responses.list(self.protocol)):
+            return None
+        looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)))
+        happened = dict[str, int]()
+        points = 0.0 if until is None else until.points
+        with self._timed():
+            early = score_early(
+                self.benchmark,
+                looks,
+                self.weights,
+                self.scorer.score,
+                points,
+                find_base,
+                happened,
+                self.sandbox,
+            )
+            if early is None:
+                looks.merge(self.weights, self.responses.at(self.protocol))
+                self.responses.delete(looks_key(self.protocol))
+        self.result.happened[self.benchmark.requests.label] = happened
+        return early
+
+    def scores(self) -> tuple[dict[str, Any], bytes]:
+        """Answer what is left of all questions; return the table, and the per-sample values as Parquet."""
+        requests, place = self.benchmark.requests, self.responses.at(self.protocol)
+        with self._timed():
+            happened = answer_requests(requests, place, self.weights, self.scorer.score)
+            scores = aggregate.aggregate(self.benchmark, place, self.weights, self.sandbox)
+        self.result.happened.setdefault(requests.label, happened)
+        return {**scores.table, "protocol": self.protocol}, parquet(scores.samples)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add what the block took, but for loading the model."""
+        began, loaded = time.perf_counter(), self.scorer.load_seconds
+        yield
+        loading = (self.scorer.load_seconds or 0.0) if loaded is None else 0.0
+        label, seconds = self.benchmark.requests.label, self.result.seconds
+        seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began - loading

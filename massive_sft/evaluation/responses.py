@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,23 +113,33 @@ def answer_requests(requests: RequestSet, place: Storage, weights: str, answer: 
     ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered
     again (``shards_replaced``); finished ones are left as they are.
     """
-    totals = {"shards": 0, "shards_found": 0, "shards_replaced": 0}
+    totals = Counter({"shards": 0, "shards_found": 0, "shards_replaced": 0})
     for leaf in requests.leaves:
         for number, shard in enumerate(sets.shards(sets.read_requests(requests, leaf))):
-            key = shard_key(leaf.name, number)
-            totals["shards"] += 1
-            try:
-                _, happened = read_shard(place, key, weights, shard)
-                totals["shards_found"] += 1
-            except (FileNotFoundError, Corrupt) as error:
-                if isinstance(error, Corrupt):
-                    log.warning("%s; it is answered again", error)
-                    totals["shards_replaced"] += 1
-                responses, happened = answer(shard, requests.folder / TOKENS)
-                place.put(key, shard_bytes(weights, shard, responses, happened))
-            for name, count in happened.items():
-                totals[name] = totals.get(name, 0) + count
-    return totals
+            totals.update(answer_shard(place, shard_key(leaf.name, number), weights, shard, requests.folder, answer))
+    return dict(totals)
+
+
+def answer_shard(
+    place: Storage, key: str, weights: str, shard: Sequence[Request], folder: Path, answer: AnswerShard
+) -> dict[str, int]:
+    """Answer one shard unless it has a valid file; return counts of what happened, as ``answer_requests``.
+
+    Args:
+        place, key: where its responses lie.
+        folder: of the request set, where its tokens are kept.
+    """
+    counts = {"shards": 1, "shards_found": 0, "shards_replaced": 0}
+    try:
+        _, happened = read_shard(place, key, weights, shard)
+        counts["shards_found"] = 1
+    except (FileNotFoundError, Corrupt) as error:
+        if isinstance(error, Corrupt):
+            log.warning("%s; it is answered again", error)
+            counts["shards_replaced"] = 1
+        answered, happened = answer(shard, folder / TOKENS)
+        place.put(key, shard_bytes(weights, shard, answered, happened))
+    return counts | happened
 
 
 def read_responses(

@@ -1,6 +1,7 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``build``, ``aggregate``, ``metrics`` and ``code_eval`` know lm-eval.
+Only this module, ``task_index``, ``build``, ``sample_values``, ``aggregate``, ``metrics`` and ``code_eval`` know
+lm-eval.
 """
 
 from __future__ import annotations

@@ -7,9 +7,19 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import TypeAliasType
 
 from massive_sft.core.checksummed_json import seal, unseal
@@ -70,6 +80,33 @@ class Score(BaseModel):
     higher_is_better: bool | None
 
 
+class Early(BaseModel):
+    """What an early answer rests on: scores of a benchmark of which not all questions were asked.
+
+    Its values are the base model's score on all questions plus the mean difference to it on those that were asked.
+
+    Attributes:
+        protocol: id of the protocol by which all questions are asked.
+        questions, of: how many were asked, of how many.
+        look: how often it was judged, from 1.
+        until: the half-width that was asked for, in points.
+        half_width: of the benchmark's widest score, in points: so far at most, at the level of the look, it is from the
+            score that all questions would give.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: str
+    questions: int
+    of: int
+    look: int
+    until: FiniteFloat
+    half_width: FiniteFloat
+
+    def __str__(self) -> str:
+        return f"{self.questions:,} of {self.of:,} questions, within ±{self.half_width:.2g} points of the full score"
+
+
 class BenchmarkScores(BaseModel):
     """All scores of one benchmark under one protocol.
 
@@ -78,6 +115,7 @@ class BenchmarkScores(BaseModel):
         shots: examples before each question; None where its tasks differ.
         asked: what of the sweep it answers (``planning.requirements.Requirement.id``).
         tasks, groups: scores by name, then by ``metric,filter``.
+        early: of an early answer; None, and not in the file, where all questions were asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +125,22 @@ class BenchmarkScores(BaseModel):
     shots: int | None
     tasks: dict[str, dict[str, Score]]
     groups: dict[str, dict[str, Score]] = {}
+    early: Early | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        if fields.get("early", True) is None:
+            del fields["early"]
+        return fields
+
+    def full_protocol(self, protocol: str) -> str:
+        """Return the protocol by which all questions are asked.
+
+        Args:
+            protocol: that of these scores.
+        """
+        return self.early.protocol if self.early else protocol
 
 
 class Record(BaseModel):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
+from massive_sft.ledger.asked import is_answered
 from massive_sft.ledger.runs import Run, find_possible_runs
 from massive_sft.ledger.storage import Storage
 
@@ -46,7 +47,7 @@ def _is_satisfied(place: Storage, cell: str, answers: frozenset[str]) -> bool:
         wants = None if version is None else _read(place, version)
     except OSError:
         return False
-    return wants is not None and wants.get(cell, frozenset()) <= answers
+    return wants is not None and all(is_answered(asked, answers) for asked in wants.get(cell, frozenset()))
 
 
 @lru_cache(maxsize=256)

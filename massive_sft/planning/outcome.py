@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.ledger.asked import is_answered
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
@@ -19,7 +20,11 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
     """
     fresh = item.with_record(record)
     wanted = {asked.id for asked in item.requirements}
-    scores = {protocol: benchmark for protocol, benchmark in record.scores.items() if benchmark.asked in wanted}
+    scores = {
+        protocol: benchmark
+        for protocol, benchmark in record.scores.items()
+        if any(is_answered(asked, (benchmark.asked,)) for asked in wanted)
+    }
     missing = find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {}
     own = {"status": fresh.status, "coordinates": item.cell.coordinates._asdict(), "scores": scores, "missing": missing}
     return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.ledger.asked import early_id, is_answered
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
 from massive_sft.suites.declared import facts_by_task, label, shots_of, title
@@ -31,6 +32,7 @@ class Requirement:
         shots: of the benchmark; None for each of its tasks' own.
         template: the training template that wraps the benchmark's prompts; None for a measure.
         measure: the measure's name; None for a benchmark.
+        until: half-width in points at which an early answer to the benchmark is enough; None for a full score.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Requirement:
     shots: int | None = 0
     template: str | TemplateText | None = None
     measure: str | None = None
+    until: float | None = None
 
     @property
     def label(self) -> str:
@@ -56,7 +59,7 @@ def find_unmet(
     """Return what was asked and is not answered; of a run that diverged or was pruned nothing more is wanted."""
     if status in (Status.DIVERGED, Status.PRUNED):
         return ()
-    return tuple(item for item in requirements if item.id not in answers)
+    return tuple(item for item in requirements if not is_answered(item.id, answers))
 
 
 def judge(recorded: Status, requirements: Collection[Requirement], unmet: Collection[Requirement]) -> Status:
@@ -135,13 +138,14 @@ class Requirements:
         self, template: str | TemplateText, cell: Cell, measures: tuple[Requirement, ...] = ()
     ) -> tuple[Requirement, ...]:
         protocol, ends = cell_protocol(self.sweep.file.evaluation.protocol, cell), self._ends(cell.model)
-        key = (template, protocol, ends, bool(measures))
+        key = (template, protocol, ends, cell.recipe is None, bool(measures))
         if key not in self._known:
             identity = protocol.model_dump(mode="json", exclude={"fewshot"})
             if protocol.template == "training":
                 identity["text"] = fingerprint(template_content(self._settings[template]))
             scored = self._asked(template, identity, {} if ends is None else {"ends": ends})
-            self._known[key] = (*scored, *measures)
+            until = None if cell.recipe is None else self.sweep.file.evaluation.until
+            self._known[key] = (*(_answered_early(item, until) for item in scored), *measures)
         return self._known[key]
 
     def _asked(
@@ -161,6 +165,11 @@ class Requirements:
                 if name not in yielded:
                     yield Requirement(name, task, shots, template)
                 yielded.add(name)
+
+
+def _answered_early(item: Requirement, until: float | None) -> Requirement:
+    """Return a benchmark's requirement that an early answer meets; itself where none is enough."""
+    return item if until is None else replace(item, id=early_id(item.id, until), until=until)
 
 
 def cell_protocol(protocol: Protocol, cell: Cell) -> Protocol:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from massive_sft.report.formatting import early_notes
 from massive_sft.report.heat import heat_labels, heat_table
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import Section, TableBlock
@@ -32,6 +33,7 @@ def differences_section(data: ReportData) -> Section | None:
         "the models or mixtures for a sample of those that could have been. None is narrower than the single intervals "
         "on average: all runs answered the same questions, and their chance is in each of them.",
     ]
+    notes += early_notes(data.gains)
     return Section("differences", "Differences", notes, shown) if shown else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -83,3 +84,19 @@ def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = Fals
     factor = metrics.scale(metric)
     digits = _score_digits(metric) - (short and factor > 1)
     return " to ".join(format_number(float(bound) * factor, digits, signed) for bound in (low, high))
+
+
+def early_mark(row: Mapping[str, Any]) -> str:
+    """Return what stands behind a score or gain: the mark of an early answer, else nothing."""
+    return f" {metrics.EARLY}" if not is_missing(row["early"]) and row["early"] else ""
+
+
+def early_notes(frame: pd.DataFrame) -> list[str]:
+    """Return the sentence on the mark of early answers; none where no row has it."""
+    if not frame["early"].fillna(False).astype(bool).any():
+        return []
+    return [
+        f"{metrics.EARLY_NOTE}, at 95 %. Its score is the base model's on all questions plus the mean difference on "
+        "those that were asked, which is its gain; its own interval, as every other's, is that of the score on "
+        "questions of this kind."
+    ]

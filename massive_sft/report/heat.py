@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
+from massive_sft.report.formatting import MISSING, early_mark, format_count, format_interval, format_score, is_missing
 from massive_sft.report.table import Column, Heat, Table, Value, without
 from massive_sft.study import metrics
 from massive_sft.study.frames import CONDITION, grouped, to_rows
@@ -77,7 +77,7 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
         why = "not scored" if row is None or is_missing(row["why"]) else str(row["why"])
         return Heat(MISSING, "", "missing", 0.0, False, f"missing: {why}")
     metric, better = row["metric"], row["improvement"]
-    text, ends = format_score(row["gain"], metric, True), (row["gain_low"], row["gain_high"])
+    text, ends = format_score(row["gain"], metric, True) + early_mark(row), (row["gain_low"], row["gain_high"])
     bounds, note = format_interval(*ends, metric, True), format_interval(*ends, metric, True, short=True)
     sure = not is_missing(row["gain_low"]) and (row["gain_low"] > 0 or row["gain_high"] < 0)
     tone = "flat" if is_missing(better) or not better else "good" if better > 0 else "bad"

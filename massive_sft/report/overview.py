@@ -110,13 +110,14 @@ def runs_section(data: ReportData) -> Section:
             f" {saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule and cannot be "
             "shared."
         )
-    protocol = plan.sweep.file.evaluation.protocol
+    protocol, until = plan.sweep.file.evaluation.protocol, plan.sweep.file.evaluation.until
     facts = [
         ("Benchmarks", ", ".join(data.columns) or MISSING),
         (
             "Protocol",
             f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",
         ),
+        *([] if until is None else [("Early answers", f"within ±{until:g} points of the full score")]),
         ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
         ("Storage", str(plan.storage)),
     ]

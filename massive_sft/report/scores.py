@@ -9,7 +9,15 @@ from typing import Any, Protocol
 import pandas as pd
 
 from massive_sft.report.chart import Key, Line, Panel
-from massive_sft.report.formatting import MISSING, format_count, format_interval, format_score, is_missing
+from massive_sft.report.formatting import (
+    MISSING,
+    early_mark,
+    early_notes,
+    format_count,
+    format_interval,
+    format_score,
+    is_missing,
+)
 from massive_sft.report.heat import ROW, count_comparisons, heat_labels, heat_table, metric_name
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
@@ -83,6 +91,7 @@ def heatmap_section(data: ScoreData) -> Section:
         "missing.",
         f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "
         "excludes 0 by chance alone.",
+        *early_notes(means),
     ]
     return Section("gains", "Gains", notes, [TableBlock(table)])
 
@@ -129,6 +138,7 @@ def scores_section(data: ScoreData) -> Section:
         "questions where every question's value is in the ledger (how: paired); elsewhere, or where no answer "
         "changed, it combines both scores' intervals as if they were independent and is rather too wide. Fractions "
         "are in percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
+        *early_notes(every),
     ]
     return Section("scores", "Scores", notes, [TableBlock(of_texts("scores", "Scores", columns, rows))])
 
@@ -149,7 +159,7 @@ SHOWN = [
     "gain_low",
     "gain_high",
 ]
-SHOWN += ["gain_interval", "missing", "why"]
+SHOWN += ["gain_interval", "missing", "why", "early", "base_n"]
 
 
 def _score_row(row: dict[str, Any]) -> list[str]:
@@ -162,9 +172,9 @@ def _score_row(row: dict[str, Any]) -> list[str]:
         str(row["epoch"]),
         MISSING if is_missing(row["seed"]) else str(row["seed"]),
         metric_name(row),
-        format_score(row["value"], metric),
+        format_score(row["value"], metric) + early_mark(row),
         format_interval(row["low"], row["high"], metric),
-        format_count(row["n"]),
+        format_count(row["n"]) + (f" of {format_count(row['base_n'])}" if early_mark(row) else ""),
         format_score(row["base"], metric),
         format_score(row["gain"], metric, True),
         format_interval(row["gain_low"], row["gain_high"], metric, True),
@@ -198,10 +208,11 @@ def epochs_section(data: ScoreData) -> Section | None:
                 panels.append(Panel(column, "epoch", name, lines, whole_x=True))
         groups[str(model)] = panels
     notes = ["Training runs with several snapshots; epoch 0 is the base model. Hover a line for its numbers."]
+    notes += early_notes(known)
     return Section("epochs", "Scores along the epochs", notes, [FigureBlock(groups, styles.keys)])
 
 
-LINE = ["mixture_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base"]
+LINE = ["mixture_label", "setting_label", "seed", "epoch", "metric", "value", "low", "high", "n", "base", "early"]
 
 
 def _epoch_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
@@ -220,4 +231,4 @@ def _epoch_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
 def _with_interval(row: dict[str, Any]) -> str:
     metric = row["metric"]
     bounds = format_interval(row["low"], row["high"], metric)
-    return f"{format_score(row['value'], metric)} ({bounds}, n {format_count(row['n'])})"
+    return f"{format_score(row['value'], metric)}{early_mark(row)} ({bounds}, n {format_count(row['n'])})"

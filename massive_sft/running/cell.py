@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.core.stop import never_stop
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
@@ -153,7 +154,7 @@ class CellEvaluator:
             plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, self.gpu,
             self.warm,
         )  # fmt: skip
-        details["scores"] |= scored.scores
+        details["scores"] = superseding(details["scores"], scored.scores)
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:
             details["cost"]["attention"] = scored.attention
@@ -189,3 +190,10 @@ class CellEvaluator:
             seconds[name] = time.perf_counter() - began
         else:
             details["measures"][name] = measure_data(name, run, self.ledger, seconds, self.gpu, self.warm)
+
+
+def superseding(earlier: Mapping[str, BenchmarkScores], new: Mapping[str, BenchmarkScores]) -> Fields:
+    """Return a cell's scores by protocol: the new ones, and the earlier but for early answers that these replace."""
+    replaced = {full_id(scores.asked) for scores in new.values()}
+    kept = {pid: scores for pid, scores in earlier.items() if not (scores.early and full_id(scores.asked) in replaced)}
+    return kept | dict(new)

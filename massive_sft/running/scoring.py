@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported, describe_error
+from massive_sft.core.fingerprint import digest
 from massive_sft.evaluation.build import PreparedBenchmarks, prepare
 from massive_sft.evaluation.earlier_answers import EarlierAnswers
 from massive_sft.evaluation.end_tokens import end_tokens
-from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
+from massive_sft.evaluation.evaluate import EvaluationResult, Until, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
 from massive_sft.evaluation.tree import TreeScorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_of
@@ -116,8 +118,13 @@ class _CellModel:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""
         return self._once("tokenizer", lambda: load_tokenizer(self._cell.model))
 
-    def evaluate(self, prepared: PreparedBenchmarks, weights: str, ledger: Ledger) -> EvaluationResult:
+    def evaluate(
+        self, prepared: PreparedBenchmarks, weights: str, ledger: Ledger, points: float | None
+    ) -> EvaluationResult:
         """Score what was prepared; the model is loaded only when something is left to answer.
+
+        Args:
+            points: half-width at which an early answer is enough; None for all questions.
 
         Raises:
             Unsupported: the tokenizer cannot be loaded.
@@ -133,6 +140,7 @@ class _CellModel:
             self._evaluation.code_sandbox,
             self._guards.confirm,
             self._ends(),
+            None if points is None else Until(points, digest(self._cell.base)),
         )
 
     def _ends(self) -> frozenset[int]:
@@ -206,7 +214,7 @@ def score(
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
                 benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
-                for scores in result.add(item, model.evaluate(benchmark, weights, ledger)):
+                for scores in result.add(item, model.evaluate(benchmark, weights, ledger, item.until)):
                     tell(scores)
     result.attention = model.attention
     return result
@@ -230,8 +238,9 @@ def _recorded(asked: Requirement, table: dict[str, Any]) -> BenchmarkScores:
     """Return scores under the sweep's own name: another sweep may have cached them under another."""
     return BenchmarkScores(
         benchmark=asked.label if asked.task is None else label(asked.task, table["shots"]),
-        asked=asked.id,
+        asked=asked.id if "early" in table else full_id(asked.id),
         shots=table["shots"],
         tasks=table["tasks"],
         groups=table["groups"],
+        early=table.get("early"),
     )

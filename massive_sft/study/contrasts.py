@@ -81,6 +81,7 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
         mean = {name: pd.Series([float(row[name]) for row in members]).mean() for name in ("value", "improvement")}
         counts = {name: sum(int(row[name]) for row in members) for name in ("seeds", "asked_seeds")}
         kept = {name: first[name] for name in (*names, "column", "metric", "filter", "benchmark", "n")}
+        kept["early"] = any(row["early"] for row in members)
         told = {**mean_gain(members, f"{len(members)} {_PLURALS[axes[0]]}"), "why": pd.NA, "members": len(members)}
         rows.append({**kept, **mean, **counts, **told})
     return pd.DataFrame(rows, columns=[*means.columns, "members"])

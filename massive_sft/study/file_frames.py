@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.wording import counted
-from massive_sft.evaluation.answers import Answer, read_answers
+from massive_sft.evaluation.answers import Answer, read_answers, read_early_answers
+from massive_sft.evaluation.looks import looks_key
 from massive_sft.evaluation.requests import RequestSet, read_set
 from massive_sft.ledger.loss_curve import StepDone, curve_file, read_end_losses, read_steps
 from massive_sft.ledger.record import BenchmarkScores, Record
@@ -158,7 +159,10 @@ def _answer_rows(
 
     def read(_: Path) -> list[Answer]:
         requests = request_sets(ledger.cache_dir("requests") / json.loads(home.get(table).data)["requests"])
-        return list(read_answers(requests, home.at(f"responses/{protocol}")))
+        early, place = scores.early, home.at("responses")
+        if early is None:
+            return list(read_answers(requests, place.at(protocol)))
+        return list(read_early_answers(requests, place.at(looks_key(early.protocol)), early.look))
 
     answers = _read(ledger, home.local(table), read)
     if not answers:

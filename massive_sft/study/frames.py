@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massive_sft.core.fingerprint import flatten
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
 from massive_sft.study import metrics
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
@@ -28,8 +29,12 @@ SCORES: dict[str, str] = (
     | dict.fromkeys(("value", "stderr", "low", "high"), "float64")
     | {"interval": "string", "n": "Int64", "higher_is_better": "boolean"}
     | {"primary": "boolean", "column": "string", "missing": "string"}
+    | {"full_protocol": "string", "early": "boolean", "early_of": "Int64", "early_half_width": "float64"}
 )
-"""Columns of ``tidy``: ``low`` and ``high`` bound the 95 % interval, ``interval`` names its method."""
+"""Columns of ``tidy``: ``low`` and ``high`` bound the 95 % interval, ``interval`` names its method.
+
+``early``: whether not all of the benchmark's ``early_of`` questions were asked, because its score was known to
+``early_half_width`` points; ``full_protocol`` is that by which all are asked, ``protocol`` itself of a full score."""
 
 CELLS: dict[str, str] = (
     {"cell": "string", "trajectory": "string"}
@@ -80,12 +85,17 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
     identity = _identity(record)
     for protocol, benchmark_scores in sorted(record.scores.items(), key=lambda item: (item[1].benchmark, item[0])):
-        about = {
+        about: dict[str, Any] = {
             "benchmark": benchmark_scores.benchmark,
             "shots": benchmark_scores.shots,
             "protocol": protocol,
             "asked": benchmark_scores.asked,
+            "full_protocol": benchmark_scores.full_protocol(protocol),
+            "early": benchmark_scores.early is not None,
         }
+        if benchmark_scores.early is not None:
+            early = benchmark_scores.early
+            about |= {"early_of": early.of, "early_half_width": early.half_width}
         for row in _benchmark_rows(benchmark_scores):
             yield identity | about | row
     for benchmark, why in sorted(record.missing.items()):
@@ -121,9 +131,12 @@ def _identity(record: Record) -> dict[str, Any]:
 def _columns(frame: pd.DataFrame) -> pd.Series:
     """Name the primary rows' columns of a wide table, so that each holds one task, and of a model one protocol.
 
-    Models differ in the tokens that end an answer, which are part of what was asked of each: that makes no column.
+    Models differ in the tokens that end an answer, which are part of what was asked of each: that makes no column. Nor
+    does an early answer, which is marked.
     """
     primary = frame[frame["primary"].fillna(False)]
+    asked_in_full = primary["asked"].map(full_id, na_action="ignore")
+    primary = primary.assign(asked=asked_in_full, protocol=primary["full_protocol"])
     scored = primary[primary["asked"].notna()]
     tasks = scored.groupby("benchmark")["task"].nunique().to_dict()
     asked = scored.groupby(["model", "benchmark"])["asked"].nunique().groupby("benchmark").max().to_dict()
@@ -273,7 +286,7 @@ def released(table: pd.DataFrame) -> pd.DataFrame:
     wide["trajectory"] = wide[run].astype("string").agg("/".join, axis=1).mask(base)
     scores = pd.concat([wide, table[benchmarks]], axis=1).melt(list(wide), var_name="benchmark", value_name="value")
     scores["metric"] = scores["benchmark"].map(_released_metric)
-    for name in ("protocol", "asked", "task", "column"):
+    for name in ("protocol", "full_protocol", "asked", "task", "column"):
         scores[name] = scores["benchmark"]
     scores = scores.assign(kind="task", filter="none", higher_is_better=True, primary=True)
     scores["missing"] = scores["value"].isna().map({True: "not in the table", False: None})

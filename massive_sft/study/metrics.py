@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from massive_sft.ledger.record import BenchmarkScores, Score
+from massive_sft.suites.declared import standing_for
 
 # The first that a task has is its score; a metric without a stated direction comes last, then the alphabet decides.
 PREFERENCE = (
@@ -15,6 +16,10 @@ FILTERS = ("none", "strict-match", "flexible-extract")
 # Metrics that lm-eval gives as a fraction and people read in percent, as the released table has them. ``f1`` is not
 # here: some tasks give it in percent already. Nor is ``bleu_acc``: the released table has it as a fraction.
 FRACTIONS = frozenset({"acc", "exact_match", "em", "pass@1", "pass_at_1", "acc_norm"})
+
+EARLY = "†"
+"""Stands behind the score of an early answer, wherever it is shown."""
+EARLY_NOTE = f"{EARLY} early answer: not all questions were asked; within evaluation.until of the full score"
 
 
 def scale(metric: str) -> float:
@@ -64,11 +69,4 @@ def bare_name(benchmark: BenchmarkScores) -> str:
 
 def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
     """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks."""
-    title = bare_name(benchmark)
-    if title in benchmark.groups:
-        return frozenset({("group", title)})
-    return _kinds("group", benchmark.groups) or _kinds("task", benchmark.tasks)
-
-
-def _kinds(kind: str, names: Iterable[str]) -> frozenset[tuple[str, str]]:
-    return frozenset((kind, name) for name in names)
+    return standing_for(bare_name(benchmark), benchmark.groups, benchmark.tasks)

@@ -110,6 +110,23 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     return scores[1] - scores[0] - half, scores[1] - scores[0] + half
 
 
+def early_interval(base: Samples, early: Samples, gain: float) -> tuple[float, float] | None:
+    """Return the 95 % interval of an early answer's gain, from the questions that were asked (Student's t).
+
+    None where the base model's values of them are not there, and where no answer changed, or all alike.
+    """
+    before = dict(zip(base.documents, base.values, strict=True))
+    n = len(early.documents)
+    if n < 2 or not all(question in before for question in early.documents):
+        return None
+    differences = early.values - np.array([before[question] for question in early.documents])
+    spread = float(differences.std(ddof=1))
+    if spread <= EQUAL:
+        return None
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
+    return gain - half, gain + half
+
+
 def _scale(ratio: float, score: float) -> float:
     """Return what the ratio is multiplied by to give the score; 1 where both are 0."""
     if abs(ratio) < 1e-12:
@@ -124,14 +141,17 @@ def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataF
     frame = gains.copy()
     wanted = frame[frame["gain"].notna()]
     wanted = wanted.sort_values(["base_cell", "protocol", "cell"], kind="stable")
-    names = ["cell", "base_cell", "protocol", "kind", "task", "metric", "filter", "value", "base", "n"]
+    names = ["cell", "base_cell", "protocol", "full_protocol", "kind", "task", "metric", "filter", "value", "base", "n"]
+    names += ["gain", "early"]
     found: dict[int, tuple[float, float]] = {}
     for index, row in zip(wanted.index, to_rows(wanted[names]), strict=True):
-        before, own = (reader.read(str(row[name]), key_of(row)) for name in ("base_cell", "cell"))
+        before = reader.read(str(row["base_cell"]), key_of(row | {"protocol": row["full_protocol"]}))
+        own = reader.read(str(row["cell"]), key_of(row))
         scores = (float(row["base"]), float(row["value"]))
         if own is None or before is None or (row["kind"] == "group" and len(own.values) != row["n"]):
             continue  # a group of some of the protocol's tasks has no values of its own
-        bounds = paired_interval(before, own, scores)
+        is_early = not pd.isna(row["early"]) and row["early"]
+        bounds = early_interval(before, own, row["gain"]) if is_early else paired_interval(before, own, scores)
         if bounds is not None:
             found[index] = bounds
     rows = list(found)

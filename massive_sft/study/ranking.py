@@ -28,7 +28,7 @@ COLUMNS: dict[str, str] = (
     | {name: "Int64" if name in ("size", "horizon", "epoch") else "string" for name in CONDITION if name != "model"}
     | {"cell": "string", "seeds": "Int64"}
     | dict.fromkeys(("value", "low", "high", "difference", "difference_low", "difference_high"), "float64")
-    | {"tied": "boolean"}
+    | {"tied": "boolean", "early": "boolean"}
 )
 """Columns of ``rank_cells``."""
 MIN_SEEDS = 2
@@ -63,7 +63,7 @@ def rank_cells(
         One row a candidate, best first: ``COLUMNS``. ``cell`` is that of its first seed; ``value`` is the mean over its
         seeds in the metric's own unit, ``low`` and ``high`` its 95 % interval (``tables.mean_interval``).
         ``difference`` = its value - the best one's; ``tied``: whether 0 lies in that interval, missing for the best
-        one, and where no interval can be had.
+        one, and where no interval can be had. ``early``: whether any seed's score is an early answer.
 
     Raises:
         InvalidInput: there is no such metric, or which direction of it is better is not known.
@@ -126,6 +126,7 @@ def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[di
     for number, seeds in enumerate(candidates, 1):
         first, own = seeds[0], _over_seeds(seeds)
         row = {name: first[name] for name in (*CONDITION, "column", "metric", "higher_is_better", "cell")}
+        row["early"] = any(seed["early"] for seed in seeds)
         row |= {"rank": number, "seeds": len(seeds), **asdict(own)}
         if number > 1:
             apart = _difference(candidates[0], seeds, reader)

@@ -33,6 +33,7 @@ def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row a cell in the released table's conventions, missing scores left missing.
 
     Columns: ``RELEASED``, one per benchmark (fractions in percent, other metrics in their own unit), ``BESIDE``.
+    Where scores are early answers the last column, ``early``, names their benchmarks.
     A base model's row has ``data_name`` pretrain, ``data_size`` and ``epoch`` 0, no ``lora`` and no ``lr_strategy``.
 
     Args:
@@ -53,7 +54,16 @@ def release_table(cells: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     shown = rows.assign(shown=rows["value"] * rows["metric"].map(metrics.scale, na_action="ignore").astype("float64"))
     wide = shown.pivot(index="cell", columns="column", values="shown") if len(rows) else pd.DataFrame()
     wide = wide.reindex(cells["cell"]).set_axis(cells.index)
-    return pd.concat([left, wide, cells[BESIDE]], axis=1)
+    return pd.concat([left, wide, cells[BESIDE], *_early_columns(cells, rows)], axis=1)
+
+
+def _early_columns(cells: pd.DataFrame, rows: pd.DataFrame) -> list[pd.Series]:
+    """Return the column ``early``, the names of the benchmarks whose scores are early answers; none where none is."""
+    early = rows[rows["early"].fillna(False)]
+    if early.empty:
+        return []
+    names = early.groupby("cell")["column"].agg("; ".join).reindex(cells["cell"]).set_axis(cells.index)
+    return [names.rename("early")]
 
 
 def with_details(table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
@@ -99,13 +109,14 @@ def to_parquet(table: pd.DataFrame) -> bytes:
     return sink.getvalue()
 
 
-SAME = ["model", "protocol", "kind", "task", "metric", "filter"]
+SAME = ["model", "full_protocol", "kind", "task", "metric", "filter"]
 
 
 def gains(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the trained cells' rows of ``tidy`` beside the same model's base score under the same protocol.
 
-    A protocol's id holds the requests with their template, so equal ids are asked the same way. Added columns:
+    A protocol's id holds the requests with their template, so equal ids are asked the same way; an early answer's score
+    is the base model's plus the mean difference, so its gain is that difference. Added columns:
 
     - ``base_cell``, ``base``, ``base_stderr``, ``base_low``, ``base_high``, ``base_n``: the base model's score.
     - ``gain`` = value - base; ``gain_stderr``, of independent errors. Both models answer the same questions, so
@@ -190,8 +201,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``CONDITION``, ``column``, ``metric``, ``filter``, ``benchmark``, ``n`` (questions; missing where seeds
     differ), ``seeds`` (how many have a gain), ``asked_seeds`` (how many there are), ``value``, ``gain``,
-    ``improvement`` (means over the seeds that have one), ``gain_low``, ``gain_high``, ``interval`` and ``why``. The
-    interval is the single cell's with one seed, that of ``mean_interval`` with more.
+    ``improvement`` (means over the seeds that have one), ``gain_low``, ``gain_high``, ``interval``, ``why`` and
+    ``early`` (whether any seed's score is an early answer). The interval is the single cell's with one seed, that of
+    ``mean_interval`` with more.
     """
     rows = primary_rows(frame)
     keys = [*CONDITION, "column"]
@@ -211,6 +223,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             gain_high=("gain_high", "mean"),
             why=("why", "first"),
             gain_interval=("gain_interval", "first"),
+            early=("early", lambda early: bool(early.fillna(False).any())),
         )
         .reset_index()
     )

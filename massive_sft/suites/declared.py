@@ -46,6 +46,19 @@ def label(task: Task, shots: int | None) -> str:
     return f"{title(task)}-{'own' if shots is None else shots}shot"
 
 
+def standing_for(name: str, groups: Iterable[str], tasks: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks.
+
+    Args:
+        name: of ``title``.
+        groups, tasks: that have scores.
+    """
+    listed = tuple(groups)
+    if name in listed:
+        return frozenset({("group", name)})
+    return frozenset(("group", group) for group in listed) or frozenset(("task", task) for task in tasks)
+
+
 def _file_facts(path: Path) -> TaskFacts:
     try:
         return facts_of(_of_file(path))

@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from massive_sft.sweep.schema import SCHEDULES, Setting, SweepFile
-from massive_sft.sweep.schema.field_types import as_epochs, as_tuple
+from massive_sft.sweep.schema.field_types import as_epochs, as_half_width, as_tuple
 from massive_sft.sweep.schema.sweep_file import as_schedules
 from massive_sft.sweep.schema.training import none_is_null
 
@@ -51,6 +51,11 @@ def _epochs(inner: Schema) -> Schema:
     return {"anyOf": [inner["items"], ranges, inner]}
 
 
+def _half_width(inner: Schema) -> Schema:
+    signed = {"type": "string", "pattern": r"^± ?\d+(\.\d+)?$", "description": "points such as ±2"}
+    return {"anyOf": [inner, signed]}
+
+
 def _schedules(inner: Schema) -> Schema:
     one = {"anyOf": [{"enum": list(SCHEDULES)}, inner["items"]]}
     return {"anyOf": [one, inner | {"items": one}]}
@@ -64,6 +69,7 @@ def _or_none(inner: Schema) -> Schema:
 _WRITTEN: Mapping[Any, Callable[[Schema], Schema]] = {
     as_tuple: _one_or_more,
     as_epochs: _epochs,
+    as_half_width: _half_width,
     as_schedules: _schedules,
     none_is_null: _or_none,
 }

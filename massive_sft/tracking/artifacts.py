@@ -11,6 +11,7 @@ from typing import Any
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import decompress_lines
+from massive_sft.evaluation.looks import looks_key
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.storage import Storage
@@ -62,8 +63,9 @@ def copy_artifact(path: Path, folder: Path) -> None:
 def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
     home = ledger.cell(record.cell).at("responses")
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
-        for task in sorted(item.name for item in home.list(protocol)):
-            shard = f"{protocol}/{task}/{FIRST_SHARD}"
+        asked = f"{looks_key(scores.early.protocol)}/1" if scores.early else protocol
+        for task in sorted(item.name for item in home.list(asked)):
+            shard = f"{asked}/{task}/{FIRST_SHARD}"
             try:
                 lines = _lines(home, shard)
             except FileNotFoundError:

@@ -40,11 +40,11 @@ def gain_values(record: Record, base: Record | None) -> dict[MetricPath, float]:
     return {
         (GAIN, *_path(titles[protocol], scores, part, metric)): score.value - before
         for protocol, scores in record.scores.items()
-        if protocol in base.scores
+        if (full := scores.full_protocol(protocol)) in base.scores
         for kind, part, metrics in _parts(scores)
         if (kind, part) in headline(scores)
         for metric, score in metrics.items()
-        if score.value is not None and (before := _value(base.scores[protocol], kind, part, metric)) is not None
+        if score.value is not None and (before := _value(base.scores[full], kind, part, metric)) is not None
     }
 
 

@@ -201,6 +201,7 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
     git = record.provenance.get("git")
     commit = git.get("commit") if isinstance(git, Mapping) else None
     layout = record.training.get("layout")
+    early = "; ".join(f"{scores.benchmark}: {scores.early}" for scores in record.scores.values() if scores.early)
     tags = {
         "mlflow.source.name": "massive-sft",
         "mlflow.source.git.commit": commit,
@@ -215,6 +216,7 @@ def _tags(record: Record, ledger: str) -> dict[str, str]:
         "massive_sft.error": record.error or NONE,
         "massive_sft.warning": "; ".join(find_warnings(record)) or NONE,
         "massive_sft.missing": json.dumps(record.missing) if record.missing else NONE,
+        "massive_sft.early": early or NONE,
     }
     return {key: _shortened(redact(value), TAG_LENGTH) for key, value in tags.items() if isinstance(value, str)}
 

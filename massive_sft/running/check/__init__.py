@@ -88,6 +88,6 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
         warn(caution)
     with TrainingSets(distinct_sets(plan, models, lost), ledger) as sets:
         sets.begin(say)
-        of_benchmarks = list(benchmark_problems(plan, ledger, models, say))  # while others tokenise
+        of_benchmarks = list(benchmark_problems(plan, ledger, models, say, warn))  # while others tokenise
         problems += data_problems(plan, models, sets.outcomes(say), warn)
     return problems + of_benchmarks

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
-from massive_sft.evaluation.aggregate import dry_run
+from massive_sft.evaluation.aggregate import dry_run, metrics_without_mean
 from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.encoding import max_length_of, require_known_tokens
 from massive_sft.evaluation.requests import read_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.evaluation.tasks import problems as task_problems
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
@@ -20,7 +21,9 @@ from massive_sft.running.scoring import prepare_benchmark
 from massive_sft.sweep import template
 
 
-def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable[[str], None]) -> Iterator[Problem]:
+def benchmark_problems(
+    plan: Plan, ledger: Ledger, models: Models, say: Callable[[str], None], warn: Callable[[Problem], None]
+) -> Iterator[Problem]:
     """Build what is left to score, once for each wrapping, and hold its lengths against each model's context."""
     unknown = task_problems(plan.tasks, f"{plan.sweep.path}: evaluation.tasks")
     yield from unknown
@@ -40,12 +43,13 @@ def benchmark_problems(plan: Plan, ledger: Ledger, models: Models, say: Callable
             at = f"{plan.sweep.path}: {at}"
             yield from (Problem(f"{at}: {found.place}", found.rule, found.value) for found in error.problems)
             continue
-        key = (item.id, wrapping)
+        key = (full_id(item.id), wrapping)
         if key not in built:
             say(f"benchmark {item.label}")
             built[key] = None
             try:
                 built[key] = _built(plan, ledger, item, wrapping)
+                _warn_of_full(plan, built[key], warn)
             except MassiveSFTError as error:
                 name, reason = item.label, str(error)
                 yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
@@ -74,6 +78,17 @@ def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) ->
     (benchmark,) = done.benchmarks
     dry_run(benchmark, evaluation.code_sandbox)
     return benchmark
+
+
+def _warn_of_full(plan: Plan, benchmark: BenchmarkRequests | None, warn: Callable[[Problem], None]) -> None:
+    """Tell of a benchmark to which there is no early answer, though the sweep would take one."""
+    until = plan.sweep.file.evaluation.until
+    if until is None or benchmark is None:
+        return
+    odd = metrics_without_mean(benchmark, plan.sweep.file.evaluation.code_sandbox)
+    if odd:
+        rule = f"all questions of {benchmark.requests.label} are asked: {', '.join(odd)} is no mean over its questions"
+        warn(Problem(f"{plan.sweep.path}: evaluation.until", rule, until))
 
 
 def _place(plan: Plan, item: Requirement) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from massive_sft.sweep.schema.field_types import Distinct, Flag, NotNegative, OneOrMore, Positive, Seed, Text
+from massive_sft.sweep.schema.field_types import Distinct, Flag, HalfWidth, NotNegative, OneOrMore, Positive, Seed, Text
 from massive_sft.sweep.schema.strict_model import StrictModel, exactly_one
 
 
@@ -69,6 +69,10 @@ class Evaluation(StrictModel):
     file. A task file of one's own stands in for the benchmark of its name."""
     tasks: tuple[Task, ...] = ()
     """The benchmarks."""
+    until: HalfWidth | None = None
+    """Early answers, such as ``±2``: questions are asked of a tuned model in a random order until its difference to the
+    base model is known to within so many points (half of a 99 % interval at each of five looks). Such scores are
+    marked. Left out: all questions are asked. The base model is always asked all."""
     allow_code_execution: Flag = False
     """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file). It runs on the machine
     that scores, behind the walls that ``sandbox`` asks for."""
@@ -80,6 +84,12 @@ class Evaluation(StrictModel):
     def code_sandbox(self) -> Literal["strongest", "rlimits"] | None:
         """What walls generated code in; None where none may run."""
         return self.sandbox if self.allow_code_execution else None
+
+    @model_validator(mode="after")
+    def _early_answers_need_the_base(self) -> Evaluation:
+        if self.until is not None and not self.base:
+            raise ValueError("until needs base: true, for it is about the difference to the base model")
+        return self
 
 
 Measure = Literal["perplexity", "layer_change", "token_length"]

@@ -49,6 +49,16 @@ def as_epochs(value: Any) -> Any:
     return as_tuple(value)
 
 
+def as_half_width(value: Any) -> Any:
+    """Return the number behind a ``±``, which people write before a half-width. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"± ?(\d{1,9}(\.\d{1,9})?)", value)
+    if not match:
+        raise ValueError("must be a number of points such as ±2 or 2")
+    return float(match[1])
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [str(value) for value, count in Counter(values).items() if count > 1]
     if twice:
@@ -84,6 +94,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 AboveZero = Annotated[Number, Field(gt=0)]
+HalfWidth = Annotated[float, Field(strict=True, gt=0, lt=100), BeforeValidator(as_half_width)]
 # Of training in single precision: beyond these a number is 0 or infinite there, or a slip of the keyboard.
 Rate = Annotated[Number, Field(ge=1e-30, le=1000)]
 Weight = Annotated[Number, Field(gt=0, le=MAX_COUNT)]

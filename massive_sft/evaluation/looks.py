@@ -1,0 +1,117 @@
+"""A benchmark's questions in an order of their own, asked look by look, and the answers so far on disk.
+
+The order is a pure function of the questions: the same for every model, template and number of shots, so that the
+questions of a look are the same for all cells of a root and for their base models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation import responses
+from massive_sft.evaluation.requests import Request, RequestSet
+from massive_sft.evaluation.responses import AnswerShard, Response
+from massive_sft.ledger.storage import Storage
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Of a benchmark's questions that have been asked by each look; the last is of all, and there is nothing to judge."""
+
+Question = tuple[str, int]
+"""A leaf task, and a document of it."""
+
+
+def looks_key(protocol: str) -> str:
+    """Return where a cell's answers lie that are given look by look, among its responses.
+
+    Args:
+        protocol: by which all questions are asked.
+    """
+    return f"{protocol}.looks"
+
+
+def shuffled(asked: Mapping[str, Sequence[Request]]) -> list[Question]:
+    """Return the questions in the order in which they are asked: that of hashes of what they say.
+
+    Args:
+        asked: requests by leaf task.
+    """
+    hashes = {(leaf, request.doc): request.doc_hash for leaf, requests in asked.items() for request in requests}
+    return sorted(hashes, key=lambda question: (_digest(question[0], hashes[question]), question))
+
+
+def _digest(leaf: str, doc_hash: str) -> str:
+    return hashlib.sha256(f"{leaf}\n{doc_hash}".encode()).hexdigest()
+
+
+class Looks:
+    """The answers of one model's weights to a benchmark, look by look: ``<look>/<leaf>/<shard>.jsonl.gz``.
+
+    What is answered stays answered: whoever goes on later, with whatever half-width, goes on with the same looks.
+
+    Args:
+        requests: all of the benchmark's.
+        place: of ``looks_key``.
+    """
+
+    def __init__(self, requests: RequestSet, place: Storage):
+        self._requests, self._place = requests, place
+        self._asked = {leaf.name: sets.read_requests(requests, leaf) for leaf in requests.leaves}
+        questions = shuffled(self._asked)
+        self.sizes = tuple(math.ceil(share * len(questions)) for share in SHARES)
+        looks = (next(look for look, size in enumerate(self.sizes, 1) if place < size) for place in range(self.total))
+        self._look_of = dict(zip(questions, looks, strict=True))
+
+    @property
+    def total(self) -> int:
+        """All questions of the benchmark; ``sizes`` has how many have been asked by each look."""
+        return self.sizes[-1]
+
+    def answer(self, look: int, weights: str, answer: AnswerShard) -> dict[str, int]:
+        """Answer what a look adds to those before it, as ``responses.answer_requests`` does.
+
+        Args:
+            look: from 1.
+            weights: the id of the weights that answer.
+            answer: the ``score`` of a scorer of these weights.
+        """
+        totals = Counter[str]()
+        for leaf, added in self._added(look):
+            for number, shard in enumerate(sets.shards(added)):
+                key, folder = f"{look}/{responses.shard_key(leaf, number)}", self._requests.folder
+                totals.update(responses.answer_shard(self._place, key, weights, shard, folder, answer))
+        return dict(totals)
+
+    def read(self, look: int, weights: str | None) -> dict[str, tuple[list[Request], list[Response]]]:
+        """Return what has been asked by a look and its answers, by leaf task, in the order of the whole benchmark.
+
+        Raises like ``responses.read_shard``.
+        """
+        found: dict[str, list[tuple[Request, Response]]] = {leaf: [] for leaf in self._asked}
+        for number in range(1, look + 1):
+            for leaf, added in self._added(number):
+                answered: list[Response] = []
+                for index, shard in enumerate(sets.shards(added)):
+                    key = f"{number}/{responses.shard_key(leaf, index)}"
+                    answered += responses.read_shard(self._place, key, weights, shard)[0]
+                found[leaf] += zip(added, answered, strict=True)
+        ordered = {leaf: sorted(pairs, key=lambda pair: pair[0].index) for leaf, pairs in found.items()}
+        return {leaf: ([pair[0] for pair in pairs], [pair[1] for pair in pairs]) for leaf, pairs in ordered.items()}
+
+    def merge(self, weights: str, place: Storage) -> None:
+        """Put the answers to all questions where those lie that were asked in the benchmark's own order."""
+        for leaf, (asked, answered) in self.read(len(SHARES), weights).items():
+            begin = 0
+            for number, shard in enumerate(sets.shards(asked)):
+                part = answered[begin : begin + len(shard)]
+                place.put(responses.shard_key(leaf, number), responses.shard_bytes(weights, shard, part, {}))
+                begin += len(shard)
+
+    def _added(self, look: int) -> Iterator[tuple[str, list[Request]]]:
+        for leaf, asked in self._asked.items():
+            added = [request for request in asked if self._look_of[leaf, request.doc] == look]
+            if added:
+                yield leaf, added
