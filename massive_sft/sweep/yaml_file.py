@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping. Raises InvalidInput with file and line; a key given twice is an error."""
     try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        value = copy.deepcopy(_parse(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InvalidInput(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     except UnicodeDecodeError as error:
@@ -63,9 +65,20 @@ _AnyTag.add_multi_constructor("!", lambda constructor, suffix, node: f"!{suffix}
 
 def read_tagged(path: Path) -> Any:
     """Read a YAML file of another program, tags kept as text. Raises OSError, or YAMLError when it does not parse."""
+    return copy.deepcopy(_parse_tagged(path.read_text(encoding="utf-8")))
+
+
+# Planning reads the same files several times, and a tenth of a second a hundred lines is what each parse takes.
+@functools.lru_cache(maxsize=8)
+def _parse(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_tagged(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _AnyTag
-    return yaml.load(path.read_text(encoding="utf-8"))
+    return yaml.load(text)
 
 
 def merge_overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
