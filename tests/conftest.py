@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -19,6 +21,9 @@ os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ[FOLDER] = str(shared_folder())
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the first that it meets; clusters with tokens have their own
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # `nohup make test &` has it ignored, and so would all commands
 os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 
 # The files that take longest, most of it waiting, begin first: one that began last would keep one process busy while the
@@ -30,16 +35,33 @@ LONGEST = (
 )
 
 
+_imported = 0  # modules that the garbage collector is kept from
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Keep the garbage collector from what is imported and collected, which stays: half of the time went there."""
     gc.disable()
     try:
         return (yield)
     finally:
-        copy_tables()
-        gc.freeze()
+        if not session.config.pluginmanager.has_plugin("dsession"):  # which has others run the tests
+            copy_tables()
+        _freeze_imports()
         gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Keep it from what a test imported, too: each training looks through all that is there several times."""
+    if len(sys.modules) > _imported:
+        gc.collect()
+        _freeze_imports()
+
+
+def _freeze_imports() -> None:
+    global _imported
+    gc.freeze()
+    _imported = len(sys.modules)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
