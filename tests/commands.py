@@ -135,8 +135,12 @@ def start(
 ) -> BaseProcess:
     """Start ``massive-sft`` with arguments; ``end`` must be called."""
     out.touch()
-    settings = dict(os.environ)  # the server has those of its start
-    process = _CONTEXT.Process(target=_run_with, args=(settings, run, tuple(map(str, arguments)), out, fault))
+    return start_function(run, tuple(map(str, arguments)), out, fault)
+
+
+def start_function(function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a function of a module in a process of its own, in this environment; ``end`` must be called."""
+    process = _CONTEXT.Process(target=_run_with, args=(dict(os.environ), function, *arguments))
     process.start()
     return process
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from shared import made_once
 
 from massive_sft import tiny
+
+LAYERS = 2
 
 
 def one_training(folder: Path, epochs: int = 10, batch: int = 8) -> Path:
@@ -23,16 +29,38 @@ def one_training(folder: Path, epochs: int = 10, batch: int = 8) -> Path:
     return small_sweep(folder, mixtures=mixtures, settings=settings, blocks=[block], **nothing)
 
 
+def copy_world(folder: Path) -> None:
+    """Make what ``tiny.build`` makes in ``folder``: a copy of the session's first one, whose files name its paths."""
+    first = made_once("world", _build)
+    shutil.copytree(first, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for file in folder.rglob("*.yaml"):
+        file.write_text(file.read_text().replace(str(first), str(folder)))
+
+
+def _build(folder: Path) -> None:
+    """Build the world, its models cut to two layers of four: half the time, and what tests check hangs on no depth."""
+    from safetensors.torch import load_file, save_file
+
+    for model in tiny.build(folder).models.values():
+        config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": LAYERS}
+        (model / "config.json").write_text(json.dumps(config))
+        weights = load_file(model / "model.safetensors")
+        layer = {name: re.search(r"\.layers\.(\d+)\.", name) for name in weights}
+        kept = {name: weights[name] for name, found in layer.items() if found is None or int(found[1]) < LAYERS}
+        save_file(kept, model / "model.safetensors", {"format": "pt"})
+
+
 def small_sweep(folder: Path, **changes: Any) -> Path:
-    """Build the offline world in ``folder`` and write a sweep file of one model, one dataset, full tuning and LoRA."""
-    world = tiny.build(folder / "world")
+    """Put the offline world in ``folder`` and write a sweep file of one model, one dataset, full tuning and LoRA."""
+    world = folder / "world"
+    copy_world(world)
     file = {
         "schema": 1,
         "name": "small",
-        "models": {"llama": {"path": str(world.models["tiny-llama"])}},
+        "models": {"llama": {"path": str(world / "models" / "tiny-llama")}},
         "datasets": {
-            "facts": {"path": str(world.datasets["facts"]), "format": "alpaca"},
-            "arith": {"path": str(world.datasets["arith"]), "format": "messages"},
+            "facts": {"path": str(world / "data" / "facts.jsonl"), "format": "alpaca"},
+            "arith": {"path": str(world / "data" / "arith.jsonl"), "format": "messages"},
         },
         "mixtures": {"one": {"each": "facts", "samples": 24}},
         "settings": {
@@ -46,7 +74,9 @@ def small_sweep(folder: Path, **changes: Any) -> Path:
         ],
         "evaluation": {
             "protocol": {"dtype": "fp32"},
-            "tasks": [{"path": str(world.tasks[name]), "limit": 12} for name in ("facts_mc", "facts_gen")],
+            "tasks": [
+                {"path": str(world / "tasks" / f"{name}.yaml"), "limit": 12} for name in ("facts_mc", "facts_gen")
+            ],
         },
         "measures": ["perplexity", "layer_change", "token_length"],
         "storage": {"root": str(folder / "ledger")},

@@ -447,7 +447,7 @@ def test_disk_too_small_for_a_snapshot_is_said_with_numbers(
     problems = [str(problem) for problem in disk_space_problems(plan)]
     assert len(problems) == (free < 10**6)
     for text in problems:
-        assert re.search(r"storage\.root: has 1 kB free, but a snapshot of llama full takes about [\d.]+ MB", text)
+        assert re.search(r"storage\.root: has 1 kB free, but a snapshot of llama full takes about [\d.]+ kB", text)
 
 
 def test_what_check_built_is_not_built_again(home: Path) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 from small_sweep import small_sweep
+from typer.testing import CliRunner
 
+from massive_sft.cli.app import app
+from massive_sft.core.errors import MassiveSFTError
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.sources import load_rows
 from massive_sft.ledger.lease import Lease
@@ -60,7 +63,19 @@ def run(folder: Path, *arguments: object, **environment: str) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=known, cwd=folder)
 
 
-def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(sweep: Path, tmp_path: Path) -> None:
+def call(patch: pytest.MonkeyPatch, folder: Path, *arguments: object, **constants: object) -> tuple[int, str]:
+    """Run the command line in this process, which imports nothing anew, with this test's hub cache and such settings."""
+    for name, value in {"HF_HUB_CACHE": str(folder / "hf" / "hub"), **constants}.items():
+        patch.setattr(f"massive_sft.models.hub.constants.{name}", value)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    if isinstance(done.exception, MassiveSFTError):
+        return done.exception.exit_code, str(done.exception)
+    return done.exit_code, done.output
+
+
+def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = run(tmp_path, "plan", sweep, HF_HUB_OFFLINE="1")
     assert before.stdout.count("provisional:") == 2
     done = run(tmp_path, "fetch", sweep, HF_HUB_OFFLINE="1")
@@ -71,9 +86,8 @@ def test_fetch_offline_pins_what_is_here_and_the_sweep_runs_from_it(sweep: Path,
     assert lock["files"][f"dataset:acme/facts@{OTHER}"] == {"facts.jsonl": hash_file(facts)}
     assert "model.safetensors" in lock["files"][f"model:acme/tiny@{COMMIT}"]
     assert "provisional:" not in run(tmp_path, "plan", sweep, HF_HUB_OFFLINE="1").stdout
-    ran = run(tmp_path, "run", sweep, "--inline", HF_HUB_OFFLINE="1")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "4 COMPLETE" in ran.stdout
+    code, printed = call(monkeypatch, tmp_path, "run", sweep, "--inline")
+    assert (code, "4 COMPLETE" in printed) == (0, True), printed
 
 
 def test_what_moves_is_pinned_once_and_stays_with_it(
@@ -256,17 +270,20 @@ def test_plan_of_local_models_has_nothing_to_fetch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "why"),
-    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be fetched"), ({"HF_HUB_OFFLINE": "1"}, "run `fetch` where")],
+    ("constants", "why"),
+    [
+        ({"HF_HUB_OFFLINE": False, "ENDPOINT": "http://127.0.0.1:9"}, "cannot be fetched"),
+        ({"HF_HUB_OFFLINE": True}, "run `fetch` where"),
+    ],
 )
 def test_check_says_at_once_what_the_hub_does_not_give(
-    sweep: Path, tmp_path: Path, environment: dict[str, str], why: str
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constants: dict[str, object], why: str
 ) -> None:
     shutil.rmtree(tmp_path / "hf" / "hub")
-    done = run(tmp_path, "check", sweep, **environment)
-    assert done.returncode == 2
-    told = done.stderr.splitlines()
-    assert [line.split(": ")[1] for line in told] == ["models.llama.hub", "datasets.facts.hub"], done.stderr
+    code, printed = call(monkeypatch, tmp_path, "check", sweep, **constants)
+    assert code == 2
+    told = printed.splitlines()
+    assert [line.split(": ")[1] for line in told] == ["models.llama.hub", "datasets.facts.hub"], printed
     assert all(why in line for line in told)
 
 

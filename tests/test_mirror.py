@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from commands import command
+import tracking_server
+from commands import command, start_function
 from disturbed import sweep_at
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
@@ -45,7 +45,6 @@ from massive_sft.tracking.mirror import Mirror, mirror_all
 from massive_sft.tracking.shown import Shown
 from massive_sft.tracking.sweep_run import Origin
 from massive_sft.tracking.tracker import TOKEN, Tracker, runs_page
-from massive_sft.tracking.ui import quiet_environment
 from massive_sft.tracking.view import view_metrics
 
 SWEEP = "study"
@@ -768,26 +767,15 @@ class Server:
         self.uri = f"http://{CANARY}:{CANARY}@127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        options = {"backend-store-uri": f"sqlite:///{self.folder}/mlflow.db", "host": "127.0.0.1", "workers": "1"}
-        options |= {"port": str(self.port), "artifacts-destination": str(self.folder / "artifacts")}
-        command = [sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())]
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.folder, env=quiet_environment(), start_new_session=True
-            )
+        self.process = start_function(tracking_server.serve, self.folder, self.port)
         until(self.answers)
 
     def answers(self) -> bool:
         return is_healthy(self.port)
 
-    def listens(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
-
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        self.process.wait()
-        until(lambda: not self.listens())  # its worker, which holds the socket, may die after its parent
+        self.process.join()
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)

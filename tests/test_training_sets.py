@@ -16,7 +16,8 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan, token_key
 from massive_sft.running import check as checks
 from massive_sft.running.check import training_sets
-from massive_sft.running.check.training_sets import Outcome, TrainingSets
+from massive_sft.running.check.training_sets import TrainingSets
+from massive_sft.running.token_process import tokenise
 from massive_sft.sweep.load import load_sweep
 
 
@@ -35,52 +36,37 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
 
 
-def outcomes(plan: Plan, ledger: Ledger) -> tuple[list[Outcome], list[str]]:
-    said: list[str] = []
-    with TrainingSets(plan.todo, ledger) as sets:
-        sets.begin(said.append)
-        return [outcome for _, outcome in sets.outcomes(said.append)], said
-
-
 def cached(plan: Plan, ledger: Ledger) -> list[bytes]:
     names = [f"{token_key(run.trajectory.recipe)}.npz" for run in plan.todo]
     return [(ledger.cache_dir("tokens") / name).read_bytes() for name in names]
 
 
-def test_other_processes_give_and_cache_what_this_one_does(plan: Plan, tmp_path: Path, impatient: None) -> None:
-    there, here = Ledger.open(tmp_path / "there"), Ledger.open(tmp_path / "here")
-    found, said = outcomes(plan, there)
-    assert said[0] == "data: 3 training sets in 2 processes"
-    assert not [process for process in descendants() if "token_process" in process.title], "they are over"
-    training_sets.HERE_S = 1e6
-    expected, said = outcomes(plan, here)
-    assert found == expected
-    assert said == ["data facts for llama"] * 3
-    assert cached(plan, there) == cached(plan, here)
-
-
-def test_run_checks_benchmarks_while_others_tokenise(plan: Plan, impatient: None) -> None:
+def test_check_tokenises_in_other_processes_beside_benchmarks_and_caches_what_this_one_does(
+    plan: Plan, tmp_path: Path, impatient: None
+) -> None:
     said: list[str] = []
     assert checks.check(plan, said.append) == []
     begun, built = said.index("data: 3 training sets in 2 processes"), said.index("data facts for llama")
     assert any(text.startswith("benchmark ") for text in said[begun:built])
-
-
-def test_what_is_wrong_with_a_set_is_said_whoever_tokenises_it(plan: Plan, tmp_path: Path, impatient: None) -> None:
-    data = Path(str(plan.sweep.file.datasets["facts"].path))
-    data.write_text('{"instruction": "a"}\n')
-    ledger = Ledger.open(tmp_path / "there")
-    found, _ = outcomes(plan, ledger)
-    assert all(isinstance(outcome, MassiveSFTError) for outcome in found)
+    assert not [process for process in descendants() if "token_process" in process.title], "they are over"
     training_sets.HERE_S = 1e6
-    assert list(map(str, found)) == list(map(str, outcomes(plan, ledger)[0]))
+    with TrainingSets(plan.todo, here := Ledger.open(tmp_path / "here")) as sets:
+        sets.begin(said.append)
+    assert said[-3:] == ["data facts for llama"] * 3
+    assert cached(plan, plan.open_ledger()) == cached(plan, here)
 
 
-def test_process_that_is_killed_costs_its_set_alone(plan: Plan, tmp_path: Path) -> None:
-    process = training_sets.TokenProcess(tmp_path / "ledger")
+def test_process_answers_as_this_one_and_one_that_is_killed_costs_its_set_alone(plan: Plan, tmp_path: Path) -> None:
+    process, here = training_sets.TokenProcess(tmp_path / "there"), Ledger.open(tmp_path / "here")
     first, second, third = plan.todo
+    data = Path(str(plan.sweep.file.datasets["facts"].path))
     try:
-        assert not isinstance(process.tokenise(first), MassiveSFTError)
+        answer, rows = process.tokenise(first), data.read_bytes()
+        assert answer == tokenise(first, here) and not isinstance(answer, MassiveSFTError)
+        data.write_text('{"instruction": "a"}\n')
+        wrong = process.tokenise(second)
+        assert isinstance(wrong, MassiveSFTError) and str(wrong) == str(tokenise(second, here))
+        data.write_bytes(rows)
         (running,) = [each.pid for each in descendants() if "token_process" in each.title]
         os.kill(running, signal.SIGSTOP)
         threading.Timer(0.5, os.kill, (running, signal.SIGKILL)).start()
