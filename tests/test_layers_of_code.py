@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def nodes_of(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
+def nodes_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what is run when a module is imported: nothing of its functions, nor what only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from nodes_at_import(child)
+
+
+def names_at_import(path: Path) -> Iterator[str]:
+    """Yield the dotted names of what is imported with a module; what it takes from one may be a module, too."""
+    for node in nodes_at_import(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_of(name: str) -> Path | None:
+    """Return the file of a module of the package; None for any other name."""
+    place = PACKAGE.parent.joinpath(*name.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
 @cache
 def imports_of(path: Path) -> list[str]:
     """Return the dotted names that a module imports, wherever in the file, but for type checking only."""
@@ -138,6 +164,27 @@ def test_module_and_its_functions_are_short(path: Path) -> None:
 def test_dependency_is_touched_in_one_module_alone(dependency: str, module: str) -> None:
     users = [path for path in MODULES if any(name.split(".")[0] == dependency for name in imports_of(path))]
     assert [str(path.relative_to(PACKAGE)) for path in users] == [module]
+
+
+SCORING = (
+    *(f"evaluation.{name}" for name in ("scorer", "generate", "responses", "requests", "protocol", "wrapping")),
+    *("measures.perplexity", "models.snapshots"),
+)
+
+
+def test_scoring_imports_no_lm_eval() -> None:
+    """Nor does anything of the package that it imports, and so on."""
+    left, seen = [f"massive_sft.{name}" for name in SCORING], set[str]()
+    while left:
+        name = left.pop()
+        path = file_of(name)
+        if path is None or name in seen:
+            continue
+        seen.add(name)
+        names = list(names_at_import(path))
+        assert "lm_eval" not in {each.split(".")[0] for each in names}, f"{name} imports it"
+        left += [*names, name.rpartition(".")[0]]
+    assert {"massive_sft.evaluation.scorer", "massive_sft.models.pretrained", "massive_sft.core.errors"} <= seen
 
 
 LIGHT = ("sweep.load", "sweep.cell", "sweep.trajectory", "ledger.store", "planning.plan", "running.trial", "cli.app")

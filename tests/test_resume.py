@@ -8,8 +8,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import call, torchrun
+from commands import call, end, start_function, torchrun
 from resuming import (
     CASE,
     PLACES,
@@ -45,7 +43,7 @@ from massive_sft.models import pretrained
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running import training
 from massive_sft.sweep.load import load_sweep
-from massive_sft.training.checkpoints import policy
+from massive_sft.training.checkpoints import disk, policy
 from massive_sft.training.checkpoints.continuity import Continuity, LossJump
 from massive_sft.training.checkpoints.disk import CheckpointFacts
 from massive_sft.training.checkpoints.policy import Interval, ResumePoint
@@ -53,7 +51,6 @@ from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
 
 # Each pair of values of any two factors occurs (``test_matrix_covers_every_pair``).
 MATRIX = [
@@ -243,28 +240,23 @@ def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Death
 
 
-# Dies in the save after step 5, when all is written but the manifest.
-KILLED_IN_A_SAVE = """
-import os, signal, sys
-from pathlib import Path
-from resuming import CASE, Told, begin, go
-from massive_sft.training.checkpoints import disk
-seal = disk.seal_folder
-def killed(folder):
-    if "-00000005-" in str(folder):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return seal(folder)
-disk.seal_folder = killed
-go(CASE.spec(Path(sys.argv[1])), begin(Path(sys.argv[2])), Told())
-"""
+def die_in_the_save_after_step_5(base: Path, folder: Path) -> None:
+    """When all is written but the manifest."""
+    seal = disk.seal_folder
+
+    def killed(checkpoint: Path) -> Any:
+        if "-00000005-" in str(checkpoint):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return seal(checkpoint)
+
+    disk.seal_folder = killed
+    go(CASE.spec(base), begin(folder), Told())
 
 
 def test_training_killed_in_a_save_goes_on_from_the_checkpoint_before(
     base: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    command = [sys.executable, "-c", KILLED_IN_A_SAVE, str(base), str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert end(start_function(die_in_the_save_after_step_5, base, tmp_path)) == -signal.SIGKILL
     assert ["-00000005-" in place for place in find_stale_checkpoints(Folder(tmp_path))] == [True]
     told = Told()
     with begin(tmp_path) as attempt:
