@@ -13,6 +13,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from massive_sft.data.samples import Samples, padded_width
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
 from massive_sft.training.loss import SummedLoss, packs_cleanly
 from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_tokens, plan_step
 
@@ -75,12 +77,15 @@ def test_limit_halves_down_to_one_sample() -> None:
 
 
 def test_fitting_tokens_grow_with_memory_and_checkpointing() -> None:
-    sizes = {"layers": 32, "hidden": 4096, "vocabulary": 128_000, "weight_bytes": 2}
-    plain = fitting_tokens(60 * 2**30, **sizes, checkpointing=False)
+    sizes = {"layers": 32, "hidden": 4096, "vocabulary": 128_000, "setting": Setting(method="full", lr=1e-5, batch=32)}
+    whole, chunked = Layout(gpus=1, zero=3), Layout(gpus=1)  # stage 3 has all logits at once
+    plain = fitting_tokens(60 * 2**30, **sizes, layout=whole)
     assert 3_000 < plain < 8_000
-    assert fitting_tokens(120 * 2**30, **sizes, checkpointing=False) == pytest.approx(2 * plain, abs=2)
-    assert fitting_tokens(60 * 2**30, **sizes, checkpointing=True) > 4 * plain
-    assert fitting_tokens(-1, **sizes, checkpointing=False) == 1
+    assert fitting_tokens(120 * 2**30, **sizes, layout=whole) == pytest.approx(2 * plain, abs=2)
+    checkpointed = chunked.model_copy(update={"gradient_checkpointing": True})
+    assert fitting_tokens(60 * 2**30, **sizes, layout=checkpointed) > 10 * plain
+    assert fitting_tokens(60 * 2**30, **sizes, layout=chunked) > plain
+    assert fitting_tokens(-1, **sizes, layout=chunked) == 1
 
 
 def test_collate_targets_are_the_trainable_tokens_after_their_positions() -> None:

@@ -23,6 +23,9 @@ from massive_sft.sweep.spec import Layout
 CPU_TOKENS = 2048
 MOST_GPU_TOKENS = 65536
 TYPICAL_GPU_TOKENS = 16384
+# Logits that are there at a time: in float32 with their gradients 1.6 GB on a GPU, 200 MB on a CPU.
+GPU_LOGITS = 2**27
+CPU_LOGITS = 2**24
 # DeepSpeed's defaults, in numbers: a bucket of gradients, and the weights that stage 3 keeps gathered.
 BUCKET_ELEMENTS = 5 * 10**8
 GATHERED_WEIGHTS = 10**9
@@ -76,6 +79,26 @@ def logit_bytes(vocabulary: int, number: int) -> int:
     return vocabulary * (2 * number + 8)
 
 
+def chunk_targets(vocabulary: int, layout: Layout) -> int | None:
+    """Return the targets that the output layer and the loss are computed for at a time; None for all at once.
+
+    That is at stage 3, where weights come and go by layer.
+    """
+    return None if layout.stage == 3 else max(4, (GPU_LOGITS if layout.gpus else CPU_LOGITS) // vocabulary)
+
+
+def head_bytes(targets: int, vocabulary: int, hidden: int, number: int, trains_head: bool, layout: Layout) -> int:
+    """Return the bytes of logits and what is made of them, and by chunks also of the output layer's own gradient.
+
+    A layer that is trained holds its gradient from the forward pass on, whose chunks are summed in float32.
+    """
+    chunk = chunk_targets(vocabulary, layout)
+    if chunk is None or targets <= chunk:
+        return targets * logit_bytes(vocabulary, number)
+    own = vocabulary * hidden * (4 + number) if trains_head else 0
+    return chunk * logit_bytes(vocabulary, number) + own
+
+
 def trained_weights(shape: ModelShape, setting: Setting) -> int:
     """Return how many weights a setting trains."""
     return shape.parameters if setting.method == "full" else shape.adapter(setting.lora.rank)
@@ -105,7 +128,8 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
     trained = trained_weights(shape, setting)
     tokens = micro_tokens(layout, longest, smallest)
     activations = tokens * activation_bytes(shape.layers, shape.hidden, number, layout.gradient_checkpointing)
-    logits = tokens * logit_bytes(shape.vocabulary, number)
+    full = setting.method == "full"
+    logits = head_bytes(tokens, shape.vocabulary, shape.hidden, number, full, layout)
     # The update begins when activations are gone: a float32 copy of this rank's gradients.
     update = 4 * trained // ranks if stage > 1 else 0
     estimated = {

@@ -20,32 +20,37 @@ class ChosenPositions:
 
     Attributes:
         gathered: whether the output layer was called since ``at`` was entered; some families do without it.
+        hidden: what was gathered within ``at`` for all of its positions, shape (1, positions, hidden).
     """
 
     def __init__(self, model: Any):
         self.gathered = False
+        self.hidden: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
+        self._computed: int | None = None
         self._hook = model.get_output_embeddings().register_forward_pre_hook(self._gather)
 
     @contextmanager
-    def at(self, positions: torch.Tensor) -> Iterator[None]:
+    def at(self, positions: torch.Tensor, computed: int | None = None) -> Iterator[None]:
         """Within it the model's logits are those of ``positions`` alone, shape (1, positions, vocabulary).
 
         Args:
             positions: int64, shape (positions,), in the input with its rows one after another.
+            computed: of the first so many alone, where the hidden states of the others are all that is wanted.
         """
-        self.gathered, self._positions = False, positions
+        self.gathered, self.hidden, self._positions, self._computed = False, None, positions, computed
         try:
             yield
         finally:
-            self._positions = None
+            self._positions = self.hidden = None
 
     def _gather(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._positions is None:
             return None
         self.gathered = True
         hidden = inputs[0]
-        return (hidden.reshape(1, -1, hidden.shape[-1]).index_select(1, self._positions), *inputs[1:])
+        self.hidden = hidden.reshape(1, -1, hidden.shape[-1]).index_select(1, self._positions)
+        return (self.hidden if self._computed is None else self.hidden[:, : self._computed], *inputs[1:])
 
     def release(self) -> None:
         """Give the model back as it was."""

@@ -137,6 +137,7 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
         "micro_batch": summary.micro_batch,
         "attention": summary.attention,
         "kernels": summary.kernels,
+        "head": summary.head,
         "run_steps": summary.steps,
         "run_seconds": summary.seconds,
         "resumed": [dict(entry) for entry in summary.resumed],

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from massive_sft.core.stop import never_stop
+from massive_sft.cost.memory import chunk_targets
 from massive_sft.data.samples import Samples
 from massive_sft.models.device import device_of
 from massive_sft.models.kept_base import KeptBase
@@ -92,7 +93,7 @@ def _load_and_train(
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
     model = loading.load_for_training(spec, samples, bases)
-    loss = SummedLoss(model)
+    loss = SummedLoss(model, chunk_targets(model.get_output_embeddings().weight.shape[0], spec.layout))
     kernels = choose_kernels(loss, spec, samples, torch.device(device_of(spec.layout.gpus > 0)))
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
@@ -108,7 +109,7 @@ def _load_and_train(
         )
         steps = StepRunner(spec, samples, engine, rank, limit, directory)
         trainer = TrajectoryTrainer(
-            spec, samples, model, kernels, engine, steps, monitor, manager, directory, report, stop, publish
+            spec, samples, loss, kernels, engine, steps, monitor, manager, directory, report, stop, publish
         )
         return trainer.train()
     finally:

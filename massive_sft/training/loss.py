@@ -11,19 +11,33 @@ from torch.nn import functional
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.models.chosen_positions import ChosenPositions
+from massive_sft.training.chunked_loss import Tail, chunked_loss, find_tail
 from massive_sft.training.packing import NO_TARGET, MicroBatch
+
+_COMPARED = 4  # positions whose logits are computed by the model itself, in each pass, and compared in the first one
 
 
 class SummedLoss(nn.Module):
     """A causal language model whose forward returns the summed loss of a micro-batch.
 
-    Its output layer leaves out the positions that predict no trainable token.
+    Its output layer leaves out the positions that predict no trainable token. Where its logits would be many it goes
+    through them by chunks (``chunked_loss``), if the model's own forward pass agrees to the bit on some of them.
+
+    Args:
+        model: which gets a hook; ``release`` takes it away.
+        chunk: targets of a chunk; None to compute all at once.
+
+    Attributes:
+        head: how the output layer was computed so far: ``whole``, or ``chunks of N targets``.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, chunk: int | None = None):
         super().__init__()
         self.model = model
+        self.head = "whole"
         self._chosen = ChosenPositions(model)
+        self._chunk = chunk
+        self._tail: Tail | None = None
 
     def release(self) -> None:
         """Give the model back as it was."""
@@ -35,15 +49,36 @@ class SummedLoss(nn.Module):
         Raises:
             Unsupported: when the model's output layer does not work position by position.
         """
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        if self._chunk is not None and len(batch.keep) > self._chunk:
+            loss = self._by_chunks(batch, self._chunk)
+            if loss is not None:
+                return loss
+            self._chunk = None  # for good: what is behind this family's output layer is not known
         with self._chosen.at(batch.keep):
-            logits = self.model(input_ids=batch.input_ids, use_cache=False, **positions).logits
+            logits = self._logits(batch)
         if logits.shape[:2] != (1, len(batch.keep)):
             raise Unsupported(
                 f"{type(self.model).__name__}: its logits cannot be computed at some positions only, "
                 "so it cannot be trained here"
             )
         return functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum", ignore_index=NO_TARGET)
+
+    def _logits(self, batch: MicroBatch) -> torch.Tensor:
+        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        logits: torch.Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **positions).logits
+        return logits
+
+    def _by_chunks(self, batch: MicroBatch, chunk: int) -> torch.Tensor | None:
+        """Return the loss, its output layer by chunks; None where the first chunk proves that it cannot be."""
+        with self._chosen.at(batch.keep, computed=_COMPARED):
+            logits = self._logits(batch)
+            hidden = self._chosen.hidden
+        if self._tail is None and hidden is not None and logits.shape[:2] == (1, _COMPARED):
+            self._tail = find_tail(self.model, hidden[:, :_COMPARED], logits)
+        if self._tail is None or hidden is None:
+            return None
+        self.head = f"chunks of {chunk} targets"
+        return chunked_loss(self.model.get_output_embeddings(), self._tail, hidden, batch.targets, chunk)
 
 
 @torch.no_grad()

@@ -37,8 +37,8 @@ def first_limit(spec: TrainingSpec, samples: Samples, engine: Engine, model: Any
             config.num_hidden_layers,
             config.hidden_size,
             config.vocab_size,
-            2 if spec.setting.precision == "bf16" else 4,
-            spec.layout.gradient_checkpointing,
+            spec.setting,
+            spec.layout,
         )
     return Limit(tokens=max(min(tokens, MOST_GPU_TOKENS), int(samples.lengths.max())))
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from massive_sft.cost.memory import activation_bytes, logit_bytes
+from massive_sft.cost.memory import activation_bytes, bytes_per_number, chunk_targets, head_bytes, logit_bytes
 from massive_sft.cost.padding import samples_per_micro_batch
 from massive_sft.data.samples import Samples, padded_width
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
 
 # The target of a position that only fills up; cross-entropy ignores it.
 NO_TARGET = -100
@@ -39,15 +41,19 @@ class Limit:
         return replace(self, tokens=max(longest, self.tokens // 2)) if self.tokens > longest else None
 
 
-def fitting_tokens(
-    free_bytes: int, layers: int, hidden: int, vocabulary: int, weight_bytes: int, checkpointing: bool
-) -> int:
+def fitting_tokens(free_bytes: int, layers: int, hidden: int, vocabulary: int, setting: Setting, layout: Layout) -> int:
     """Estimate how many tokens of a micro-batch fit into memory; at least 1.
 
     By the formulas of ``cost.memory``; a fifth of the memory is left for fragments.
     """
-    per_token = activation_bytes(layers, hidden, weight_bytes, checkpointing) + logit_bytes(vocabulary, weight_bytes)
-    return max(1, int(0.8 * free_bytes) // per_token)
+    number, room = bytes_per_number(setting.precision), int(0.8 * free_bytes)
+    each = activation_bytes(layers, hidden, number, layout.gradient_checkpointing)
+    at_once = max(1, room // (each + logit_bytes(vocabulary, number)))
+    chunk = chunk_targets(vocabulary, layout)
+    if chunk is None or at_once <= chunk:
+        return at_once
+    held = head_bytes(chunk + 1, vocabulary, hidden, number, setting.method == "full", layout)
+    return max(chunk, (room - held) // each)
 
 
 @dataclass(frozen=True)

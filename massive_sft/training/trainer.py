@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from massive_sft.core.errors import Interrupted
 from massive_sft.data.samples import Samples
@@ -21,6 +21,7 @@ from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine
 from massive_sft.training.events import Event, SnapshotWritten, StepDone
+from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
 from massive_sft.training.step import Decision, StepRunner
@@ -33,7 +34,7 @@ class TrajectoryTrainer:
 
     Attributes:
         spec, samples: what is trained and how.
-        model: inside the engine's module, for its snapshots.
+        loss: the engine's module; its model gives the snapshots.
         kernels: that compute its layers.
         engine: before its first step.
         runner: takes the optimizer steps.
@@ -44,7 +45,7 @@ class TrajectoryTrainer:
 
     spec: TrainingSpec
     samples: Samples
-    model: Any
+    loss: SummedLoss
     kernels: str
     engine: Engine
     runner: StepRunner
@@ -93,8 +94,9 @@ class TrajectoryTrainer:
             parameters=self.engine.parameters,
             trained_parameters=self.engine.trained,
             micro_batch=micro_batch.as_dict(self.runner.limit),
-            attention=attention_of(self.model),
+            attention=attention_of(self.loss.model),
             kernels=self.kernels,
+            head=self.loss.head,
             resumed=self.checkpoints.history if self.checkpoints else (),
         )
 
@@ -164,7 +166,7 @@ class TrajectoryTrainer:
     def _write_snapshot(self, epoch: int) -> None:
         """Write the weights at the end of an epoch and have them published. All ranks call it."""
         folder = self._snapshot_folder(epoch)
-        weights = snapshot.gather(self.engine, self.model)
+        weights = snapshot.gather(self.engine, self.loss.model)
         if is_rank0():
             facts = {
                 "trajectory": self.spec.trajectory,
@@ -173,7 +175,7 @@ class TrajectoryTrainer:
                 "method": self.spec.setting.method,
                 "precision": self.spec.setting.precision,
             }
-            snapshot.write(folder, self.model, weights, facts)
+            snapshot.write(folder, self.loss.model, weights, facts)
             self.report(SnapshotWritten(epoch, folder))
         self._snapshots[epoch] = folder
         broadcast_from_rank0(lambda: self.publish(epoch, self.summary()))
