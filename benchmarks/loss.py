@@ -1,10 +1,10 @@
 """Memory and time of one forward and backward pass, with all logits at once and by chunks of targets.
 
-    python benchmarks/loss.py [--vocabulary 65536] [--targets 512 2048 8192] [--precision fp32]
+    python benchmarks/loss.py [--vocabulary 32768] [--targets 1024 2048 4096] [--precision fp32]
 
 A randomly initialised Llama of two layers, 256 wide, with tied embeddings; all tokens of rows of 512 have a loss. Each
 pass in its own process, by one thread: the growth of its resident memory at the peak, and seconds of the processor, the
-least of three passes.
+less of two passes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from massive_sft.sweep.spec import Layout
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import collate
 
-LENGTH, HIDDEN, LAYERS, PASSES = 512, 256, 2, 3
+LENGTH, HIDDEN, LAYERS, PASSES = 512, 256, 2, 2
 
 
 def samples(count: int, vocabulary: int) -> Samples:
@@ -75,8 +75,8 @@ def _resident_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, default=65536)
-    parser.add_argument("--targets", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--vocabulary", type=int, default=32768)
+    parser.add_argument("--targets", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")

@@ -88,15 +88,13 @@ def chunk_targets(vocabulary: int, layout: Layout) -> int | None:
 
 
 def head_bytes(targets: int, vocabulary: int, hidden: int, number: int, trains_head: bool, layout: Layout) -> int:
-    """Return the bytes of logits and what is made of them, and by chunks also of the output layer's own gradient.
+    """Return the bytes of logits and what is made of them: all at once or by chunks, as training does what is less.
 
-    A layer that is trained holds its gradient from the forward pass on, whose chunks are summed in float32.
+    By chunks an output layer that is trained holds its gradient from the forward pass on, summed in float32.
     """
-    chunk = chunk_targets(vocabulary, layout)
-    if chunk is None or targets <= chunk:
-        return targets * logit_bytes(vocabulary, number)
+    chunk, whole = chunk_targets(vocabulary, layout), targets * logit_bytes(vocabulary, number)
     own = vocabulary * hidden * (4 + number) if trains_head else 0
-    return chunk * logit_bytes(vocabulary, number) + own
+    return whole if chunk is None else min(whole, chunk * logit_bytes(vocabulary, number) + own)
 
 
 def trained_weights(shape: ModelShape, setting: Setting) -> int:

@@ -25,7 +25,7 @@ class SummedLoss(nn.Module):
 
     Args:
         model: which gets a hook; ``release`` takes it away.
-        chunk: targets of a chunk; None to compute all at once.
+        chunk: targets of a chunk; None to compute all at once, as is also done where that takes no more memory.
 
     Attributes:
         head: how the output layer was computed so far: ``whole``, or ``chunks of N targets``.
@@ -37,6 +37,7 @@ class SummedLoss(nn.Module):
         self.head = "whole"
         self._chosen = ChosenPositions(model)
         self._chunk = chunk
+        self._most_whole = 0 if chunk is None else chunk + _targets_of_gradient(model.get_output_embeddings())
         self._tail: Tail | None = None
 
     def release(self) -> None:
@@ -49,7 +50,7 @@ class SummedLoss(nn.Module):
         Raises:
             Unsupported: when the model's output layer does not work position by position.
         """
-        if self._chunk is not None and len(batch.keep) > self._chunk:
+        if self._chunk is not None and len(batch.keep) > self._most_whole:
             loss = self._by_chunks(batch, self._chunk)
             if loss is not None:
                 return loss
@@ -79,6 +80,14 @@ class SummedLoss(nn.Module):
             return None
         self.head = f"chunks of {chunk} targets"
         return chunked_loss(self.model.get_output_embeddings(), self._tail, hidden, batch.targets, chunk)
+
+
+def _targets_of_gradient(head: Any) -> int:
+    """Return how many targets' logits take the memory that the gradient of an output layer does.
+
+    That is 4 bytes and its own 2 (or 4) for each trained weight; logits are 12 (or 16) for each word.
+    """
+    return sum(weight.numel() for weight in head.parameters() if weight.requires_grad) // (2 * head.weight.shape[0])
 
 
 @torch.no_grad()

@@ -50,10 +50,10 @@ def fitting_tokens(free_bytes: int, layers: int, hidden: int, vocabulary: int, s
     each = activation_bytes(layers, hidden, number, layout.gradient_checkpointing)
     at_once = max(1, room // (each + logit_bytes(vocabulary, number)))
     chunk = chunk_targets(vocabulary, layout)
-    if chunk is None or at_once <= chunk:
+    if chunk is None:
         return at_once
-    held = head_bytes(chunk + 1, vocabulary, hidden, number, setting.method == "full", layout)
-    return max(chunk, (room - held) // each)
+    held = head_bytes(at_once, vocabulary, hidden, number, setting.method == "full", layout)
+    return max(at_once, (room - held) // each)
 
 
 @dataclass(frozen=True)
