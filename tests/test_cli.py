@@ -283,6 +283,14 @@ def test_interrupt_while_checking_ends_with_a_sentence(
     assert (code, "interrupted; run the same command to go on" in text) == (130, True)
 
 
+def test_interrupt_while_the_command_is_imported_ends_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-P", "-m", "massive_sft", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; run the same command to go on\n")
+
+
 def test_piped_output_holds_a_line_a_row(tmp_path: Path) -> None:
     path = small_sweep(tmp_path)
     command = [sys.executable, "-m", "massive_sft", "plan", str(path)]

@@ -41,7 +41,7 @@ from massive_sft.cli import (
 from massive_sft.cli.options import console
 from massive_sft.core.errors import ExitCode, InvalidInput, MassiveSFTError
 from massive_sft.core.files import explain_os_error
-from massive_sft.core.stop import redeliver_lost_interrupts
+from massive_sft.core.stop import INTERRUPTED, redeliver_lost_interrupts
 
 err = console(is_error=True)
 
@@ -52,7 +52,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            err.print("interrupted; run the same command to go on")
+            err.print(INTERRUPTED)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
@@ -111,7 +111,3 @@ def main() -> None:
         sys.exit(ExitCode.INCOMPLETE)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line
-
-
-if __name__ == "__main__":
-    main()

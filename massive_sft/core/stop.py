@@ -16,6 +16,7 @@ from massive_sft.core.errors import ExitCode, Interrupted
 REDELIVERY_S = 0.05  # seconds after which an interrupt that was lost is sent again: the finalizer has ended
 POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
+INTERRUPTED = "interrupted; run the same command to go on"
 KILL_MESSAGE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
 
