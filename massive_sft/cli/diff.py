@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,7 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
-from massive_sft.study.metrics import full_name, unit
+from massive_sft.study.metrics import full_name, possible_difference, unit
 from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
 
 # Of the provenance: different for any two records, and no reason for different results.
@@ -170,7 +170,10 @@ def _paired(
         # A perplexity's samples are log-probabilities: their difference is not in the score's unit.
         if score is None or score.value is None or not math.isclose(mean, score.value, rel_tol=1e-6, abs_tol=1e-9):
             return None
-    return compare(*values)
+    found = compare(*values)
+    if found is None or found.interval is None:
+        return found
+    return replace(found, interval=possible_difference(name, found.mean, *found.interval))
 
 
 def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:

@@ -27,6 +27,23 @@ def scale(metric: str) -> float:
     return 100.0 if metric in FRACTIONS else 1.0
 
 
+def possible_score(metric: str, score: float, low: float, high: float) -> tuple[float, float]:
+    """Return the ends of a score's interval, without what no fraction can be: Student's t knows no bounds."""
+    return _cut(metric, score, low, high, 0.0)
+
+
+def possible_difference(metric: str, difference: float, low: float, high: float) -> tuple[float, float]:
+    """Return the ends of the interval of two scores' difference, without what is below -1 or above 1 of a fraction."""
+    return _cut(metric, difference, low, high, -1.0)
+
+
+def _cut(metric: str, value: float, low: float, high: float, least: float) -> tuple[float, float]:
+    # A task's own function may give anything under the name of a fraction.
+    if metric not in FRACTIONS or not least <= value <= 1.0:
+        return low, high
+    return max(low, least), min(high, 1.0)  # NaN, where there is no interval, stays as the first argument
+
+
 def unit(metric: str) -> str:
     """Return the unit of a scaled metric: ``%`` for fractions and for percentages, else nothing."""
     return "%" if metric in FRACTIONS or metric == "percent" or metric.endswith("_percent") else ""

@@ -16,6 +16,7 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import to_rows
+from massive_sft.study.metrics import possible_difference
 from massive_sft.study.paired import EQUAL, LEVEL, samples_file
 
 PAIRED = "paired"
@@ -153,7 +154,7 @@ def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataF
         is_early = not pd.isna(row["early"]) and row["early"]
         bounds = early_interval(before, own, row["gain"]) if is_early else paired_interval(before, own, scores)
         if bounds is not None:
-            found[index] = bounds
+            found[index] = possible_difference(str(row["metric"]), scores[1] - scores[0], *bounds)
     rows = list(found)
     frame.loc[rows, "gain_low"] = [low for low, _ in found.values()]
     frame.loc[rows, "gain_high"] = [high for _, high in found.values()]

@@ -19,6 +19,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
+from massive_sft.study.metrics import possible_difference, possible_score
 from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
 from massive_sft.study.tables import mean_interval
 
@@ -140,7 +141,7 @@ def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
         return Interval(*(seeds[0][name] for name in ("value", "low", "high")))
     values, lows, highs = ([row[name] for row in seeds] for name in ("value", "low", "high"))
     interval = mean_interval(values, lows, highs)
-    return Interval(interval.mean, interval.low, interval.high)
+    return Interval(interval.mean, *possible_score(seeds[0]["metric"], interval.mean, interval.low, interval.high))
 
 
 def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], reader: SampleReader) -> Interval:
@@ -151,4 +152,6 @@ def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     if samples[0] is None or samples[1] is None:
         return whole
     bounds = paired_interval(samples[0], samples[1], (best[0]["value"], other[0]["value"]))
-    return whole if bounds is None else Interval(whole.value, *bounds)
+    if bounds is None:
+        return whole
+    return Interval(whole.value, *possible_difference(best[0]["metric"], whole.value, *bounds))

@@ -247,4 +247,5 @@ def mean_gain(rows: Sequence[Mapping[str, Any]], over: str) -> dict[str, Any]:
     found = mean_interval(*([float(row[name]) for row in rows] for name in ("gain", "gain_low", "gain_high")))
     how = f"t over {over}" if found.by_t else f"mean of the intervals of the {over}"
     how = "no interval: all are equal" if math.isnan(found.low) else how
-    return {"gain": found.mean, "gain_low": found.low, "gain_high": found.high, "interval": how}
+    low, high = metrics.possible_difference(str(rows[0]["metric"]), found.mean, found.low, found.high)
+    return {"gain": found.mean, "gain_low": low, "gain_high": high, "interval": how}
