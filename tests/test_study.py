@@ -184,7 +184,7 @@ def test_group_stands_for_its_benchmark_and_tasks_for_themselves_without_one() -
 
 
 def test_seeds_are_averaged_with_students_t() -> None:
-    values = [0.4, 0.5, 0.9]
+    values = [0.4, 0.5, 0.8]
     records = [pair(str(index), value, seed=index) for index, value in enumerate(values)]
     row = (
         tables.over_seeds(tables.gains(frames.tidy([*records, base(quiz=0.25)]))).set_index("column").loc["quiz-0shot"]
@@ -392,7 +392,8 @@ def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path)
     rows = found[found["metric"] == "acc"].set_index("epoch")
     assert rows["gain_interval"].to_dict() == {1: "paired", 2: "independent"}
     low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([1, 0, 1, 0]))
-    assert (rows["gain_low"][1], rows["gain_high"][1]) == pytest.approx((low, high))
+    assert high > 1, "which no fraction can gain"
+    assert (rows["gain_low"][1], rows["gain_high"][1]) == pytest.approx((low, 1.0))
     before = gains[gains["metric"] == "acc"].set_index("epoch")
     assert rows["gain_low"][2] == before["gain_low"][2]
     beside = found[found["metric"] == "acc_norm"].set_index("epoch")
@@ -451,7 +452,8 @@ def test_what_a_dataset_gives_to_a_mixture_is_the_score_with_it_less_the_score_w
         pair("2", 0.25, data="w/o-a", size=200),
         pair("3", 0.75, data="w/o-a", size=200, model="other"),
     ]
-    left_out = {"w/o-a": ("all", "a"), "w/o-b": ("all", "b")}
+    whole = ("all", 300)
+    left_out = [(whole, ("w/o-a", 200), "a"), (whole, ("w/o-b", 200), "b"), (whole, ("w/o-a", 20), "another")]
     pairs = contrasts.with_less_without(frames.cell_frame(records), left_out)
     assert pairs == [(records[0].cell, records[1].cell, "a in all")]
     found = contrasts.differences(frames.tidy(records), pairs).set_index("column")
@@ -502,6 +504,15 @@ def test_mean_interval_is_never_narrower_than_the_single_ones() -> None:
     assert (wide.low, wide.high, wide.by_t) == (pytest.approx(0.31), pytest.approx(0.61), False)
     narrow = tables.mean_interval(values, [value - 0.01 for value in values], [value + 0.01 for value in values])
     assert (narrow.low, narrow.high, narrow.by_t) == (pytest.approx(0.41 - half), pytest.approx(0.41 + half), True)
+
+
+def test_mean_of_few_gains_claims_no_more_than_a_fraction_can_gain() -> None:
+    rows = [{"metric": "acc", "gain": gain, "gain_low": gain, "gain_high": gain} for gain in (0.1, 0.9)]
+    assert [tables.mean_gain(rows, "seeds")[name] for name in ("gain", "gain_low", "gain_high")] == [0.5, -1.0, 1.0]
+    percent = tables.mean_gain([row | {"metric": "f1"} for row in rows], "seeds")  # in whichever unit its task gives
+    assert percent["gain_high"] > 1 > -1 > percent["gain_low"]
+    beyond = tables.mean_gain([row | {"gain": 3 * row["gain"]} for row in rows], "seeds")  # a task's own sort of acc
+    assert beyond["gain_low"] < beyond["gain"] < beyond["gain_high"]
 
 
 def test_layers_stand_in_their_order_whatever_the_record_s() -> None:

@@ -125,16 +125,21 @@ def _began(ledger: Ledger, record: Record) -> str:
     return min((earlier.created for earlier in ledger.history(record.cell)), default=record.created)
 
 
-def _left_out(plan: Plan) -> dict[str, tuple[str, str]]:
-    """Return the whole mixture and the dataset that it has beside, by the name of each mixture that leaves one out."""
-    sweep = plan.sweep
-    wholes = {name: entry.leave_one_out for name, entry in sweep.file.mixtures.entries.items() if entry.leave_one_out}
-    return {
-        f"{name}-{part.name}": (whole, part.name)
-        for name, whole in wholes.items()
-        for mixture in sweep.mixtures.get(whole, ())
-        for part in mixture.parts
-    }
+def _left_out(plan: Plan) -> list[tuple[contrasts.MixtureKey, contrasts.MixtureKey, str]]:
+    """Return the mixtures of which ``leave_one_out`` leaves out a dataset, what then is left, and that dataset.
+
+    What is left may have another name in the sweep, too, and its cells that one: all less a of a and b is b.
+    """
+    mixtures, entries = plan.sweep.mixtures, plan.sweep.file.mixtures.entries
+    named = [mixture for group in mixtures.values() for mixture in group]
+    return [
+        (whole.key, alike.key, part.name)
+        for name, entry in entries.items()
+        for whole in mixtures.get(entry.leave_one_out or "", ())
+        for part, lesser in zip(whole.parts, mixtures[name], strict=True)
+        for alike in named
+        if (alike.parts, alike.sample_seed) == (lesser.parts, lesser.sample_seed)
+    ]
 
 
 def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:

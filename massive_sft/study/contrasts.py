@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from massive_sft.study.frames import CONDITION, grouped, last_epochs, to_rows
+from massive_sft.study.frames import CONDITION, grouped, last_epochs, to_json_rows, to_rows
 from massive_sft.study.tables import SAME, gain_over, mean_gain, primary_rows
 
 RUN = ["model", "schedule", "horizon", "epoch", "seed"]
 """What two cells must share to be compared, beside their mixture or their setting."""
 _PLURALS = {"model": "models", "data": "mixtures"}
+MixtureKey = tuple[str, int | None]
+"""A mixture's name and its samples, None for all that there are."""
 Pair = tuple[str, str, str]
 """A cell, the cell it is compared with, and what the difference is about."""
 
@@ -35,19 +37,19 @@ def _label(one: Mapping[str, object], other: Mapping[str, object]) -> str:
     return f"{names[0]} − {names[1]}"
 
 
-def with_less_without(cells: pd.DataFrame, left_out: Mapping[str, tuple[str, str]]) -> list[Pair]:
+def with_less_without(cells: pd.DataFrame, left_out: Sequence[tuple[MixtureKey, MixtureKey, str]]) -> list[Pair]:
     """Pair each cell of a mixture at a run's last epoch with the one trained on the mixture without one dataset.
 
     Args:
         cells: as of ``lora_less_full``.
-        left_out: the whole mixture's name and the dataset that it has beside, by the name of the one without it.
+        left_out: a whole mixture, one that lacks a dataset of it and nothing else, and that dataset.
     """
     pairs = []
-    for members in grouped(to_rows(last_epochs(cells)), *RUN, "setting", "variant").values():
-        by_mixture = {str(row["data"]): str(row["cell"]) for row in members}
-        for lesser, (whole, dataset) in left_out.items():
+    for members in grouped(to_json_rows(last_epochs(cells)), *RUN, "setting", "variant").values():
+        by_mixture = {(row["data"], row["size"]): str(row["cell"]) for row in members}
+        for whole, lesser, dataset in left_out:
             if whole in by_mixture and lesser in by_mixture:
-                pairs.append((by_mixture[whole], by_mixture[lesser], f"{dataset} in {whole}"))
+                pairs.append((by_mixture[whole], by_mixture[lesser], f"{dataset} in {whole[0]}"))
     return pairs
 
 
