@@ -287,7 +287,7 @@ def test_state_past_an_epoch_that_is_asked_for_now_stays_for_later_ones(tmp_path
 
 
 def test_snapshot_that_is_made_again_is_trained_from_the_start(tmp_path: Path) -> None:
-    """The state is past it. A longer training beside it goes on without, unless it shall be made again."""
+    """The state is past it. A longer training beside it goes on without, unless it shall be made again, alone."""
     full = {"setting": "full"}
     path = sweep_at(tmp_path, 1, **full)
     ran(path)
@@ -296,8 +296,9 @@ def test_snapshot_that_is_made_again_is_trained_from_the_start(tmp_path: Path) -
     sweep_at(tmp_path, 1, 2, **more)
     assert taken(ran(path, lacking=1)) == [4, 5, 6]
     told = ran(path, retrain=True)
-    assert taken(told) == [1, 2, 3, 4, 5, 6]
-    assert [event.steps for event in told.of(StartedOver)] == [6]
+    assert taken(told) == [1, 2, 3]
+    assert [event.steps for event in told.of(StartedOver)] == [3]
+    assert taken(ran(sweep_at(tmp_path, 1, 2, 3, **more))) == [7, 8, 9], "what was kept of the longer one stays"
 
 
 def test_two_sweeps_extend_one_training(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from massive_sft.cost.cost_table import ScoringCosts
 from massive_sft.cost.devices import Device
@@ -30,7 +30,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key
 from massive_sft.planning.requirements import Requirement
-from massive_sft.planning.trained import trained_epochs
+from massive_sft.planning.trained import epochs_to_retrain, trained_epochs
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
@@ -220,7 +220,7 @@ def estimate(plan: Plan) -> Cost:
             extensions = extensions.repeating(published, seconds.times(published / epochs))
         training += seconds
         gpus += seconds.times(run.layout.gpus)
-    gone = [run for run in plan.todo if run.needs_retraining]
+    gone = _retrainings(plan)
     for run in gone:
         again += estimator.training(run) or UNKNOWN
     for of, cell in _cells(plan):
@@ -240,7 +240,7 @@ def estimate(plan: Plan) -> Cost:
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
         peak_disk(inputs, to_train),
-        tuple(check_fits(inputs, plan.todo)),
+        tuple(check_fits(inputs)),
         told(estimator.lacks),
         len(to_train),
         sum(_is_measured(inputs, run) for run in to_train),
@@ -265,8 +265,23 @@ _TRAINED: Collection[Status] = frozenset({Status.COMPLETE, Status.PARTIAL, Statu
 
 
 def runs_to_train(plan: Plan, retrain: bool = False) -> list[RunPlan]:
-    """Return the runs that a run of this plan trains, with ``retrain`` those too whose snapshots were removed."""
-    return [run for run in plan.todo if must_train(plan, run) or (retrain and run.needs_retraining)]
+    """Return the runs that a run of this plan trains, with ``retrain`` those too whose snapshots were removed.
+
+    The latter end with the last snapshot that is needed again.
+    """
+    again = {run.trajectory.id: run for run in _retrainings(plan)} if retrain else {}
+    runs = (run if must_train(plan, run) else again.get(run.trajectory.id) for run in plan.todo)
+    return [run for run in runs if run is not None]
+
+
+def _retrainings(plan: Plan) -> list[RunPlan]:
+    flagged = [run for run in plan.todo if run.needs_retraining]
+    lost = [epochs_to_retrain(plan.storage, run.trajectory, run.cells) for run in flagged]
+    return [
+        replace(run, trajectory=run.trajectory.up_to(max(epochs)))
+        for run, epochs in zip(flagged, lost, strict=True)
+        if epochs
+    ]
 
 
 def must_train(plan: Plan, run: RunPlan) -> bool:

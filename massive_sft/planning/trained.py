@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
 def needs_retraining(storage: Root, run: Trajectory, cells: Iterable[CellPlan]) -> bool:
     """Return whether some cell is trained, but lacks what needs its snapshot, which is gone."""
+    return bool(epochs_to_retrain(storage, run, cells))
+
+
+def epochs_to_retrain(storage: Root, run: Trajectory, cells: Iterable[CellPlan]) -> list[int]:
+    """Return the epochs of the cells that are trained, but lack what needs their snapshot, which is gone."""
     lacking = [cell for cell in cells if cell.status in _MAY_BE_TRAINED and _lacks_snapshot_work(cell)]
     if not lacking:
-        return False
+        return []
     there = Ledger(storage).snapshots(run.id)
     gone = [cell for cell in lacking if f"epoch-{cell.cell.epoch}" not in there]
-    if any(cell.status is not Status.FAILED for cell in gone):
-        return True
     # A training stands when only its scores failed or were invalidated.
-    trained = trained_epochs(storage, run) if gone else set()
-    return any(str(cell.cell.epoch) in trained for cell in gone)
+    trained = trained_epochs(storage, run) if any(cell.status is Status.FAILED for cell in gone) else set()
+    return [cell.cell.epoch for cell in gone if cell.status is not Status.FAILED or str(cell.cell.epoch) in trained]
 
 
 _MAY_BE_TRAINED = frozenset({Status.FAILED, Status.COMPLETE, Status.PARTIAL})

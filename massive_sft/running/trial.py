@@ -127,7 +127,9 @@ class _Trial:
         try:
             if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
                 self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
-                run = replace(run, settled=self._settled(run, retrain))
+                settled = self._settled(run, retrain)
+                last = max(epoch for epoch in run.trajectory.snapshots if epoch not in settled)
+                self.run = run = replace(run, trajectory=run.trajectory.up_to(last), settled=settled)
                 submit(Order(run, self.attempt, self.ledger.storage), self._on_event)
         finally:
             self.listen(TrainingEnded(run.trajectory))

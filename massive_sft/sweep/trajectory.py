@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from massive_sft.core.fingerprint import digest, join_canonical
 from massive_sft.sweep.cell import Cell, Recipe
@@ -35,6 +35,10 @@ class Trajectory:
     def epochs(self) -> int:
         """Epochs to train: up to the last snapshot, not to the horizon."""
         return self.cells[-1].epoch
+
+    def up_to(self, epoch: int) -> Trajectory:
+        """Return the part of it that ends with the snapshot of an epoch."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.epoch <= epoch))
 
     @property
     def can_be_extended(self) -> bool:

@@ -145,7 +145,7 @@ def find_resume_point(
             if not state.is_kept:
                 store.discard(state)
         lost = max(lost, state.step)
-    return StartedOver("; ".join(reasons), lost) if reasons else None
+    return StartedOver("; ".join(reasons), min(lost, spec.snapshots[-1] * per_epoch)) if reasons else None
 
 
 def _missed_epoch(facts: CheckpointFacts, settled: Collection[int], spec: TrainingSpec, per_epoch: int) -> int | None:
