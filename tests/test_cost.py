@@ -36,7 +36,7 @@ from massive_sft.cost.cost_table import (
 )
 from massive_sft.cost.devices import find_gpu, gpus_here, this_machine
 from massive_sft.cost.duration import scoring_seconds, training_seconds
-from massive_sft.cost.estimate import Cost, estimate, must_train
+from massive_sft.cost.estimate import Cost, estimate, must_train, runs_to_train
 from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
 from massive_sft.cost.gpu_counts import compare_gpu_counts, with_gpu_counts
 from massive_sft.cost.lack import NO_GPU_KIND
@@ -52,6 +52,7 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan, perplexity_key, token_key
+from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
@@ -592,6 +593,13 @@ def test_disk_follows_the_retention_policy(tmp_path: Path) -> None:
     assert of("none", "1GB") == (0, 3, 7)  # the snapshots of one run wait in any case
 
 
+def test_memory_of_scoring_is_told_where_base_rows_alone_are_left(tmp_path: Path) -> None:
+    models = {"m1": {"hub": "Qwen/Qwen2.5-72B"}, "m2": {"hub": "Qwen/Qwen2.5-0.5B"}}
+    plan = make_plan(sweep_in(tmp_path, models=models, **H100))
+    (fit,) = estimate(select_cells(plan, parse_where("method=none"))).fits
+    assert (fit.what, fit.where, fit.verdict) == ("scoring m1", "1 × H100", "does not fit")
+
+
 def test_cost_is_json_and_lines_name_the_remedy(tmp_path: Path) -> None:
     models = {"m1": {"hub": "meta-llama/Meta-Llama-3-8B"}, "m2": {"hub": "org/m2"}}
     cost = cost_of(tmp_path, models=models, **H100)
@@ -820,6 +828,9 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
     assert (cost.retrainings, cost.training) == (1, before.training)
     assert cost.retraining.value > before.training.value
     assert "run --retrain`: 1 training again" in cost_lines(cost)[-1]
+    first = replace(gone, cells=(gone.cells[0], plan.runs[0].cells[1]))
+    of = {run.trajectory.id: run.trajectory.epochs for run in runs_to_train(replace(plan, runs=(first,)), retrain=True)}
+    assert of == {first.trajectory.id: 1}, "no further than what is needed"
     for retrain, then in ((False, "their cells stay PARTIAL unless you run with --retrain"), (True, "trained again")):
         totals = plan_totals(replace(plan, runs=(gone, plan.runs[1])), retrain)
         assert any(line.plain.endswith(f"were removed: {then}") for line in totals)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import Memory, Verdict, capacity, find_remedy, judge, scoring_memory, training_memory
 from massive_sft.planning.plan import RunPlan
+from massive_sft.sweep.schema import Model
 
 NO_REMEDY = "no setting of resources is enough: use a device with more memory, or a smaller model"
 
@@ -39,18 +39,20 @@ class Fit:
     measured: bool
 
 
-def check_fits(inputs: CostInputs, runs: Iterable[RunPlan]) -> list[Fit]:
-    """Return the memory of each kind of training, and of scoring each base model; unknown shapes are left out."""
+def check_fits(inputs: CostInputs) -> list[Fit]:
+    """Return the memory of what is left of a plan: of each kind of training, and of scoring each model where it does
+    not fit; unknown shapes are left out.
+    """
     groups: dict[tuple[object, ...], list[RunPlan]] = {}
-    for run in runs:
+    for run in inputs.plan.todo:
         recipe = run.trajectory.recipe
         setting, workload = recipe.setting, inputs.workload(recipe)
         longest = workload.longest if workload else setting.max_length
         kind = (recipe.model, setting.method, setting.precision, setting.lora.rank, run.layout, run.gpu, longest)
         groups.setdefault(kind, []).append(run)
     trained = (_training(inputs, group) for group in groups.values())
-    models = {run.trajectory.recipe.model: run for group in groups.values() for run in group}
-    scored = (_scoring(inputs, run) for run in models.values())
+    models = {cell.cell.model: cell.cell.coordinates.model for cell in inputs.plan.cells if not cell.is_done}
+    scored = (_scoring(inputs, model, name) for model, name in models.items())
     return [fit for fit in (*trained, *scored) if fit is not None]
 
 
@@ -80,10 +82,9 @@ def _training(inputs: CostInputs, group: list[RunPlan]) -> Fit | None:
     return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
 
 
-def _scoring(inputs: CostInputs, run: RunPlan) -> Fit | None:
+def _scoring(inputs: CostInputs, model: Model, name: str) -> Fit | None:
     """Return the memory of scoring a model, where it does not fit; that it does is no news."""
-    recipe, device = run.trajectory.recipe, inputs.scoring_device
-    shape = inputs.shape(recipe.model)
+    shape, device = inputs.shape(model), inputs.scoring_device
     if shape is None or device is None:
         return None
     memory = scoring_memory(shape, inputs.plan.sweep.file.evaluation.protocol.dtype, device)
@@ -92,5 +93,4 @@ def _scoring(inputs: CostInputs, run: RunPlan) -> Fit | None:
         return None
     advice = "a model is scored on one device: use one with more memory"
     where = f"1 × {device.name}" if device.is_gpu else "cpu"
-    what = f"scoring {recipe.model_name}"
-    return Fit(what, where, 0, memory, memory.total, device.memory, verdict, advice, measured=False)
+    return Fit(f"scoring {name}", where, 0, memory, memory.total, device.memory, verdict, advice, measured=False)
