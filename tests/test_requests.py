@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +311,32 @@ def test_protocol_id_of_generated_answers_moves_with_the_end_tokens_and_that_of_
     assert protocol_id(protocol, choices, {1}) == protocol_id(protocol, choices, {1, 2}) == "e62210237064c6cd"
     assert protocol_id(protocol, answers, {1}) != protocol_id(protocol, answers, {1, 2})
     assert protocol_id(protocol, answers, [2, 1]) == protocol_id(protocol, answers, {1, 2})
+
+
+def test_hub_that_does_not_answer_is_asked_once_for_all_benchmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library would try six times for each. What hangs up on everybody counts who called."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        callers: list[object] = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, caller = server.accept()
+                    callers.append(caller)
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for place in ("huggingface_hub.constants.ENDPOINT", "datasets.config.HF_ENDPOINT"):
+            monkeypatch.setattr(place, address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("massive_sft.models.hub.ASKED_ANEW_S", math.inf)
+        for name in ("one", "two"):
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(f"task: {name}\ndataset_path: org/{name}\noutput_type: generate_until\n")
+            with pytest.raises(TaskUnavailable, match=f"Couldn't reach 'org/{name}' on the Hub"):
+                tasks.load(schema.Task(path=str(path)))
+        assert len(callers) == 1
+        server.shutdown(socket.SHUT_RDWR)

@@ -34,6 +34,7 @@ from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.evaluation.task_index import shipped_tasks
+from massive_sft.models.hub import not_asking_in_vain
 from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
@@ -184,7 +185,8 @@ def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTas
     with as_task_unavailable(f"{name} cannot be loaded"):
         if _executes_code(task):
             require_walls(name, sandbox)
-        with seeded(), in_place_of_the_hub_s():
+        asking = not_asking_in_vain() if _may_ask_hub(task) else contextlib.nullcontext()
+        with seeded(), in_place_of_the_hub_s(), asking:
             loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
     leaves = loaded["tasks"]
     for leaf, built in leaves.items():
@@ -195,6 +197,10 @@ def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTas
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
     return LoadedTasks(leaves, loaded.get("groups", {}), {leaf: _defaults(built) for leaf, built in leaves.items()})
+
+
+def _may_ask_hub(task: schema.Task) -> bool:
+    return task.path is None or load_yaml(Path(task.path), resolve_func=False).get("dataset_path") not in READERS
 
 
 def _defaults(task: Task) -> TaskDefaults:
