@@ -636,10 +636,14 @@ def test_schedules_that_differ_in_an_end_are_two_names() -> None:
 def test_two_names_for_one_content_are_one_cell_and_told() -> None:
     file = base_file()
     file["models"]["m3"] = file["models"]["m1"]
-    file["blocks"] = [block(model=["m1", "m3"])]
+    file["blocks"] = [block(model=["m1", "m3"], snapshots="1..3")]
     made = cells_of(file)
-    assert len([cell for cell in made.cells if cell.recipe]) == 1
-    assert "is the same training as m1 d1[100] full cosine/3 seed 0 epoch 3" in str(made.warnings[0])
+    assert len([cell for cell in made.cells if cell.recipe]) == 3
+    training, base = map(str, made.warnings)
+    assert training.endswith(
+        "is the same training as m1 d1[100] full cosine/3 seed 0: its cells go under the earlier name"
+    )
+    assert "m3 (base): is the same training as m1 (base)" in base
 
 
 def test_blocks_that_yield_nothing_are_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan, StatesOf, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.load import load_sweep
 
@@ -25,8 +25,7 @@ def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | Non
         Unsupported: a newer version of massive-sft made the storage root.
     """
     selection = parse_where(where)
-    whole = make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]))
-    return select_cells(with_gpu_counts(whole), selection)
+    return select_cells(_planned(file, overlays, Ledger.listed_states), selection)
 
 
 def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
@@ -34,7 +33,12 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
 
     So what was edited or damaged in place does not count. Errors are those of ``plan``.
     """
-    return with_gpu_counts(make_plan(load_sweep(Path(file), [Path(overlay) for overlay in overlays]), Ledger.states))
+    return _planned(file, overlays, Ledger.states)
+
+
+def _planned(file: str | Path, overlays: Iterable[str | Path], states_of: StatesOf) -> Plan:
+    sweep = load_sweep(Path(file), [Path(overlay) for overlay in overlays])
+    return with_gpu_counts(make_plan(sweep, states_of))
 
 
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:

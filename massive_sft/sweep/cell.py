@@ -48,6 +48,11 @@ class Coordinates(NamedTuple):
         seed = "" if self.seed is None else f" seed {self.seed}"
         return f"{what}{seed}{variant} epoch {self.epoch}"
 
+    @property
+    def training(self) -> str:
+        """What people call the training that the cell is on, or the base model."""
+        return str(self).removesuffix(f" epoch {self.epoch}")
+
     @classmethod
     def describe(cls, names: Mapping[str, Any]) -> str:
         """Return what people call a cell of these names, as a record has them; another version may have had others."""
@@ -145,7 +150,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     maker = _Maker(sweep, contents)
     unique: dict[str, Cell] = {}
     named: dict[Coordinates, Cell] = {}
-    warnings: list[Problem] = []
+    twice: dict[tuple[str, str], None] = {}
     problems: dict[Coordinates, Problem] = {}
     for cell in itertools.chain(maker.trained(), maker.base()):
         first = named.setdefault(cell.coordinates, cell)
@@ -156,8 +161,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         if known is None:
             unique[cell.id] = cell
         elif known.coordinates != cell.coordinates:
-            rule = f"is the same training as {known.coordinates}: one cell, under the earlier name"
-            warnings.append(Problem(f"{sweep.path}: {cell.coordinates}", rule))
+            twice[cell.coordinates.training, known.coordinates.training] = None
         if known is not None and known.blocks != cell.blocks:
             unique[cell.id] = _in_blocks(known, cell.blocks)
     if not any(cell.recipe for cell in unique.values()):
@@ -166,6 +170,10 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         )
     if problems or maker.problems:
         raise InvalidInput([*maker.problems.values(), *problems.values()])
+    warnings = (
+        Problem(f"{sweep.path}: {name}", f"is the same training as {known}: its cells go under the earlier name")
+        for name, known in twice
+    )
     return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
 
 
