@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,31 @@ def test_metric_by_task_and_unknown_ones(tmp_path: Path) -> None:
     path = with_values(sweep_file(tmp_path), by_setting)
     results = ms.load(path)
     assert results.best("quiz/acc")["value"].tolist() == results.best("quiz/acc,none")["value"].tolist()
-    assert set(results.best()["column"]) == {"quiz-0shot", "prose-0shot"}
+    assert list(dict.fromkeys(results.best()["column"])) == list(results.asked) == ["quiz-0shot", "prose-0shot"]
     for unknown in ("quizz", "quiz/f1"):
         with pytest.raises(InvalidInput, match=r"valid: prose-0shot, quiz-0shot"):
             results.best(unknown)
     code, text = call("best", path, "--metric", "quiz", "--json")
     rows = json.loads(text)
     assert (code, len(rows), rows[0]["tied"], rows[1]["tied"]) == (0, 18, None, False)
+
+
+def test_benchmark_under_several_templates_is_named_by_them(tmp_path: Path) -> None:
+    """In the columns of tables, and in what ``show`` says of the base model, which is scored under each."""
+    own = {"prompt": "Q: {prompt} A: "}
+    settings = {
+        name: {"method": "lora", "lr": 1e-4, "batch": 32, "template": template}
+        for name, template in (("full", "paper"), ("lora", own), ("plain", "plain"))
+    }
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": list(settings), "schedule": "constant"}
+    path = sweep_file(tmp_path, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}])
+    plan = plan_of(path)
+    write_records(plan)
+    columns = list(dict.fromkeys(ms.load(path).scores.query("benchmark == 'quiz-0shot'")["column"]))
+    assert {"quiz-0shot [paper]", "quiz-0shot [plain]"} < set(columns) and len(columns) == 3
+    assert re.fullmatch(r"quiz-0shot \[[0-9a-f]{6}\]", next(name for name in columns if "[p" not in name))
+    text = call("show", plan.base[0].cell.id, "--sweep", path)[1]
+    assert all(name in text for name in columns)
 
 
 def test_no_scores_yet_is_a_sentence(tmp_path: Path) -> None:

@@ -139,8 +139,15 @@ def test_gain_is_never_taken_across_protocols() -> None:
     under = {"1": "quiz@0 1111111111111111", "2": "quiz@0 2222222222222222"}
     made = {key: benchmark("quiz", {"acc,none": score(0.5)}, asked=asked) for key, asked in under.items()}
     both = record("b", {"1" * 16: made["1"], "2" * 16: made["2"]}, method="none")
-    scores = frames.tidy([record("1", {"1" * 16: made["1"]}), record("2", {"2" * 16: made["2"]}, epoch=2), both])
-    assert sorted(scores["column"].unique()) == ["quiz-0shot [111111]", "quiz-0shot [222222]"]
+    records = [record("1", {"1" * 16: made["1"]}), record("2", {"2" * 16: made["2"]}, epoch=2), both]
+    scores = frames.tidy(records)
+    by_hash = ["quiz-0shot [111111]", "quiz-0shot [222222]"]
+    assert sorted(scores["column"].unique()) == by_hash
+    for named, columns in (
+        ({under["1"]: "paper", under["2"]: "chat"}, ["quiz-0shot [chat]", "quiz-0shot [paper]"]),
+        ({under["1"]: "paper", under["2"]: "paper"}, by_hash),  # its adapters merged, say, and not
+    ):
+        assert sorted(frames.tidy(records, named)["column"].unique()) == columns
     gains = tables.gains(scores)
     assert len(gains) == 2
     assert (gains["gain"] == 0).all()

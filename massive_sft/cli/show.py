@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,8 +18,9 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import is_imported, open_imported
-from massive_sft.study.metrics import EARLY
+from massive_sft.study.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
 
 
@@ -28,15 +30,18 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
         ledger = open_imported(sweep).ledger
         record: Record | None = find_record(ledger, cell)
         beside: Collection[str] = ()
+        templates: Mapping[str, str] = {}
     else:
         match = locate_cell(cell, sweep, overlay)
         ledger, record, beside = match.ledger, match.asked_record, match.beside
+        templates = named_templates(match.plan.requirements if match.plan else ())
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     elif record is None:
         console().print(waiting_view(match))
     else:
-        console().print(record_view(record, find_losses(ledger, record), find_settings(ledger, record), beside))
+        losses, settings = find_losses(ledger, record), find_settings(ledger, record)
+        console().print(record_view(record, losses, settings, beside, templates))
 
 
 def find_settings(ledger: Ledger, record: Record) -> dict[str, Any]:
@@ -75,13 +80,18 @@ def waiting_view(match: CellMatch) -> Group:
 
 
 def record_view(
-    record: Record, losses: Mapping[str, float], settings: Mapping[str, Any], beside: Collection[str]
+    record: Record,
+    losses: Mapping[str, float],
+    settings: Mapping[str, Any],
+    beside: Collection[str],
+    templates: Mapping[str, str],
 ) -> Group:
     """Return a record for people.
 
     Args:
         losses, settings: of ``find_losses`` and ``find_settings``.
         beside: protocols that the sweep does not ask for, whose scores stand apart.
+        templates: as of ``frames.tidy``.
     """
     name = Coordinates.describe(record.coordinates)
     parts: list[Any] = [_head(record.cell, name, record.status), _facts(record, losses)]
@@ -90,10 +100,14 @@ def record_view(
     asked = [score for protocol, score in record.scores.items() if protocol not in beside]
     others = [score for protocol, score in record.scores.items() if protocol in beside]
     if asked:
-        parts += [Text(), scores_table(asked)]
+        parts += [Text(), scores_table(asked, templates)]
     parts += [Text(f"{EARLY} {score.benchmark}: {score.early}", style="dim") for score in asked if score.early]
     if others:
-        parts += [Text(), Text("scores that this sweep does not ask for", style="bold"), scores_table(others)]
+        parts += [
+            Text(),
+            Text("scores that this sweep does not ask for", style="bold"),
+            scores_table(others, templates),
+        ]
     for name, why in record.missing.items():
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
     parts += [Text(f"warning: {text}", style="yellow") for text in find_warnings(record)]
@@ -127,18 +141,22 @@ def _head(cell: str, name: str, status: Status) -> Text:
     return Text.assemble((cell, "bold"), "  ", name, "  ", (str(status), STYLES[status]))
 
 
-def scores_table(scores: Iterable[BenchmarkScores]) -> Table:
-    """Return a table of scores: one row a task, metric and filter."""
+def scores_table(scores: Collection[BenchmarkScores], templates: Mapping[str, str]) -> Table:
+    """Return a table of scores: one row a task, metric and filter; ``templates`` as of ``frames.tidy``."""
+    several = Counter(benchmark.benchmark for benchmark in scores)
     numbers = ("value", "95 % interval", "n")
     table = make_table("benchmark", "task", "metric", *numbers, right=numbers, fold=False)
     for benchmark in sorted(scores, key=lambda benchmark: benchmark.benchmark):
+        name = benchmark.benchmark
+        if several[name] > 1:
+            name += f" [{protocol_name(benchmark.asked, templates)}]"
         for task, metrics in {**benchmark.tasks, **benchmark.groups}.items():
             for metric, score in metrics.items():
                 interval = format_interval(score)
                 value = "missing" if score.value is None else f"{score.value:.4g}"
                 size = "" if score.n is None else str(score.n)
                 value += f" {EARLY}" if benchmark.early and score.value is not None else ""
-                table.add_row(benchmark.benchmark, task, metric.removesuffix(",none"), value, interval, size)
+                table.add_row(name, task, metric.removesuffix(",none"), value, interval, size)
     return table
 
 

@@ -62,6 +62,14 @@ def find_unmet(
     return tuple(item for item in requirements if not is_answered(item.id, answers))
 
 
+def named_templates(requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Return the names of the templates under which benchmarks are asked for, by the requirement's id.
+
+    A template of one's own has none.
+    """
+    return {item.id: item.template for item in requirements if isinstance(item.template, str)}
+
+
 def judge(recorded: Status, requirements: Collection[Requirement], unmet: Collection[Requirement]) -> Status:
     """Return how far a cell is for a sweep, by what the sweep asks of it and not by what others on the root asked too.
 

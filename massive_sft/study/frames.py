@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,23 +63,24 @@ CELLS: dict[str, str] = (
 are missing where a version measured that did not tell them apart."""
 
 
-def tidy(records: Iterable[Record]) -> pd.DataFrame:
+def tidy(records: Iterable[Record], templates: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
     """Return one row per cell, benchmark, task or group, metric and filter, and one per benchmark without a score.
 
     Args:
         records: outcomes; several of one cell would be several rows.
+        templates: the name of the template by what was asked (``BenchmarkScores.asked``), where it is known.
 
     Returns:
         The columns of ``SCORES``. Values are in the metric's own unit. ``primary`` marks the one metric that is a
         task's score (``metrics.primary_metric``) of the part that stands for the benchmark (``metrics.headline``);
-        ``column`` names it: the benchmark, with the task where there are several, and with the beginning of what
-        was asked where a benchmark's name stands for several protocols of a model (another template, another limit).
-        ``missing`` says why a benchmark has no score.
+        ``column`` names it: the benchmark, with the task where there are several, and with the template's name, or
+        the beginning of what was asked, where a benchmark's name stands for several protocols of a model (another
+        template, another limit). ``missing`` says why a benchmark has no score.
     """
     kept = list(records)
     rows = [row for record in kept for row in _score_rows(record)]
     frame = pd.DataFrame(rows, columns=list(SCORES)).astype(SCORES)
-    frame["column"] = _columns(frame)
+    frame["column"] = _columns(frame, templates)
     return frame
 
 
@@ -128,7 +130,7 @@ def _identity(record: Record) -> dict[str, Any]:
     return {"cell": record.cell, "trajectory": record.trajectory, **names, "status": str(record.status)}
 
 
-def _columns(frame: pd.DataFrame) -> pd.Series:
+def _columns(frame: pd.DataFrame, templates: Mapping[str, str]) -> pd.Series:
     """Name the primary rows' columns of a wide table, so that each holds one task, and of a model one protocol.
 
     Models differ in the tokens that end an answer, which are part of what was asked of each: that makes no column. Nor
@@ -139,7 +141,11 @@ def _columns(frame: pd.DataFrame) -> pd.Series:
     primary = primary.assign(asked=asked_in_full, protocol=primary["full_protocol"])
     scored = primary[primary["asked"].notna()]
     tasks = scored.groupby("benchmark")["task"].nunique().to_dict()
-    asked = scored.groupby(["model", "benchmark"])["asked"].nunique().groupby("benchmark").max().to_dict()
+    scored = scored.assign(template=scored["asked"].map(lambda asked: templates.get(asked, asked)))
+    of_model = scored.groupby(["model", "benchmark"])[["asked", "template"]].nunique()
+    asked = of_model["asked"].groupby("benchmark").max().to_dict()
+    # Under one template a model may be scored in several ways, say its adapters merged and not.
+    by_template = (of_model["asked"] == of_model["template"]).groupby("benchmark").all().to_dict()
     # One cell scored twice under what was asked once: the requests changed, say with the library.
     protocols = scored.groupby(["cell", "benchmark", "asked"])["protocol"].nunique()
     several = protocols.groupby("benchmark").max().to_dict()
@@ -150,7 +156,9 @@ def _columns(frame: pd.DataFrame) -> pd.Series:
         text = benchmark if tasks[benchmark] == 1 else f"{benchmark}:{task}"
         if several[benchmark] > 1:
             return f"{text} [{protocol[:6]}]"
-        return text if asked[benchmark] == 1 else f"{text} [{asked_for.rpartition(' ')[2][:6]}]"
+        if asked[benchmark] == 1:
+            return text
+        return f"{text} [{metrics.protocol_name(asked_for, templates if by_template[benchmark] else {})}]"
 
     names = list(map(name, *(primary[column].tolist() for column in ("benchmark", "asked", "task", "protocol"))))
     return pd.Series(names, index=primary.index, dtype="string").reindex(frame.index)

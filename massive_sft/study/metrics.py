@@ -84,6 +84,16 @@ def bare_name(benchmark: BenchmarkScores) -> str:
     return benchmark.benchmark.removesuffix(f"-{'own' if benchmark.shots is None else benchmark.shots}shot")
 
 
+def protocol_name(asked: str, templates: Mapping[str, str]) -> str:
+    """Return what tells two protocols of one benchmark apart: the template's name, else the beginning of the hash.
+
+    Args:
+        asked: what was asked (``BenchmarkScores.asked``).
+        templates: as of ``frames.tidy``.
+    """
+    return templates.get(asked, asked.rpartition(" ")[2][:6])
+
+
 def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
     """Return the (kind, name) pairs whose scores stand for a benchmark: its own group, else all groups, else tasks."""
     return standing_for(bare_name(benchmark), benchmark.groups, benchmark.tasks)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -51,14 +52,19 @@ class Interval:
 
 
 def rank_cells(
-    ledger: Ledger, records: Mapping[str, Record], metric: str | None = None, asked: Collection[str] = ()
+    ledger: Ledger,
+    records: Mapping[str, Record],
+    metric: str | None = None,
+    asked: Collection[str] = (),
+    templates: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Rank each model's candidates, its base model among them, on a metric or on every benchmark's own.
 
     Args:
         records: by cell id.
         metric: a benchmark's column, its name with or without shots, or ``TASK/METRIC[,FILTER]``; None for all columns.
-        asked: labels of benchmarks that may have no score yet: their names are known, and give no rows.
+        asked: labels of the benchmarks, in the order of the rows; those that have no score yet give none.
+        templates: as of ``frames.tidy``.
 
     Returns:
         One row a candidate, best first: ``COLUMNS``. ``cell`` is that of its first seed; ``value`` is the mean over its
@@ -70,9 +76,11 @@ def rank_cells(
         InvalidInput: there is no such metric, or which direction of it is better is not known.
     """
     reader = SampleReader(ledger, records)
-    scores = tidy(records.values())
+    scores = tidy(records.values(), templates)
     awaited = [*asked, *scores.loc[scores["missing"].notna() & scores["primary"].fillna(False), "benchmark"]]
     rows = to_rows(_chosen(scores[scores["value"].notna()], metric, awaited))
+    order = {label: number for number, label in enumerate(asked)}
+    rows.sort(key=lambda row: order.get(row["benchmark"], len(order)))
     ranked = [row for part in grouped(rows, "column", "model").values() for row in _ranked(part, reader)]
     return pd.DataFrame(ranked, columns=list(COLUMNS)).astype(COLUMNS)
 

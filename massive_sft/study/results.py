@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.requirements import named_templates
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
@@ -38,6 +39,7 @@ class Results:
         planned: the rows of ``cells`` for those that have none yet; empty where no sweep was named.
         content_of: returns what a cell's id is the hash of. Raises ``Corrupt``, FileNotFoundError.
         asked: the benchmarks that the sweep asks for, such as ``mmlu-5shot``; none where no sweep was named.
+        templates: the names of the templates under which it asks for them, as of ``frames.tidy``.
     """
 
     ledger: Ledger
@@ -45,6 +47,7 @@ class Results:
     planned: pd.DataFrame
     content_of: Callable[[str], Mapping[str, Any]]
     asked: tuple[str, ...] = ()
+    templates: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return a line that says what is there; the records of a study would fill a notebook's page."""
@@ -88,7 +91,7 @@ class Results:
 
     @cached_property
     def _tidy(self) -> pd.DataFrame:
-        return frames.tidy(self.records.values())
+        return frames.tidy(self.records.values(), self.templates)
 
     @cached_property
     def gains(self) -> pd.DataFrame:
@@ -130,7 +133,7 @@ class Results:
         Args:
             metric: a benchmark, or ``TASK/METRIC[,FILTER]``; every benchmark's own without.
         """
-        return tables.with_mixture(rank_cells(self.ledger, self.records, metric, self.asked))
+        return tables.with_mixture(rank_cells(self.ledger, self.records, metric, self.asked, self.templates))
 
     def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
         """Return per-sample values: see ``file_frames.sample_frame``.
@@ -191,4 +194,5 @@ def results_of(plan: Plan) -> Results:
     ]
     planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
     asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.task)
-    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked))
+    templates = named_templates(item for cell in plan.cells for item in cell.requirements)
+    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked), templates)
