@@ -17,6 +17,7 @@ from sample_records import benchmark, plan_of, score, sweep_file, write_records
 from scipy import stats
 
 import massive_sft as ms
+from massive_sft.cli.answers import by_document
 from massive_sft.cli.best import best_view
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.diff import _shown
@@ -167,6 +168,16 @@ def test_benchmark_under_several_templates_is_named_by_them(tmp_path: Path) -> N
     assert re.fullmatch(r"quiz-0shot \[[0-9a-f]{6}\]", next(name for name in columns if "[p" not in name))
     text = call("show", plan.base[0].cell.id, "--sweep", path)[1]
     assert all(name in text for name in columns)
+
+
+def test_answers_are_compared_under_the_template_that_both_cells_were_asked_in() -> None:
+    """A base model answered in each; the other cell in its own, which comes first or last."""
+    base = [{"protocol": name, "benchmark": "quiz", "task": "quiz", "doc": 0, "answer": name} for name in ("a", "b")]
+    for own in ("a", "b"):
+        (found,) = by_document(base, {own}).values()
+        assert found["answer"] == own
+    assert len(by_document(base, {"a", "b"})) == 2, "alone it shows both"
+    assert len(by_document(base, {"c"})) == 1, "where none is shared the name decides"
 
 
 def test_no_scores_yet_is_a_sentence(tmp_path: Path) -> None:

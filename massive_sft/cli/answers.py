@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from massive_sft.core.wording import counted
 
 SHOWN = 10
 KEYS = ["benchmark", "task", "doc"]
+Rows = list[dict[str, Any]]
 NONE = (
     "no answers: they lie with another cell of equal weights, or the requests are gone from the storage root's cache "
     "(`massive-sft check` builds them)"
@@ -49,9 +50,11 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed:
 
     Raises InvalidInput where no benchmark or task has the name.
     """
-    by_document = [_answers(cell) for cell in cells]
-    shared = [key for key in by_document[0] if all(key in answered for answered in by_document)]
-    rows = [_row([answered[key] for answered in by_document]) for key in shared]
+    answered_by = [_answers(cell) for cell in cells]
+    common = set.intersection(*({row["protocol"] for row in rows} for rows in answered_by))
+    tables = [by_document(rows, common) for rows in answered_by]
+    shared = [key for key in tables[0] if all(key in answered for answered in tables)]
+    rows = [_row([answered[key] for answered in tables]) for key in shared]
     if benchmark is not None:
         names = {name: None for row in rows for name in _names(row)}
         if rows and benchmark not in names:
@@ -60,20 +63,30 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed:
     return [row for row in rows if _differs(row)] if changed else rows
 
 
-def _answers(cell: CellMatch) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return a cell's answers by benchmark, task and document."""
+def _answers(cell: CellMatch) -> Rows:
+    """Return a row a document that a cell answered."""
     from massive_sft.study.file_frames import answer_frame
     from massive_sft.study.frames import to_json_rows
 
     if cell.record is None:
         raise InvalidInput(Problem("cell", "has no record yet", cell.id))
-    rows = to_json_rows(answer_frame(cell.ledger, [cell.record]))
-    return {tuple(row[name] for name in KEYS): row for row in rows}
+    return to_json_rows(answer_frame(cell.ledger, [cell.record]))
+
+
+def by_document(rows: Rows, common: Collection[str]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return answers by what was asked: under the protocols that all cells share, of a benchmark that has any.
+
+    A base model has answers under each template, another cell under its own alone.
+    """
+    shared = {row["benchmark"] for row in rows if row["protocol"] in common}
+    kept = (row for row in rows if row["protocol"] in common or row["benchmark"] not in shared)
+    return {(row["protocol"] if row["protocol"] in common else "", *(row[name] for name in KEYS)): row for row in kept}
 
 
 def _row(answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
     said = [{name: row[name] for name in ("answer", "extracted", "value", "logprob", "finish")} for row in answered]
-    return {**{name: answered[0][name] for name in (*KEYS, "kind", "prompt", "gold", "metric")}, "answers": said}
+    about = (*KEYS, "protocol", "kind", "prompt", "gold", "metric")
+    return {**{name: answered[0][name] for name in about}, "answers": said}
 
 
 def _names(row: dict[str, Any]) -> tuple[str, ...]:
@@ -97,7 +110,7 @@ def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], cou
     parts: list[Any] = []
     for row in rows[:count]:
         parts += [
-            Text(f"{row['benchmark']} {row['task']} {row['doc']}", style="bold"),
+            Text(f"{cells[0].benchmark_name(row['protocol'])} {row['task']} {row['doc']}", style="bold"),
             Text(row["prompt"], style="dim"),
         ]
         table = make_table("gold", *heads)
@@ -113,4 +126,5 @@ def _said(said: dict[str, Any], metric: str | None) -> Text:
     style = {1.0: "green", 0.0: "red"}.get(said["value"], "") if said["value"] is not None else ""
     text = said["answer"] if said["answer"] is not None else f"{said['logprob']:.4g} nats"
     taken = "" if said["extracted"] in (None, said["answer"]) else f" → {said['extracted'].strip()}"
-    return Text.assemble((text.strip(), style), taken, (value, "dim"))
+    shown = (text.strip(), style) if text.strip() else ("(nothing)", "dim")
+    return Text.assemble(shown, taken, (value, "dim"))

@@ -16,7 +16,9 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
+from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import coordinates_of
+from massive_sft.study.metrics import protocol_name
 from massive_sft.sweep.cell import Coordinates
 
 MAX_LISTED = 10  # cells named when the beginning fits several
@@ -57,6 +59,19 @@ class CellMatch:
             return self.plan.cell.coordinates
         assert self.record is not None, "it is found by its plan or by its record"
         return coordinates_of(self.record)
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The names of the templates under which its sweep asks for benchmarks, as of ``frames.tidy``."""
+        return named_templates(self.plan.requirements if self.plan else ())
+
+    def benchmark_name(self, protocol: str) -> str:
+        """Return a benchmark's name by its protocol, with the template's where its record has several of that name."""
+        assert self.record is not None, "who asks has its scores"
+        scores = self.record.scores
+        alike = [item for item in scores.values() if item.benchmark == scores[protocol].benchmark]
+        name, asked = scores[protocol].benchmark, scores[protocol].asked
+        return name if len(alike) == 1 else f"{name} [{protocol_name(asked, self.templates)}]"
 
     @cached_property
     def asked_record(self) -> Record | None:

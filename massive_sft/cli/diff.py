@@ -121,18 +121,22 @@ def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
     """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique."""
-    scores = [dict(cell.record.scores) if cell.record else {} for cell in (first_cell, second_cell)]
+    cells = (first_cell, second_cell)
+    sides = [dict(cell.record.scores) if cell.record else {} for cell in cells]
     rows: list[Pair] = []
-    for protocol in [name for name in scores[0] if name in scores[1]]:
+    for protocol in [name for name in sides[0] if name in sides[1]]:
         samples = (_samples(first_cell, protocol), _samples(second_cell, protocol))
-        rows += _rows(scores[0].pop(protocol), scores[1].pop(protocol), True, samples)
-    for benchmark in dict.fromkeys(item.benchmark for side in scores for item in side.values()):
-        left, right = ([item for item in side.values() if item.benchmark == benchmark] for side in scores)
+        label = max((cell.benchmark_name(protocol) for cell in cells), key=len)  # with its template where one has it
+        rows += _rows(label, sides[0].pop(protocol), sides[1].pop(protocol), True, samples)
+    for benchmark in dict.fromkeys(item.benchmark for side in sides for item in side.values()):
+        left, right = ([name for name, item in side.items() if item.benchmark == benchmark] for side in sides)
         if len(left) == len(right) == 1:
-            rows += _rows(left[0], right[0], False, (None, None))
-        else:
-            rows += [row for item in left for row in _rows(item, None, False, (None, None))]
-            rows += [row for item in right for row in _rows(None, item, False, (None, None))]
+            rows += _rows(benchmark, sides[0][left[0]], sides[1][right[0]], False, (None, None))
+            continue
+        for name in left:
+            rows += _rows(first_cell.benchmark_name(name), sides[0][name], None, False, (None, None))
+        for name in right:
+            rows += _rows(second_cell.benchmark_name(name), None, sides[1][name], False, (None, None))
     return sorted(rows, key=lambda row: row.benchmark)
 
 
@@ -141,13 +145,13 @@ def _samples(match: CellMatch, protocol: str) -> SampleValues | None:
 
 
 def _rows(
+    benchmark: str,
     first: BenchmarkScores | None,
     second: BenchmarkScores | None,
     same_protocol: bool,
     samples: tuple[SampleValues | None, SampleValues | None],
 ) -> Iterator[Pair]:
     tables = [{**item.tasks, **item.groups} if item else {} for item in (first, second)]
-    benchmark = next(item.benchmark for item in (first, second) if item)
     for task in dict.fromkeys((*tables[0], *tables[1])):
         metrics = [table.get(task, {}) for table in tables]
         for metric in dict.fromkeys((*metrics[0], *metrics[1])):
@@ -258,11 +262,15 @@ _COLUMNS = ("benchmark", "first", "second", "difference [95 %]", "n", "McNemar p
 def _scores_view(rows: list[Pair]) -> Table:
     """Return the scores by benchmark, a line a metric, in the unit people read."""
     table = make_table(*_COLUMNS, right=_COLUMNS[1:])
-    for label, of_benchmark in groupby(rows, key=lambda row: row.benchmark + ("" if row.same_protocol else " *")):
+    for label, of_benchmark in groupby(rows, key=_shown_benchmark):
         table.add_row(Text(label))
         for row in of_benchmark:
             table.add_row(*map(Text, _score_cells(row)))
     return table
+
+
+def _shown_benchmark(row: Pair) -> str:
+    return row.benchmark if row.same_protocol or row.difference is None else f"{row.benchmark} *"
 
 
 def _score_cells(row: Pair) -> tuple[str, ...]:

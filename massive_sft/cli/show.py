@@ -18,7 +18,6 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.study.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
@@ -34,7 +33,7 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
     else:
         match = locate_cell(cell, sweep, overlay)
         ledger, record, beside = match.ledger, match.asked_record, match.beside
-        templates = named_templates(match.plan.requirements if match.plan else ())
+        templates = match.templates
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     elif record is None:
