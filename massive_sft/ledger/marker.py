@@ -49,7 +49,7 @@ def check(root: Root, place: str) -> int:
         content = None
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int) or schema < 1:
-        remedy = f'with a ledger around it, replace it by {{"schema": {_schema_by_folders(root)}}}'
+        remedy = f'with a ledger around it, replace it by {{"schema": {_schema_by_folders(_names(root))}}}'
         raise Corrupt(f"{root}/{NAME}: states no schema; {remedy}")
     if schema > SCHEMA:
         raise newer_schema(f"{root}/{NAME}", schema, SCHEMA)
@@ -71,8 +71,9 @@ def prepare(root: Root, folders: tuple[str, ...], place: str) -> None:
     """
     try:
         root.local().mkdir(parents=True, exist_ok=True)
-        is_new = not any(item.name == NAME for item in root.list())
-        schema = _schema_by_folders(root) if is_new else check(root, place)
+        names = _names(root)
+        is_new = NAME not in names
+        schema = _schema_by_folders(names) if is_new else check(root, place)
         probe = f".probe.{secrets.token_hex(4)}"
         root.put_if_absent(probe, b"")
         root.delete(probe)
@@ -87,16 +88,19 @@ def prepare(root: Root, folders: tuple[str, ...], place: str) -> None:
         log.warning("%s: schema %d is now %d; older versions of massive-sft refuse it", root, schema, WITH_CELLS)
 
 
-def _schema_by_folders(root: Storage) -> int:
-    """Return of which schema a root is, or becomes, whose marker does not say so."""
-    names = {item.name for item in root.list()}
+def _names(root: Storage) -> set[str]:
+    return {item.name for item in root.list()}
+
+
+def _schema_by_folders(names: set[str]) -> int:
+    """Return of which schema a root that holds these is, or becomes, where its marker does not say so."""
     return WITH_CELLS if "cells" in names and RECORDS not in names else SCHEMA
 
 
 def record_places(root: Root) -> RecordPlaces:
     """Return where the records of the ledger under a root lie, or would if it is to be one. Raises as ``check``."""
-    is_ledger = any(item.name == NAME for item in root.list())
-    schema = check(root, "storage.root") if is_ledger else _schema_by_folders(root)
+    names = _names(root)
+    schema = check(root, "storage.root") if NAME in names else _schema_by_folders(names)
     return Together(root) if schema > WITH_CELLS else WithCells(root)
 
 
