@@ -46,13 +46,16 @@ class ResourceRules:
 
     def find(self, recipe: Recipe) -> Resource | None:
         """Return a training run's rule, if one matches."""
-        return next((rule.resource for rule in self._rules if rule.matches(recipe)), None)
+        return next((self._rules[number].resource for number in self._matching(recipe)), None)
 
     def place(self, recipe: Recipe) -> str:
         """Return where a training run's rule stands; the whole list where none matches."""
         place = f"{self._sweep.path}: resources"
-        numbers = [number for number, rule in enumerate(self._rules) if rule.matches(recipe)]
-        return f"{place}[{numbers[0]}]" if numbers else place
+        return next((f"{place}[{number}]" for number in self._matching(recipe)), place)
+
+    def _matching(self, recipe: Recipe) -> Iterator[int]:
+        """Yield the numbers of the rules that match a training run, the one that wins first."""
+        return (number for number, rule in enumerate(self._rules) if rule.matches(recipe))
 
     def warnings(self, recipes: Sequence[Recipe]) -> Iterator[Problem]:
         """Say which runs no rule matches, which rules no run reaches, and which GPUs stay unused."""
@@ -61,7 +64,7 @@ class ResourceRules:
         matched: dict[int, int] = {}
         left = []
         for recipe in recipes:
-            numbers = [number for number, rule in enumerate(self._rules) if rule.matches(recipe)]
+            numbers = list(self._matching(recipe))
             left += [] if numbers else [recipe]
             for number in numbers:
                 matched[number] = matched.get(number, 0) + 1
