@@ -1,10 +1,10 @@
-"""The meeting point of trials and lanes: orders in, messages back."""
+"""The meeting point of trials and lanes: orders in, messages back; and what is to become of lanes."""
 
 from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,15 +12,15 @@ import ray
 
 from massive_sft.scheduling.node_health import STARTS, NodeHealth
 from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.order_queue import OrderQueue
 from massive_sft.scheduling.orders import Message, QueuedOrder
-from massive_sft.scheduling.pool import Pool
 
 TRIES = 3  # times an order is given out without getting further before it counts as what kills its workers
 RESTARTS = 10  # of one lane's workers without any success; then another lane takes up what it had
 
 
 @ray.remote(num_cpus=0)
-class LanePool(Pool):
+class LanePool(OrderQueue):
     """Orders between trials and lanes.
 
     An order is the lane's until it says done, failed or stopped. A lane that asks again while it has one was restarted,
@@ -34,21 +34,13 @@ class LanePool(Pool):
     """
 
     def __init__(self, expected: Mapping[Shape, int], grows: bool = False):
-        super().__init__()
-        self.grows = grows
-        self.assigned: dict[str, bytes] = {}
-        self.expected = Counter(expected)
-        self.queues: defaultdict[Shape, list[QueuedOrder]] = defaultdict(list, {shape: [] for shape in expected})
-        self.orders: dict[str, QueuedOrder] = {}
-        self.submitted: set[str] = set()  # or skipped: expected no more
-        self.taken = 0  # orders, for their places
+        super().__init__(expected, grows)
         self.held: dict[str, QueuedOrder] = {}
         self.idle: dict[str, float] = {}  # since when
         self.leaving: set[str] = set()
         self.preempted: set[str] = set()
         self.refused: dict[str, str] = {}
         self.holding = False
-        self.broken: dict[Shape, str] = {}
         self.health = NodeHealth()
         self.seen = (frozenset[str](), frozenset[str]())
         self.restarts: Counter[str] = Counter()
@@ -245,71 +237,6 @@ class LanePool(Pool):
             self.holding = holding
             await self._notify()
 
-    # Trials
-
-    async def assign(self, trial: str, data: bytes, unexpected: Shape | None = None) -> None:
-        """Keep what a trial has to do until it ends.
-
-        Args:
-            unexpected: the shape of its order, where that was not expected.
-        """
-        self.assigned[trial] = data
-        self.submitted.discard(trial)  # more of a trajectory is another order
-        if unexpected is not None:
-            self.expected[unexpected] += 1
-        await self._notify()
-
-    async def close(self) -> None:
-        """Say that no other orders come than those that are expected."""
-        self.grows = False
-        await self._notify()
-
-    async def take_up(self, trial: str) -> bytes | None:
-        """Say that a trial begins; return what it has to do, or None when the run should end."""
-        return self.assigned.get(trial) if await self.begin(trial) else None
-
-    async def end(self, work: str) -> None:
-        """Say that a trial is over."""
-        self.assigned.pop(work, None)
-        await super().end(work)
-
-    async def submit(self, shape: Shape, order: str, data: bytes, priority: float = 0.0) -> None:
-        """Take an order of a trial, by its id; those of higher priority are given out first, then the older ones.
-
-        An order of the same id is one whose trial died: a lane that still has it ends it, and is not heard any more.
-        """
-        taken = QueuedOrder(order, shape, data, priority, self.taken)
-        self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
-        self.taken += 1
-        if order not in self.submitted:
-            self.expected[shape] -= 1
-            self.submitted.add(order)
-        self.orders[order] = taken
-        if self.stopping:
-            taken.messages.append(Message("stopped"))
-        elif shape in self.broken:
-            taken.messages.append(Message("failed", self.broken[shape]))
-        else:
-            bisect.insort(self.queues[shape], taken, key=lambda each: each.place)
-        await self._notify()
-
-    async def skip(self, shape: Shape, order: str) -> None:
-        """Say that an expected order will not come, or not any more: a lane that has it ends it."""
-        if order not in self.submitted:
-            self.expected[shape] -= 1
-            self.submitted.add(order)
-        self.queues[shape] = [each for each in self.queues[shape] if each.id != order]
-        self.orders.pop(order, None)
-        await self._notify()
-
-    async def messages(self, order: str) -> list[Message]:
-        """Return an order's messages since the last call, as soon as there are some."""
-        taken = self.orders[order]
-        async with self.changed:
-            await self.changed.wait_for(lambda: taken.messages or self.orders.get(order) is not taken)
-            messages, taken.messages = taken.messages, []
-        return messages
-
     # The run
 
     async def state(self) -> dict[str, Any]:
@@ -330,21 +257,3 @@ class LanePool(Pool):
             "up": {lane for lane in self.restarts if self.health.nodes(lane)},
             "progress": self.progress,
         }
-
-    async def break_shape(self, shape: Shape, reason: str) -> None:
-        """Say that no lane of a shape can be started: what is queued for it, and what will come, fails."""
-        self.broken[shape] = reason
-        self._refuse(shape, Message("failed", reason))
-        await self._notify()
-
-    async def stop(self) -> None:
-        """Give out nothing more: the run should end."""
-        self.stopping = True
-        for shape in self.queues:
-            self._refuse(shape, Message("stopped"))
-        await self._notify()
-
-    def _refuse(self, shape: Shape, message: Message) -> None:
-        for order in self.queues[shape]:
-            order.messages.append(message)
-        self.queues[shape].clear()
