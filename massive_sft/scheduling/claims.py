@@ -76,9 +76,9 @@ def _is_met(claim: PlacementGroup) -> bool:
 
 def worker_resources(shape: Shape) -> dict[str, float]:
     """Return what a node that is still to come should have for a worker, as Ray names it."""
-    found = {"CPU": shape.cpus if shape.gpus else max(WORKER_CPUS, shape.cpus), "GPU": shape.gpus}
-    found |= {"memory": shape.memory_bytes, f"{KIND}{shape.kind}": KIND_AMOUNT if shape.kind else 0.0}
-    return {name: amount for name, amount in found.items() if amount}
+    cpus = shape.cpus if shape.gpus else max(WORKER_CPUS, shape.cpus)
+    kind = {f"{KIND}{shape.kind}": KIND_AMOUNT} if shape.kind else {}
+    return shape._replace(cpus=cpus).worker() | kind
 
 
 def await_room(

@@ -29,6 +29,11 @@ class Shape(NamedTuple):
         """Return CPUs and GPUs of all workers."""
         return {"CPU": self.workers * self.cpus, "GPU": self.workers * self.gpus}
 
+    def worker(self) -> dict[str, float]:
+        """Return what a worker holds, as Ray names it; the kind of its GPUs is the node's."""
+        held = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
+        return {name: amount for name, amount in held.items() if amount}
+
     def __str__(self) -> str:
         device = f"{self.kind or 'GPU'}" if self.gpus else "CPU"
         return f"{self.workers} x {self.gpus or self.cpus:g} {device}"

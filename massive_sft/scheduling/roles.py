@@ -79,6 +79,7 @@ class Roles:
             time.sleep(POLL_S)
 
     def _states(self) -> tuple[State, State]:
+        # Without a limit: the watchdog ends a run whose queues do not answer, whose actors are killed then.
         pool, queue = ray.get([self._pool.state.remote(), self._queue.state.remote()])
         return pool, queue
 
