@@ -3,7 +3,7 @@
     python benchmarks/head.py [--lanes 2]
 
 A sweep of as many LoRA trainings of the tiny Llama as there are lanes, one CPU each, on a Ray of this machine, with its
-defaults. Private: what would be free again, were the process gone (``smaps_rollup``); the most that each process had.
+defaults. What a lane costs the run's own process, ``the run`` below, is told by runs with more and fewer lanes. Private: what would be free again, were the process gone (``smaps_rollup``); the most that each process had.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
-# One each for a lane: a trial of Tune, and what Ray Train starts or, but for ``scheduling/lane_trainer.py``, would start.
-ON_THE_HEAD = ("ImplicitFunc", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
+# One each for a lane: a trial of Tune, and what Ray Train, but for ``scheduling/lane_trainer.py``, would start.
+ON_THE_HEAD = ("Trial", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
 
 
 def children_of(process: int) -> list[int]:
@@ -69,9 +69,10 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.5):
-            for process in children_of(os.getpid()):
+            for process in (os.getpid(), *children_of(os.getpid())):
                 try:
-                    kind, size = kind_of(process), private_mb(process)
+                    kind = "the run" if process == os.getpid() else kind_of(process)
+                    size = private_mb(process)
                 except OSError:
                     continue
                 self.most[kind, process] = max(size, self.most[kind, process])

@@ -19,7 +19,10 @@ import pytest
 import ray
 from commands import call, forked_workers
 from processes import descendants
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray.util.placement_group import placement_group_table
 from small_sweep import one_training, small_sweep
 
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted
@@ -45,8 +48,9 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling.cell_queue import CellQueue
+from massive_sft.scheduling.claims import Claims
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, _Lane, free_groups
+from massive_sft.scheduling.lanes import Lanes, _Lane
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.run_on_ray import run_on_ray
@@ -57,7 +61,7 @@ from massive_sft.training.events import StepDone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
-TRIAL = "ray::ImplicitFunc"  # begins the title of a trial's process
+TRIAL = "ray::Trial"  # begins the title of a trial's process
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +107,11 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
         assert record.measures == expected[name].measures
     assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
     started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
-    assert {"TrainController", "RayTrainWorker"} <= started
-    assert started.isdisjoint({"SynchronizationActor", "PlacementGroupCleaner"}), "a process for each lane on the head"
+    ours = {"LanePool", "CellQueue", "Relay", "Trial"}
+    assert {name for name in started if name.startswith(("Train", "Sync", "Placement"))} == set(), (
+        "on the head, by lane"
+    )
+    assert {"RayTrainWorker", *ours} <= started
 
 
 def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, tmp_path: Path) -> None:
@@ -332,33 +339,50 @@ def test_order_of_a_lane_that_is_lost_waits_for_another(cluster: None) -> None:
     assert ray.get(pool.state.remote())["queued"] == {shape: 1}
 
 
-@ray.remote(num_cpus=0)
-class Controller:
-    """Makes a placement group, as that of a lane does."""
-
-    def hold(self) -> str:
-        group = placement_group([{"CPU": 1}])
-        ray.get(group.ready())
-        return str(group.id.hex())
-
-
-def test_what_a_lost_lane_held_is_given_back_and_others_that_start_keep_theirs(cluster: None) -> None:
-    lost, starting = Controller.remote(), Controller.remote()
-    held, kept = ray.get([lost.hold.remote(), starting.hold.remote()])
-    trial = placement_group([{"memory": 1}])  # made by the driver
-    ray.get(trial.ready())
-    ray.kill(lost)
+def test_lane_that_waits_for_its_place_ends_with_its_node_and_gives_the_place_back(cluster: None) -> None:
+    """Ray would wait for a node that is gone, for ever."""
+    shape, said = Shape(1, 9.0, 0.0), list[str]()
+    pool, node = LanePool.remote({shape: 1}), ray.get_runtime_context().get_node_id()
+    before = live_groups()
+    lanes = Lanes(pool, said.append)
+    lanes.start(shape, (node,))
     deadline = time.monotonic() + 60
-    while placement_group_table()[held]["state"] != "REMOVED" and time.monotonic() < deadline:
-        free_groups()
+    while before >= live_groups() and time.monotonic() < deadline:
         time.sleep(0.05)
-    states = [placement_group_table()[group]["state"] for group in (held, kept, trial.id.hex())]
-    assert states == ["REMOVED", "CREATED", "CREATED"]
-    remove_placement_group(trial)
-    ray.kill(starting)
-    while placement_group_table()[kept]["state"] != "REMOVED" and time.monotonic() < deadline:
-        free_groups()
+    assert len(live_groups() - before) == 1
+    lanes.reap(ray.get(pool.state.remote()), [node])
+    assert lanes.holders(), "it may wait"
+    while lanes.holders() and time.monotonic() < deadline:
+        lanes.reap(ray.get(pool.state.remote()), ["another"])
         time.sleep(0.05)
+    assert said[1:] == [f"lane {shape} #1 is lost: a node of it is gone"]
+    assert live_groups() <= before
+
+
+def live_groups() -> set[str]:
+    return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def test_newer_autoscaler_adds_the_nodes_of_the_kind_that_lanes_lack(cluster: None) -> None:
+    """That of Kubernetes: its own decision on what this Ray reports of the claims of a run."""
+    types = {"cpu": {"CPU": 64.0}} | {
+        kind: {"CPU": 32.0, "GPU": 8.0, f"accelerator_type:{kind}": 1.0} for kind in ("A100", "H100")
+    }
+    configs = {name: NodeTypeConfig(name, 0, 10, resources=resources) for name, resources in types.items()}
+    gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    lacking = {Shape(8, 4.0, 1.0, "H100"): 1, Shape(4, 4.0, 1.0, "A100"): 2, Shape(1, 1.0, 0.0): 2}
+    claims, deadline = Claims(), time.monotonic() + 60
+    claims.ask(lacking, [ray.get_runtime_context().get_node_id()])
+    try:
+        while len(wanted := get_cluster_resource_state(gcs).pending_gang_resource_requests) < 5:
+            assert time.monotonic() < deadline, wanted
+            time.sleep(0.05)
+        request = SchedulingRequest(True, configs, 20, gang_resource_requests=list(wanted))
+        launched = ResourceDemandScheduler().schedule(request).to_launch
+    finally:
+        claims.withdraw()
+    assert {launch.instance_type: launch.count for launch in launched} == {"cpu": 1, "A100": 1, "H100": 1}
+    assert not get_cluster_resource_state(gcs).pending_gang_resource_requests
 
 
 def test_size_is_read_in_bytes() -> None:

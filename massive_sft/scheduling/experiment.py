@@ -6,7 +6,8 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # trials that start at once; Tune's own is one
@@ -14,14 +15,17 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # trials that start a
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 
+import ray
 from ray import tune
+from ray.train._internal.storage import StorageContext
+from ray.tune.experiment.trial import _TrialInfo
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 from ray.tune.search import Searcher
+from ray.util import deregister_serializer, register_serializer
 
 from massive_sft.core.errors import ExitCode, MassiveSFTError
+from massive_sft.scheduling.trials import Setup, TrialProcess, nothing
 
-# A trial holds no CPU: it would wait forever once lanes hold them all. It lives where the loss of a node, which lanes
-# and scorers survive, does not reach it.
-DRIVER = {"memory": float(1 << 20), "node:__internal_head__": 1e-4}
 RESTARTS = 3  # of a trial whose process is killed; what fails in a trial, it tells and is no reason to restart it
 
 
@@ -64,27 +68,48 @@ class TrialDeaths(tune.Callback):
         self._lost(trial.config["trajectory"])
 
 
-def run_experiment(name: str, trial: Any, searcher: Searcher, deaths: TrialDeaths, ended: threading.Event) -> None:
+def run_experiment(name: str, setup: Setup, searcher: Searcher, deaths: TrialDeaths, ended: threading.Event) -> None:
     """Begin trials, as many at a time as the searcher gives, until it has no more or ``ended`` is set.
 
     Args:
         name: of the experiment.
-        trial: what each trial runs, in a process that later ones use again.
+        setup: of its trials.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial, the trial tells
-    with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="massive-sft-tune-") as folder, _registered(setup) as trial:
         tune.Tuner(
-            tune.with_resources(trial, DRIVER),
+            trial,
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 storage_path=folder,
                 name=name,
                 verbose=0,
                 stop=_Until(ended),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
                 callbacks=[deaths],
             ),
         ).fit()
+
+
+@contextmanager
+def _registered(setup: Setup) -> Iterator[str]:
+    """Register the process of a trial with Tune; yield its name there.
+
+    What trials would get of Tune with their configuration, a storage and a name, stays here: both are classes of Tune,
+    and importing that is two thirds of such a process.
+    """
+    trial = type("Trial", (TrialProcess,), {"setup": ray.put(setup)})
+    # As ``tune.register_trainable``, which would have it be of a class of Tune.
+    _global_registry.register(TRAINABLE_CLASS, trial.__name__, trial)
+    kept = (StorageContext, _TrialInfo)
+    for each in kept:
+        register_serializer(each, serializer=nothing, deserializer=nothing)
+    try:
+        yield trial.__name__
+    finally:
+        for each in kept:
+            deregister_serializer(each)
 
 
 class _Until(tune.Stopper):

@@ -6,30 +6,26 @@ than a second, so a lane is started once and fed through the ``LanePool``.
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
-from ray.core.generated import gcs_pb2
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.util.placement_group import (
-    PlacementGroup,
-    remove_placement_group,
-)
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.running.trial import Order
-from massive_sft.scheduling.cluster import kill_actor
-from massive_sft.scheduling.lane_trainer import LaneTrainer
+from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.nodes import Shape
@@ -40,7 +36,9 @@ from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepD
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 
 UP_S = 600.0  # that a lane's processes may take to come up, before they import anything, once it has its place
-LOOK_S = 10.0  # between looks for those that do not
+# Between looks at a lane's workers, which cost the run's process: a fiftieth of a second for each lane that there is
+# when it starts, within limits. The upper one is Ray Train's own.
+POLL_S, POLL_A_LANE_S, MOST_POLL_S = 0.1, 0.02, 2.0
 
 
 def lane_loop(config: dict[str, Any]) -> None:
@@ -122,6 +120,7 @@ class _Lane:
     leaving: bool = False
     error: str = ""
     failed_to_start: bool = False  # whether its processes could not be started
+    place: Place = field(default_factory=Place)
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
@@ -138,12 +137,10 @@ class Lanes:
     say: Callable[[str], None]
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _started: Counter[Shape] = field(default_factory=Counter)
-    _placed_from_s: dict[str, float] = field(default_factory=dict)  # placement groups whose workers are not up
-    _hung: Counter[tuple[str, ...]] = field(default_factory=Counter)  # lanes that were ended for that, by their nodes
-    _looked_s: float = 0.0
 
     def start(self, shape: Shape, nodes: tuple[str, ...]) -> None:
         """Start a lane with a worker on each of these nodes."""
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what a controller would say is raised here
         self._started[shape] += 1
         lane = _Lane(f"{shape} #{self._started[shape]}", shape, nodes, time.monotonic())
         lane.thread = threading.Thread(target=self._hold, args=(lane,), name=lane.name, daemon=True)
@@ -174,49 +171,33 @@ class Lanes:
     def reap(self, state: Mapping[str, Any], alive: Collection[str]) -> None:
         """Take leave of lanes that have ended; end those whose node is gone or starts no process: they would wait.
 
+        A node that lacks memory, or on which Python does not start, is asked by Ray again and again, for ever.
+
         Args:
             state: of the pool.
             alive: the cluster's nodes.
         """
-        if time.monotonic() - self._looked_s > LOOK_S:
-            self._end_hung(state["groups"])
         for lane in list(self._lanes.values()):
             if lane.thread.is_alive():
                 if not set(lane.nodes) <= set(alive):
-                    end_lanes_elsewhere(alive)
+                    lane.place.give_up("a node of it is gone")
+                elif not lane.place.is_up(state["groups"]) and time.monotonic() - lane.place.since_s > UP_S:
+                    lane.failed_to_start = True
+                    lane.place.give_up(f"its processes did not come up for {UP_S:g} s")
                 continue
             del self._lanes[lane.name]
-            if self._hung[lane.nodes]:
-                self._hung[lane.nodes] -= 1
-                lane.failed_to_start, lane.error = True, f"its processes did not come up for {UP_S:g} s"
             lane.error = state["refused"].get(lane.name, lane.error)
             if not lane.error:
                 ray.get(self.pool.ended.remote(lane.name))
                 continue
             self.say(f"lane {lane.name} is lost: {lane.error}")
-            free_groups()
             nodes = lane.nodes if lane.failed_to_start else ()
             ray.get(self.pool.lost.remote(lane.name, lane.shape, lane.error, nodes))
 
-    def _end_hung(self, up: Collection[str]) -> None:
-        """Kill what holds lanes together that have their place, but whose processes do not come up.
-
-        A node that lacks memory, or on which Python does not start, is asked by Ray again and again, for ever.
-
-        Args:
-            up: placement groups whose workers are up, or were.
-        """
-        self._looked_s = now_s = time.monotonic()
-        placed = {group.placement_group_id.hex(): group for group in _groups() if group.state == group.CREATED}
-        self._placed_from_s = {
-            name: self._placed_from_s.get(name, now_s)
-            for name, group in placed.items()
-            if name not in up and not group.creator_actor_dead
-        }
-        for name in [name for name, since_s in self._placed_from_s.items() if now_s - since_s > UP_S]:
-            del self._placed_from_s[name]
-            self._hung[tuple(bundle.label_selector[NODE] for bundle in placed[name].bundles)] += 1
-            kill_actor(placed[name].creator_actor_id)
+    def give_up(self) -> None:
+        """End all lanes at once, whatever they wait for; their threads end soon after. Raises what Ray does."""
+        for lane in list(self._lanes.values()):
+            lane.place.give_up("the run ends")
 
     def seen(self, state: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[Lane, ...]:
         """Return the lanes as a decision sees them.
@@ -238,9 +219,6 @@ class Lanes:
 
     def _hold(self, lane: _Lane) -> None:
         """Hold one lane's worker group from its start to its end."""
-        resources = {"CPU": lane.shape.cpus}
-        resources |= {"GPU": lane.shape.gpus} if lane.shape.gpus else {}
-        resources |= {"memory": lane.shape.memory_bytes} if lane.shape.memory_bytes else {}
         group: Any = ProcessGroupConfig(self.pool, lane.name, lane.shape)
         # Of the second version of Train, whose settings type checkers do not see.
         scaling: dict[str, Any] = {"label_selector": [{NODE: node} for node in lane.nodes]}
@@ -249,12 +227,14 @@ class Lanes:
         with tempfile.TemporaryDirectory(prefix="massive-sft-lane-") as folder:
             trainer = LaneTrainer(
                 lane_loop,
+                place=lane.place,
+                poll_s=min(MOST_POLL_S, max(POLL_S, POLL_A_LANE_S * len(self._lanes))),
                 train_loop_config={"pool": self.pool, "lane": lane.name, "shape": lane.shape},
                 torch_config=group,
                 scaling_config=ScalingConfig(
                     num_workers=lane.shape.workers,
                     use_gpu=lane.shape.gpus > 0,
-                    resources_per_worker=resources,
+                    resources_per_worker=lane.shape.worker(),
                     **scaling,
                 ),
                 run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(**failures)),
@@ -263,10 +243,13 @@ class Lanes:
                 trainer.fit()
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
                 lines = str(error).strip().splitlines()
-                lane.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+                lane.error = lane.place.given_up or f"{type(error).__name__}: {lines[0] if lines else ''}"
                 reason = getattr(error, "controller_failure", None)
-                if isinstance(reason, WorkerGroupStartupFailedError):
+                if isinstance(reason, WorkerGroupStartupFailedError) and not lane.place.given_up:
                     lane.failed_to_start, lane.error = True, f"its processes cannot be started: {lines[-1]}"
+            finally:
+                with suppress(RayError):  # of a start that failed halfway
+                    lane.place.leave()
 
 
 def join(threads: Sequence[threading.Thread], seconds: float) -> None:
@@ -274,34 +257,3 @@ def join(threads: Sequence[threading.Thread], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def free_groups() -> None:
-    """Give back the placement groups of this job whose makers are dead: those of lost lanes, which outlive them.
-
-    Train has a process for this, but it asks the dashboard, which a local Ray and many a cluster do not have; so lanes
-    are without it (``LaneTrainer``).
-    """
-    for group in _groups():
-        if group.creator_actor_dead:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-
-
-def end_lanes_elsewhere(alive: Collection[str]) -> None:
-    """Kill the processes that hold lanes together on other nodes than these: they would wait for them for ever."""
-    for group in _groups():
-        nodes = {bundle.label_selector[NODE] for bundle in group.bundles if NODE in bundle.label_selector}
-        if not (nodes <= set(alive) or group.creator_actor_dead):
-            kill_actor(group.creator_actor_id)
-
-
-def _groups() -> Iterator[Any]:
-    """Yield this job's placement groups; who made them, only private parts of Ray tell."""
-    job = ray.get_runtime_context().get_job_id()
-    accessor: Any = ray._private.state.state._connect_and_get_accessor()
-    table: Any = vars(gcs_pb2)["PlacementGroupTableData"]
-    for data in accessor.get_placement_group_table():
-        group = table.FromString(data)
-        is_ours = group.creator_job_id.hex() == job and group.state != table.REMOVED
-        if is_ours and group.creator_actor_id.strip(b"\xff"):  # by an actor, not by the driver, as those of trials
-            yield group

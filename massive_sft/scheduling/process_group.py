@@ -1,8 +1,4 @@
-"""The process group of a lane's workers, and what Ray Train's controller of a lane does without: torch, a barrier.
-
-A controller is a process for each lane on the head node. Ray's own setup would have each import torch: two seconds of
-a core and 130 MB, for nothing.
-"""
+"""The process group of a lane's workers: they say that they are up before they import anything, then join."""
 
 from __future__ import annotations
 
@@ -13,8 +9,6 @@ from typing import Any
 import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.util.placement_group import get_current_placement_group
 
 from massive_sft.core.errors import MassiveSFTError
@@ -48,7 +42,7 @@ class ProcessGroupConfig(BackendConfig):
 
     @property
     def train_func_context(self) -> Any:
-        from ray.train.torch import TorchConfig  # asked for by the driver, which has torch
+        from ray.train.torch import TorchConfig  # asked for by the run; workers say that they are up before torch
 
         return TorchConfig().train_func_context
 
@@ -75,31 +69,6 @@ class ProcessGroup(Backend):
         """Have all workers leave; what hangs is not waited for."""
         leaves = worker_group.execute_async(_leave)
         ray.wait(leaves, num_returns=len(leaves), timeout=SHUTDOWN_S)
-
-
-class NoBarrier(WorkerGroupCallback):
-    """Spares each lane the process in which Ray Train's workers meet to report: a lane's talk to the pool instead.
-
-    In its place workers get the handle of an actor that is dead before it has a process.
-    """
-
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Called in the controller, right before it would start that process."""
-        vars(worker_group)["SynchronizationActor"] = self
-
-    def options(self, **options: Any) -> NoBarrier:
-        """Take what an actor's class takes."""
-        return self
-
-    def remote(self, **arguments: Any) -> Any:
-        """Return the handle."""
-        nobody: Any = ray.remote(num_cpus=0)(_Nobody).remote()
-        ray.kill(nobody)
-        return nobody
-
-
-class _Nobody:
-    """Whom nobody calls."""
 
 
 def _enter(pool: Any, lane: str, shape: Shape) -> bool:

@@ -14,18 +14,18 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Train polls its workers every 2 s otherwise
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault(
     "TUNE_MAX_PENDING_TRIALS_PG", "16"
 )  # that start at once; Tune's own is one where a source decides
 # A place may be waited for at any length, here ten days: else it counts as a start that failed.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "864000")
+# The controllers of lanes are threads of the run, whose log is not theirs to set up.
+os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 # Else a process for each lane asks what ``live_nodes`` asks for all of them.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
-from ray import tune
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -42,7 +42,7 @@ from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, free_groups, join
+from massive_sft.scheduling.lanes import Lanes, join
 from massive_sft.scheduling.live_nodes import live_nodes
 from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.scheduling.nodes import Shape
@@ -50,7 +50,7 @@ from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
 from massive_sft.scheduling.roles import Roles
 from massive_sft.scheduling.scorers import ScorerGroups
-from massive_sft.scheduling.trials import run_trial
+from massive_sft.scheduling.trials import Setup
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
 from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
 
@@ -205,11 +205,10 @@ class _Run:
             ray.get(self.relay.close.remote(), timeout=SETTLE_S)
             join([self.threads["hear"]], SETTLE_S)
         with suppress(RayError):
+            self.lanes.give_up()
             kill_actors()
         busy += self.scorers.left_behind
         join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
-        with suppress(RayError):
-            free_groups()  # of those that were killed
         self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
 
     def _is_alive(self, name: str) -> bool:
@@ -290,15 +289,9 @@ class _Run:
                 self._told(heard(data))
 
     def _tune(self) -> None:
-        trial = tune.with_parameters(
-            run_trial,
-            actors=(self.pool, self.queue, self.relay),
-            recorder=self.recorder,
-            retrain=self.retrain,
-            waits=self.work.grows,
-        )
+        setup = Setup(self.pool, self.queue, self.relay, self.recorder, self.retrain, waits=self.work.grows)
         deaths = TrialDeaths(self.say, self._lost_trial)
-        run_experiment(self.plan.sweep.file.name, trial, self.assigner, deaths, self.ended)
+        run_experiment(self.plan.sweep.file.name, setup, self.assigner, deaths, self.ended)
         if self.lost and not self.stop():
             raise TrialsLost(self.lost)
 

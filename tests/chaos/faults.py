@@ -38,7 +38,7 @@ def draw(random_: random.Random, aims: Mapping[str, tuple[str, ...]], rounds: in
 
 def hits_training(fault: Fault) -> bool:
     """Whether a fault costs a training its workers: again and again without a step in between, it would be given up."""
-    workers = ("a worker", "the second worker", "a controller", "a lane", "a raylet", "a node", "a trial")
+    workers = ("a worker", "the second worker", "a lane", "a raylet", "a node", "a trial")
     return fault.kind in {f"kill {one}" for one in workers} and fault.phase != "scoring"
 
 
@@ -87,16 +87,11 @@ def _worker(stage: Stage, phase: str, where: str) -> list[int]:
 def _second_worker(stage: Stage, phase: str, where: str) -> list[int]:
     """Return a worker of the lane that trains it which is not the first."""
     lane, first = _lane(stage, phase, where), _worker(stage, phase, where)
-    return [pid for pid in lane[1:] if pid not in first][:1]
-
-
-def _controller(stage: Stage, phase: str, where: str) -> list[int]:
-    """Return the controller of a lane that trains: lanes that die while they start, again and again, are given up."""
-    return _lane(stage, phase, where)[:1]
+    return [pid for pid in lane if pid not in first][:1]
 
 
 def _lane(stage: Stage, phase: str, where: str) -> list[int]:
-    """Return the controller and the workers of the lane that trains it."""
+    """Return the workers of the lane that trains it."""
     worker = watch.trainer(where)
     return [] if worker is None else stage.lane_of(worker.pid)
 
@@ -135,7 +130,6 @@ def _actor(name: str) -> Callable[[Stage, str, str], list[int]]:
 TARGETS: dict[str, Callable[[Stage, str, str], list[int]]] = {
     "kill a worker": _worker,
     "kill the second worker": _second_worker,
-    "kill a controller": _controller,
     "kill a lane": _lane,
     "kill a trial": _owner,
     "kill the lane pool": _actor("LanePool"),

@@ -33,7 +33,6 @@ ONE_LANE = Scene(
     node={"num_cpus": 1},
     aims={
         "kill a worker": ("before a checkpoint", "after a checkpoint", "saving a checkpoint", "publishing"),
-        "kill a controller": ("after a checkpoint", "saving a checkpoint"),
         "kill a scorer": ("scoring", "measuring", "recording"),
         "kill a raylet": ("after a checkpoint", "scoring"),
         "kill the driver": ("after a checkpoint", "saving a checkpoint", "scoring", "measuring", "mirroring"),
@@ -49,7 +48,6 @@ LANES = Scene(
     aims={
         "kill a worker": ("after a checkpoint", "saving a checkpoint"),
         "kill the second worker": ("after a checkpoint", "saving a checkpoint"),
-        "kill a controller": ("after a checkpoint", "saving a checkpoint"),
         "kill a lane": ("after a checkpoint", "saving a checkpoint"),
         "kill a trial": ("before a checkpoint", "after a checkpoint", "saving a checkpoint"),
         "kill the lane pool": ("after a checkpoint", "saving a checkpoint"),

@@ -137,24 +137,16 @@ class Stage:
         return [actor.pid for actor in self._actors() if actor.class_name == name]
 
     def lane_of(self, worker: int) -> list[int]:
-        """Return the processes of the lane that a worker is of: its controller, then its workers; none if unclear."""
+        """Return the processes of the lane that a worker is of; none if unclear."""
         workers = [actor for actor in self._actors() if actor.class_name == "RayTrainWorker"]
         group = next((actor.placement_group_id for actor in workers if actor.pid == worker), None)
-        makers = {made.creator_actor_id for made in self._groups() if made.placement_group_id == group}
-        held = [actor.pid for actor in self._actors() if actor.actor_id in makers]
-        return held + [actor.pid for actor in workers if actor.placement_group_id == group] if held else []
+        return [actor.pid for actor in workers if actor.placement_group_id == group]
 
     def _actors(self) -> list[Any]:
         """Return those that are alive, with their processes."""
         table: Any = vars(gcs_pb2)["ActorTableData"]
-        return [table.FromString(data) for data in self._tables().get_actor_table(None, "ALIVE")]
-
-    def _groups(self) -> list[Any]:
-        table: Any = vars(gcs_pb2)["PlacementGroupTableData"]
-        return [table.FromString(data) for data in self._tables().get_placement_group_table()]
-
-    def _tables(self) -> Any:
-        return self._cluster.global_state._connect_and_get_accessor()
+        accessor = self._cluster.global_state._connect_and_get_accessor()
+        return [table.FromString(data) for data in accessor.get_actor_table(None, "ALIVE")]
 
     # The driver
 
