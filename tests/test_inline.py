@@ -303,6 +303,13 @@ def test_few_shot_settings_do_not_ask_again_for_zero_shot_scores(copy: Path) -> 
     assert make_plan(load_sweep(small_sweep(copy, evaluation=evaluation))).todo == ()
 
 
+def test_base_that_one_sweep_scored_is_done_for_another_on_the_same_root(copy: Path) -> None:
+    mixtures = {"one": {"each": "arith", "samples": 24}}
+    plan = make_plan(load_sweep(small_sweep(copy, name="other", mixtures=mixtures)))
+    assert [cell.is_done for cell in plan.base] == [True]
+    assert [cell.is_done for run in plan.runs for cell in run.cells] == [False] * 4
+
+
 def test_damaged_score_cache_is_scored_again(copy: Path) -> None:
     for path in (copy / "ledger" / "cache" / "scores").rglob("*.json"):
         path.write_text('{"half')

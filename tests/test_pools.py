@@ -408,6 +408,22 @@ def test_group_goes_on_with_cells_of_its_base_but_for_longer_ones_and_those_of_h
     assert play(scenario) == ["first", "same", "long", "urgent", "other", "more", "last"]
 
 
+def test_what_a_group_was_told_is_next_is_left_to_it_while_others_wait() -> None:
+    async def scenario() -> list[Any]:
+        queue = Queue()
+        early = asyncio.create_task(queue.upcoming("a"))
+        await asyncio.sleep(0)
+        assert not early.done()
+        await queue.put([(cell, cell.encode()) for cell in ("one", "two", "three")])
+        readers = {group: await queue.again(group) for group in "ab"}
+        told = [await early, await queue.upcoming("b")]
+        given = [(await queue.take(group, readers[group], 9))[0] for group in "bba"]
+        await queue.leave(["a"])
+        return [*told, *given, await queue.upcoming("a")]
+
+    assert play(scenario) == [b"one", b"two", "two", "three", "one", None]
+
+
 # Scorers that die
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import Fault, command, kill
 from disturbed import identities
 from small_sweep import small_sweep
@@ -15,11 +19,16 @@ from small_sweep import small_sweep
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.running import read_ahead
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline, submit_inline
+from massive_sft.running.outcome import open_snapshot
+from massive_sft.running.read_ahead import ReadAhead
 from massive_sft.running.trial import make_record_writer, train_run
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
@@ -95,6 +104,42 @@ def test_epoch_is_scored_while_its_training_goes_on(whole: Path, tmp_path: Path)
         1, "epoch 1", 4, "epoch 2", 7, 9, "epoch 3"
     ]  # fmt: skip
     assert results(tmp_path) == {key: value for key, value in results(whole).items() if key != 0}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_next_snapshot_is_opened_while_the_present_one_is_used(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    shutil.copytree(whole / "ledger", tmp_path / "ledger")
+    (run,) = planned(sweep_at(tmp_path)).runs
+    ledger, warm, opened = Ledger.open(tmp_path / "ledger"), WarmModel(), list[tuple[int, bool]]()
+    following, is_ahead = iter([run.cells[1], run.cells[2]]), threading.Event()
+
+    @contextmanager
+    def noted(ledger: Ledger, trajectory: str, epoch: int) -> Iterator[Any]:
+        opened.append((epoch, threading.current_thread() is threading.main_thread()))
+        is_ahead.set()
+        with open_snapshot(ledger, trajectory, epoch) as found:
+            yield found
+
+    monkeypatch.setattr(read_ahead, "open_snapshot", noted)
+    ahead = ReadAhead(lambda: (next(following), run), warm)
+    model, trajectory = run.trajectory.recipe.model, run.trajectory.id
+    for epoch in (1, 2, 3):
+        is_ahead.clear()
+        if damaged and epoch == 3:
+            for path in ledger.root.glob("trajectories/*/snapshots/epoch-3/*.safetensors"):
+                path.write_bytes(b"damaged" + path.read_bytes()[7:])
+        with ahead.open(ledger, trajectory, epoch) as found:
+            if damaged and epoch == 3:
+                assert found is None
+                return
+            assert found is not None and found[1]
+            weights = warm.load(model, found[0], "fp32").state_dict()
+            fresh = load_for_scoring(model, found[0], "fp32").state_dict()
+            assert all(torch.equal(weights[name], fresh[name]) for name in fresh)
+            assert epoch == 3 or is_ahead.wait(60)
+    assert opened == [(1, True), (2, False), (3, False)]
 
 
 def told(event: RunEvent) -> object:

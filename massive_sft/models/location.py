@@ -44,10 +44,13 @@ def file_states(model: Model) -> tuple[tuple[str, int, int, int, int], ...] | No
     As long as they are the same nothing was written there. None where the folder is not here, or cannot be read.
     """
     folder = model.path or hub.pinned_folder(model)
-    if folder is None:
-        return None
+    return None if folder is None else folder_states(Path(folder))
+
+
+def folder_states(folder: Path) -> tuple[tuple[str, int, int, int, int], ...] | None:
+    """Return what the files of a folder are known by, as ``file_states`` does of a model's."""
     try:
-        found = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     except OSError:
         return None
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)

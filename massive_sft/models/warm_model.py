@@ -166,6 +166,11 @@ class WarmModel:
     def __init__(self) -> None:
         self._warm: _Warm | None = None
         self._returns = False  # whether the base was asked for after a full snapshot
+        self._offered: tuple[Path, Tensors] | None = None
+
+    def offer(self, snapshot: Path, tensors: Tensors | None) -> None:
+        """Have at hand, for the next load, tensors of a snapshot's files that were read ahead; None takes them back."""
+        self._offered = None if tensors is None else (snapshot, tensors)
 
     def load(
         self,
@@ -174,13 +179,10 @@ class WarmModel:
         dtype: str,
         adapters: str = "unmerged",
         device: str = "cpu",
-        tensors: Tensors | None = None,
     ) -> Any:
-        """Return a model to score; other arguments and errors as of ``load_for_scoring``.
-
-        Args:
-            tensors: those of the snapshot's files, where they were read already.
-        """
+        """Return a model to score; arguments and errors as of ``load_for_scoring``."""
+        offered, self._offered = self._offered, None
+        tensors = offered[1] if offered is not None and offered[0] == snapshot else None
         key = (model, file_states(model), dtype, device)
         on_base = snapshot is None or (snapshot / ADAPTER).is_file()
         self._let_go_of_another(key, on_base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ DAMAGED = "its snapshot does not match its checksums; run with --retrain to trai
 
 
 Fields = dict[str, Any]  # of a record
+OpensSnapshot = AbstractContextManager[tuple[Path, dict[str, str]] | None]
 
 
 def _require_unchanged(cell: Cell, claim: Claim) -> None:
@@ -80,6 +82,7 @@ class CellEvaluator:
         gpu: whether models are scored on a GPU, as ``resources`` say of the runs.
         progress: told of cells and benchmarks on the way.
         warm: the model of the cell before, for the next one of its base.
+        open_snapshot: as ``outcome.open_snapshot``.
     """
 
     recorder: RecordWriter
@@ -87,6 +90,7 @@ class CellEvaluator:
     gpu: bool = False
     progress: Listen = ignore
     warm: WarmModel = field(default_factory=WarmModel)
+    open_snapshot: Callable[[Ledger, str, int], OpensSnapshot] = open_snapshot
 
     @property
     def ledger(self) -> Ledger:
@@ -165,7 +169,7 @@ class CellEvaluator:
 
     def _score_and_measure(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
         details = self._kept_fields(plan) | {"missing": {}}
-        with open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
+        with self.open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
             if found is None:
                 why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
                 gone = {item.label: why for item in plan.unmet if item.task or item.measure == "layer_change"}

@@ -60,6 +60,7 @@ class CellQueue(Pool):
         self.estimates = estimates
         self.bases = bases
         self.warm: dict[str, str | None] = {}  # by group: the base of the cell that it finished last
+        self.promised: dict[str, str] = {}  # by group: the cell that it was told is next
         self.keeps_records = keeps_records
         self.waiting: list[_Waiting] = []
         self.out: dict[str, tuple[str, _Waiting]] = {}  # by cell: the group that has it
@@ -112,6 +113,8 @@ class CellQueue(Pool):
         """Say that groups of scorers take no more cells."""
         if not self.leaving.issuperset(groups):
             self.leaving.update(groups)
+            for group in groups:
+                self.promised.pop(group, None)
             await self._notify()
 
     async def take(self, group: str, reader: int, scorers: int = 1) -> tuple[str, bytes] | None:
@@ -127,19 +130,36 @@ class CellQueue(Pool):
             if not self.waiting or self._is_dismissed(group, reader):
                 return None
             cell = self.waiting.pop(self._choose(group))
+            self.promised.pop(group, None)
             self.out[cell.id] = (group, cell)
         return cell.id, cell.data
 
+    async def upcoming(self, group: str) -> bytes | None:
+        """Return the cell that a group will probably get next, once there is one; None when it gets no more.
+
+        It is left to the group as long as there are others.
+        """
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.waiting or self.closed or group in self.leaving)
+            if not self.waiting or group in self.leaving:
+                return None
+            cell = self.waiting[self._choose(group)]
+            self.promised[group] = cell.id
+            return cell.data
+
     def _choose(self, group: str) -> int:
         """Return the place of the waiting cell that a group gets."""
-        first, base = self.waiting[0], self.warm.get(group)
-        if base is not None:
-            for place, cell in enumerate(self.waiting):
-                if cell.place[0] > first.place[0] or cell.seconds < first.seconds / 2:
-                    break  # so are all after it
-                if self.bases.get(cell.id) == base:
-                    return place
-        return 0
+        first, base, own = self.waiting[0], self.warm.get(group), self.promised.get(group)
+        others = {cell for owner, cell in self.promised.items() if owner != group}
+        found: dict[str, int] = {}
+        for place, cell in enumerate(self.waiting):
+            if cell.place[0] > first.place[0] or cell.seconds < first.seconds / 2:
+                break  # so are all after it
+            if cell.id == own:
+                return place
+            if cell.id not in others:
+                found.setdefault("base" if self.bases.get(cell.id, "") == base else "other", place)
+        return found.get("base", found.get("other", 0))
 
     def _is_dismissed(self, group: str, reader: int) -> bool:
         return group in self.leaving or reader != self.readers[group]
@@ -170,6 +190,7 @@ class CellQueue(Pool):
     async def lost(self, group: str) -> None:
         """Say that a group is no more there."""
         self.leaving.add(group)
+        self.promised.pop(group, None)
         self.lost_cells |= {
             cell.id: cell for owner, cell in self.out.values() if owner == group and cell.id in self.begun
         }

@@ -31,7 +31,8 @@ from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.nodes import Shape
-from massive_sft.scheduling.relay import error_bytes, heard
+from massive_sft.scheduling.relay import heard
+from massive_sft.scheduling.scoring_actor import ScorersFailed, ScoringActor
 from massive_sft.scheduling.situation import Group
 
 # Ray Data has no parameter of its own name for ``max_restarts`` yet.
@@ -42,10 +43,6 @@ Row = dict[str, Any]
 TRIES = 3  # scorers that a cell may cost before it counts as what kills them
 _ACTOR = re.compile(r"actor[ _]id[:=] ?([0-9a-f]{32})", re.IGNORECASE)  # in what Ray says of one that died
 HELD_S = 2 * TTL_S  # seconds until which the ledger knows of a scorer elsewhere that it is gone
-
-
-class ScorersFailed(MassiveSFTError):
-    """No scorer can be started."""
 
 
 class GroupLost(MassiveSFTError):
@@ -60,9 +57,6 @@ class GroupLost(MassiveSFTError):
         super().__init__(text)
         self.is_reader = is_reader
         self.scorer = scorer
-
-
-DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 
 
 class _Cells(Datasource):
@@ -87,42 +81,6 @@ def _read(queue: Any, group: str, size: int) -> Iterator[pa.Table]:
         if taken is None:
             return
         yield pa.table({"cell": [taken[0]], "data": [taken[1]]})
-
-
-class ScoringActor:
-    """Scores and measures cells, one after another, with imports and benchmarks kept warm."""
-
-    def __init__(self, recorder: RecordWriter, queue: Any, relay: Any, group: str, size: int, gpu: bool):
-        if not ray.get(queue.enter.remote(group, size)):
-            raise ScorersFailed("no more of them is started")
-
-        from massive_sft.running.cell import CellEvaluator
-
-        self._queue = queue
-        self._id = ray.get_runtime_context().get_actor_id()
-        stopped = queue.stopped.remote()
-
-        def progress(event: RunEvent) -> None:
-            relay.tell.remote(pickle.dumps(event))  # not waited for: nothing depends on it
-
-        self._evaluator = CellEvaluator(recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), gpu, progress)
-        ray.get(queue.ready.remote(group))
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from massive_sft.running.cell import evaluate_cell
-
-        done: list[tuple[str, bytes]] = []
-        for row in batch.to_pylist():
-            identity, (cell, run) = row["cell"], pickle.loads(row["data"])
-            happened: list[RunEvent] = []
-            if ray.get(self._queue.begin.remote(identity, self._id)):
-                try:
-                    evaluate_cell(cell, run, self._evaluator, happened.append)
-                except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
-                    done.append((identity, error_bytes(error)))
-            ray.get(self._queue.end.remote(identity))
-            done += [(identity, pickle.dumps(item)) for item in happened]
-        return pa.table({"cell": [cell for cell, _ in done], "happened": [item for _, item in done]}, schema=DONE)
 
 
 @dataclass
