@@ -162,9 +162,10 @@ def test_earlier_answers_are_found_by_their_requests_and_damaged_ones_are_none(t
     assert EarlierAnswers(places).texts(requests) == ["one", ""]
     assert EarlierAnswers(places).texts(requests[:1]) == EarlierAnswers().texts(requests) == []
     near = tmp_path / "near/p/a.task/00000.jsonl.gz"
-    near.write_bytes(near.read_bytes()[:-20])
-    assert EarlierAnswers(places[:2]).texts(requests) == []
-    assert EarlierAnswers(places).texts(requests) == ["one", ""]
+    for damaged in (near.read_bytes()[:-20], gzip.compress(b"{"), gzip.compress(b"[]"), gzip.compress(b""), b""):
+        near.write_bytes(damaged)
+        assert EarlierAnswers(places[:2]).texts(requests) == []
+        assert EarlierAnswers(places).texts(requests) == ["one", ""]
 
 
 def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_finished() -> None:

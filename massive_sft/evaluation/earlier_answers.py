@@ -35,20 +35,20 @@ class EarlierAnswers:
             if number == len(self._keys):
                 self._keys.append(_keys_by_requests(place))
             key = self._keys[number].get(wanted)
-            answers = [] if key is None else _lines(place, key)[1:]
+            answers = [] if key is None else _entries(place, key)[1:]
             if len(answers) == len(requests):
                 log.info("the answers of %s/%s are drafts", place, key)
-                return [str(json.loads(line).get("text", "")) for line in answers]
+                return [str(answer.get("text", "")) for answer in answers]
         return []
 
 
 def _keys_by_requests(place: Storage) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key in _keys(place, ""):
-        header: Any = json.loads(next(iter(_lines(place, key)), "null"))
-        if isinstance(header, dict) and "requests" in header:
-            found[header["requests"]] = key
-    return found
+    try:
+        headers = {key: entry for key in _keys(place, "") for entry in _entries(place, key, most=1)}
+    except OSError as error:
+        log.warning("%s: cannot be listed (%s); there are no drafts in it", place, error)
+        return {}
+    return {str(header.get("requests")): key for key, header in headers.items()}
 
 
 def _keys(place: Storage, prefix: str) -> Iterator[str]:
@@ -60,9 +60,12 @@ def _keys(place: Storage, prefix: str) -> Iterator[str]:
             yield from _keys(place, f"{key.rstrip('/')}/")
 
 
-def _lines(place: Storage, key: str) -> list[str]:
+def _entries(place: Storage, key: str, most: int | None = None) -> list[dict[str, Any]]:
+    """Return a shard's header and its answers, or the first of these; nothing of what is damaged."""
     try:
-        return gzip.decompress(place.get(key).data).decode().splitlines()
+        lines = gzip.decompress(place.get(key).data).decode().splitlines()[:most]
+        entries = [json.loads(line) for line in lines]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         log.warning("%s/%s: cannot be read (%s); it is no draft", place, key, error)
         return []
+    return entries if all(isinstance(entry, dict) for entry in entries) else []
