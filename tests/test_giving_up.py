@@ -91,7 +91,6 @@ def test_workers_that_cannot_be_started_fail_their_cells_with_the_reason(
 ) -> None:
     """They never say that they are up. Where Ray itself waits for their processes, it does so for ever."""
     monkeypatch.setattr(lanes, "UP_S", 6.0)
-    monkeypatch.setattr(lanes, "LOOK_S", 1.0)
     plan = make_plan(load_sweep(one_lora(tmp_path, evaluation={"base": False, "tasks": []})))
     with deadly_ray("workers", **{deadly.SIGNAL: name}):
         run_on_ray(plan, lambda _: None, lambda _: None)
