@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,7 +16,10 @@ import s3_server
 from commands import end, start
 from s3_server import Request, S3Server, lose_first_answers, s3
 from small_sweep import small_sweep
+from typer.testing import CliRunner
 
+from massive_sft.cli.app import app
+from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.bucket_root import POINTER, BucketRoot
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.record import Status
@@ -181,3 +185,22 @@ def test_sweep_killed_on_machine_after_machine_gives_the_same_results(
     snapshots = {(run.trajectory.id, f"epoch-{epoch}") for run in planned(path).runs for epoch in (1, 2)}
     assert weights == snapshots
     assert ROOT.leftovers() == []
+
+    (run,) = planned(path).runs
+    place = ROOT.at(f"trajectories/{run.trajectory.id}")
+    before = {name for name in ROOT.sizes() if not name.startswith(("index/", "trajectories/"))}
+    ROOT.put(f"weights/{run.trajectory.id}/epoch-1/0123456789abcdef/model.safetensors", b"not finished")
+    place.put("training/.epoch-1.0123456789abcdef/losses.jsonl", b"nor this")
+    filled(place.local("attempts/1/epoch-1-0123"), "of a machine that is gone")
+    place.push("attempts/1/epoch-1-0123")
+    elsewhere(monkeypatch, tmp_path)
+    shown = CliRunner().invoke(app, ["gc", str(path), "--dry-run", "--json"])
+    assert {item["kind"] for item in json.loads(shown.output)["waste"]} == {"weights", "upload", "attempt"}, (
+        shown.output
+    )
+    assert CliRunner().invoke(app, ["gc", str(path)]).exit_code == 0
+    assert "nothing to remove" in CliRunner().invoke(app, ["gc", str(path)]).output
+    assert {name for name in ROOT.sizes() if not name.startswith(("index/", "trajectories/"))} == before
+    assert facts(planned(path)) == local
+    refused = CliRunner().invoke(app, ["invalidate", str(path), "--where", "method=lora", "--reason", "a test"])
+    assert isinstance(refused.exception, InvalidInput) and "must be a folder for invalidate" in str(refused.exception)

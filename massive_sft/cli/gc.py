@@ -14,20 +14,29 @@ from rich.console import Group
 from rich.text import Text
 
 from massive_sft.cli.invalidate import FOLDER
-from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan, require_folder
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
-from massive_sft.ledger.attempt import KEPT, LATEST, RESUME, find_stale_checkpoints
+from massive_sft.ledger.attempt import (
+    KEPT,
+    LATEST,
+    RESUME,
+    find_leftovers,
+    find_stale_checkpoints,
+    published_folders,
+    remove_leftover,
+)
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot, sweeps_keeping_state
 from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.snapshot_store import remove_folder, stored_bytes
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, token_key
 from massive_sft.planning.retention import is_kept
+from massive_sft.planning.snapshot_address import IN_ROOT
 from massive_sft.running.outcome import has_spent_checkpoint, remove_snapshot, snapshot_folder
 
 STALE_S = 3600.0  # seconds after which a temporary file is a leftover: a write takes far less
@@ -42,7 +51,8 @@ class Garbage:
 
     Attributes:
         kind: ``attempt`` (unpublished), ``resume`` (a checkpoint that no training goes on from), ``temporary``,
-            ``invalidated`` (set aside), ``snapshot`` and ``state`` (not kept by the policy), ``tokens``, ``requests``.
+            ``invalidated`` (set aside), ``snapshot`` and ``state`` (not kept by the policy), ``tokens``, ``requests``;
+            in an object store also ``upload`` and ``weights`` (that were not finished, or not removed to the end).
         home: the cell's or trajectory's folder whose lease guards it; None for what no lease guards.
         cell: of a snapshot, the one that it was kept for.
     """
@@ -75,7 +85,6 @@ def gc(
 ) -> None:
     """Remove what the ledger can do without: leftovers of attempts, invalidated results, snapshots beyond policy."""
     plan, ledger = read_plan(file, overlay)
-    require_folder(plan, "gc")
     garbage = collect(plan, ledger, caches)
     if not dry_run:
         garbage = remove(garbage, ledger)
@@ -94,7 +103,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
     waste: list[Garbage] = []
     kept: list[str] = []
     for home in ledger.cell_and_trajectory_dirs():
-        own = list(_leftovers(home))
+        own = list(_leftovers(ledger, home))
         if own and not _free(ledger, home, watch):
             kept.append(f"{home}: somebody works on it")
         else:
@@ -118,10 +127,9 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             waste.append(item)
         else:
             kept.append(f"{item.path}: somebody works on {item.home}")
-    waste += _temporary(
-        path for name in ("cache", "index", "records", "sweeps") for path in (ledger.root / name).rglob(".*")
-    )
-    waste += _temporary(ledger.root.glob(".*"))
+    shared = (path for name in ("cache", "index", "records", "sweeps") for path in (ledger.root / name).rglob(".*"))
+    waste += _temporary(ledger, shared)
+    waste += _temporary(ledger, ledger.root.glob(".*"))
     if caches:
         busy = next((home for home in ledger.cell_and_trajectory_dirs() if not _free(ledger, home, watch)), None)
         waste += _unused(plan, ledger) if busy is None else ()
@@ -158,14 +166,14 @@ def unkept_snapshots(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Garba
         epoch = cell.cell.epoch
         path = snapshot_folder(ledger, run.trajectory.id, epoch)
         if not is_kept(run, epoch, policy) and path.is_dir() and _is_settled(cell, ledger):
-            yield Garbage("snapshot", path, _size(path), home, cell)
+            yield Garbage("snapshot", path, _size(ledger, path), home, cell)
 
 
 def _unkept_states(run: RunPlan, ledger: Ledger) -> Iterator[Garbage]:
     """Yield the state that a run's training could go on from, where the plan keeps none."""
     home = ledger.trajectory_dir(run.trajectory.id)
-    if not run.keeps_state and (home / KEPT).is_dir():
-        yield Garbage("state", home / KEPT, _size(home / KEPT), home)
+    if not run.keeps_state and _is_there(ledger, home / KEPT):
+        yield Garbage("state", home / KEPT, _size(ledger, home / KEPT), home)
 
 
 def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
@@ -178,7 +186,7 @@ def _is_settled(cell: CellPlan, ledger: Ledger) -> bool:
 
 def _remove(item: Garbage, ledger: Ledger) -> bool:
     """Remove one item; return False when it is gone already, or is needed after all."""
-    if not item.path.exists():
+    if not _is_there(ledger, item.path):
         return False
     if item.cell is not None and item.home is not None:
         lease = ledger.lease_cell(item.cell.cell.id, OWNER)
@@ -189,11 +197,20 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
                 return False
             remove_snapshot(ledger, item.home.name, item.cell.cell.epoch)
         return True
-    if item.path.is_dir():
-        (item.path / LATEST).unlink(missing_ok=True)  # of a checkpoint or a state: half of one must not count
-        remove_folder(item.path)
-    else:
+    key = _key(ledger, item.path)
+    if item.kind == "attempt" and item.home is not None:
+        remove_leftover(_place(ledger, item.home), _below(item.path, item.home))
+    elif item.kind in ("upload", "weights") and item.home is not None:
+        if item.path not in [found.path for found in _uploads(ledger, item.home)]:  # it was published meanwhile
+            return False
+        ledger.storage.delete(key)
+    elif item.path.is_file():
         item.path.unlink()
+    else:
+        ledger.storage.delete(f"{key}/{LATEST}")  # of a checkpoint or a state: half of one must not count
+        if item.path.is_dir():
+            remove_folder(item.path)
+        ledger.storage.delete(key)
     return True
 
 
@@ -203,32 +220,44 @@ def _free(ledger: Ledger, home: Path, watch: LeaseWatch) -> bool:
     return watch.may_be_taken(lease, read_lease(lease))
 
 
-def _leftovers(home: Path) -> Iterator[Garbage]:
+def _leftovers(ledger: Ledger, home: Path) -> Iterator[Garbage]:
     """Yield what attempts wrote and did not publish, checkpoints that nothing needs, half-removed snapshots, what was
     invalidated, and old temporary files."""
-    attempts = [path for path in (home / "attempts").glob("*") if path.name.isdecimal()]
-    for path in (path for attempt in attempts for path in sorted(attempt.iterdir()) if path.is_dir()):
-        yield Garbage("attempt", path, _size(path), home)
-    resume = home / RESUME
-    place = Folder(home)
-    is_spent = resume.is_dir() and has_spent_checkpoint(place)
-    for path in [resume] if is_spent else map(place.local, find_stale_checkpoints(place)):
-        yield Garbage("resume", path, _size(path), home)
+    if home.parent.name == "trajectories":
+        place = _place(ledger, home)
+        for path in map(place.local, find_leftovers(place)):
+            yield Garbage("attempt", path, _size(ledger, path), home)
+        yield from _uploads(ledger, home)
+        is_spent = _is_there(ledger, home / RESUME) and has_spent_checkpoint(place)
+        for path in map(place.local, [RESUME] if is_spent else find_stale_checkpoints(place)):
+            yield Garbage("resume", path, _size(ledger, path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
-            yield Garbage("temporary", path, _size(path), home)
+            yield Garbage("temporary", path, _size(ledger, path), home)
     aside = home / FOLDER
     if aside.is_dir():
-        yield Garbage("invalidated", aside, _size(aside), home)
-    apart = [*attempts, resume, aside]
+        yield Garbage("invalidated", aside, _size(ledger, aside), home)
+    apart = [home / "attempts", home / RESUME, aside]
     below = (path for path in home.rglob(".*") if not any(path.is_relative_to(folder) for folder in apart))
-    yield from _temporary(below, home)
+    yield from _temporary(ledger, below, home)
 
 
-def _temporary(paths: Iterable[Path], home: Path | None = None) -> Iterator[Garbage]:
+def _uploads(ledger: Ledger, home: Path) -> Iterator[Garbage]:
+    """Yield what of a trajectory was uploaded to a root in an object store, and nothing there names."""
+    place, weights = _place(ledger, home), ledger.storage.at(f"{IN_ROOT}/{home.name}")
+    for path in map(place.local, place.leftovers()):
+        yield Garbage("upload", path, _size(ledger, path), home)
+    keys = [f"{epoch.name}/{upload.name}" for epoch in weights.list() for upload in weights.list(epoch.name)]
+    named = {str(stored.place) for stored in published_folders(place)} if keys else set()
+    for key in keys:
+        if str(weights.at(key)) not in named:
+            yield Garbage("weights", weights.local(key), _size(ledger, weights.local(key)), home)
+
+
+def _temporary(ledger: Ledger, paths: Iterable[Path], home: Path | None = None) -> Iterator[Garbage]:
     for path in paths:
         if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
-            yield Garbage("temporary", path, _size(path), home)
+            yield Garbage("temporary", path, _size(ledger, path), home)
 
 
 def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
@@ -239,7 +268,7 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
     keys = {token_key(run.trajectory.recipe) for run in plan.runs}
     for path in sorted(ledger.cache_dir("tokens").glob("[!.]*")):
         if path.name.partition(".")[0] not in keys:
-            yield Garbage("tokens", path, _size(path))
+            yield Garbage("tokens", path, _size(ledger, path))
     used = {
         (item.label, item.shots, item.task.limit)
         for cell in plan.cells
@@ -252,13 +281,30 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
         except (FileNotFoundError, NotADirectoryError, Corrupt):
             manifest = {}
         if tuple(manifest.get(key) for key in ("label", "shots", "limit")) not in used:
-            yield Garbage("requests", path, _size(path))
+            yield Garbage("requests", path, _size(ledger, path))
 
 
-def _size(path: Path) -> int:
+def _size(ledger: Ledger, path: Path) -> int:
     """Return the bytes of a file or folder, with those of snapshots in it that lie in object stores."""
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir()) + stored_bytes(path)
+    own = ledger.storage.size_bytes(_key(ledger, path))
+    here = Folder(path).size_bytes("") if not own and path.exists() else 0  # what was never published
+    return own + here + stored_bytes(path)
+
+
+def _is_there(ledger: Ledger, path: Path) -> bool:
+    return path.exists() or bool(ledger.storage.list(_key(ledger, path)))
+
+
+def _place(ledger: Ledger, home: Path) -> Root:
+    return ledger.storage.at(_key(ledger, home))
+
+
+def _key(ledger: Ledger, path: Path) -> str:
+    return _below(path, ledger.root)
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:

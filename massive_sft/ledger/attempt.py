@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import shutil
 from dataclasses import dataclass, field
@@ -183,27 +184,11 @@ class Attempt:
         self.claim.verify()
         for upload in self.storage.leftovers():
             self.storage.delete(upload)
-        for number in _folders_of(self.storage, "attempts"):
-            if number.isdigit() and int(number) <= self.number:
-                for name in _folders_of(self.storage, f"attempts/{number}"):
-                    self._remove_leftover(f"attempts/{number}/{name}")
-
-    def _remove_leftover(self, key: str) -> None:
-        """Remove a folder of an attempt with what it uploaded, unless that is published: then only what named it."""
-        folder = self.storage.fetch(key)
-        try:
-            for path in list(folder.rglob(STORED)):
-                if StoredFolder.read(path.parent) in self._published():
-                    path.unlink()
-            remove_folder(folder)
-            self.storage.delete(key)
-        except (OSError, Corrupt) as error:
-            log.warning("%s is left to gc: %s", folder, error)
-
-    def _published(self) -> list[StoredFolder | None]:
-        """Return where the trajectory's snapshots lie in object stores."""
-        names = (item.name for item in self.storage.list("snapshots"))
-        return [StoredFolder.read(self.storage.fetch(f"snapshots/{name}")) for name in names]
+        for key in find_leftovers(self.storage, self.number):
+            try:
+                remove_leftover(self.storage, key)
+            except (OSError, Corrupt) as error:
+                log.warning("%s/%s is left to gc: %s", self.storage, key, error)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"lease": None}
@@ -213,6 +198,32 @@ class Attempt:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def find_leftovers(trajectory: Root, last: float = math.inf) -> list[str]:
+    """Return the folders that attempts up to ``last`` wrote below their trajectory and did not publish from there."""
+    numbers = [name for name in _folders_of(trajectory, "attempts") if name.isdecimal() and int(name) <= last]
+    return [f"attempts/{number}/{name}" for number in numbers for name in _folders_of(trajectory, f"attempts/{number}")]
+
+
+def remove_leftover(trajectory: Root, key: str) -> None:
+    """Remove a folder of an attempt with what it uploaded, unless that is published: then only what named it.
+
+    Raises OSError where disk or store refuse, Corrupt where it cannot be told what is published.
+    """
+    folder = trajectory.fetch(key)
+    for path in list(folder.rglob(STORED)):
+        if StoredFolder.read(path.parent) in published_folders(trajectory):
+            path.unlink()
+    remove_folder(folder)
+    trajectory.delete(key)
+
+
+def published_folders(trajectory: Root) -> list[StoredFolder]:
+    """Return what a trajectory's snapshots that lie in object stores are there."""
+    names = (item.name for item in trajectory.list("snapshots"))
+    found = (StoredFolder.read(trajectory.fetch(f"snapshots/{name}")) for name in names)
+    return [stored for stored in found if stored is not None]
 
 
 def find_stale_checkpoints(storage: Root) -> list[str]:

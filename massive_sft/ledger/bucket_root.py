@@ -105,6 +105,11 @@ class BucketRoot(Bucket):
         places = {name.removesuffix(f"/{POINTER}") for name in names if name.endswith(f"/{POINTER}")}
         return sorted(uploads - {self._upload_of(place) for place in places if uploads})
 
+    def size_bytes(self, prefix: str) -> int:
+        """As ``Root.size_bytes``; of a place, what is published there."""
+        upload = self._upload_of(prefix)
+        return sum(self.sizes(prefix).values()) + (sum(self.sizes(upload).values()) if upload else 0)
+
     def _publish(self, folder: Path, prefix: str) -> str | None:
         """Upload a folder and make it what a place is; return its upload, None where the place is taken."""
         if self._upload_of(prefix) is not None:

@@ -137,6 +137,9 @@ class Root(Storage, Protocol):
     def leftovers(self) -> Sequence[str]:
         """Return the prefixes of uploads that were never finished; whoever still works on one is not asked."""
 
+    def size_bytes(self, prefix: str) -> int:
+        """Return what lies below a prefix, or what an object takes; links to other files count in full."""
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -226,6 +229,12 @@ class Folder:
     def leftovers(self) -> Sequence[str]:
         """As ``Root.leftovers``: a rename leaves none."""
         return []
+
+    def size_bytes(self, prefix: str) -> int:
+        """As ``Root.size_bytes``."""
+        path = self.root / prefix
+        below = [path, *path.rglob("*")] if path.is_dir() else [path]
+        return sum(file.lstat().st_size for file in below if not file.is_dir())
 
     def __str__(self) -> str:
         return str(self.root)
