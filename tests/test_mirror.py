@@ -975,7 +975,7 @@ def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, 
 
 
 def test_second_connection_finds_the_runs_of_the_first(ledger):
-    origin = Origin(SWEEP, ledger.root, "here")
+    origin = Origin(SWEEP, str(ledger.root), "here")
     for name in ("first", "second"):
         Tracker(uri_of(ledger), origin, lambda: CREATED_MS, Shown(ledger.root / name)).recall()
     assert runs_of(uri_of(ledger))[0].info.start_time == CREATED_MS

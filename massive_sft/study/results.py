@@ -54,7 +54,7 @@ class Results:
         statuses = Counter(str(record.status) for record in self.records.values())
         statuses.update(["WAITING"] * len(self.planned))
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items()) or "no cells"
-        return f"<Results {counts}; {self.ledger.root}>"
+        return f"<Results {counts}; {self.ledger.storage}>"
 
     @cached_property
     def cells(self) -> pd.DataFrame:

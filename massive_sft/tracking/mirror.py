@@ -229,7 +229,7 @@ class Mirror:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
             self._queue.put(self._read_spool())
         if self._tracker is None:
-            origin = Origin(self._sweep, self._ledger.root, ledger_id(self._ledger.storage))
+            origin = Origin(self._sweep, str(self._ledger.storage), ledger_id(self._ledger.storage))
             self._tracker = Tracker(self._uri, origin, self._source.began, self._shown)
             self._elsewhere = self._tracker.elsewhere
             self._caught_up = False

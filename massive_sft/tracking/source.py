@@ -90,7 +90,7 @@ class CellSource:
                 raise Unreadable(f"{cell} has no record")
             names = self._cells.get(cell)
             base = None if names is None else self._base_of(names.model)
-            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.root), base)
+            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.storage), base)
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise Unreadable(f"{cell} cannot be read: {error}") from error

@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -42,7 +41,7 @@ class Origin:
     """
 
     sweep: str
-    root: Path
+    root: str
     id: str
 
 
@@ -86,21 +85,21 @@ def find_parent(
     others: list[Run] = []
     for run in search(client, experiment, {SWEEP: origin.sweep}):
         tags = run.data.tags
-        same_place = database_path(uri) is not None or tags.get(LEDGER) == str(origin.root)
+        same_place = database_path(uri) is not None or tags.get(LEDGER) == origin.root
         is_own = tags[LEDGER_ID] == origin.id if LEDGER_ID in tags else same_place
         (own if is_own else others).append(run)
     elsewhere = ", ".join(sorted(run.data.tags.get(LEDGER, "an unknown place") for run in others))
     where = f"{socket.gethostname()}:{origin.root}"
     if own:
         kept = _only(client, experiment, sorted(own, key=run_id))
-        for key, value in {LEDGER_ID: origin.id, LEDGER: str(origin.root)}.items():
+        for key, value in {LEDGER_ID: origin.id, LEDGER: origin.root}.items():
             if kept.data.tags.get(key) != value:
                 client.set_tag(run_id(kept), key, value)
         client.update_run(run_id(kept), status="RUNNING")
         return kept, elsewhere
     tags = {
         SWEEP: origin.sweep,
-        LEDGER: str(origin.root),
+        LEDGER: origin.root,
         LEDGER_ID: origin.id,
         "mlflow.source.name": "massive-sft",
         NOTE: f"The sweep `{origin.sweep}`: a mirror of the ledger in `{origin.root}`.",
