@@ -10,6 +10,9 @@ from rich.console import Console
 from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.cli.best import best_view
+from massive_sft.cli.card import TrainedPrompt, render_card
+from massive_sft.cli.cell_lookup import find_cell
+from massive_sft.cli.diff import diff_view
 from massive_sft.cli.plan import plan_view
 from massive_sft.cli.score_table import score_table
 from massive_sft.cli.show import record_view
@@ -87,12 +90,17 @@ def test_early_scores_are_marked_wherever_they_are_shown(tmp_path: Path) -> None
     assert EARLY_NOTE in best and f" {EARLY}" in best
     record = next(record for record in results.records.values() if record.trajectory)
     told = "25 of 100 questions, within ±7.2 points of the full score"
-    assert f"{EARLY} quiz-0shot: {told}" in text_of(record_view(record, {}, {}, ()))
+    assert f"{EARLY} quiz-0shot: {told}" in text_of(record_view(record, {}, {}, (), {}))
     base = next(
         item
         for item in results.records.values()
         if not item.trajectory and item.coordinates["model"] == record.coordinates["model"]
     )
+    match = find_cell(made, results.ledger, record.cell)
+    other = next(item for item in results.records.values() if item.trajectory and item.cell != record.cell)
+    assert EARLY_NOTE in text_of(diff_view(match, find_cell(made, results.ledger, other.cell)))
+    card = render_card(match, made.sweep.file.models["small"], False, {}, TrainedPrompt(None, None), "folder")
+    assert f"\n{EARLY} quiz-0shot: {told}\n" in card
     run = describe_record(record, {}, None, "here", base)
     assert run.tags["massive_sft.early"] == f"quiz-0shot: {told}"
     assert {point.key for point in run.points} >= {"quiz/acc", "gain/quiz/acc"}

@@ -12,6 +12,7 @@ from massive_sft.cli.show import find_losses
 from massive_sft.cli.views import format_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
+from massive_sft.study.metrics import EARLY
 from massive_sft.sweep.schema import Model
 
 # Parts of a cell's content that the card shows elsewhere, or that only a program reads.
@@ -69,6 +70,7 @@ def render_card(
         data=_data(match),
         counts=dict(record.counts.get("total") or {}) if record else {},  # type: ignore[arg-type]
         scores=_scores(match),
+        early=_early(match),
         missing=dict(record.missing) if record else {},
         training=dict(record.training) if record else {},
         losses=find_losses(match.ledger, record) if record else {},
@@ -105,7 +107,7 @@ def _scores(match: CellMatch) -> list[dict[str, str]]:
             "benchmark": item.benchmark,
             "task": task,
             "metric": metric.removesuffix(",none"),
-            "value": "missing" if score.value is None else f"{score.value:.4g}",
+            "value": "missing" if score.value is None else f"{score.value:.4g}" + (f" {EARLY}" if item.early else ""),
             "interval": format_interval(score),
             "n": "" if score.n is None else f"{score.n:,}",
         }
@@ -113,6 +115,12 @@ def _scores(match: CellMatch) -> list[dict[str, str]]:
         for task, metrics in {**item.tasks, **item.groups}.items()
         for metric, score in metrics.items()
     ]
+
+
+def _early(match: CellMatch) -> list[str]:
+    """Return a line for each benchmark of which not all questions were asked."""
+    scores = match.record.scores.values() if match.record else ()
+    return [f"{EARLY} {item.benchmark}: {item.early}" for item in scores if item.early]
 
 
 def _provenance(match: CellMatch) -> dict[str, Any]:

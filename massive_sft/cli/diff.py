@@ -21,7 +21,7 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
-from massive_sft.study.metrics import full_name, possible_difference, unit
+from massive_sft.study.metrics import EARLY, EARLY_NOTE, full_name, possible_difference, unit
 from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
 
 # Of the provenance: different for any two records, and no reason for different results.
@@ -38,6 +38,7 @@ class Pair:
         same_protocol: whether both were scored the same way; else the difference means little.
         overlap: whether the 95 % intervals overlap; None when one of them is not there.
         paired: on the samples that both have; None without such values.
+        early: whether one of them is an early answer.
     """
 
     benchmark: str
@@ -47,6 +48,7 @@ class Pair:
     first: Score | None
     second: Score | None
     paired: Paired | None
+    early: bool
 
     @property
     def difference(self) -> float | None:
@@ -152,11 +154,12 @@ def _rows(
     samples: tuple[SampleValues | None, SampleValues | None],
 ) -> Iterator[Pair]:
     tables = [{**item.tasks, **item.groups} if item else {} for item in (first, second)]
+    early = any(item.early for item in (first, second) if item)
     for task in dict.fromkeys((*tables[0], *tables[1])):
         metrics = [table.get(task, {}) for table in tables]
         for metric in dict.fromkeys((*metrics[0], *metrics[1])):
             scores = metrics[0].get(metric), metrics[1].get(metric)
-            yield Pair(benchmark, task, metric, same_protocol, *scores, _paired(task, metric, scores, samples))
+            yield Pair(benchmark, task, metric, same_protocol, *scores, _paired(task, metric, scores, samples), early)
 
 
 def _paired(
@@ -205,6 +208,7 @@ def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:
                 "difference": row.difference,
                 "intervals_overlap": row.overlap,
                 "paired": row.paired.to_json() if row.paired else None,
+                "early": row.early,
             }
             for row in pairs(first_cell, second_cell)
         ],
@@ -227,6 +231,8 @@ def diff_view(first_cell: CellMatch, second_cell: CellMatch) -> Group:
         parts += [Text(), _scores_view(rows)]
     if any(not row.same_protocol and row.difference is not None for row in rows):
         parts.append(Text("* scored under different protocols: the difference is not of the models alone"))
+    if any(row.early for row in rows):
+        parts.append(Text(EARLY_NOTE))
     return Group(*parts)
 
 
@@ -270,7 +276,8 @@ def _scores_view(rows: list[Pair]) -> Table:
 
 
 def _shown_benchmark(row: Pair) -> str:
-    return row.benchmark if row.same_protocol or row.difference is None else f"{row.benchmark} *"
+    marks = f" {EARLY}" if row.early else ""
+    return row.benchmark + marks if row.same_protocol or row.difference is None else f"{row.benchmark}{marks} *"
 
 
 def _score_cells(row: Pair) -> tuple[str, ...]:

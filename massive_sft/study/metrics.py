@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Score
 from massive_sft.suites.declared import standing_for
 
@@ -91,7 +92,7 @@ def protocol_name(asked: str, templates: Mapping[str, str]) -> str:
         asked: what was asked (``BenchmarkScores.asked``).
         templates: as of ``frames.tidy``.
     """
-    return templates.get(asked, asked.rpartition(" ")[2][:6])
+    return templates.get(asked, full_id(asked).rpartition(" ")[2][:6])
 
 
 def headline(benchmark: BenchmarkScores) -> frozenset[tuple[str, str]]:
