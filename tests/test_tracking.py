@@ -313,15 +313,14 @@ def test_pages_of_a_mirrored_sweep_open_until_interrupted(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"from massive_sft.tracking.ui import serve_ui; exit(serve_ui('sqlite:///{tmp_path}/mlflow.db', {port}))"
+    ready = "lambda: print('ready', flush=True)"
+    code = f"from massive_sft.tracking.ui import serve_ui; exit(serve_ui('sqlite:///{tmp_path}/mlflow.db', {port}, {ready}))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+        [sys.executable, "-c", code], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while problem_of(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n", "told once it answers"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
             assert b"<title>MLflow</title>" in page.read()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -329,6 +328,25 @@ def test_pages_of_a_mirrored_sweep_open_until_interrupted(tmp_path):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_signal_while_the_server_is_forked_ends_it_too(tmp_path, monkeypatch):
+    """The parent is hit before it knows the child: as a terminal that is closed at once."""
+    started = []
+
+    class Struck(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr(subprocess, "Popen", Struck)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert serve_ui(f"sqlite:///{tmp_path}/mlflow.db", port) == 128 + signal.SIGHUP
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_pages_of_nothing_and_on_a_taken_port_are_refused(tmp_path):

@@ -74,8 +74,13 @@ def ui(
     if database_path(uri) is None:
         console().print(f"open {page} in a browser", soft_wrap=True)
         return
-    console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
-    status = serve_ui(uri, port)
+    with console(is_error=True).status("starting MLflow") as starting:
+
+        def ready() -> None:
+            starting.stop()
+            console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
+
+        status = serve_ui(uri, port, ready)
     if status:
         raise typer.Exit(status)
 

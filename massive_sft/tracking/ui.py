@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -21,6 +23,7 @@ HOST = "127.0.0.1"
 PORT = 5000
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GREETING = "[MLflow] Security middleware enabled"  # how the one line begins that no option of MLflow's keeps away
+POLL_S = 0.2  # seconds between looks whether the server is up
 END_S = 3.0  # seconds that a server that was asked to end may take
 
 
@@ -49,11 +52,16 @@ def ui_address(uri: str, port: int = PORT) -> str:
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def serve_ui(uri: str, port: int = PORT) -> int:
+def serve_ui(uri: str, port: int = PORT, ready: Callable[[], None] = lambda: None) -> int:
     """Serve a local store's pages until interrupted; return the exit status. What the server complains of is shown.
 
     Ctrl-C, SIGTERM and a closed terminal (SIGHUP, unless ``nohup`` ignores it) end the server and its workers with this
     process. For the main thread.
+
+    Args:
+        uri: the resolved address (``address.resolve_uri``).
+        port: of the pages.
+        ready: called once, from another thread, when the server answers: its start takes seconds.
 
     Raises:
         InvalidInput: nothing was mirrored yet, the port is taken, or the address is a server's.
@@ -74,18 +82,28 @@ def serve_ui(uri: str, port: int = PORT) -> int:
         except (OSError, OverflowError) as error:
             raise InvalidInput(Problem("--port", f"must be free ({error})", port)) from error
     # A group of its own, so that its workers end with it and nobody else does.
-    with _signals_raised():
+    with _signals_raised() as signals:
         process = subprocess.Popen(
             command, env=quiet_environment(), start_new_session=True, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
+            signals.let_through()
+            threading.Thread(target=_tell_when_up, args=(process, port, ready), daemon=True).start()
             _show_complaints(process)
             return process.wait()
         except _Ended as ended:
             return 0 if ended.number == signal.SIGINT else 128 + ended.number
         finally:
             _end_group(process)
+
+
+def _tell_when_up(process: subprocess.Popen[str], port: int, ready: Callable[[], None]) -> None:
+    while process.poll() is None:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=POLL_S):
+            ready()
+            return
+        time.sleep(POLL_S)
 
 
 def _show_complaints(process: subprocess.Popen[str]) -> None:
@@ -104,17 +122,37 @@ class _Ended(BaseException):
         self.number = number
 
 
+class _Signals:
+    """Raises signals as ``_Ended`` once they are let through; one that came before is raised then.
+
+    So none hits between the fork of a server and the place that ends it.
+    """
+
+    def __init__(self) -> None:
+        self._held: int | None = None
+        self._open = False
+
+    def let_through(self) -> None:
+        """Raise what came, and from now on what comes."""
+        self._open = True
+        if self._held is not None:
+            raise _Ended(self._held)
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self._held = number
+        if self._open:
+            raise _Ended(number)
+
+
 @contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Within it a signal that ends this process is raised as ``_Ended``."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _Ended(number)
-
+def _signals_raised() -> Iterator[_Signals]:
+    """Within it signals that end this process are raised as ``_Ended``, once they are let through."""
+    signals = _Signals()
     numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {number: signal.signal(number, signals.take) for number in numbers}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
