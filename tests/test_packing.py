@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from tiny_training import CONFIGS, VOCABULARY, make_samples, tiny_config
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig
 
+from massive_sft.cost.dealing import MICRO_BATCH_TOKENS, cut_by_cost, padded_tokens
 from massive_sft.data.samples import Samples, padded_width
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.loss import SummedLoss, packs_cleanly
-from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_tokens, plan_step
+from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_tokens, fullest, plan_step
 
 LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
 
@@ -61,6 +63,54 @@ def test_plan_step_respects_the_limit() -> None:
         assert samples.lengths[part].max() * len(part) <= 64
     for part in plan_step(batch, samples.lengths, 1, Limit(tokens=64), True)[0]:
         assert samples.lengths[part].sum() <= 64
+
+
+def log_normal(mean: int, most: int, samples: int) -> np.ndarray:
+    drawn = np.random.default_rng(0).lognormal(np.log(mean) - 0.405, 0.9, samples)
+    return np.clip(drawn, 8, most).astype(np.int64)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_plan_step_pads_little_and_shares_well_on_log_normal_lengths(packing: bool) -> None:
+    lengths, real, computed, slowest = log_normal(479, 2048, 20 * 32), 0, 0, 0.0
+    for batch in np.arange(len(lengths)).reshape(20, 32):
+        plans = plan_step(batch, lengths, 8, Limit(tokens=21_000), packing)
+        loads = [
+            sum(
+                int(lengths[cut].sum()) if packing else len(cut) * padded_width(int(lengths[cut].max())) for cut in cuts
+            )
+            for cuts in [[cut for cut in plan if len(cut)] for plan in plans]
+        ]
+        real, computed = real + int(lengths[batch].sum()), computed + sum(loads)
+        slowest += max(loads) * 8 / sum(loads) / 20
+    assert computed / real <= 1.10 and slowest <= 1.15
+
+
+def test_micro_batches_are_the_cheapest_of_all_cuts_within_the_limit() -> None:
+    widths = [480, 464, 240, 240, 224, 96, 80, 64, 16]
+
+    def cost(cuts: list[range]) -> int:
+        return sum(padded_tokens(cut, widths) + MICRO_BATCH_TOKENS for cut in cuts)
+
+    def all_cuts(start: int) -> Iterator[list[range]]:
+        if start == len(widths):
+            yield []
+        for end in range(start + 1, len(widths) + 1):
+            if end == start + 1 or padded_tokens(range(start, end), widths) <= 900:
+                yield from ([range(start, end), *rest] for rest in all_cuts(end))
+
+    assert cost(cut_by_cost(widths, 900)) == min(map(cost, all_cuts(0)))
+    assert cut_by_cost([4000, 3000], 900) == [range(1), range(1, 2)]  # a sample that is longer stands alone
+
+
+def test_no_step_has_a_fuller_micro_batch_than_the_one_that_is_tried_first() -> None:
+    lengths = log_normal(100, 900, 640)
+    for limit in (Limit(tokens=3_000), Limit(samples=5)):
+        tried = fullest(32, lengths, limit, packing=False)
+        most = len(tried) * padded_width(int(lengths[tried].max()))
+        for batch in np.arange(640).reshape(20, 32):
+            cuts = [cut for plan in plan_step(batch, lengths, 2, limit, packing=False) for cut in plan if len(cut)]
+            assert max(len(cut) * padded_width(int(lengths[cut].max())) for cut in cuts) <= max(most, 3_000)
 
 
 def test_plan_step_more_ranks_than_samples_gives_stand_ins() -> None:

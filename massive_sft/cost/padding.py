@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from massive_sft.cost.dealing import deal_longest_first, deal_padded, padded_tokens
 from massive_sft.cost.memory import CPU_TOKENS, TYPICAL_GPU_TOKENS
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.sweep.schema import Setting
@@ -19,9 +20,27 @@ def computed_tokens(workload: TrainingWorkload, setting: Setting, layout: Layout
     if not workload.widths:
         return USUAL * workload.tokens
     batch = min(setting.batch, workload.samples)
-    share = max(1, -(-batch // layout.workers))
-    widths = list(typical_widths(workload.widths, share))
-    return workload.samples / share * _padded(widths, layout)
+    widths = list(typical_widths(workload.widths, batch))
+    return workload.samples / batch * sum(map(sum, dealt_tokens(widths, layout)))
+
+
+def dealt_tokens(widths: Sequence[int], layout: Layout) -> list[list[int]]:
+    """Return the tokens of each rank's micro-batches with their padding, of a step's samples from wide to narrow."""
+    if layout.packing:
+        return [[sum(widths[place] for place in share)] for share in deal_longest_first(widths, layout.workers)]
+    if layout.micro_batch == "auto":
+        tokens = TYPICAL_GPU_TOKENS if layout.gpus else CPU_TOKENS
+        dealt = deal_padded(widths, layout.workers, tokens)
+        return [[padded_tokens(micro_batch, widths) for micro_batch in share] for share in dealt]
+    return [
+        _padded([widths[place] for place in share], layout.micro_batch)
+        for share in deal_longest_first(widths, layout.workers)
+    ]
+
+
+def _padded(widths: Sequence[int], samples: int) -> list[int]:
+    """Return the tokens of micro-batches of so many samples of these widths, from wide to narrow."""
+    return [widths[start] * len(widths[start : start + samples]) for start in range(0, len(widths), samples)]
 
 
 def typical_widths(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[int]:
@@ -34,19 +53,6 @@ def typical_widths(counts: tuple[tuple[int, int], ...], size: int) -> Iterator[i
             place += 1
             passed += ordered[place][1]
         yield ordered[place][0]
-
-
-def _padded(widths: list[int], layout: Layout) -> int:
-    """Return the tokens of samples of these widths, from wide to narrow, with the padding of their micro-batches."""
-    if layout.micro_batch == "auto":
-        cuts = samples_per_micro_batch(widths, tokens=TYPICAL_GPU_TOKENS if layout.gpus else CPU_TOKENS)
-    else:
-        cuts = samples_per_micro_batch(widths, samples=layout.micro_batch)
-    total = start = 0
-    for rows in cuts:
-        total += rows * widths[start]
-        start += rows
-    return total
 
 
 def samples_per_micro_batch(

@@ -9,7 +9,7 @@ import math
 
 from massive_sft.cost.devices import Device
 from massive_sft.cost.memory import TYPICAL_GPU_TOKENS, bytes_per_number, trained_weights, zero_stage
-from massive_sft.cost.padding import typical_widths
+from massive_sft.cost.padding import dealt_tokens, typical_widths
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.sweep.schema import Setting
@@ -25,9 +25,7 @@ def slowest_over_mean(workload: TrainingWorkload, setting: Setting, layout: Layo
     """
     batch = min(setting.batch, workload.samples)
     widths = list(typical_widths(workload.widths, batch)) if workload.widths else [1] * batch
-    loads = [0] * layout.workers
-    for width in widths:  # from wide to narrow, each to whom has least
-        loads[loads.index(min(loads))] += width
+    loads = [sum(tokens) for tokens in dealt_tokens(widths, layout)]
     return max(loads) * layout.workers / sum(loads)
 
 

@@ -11,7 +11,6 @@ import copy
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -73,9 +72,8 @@ class MemoryProbe:
 
     def _fits(self, engine: Engine, limit: packing.Limit) -> bool:
         """Try one forward and backward pass over the longest micro-batch, beside what the first step adds."""
-        layout, lengths = self._spec.layout, self._samples.lengths
-        longest = np.argsort(-lengths, kind="stable")[: self._spec.setting.batch]
-        first = packing.plan_step(longest, lengths, engine.ranks, limit, layout.packing)[0][0]
+        layout = self._spec.layout
+        first = packing.fullest(self._spec.setting.batch, self._samples.lengths, limit, layout.packing)
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
         gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED_WEIGHTS)
         coming = engine.first_step_bytes() + (gathered if layout.stage == 3 else 0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from massive_sft.cost.dealing import deal_longest_first, deal_padded
 from massive_sft.cost.memory import activation_bytes, bytes_per_number, chunk_targets, head_bytes, logit_bytes
 from massive_sft.cost.padding import samples_per_micro_batch
 from massive_sft.data.samples import Samples, padded_width
@@ -93,6 +94,9 @@ def plan_step(
 ) -> list[list[np.ndarray]]:
     """Deal a batch's samples to ranks and cut each share into micro-batches.
 
+    Packed samples, and those of a number in a micro-batch, go one by one to the rank that has least, the longest first.
+    Where micro-batches are of a number of tokens, they are cut first, by what they cost, and dealt likewise.
+
     Args:
         batch: sample indices of the optimizer step.
         lengths: tokens of every sample of the training set.
@@ -105,15 +109,27 @@ def plan_step(
         need; a rank with fewer samples ends with empty ones.
     """
     by_length = batch[np.argsort(-lengths[batch], kind="stable")]
-    cut = _cut_packed if packing else _cut_padded
-    plans = [cut(by_length[rank::ranks], lengths, limit) for rank in range(ranks)]
+    if packing or limit.tokens is None:
+        shares = deal_longest_first(lengths[by_length].tolist(), ranks)
+        cut = _cut_packed if packing else _cut_padded
+        plans = [cut(by_length[share], lengths, limit) for share in shares]
+    else:
+        widths = [padded_width(int(length)) for length in lengths[by_length]]
+        dealt = deal_padded(widths, ranks, limit.tokens)
+        plans = [[by_length[micro_batch] for micro_batch in micro_batches] for micro_batches in dealt]
     rounds = max(map(len, plans))
     empty = np.empty(0, dtype=np.int64)
     return [plan + [empty] * (rounds - len(plan)) for plan in plans]
 
 
+def fullest(batch: int, lengths: np.ndarray, limit: Limit, packing: bool) -> np.ndarray:
+    """Return the samples of the micro-batch that takes most memory of all that steps of ``batch`` samples may have."""
+    longest = np.argsort(-lengths, kind="stable")[:batch]
+    return (_cut_packed if packing else _cut_padded)(longest, lengths, limit)[0]
+
+
 def _cut_padded(share: np.ndarray, lengths: np.ndarray, limit: Limit) -> list[np.ndarray]:
-    """Cut samples sorted from long to short; the first of a micro-batch gives its width."""
+    """Cut samples sorted from long to short into as few micro-batches as hold them; the first gives the width."""
     widths = [padded_width(int(length)) for length in lengths[share]]
     sizes = list(samples_per_micro_batch(widths, limit.samples, limit.tokens))
     return np.split(share, np.cumsum(sizes)[:-1]) if sizes else []
