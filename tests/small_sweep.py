@@ -16,7 +16,7 @@ from massive_sft import tiny
 LAYERS = 2
 
 
-def one_training(folder: Path, epochs: int = 10, batch: int = 8) -> Path:
+def one_training(folder: Path, epochs: int = 10, batch: int = 4) -> Path:
     """Write a sweep of one training of many short steps, full tuning to the last epoch, and nothing to score."""
     settings = {
         "defaults": {"max_length": 128, "precision": "fp32", "batch": batch},

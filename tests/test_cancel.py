@@ -42,13 +42,13 @@ GO_ON = "run the same command to go on"
 # Within which nobody is left: seconds on an idle machine, but the agents of a Ray that was killed look for their raylet
 # now and then, and write down what became of it before they end.
 LEFT_S = 60
-STEPS = 72  # of a training: long enough to be met in it
+STEPS = 144  # of a training: long enough to be met in it
 
 
 def long_sweep(folder: Path) -> Path:
     """Write a sweep of one training that takes a while, and of scores that do."""
     settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 4},
         "full": {"method": "full", "lr": 1e-3},
     }
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "full"}

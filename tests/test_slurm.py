@@ -179,7 +179,7 @@ def test_sweep_on_two_nodes_of_slurm_is_requeued_twice_and_ends_as_one_that_nobo
     """First by the signal that Slurm sends before the time limit, then by ``scontrol requeue``, as a preemption does."""
     block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"]}
     block |= {"schedule": "constant", "horizon": 30, "snapshots": [30]}
-    path = small_sweep(tmp_path, mixtures={"one": {"each": "facts", "samples": 96}}, blocks=[block])
+    path = small_sweep(tmp_path, mixtures={"one": {"each": "facts", "samples": 192}}, blocks=[block])
     (tmp_path / ".venv").symlink_to(sys.prefix)
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
     job, out = submit(slurm, tmp_path, **kept, HOME=str(tmp_path))
