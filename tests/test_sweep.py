@@ -11,7 +11,7 @@ import pytest
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep.load import check_sweep, load_sweep
-from massive_sft.sweep.yaml_file import merge_overlay, read_yaml
+from massive_sft.sweep.yaml_file import merge_overlay, read_tagged, read_yaml
 
 EXAMPLE = Path(__file__).parent / "data" / "example.yaml"
 NAME = Path("sweeps/x.yaml")
@@ -354,3 +354,13 @@ def test_merge_leaves_its_arguments_alone() -> None:
     below = {"a": {"b": 1}}
     assert merge_overlay(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
     assert below == {"a": {"b": 1}}
+
+
+def test_file_that_is_read_again_is_not_what_a_reader_changed(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: {b: [1]}\n")
+    for read in (read_yaml, read_tagged):
+        read(path)["a"]["b"].append(2)
+        assert read(path) == {"a": {"b": [1]}}
+    path.write_text("a: {b: [3]}\n")
+    assert read_yaml(path) == read_tagged(path) == {"a": {"b": [3]}}
