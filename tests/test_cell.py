@@ -202,6 +202,7 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Evaluation.suites": [(("evaluation.suites", ["paper_zero_shot"]),)],
     "Evaluation.tasks": [(TASK,)],
     "Evaluation.allow_code_execution": [(("evaluation.allow_code_execution", True),)],
+    "Evaluation.until": [(("evaluation.until", 2),)],
     "Evaluation.sandbox": [(("evaluation.sandbox", "rlimits"),)],
     "Storage.root": [(("storage.root", "elsewhere"),)],
     "Storage.snapshots": [(("storage.snapshots", "s3://bucket/prefix"),)],
