@@ -47,7 +47,7 @@ def _base() -> dict[str, Any]:
         small_sweep(folder, blocks=[BLOCK])
         _many(folder / "world" / "tasks")
 
-    folder = made_once("world", build)
+    folder = made_once("world-of-many", build)
     content: dict[str, Any] = YAML(typ="safe").load((folder / "sweep.yaml").read_text())
     content["evaluation"]["tasks"].append({"path": str(folder / "world" / "tasks" / "many.yaml")})
     return content

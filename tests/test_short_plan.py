@@ -80,7 +80,7 @@ def test_what_a_process_died_at_is_no_short_plan(checked: Path, tmp_path: Path) 
         code = (
             "import os, sys; from pathlib import Path\n"
             "from massive_sft.ledger.lease import Lease; from massive_sft.ledger.store import Ledger\n"
-            "assert Lease.acquire(Ledger(Path(sys.argv[1])).lease_of(Path(sys.argv[2])), 'dead'); os._exit(9)"
+            "assert Lease.acquire(Ledger.open(Path(sys.argv[1])).lease_of(Path(sys.argv[2])), 'dead'); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", code, plan.root, home]).returncode == 9
         assert seconds_of_short_plan(plan) is None

@@ -175,7 +175,7 @@ BAD = [
     ("evaluation|tasks|0|shots", [5, 5], "evaluation.tasks[0].shots: must name each once"),
     ("models|other", {"hub": "qwen/qwen2.5-7b"}, "models.other.hub: is Qwen/Qwen2.5-7B in other letters"),
     ("resources|0|workers", 1, "resources[0]: each worker trains on one GPU: with gpus 8 leave workers out"),
-    ("resources|0|gpus", 10**9, "resources[0].gpus: must be <= 100000"),
+    ("resources|0|gpus", 10**9, "resources[0].gpus: must be one of the valid values, or <= 100000, got 1000000000; valid: auto"),
     ("resources|2|zero", 1, "resources[2].zero: has no effect in a rule of phase evaluate"),
     ("resources|0", {"when": {"phase": "train"}, "replicas": 2}, "resources[0].replicas: has no effect in a rule of phase train"),
     ("resources|0", {"gpu": "H100"}, "resources[0].gpu: names a kind of GPU, but gpus is 0"),

@@ -192,6 +192,7 @@ def read_lock(storage: Root, name: str) -> Commits:
 
     Raises:
         Corrupt: when it is no lock.
+        InvalidInput: when the bucket that is the root cannot be asked.
     """
     place = Ledger(storage).sweep(name)
     try:
@@ -205,6 +206,10 @@ def read_lock(storage: Root, name: str) -> Commits:
         ) from error
     except ValueError as error:
         raise Corrupt(f"{place}/{LOCK}: is not valid JSON ({error})") from error
+    except OSError as error:
+        if isinstance(storage, BucketRoot):
+            raise InvalidInput(Problem("storage.root", f"cannot be read ({error.strerror})", str(storage))) from error
+        raise
 
 
 StatesOf = Callable[[Ledger, Mapping[str, str | None]], dict[str, CellState]]
