@@ -13,11 +13,12 @@ import pytest
 import s3_server
 from faulty_files import FaultyOs
 from nfs_mounts import mounts
-from s3_server import Request, S3Server, lose_first_answers, s3
+from s3_server import BUCKET, Request, S3Server, lose_first_answers, s3
 
 from massive_sft.core import files
 from massive_sft.ledger import lease as lease_module
 from massive_sft.ledger import storage as storage_module
+from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
 from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.runs import find_possible_runs, register_run
@@ -270,3 +271,15 @@ def test_lease_and_registration_stand_whatever_the_store_s_clock_says(
     taken.release()
     with register_run(storage, "one", "first") as first, register_run(storage, "two", "second"):
         assert [run.name for run in find_possible_runs(storage.at("one"))] == [first.name]
+
+
+def test_credentials_that_are_set_later_are_found(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Bucket(BUCKET, "later")
+    with monkeypatch.context() as before:
+        before.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        before.delenv("AWS_ACCESS_KEY_ID")
+        before.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(OSError, match="Unable to locate credentials"):
+            place.put("a", b"data")
+    place.put("a", b"data")
+    assert place.get("a").data == b"data"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import FrameType
 from massive_sft.core.errors import ExitCode, Interrupted
 
 REDELIVERY_S = 0.05  # seconds after which an interrupt that was lost is sent again: the finalizer has ended
+FORWARD_S = 0.2  # seconds for the thread that passes on what is written to standard error during a run on Ray
 POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 INTERRUPTED = "interrupted; run the same command to go on"
@@ -76,12 +78,13 @@ class StopSignal:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self() and number == signal.SIGINT:
-            # Nothing here may wait or need a lock.
+            # Nothing here may need a lock.
             with suppress(OSError):  # stderr is closed
                 os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + KILL_MESSAGE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            time.sleep(FORWARD_S)
             os._exit(ExitCode.INTERRUPTED)
         self.request(SIGNALS[signal.Signals(number)])
 

@@ -215,7 +215,7 @@ class Bucket:
     @contextmanager
     def _asking(self, key: str) -> Iterator[Any]:
         """Give the client; what it raises becomes an OSError that says where and why."""
-        client = _client(os.getpid())
+        client = _client(os.getpid(), frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -269,8 +269,8 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 
 @lru_cache(maxsize=1)
-def _client(process: int) -> Any:
-    """Return the client of this process, which its threads share; a forked process makes its own."""
+def _client(process: int, settings: frozenset[tuple[str, str]]) -> Any:
+    """Return the client of this process, which its threads share; a fork, or other settings, have their own."""
     try:
         import boto3
     except ImportError as error:
