@@ -11,9 +11,8 @@ import torch
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.drafts import Draft
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
-from massive_sft.models.chosen_positions import ChosenPositions
 from massive_sft.models.out_of_memory import is_out_of_memory
-from massive_sft.models.slot_attention import NAME, Piece, SlotCache, SlotRow, attending
+from massive_sft.models.slot_attention import NAME, PASS, Piece, SlotCache, SlotRow
 from massive_sft.models.tree_support import computing_with
 
 HEAD_TOKENS = 32  # that all prompts begin with: fewer are kept with each
@@ -128,7 +127,7 @@ def wave_of(needs: Sequence[int], room: Room, bytes_a_token: int) -> tuple[list[
 def _bytes_a_token(model: Any) -> int:
     """Return the memory of a token's keys and values in all layers, as seen in a forward pass."""
     cache = SlotCache(1, 1)
-    _forward(model, _started(cache, model.device, [0]), [0])
+    _start(model, cache, [0])
     return cache.nbytes
 
 
@@ -149,7 +148,7 @@ class _Wave:
         self._cache = SlotCache(slots, capacity)
         if head:
             kept = SlotCache(1, len(head))
-            _forward(self._model, _started(kept, self._model.device, head), [0])
+            _start(self._model, kept, head)
             self._cache.head = kept.as_head()
         waiting = [
             self._begin(place, prompts[place], Draft(drafts[place]), len(head)) for place in reversed(list(places))
@@ -175,7 +174,7 @@ class _Wave:
     def _step(self) -> None:
         """Compute what is fed to each slot, take the tokens that follow, and free the slots of finished answers."""
         row, reads = _row_of(self._cache, self._alive, self._model.device)
-        picks = iter(_forward(self._model, row, reads).argmax(dim=-1).tolist())
+        picks = iter(PASS.logits(self._model, row, row.positions, reads).argmax(dim=-1).tolist())
         self._counts.steps += 1
         for slot in self._alive:
             self._take(slot, [next(picks) for _ in range(slot.guesses + 1)])
@@ -219,11 +218,12 @@ def head_of(prompts: Sequence[list[int]]) -> list[int]:
     return list(first[:shared]) if shared >= HEAD_TOKENS else []
 
 
-def _started(cache: SlotCache, device: torch.device, tokens: Sequence[int]) -> SlotRow:
-    """Return a row with one sequence from its beginning, in the first slot."""
+def _start(model: Any, cache: SlotCache, tokens: Sequence[int]) -> None:
+    """Compute one sequence from its beginning, into the first slot."""
     count = len(tokens)
-    ids, places = torch.tensor(tokens, device=device), torch.arange(count, device=device)
-    return SlotRow(cache, ids, places, torch.zeros_like(places), [(0, count)], [])
+    ids, places = (torch.tensor(part, device=model.device) for part in (tokens, range(count)))
+    row = SlotRow(cache, ids, places, torch.zeros_like(places), [(0, count)], [])
+    PASS.logits(model, row, places, [0])
 
 
 def _row_of(cache: SlotCache, alive: Sequence[_Slot], device: torch.device) -> tuple[SlotRow, list[int]]:
@@ -259,12 +259,11 @@ def _pieces(going_on: Sequence[tuple[int, int, int]], device: torch.device) -> l
     """
     if not going_on:
         return []
-    most = max(count for _, count, _ in going_on)
     if device.type == "cpu":
         alone = [(number, one) for number, one in enumerate(going_on) if one[1] > 1]
         pieces = [_piece(0, going_on, 1, device)] if len(alone) < len(going_on) else []
         return pieces + [_piece(number, [one], one[1], device) for number, one in alone]
-    return [_piece(0, going_on, most, device)]
+    return [_piece(0, going_on, max(count for _, count, _ in going_on), device)]
 
 
 def _piece(first: int, members: Sequence[tuple[int, int, int]], queries: int, device: torch.device) -> Piece:
@@ -279,22 +278,3 @@ def _piece(first: int, members: Sequence[tuple[int, int, int]], queries: int, de
         torch.tensor(positions, device=device),
         longest,
     )
-
-
-def _forward(model: Any, row: SlotRow, reads: Sequence[int]) -> torch.Tensor:
-    """Return the logits at the row's tokens ``reads``, shape (reads, vocabulary).
-
-    Raises:
-        Unsupported: not every layer asked for the attention of slots.
-    """
-    places = torch.tensor(reads, device=row.tokens.device)
-    chosen = ChosenPositions(model)
-    try:
-        with attending(row), chosen.at(places):
-            logits = model(input_ids=row.tokens[None], position_ids=row.positions[None], use_cache=False).logits
-    finally:
-        chosen.release()
-    layers = model.config.get_text_config().num_hidden_layers
-    if row.layers != layers:
-        raise Unsupported(f"{row.layers} of {layers} layers asked for the attention of slots")
-    return logits[0] if chosen.gathered else logits[0, places]

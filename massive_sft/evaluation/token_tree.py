@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from massive_sft.models.tree_row import KeysValues, Node, TreeRow
+from massive_sft.models.lse_attention import KeysValues
+from massive_sft.models.tree_row import Node, TreeRow
 
 Tokens = tuple[int, ...]
 

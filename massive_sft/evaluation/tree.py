@@ -17,9 +17,8 @@ from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.logits import dense_budget
 from massive_sft.evaluation.scorer import PlainScorer, Row, Value, in_groups, reads, summed
 from massive_sft.evaluation.token_tree import common, plan_rows, tree_row
-from massive_sft.models.chosen_positions import ChosenPositions
-from massive_sft.models.tree_attention import NAME, attending
-from massive_sft.models.tree_row import KeysValues
+from massive_sft.models.lse_attention import KeysValues
+from massive_sft.models.tree_attention import NAME, PASS
 from massive_sft.models.tree_support import as_tree, refusal
 
 log = logging.getLogger(__name__)
@@ -212,19 +211,10 @@ def _tree_logits(model: Any, row: Any, positions: Sequence[int]) -> torch.Tensor
     """Return logits of the tree's tokens at ``positions``, shape (positions, vocabulary).
 
     Raises:
-        Unsupported: not every layer asked for the tree's attention.
+        Unsupported: as ``RowPass.logits``.
     """
-    places = torch.tensor(positions, device=row.tokens.device)
-    chosen = ChosenPositions(model)
-    try:
-        with as_tree(model), attending(row), chosen.at(places), exact_head(model):
-            logits = model(input_ids=row.tokens[None], position_ids=row.depths[None], use_cache=False).logits
-    finally:
-        chosen.release()
-    layers = model.config.get_text_config().num_hidden_layers
-    if row.layers != layers:
-        raise Unsupported(f"{row.layers} of {layers} layers asked for the tree's attention")
-    return logits[0] if chosen.gathered else logits[0, places]
+    with as_tree(model), exact_head(model):
+        return PASS.logits(model, row, row.depths, positions)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 LOGITS_AT_ONCE = 2**26  # of the attention, all heads, where no kernel computes it: 256 MB in fp32
 
 

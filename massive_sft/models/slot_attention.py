@@ -10,20 +10,17 @@ registered, not a mask: transformers then passes no mask, and positions that jum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
-from massive_sft.core.errors import Unsupported
-from massive_sft.models.lse_attention import attend, fused, merge
+from massive_sft.models.lse_attention import KeysValues, attend, fused, merge
+from massive_sft.models.row_pass import RowPass
 
 NAME = "slots"
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class SlotCache:
@@ -138,17 +135,8 @@ class SlotRow:
         return self._masks[key]
 
 
-_row: ContextVar[SlotRow | None] = ContextVar("slot_row", default=None)
-
-
-@contextmanager
-def attending(row: SlotRow) -> Iterator[None]:
-    """Within it, a model with attention ``NAME`` computes that of ``row``."""
-    token = _row.set(row)
-    try:
-        yield
-    finally:
-        _row.reset(token)
+PASS = RowPass[SlotRow]("slots")
+"""Passes of a model with attention ``NAME``."""
 
 
 def slot_attention(
@@ -166,12 +154,9 @@ def slot_attention(
     """The attention function that transformers' layers call; arguments and result as of ``tree_attention``.
 
     Raises:
-        Unsupported: outside ``attending``, or the layer brings a mask of its own.
+        Unsupported: as ``RowPass.enter_layer``.
     """
-    row = _row.get()
-    if row is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != len(row.tokens):
-        raise Unsupported("a layer asks for attention that is not that of slots")
-    number, row.layers = row.layers, row.layers + 1
+    row, number = PASS.enter_layer(query, attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and 0 < sliding_window < row.longest else None
     keys, values = row.cache.layer(number, key, value)

@@ -10,32 +10,18 @@ then passes no mask, and position ids that jump are not taken for packed samples
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
-from massive_sft.core.errors import Unsupported
-from massive_sft.models.lse_attention import attend
-from massive_sft.models.tree_row import KeysValues, TreeRow
+from massive_sft.models.lse_attention import KeysValues, attend
+from massive_sft.models.row_pass import RowPass
+from massive_sft.models.tree_row import TreeRow
 
 NAME = "token_tree"
-
-
-_row: ContextVar[TreeRow | None] = ContextVar("token_tree_row", default=None)
-
-
-@contextmanager
-def attending(row: TreeRow) -> Iterator[None]:
-    """Within it, a model with attention ``NAME`` computes that of ``row``."""
-    token = _row.set(row)
-    try:
-        yield
-    finally:
-        _row.reset(token)
+PASS = RowPass[TreeRow]("the tree")
+"""Passes of a model with attention ``NAME``."""
 
 
 def tree_attention(
@@ -65,12 +51,9 @@ def tree_attention(
         Shape (1, tokens, heads, value width), and None for the weights.
 
     Raises:
-        Unsupported: outside ``attending``, or the layer brings a mask of its own.
+        Unsupported: as ``RowPass.enter_layer``.
     """
-    row = _row.get()
-    if row is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != len(row.tokens):
-        raise Unsupported("a layer asks for attention that is not the tree's")
-    layer, row.layers = row.layers, row.layers + 1
+    row, layer = PASS.enter_layer(query, attention_mask)
     if row.keep is not None:
         row.keep.append((key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

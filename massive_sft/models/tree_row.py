@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from massive_sft.models.lse_attention import KeysValues
+
 BLOCK_TOKENS = 256  # subtrees up to this size share one masked block
 
 
@@ -34,9 +36,6 @@ class Piece:
     last: int
     low: int
     high: int
-
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
