@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from massive_sft.evaluation import requests as sets
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import decompress_lines
 from massive_sft.evaluation.requests import Request
+from massive_sft.evaluation.responses import checksum_of
 from massive_sft.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class EarlierAnswers:
 
     def texts(self, requests: Sequence[Request]) -> list[str]:
         """Return what was answered to each request of a shard, an empty text to one that asks for none; or no texts."""
-        wanted = sets.checksum([*map(sets.to_line, requests), ""])
+        wanted = checksum_of(requests)
         for number, place in enumerate(self._places):
             if number == len(self._keys):
                 self._keys.append(_keys_by_requests(place))
@@ -63,9 +63,9 @@ def _keys(place: Storage, prefix: str) -> Iterator[str]:
 def _entries(place: Storage, key: str, most: int | None = None) -> list[dict[str, Any]]:
     """Return a shard's header and its answers, or the first of these; nothing of what is damaged."""
     try:
-        lines = gzip.decompress(place.get(key).data).decode().splitlines()[:most]
+        lines = decompress_lines(place.get(key).data, f"{place}/{key}")[:most]
         entries = [json.loads(line) for line in lines]
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, Corrupt, ValueError) as error:
         log.warning("%s/%s: cannot be read (%s); it is no draft", place, key, error)
         return []
     return entries if all(isinstance(entry, dict) for entry in entries) else []

@@ -65,6 +65,11 @@ class Generator:
         """Why padded batches answer; None while slots do."""
         return self._refused or self._disproof
 
+    @property
+    def uses_drafts(self) -> bool:
+        """Whether drafts are of any use: slots write, and in fp32, where a block of tokens rounds as single ones do."""
+        return self.fallback is None and self._model.dtype == torch.float32
+
     def generate(
         self, requests: Sequence[Generation], drafts: Sequence[str] = ()
     ) -> tuple[list[GeneratedText], dict[str, int]]:
@@ -72,8 +77,9 @@ class Generator:
 
         Args:
             drafts: a text for each request that its answer may resemble, or an empty one; none: none of them. The
-                answers do not depend on them. Not used where weights have less than fp32: a block of tokens rounds
-                otherwise than one token after another, so that of two that are nearly as likely either may win.
+                answers do not depend on them. Not used where weights have less than fp32 (``uses_drafts``): a block of
+                tokens rounds otherwise than one token after another, so that of two that are nearly as likely either
+                may win.
 
         Raises:
             Unsupported: an answer may be as long as the model's context, which leaves no room for a question.
@@ -103,7 +109,7 @@ class Generator:
         return Prompt(tokens[-room:], lead, prompt.until, prompt.limit)
 
     def _guesses(self, requests: Sequence[Generation], drafts: Sequence[str]) -> list[list[int]]:
-        if not drafts or self._model.dtype != torch.float32:
+        if not drafts or not self.uses_drafts:
             return [[] for _ in requests]
         return [
             self._encoder.continuation(request.context, request.lead + draft) if draft else []

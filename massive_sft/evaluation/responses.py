@@ -66,7 +66,7 @@ def shard_bytes(
     header = {
         "schema": SCHEMA,
         "weights": weights,
-        "requests": _checksum_of(requests),
+        "requests": checksum_of(requests),
         "responses": sets.checksum(lines),
         "count": len(lines),
         "happened": happened,
@@ -94,13 +94,14 @@ def read_shard(
         raise Corrupt(f"{path}: does not match its checksum")
     if weights is not None and header["weights"] != weights:
         raise Corrupt(f"{path}: was answered by other weights")
-    if header["requests"] != _checksum_of(requests) or len(lines) != len(requests):
+    if header["requests"] != checksum_of(requests) or len(lines) != len(requests):
         raise Corrupt(f"{path}: answers other requests")
     entries = [json.loads(line) for line in lines]
     return [_KINDS[entry.pop("kind")](**entry) for entry in entries], header["happened"]
 
 
-def _checksum_of(requests: Sequence[Request]) -> str:
+def checksum_of(requests: Sequence[Request]) -> str:
+    """Return what a shard's header knows the requests by that it answers."""
     digest = hashlib.sha256()
     for request in requests:
         digest.update(sets.to_line(request).encode() + b"\n")

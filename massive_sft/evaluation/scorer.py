@@ -177,7 +177,7 @@ class PlainScorer:
         responses: dict[int, Response] = {
             i: LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING)) for i in likelihoods
         }
-        drafts = self._earlier.texts(requests) if generations else []
+        drafts = self._earlier.texts(requests) if generations and self._generator.uses_drafts else []
         answers, written = self._generator.generate(
             [request for _, request in generations], [drafts[i] for i, _ in generations] if drafts else ()
         )
