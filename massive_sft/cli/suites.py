@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.options import Json, console, print_json
+from massive_sft.cli.views import make_table
 from massive_sft.suites.declared import title
 from massive_sft.suites.suite import Suite, SuiteTask, read_suite, shipped
 
@@ -36,9 +36,7 @@ def _content(name: str, suite: Suite) -> dict[str, Any]:
 def _show(name: str, suite: Suite) -> None:
     out = console()
     out.print(Text.assemble((name, "bold"), f": {suite.about}"), soft_wrap=True)
-    table = Table(box=None, header_style="", pad_edge=False)
-    for heading in ("benchmark", "shots", "metric", "questions", "needs", "column"):
-        table.add_column(heading, justify="right" if heading == "questions" else "left")
+    table = make_table("benchmark", "shots", "metric", "questions", "needs", "column", right=("questions",))
     for entry in suite.tasks:
         table.add_row(*_row(entry))
     out.print(table)

@@ -1,4 +1,4 @@
-"""Runs inside the sandbox: walls its own process in, then executes one program. Run as a script, never imported.
+"""Runs inside the sandbox, as a script: walls its own process in, then executes one program.
 
 The job, JSON on standard input: ``program``, ``token``, ``wall``, ``readable`` (paths), ``limits``. On standard output
 goes the token once the program has run to its end, and nothing else that counts: a program that ends early, however it
@@ -26,7 +26,8 @@ from functools import partial
 from typing import Any
 
 NOBODY = 65534
-TMPFS = "size=16m,mode=1777"
+TMPFS_BYTES = 16 << 20
+TMPFS = f"size={TMPFS_BYTES},mode=1777"
 SCRATCH = "/scratch"  # not /tmp: what may be read can lie there
 _PLACE = "/tmp"  # where the new root is put together
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-GUEST = Path(__file__).parent / "guest.py"
+from massive_sft.sandbox import guest
+
+GUEST = Path(guest.__file__)
 Wall = Literal["bubblewrap", "namespaces", "rlimits"]
 STRONG: tuple[Wall, ...] = ("bubblewrap", "namespaces")
-TMPFS_BYTES, SCRATCH = 16 << 20, "/scratch"  # as in the guest
 # Where the interpreter's libraries are, beside its own folder.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
 
@@ -41,13 +42,13 @@ def _bubblewrap() -> list[str]:
             "--dev",
             "/dev",
             "--size",
-            str(TMPFS_BYTES),
+            str(guest.TMPFS_BYTES),
             "--tmpfs",
-            SCRATCH,
+            guest.SCRATCH,
             "--remount-ro",
             "/",
             "--chdir",
-            SCRATCH,
+            guest.SCRATCH,
         ),
         "--",
     ]
