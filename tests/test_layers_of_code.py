@@ -27,6 +27,7 @@ LAYERS = [
     ["training"],
     ["evaluation"],
     ["measures"],
+    ["search"],
     ["study"],
     ["report"],
     ["tracking"],
@@ -40,7 +41,7 @@ LAYERS = [
 # Who may import a heavy dependency.
 OWNERS: dict[str, set[str]] = {
     "ray": {"scheduling"},
-    "optuna": set(),
+    "optuna": {"search"},
     "mlflow": {"tracking"},
     "lm_eval": {"evaluation"},
     "deepspeed": {"training"},
@@ -51,7 +52,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"models", "training", "evaluation", "measures", "scheduling", "cli"},
     "ruamel": {"sweep"},
     "pandas": {"study", "report"},
-    "scipy": {"study", "evaluation"},
+    "scipy": {"study", "evaluation", "search"},
     "jinja2": {"data", "report", "cli"},
     "boto3": {"ledger"},
     "botocore": {"ledger"},
