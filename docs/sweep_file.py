@@ -74,7 +74,7 @@ def _rows(kind: type[BaseModel], prefix: str) -> Iterator[str]:
     """Yield a row for each field of a class, those of entries within it below its own."""
     for key, field in kind.model_fields.items():
         below = _entries_in(field.annotation)
-        yield _row(f"{prefix}{key}", kind, key, "" if below else _identity(kind, key))
+        yield _row(f"{prefix}{field.alias or key}", kind, key, "" if below else _identity(kind, key))
         for entry in below:
             yield from _rows(entry, f"{prefix}{key}.")
 

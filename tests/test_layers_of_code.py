@@ -22,6 +22,7 @@ LAYERS = [
     ["suites"],
     ["planning"],
     ["cost"],
+    ["search"],
     ["models"],
     ["data"],
     ["training"],

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, StatesOf, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.search.refusals import refusals
 from massive_sft.sweep.load import load_sweep
 
 
@@ -38,6 +40,8 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
 
 def _planned(file: str | Path, overlays: Iterable[str | Path], states_of: StatesOf) -> Plan:
     sweep = load_sweep(Path(file), [Path(overlay) for overlay in overlays])
+    if refused := list(refusals(sweep)):
+        raise InvalidInput(refused)
     return with_gpu_counts(make_plan(sweep, states_of))
 
 

@@ -50,6 +50,25 @@ UNHASHED: dict[str, frozenset[str]] = {
     "Storage": frozenset({"root", "snapshots", "keep_snapshots", "keep_state", "max_waiting", "resume_every"}),
     "Tracking": frozenset({"mlflow"}),
     "Budget": frozenset({"gpu_hours", "price_per_gpu_hour"}),
+    # Of searches, whose ids are made of what their words stand for (``search.identity``).
+    "Search": frozenset(
+        {"name", "from_", "over", "model", "mixture", "setting", "schedule", "horizon", "snapshots", "space"}
+        | {"objective", "constraints", "rungs", "sampler", "trials", "at_once", "seed", "retries", "start", "order"}
+        | {"stop", "budget", "evaluate", "proxy", "confirm"}
+    ),
+    "Range": frozenset({"log", "linear", "powers_of_2", "times", "by"}),
+    "Mean": frozenset({"mean", "scale"}),
+    "Objective": frozenset({"maximize", "minimize", "for_each"}),
+    "Bound": frozenset({"at_least", "at_most"}),
+    "Start": frozenset({"portfolio", "qmc", "singles", "all", "leave_one_out", "pairs"}),
+    "Parked": frozenset({"at_most"}),
+    "Rungs": frozenset({"at", "keep", "parked"}),
+    "Weights": frozenset({"samples", "weights", "max_repeats", "at_most"}),
+    "Stop": frozenset({"regret", "probability"}),
+    "SearchBudget": frozenset({"gpu_hours"}),
+    "SearchEvaluation": frozenset({"shards"}),
+    "Proxy": frozenset({"merge"}),
+    "Confirm": frozenset({"top", "seeds"}),
 }
 # Fields added after ids were first given out, as {class: {field: neutral value}}: the neutral value reproduces the
 # earlier behaviour and is left out of the content, so that earlier ids stay. Entries are never changed or removed.

@@ -15,6 +15,7 @@ from pydantic_core import core_schema
 
 from massive_sft.sweep.schema import SCHEDULES, Setting, SweepFile
 from massive_sft.sweep.schema.field_types import as_epochs, as_half_width, as_tuple
+from massive_sft.sweep.schema.search import as_axis, as_mean, as_schedule, as_share
 from massive_sft.sweep.schema.sweep_file import as_schedules
 from massive_sft.sweep.schema.training import none_is_null
 
@@ -65,6 +66,21 @@ def _or_none(inner: Schema) -> Schema:
     return {"anyOf": [{"const": "none"}, inner]}
 
 
+def _schedule(inner: Schema) -> Schema:
+    return {"anyOf": [{"enum": list(SCHEDULES)}, inner]}
+
+
+def _share(inner: Schema) -> Schema:
+    written = {"type": "string", "pattern": r"^(\d+/\d+|\d+(\.\d+)? ?%)$", "description": "such as 1/3 or 5%"}
+    return {"anyOf": [inner, written]}
+
+
+def _one_or_list_or_mapping(inner: Schema) -> Schema:
+    """Return the schema of a mapping, or of a list which one of its items may stand for."""
+    lists = [one for one in inner["anyOf"] if one.get("type") == "array"]
+    return {"anyOf": [*inner["anyOf"], *(one["items"] for one in lists)]}
+
+
 # What a file may say in place of what a field holds, by the validator that turns the one into the other.
 _WRITTEN: Mapping[Any, Callable[[Schema], Schema]] = {
     as_tuple: _one_or_more,
@@ -72,6 +88,10 @@ _WRITTEN: Mapping[Any, Callable[[Schema], Schema]] = {
     as_half_width: _half_width,
     as_schedules: _schedules,
     none_is_null: _or_none,
+    as_schedule: _schedule,
+    as_share: _share,
+    as_mean: _one_or_list_or_mapping,
+    as_axis: _one_or_list_or_mapping,
 }
 
 

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.exclude import Exclude, parse_exclude
 from massive_sft.sweep.mixture import Groups, expand_mixtures
-from massive_sft.sweep.schema import SCHEDULES, Block, Setting, SweepFile
+from massive_sft.sweep.point import Point
+from massive_sft.sweep.schema import SCHEDULES, Block, Search, Setting, SweepFile
+from massive_sft.sweep.search_checks import SearchChecks, inherit
 from massive_sft.sweep.setting import Settings, Variant
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
@@ -31,6 +33,7 @@ class Sweep:
     """A valid sweep: the file, and what its names stand for.
 
     For every block, ``variants`` holds its settings crossed with its overrides, ``excludes`` what is left out.
+    ``points`` are what searches have chosen so far (``search.plan``): a file alone tells of none.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Sweep:
     settings: Mapping[str, Setting]
     variants: tuple[tuple[Variant, ...], ...]
     excludes: tuple[tuple[Exclude, ...], ...]
+    points: tuple[Point, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -87,6 +91,8 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(to_place(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
+    raw, unfounded = inherit(raw, to_place)
+    problems += unfounded
     if unfit := find_text_problems(raw, to_place):
         raise InvalidInput([*problems, *unfit])  # they would break what is said of all else
     broken: set[Location] = set()
@@ -186,13 +192,14 @@ class _NameChecks:
         )
         if "settings" not in self.broken_sections:
             self.problems += self.settings.problems
-        self._block_names()
+        self._names()
         blocks = dict(zip(_left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
         rules = dict(zip(_left("resources", raw, broken), file.resources, strict=True))
         self.problems += find_unused(file, self.settings.valid, blocks, rules, where)
         for index, rule in rules.items():
             for what in ("model", "mixture", "setting"):
                 self._known(what, getattr(rule.when, what) or (), ("resources", index, "when", what))
+        self._searches(dict(zip(_left("search", raw, broken), file.search, strict=True)))
 
     def _written(self, section: str) -> list[str]:
         """Names as written in the file, so that an entry with another mistake is not called unknown as well."""
@@ -208,7 +215,8 @@ class _NameChecks:
 
     def _sections(self) -> None:
         for section in ("models", "datasets", "blocks"):
-            if section not in self.broken_sections and not self.raw.get(section):
+            is_there = self.raw.get(section) or (section == "blocks" and self.raw.get("search"))
+            if section not in self.broken_sections and not is_there:
                 self.problems.append(Problem(self.where((section,)), "must not be empty"))
 
     def _model_sets(self) -> None:
@@ -279,7 +287,23 @@ class _NameChecks:
     def _below(self, at: Location, location: Location) -> str:
         return str(self.where((*at, *location)))
 
-    def _block_names(self) -> None:
-        names = [block.name for block in self.file.blocks]
-        twice = [name for index, name in enumerate(names) if name in names[:index]]
-        self.problems += [Problem(self.where(("blocks",)), "two blocks have one name", name) for name in twice]
+    def _names(self) -> None:
+        """Blocks and searches are told apart by name: ``--where block=...`` asks for either."""
+        blocks, searches = [block.name for block in self.file.blocks], [search.name for search in self.file.search]
+        for section, names in (("blocks", blocks), ("search", searches)):
+            what = "blocks" if section == "blocks" else "searches"
+            twice = [name for index, name in enumerate(names) if name in names[:index]]
+            self.problems += [Problem(self.where((section,)), f"two {what} have one name", name) for name in twice]
+        both = [name for name in searches if name in blocks]
+        self.problems += [Problem(self.where(("search",)), "a block has this name", name) for name in both]
+
+    def _searches(self, searches: Mapping[int, Search]) -> None:
+        blocks = [str(block.get("name")) for block in self.raw.get("blocks") or () if isinstance(block, Mapping)]
+        valid = {**self.valid, "block": blocks, "dataset": self._written("datasets")}
+        checks = SearchChecks(valid, self.settings.valid, self._count_members)
+        for index, search in searches.items():
+            found = checks.problems(search, ("search", index), self.where)
+            self.problems += [item for item in found if item.value not in self.suspect]
+
+    def _count_members(self, what: str, name: str) -> int:
+        return len(find_models([name], self.file) if what == "model" else find_mixtures(name, self.groups))

@@ -32,6 +32,12 @@ class Variant:
     label: str
 
 
+def make_variant(name: str, setting: Setting, values: Mapping[str, Any]) -> Variant:
+    """Return a setting with dotted fields replaced. Raises pydantic's ValidationError."""
+    changed = Setting.model_validate(_overridden(setting.model_dump(), values))
+    return Variant(name, changed, _label(changed, sorted(values)))
+
+
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Return the dotted names of a class's leaf fields, e.g. ``lr``, ``lora.rank``."""
     names: list[str] = []

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from massive_sft.sweep.schema.evaluation import Evaluation, Measure
 from massive_sft.sweep.schema.execution import Budget, Cluster, Resource, Storage, Tracking
 from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Strings, SweepName, Text
+from massive_sft.sweep.schema.search import Search
 from massive_sft.sweep.schema.sources import Dataset, Mixtures, Model
 from massive_sft.sweep.schema.strict_model import StrictModel
 from massive_sft.sweep.schema.training import Schedule
@@ -66,8 +67,10 @@ class SweepFile(StrictModel):
     """Training sets, by name: each entry a rule that yields one or several."""
     settings: dict[str, dict[str, Any]]
     """How models are trained, by name; ``defaults`` are merged under every other one."""
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = ()
     """What is crossed with what; their union is the sweep, and a cell of two blocks is one cell."""
+    search: tuple[Search, ...] = ()
+    """What decides by outcomes which cells are trained; docs/guides/search.md."""
     evaluation: Evaluation = Evaluation()
     """What is scored, and how."""
     measures: Annotated[tuple[Measure, ...], Distinct] = ()

@@ -1,0 +1,240 @@
+"""What spans several entries of a search: names, ends of ranges, bounds that cannot be kept. All of it at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from massive_sft.core.errors import Problem
+from massive_sft.sweep.schema import Range, Search, Setting, Weights
+from massive_sft.sweep.schema.search import Rungs
+from massive_sft.sweep.setting import FIELDS, field_value, field_values
+from massive_sft.sweep.yaml_errors import Location, ToPlace
+
+NAMES = ("model", "mixture")  # axes of a space that are no fields of a setting
+OF_ITS_OWN = ("model", "mixture", "setting", "schedule", "horizon", "snapshots", "space", "rungs")
+"""Fields that say what the space of a search is, in place of ``over``."""
+MAX_SPREAD = 1000  # points of a start: beyond, a search is a sample
+
+
+def inherit(raw: Mapping[str, Any], to_place: ToPlace) -> tuple[dict[str, Any], list[Problem]]:
+    """Return a raw sweep file in which searches ``from`` another have what they do not say themselves."""
+    written = raw.get("search")
+    if not isinstance(written, list):
+        return dict(raw), []
+    named = [entry for entry in written if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    by_name = {entry["name"]: entry for entry in named}
+    problems: list[Problem] = []
+    return {
+        **raw,
+        "search": [_whole(entry, by_name, i, problems, to_place) for i, entry in enumerate(written)],
+    }, problems
+
+
+def _whole(entry: Any, by_name: Mapping[str, Any], index: int, problems: list[Problem], to_place: ToPlace) -> Any:
+    """Return an entry with all that it inherits."""
+    chain, seen = [entry], set[str]()
+    while isinstance(chain[-1], dict) and isinstance(name := chain[-1].get("from"), str):
+        place = to_place(("search", index, "from"))
+        if name in seen or by_name.get(name) is entry:
+            problems.append(Problem(place, "leads back to itself", name))
+            break
+        if name not in by_name:
+            problems.append(Problem(place, "unknown search", name, list(by_name)))
+            break
+        seen.add(name)
+        chain.append(by_name[name])
+    if not all(isinstance(one, dict) for one in chain) or len(chain) == 1:
+        return entry
+    merged: dict[str, Any] = {}
+    for one in reversed(chain):
+        merged |= one
+    return merged
+
+
+class SearchChecks:
+    """The second look at the searches of a file.
+
+    Args:
+        valid: the names that there are, by kind (``model``, ``mixture``, ``block``, ``setting``, ``dataset``).
+        settings: without overrides, by name.
+        members: returns how many a name of a kind stands for.
+    """
+
+    def __init__(self, valid: Mapping[str, Sequence[str]], settings: Mapping[str, Setting], members: Any):
+        self._valid, self._settings, self._members = valid, settings, members
+
+    def problems(self, search: Search, at: Location, to_place: ToPlace) -> Iterator[Problem]:
+        """Yield what is wrong with a search that pydantic cannot see."""
+
+        def place(*steps: str | int) -> str:
+            return to_place((*at, *steps))
+
+        if search.over is not None:
+            yield from self._over(search, place)
+        else:
+            yield from self._own_space(search, place)
+        yield from _objective(search, place)
+        yield from _ends(search, place)
+        for name, bound in search.constraints.items():
+            if bound.at_least is None and bound.at_most is None:
+                yield Problem(place("constraints", name), "must have at_least or at_most")
+
+    def _over(self, search: Search, place: Any) -> Iterator[Problem]:
+        yield from self._known("block", search.over or (), place("over"))
+        for field in OF_ITS_OWN:
+            if field in search.model_fields_set:
+                yield Problem(place(field), "has no effect beside over, whose cells are the space; leave it out")
+        if search.trials is None and search.stop is None and search.budget.gpu_hours is None:
+            yield Problem(place(), "needs trials, stop or budget.gpu_hours: else it would try everything")
+
+    def _own_space(self, search: Search, place: Any) -> Iterator[Problem]:
+        if search.trials is None:
+            yield Problem(place("trials"), "is required")
+        for field in ("model", "setting"):
+            if getattr(search, field) is None and field not in search.space:
+                yield Problem(place(field), "is required")
+        if search.mixture is None and "mixture" not in search.space:
+            yield Problem(place("mixture"), "is required")
+        yield from self._known("setting", [search.setting] if search.setting else [], place("setting"))
+        yield from self._several("model", search.model or (), search, place)
+        if isinstance(search.mixture, Weights):
+            yield from self._weights(search.mixture, search, lambda *steps: place("mixture", *steps))
+        else:
+            yield from self._several("mixture", search.mixture or (), search, place)
+        yield from self._axes(search, place)
+        if search.rungs is not None:
+            yield from _rungs(search, search.rungs, place)
+        else:
+            beyond = [str(epoch) for epoch in search.snapshots or () if epoch > search.horizon]
+            if beyond:
+                yield Problem(place("snapshots"), f"{', '.join(beyond)} is beyond horizon {search.horizon}")
+
+    def _known(self, what: str, names: Sequence[Any], place: str) -> Iterator[Problem]:
+        for name in names:
+            if name not in self._valid[what]:
+                yield Problem(place, f"unknown {what}", name, list(self._valid[what]))
+
+    def _several(self, what: str, names: Sequence[str], search: Search, place: Any) -> Iterator[Problem]:
+        yield from self._known(what, names, place(what))
+        count = sum(self._members(what, name) for name in names)
+        if count > 1 and what not in search.space and not (what == "model" and search.objective.for_each):
+            also = " or objective.for_each: model" if what == "model" else ""
+            rule = f"stands for {count} {what}s, but a search tries one at a time: put {what} into space{also}"
+            yield Problem(place(what), rule, ", ".join(names))
+
+    def _axes(self, search: Search, place: Any) -> Iterator[Problem]:
+        if not search.space and not isinstance(search.mixture, Weights):
+            yield Problem(place("space"), "must not be empty: there is nothing to search", choices=(*NAMES, *FIELDS))
+            return
+        sizes = []
+        for field, axis in search.space.items():
+            at = place("space", field)
+            if field in NAMES:
+                if isinstance(axis, Range):
+                    yield Problem(at, f"must be a list of {field}s, not a range")
+                    continue
+                yield from self._known(field, axis, at)
+                sizes.append(sum(self._members(field, str(name)) for name in axis))
+            elif field not in FIELDS:
+                yield Problem(place("space"), "unknown axis", field, (*NAMES, *FIELDS))
+            else:
+                yield from self._field(field, axis, search, at)
+                sizes.append(_size(axis))
+        if sizes and math.prod(sizes) == 1 and not isinstance(search.mixture, Weights):
+            yield Problem(place("space"), "has one point, which needs no search: make it a block")
+
+    def _field(self, field: str, axis: Any, search: Search, at: str) -> Iterator[Problem]:
+        setting = self._settings.get(search.setting or "")
+        if field.startswith("lora.") and setting is not None and setting.method != "lora":
+            yield Problem(at, f"has no effect in a setting of method {setting.method}; leave it out")
+        if not isinstance(axis, Range):
+            yield from field_values(field, list(axis), at)[1]
+            return
+        kinds = [name for name in ("log", "linear", "powers_of_2", "times") if getattr(axis, name) is not None]
+        if len(kinds) != 1:
+            yield Problem(at, "must have exactly one of: log, linear, powers_of_2, times")
+            return
+        if (axis.by is None) == (axis.times is not None):
+            yield Problem(at, "times and by go together")
+            return
+        ends = getattr(axis, kinds[0])
+        if axis.times is not None:
+            value = field_value(setting, axis.times) if setting is not None and axis.times in FIELDS else None
+            if axis.times == field or (axis.times not in search.space and not isinstance(value, int | float)):
+                yield Problem(f"{at}.times", "must be a numeric field of the setting", axis.times, FIELDS)
+            return
+        if axis.powers_of_2 and any(end & (end - 1) for end in axis.powers_of_2):
+            yield Problem(f"{at}.powers_of_2", "must be two powers of 2", str(list(ends)))
+        elif ends[0] >= ends[1]:
+            yield Problem(f"{at}.{kinds[0]}", "must end above its beginning", str(list(ends)))
+        else:
+            yield from field_values(field, list(ends), at)[1]
+
+    def _weights(self, mixture: Weights, search: Search, place: Any) -> Iterator[Problem]:
+        yield from self._known("dataset", list(mixture.weights), place("weights"))
+        if "mixture" in search.space:
+            yield Problem(place(), "are weights to be searched already: leave mixture out of space")
+        low, high = (math.fsum(ends[i] for ends in mixture.weights.values()) for i in (0, 1))
+        for name, (least, most) in mixture.weights.items():
+            if not 0 <= least <= most <= 1:
+                yield Problem(
+                    place("weights", name), "must be two numbers with 0 <= least <= most <= 1", f"[{least:g}, {most:g}]"
+                )
+        if low > 1 + 1e-9:
+            yield Problem(place("weights"), f"must be able to add up to 1, but the least shares already make {low:g}")
+        if high < 1 - 1e-9:
+            yield Problem(place("weights"), f"must be able to add up to 1, but the greatest shares make only {high:g}")
+        if mixture.at_most is not None:
+            needed = sum(least > 0 for least, _ in mixture.weights.values())
+            reach = math.fsum(sorted((most for _, most in mixture.weights.values()), reverse=True)[: mixture.at_most])
+            if needed > mixture.at_most or reach < 1 - 1e-9:
+                rule = f"must leave room: {needed} datasets have a least share above 0, and the {mixture.at_most} "
+                yield Problem(place("at_most"), f"{rule}with the greatest make at most {reach:g}", mixture.at_most)
+
+
+def _size(axis: Any) -> float:
+    """Return how many values an axis has; infinity for a range of fractions."""
+    if not isinstance(axis, Range):
+        return float(len(axis))
+    if axis.powers_of_2:
+        return float(axis.powers_of_2[1].bit_length() - axis.powers_of_2[0].bit_length() + 1)
+    return float(len(axis.by)) if axis.by else math.inf
+
+
+def _objective(search: Search, place: Any) -> Iterator[Problem]:
+    if (search.objective.maximize is None) == (search.objective.minimize is None):
+        yield Problem(place("objective"), "must have exactly one of: maximize, minimize")
+
+
+def _rungs(search: Search, rungs: Rungs, place: Any) -> Iterator[Problem]:
+    if search.schedule.has_horizon:
+        rule = "must be constant with rungs: an early snapshot of a schedule that decays is another model than a "
+        yield Problem(
+            place("schedule"), f"{rule}shorter training's last, and says little of the later one", search.schedule.label
+        )
+    if list(rungs.at) != sorted(rungs.at) or len(rungs.at) < 2:
+        yield Problem(place("rungs", "at"), "must be two epochs or more, ascending", str(list(rungs.at)))
+    beyond = [str(epoch) for epoch in rungs.at if epoch > search.horizon]
+    if beyond:
+        yield Problem(place("rungs", "at"), f"{', '.join(beyond)} is beyond horizon {search.horizon}")
+    if search.snapshots is not None:
+        yield Problem(place("snapshots"), "are those of rungs.at; leave it out")
+
+
+def _ends(search: Search, place: Any) -> Iterator[Problem]:
+    """Yield what is wrong with when a search begins and ends."""
+    start = search.start
+    first = (start.qmc or 0) + start.portfolio + start.pairs
+    if search.trials is not None and first > search.trials:
+        yield Problem(place("trials"), f"is below the start, which takes {first}", search.trials)
+    if first > MAX_SPREAD:
+        yield Problem(place("start"), f"takes {first} cells, more than {MAX_SPREAD}")
+    of_weights = [name for name in ("singles", "all", "leave_one_out") if getattr(start, name)]
+    of_weights += ["pairs"] if start.pairs else []
+    if not isinstance(search.mixture, Weights):
+        for name in of_weights:
+            yield Problem(place("start", name), "has no effect without weights that are searched; leave it out")
+        if search.proxy is not None:
+            yield Problem(place("proxy"), "has no effect without weights that are searched; leave it out")
