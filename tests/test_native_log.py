@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
 
+from massive_sft.core.errors import ExitCode
+from massive_sft.core.stop import KILL_MESSAGE
 from massive_sft.scheduling.native_log import without_native_log
 
 
@@ -40,3 +43,20 @@ def test_standard_error_is_what_it_was_though_a_child_keeps_the_pipe(capfd: pyte
     assert os.path.samestat(before, os.fstat(2))
     os.write(2, b"here\n")
     assert capfd.readouterr().err == "here\n"
+
+
+def test_sentence_of_a_second_interrupt_comes_though_no_other_thread_gets_its_turn() -> None:
+    code = """
+import os, signal, threading
+from massive_sft.core.stop import StopSignal
+from massive_sft.core.errors import ExitCode
+from massive_sft.core.stop import KILL_MESSAGE
+from massive_sft.scheduling.native_log import without_native_log
+
+threading.Thread.start = lambda self: None
+with StopSignal().handle_signals(lambda: False, print), without_native_log():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ended.stderr, ended.returncode) == (KILL_MESSAGE, ExitCode.INTERRUPTED)

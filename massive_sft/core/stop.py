@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,12 +14,12 @@ from types import FrameType
 from massive_sft.core.errors import ExitCode, Interrupted
 
 REDELIVERY_S = 0.05  # seconds after which an interrupt that was lost is sent again: the finalizer has ended
-FORWARD_S = 0.2  # seconds for the thread that passes on what is written to standard error during a run on Ray
 POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 INTERRUPTED = "interrupted; run the same command to go on"
 KILL_MESSAGE = "ended at once; run the same command to go on\n"
 SHOW_CURSOR = "\x1b[?25h"
+_last_words = [2]  # the innermost last
 
 
 class StopSignal:
@@ -80,11 +79,11 @@ class StopSignal:
         if self() and number == signal.SIGINT:
             # Nothing here may need a lock.
             with suppress(OSError):  # stderr is closed
-                os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + KILL_MESSAGE).encode())
+                last = _last_words[-1]
+                os.write(last, ((SHOW_CURSOR if os.isatty(last) else "") + KILL_MESSAGE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-            time.sleep(FORWARD_S)
             os._exit(ExitCode.INTERRUPTED)
         self.request(SIGNALS[signal.Signals(number)])
 
@@ -97,6 +96,18 @@ class StopSignal:
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
                 return
             self._wake.wait(POLL_S)
+
+
+@contextmanager
+def last_words_to(descriptor: int) -> Iterator[None]:
+    """Within it the sentence of a second Ctrl-C goes to this descriptor instead of 2: where 2 leads through a thread of
+    this process, which ends with it.
+    """
+    _last_words.append(descriptor)
+    try:
+        yield
+    finally:
+        _last_words.pop()
 
 
 def _descendants() -> list[int]:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from massive_sft.core.stop import last_words_to
+
 # "[2026-11-27 13:43:55,962 E 24032 24352] core_worker.cc:2465: ...": debug, info, warning, error; C is what ends it.
 RAY_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,.]+ [DIWE] \d+ \d+\]")
 FORWARD_S = 2.0  # seconds that the last lines may take on their way
@@ -27,7 +29,8 @@ def without_native_log() -> Iterator[None]:
     thread = threading.Thread(target=_forward, args=(source, original), name="native-log", daemon=True)
     thread.start()
     try:
-        yield
+        with last_words_to(original):
+            yield
     finally:
         os.dup2(original, 2)
         thread.join(FORWARD_S)  # longer where a child of this process has inherited the pipe
