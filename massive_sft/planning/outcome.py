@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from massive_sft.core.fingerprint import fingerprint
-from massive_sft.ledger.asked import is_answered
+from massive_sft.ledger.asked import full_id, is_answered
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
+from massive_sft.planning.requirements import several_templates
 
 
 def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
@@ -34,11 +35,15 @@ class AsPlanAsks:
     """Makes of a record what ``as_asked`` does; that of a cell outside the plan stays as it is.
 
     It reads reasons through a ledger of its own, so another thread may call it.
+
+    Attributes:
+        templates: as of ``requirements.several_templates``.
     """
 
     def __init__(self, plan: Plan):
         self._items = {item.cell.id: item for item in plan.cells}
         self._ledger = Ledger(plan.storage)
+        self.templates = several_templates(item for cell in plan.cells for item in cell.requirements)
 
     def __call__(self, record: Record) -> Record:
         """Return the record as far as its sweep asks for it, under the sweep's names."""
@@ -50,7 +55,9 @@ class AsPlanAsks:
         item = self._items.get(cell)
         if item is None:
             return ""
-        return fingerprint([item.cell.coordinates._asdict(), sorted(asked.id for asked in item.requirements)])
+        ids = [asked.id for asked in item.requirements]
+        named = {full_id(asked): self.templates[full_id(asked)] for asked in ids if full_id(asked) in self.templates}
+        return fingerprint([item.cell.coordinates._asdict(), sorted(ids), *([named] if named else [])])
 
 
 def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import fingerprint
-from massive_sft.ledger.asked import early_id, is_answered
+from massive_sft.ledger.asked import early_id, full_id, is_answered
 from massive_sft.ledger.record import Status
 from massive_sft.suites import all_tasks
 from massive_sft.suites.declared import facts_by_task, label, shots_of, title
@@ -68,6 +68,15 @@ def named_templates(requirements: Iterable[Requirement]) -> dict[str, str]:
     A template of one's own has none.
     """
     return {item.id: item.template for item in requirements if isinstance(item.template, str)}
+
+
+def several_templates(requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Return the names of templates by what is asked in full, of the benchmarks that are asked for under several."""
+    by_label: dict[str, dict[str, str]] = {}
+    for item in requirements:
+        if isinstance(item.template, str):
+            by_label.setdefault(item.label, {})[full_id(item.id)] = item.template
+    return {asked: name for named in by_label.values() if len({*named.values()}) > 1 for asked, name in named.items()}
 
 
 def judge(recorded: Status, requirements: Collection[Requirement], unmet: Collection[Requirement]) -> Status:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from massive_sft.core.fingerprint import digest
+from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
 from massive_sft.study.metrics import bare_name, headline, primary_metric
 
@@ -19,10 +20,15 @@ GAIN = "gain"
 PARTS = "parts"
 
 
-def score_values(record: Record) -> dict[MetricPath, float]:
+def score_values(record: Record, templates: Mapping[str, str]) -> dict[MetricPath, float]:
     """Return a record's scores: ``gsm8k/exact_match`` where a benchmark is one task or group, and
-    ``mmlu/parts/mmlu_anatomy.acc`` for what it consists of. One that could not be had is left out."""
-    titles = _titles(record)
+    ``mmlu/parts/mmlu_anatomy.acc`` for what it consists of. One that could not be had is left out.
+
+    Args:
+        templates: names of the templates by what is asked in full, of benchmarks that the sweep asks under several:
+            they stand beside the benchmark's name, so that a base model shares a column with those that were tuned.
+    """
+    titles = _titles(record, templates)
     return {
         _path(titles[protocol], scores, part, metric): score.value
         for protocol, scores in record.scores.items()
@@ -32,11 +38,11 @@ def score_values(record: Record) -> dict[MetricPath, float]:
     }
 
 
-def gain_values(record: Record, base: Record | None) -> dict[MetricPath, float]:
+def gain_values(record: Record, base: Record | None, templates: Mapping[str, str]) -> dict[MetricPath, float]:
     """Return what a benchmark's own scores gained over those of the base model under the same protocol."""
     if base is None or base.cell == record.cell:
         return {}
-    titles = _titles(record)
+    titles = _titles(record, templates)
     return {
         (GAIN, *_path(titles[protocol], scores, part, metric)): score.value - before
         for protocol, scores in record.scores.items()
@@ -48,9 +54,9 @@ def gain_values(record: Record, base: Record | None) -> dict[MetricPath, float]:
     }
 
 
-def main_paths(record: Record) -> Iterator[MetricPath]:
+def main_paths(record: Record, templates: Mapping[str, str]) -> Iterator[MetricPath]:
     """Yield the one metric of each benchmark that people look at first (``study.metrics``), then its gain."""
-    titles = _titles(record)
+    titles = _titles(record, templates)
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
         for kind, part, metrics in _parts(scores):
             metric = primary_metric(metrics)
@@ -84,10 +90,20 @@ def finite_numbers(value: Mapping[str, object], path: MetricPath = ()) -> dict[M
     return numbers
 
 
-def _titles(record: Record) -> dict[str, str]:
-    """Return each protocol's benchmark as it is shown: with its shots where it has any, and with the protocol's id
-    where several have one name (a base model under several templates)."""
+def template_titles(record: Record, templates: Mapping[str, str]) -> list[str]:
+    """Return the names of the record's benchmarks that have their template's beside them."""
+    named = (protocol for protocol, scores in record.scores.items() if full_id(scores.asked) in templates)
+    titles = _titles(record, templates)
+    return sorted(titles[protocol] for protocol in named)
+
+
+def _titles(record: Record, templates: Mapping[str, str]) -> dict[str, str]:
+    """Return each protocol's benchmark as it is shown: with its shots where it has any, with its template's name where
+    the sweep asks for it under several, and with the protocol's id where several have one name all the same."""
     names = {p: scores.benchmark if scores.shots else bare_name(scores) for p, scores in record.scores.items()}
+    for protocol, scores in record.scores.items():
+        if template := templates.get(full_id(scores.asked)):
+            names[protocol] += f" {template}"
     several = Counter(names.values())
     return {p: name if several[name] == 1 else f"{name} {p[:8]}" for p, name in names.items()}
 

@@ -20,6 +20,7 @@ from massive_sft.tracking.metric_names import (
     main_paths,
     metric_names,
     score_values,
+    template_titles,
 )
 
 # Limits of every MLflow server since 2.0, though newer ones take more; the whole is in the run's record.json.
@@ -31,6 +32,7 @@ NONE = "none"  # of a tag that has nothing to say: an empty one reads as if ther
 SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE, WRITTEN = (
     f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve", "written")
 )
+NO_TEMPLATES: Mapping[str, str] = {}
 BY_LAYER = "layer_change/by_layer"
 """Its steps are layers, so that MLflow draws the profile."""
 
@@ -92,7 +94,12 @@ class CellRun:
 
 
 def describe_record(
-    record: Record, content: Mapping[str, Any], coordinates: Coordinates | None, ledger: str, base: Record | None = None
+    record: Record,
+    content: Mapping[str, Any],
+    coordinates: Coordinates | None,
+    ledger: str,
+    base: Record | None = None,
+    templates: Mapping[str, str] = NO_TEMPLATES,
 ) -> CellRun:
     """Return what to show of a record.
 
@@ -102,17 +109,19 @@ def describe_record(
         coordinates: its names in the sweep; None for a cell that left the sweep, shown under its record's names.
         ledger: path of the storage root, for people.
         base: the newest record of the cell's base model, likewise, which gains are taken over.
+        templates: as for ``metric_names.score_values``.
     """
     coordinate_names = record.coordinates if coordinates is None else coordinates._asdict()
     start, end = span(record)
-    values = {**score_values(record), **gain_values(record, base), **finite_numbers(_measures(record))}
+    scores, gains = score_values(record, templates), gain_values(record, base, templates)
+    values = {**scores, **gains, **finite_numbers(_measures(record))}
     names = metric_names(values)
     points = [Point(_shortened(names[path], KEY_LENGTH), value, end, 0) for path, value in values.items()]
     points += [Point(BY_LAYER, change, end, layer) for layer, change in layer_profile(record)]
     mixture = _mixture(record, str(coordinate_names.get("data")), content)
     return CellRun(
         cell=record.cell,
-        version=version(record, base),
+        version=version(record, base, templates),
         name=Coordinates.describe(coordinate_names) if coordinates is None else str(coordinates),
         status="FAILED" if record.status is Status.FAILED else "FINISHED",
         start=start,
@@ -121,7 +130,7 @@ def describe_record(
         tags=_tags(record, ledger),
         mixture=mixture,
         points=tuple(points),
-        main=tuple(_shortened(names[path], KEY_LENGTH) for path in main_paths(record) if path in names),
+        main=tuple(_shortened(names[path], KEY_LENGTH) for path in main_paths(record, templates) if path in names),
     )
 
 
@@ -133,10 +142,12 @@ def stale_metrics(shown: Iterable[str], run: CellRun) -> set[str]:
     return {key for key in shown if "/" in key and not key.startswith("training/")} - current
 
 
-def version(record: Record, base: Record | None) -> tuple[str, str]:
-    """Return what tells one state of a cell from another: its record, and its gains where it has any."""
-    gains = gain_values(record, base)
-    return checksum(record), fingerprint([[*path, gain] for path, gain in sorted(gains.items())]) if gains else ""
+def version(record: Record, base: Record | None, templates: Mapping[str, str]) -> tuple[str, str]:
+    """Return what tells one state of a cell from another: its record, and its gains and templates where it has any."""
+    gains = gain_values(record, base, templates)
+    beside: list[Any] = [[*path, gain] for path, gain in sorted(gains.items())]
+    beside += template_titles(record, templates)
+    return checksum(record), fingerprint(beside) if beside else ""
 
 
 def checksum(record: Record) -> str:

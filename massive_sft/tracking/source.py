@@ -13,7 +13,7 @@ from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.curve import RunCurve, loss_curve
-from massive_sft.tracking.run_fields import CellRun, describe_record, span, version
+from massive_sft.tracking.run_fields import NO_TEMPLATES, CellRun, describe_record, span, version
 from massive_sft.tracking.shown import Shown
 
 
@@ -27,6 +27,10 @@ class AsAsked(Protocol):
     def __call__(self, record: Record) -> Record:
         """Return a record as far as the sweep asks for it."""
 
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """Names of templates, as for ``metric_names.score_values``."""
+
     def stamp(self, cell: str) -> str:
         """Return what is the same as long as the same is asked of a cell."""
 
@@ -37,6 +41,11 @@ class AsRecorded:
     def __call__(self, record: Record) -> Record:
         """Return the record."""
         return record
+
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """Return none."""
+        return NO_TEMPLATES
 
     def stamp(self, cell: str) -> str:
         """Return the same for every cell."""
@@ -57,6 +66,7 @@ class CellSource:
         self._cells = dict(cells)
         self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
         self._as_asked = as_asked
+        self._templates = as_asked.templates
 
     def began(self) -> int:
         """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
@@ -80,7 +90,8 @@ class CellSource:
     def version(self, cell: str) -> tuple[str, str] | None:
         """Return what tells what a cell's run should show from another state of it; None where it has no record."""
         record, names = self.newest(cell), self._cells.get(cell)
-        return None if record is None else version(record, None if names is None else self._base_of(names.model))
+        base = None if names is None else self._base_of(names.model)
+        return None if record is None else version(record, base, self._templates)
 
     def read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
         """Return a cell's record, what to show of it, and its loss curve. Raises ``Unreadable``."""
@@ -90,7 +101,8 @@ class CellSource:
                 raise Unreadable(f"{cell} has no record")
             names = self._cells.get(cell)
             base = None if names is None else self._base_of(names.model)
-            run = describe_record(record, self._ledger.read_cell(cell), names, str(self._ledger.storage), base)
+            content, place = self._ledger.read_cell(cell), str(self._ledger.storage)
+            run = describe_record(record, content, names, place, base, self._templates)
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise Unreadable(f"{cell} cannot be read: {error}") from error
@@ -111,9 +123,11 @@ class CellSource:
             record, model = self.newest(cell), self._cells[cell].model
             if model not in bases:
                 bases[model] = self._base_of(model)
-            if record is not None and (known is None or known.version != version(record, bases[model])):
+            if record is None:
+                continue
+            if known is None or known.version != version(record, bases[model], self._templates):
                 missed.append(cell)
-            elif known is not None:
+            else:
                 stamps[cell] = stamp
         shown.stamp(stamps)
         return missed
