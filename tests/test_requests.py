@@ -15,7 +15,7 @@ import yaml
 from evaluation_world import own_datasets_cache, tokenizer, write_group, write_rows, write_tasks
 
 from massive_sft.core.errors import Corrupt, InvalidInput
-from massive_sft.evaluation import build, tasks, wrapping
+from massive_sft.evaluation import build, shards, tasks, wrapping
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
@@ -181,13 +181,40 @@ def test_damaged_request_set_is_written_again(tmp_path: Path) -> None:
     assert read(requests) == listed["tiny_mc"]
 
 
-def test_shards_hold_whole_documents_in_order(tmp_path: Path) -> None:
-    listed = read(ask(write_tasks(tmp_path)["tiny_mc"]))
-    parts = list(sets.shards(listed, size=6))
-    assert [request for part in parts for request in part] == listed
-    assert [len(part) for part in parts] == [8, 8, 8, 8, 8, 8]
-    documents = [{request.doc for request in part} for part in parts]
-    assert sum(map(len, documents)) == len(set.union(*documents))
+def made_up(words: int, choices: int = 4, count: int = 64) -> list[sets.Request]:
+    """Questions of so many words of four letters behind a head of as many."""
+    return [
+        sets.Likelihood(i, i // choices, i % choices, "", 1, "head " * words + f"{i // choices:04} " * words, " a")
+        for i in range(count * choices)
+    ]
+
+
+def written(most: int) -> list[sets.Request]:
+    """Questions whose answers may have so many tokens."""
+    return [sets.Generation(i, i, 0, "", 1, "head", ("x",), most) for i in range(1200)]
+
+
+def test_shards_hold_whole_documents_in_order_at_about_the_same_cost() -> None:
+    short, long = made_up(250), made_up(4000)
+    for listed, shared, counts in (
+        (made_up(1, count=500), False, [1024, 976]),  # however little they cost
+        (short, False, [256]),
+        (long, False, [28] * 9 + [4]),  # of 10,000 tokens each
+        (long, True, [208, 48]),  # of which a head is computed once a shard, and a question once for its choices
+        (written(4096), False, [512] * 2 + [176]),
+        (written(256), False, [1024, 176]),
+    ):
+        parts = list(shards.shards(listed, shared))
+        assert [request for part in parts for request in part] == listed
+        assert [len(part) for part in parts] == counts
+        documents = [{request.doc for request in part} for part in parts]
+        assert sum(map(len, documents)) == len(set.union(*documents))
+
+
+def test_what_follows_a_shard_does_not_depend_on_it() -> None:
+    listed = made_up(4000)
+    first, *others = shards.shards(listed, shared=True)
+    assert list(shards.shards(listed[len(first) :], shared=True)) == others
 
 
 @pytest.mark.parametrize(

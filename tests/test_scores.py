@@ -194,6 +194,16 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
         assert again["shards_replaced"] == 1
         assert path.read_bytes() == good
     assert responses.answer_requests(benchmark, Folder(folder), "w", scorer.score)["shards_found"] == 1
+    # Another version cut the list otherwise: what it answered stays, and the rest is answered.
+    asked, answered = responses.read_responses(benchmark, benchmark.leaves[0], Folder(folder), "w")
+    for number, place in enumerate((0, 4)):
+        shard = responses.shard_bytes("w", asked[place : place + 4], answered[place : place + 4], {})
+        Folder(folder).put(responses.shard_key("tiny_mc", number), shard)
+    went_on = responses.answer_requests(benchmark, Folder(folder), "w", scorer.score)
+    assert (went_on["shards"], went_on["shards_found"]) == (3, 2)
+    again = responses.read_responses(benchmark, benchmark.leaves[0], Folder(folder), "w")
+    assert again[0] == asked
+    assert [one.logprob for one in again[1]] == pytest.approx([one.logprob for one in answered], abs=1e-5)
 
 
 def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path: Path) -> None:

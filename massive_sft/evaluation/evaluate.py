@@ -64,11 +64,13 @@ class _LazyScorer:
     """A scorer that is made, its model loaded, when something is left to answer.
 
     Attributes:
+        shares: whether what requests begin with alike is computed once.
         load_seconds: what that took; None when nothing was loaded.
     """
 
     def __init__(self, make: Callable[[], Scorer], engine: str):
         self._make, self._engine = make, engine
+        self.shares = engine == "trie"
         self._scorer: Scorer | None = None
         self.load_seconds: float | None = None
 
@@ -171,7 +173,7 @@ class _Benchmark:
         begun = self.responses.list(looks_key(self.protocol))
         if not begun and (until is None or self.responses.list(self.protocol)):
             return None
-        looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)))
+        looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)), self.scorer.shares)
         happened = dict[str, int]()
         points = 0.0 if until is None else until.points
         with self._timed():
@@ -195,7 +197,7 @@ class _Benchmark:
         """Answer what is left of all questions; return the table, and the per-sample values as Parquet."""
         requests, place = self.benchmark.requests, self.responses.at(self.protocol)
         with self._timed():
-            happened = answer_requests(requests, place, self.weights, self.scorer.score)
+            happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.shares)
             scores = aggregate.aggregate(self.benchmark, place, self.weights, self.sandbox)
         self.result.happened.setdefault(requests.label, happened)
         return {**scores.table, "protocol": self.protocol}, parquet(scores.samples)

@@ -15,6 +15,7 @@ from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation import responses
 from massive_sft.evaluation.requests import Request, RequestSet
 from massive_sft.evaluation.responses import AnswerShard, Response
+from massive_sft.evaluation.shards import shards
 from massive_sft.ledger.storage import Storage
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -55,10 +56,11 @@ class Looks:
     Args:
         requests: all of the benchmark's.
         place: of ``looks_key``.
+        shared: as of ``shards``.
     """
 
-    def __init__(self, requests: RequestSet, place: Storage):
-        self._requests, self._place = requests, place
+    def __init__(self, requests: RequestSet, place: Storage, shared: bool = False):
+        self._requests, self._place, self._shared = requests, place, shared
         self._asked = {leaf.name: sets.read_requests(requests, leaf) for leaf in requests.leaves}
         questions = shuffled(self._asked)
         self.sizes = tuple(math.ceil(share * len(questions)) for share in SHARES)
@@ -79,10 +81,9 @@ class Looks:
             answer: the ``score`` of a scorer of these weights.
         """
         totals = Counter[str]()
+        place, folder = self._place.at(str(look)), self._requests.folder
         for leaf, added in self._added(look):
-            for number, shard in enumerate(sets.shards(added)):
-                key, folder = f"{look}/{responses.shard_key(leaf, number)}", self._requests.folder
-                totals.update(responses.answer_shard(self._place, key, weights, shard, folder, answer))
+            totals.update(responses.answer_list(place, leaf, weights, added, folder, answer, self._shared))
         return dict(totals)
 
     def read(self, look: int, weights: str | None) -> dict[str, tuple[list[Request], list[Response]]]:
@@ -93,10 +94,7 @@ class Looks:
         found: dict[str, list[tuple[Request, Response]]] = {leaf: [] for leaf in self._asked}
         for number in range(1, look + 1):
             for leaf, added in self._added(number):
-                answered: list[Response] = []
-                for index, shard in enumerate(sets.shards(added)):
-                    key = f"{number}/{responses.shard_key(leaf, index)}"
-                    answered += responses.read_shard(self._place, key, weights, shard)[0]
+                answered = responses.read_list(self._place.at(str(number)), leaf, weights, added)
                 found[leaf] += zip(added, answered, strict=True)
         ordered = {leaf: sorted(pairs, key=lambda pair: pair[0].index) for leaf, pairs in found.items()}
         return {leaf: ([pair[0] for pair in pairs], [pair[1] for pair in pairs]) for leaf, pairs in ordered.items()}
@@ -105,7 +103,7 @@ class Looks:
         """Put the answers to all questions where those lie that were asked in the benchmark's own order."""
         for leaf, (asked, answered) in self.read(len(SHARES), weights).items():
             begin = 0
-            for number, shard in enumerate(sets.shards(asked)):
+            for number, shard in enumerate(shards(asked, self._shared)):
                 part = answered[begin : begin + len(shard)]
                 place.put(responses.shard_key(leaf, number), responses.shard_bytes(weights, shard, part, {}))
                 begin += len(shard)

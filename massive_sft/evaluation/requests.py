@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,10 +20,6 @@ from massive_sft.core.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
-# A shard closes at the first document boundary at or after this many requests; it is what a crash loses. A generated
-# answer costs about as much as ten likelihoods: a minute or so on a large GPU either way.
-SHARD_REQUESTS = 1024
-SHARD_GENERATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -250,21 +246,3 @@ def requests_path(folder: Path, leaf: str) -> Path:
 def file_name(task: str) -> str:
     """Return a task's name as a file name (lm-eval puts ``::`` and ``/`` into some)."""
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in task)
-
-
-def shards(requests: Sequence[Request], size: int | None = None) -> Iterator[Sequence[Request]]:
-    """Yield slices of the list, in order, that never cut a document's requests apart.
-
-    A pure function of the list: the same shards on every machine, however many workers take them.
-
-    Args:
-        size: requests of a shard at least; by their kind when ``None``.
-    """
-    if size is None:
-        size = SHARD_GENERATIONS if any(isinstance(request, Generation) for request in requests) else SHARD_REQUESTS
-    start = 0
-    for end in range(1, len(requests) + 1):
-        at_boundary = end == len(requests) or requests[end].doc != requests[end - 1].doc
-        if at_boundary and (end - start >= size or end == len(requests)):
-            yield requests[start:end]
-            start = end

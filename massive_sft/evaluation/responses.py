@@ -16,6 +16,7 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import decompress_lines
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.requests import Leaf, Request, RequestSet
+from massive_sft.evaluation.shards import shards
 from massive_sft.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,12 @@ class GenerationResponse:
 Response = LikelihoodResponse | GenerationResponse
 _KINDS: dict[str, Callable[..., Response]] = {"scored": LikelihoodResponse, "generated": GenerationResponse}
 AnswerShard = Callable[[Sequence[Request], Path], tuple[list[Response], dict[str, int]]]
+Tell = Callable[[str, Sequence[Request], Sequence[Response]], None]
+"""Called with a leaf task, a shard of its requests, and the responses."""
+
+
+def untold(leaf: str, requests: Sequence[Request], responses: Sequence[Response]) -> None:
+    """Tell nobody."""
 
 
 def shard_key(leaf: str, number: int) -> str:
@@ -80,6 +87,10 @@ def read_shard(
 ) -> tuple[list[Response], dict[str, int]]:
     """Read one shard's responses, and what happened; with ``weights`` None whatever weights answered.
 
+    Args:
+        requests: those from the shard's first on. The shard says how many of them it answers: another version may have
+            cut the list otherwise.
+
     Raises:
         FileNotFoundError: it has not been scored.
         Corrupt: it cannot be read, fails its checksum, or holds other weights' answers or answers to other requests.
@@ -94,7 +105,8 @@ def read_shard(
         raise Corrupt(f"{path}: does not match its checksum")
     if weights is not None and header["weights"] != weights:
         raise Corrupt(f"{path}: was answered by other weights")
-    if header["requests"] != checksum_of(requests) or len(lines) != len(requests):
+    asked = requests[: len(lines)]
+    if not lines or len(asked) != len(lines) or header["requests"] != checksum_of(asked):
         raise Corrupt(f"{path}: answers other requests")
     entries = [json.loads(line) for line in lines]
     return [_KINDS[entry.pop("kind")](**entry) for entry in entries], header["happened"]
@@ -108,39 +120,71 @@ def checksum_of(requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def answer_requests(requests: RequestSet, place: Storage, weights: str, answer: AnswerShard) -> dict[str, int]:
+def answer_requests(
+    requests: RequestSet, place: Storage, weights: str, answer: AnswerShard, shared: bool = False, tell: Tell = untold
+) -> dict[str, int]:
     """Answer every shard that is not valid in ``place`` yet; return the sums of what happened.
 
-    ``answer`` is the ``score`` of a scorer of these weights. A shard that is corrupt or of other weights is answered
-    again (``shards_replaced``); finished ones are left as they are.
+    Args:
+        answer: the ``score`` of a scorer of these weights.
+        shared: whether it computes once what requests begin with alike.
+        tell: called with each shard's leaf task, requests and responses.
     """
-    totals = Counter({"shards": 0, "shards_found": 0, "shards_replaced": 0})
+    totals = Counter[str]()
     for leaf in requests.leaves:
-        for number, shard in enumerate(sets.shards(sets.read_requests(requests, leaf))):
-            totals.update(answer_shard(place, shard_key(leaf.name, number), weights, shard, requests.folder, answer))
+        asked = sets.read_requests(requests, leaf)
+        totals.update(answer_list(place, leaf.name, weights, asked, requests.folder, answer, shared, tell))
     return dict(totals)
 
 
-def answer_shard(
-    place: Storage, key: str, weights: str, shard: Sequence[Request], folder: Path, answer: AnswerShard
+def answer_list(
+    place: Storage,
+    leaf: str,
+    weights: str,
+    requests: Sequence[Request],
+    folder: Path,
+    answer: AnswerShard,
+    shared: bool,
+    tell: Tell = untold,
 ) -> dict[str, int]:
-    """Answer one shard unless it has a valid file; return counts of what happened, as ``answer_requests``.
+    """Answer a leaf task's requests, as ``answer_requests``.
+
+    A shard that is corrupt or of other weights is answered again (``shards_replaced``); finished ones are left as they
+    are, however they were cut.
 
     Args:
-        place, key: where its responses lie.
+        place: where responses lie below ``<leaf>/``.
         folder: of the request set, where its tokens are kept.
     """
-    counts = {"shards": 1, "shards_found": 0, "shards_replaced": 0}
-    try:
-        _, happened = read_shard(place, key, weights, shard)
-        counts["shards_found"] = 1
-    except (FileNotFoundError, Corrupt) as error:
-        if isinstance(error, Corrupt):
-            log.warning("%s; it is answered again", error)
-            counts["shards_replaced"] = 1
-        answered, happened = answer(shard, folder / TOKENS)
-        place.put(key, shard_bytes(weights, shard, answered, happened))
-    return counts | happened
+    totals = Counter({"shards": 0, "shards_found": 0, "shards_replaced": 0})
+    done = 0
+    while done < len(requests):
+        key, left = shard_key(leaf, totals["shards"]), requests[done:]
+        totals["shards"] += 1
+        try:
+            answered, happened = read_shard(place, key, weights, left)
+            totals["shards_found"] += 1
+        except (FileNotFoundError, Corrupt) as error:
+            if isinstance(error, Corrupt):
+                log.warning("%s; it is answered again", error)
+                totals["shards_replaced"] += 1
+            shard = next(shards(left, shared))
+            answered, happened = answer(shard, folder / TOKENS)
+            place.put(key, shard_bytes(weights, shard, answered, happened))
+        totals.update(happened)
+        tell(leaf, left[: len(answered)], answered)
+        done += len(answered)
+    return dict(totals)
+
+
+def read_list(place: Storage, leaf: str, weights: str | None, requests: Sequence[Request]) -> list[Response]:
+    """Read the responses to a leaf task's requests, in order. Raises like ``read_shard``."""
+    answered: list[Response] = []
+    number = 0
+    while len(answered) < len(requests):
+        answered += read_shard(place, shard_key(leaf, number), weights, requests[len(answered) :])[0]
+        number += 1
+    return answered
 
 
 def read_responses(
@@ -148,7 +192,4 @@ def read_responses(
 ) -> tuple[list[Request], list[Response]]:
     """Read a leaf's requests and their responses, in order. Raises like ``read_shard``."""
     asked = sets.read_requests(requests, leaf)
-    answered: list[Response] = []
-    for number, shard in enumerate(sets.shards(asked)):
-        answered += read_shard(place, shard_key(leaf.name, number), weights, shard)[0]
-    return asked, answered
+    return asked, read_list(place, leaf.name, weights, asked)

@@ -6,22 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from massive_sft.evaluation.beginnings import common
 from massive_sft.models.lse_attention import KeysValues
 from massive_sft.models.tree_row import Node, TreeRow
 
 Tokens = tuple[int, ...]
-
-
-def common(one: Tokens, other: Tokens) -> int:
-    """Return how many tokens two sequences begin with alike."""
-    shortest = min(len(one), len(other))
-    if one[:shortest] == other[:shortest]:
-        return shortest
-    low, high = 0, shortest  # one[:low] is common, one[:high] is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
-    return low
 
 
 def plan_rows(sequences: Sequence[Tokens], budget: int, reads: Sequence[int], most_reads: int) -> list[list[int]]:

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.evaluation.beginnings import common
 from massive_sft.evaluation.logits import dense_budget
 from massive_sft.evaluation.scorer import PlainScorer, Row, Value, in_groups, reads, summed
-from massive_sft.evaluation.token_tree import common, plan_rows, tree_row
+from massive_sft.evaluation.token_tree import plan_rows, tree_row
 from massive_sft.models.lse_attention import KeysValues
 from massive_sft.models.tree_attention import NAME, PASS
 from massive_sft.models.tree_support import as_tree, refusal
