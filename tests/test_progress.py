@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,15 @@ from rich.console import Console
 from small_sweep import small_sweep
 
 from massive_sft.cli.progress import RunProgress, headline_text
+from massive_sft.cli.status import status_view
 from massive_sft.cost.time_left import GUESS_S, PRIOR_S, TimeLeft
+from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.record import Status
+from massive_sft.ledger.scores_so_far import PartScores
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.events import (
+    BenchmarkProgressed,
     BenchmarkScored,
     CellRecorded,
     ScoringStarted,
@@ -57,6 +63,8 @@ def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(p
     for number in (1, 2):
         progress.listen(TrainingProgressed(full.trajectory, step(number)))
     progress.listen(ScoringStarted(plan.base[0].cell))
+    progress.listen(BenchmarkProgressed(plan.base[0].cell, PartScores(SCORES, 256, 1319)))
+    assert re.search(r"0/5 +1 now, facts_mc-0shot acc 37\.5 % ±10\.0, 256 of 1,319", rows(progress)["scored"])
     progress.listen(BenchmarkScored(plan.base[0].cell, SCORES))
     shown = rows(progress)
     assert re.search(r"0/2 +1 now, loss 1\.500, 2,000 tokens/s", shown["trained"])
@@ -72,6 +80,18 @@ def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(p
     shown = rows(progress)
     assert re.search(r"1/2 +0 now *$", shown["trained"])
     assert re.search(r"1/5 +0 now, 1 COMPLETE, facts_mc", shown["scored"])
+
+
+def test_status_tells_what_is_scored_so_far_while_a_cell_is_in_work(plan: Plan) -> None:
+    ledger, base = Ledger(plan.storage), plan.base[0]
+    scores_so_far.write(ledger.cell(base.cell.id), PartScores(SCORES, 256, 1319))
+    for status, told in ((Status.RUNNING, True), (Status.WAITING, False)):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(status_view(replace(plan, base=(replace(base, recorded=status),)), ledger))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("so far facts_mc-0shot acc 37.5 % ±10.0, 256 of 1,319" in shown) is told
+    scores_so_far.remove(ledger.cell(base.cell.id))
+    assert scores_so_far.read(ledger.cell(base.cell.id)) is None
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])

@@ -22,12 +22,13 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from scorer_lm import ScorerLM
 
-from massive_sft.evaluation import build, intervals, responses, wrapping
+from massive_sft.evaluation import build, intervals, responses, so_far, wrapping
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.build import PreparedBenchmarks
 from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id
 from massive_sft.evaluation.scorer import PlainScorer
+from massive_sft.evaluation.so_far import ScoresSoFar
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep import schema
@@ -44,10 +45,15 @@ def prepare(
 
 
 def run(
-    root: Path, prepared: PreparedBenchmarks, make: Callable[[], PlainScorer] | None = None, weights: str = "w"
+    root: Path,
+    prepared: PreparedBenchmarks,
+    make: Callable[[], PlainScorer] | None = None,
+    weights: str = "w",
+    **options: Any,
 ) -> EvaluationResult:
     make = make or (lambda: PlainScorer(world.llama(), world.tokenizer()))
-    return evaluate(prepared, PROTOCOL, weights, make, Folder(root / "cell"), ScoreCache(Folder(root / "cache")))
+    cache = ScoreCache(Folder(root / "cache"))
+    return evaluate(prepared, PROTOCOL, weights, make, Folder(root / "cell"), cache, **options)
 
 
 def no_model() -> PlainScorer:
@@ -158,6 +164,14 @@ def test_group_score_is_weighted_as_lm_eval_weights_it(tmp_path: Path, weight_by
     entry = table["groups"]["both"]["acc,none"]
     assert entry["value"] == expected["results"]["both"]["acc,none"]
     assert entry["stderr"] == pytest.approx(expected["results"]["both"]["acc_stderr,none"])
+    # One of its parts is told while the other is left to answer, but not as part of what is no mean over questions.
+    told: list[ScoresSoFar] = []
+    with patch.object(so_far, "EVERY_S", 0.0):
+        run(tmp_path, prepare(tmp_path, path), weights="others", told=told.append)
+    first = table["tasks"]["part_a"]["acc,none"]
+    expect = [(first["value"], first["interval"], first["n"])] if weight_by_size else []
+    assert [(*(one.scores["acc,none"][key] for key in ("value", "interval")), one.answered) for one in told] == expect
+    assert all((one.benchmark, one.of) == ("group-0shot", entry["n"]) for one in told)
     assert (entry["n"], entry["higher_is_better"]) == (17, True)
     assert table["tasks"]["part_a"]["acc,none"]["stderr"] == pytest.approx(
         expected["results"]["part_a"]["acc_stderr,none"]

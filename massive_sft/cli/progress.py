@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -19,9 +20,11 @@ from rich.text import Text
 from massive_sft.cli.views import STYLES
 from massive_sft.cost.estimate import runs_to_train
 from massive_sft.cost.time_left import TimeLeft
-from massive_sft.ledger.record import BenchmarkScores, Record, Status
+from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
+from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.planning.plan import Plan
 from massive_sft.running.events import (
+    BenchmarkProgressed,
     BenchmarkScored,
     CellRecorded,
     CellSkipped,
@@ -123,6 +126,8 @@ class RunProgress:
                 self._scoring.add(event.cell.id)
             case BenchmarkScored():
                 self._last_score = headline_text(event.scores) or self._last_score
+            case BenchmarkProgressed():
+                self._last_score = part_text(event.part) or self._last_score
             case CellRecorded():
                 self._note_record(event.record)
         line = run_event_line(event)
@@ -233,15 +238,37 @@ class _Training:
 
 def headline_text(benchmark: BenchmarkScores) -> str:
     """Return a benchmark's score as people read it, such as ``gsm8k-5shot exact_match 41.2 %``; empty without one."""
+    found = _headline(benchmark)
+    return "" if found is None else f"{_score_text(benchmark, *found)}" + (f" {EARLY}" if benchmark.early else "")
+
+
+def part_text(part: PartScores) -> str:
+    """Return what is scored so far, such as ``gsm8k-5shot exact_match 41.2 % ±2.7, 256 of 1,319``; empty without it."""
+    found = _headline(part.scores)
+    if found is None:
+        return ""
+    metric, score = found
+    low, high = score.interval or (math.nan, math.nan)
+    half = scale(metric) * (high - low) / 2
+    interval = f" ±{half:.1f}" if unit(metric) else f" ±{half:.2g}"
+    shown = _score_text(part.scores, metric, score) + (interval if score.interval else "")
+    return f"{shown}, {part.answered:,} of {part.of:,}"
+
+
+def _headline(benchmark: BenchmarkScores) -> tuple[str, Score] | None:
+    """Return the metric that stands for a benchmark, and its score; None where it has no value."""
     for kind, name in sorted(headline(benchmark)):
         scores = (benchmark.groups if kind == "group" else benchmark.tasks)[name]
         key = primary_metric(scores)
-        value = None if key is None else scores[key].value
-        if key is not None and value is not None:
-            metric, _ = split(key)
-            shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
-            return f"{benchmark.benchmark} {metric} {shown}" + (f" {EARLY}" if benchmark.early else "")
-    return ""
+        if key is not None and scores[key].value is not None:
+            return split(key)[0], scores[key]
+    return None
+
+
+def _score_text(benchmark: BenchmarkScores, metric: str, score: Score) -> str:
+    value = score.value or 0.0
+    shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
+    return f"{benchmark.benchmark} {metric} {shown}"
 
 
 def _duration(seconds: float) -> str:

@@ -10,11 +10,14 @@ from rich.text import Text
 from massive_sft.cli import import_table
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
+from massive_sft.cli.progress import part_text
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
+from massive_sft.ledger import scores_so_far
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.outcome import explain
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.planning.trained import needs_retraining
 from massive_sft.study.imported import is_imported
@@ -60,6 +63,12 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
     names = short_names([item.cell.coordinates._asdict() for item in cells])
     for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
-        why = Text("\n".join(explain(item, ledger, item.cell.id in gone)))
+        why = Text("\n".join(explain(item, ledger, item.cell.id in gone)) or _so_far(item, ledger))
         table.add_row(item.cell.id, Text(name), status, why)
     return Group(table, Text(), *plan_totals(plan), warnings_view(plan))
+
+
+def _so_far(item: CellPlan, ledger: Ledger) -> str:
+    """Return the score of the benchmark that a cell is being scored on, as far as it is answered."""
+    part = scores_so_far.read(ledger.cell(item.cell.id)) if item.status is Status.RUNNING else None
+    return "" if part is None else f"so far {part_text(part)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ def aggregate(
         with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
             values = leaf_values(loaded.tasks[leaf.name], leaf, requests, responses, benchmark.requests.limit)
             tasks[leaf.name] = {
-                f"{metric},{filter_name}": _entry(loaded.tasks[leaf.name], metric, by_doc)
-                for (metric, filter_name), by_doc in values.items()
+                key: entry_of(loaded.tasks[leaf.name], key, by_doc)
+                for key, by_doc in ((",".join(names), by_doc) for names, by_doc in values.items())
             }
             for_groups[leaf.name] = _for_group(tasks[leaf.name])
             rows += sample_rows(leaf.name, loaded.tasks[leaf.name], values)
@@ -147,8 +147,14 @@ def _walls(tasks: Iterable[Task]) -> dict[str, str]:
     return {"sandbox": choose("rlimits")} if any(map(executes_code, tasks)) else {}
 
 
-def _entry(task: Task, metric: str, by_doc: dict[int, Any]) -> dict[str, Any]:
-    """Return one metric's value with its interval from per-sample values."""
+def entry_of(task: Task, key: str, by_doc: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return one metric's value with its interval from per-sample values.
+
+    Args:
+        key: ``metric,filter``.
+        by_doc: values by question.
+    """
+    metric = key.rpartition(",")[0]
     combine = task.aggregation().get(metric, lm_metrics.mean)
     values = list(by_doc.values())
     interval = _interval(combine, values)

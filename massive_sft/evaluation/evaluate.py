@@ -20,6 +20,7 @@ from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response, answer_requests
 from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.scorer import Scorer
+from massive_sft.evaluation.so_far import ScoresSoFar, SoFar
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice
@@ -85,6 +86,10 @@ class _LazyScorer:
         return self._scorer.score(requests, tokens)
 
 
+def _untold(scores: ScoresSoFar) -> None:
+    """Tell nobody."""
+
+
 def evaluate(
     prepared: PreparedBenchmarks,
     protocol: schema.Protocol,
@@ -96,6 +101,7 @@ def evaluate(
     confirm: Callable[[], None] = lambda: None,
     ends: Collection[int] = (),
     until: Until | None = None,
+    told: Callable[[ScoresSoFar], None] = _untold,
 ) -> EvaluationResult:
     """Score one model's weights on every prepared benchmark.
 
@@ -108,6 +114,7 @@ def evaluate(
         confirm: called before scores are written; raises when they may not count.
         ends: the tokens that the scorer ends an answer at.
         until: when an early answer is enough; None where all questions are asked.
+        told: called with the scores of what is answered of a benchmark, now and then.
     """
     result = EvaluationResult(missing=dict(prepared.missing))
     scorer = _LazyScorer(make_scorer, protocol.engine)
@@ -115,7 +122,7 @@ def evaluate(
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
         scores = cache.get(weights, pid)
         if scores is None:
-            work = _Benchmark(benchmark, pid, place.at("responses"), weights, scorer, sandbox, result)
+            work = _Benchmark(benchmark, pid, place.at("responses"), weights, scorer, sandbox, result, told)
             try:
                 early = work.answer_early(until, partial(_base_scores, until, protocol, benchmark, ends, cache))
                 scores = work.scores() if early is None or until is None else _marked(early, pid, until.points)
@@ -155,7 +162,11 @@ def _marked(early: EarlyScores, pid: str, points: float) -> tuple[dict[str, Any]
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """One benchmark to be answered by one model; what happens and what it takes is added to ``result``."""
+    """One benchmark to be answered by one model; what happens and what it takes is added to ``result``.
+
+    Attributes:
+        told: called with the scores of what is answered so far; not where looks are taken.
+    """
 
     benchmark: BenchmarkRequests
     protocol: str
@@ -164,6 +175,7 @@ class _Benchmark:
     scorer: _LazyScorer
     sandbox: Choice | None
     result: EvaluationResult
+    told: Callable[[ScoresSoFar], None]
 
     def answer_early(self, until: Until | None, find_base: FindBase) -> EarlyScores | None:
         """Answer look by look, where an early answer is enough or looks were begun; None once all is answered.
@@ -197,7 +209,8 @@ class _Benchmark:
         """Answer what is left of all questions; return the table, and the per-sample values as Parquet."""
         requests, place = self.benchmark.requests, self.responses.at(self.protocol)
         with self._timed():
-            happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.shares)
+            so_far = SoFar(self.benchmark, self.sandbox, self.told)
+            happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.shares, so_far)
             scores = aggregate.aggregate(self.benchmark, place, self.weights, self.sandbox)
         self.result.happened.setdefault(requests.label, happened)
         return {**scores.table, "protocol": self.protocol}, parquet(scores.samples)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from massive_sft.evaluation.beginnings import common
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 
-# Tokens of a shard, as predicted: some seconds of a 7B model on a large GPU, minutes of a small one on a CPU. Of generated
-# answers four times as many, for the last ones of a shard leave most of a GPU's slots empty: 1,319 answers of up to 256
-# tokens take 2,816 steps in shards of 128, and 437 at once.
+# Tokens of a shard, as predicted: some seconds of a 7B model on a large GPU, minutes of a small one on a CPU. Of
+# generated answers four times as many, for the last ones of a shard leave most of a GPU's slots empty: 1,319 answers of
+# up to 256 tokens take 2,816 steps in shards of 128, and 437 at once.
 SHARD_TOKENS, ANSWER_TOKENS = 2**18, 2**20
 SHARD_REQUESTS = 1024  # of a shard at most, but for the last document's, however short they are
 BYTES_PER_TOKEN = 4.0  # of English under a common tokenizer; the same for all models, so that their shards are

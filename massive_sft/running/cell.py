@@ -13,16 +13,26 @@ from typing import Any
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.core.stop import never_stop
+from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
+from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
 from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
-from massive_sft.running.events import BenchmarkScored, CellRecorded, Listen, ScoringStarted, ignore, skipped
+from massive_sft.running.events import (
+    BenchmarkProgressed,
+    BenchmarkScored,
+    CellRecorded,
+    Listen,
+    ScoringStarted,
+    ignore,
+    skipped,
+)
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers
 from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
@@ -154,10 +164,20 @@ class CellEvaluator:
         def tell(scores: BenchmarkScores) -> None:
             self.progress(BenchmarkScored(plan.cell, scores))
 
+        place, parts = self.ledger.cell(plan.cell.id), 0
+
+        def tell_part(part: PartScores) -> None:
+            nonlocal parts
+            parts += 1
+            scores_so_far.write(place, part)
+            self.progress(BenchmarkProgressed(plan.cell, part))
+
         scored = score(
-            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, self.gpu,
-            self.warm,
+            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, tell_part,
+            self.gpu, self.warm,
         )  # fmt: skip
+        if parts:
+            scores_so_far.remove(place)
         details["scores"] = superseding(details["scores"], scored.scores)
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from massive_sft.ledger.record import BenchmarkScores, Record
+from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.planning.plan import CellPlan
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.trajectory import Trajectory
@@ -51,6 +52,14 @@ class BenchmarkScored:
 
 
 @dataclass(frozen=True)
+class BenchmarkProgressed:
+    """A part of a benchmark's questions is answered for a cell that is being scored."""
+
+    cell: Cell
+    part: PartScores
+
+
+@dataclass(frozen=True)
 class CellRecorded:
     """A cell has a new record."""
 
@@ -72,7 +81,14 @@ class CellSkipped:
 
 
 RunEvent = (
-    TrainingStarted | TrainingProgressed | TrainingEnded | ScoringStarted | BenchmarkScored | CellRecorded | CellSkipped
+    TrainingStarted
+    | TrainingProgressed
+    | TrainingEnded
+    | ScoringStarted
+    | BenchmarkProgressed
+    | BenchmarkScored
+    | CellRecorded
+    | CellSkipped
 )
 Listen = Callable[[RunEvent], None]
 

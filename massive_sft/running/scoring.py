@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
+from massive_sft.evaluation.so_far import ScoresSoFar
 from massive_sft.evaluation.tree import TreeScorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.asked import full_id
-from massive_sft.ledger.record import BenchmarkScores
+from massive_sft.ledger.record import BenchmarkScores, Score
+from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_of
 from massive_sft.models.tokenizer import load_tokenizer
@@ -119,12 +122,18 @@ class _CellModel:
         return self._once("tokenizer", lambda: load_tokenizer(self._cell.model))
 
     def evaluate(
-        self, prepared: PreparedBenchmarks, weights: str, ledger: Ledger, points: float | None
+        self,
+        prepared: PreparedBenchmarks,
+        weights: str,
+        ledger: Ledger,
+        points: float | None,
+        told: Callable[[ScoresSoFar], None],
     ) -> EvaluationResult:
         """Score what was prepared; the model is loaded only when something is left to answer.
 
         Args:
             points: half-width at which an early answer is enough; None for all questions.
+            told: as of ``evaluate``.
 
         Raises:
             Unsupported: the tokenizer cannot be loaded.
@@ -141,6 +150,7 @@ class _CellModel:
             self._guards.confirm,
             self._ends(),
             None if points is None else Until(points, digest(self._cell.base)),
+            told,
         )
 
     def _ends(self) -> frozenset[int]:
@@ -184,6 +194,7 @@ def score(
     stop: Callable[[], bool],
     confirm: Callable[[], None],
     tell: Callable[[BenchmarkScores], None],
+    tell_part: Callable[[PartScores], None],
     gpu: bool,
     warm: WarmModel,
 ) -> CellScores:
@@ -197,6 +208,7 @@ def score(
         stop: asked before each shard.
         confirm: called before the model is loaded and before anything is written; raises when it may not count.
         tell: called with each benchmark's scores.
+        tell_part: called now and then with what a benchmark's scores are so far.
         gpu: whether the model is on a GPU.
         warm: loads the model, from what it holds of the cell before where that is of the same base.
 
@@ -214,7 +226,8 @@ def score(
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
                 benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
-                for scores in result.add(item, model.evaluate(benchmark, weights, ledger, item.until)):
+                told = partial(_tell_part, item, tell_part)
+                for scores in result.add(item, model.evaluate(benchmark, weights, ledger, item.until, told)):
                     tell(scores)
     result.attention = model.attention
     return result
@@ -232,6 +245,16 @@ def prepare_benchmark(
         ledger.cache_dir("requests"),
         evaluation.code_sandbox,
     )
+
+
+def _tell_part(asked: Requirement, tell: Callable[[PartScores], None], found: ScoresSoFar) -> None:
+    scores = BenchmarkScores(
+        benchmark=found.benchmark,
+        asked=asked.id,
+        shots=found.shots,
+        tasks={found.name: {key: Score(**entry) for key, entry in found.scores.items()}},
+    )
+    tell(PartScores(scores, found.answered, found.of))
 
 
 def _recorded(asked: Requirement, table: dict[str, Any]) -> BenchmarkScores:
