@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from small_sweep import small_sweep
 
 from massive_sft.cli.app import main
 from massive_sft.core.files import write_json
+from massive_sft.core.imports import heavy_imports
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -304,6 +306,39 @@ def test_command_line_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "massive_sft", "plan", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"})
     assert "2 training runs, 4 epochs in all, give 4 trained cells, which one by one would take 6 epochs" in done.stdout
+
+
+class Knot:
+    itself: Knot
+
+
+def test_heavy_imports_go_without_the_garbage_collector_and_are_left_out_afterwards() -> None:
+    collections: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collections.append(phase)
+
+    garbage = Knot()
+    garbage.itself, gone = garbage, weakref.ref(garbage)
+    del garbage
+    try:
+        with heavy_imports():
+            assert gone() is None, "what was garbage before is not kept for good"
+            gc.callbacks.append(note)
+            stays = [[number] for number in range(10_000)]
+            assert not collections
+        assert gc.isenabled() and gc.get_freeze_count() >= len(stays)
+    finally:
+        gc.callbacks.remove(note)
+        gc.unfreeze()
+    gc.disable()
+    try:
+        with heavy_imports():
+            pass
+        assert not gc.isenabled(), "who has it off keeps it off"
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_end_leaves_the_last_garbage_collection_nothing_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:

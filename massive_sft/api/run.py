@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from massive_sft.api.plan import pin_revisions, plan, sound_plan
 from massive_sft.core.errors import Interrupted, InvalidInput
+from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -67,7 +68,8 @@ def run(
     selected = select_cells(whole, parse_where(where))
     if not all(cell.is_done for cell in selected.cells):
         progress.say("loading torch, transformers and lm-eval")
-        from massive_sft.running.execute import checked, execute
+        with heavy_imports():
+            from massive_sft.running.execute import checked, execute
 
         with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
             execute(selected, whole, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
@@ -89,15 +91,17 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
     """
 
     def run_here(plan: Plan, listen: Listen) -> None:
-        from massive_sft.running.inline import run_inline
+        with heavy_imports():
+            from massive_sft.running.inline import run_inline
 
         run_inline(plan, listen, retrain, stop)
 
     def run_there(plan: Plan, listen: Listen) -> None:
-        from massive_sft.scheduling.cluster import connected
-        from massive_sft.scheduling.cluster_paths import path_problems
-        from massive_sft.scheduling.native_log import without_native_log
-        from massive_sft.scheduling.run_on_ray import run_on_ray
+        with heavy_imports():
+            from massive_sft.scheduling.cluster import connected
+            from massive_sft.scheduling.cluster_paths import path_problems
+            from massive_sft.scheduling.native_log import without_native_log
+            from massive_sft.scheduling.run_on_ray import run_on_ray
 
         with without_native_log(), connected():
             problems = path_problems(plan.sweep) if named_cluster() else []

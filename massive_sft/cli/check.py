@@ -8,6 +8,7 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
 from massive_sft.cli.views import warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
 from massive_sft.planning.plan import Plan
 from massive_sft.scheduling.named_cluster import named_cluster
@@ -15,7 +16,8 @@ from massive_sft.scheduling.named_cluster import named_cluster
 
 def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     """Try everything a run needs (files, models, tokenizers, data, benchmarks, storage, tracker); train nothing."""
-    from massive_sft.running.check import check as find_problems
+    with heavy_imports():
+        from massive_sft.running.check import check as find_problems
 
     out, warnings = console(), list[Problem]()
     plan = load_plan(file, overlay)

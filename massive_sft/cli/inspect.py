@@ -15,6 +15,7 @@ from rich.text import Text
 from massive_sft.cli.check import warn
 from massive_sft.cli.options import File, Overlays, console, load_plan
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.imports import heavy_imports
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, require_local_files
 from massive_sft.planning.requirements import Requirement
@@ -36,9 +37,10 @@ def inspect(
     if task is not None:
         _inspect_task(load_plan(file, overlay), (model, mixture, setting), task, samples)
         return
-    from massive_sft.data import cautions
-    from massive_sft.data.preview import render
-    from massive_sft.running.samples import build_recipe_samples
+    with heavy_imports():
+        from massive_sft.data import cautions
+        from massive_sft.data.preview import render
+        from massive_sft.running.samples import build_recipe_samples
 
     out, plan = console(), load_plan(file, overlay)
     recipe = find_run(plan, model, mixture, setting).trajectory.recipe

@@ -10,6 +10,7 @@ import typer
 
 from massive_sft.cli.options import File, Overlays, console, read_plan, report_write_errors
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import storage_place
@@ -30,8 +31,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
-    from massive_sft.report.write import write_report
-    from massive_sft.study.results import results_of
+    with heavy_imports():
+        from massive_sft.report.write import write_report
+        from massive_sft.study.results import results_of
 
     if out is not None:
         with report_write_errors("--out", out):
@@ -87,7 +89,8 @@ def ui(
 
 def mirror(file: File, overlay: Overlays = None) -> None:
     """Bring the tracker to what the ledger says: catch up, or rebuild a store that was deleted."""
-    from massive_sft.tracking.mirror import mirror_all
+    with heavy_imports():
+        from massive_sft.tracking.mirror import mirror_all
 
     if is_imported(file):
         mirror_imported(open_imported(file))

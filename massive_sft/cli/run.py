@@ -18,6 +18,7 @@ from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.score_table import score_table
 from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import ExitCode
+from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
 from massive_sft.planning.changes import find_changes, save_last_plan
@@ -75,7 +76,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     One that was stopped exits with INTERRUPTED when a person wished it, else with TRY_AGAIN.
     """
     out, err, stop = console(), console(is_error=True), StopSignal()
-    with err.status("loading torch, transformers and lm-eval"):
+    with err.status("loading torch, transformers and lm-eval"), heavy_imports():
         from massive_sft.api.run import choose_runner
         from massive_sft.running.execute import checked, execute
 

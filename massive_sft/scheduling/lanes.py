@@ -24,6 +24,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
+from massive_sft.core.imports import heavy_imports
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
 from massive_sft.scheduling.live_nodes import NODE
@@ -78,9 +79,10 @@ def lane_loop(config: dict[str, Any]) -> None:
 
 def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
     """Return what trains an order, tells the pool of it as it goes, and returns how it ended."""
-    from massive_sft.ledger.store import Ledger
-    from massive_sft.models.kept_base import KeptBase
-    from massive_sft.running.training import train
+    with heavy_imports():
+        from massive_sft.ledger.store import Ledger
+        from massive_sft.models.kept_base import KeptBase
+        from massive_sft.running.training import train
 
     bases = KeptBase()
 

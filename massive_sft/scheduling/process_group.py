@@ -12,6 +12,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.placement_group import get_current_placement_group
 
 from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.imports import heavy_imports
 from massive_sft.scheduling.nodes import Shape
 
 TIMEOUT_S = 1800.0  # seconds that a collective of the training may take
@@ -79,7 +80,8 @@ def _enter(pool: Any, lane: str, shape: Shape) -> bool:
 
 
 def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
-    from ray.train.torch import config
+    with heavy_imports():
+        from ray.train.torch import config
 
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     config._set_torch_distributed_env_vars()

@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray
 
 from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.imports import heavy_imports
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
@@ -28,9 +29,10 @@ class ScoringActor:
         if not ray.get(queue.enter.remote(group, size)):
             raise ScorersFailed("no more of them is started")
 
-        from massive_sft.models.warm_model import WarmModel
-        from massive_sft.running.cell import CellEvaluator
-        from massive_sft.running.read_ahead import ReadAhead
+        with heavy_imports():
+            from massive_sft.models.warm_model import WarmModel
+            from massive_sft.running.cell import CellEvaluator
+            from massive_sft.running.read_ahead import ReadAhead
 
         self._queue = queue
         self._id = ray.get_runtime_context().get_actor_id()
