@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -225,6 +226,22 @@ def end(process: BaseProcess, seconds: float = 120) -> int:
         process.join()
         raise TimeoutError(f"it did not end in {seconds:g} s")
     return process.exitcode
+
+
+def until(condition: Callable[[], object], process: BaseProcess, seconds: float = 60) -> None:
+    """Wait for what a process brings about, for as long as it computes: a busy machine only makes that longer.
+
+    Raises AssertionError when it ended before, or has not computed for so many seconds.
+    """
+    used, since = "", time.monotonic()
+    while not condition():
+        assert process.is_alive(), f"it ended before, with {process.exitcode}"
+        with contextlib.suppress(FileNotFoundError):
+            stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            if (now := " ".join(stat[11:15])) != used:  # ticks of its own and of those of its children that ended
+                used, since = now, time.monotonic()
+        assert time.monotonic() < since + seconds, f"it never happened, and nothing did for {seconds:g} s"
+        time.sleep(0.02)
 
 
 def command(*arguments: object, out: Path, fault: Fault | None = None, seconds: float = 120) -> tuple[int, str]:

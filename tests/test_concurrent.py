@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from commands import Fault, end, run_with_own_tables, start, stop
+from commands import Fault, end, run_with_own_tables, start, stop, until
 from disturbed import outcome, records, sweep_at, tasks_of, tracked, trainings, undisturbed
 
 from massive_sft.ledger.record import Status
@@ -20,13 +18,6 @@ from massive_sft.tracking.run_fields import checksum
 pytestmark = pytest.mark.timeout(600)
 
 FULL_UNTIL_SCORED = {"keep_snapshots": {"full": "none", "lora": "all"}}
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def stands_still(process: BaseProcess) -> bool:
@@ -66,11 +57,11 @@ def test_run_goes_on_beside_and_after_one_that_dies_while_it_makes_the_mlflow_st
     sweep = sweep_at(tmp_path)
     halfway = Fault(r"db_migrations/versions/", stop, reading=True)
     first = start("run", sweep, "--inline", out=tmp_path / "first", fault=halfway, run=run_with_own_tables)
-    until(lambda: stands_still(first))
+    until(lambda: stands_still(first), first)
     assert not list(tmp_path.glob("ledger/mlflow.db"))
     assert list(tmp_path.glob("ledger/mlflow.db.partial/mlflow.db"))
     second = start("run", sweep, "--inline", out=tmp_path / "second")
-    until(lambda: waits_for_a_lock(second))
+    until(lambda: waits_for_a_lock(second), second)
     first.kill()
     assert (end(first), end(second)) == (-signal.SIGKILL, 0), (tmp_path / "second").read_text()
     assert not list(tmp_path.glob("ledger/mlflow.db.partial"))
@@ -83,9 +74,9 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
     less = sweep_at(tmp_path, name="less", storage=storage)
     more = sweep_at(tmp_path, name="more", storage=storage, evaluation=tasks_of("arith_mc"))
     first = start("run", less, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
-    until(lambda: stands_still(first))
+    until(lambda: stands_still(first), first)
     second = start("run", more, "--inline", out=tmp_path / "second")
-    until(lambda: list(tmp_path.glob("ledger/sweeps/more/runs/*/wants.json")))
+    until(lambda: list(tmp_path.glob("ledger/sweeps/more/runs/*/wants.json")), second)
     os.kill(first.pid or 0, signal.SIGCONT)
     assert (end(first), end(second)) == (0, 0), (tmp_path / "second").read_text()
     assert trainings(tmp_path) == trainings(undisturbed())
@@ -100,9 +91,9 @@ def test_two_sweeps_share_a_training_whose_snapshot_stays_until_both_have_scored
 def test_run_takes_over_what_another_held_when_it_died(tmp_path: Path) -> None:
     sweep = sweep_at(tmp_path)
     first = start("run", sweep, "--inline", out=tmp_path / "first", fault=Fault(r"\.epoch-1\.partial", stop))
-    until(lambda: stands_still(first))
+    until(lambda: stands_still(first), first)
     second = start("run", sweep, "--inline", out=tmp_path / "second")
-    until(lambda: "waits for 1 cell that" in (tmp_path / "second").read_text())
+    until(lambda: "waits for 1 cell that" in (tmp_path / "second").read_text(), second)
     assert second.is_alive()
     first.kill()
     assert (end(first), end(second)) == (-signal.SIGKILL, 0), (tmp_path / "second").read_text()

@@ -37,7 +37,7 @@ from massive_sft.ledger.manifest import seal_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.sweep.cell import Coordinates
-from massive_sft.tracking import connection_check
+from massive_sft.tracking import connection_check, store
 from massive_sft.tracking import mirror as mirroring
 from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
@@ -584,6 +584,33 @@ def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     running.put(write(ledger))
     assert not running.close()
     assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
+
+
+def test_store_that_another_process_has_locked_is_waited_for_and_not_refused(ledger, monkeypatch):
+    """Whoever stands still while it writes keeps the lock; nobody else's sweep is held up by that."""
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(store, "LOCKED_S", 0.1)
+    with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db", isolation_level=None)) as holder:
+        holder.execute("begin exclusive")
+        running = Mirror.open(ledger, SWEEP, {cell_id(1): coordinates(2)}, "")
+        assert "database is locked" in running.problem
+        running.put(write(ledger))
+        holder.execute("rollback")
+    assert not running.close()
+    assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
+
+
+def test_database_of_something_else_that_was_locked_at_the_start_stays_as_it_is(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(store, "LOCKED_S", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db", isolation_level=None)) as holder:
+        holder.execute("create table runs (a)")
+        before = (tmp_path / "other.db").read_bytes()
+        holder.execute("begin exclusive")
+        running = Mirror.open(ledger, SWEEP, {}, f"sqlite:///{tmp_path}/other.db")
+        holder.execute("rollback")
+    assert "something else than MLflow" in running.close().reason
+    assert (tmp_path / "other.db").read_bytes() == before
 
 
 def test_first_mirror_looks_again_after_it_gave_the_lease_back(ledger, monkeypatch):

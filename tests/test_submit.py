@@ -15,12 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from zipfile import ZipFile
 
+import processes
 import pytest
 import ray
 import typer
@@ -33,7 +34,7 @@ from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
 from massive_sft.cli.submit import job, submit
-from massive_sft.core.errors import InvalidInput
+from massive_sft.core.errors import ClusterLost, InvalidInput
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.scheduling import cluster, end_request, package
@@ -537,7 +538,7 @@ def test_folder_that_ray_cannot_use_is_named_with_the_variable_that_names_it(
 # ---- jobs on a real head
 
 
-PORT = free_port()  # of the head, for its nodes
+PORT = processes.free_port()  # of the head, for its nodes
 
 
 @pytest.fixture(scope="module")
@@ -559,7 +560,8 @@ def head(session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     process = start_session(start_ray, options, node_environment(runs), session)
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        wait_for(lambda: answers(address), 120)
+        # Until it has noted its address, Ray gives its jobs that of any cluster of this machine, another test's too.
+        wait_for(lambda: answers(address) and Path(session, "ray_current_cluster").exists(), 120)
         yield address, runs
     finally:
         process.terminate()
@@ -569,14 +571,15 @@ def head(session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 
 
 @contextmanager
-def second_node(address: str, runs: Path, *hidden: object) -> Iterator[None]:
-    """Have the head's cluster another node, which does not see what is in some folders."""
+def second_node(address: str, runs: Path, *hidden: object) -> Iterator[int]:
+    """Have the head's cluster another node, which does not see what is in some folders; yield its session's id."""
     options = node_options(dashboard_agent_listen_port=free_port())
     options += [f"--address=127.0.0.1:{PORT}", "--node-name=second"]
     process = start_hiding(hidden, start_ray, options, node_environment(runs), "/")
     try:
         wait_for(lambda: alive(address) == 2, 120)
-        yield
+        assert process.pid is not None
+        yield process.pid
     finally:
         process.terminate()
         process.join(5)
@@ -880,7 +883,7 @@ def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_star
 
 
 @pytest.mark.slow
-def test_check_names_the_node_that_lacks_a_path(
+def test_check_names_the_node_that_lacks_a_path_and_asks_no_more_of_one_that_is_gone(
     head: tuple[str, Path], session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing is packaged, relative paths are asked for as well."""
@@ -889,8 +892,21 @@ def test_check_names_the_node_that_lacks_a_path(
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RUNS", str(tmp_path))
-    with second_node(address, runs, session, tmp_path / "shared"), pytest.raises(InvalidInput) as caught:
-        CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
+    with second_node(address, runs, session, tmp_path / "shared") as node:
+        with pytest.raises(InvalidInput) as caught:
+            CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
+        (raylet,) = (one.pid for one in processes.titled("raylet/raylet ") if os.getsid(one.pid) == node)
+        os.kill(raylet, signal.SIGSTOP)  # so that it takes no task
+        wait = ray.wait
+
+        def leave(*arguments: Any, **options: Any) -> Any:
+            with suppress(ProcessLookupError):
+                os.kill(raylet, signal.SIGKILL)
+            return wait(*arguments, **options)
+
+        monkeypatch.setattr(ray, "wait", leave)
+        passed = CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
+        assert passed.exit_code == 0, passed.output
     told = {problem.place.removeprefix(f"{path}: "): problem.rule for problem in caught.value.problems}
     assert {"models.llama.path", "datasets.facts.path"} <= told.keys() and "storage.root" not in told
     assert all("there is no such file or folder on second (" in rule for rule in told.values()), told
@@ -924,3 +940,12 @@ def test_check_on_a_cluster_passes_what_it_can_hold_and_names_what_it_cannot(
         problems = done.exception.problems if isinstance(done.exception, InvalidInput) else []
         assert len(problems) == (word == "gpus"), problems
         assert word.upper() in (done.output + "".join(map(str, problems))).upper()
+
+
+@pytest.mark.slow
+def test_job_that_ray_sends_to_another_cluster_says_so(head: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "small-1"}}))
+    with pytest.raises(ClusterLost, match="gave the job small-1 the address of another cluster"), connected():
+        pass
+    assert not ray.is_initialized()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,7 +18,10 @@ import grpc
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outlives the connection starts a new Ray
 
 import ray
+from ray._private.ray_constants import KV_NAMESPACE_JOB
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import canonicalize_bootstrap_address
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
 from ray.exceptions import ActorHandleNotFoundError, RayError, RayTaskError
 
 from massive_sft.core.errors import ClusterLost, InvalidInput, Problem
@@ -33,7 +37,7 @@ def connected() -> Iterator[None]:
 
     Raises:
         InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
-        ClusterLost: what the block asked of Ray was not answered, for it is gone.
+        ClusterLost: what the block asked of Ray was not answered, for it is gone; or this is another cluster's job.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
@@ -48,6 +52,8 @@ def connected() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
+        if address:
+            _require_own_job()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm)  # which Ray has taken
         yield
@@ -90,6 +96,23 @@ def _start(address: str | None) -> None:
     except Exception as error:  # Ray raises whatever it meets at its start, a bare Exception too
         ray.shutdown()
         raise InvalidInput(_refusal(address, error)) from error
+
+
+def _require_own_job() -> None:
+    """Raise ClusterLost where Ray had a job of one cluster join another.
+
+    It tells a job any cluster of the machine while the job's own has not noted its address yet, which it does some
+    seconds after it begins to take jobs.
+    """
+    metadata = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("metadata", {})
+    job = metadata.get(JOB_ID_METADATA_KEY)
+    if job is None:
+        return
+    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
+    worker: Any = ray._private.worker.global_worker
+    if not worker.gcs_client.internal_kv_exists(key, KV_NAMESPACE_JOB):
+        where = redact(os.environ.get("RAY_ADDRESS", ""))
+        raise ClusterLost(f"Ray gave the job {job} the address of another cluster ({where}); submit it again")
 
 
 def _refusal(address: str | None, error: Exception) -> Problem:

@@ -10,12 +10,14 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ray
+from ray.exceptions import LocalRayletDiedError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import InvalidInput, Problem
@@ -28,6 +30,8 @@ from massive_sft.sweep.load import Sweep, load_sweep
 
 PREFIX = "cluster paths: "  # of the answer's line
 NODE_S = 120.0  # seconds for the nodes to answer
+AGAIN_S = 0.5  # seconds before a node whose task was lost is asked again
+TASK_LOST = (LocalRayletDiedError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
 NAMED = 5  # nodes that a refusal names where all of them lack the same
 STORAGE = "storage.root"
 
@@ -158,7 +162,10 @@ def _token(sweep: Sweep, problems: list[Problem]) -> Iterator[str]:
 
 
 def _ask_nodes(paths: Sequence[str], token: str, problems: list[Problem]) -> Mapping[str, frozenset[str]]:
-    """Return what each node, by name, lacks of these paths and the token; one that does not answer is a problem."""
+    """Return what each node, by name, lacks of these paths and the token; one that does not answer is a problem.
+
+    A node that leaves meanwhile is none; one whose task was lost is asked again for as long as it is there.
+    """
 
     @ray.remote(num_cpus=0, max_retries=0)
     def lacks() -> list[str]:
@@ -166,18 +173,29 @@ def _ask_nodes(paths: Sequence[str], token: str, problems: list[Problem]) -> Map
         shared = not token or (os.access(token, os.R_OK) and os.access(os.path.dirname(token), os.W_OK))
         return lost if shared else [*lost, token]
 
-    nodes = {_name(node): node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    there = {name: NodeAffinitySchedulingStrategy(node, soft=False) for name, node in nodes.items()}
-    asked = {lacks.options(scheduling_strategy=place).remote(): name for name, place in there.items()}
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
-    problems += [Problem("nodes", f"must answer within {NODE_S:.0f} s", asked[one]) for one in silent]
-    missing = {}
-    for one in answered:
-        try:
-            missing[asked[one]] = frozenset(ray.get(one))
-        except ray.exceptions.RayError as error:
-            problems.append(Problem("nodes", f"must take a task ({str(error).splitlines()[0]})", asked[one]))
+    missing: dict[str, frozenset[str]] = {}
+    refused: set[str] = set()
+    end = time.monotonic() + NODE_S
+    while left := {name: node for name, node in _nodes().items() if name not in missing.keys() | refused}:
+        if time.monotonic() >= end:
+            problems += [Problem("nodes", f"must answer within {NODE_S:.0f} s", name) for name in left]
+            break
+        there = {name: NodeAffinitySchedulingStrategy(node, soft=False) for name, node in left.items()}
+        asked = {lacks.options(scheduling_strategy=place).remote(): name for name, place in there.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=max(0.0, end - time.monotonic()))
+        for one in answered:
+            try:
+                missing[asked[one]] = frozenset(ray.get(one))
+            except TASK_LOST:
+                time.sleep(AGAIN_S)
+            except ray.exceptions.RayError as error:
+                refused.add(asked[one])
+                problems.append(Problem("nodes", f"must take a task ({str(error).splitlines()[0]})", asked[one]))
     return missing
+
+
+def _nodes() -> dict[str, str]:
+    return {_name(node): node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _name(node: Mapping[str, str]) -> str:

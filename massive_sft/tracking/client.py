@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # Read by mlflow at its import: nothing is sent home and nothing printed. Retries are the mirror's own, because a
@@ -31,6 +31,7 @@ from sqlalchemy import Engine, event  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from massive_sft.tracking.address import client_address  # noqa: E402
+from massive_sft.tracking.store import causes  # noqa: E402
 
 TRACKER_ERRORS = (MlflowException, OSError, SQLAlchemyError, CommandError)
 """What the client raises: connection errors are OSErrors, the last two come from a local store's schema."""
@@ -98,7 +99,7 @@ def is_outage(error: BaseException) -> bool:
     if status is not None:
         # A database that was made read-only, as hosted ones are while their disk is full, MLflow calls a bad request.
         return not 400 <= status < 500 or status in (408, 429) or (status == 400 and "read-only" in str(error))
-    return any(isinstance(cause, (OSError, *_bucket_connection_errors())) for cause in _causes(error))
+    return any(isinstance(cause, (OSError, *_bucket_connection_errors())) for cause in causes(error))
 
 
 def http_status(error: BaseException) -> int | None:
@@ -106,7 +107,7 @@ def http_status(error: BaseException) -> int | None:
 
     The answer may be the tracker's, that of a proxy before it, or that of a bucket which artifacts go to.
     """
-    return next((status for cause in _causes(error) if (status := _own_status(cause)) is not None), None)
+    return next((status for cause in causes(error) if (status := _own_status(cause)) is not None), None)
 
 
 def _own_status(error: BaseException) -> int | None:
@@ -119,14 +120,6 @@ def _own_status(error: BaseException) -> int | None:
         answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return answer if isinstance(answer, int) else None
     return getattr(answer, "status_code", None)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what it was raised from or met while it was handled."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _bucket_connection_errors() -> tuple[type[Exception], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
@@ -15,6 +14,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.paths import expand_variables
 from massive_sft.tracking.address import bucket_problem, database_path, resolve_uri, sqlite_address
+from massive_sft.tracking.store import database_problem, is_locked, tables_of
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ ANSWER_TIMEOUT_S = 3 * TIMEOUT_S
 
 
 def tracking_problem(uri: str, place: str, root: Path, sweep: str = "") -> Problem | None:
-    """Return why a tracking URI cannot be used, or None.
+    """Return why a tracking URI cannot be used, or None; a local store that another process has locked can be.
 
     Args:
         uri: the sweep file's ``tracking.mlflow``; empty means the local store of ``root``, which need not exist yet.
@@ -118,24 +118,18 @@ def _folder_problem(path: Path, place: str, may_be_made: bool) -> Problem | None
 
 def _store_problem(path: Path, place: str) -> Problem | None:
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT_S)
-        ) as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master")}
-    except sqlite3.OperationalError as error:
-        return Problem(place, f"cannot be opened ({error})", str(path))
-    except sqlite3.Error as error:
-        return Problem(place, f"is no SQLite database ({error})", str(path))
-    if not tables:
-        return None
-    # MLflow would add its own tables to anybody's database.
-    if "alembic_version" not in tables or "experiments" not in tables:
-        return Problem(place, "is the database of something else than MLflow", str(path))
+        problem = database_problem(path, place)
+        if problem or not tables_of(path):
+            return problem
+    except (BlockingIOError, sqlite3.OperationalError):
+        return None  # another process writes into it: it is looked at again when it is opened
     from massive_sft.tracking.client import make_client
 
     try:
         _in_time(lambda: make_client(sqlite_address(path)).search_experiments(max_results=1))
     except Exception as error:  # noqa: BLE001 - as above; a schema of another version raises three kinds of errors
+        if is_locked(error):
+            return None
         return Problem(place, f"cannot be used by this MLflow ({_reason(error)})", str(path))
     return None
 

@@ -29,7 +29,7 @@ from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.shown import Shown
 from massive_sft.tracking.source import AsAsked, AsRecorded, CellSource, Unreadable
 from massive_sft.tracking.spool import Item, read_spool, write_spool
-from massive_sft.tracking.store import make_store, relocate_artifacts
+from massive_sft.tracking.store import is_locked, open_store
 from massive_sft.tracking.sweep_run import Origin
 from massive_sft.tracking.tracker import Tracker, WriteArtifacts, shorten
 
@@ -82,7 +82,8 @@ class Mirror:
     ) -> Mirror:
         """Connect to the tracker and start to mirror: first what was missed before, then what is ``put``.
 
-        Where another process mirrors this sweep, its turn is awaited; meanwhile everything stays pending.
+        Where another process mirrors this sweep, or has the local store locked, its turn is awaited; meanwhile
+        everything stays pending.
 
         Args:
             ledger: open for writing.
@@ -103,7 +104,9 @@ class Mirror:
             mirror._first_connection()
         except TRACKER_ERRORS as error:
             mirror._release()
-            raise InvalidInput(Problem(PLACE, f"cannot be used ({shorten(error)})", redact(uri))) from error
+            if not is_locked(error):
+                raise InvalidInput(Problem(PLACE, f"cannot be used ({shorten(error)})", redact(uri))) from error
+            mirror._problem = f"another process holds it ({shorten(error)})"
         except MassiveSFTError:
             mirror._release()
             raise
@@ -209,11 +212,6 @@ class Mirror:
         self._release()
 
     def _first_connection(self) -> None:
-        path = database_path(self._uri)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            make_store(path)
-            relocate_artifacts(path)
         try:
             self._connect()
         except _Busy as error:
@@ -221,6 +219,9 @@ class Mirror:
 
     def _connect(self) -> Tracker:
         """Take the lease and find the sweep on the tracker; does nothing while all of that holds."""
+        path = database_path(self._uri)
+        if self._tracker is None and path is not None:
+            open_store(path)
         if self._lease is None or not self._lease.held():
             self._release()
             owner = this_process()

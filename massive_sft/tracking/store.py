@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from massive_sft.tracking.address import ARTIFACTS, sqlite_address
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.tracking.address import ARTIFACTS, PLACE, sqlite_address
+
+LOCKED_S = 5.0
+"""Seconds until a database that another process has locked is taken for one that stays so."""
 
 
 def make_store(path: Path) -> None:
@@ -35,6 +39,61 @@ def make_store(path: Path) -> None:
             os.fsync(made)
         os.replace(folder / path.name, path)
         folder.rmdir()
+
+
+def open_store(path: Path) -> None:
+    """Make a local store, unless it is there, and bring it along when it has moved.
+
+    Raises:
+        InvalidInput: it is a database of something else.
+        OSError: it cannot be read or written, or another process has it locked (``is_locked``).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_store(path)
+    if problem := database_problem(path, PLACE):
+        raise InvalidInput(problem)
+    relocate_artifacts(path)
+
+
+def database_problem(path: Path, place: str) -> Problem | None:
+    """Return why a file is no local store: MLflow would add its own tables to anybody's database.
+
+    Raises BlockingIOError where another process has it locked.
+    """
+    try:
+        tables = tables_of(path)
+    except sqlite3.OperationalError as error:
+        if is_locked(error):
+            raise BlockingIOError(f"{path}: {error}") from error
+        return Problem(place, f"cannot be opened ({error})", str(path))
+    except sqlite3.Error as error:
+        return Problem(place, f"is no SQLite database ({error})", str(path))
+    if tables and not {"alembic_version", "experiments"} <= tables:
+        return Problem(place, "is the database of something else than MLflow", str(path))
+    return None
+
+
+def tables_of(path: Path) -> set[str]:
+    """Return the names of a database's tables. Raises sqlite3.Error."""
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LOCKED_S)) as connection:
+        return {name for (name,) in connection.execute("select name from sqlite_master")}
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether an error comes from a local store into which another process writes, or stands still while it does."""
+    return any(
+        isinstance(cause, sqlite3.OperationalError) and cause.sqlite_errorcode == sqlite3.SQLITE_BUSY
+        for cause in causes(error)
+    )
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, then what it was raised from or met while it was handled."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def relocate_artifacts(path: Path) -> None:
