@@ -36,7 +36,12 @@ something else that is asked of the same cell, which is scored or measured anew;
 for what they lead to: renaming changes nothing.
 """
 CELL, REQUIREMENT, NEITHER = "cell", "requirement", "no"
-REQUIRED_OF_A_CELL = frozenset({"Fewshot", "Protocol", "Task"})  # classes whose fields are part of what is asked
+# Classes whose fields are part of what is asked, and further such fields; what only names something is not.
+REQUIRED_OF_A_CELL = frozenset({"Fewshot", "Protocol", "Task", "JudgedBenchmark"})
+REQUIRED = frozenset(
+    {("Evaluation", "suites"), ("Evaluation", "until"), ("Judge", "name"), ("Judge", "max_tokens")}
+)  # names for tasks; how sure their scores must be; who judges, and for how long
+NAMES = frozenset({("JudgedBenchmark", "name")})
 SECTION_IDS = {"measures": REQUIREMENT}  # of sections that are values themselves
 DEFINITIONS: Mapping[str, Any] = json_schema()["$defs"]
 
@@ -80,10 +85,8 @@ def _rows(kind: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _identity(kind: type[BaseModel], key: str) -> str:
-    if kind.__name__ in REQUIRED_OF_A_CELL:
+    if (kind.__name__ in REQUIRED_OF_A_CELL or (kind.__name__, key) in REQUIRED) and (kind.__name__, key) not in NAMES:
         return REQUIREMENT
-    if (kind.__name__, key) in (("Evaluation", "suites"), ("Evaluation", "until")):
-        return REQUIREMENT  # names for tasks; how sure their scores must be
     return CELL if key in HASHED.get(kind.__name__, ()) else NEITHER
 
 

@@ -182,6 +182,9 @@ MOVES: dict[str, list[tuple[Edit, ...]]] = {
     "Block.override": [(("blocks.0.override", {"lr": 1e-3}),)],
 }
 TASK: Edit = ("evaluation.tasks", [{"name": "gsm8k"}])
+RATED = {"kind": "mt_bench", "questions": "q"}
+JUDGE: dict[str, Any] = {"name": "judge", "endpoint": "http://a", "price": {"input": 1, "output": 1}}
+JUDGING = {"judges": [JUDGE], "benchmarks": [{"kind": "win_rate", "questions": "q", "baseline": "q"}, RATED]}
 STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Model.gated": [(("models.m1.gated", True),)],
     "MixtureEntry.max_repeats": [(("mixtures.each.max_repeats", 3),)],
@@ -204,6 +207,21 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Evaluation.allow_code_execution": [(("evaluation.allow_code_execution", True),)],
     "Evaluation.until": [(("evaluation.until", 2),)],
     "Evaluation.sandbox": [(("evaluation.sandbox", "rlimits"),)],
+    "Evaluation.judging": [(("evaluation.judging", JUDGING),)],
+    **{
+        f"{kind}.{field}": [(("evaluation.judging", JUDGING), (f"evaluation.judging.{place}{field}", value))]
+        for kind, place, fields in (
+            ("Judging", "", {"judges": [JUDGE | {"name": "j"}], "benchmarks": [RATED], "budget": 5, "max_failures": 0}),
+            ("Judge", "judges.0.", {"name": "j", "endpoint": "http://b", "key": "KEY", "max_tokens": 9, "timeout": 9}),
+            ("Judge", "judges.0.", {"concurrency": 2, "per_minute": 9, "price": {"input": 9, "output": 9}}),
+            ("Price", "judges.0.price.", {"input": 9, "output": 9}),
+            ("JudgedBenchmark", "benchmarks.0.", {"name": "b", "questions": "r", "baseline": "r", "gamed": "r"}),
+            ("JudgedBenchmark", "benchmarks.0.", {"prompts": "r", "logprobs": True, "max_tokens": 9, "limit": 9}),
+            ("JudgedBenchmark", "benchmarks.1.", {"references": "r"}),
+        )
+        for field, value in fields.items()
+    },
+    "JudgedBenchmark.kind": [(("evaluation.judging", JUDGING), ("evaluation.judging.benchmarks", [RATED]))],
     "Storage.root": [(("storage.root", "elsewhere"),)],
     "Storage.snapshots": [(("storage.snapshots", "s3://bucket/prefix"),)],
     "Storage.keep_state": [(("storage.keep_state", "last"),)],

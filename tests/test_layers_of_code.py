@@ -26,6 +26,7 @@ LAYERS = [
     ["data"],
     ["training"],
     ["evaluation"],
+    ["judging"],
     ["measures"],
     ["study"],
     ["search"],
@@ -53,6 +54,9 @@ OWNERS: dict[str, set[str]] = {
     "ruamel": {"sweep"},
     "pandas": {"study", "report"},
     "scipy": {"study", "evaluation", "search"},
+    "sklearn": {"judging"},
+    "requests": {"judging"},
+    "urllib3": {"judging"},
     "jinja2": {"data", "report", "cli"},
     "boto3": {"ledger"},
     "botocore": {"ledger"},
@@ -67,6 +71,8 @@ ALONE = {
     "datasets": "data/sources.py",
     "deepspeed": "training/deepspeed_engine.py",
     "huggingface_hub": "models/hub.py",
+    "requests": "judging/endpoint.py",
+    "sklearn": "judging/length_control.py",
 }
 
 

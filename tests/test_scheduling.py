@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 import signal
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 import ray
 from commands import call, forked_workers
+from judge_server import judge_server
 from processes import descendants
 from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util.placement_group import placement_group_table
+from ruamel.yaml import YAML
 from small_sweep import one_training, small_sweep
 
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted
@@ -87,18 +90,39 @@ def records(folder: Path) -> dict[str, Record]:
 
 
 @pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def judge() -> Iterator[str]:
+    """The address of a judge on this machine."""
+    with judge_server() as server:
+        yield server.url
+
+
+def judged_sweep(folder: Path, judge: str, **changes: Any) -> Path:
+    """Write the small sweep, of which a conversation is judged too."""
+    question = {"question_id": 1, "category": "writing", "turns": ["Who?", "Why?"]}
+    (folder / "questions.jsonl").write_text(json.dumps(question))
+    path = small_sweep(folder, **changes)
+    file = YAML(typ="safe").load(path)
+    file["evaluation"]["judging"] = {
+        "judges": [{"name": "judge-1", "endpoint": judge}],
+        "benchmarks": [{"kind": "mt_bench", "questions": "questions.jsonl", "max_tokens": 8}],
+    }
+    YAML(typ="safe").dump(file, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inline(judge: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inline")
-    run_inline(make_plan(load_sweep(small_sweep(folder))), lambda _: None)
+    run_inline(make_plan(load_sweep(judged_sweep(folder, judge))), lambda _: None)
     return folder
 
 
-def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, tmp_path: Path) -> None:
+def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, judge: str, tmp_path: Path) -> None:
     shutil.copytree(inline / "world", tmp_path / "world")
-    happened, _ = run(small_sweep(tmp_path))
+    happened, _ = run(judged_sweep(tmp_path, judge))
     assert sum(isinstance(event, CellRecorded) for event in happened) == 5
     assert len({event.cell.id for event in happened if isinstance(event, ScoringStarted)}) == 5
-    assert sum(isinstance(event, BenchmarkScored) for event in happened) == 10  # two each
+    assert sum(isinstance(event, BenchmarkScored) for event in happened) == 15  # three each
     expected, found = records(inline), records(tmp_path)
     assert found.keys() == expected.keys()
     for name, record in found.items():
@@ -114,10 +138,10 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
     assert {"RayTrainWorker", *ours} <= started
 
 
-def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, judge: str, tmp_path: Path) -> None:
     shutil.copytree(inline / "world", tmp_path / "world")
     shutil.copytree(inline / "ledger", tmp_path / "ledger")
-    expected, path = records(inline), small_sweep(tmp_path)
+    expected, path = records(inline), judged_sweep(tmp_path, judge)
     for cell in make_plan(load_sweep(path)).cells:
         if cell.cell.coordinates.method != "full":  # whose snapshots are removed
             shutil.rmtree(tmp_path / "ledger" / "cells" / cell.cell.id)
@@ -268,11 +292,13 @@ class Halving:
         return bool(self.promoted)
 
 
-def test_source_that_decides_by_scores_proposes_promotes_and_stops(cluster: None, inline: Path, tmp_path: Path) -> None:
+def test_source_that_decides_by_scores_proposes_promotes_and_stops(
+    cluster: None, inline: Path, judge: str, tmp_path: Path
+) -> None:
     """What is promoted goes on from its kept state, and its scores are those of a sweep that asks for all."""
     shutil.copytree(inline / "world", tmp_path / "world")
     storage = {"root": str(tmp_path / "ledger"), "keep_state": "last"}
-    plan = make_plan(load_sweep(small_sweep(tmp_path, storage=storage)))
+    plan = make_plan(load_sweep(judged_sweep(tmp_path, judge, storage=storage)))
     work, happened = Halving(plan.todo), list[RunEvent]()
     run_on_ray(plan, happened.append, lambda _: None, work=work)
     assert len(work.scores) == 2

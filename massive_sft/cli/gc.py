@@ -270,10 +270,7 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
         if path.name.partition(".")[0] not in keys:
             yield Garbage("tokens", path, _size(ledger, path))
     used = {
-        (item.label, item.shots, item.task.limit)
-        for cell in plan.cells
-        for item in cell.requirements
-        if item.task is not None
+        (item.label, item.shots, item.limit) for cell in plan.cells for item in cell.requirements if item.is_benchmark
     }
     for path in sorted(ledger.cache_dir("requests").glob("[!.]*")):
         try:

@@ -166,10 +166,7 @@ class ScoringWorkloads:
 
     def load(self, item: Requirement, bytes_per_token: float) -> ScoringWorkload | None:
         """Return a benchmark's load, or None where nothing is known of it."""
-        if item.task is None:
-            return None
-        title = item.task.name or Path(str(item.task.path)).stem
-        size = self._sizes.get((item.label, item.task.limit))
+        size = self._sizes.get((item.label, item.limit))
         if size is not None:
             answers = size["answers"]
             prompt = size["prompt_bytes"] / bytes_per_token
@@ -178,6 +175,9 @@ class ScoringWorkloads:
             return ScoringWorkload(
                 tokens, answers, prompt / answers if answers else 0.0, typical_answer_tokens(most), sure=True
             )
+        if item.task is None:
+            return None
+        title = item.task.name or Path(str(item.task.path)).stem
         return _known_load(title, item.shots or 0, item.task.limit)
 
 

@@ -61,7 +61,7 @@ class EvaluationResult:
     files: dict[str, str] = field(default_factory=dict)
 
 
-class _LazyScorer:
+class LazyScorer:
     """A scorer that is made, its model loaded, when something is left to answer.
 
     Attributes:
@@ -117,7 +117,7 @@ def evaluate(
         told: called with the scores of what is answered of a benchmark, now and then.
     """
     result = EvaluationResult(missing=dict(prepared.missing))
-    scorer = _LazyScorer(make_scorer, protocol.engine)
+    scorer = LazyScorer(make_scorer, protocol.engine)
     for benchmark in prepared.benchmarks:
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
         scores = cache.get(weights, pid)
@@ -172,7 +172,7 @@ class _Benchmark:
     protocol: str
     responses: Storage
     weights: str
-    scorer: _LazyScorer
+    scorer: LazyScorer
     sandbox: Choice | None
     result: EvaluationResult
     told: Callable[[ScoresSoFar], None]

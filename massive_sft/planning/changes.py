@@ -71,7 +71,7 @@ def find_changes(plan: Plan) -> list[str]:
 def _again(plan: Plan) -> str:
     """Return what finished cells lack by now; empty when nothing."""
     finished = [cell for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
-    scored = sum(any(item.task is not None for item in cell.unmet) for cell in finished)
+    scored = sum(any(item.is_benchmark for item in cell.unmet) for cell in finished)
     measured = sum(any(item.measure is not None for item in cell.unmet) for cell in finished)
     counts = ((scored, "scored"), (measured, "measured"))
     parts = [f"{_cells(count)} {done} again" for count, done in counts if count]

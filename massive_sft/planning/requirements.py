@@ -12,6 +12,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.asked import early_id, full_id, is_answered
 from massive_sft.ledger.record import Status
+from massive_sft.planning.judged import judged_benchmarks
 from massive_sft.suites import all_tasks
 from massive_sft.suites.declared import facts_by_task, label, shots_of, title
 from massive_sft.sweep import semantics
@@ -19,7 +20,7 @@ from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Protocol, Setting, Task, TemplateText
+from massive_sft.sweep.schema import JudgedBenchmark, Protocol, Setting, Task, TemplateText
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Requirement:
 
     Attributes:
         id: what a record lists when it has it: readable, and different when the declaration differs.
-        task: the benchmark; None for a measure.
+        task: the benchmark; None for a measure, and for one that is judged.
+        judged: the benchmark that a judge scores; None for any other.
         shots: of the benchmark; None for each of its tasks' own.
         template: the training template that wraps the benchmark's prompts; None for a measure.
         measure: the measure's name; None for a benchmark.
@@ -41,16 +43,35 @@ class Requirement:
     template: str | TemplateText | None = None
     measure: str | None = None
     until: float | None = None
+    judged: JudgedBenchmark | None = None
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether it is a benchmark's score, and no measure."""
+        return self.measure is None
+
+    @property
+    def limit(self) -> int | None:
+        """How many of a benchmark's questions are asked; None for all."""
+        benchmark = self.task or self.judged
+        return None if benchmark is None else benchmark.limit
 
     @property
     def label(self) -> str:
         """The benchmark's name with the number of shots, or the measure's."""
+        if self.judged is not None:
+            return judged_label(self.judged)
         return str(self.measure) if self.task is None else label(self.task, self.shots)
 
     @property
     def name(self) -> str:
         """For people: ``mmlu@5`` or the measure's name."""
         return self.measure or self.id.split()[0]
+
+
+def judged_label(benchmark: JudgedBenchmark) -> str:
+    """Return a judged benchmark's name with the number of shots, as that of any other."""
+    return f"{benchmark.title}-0shot"
 
 
 def find_unmet(
@@ -101,6 +122,7 @@ class Requirements:
         located = [self._located(index, task) for index, task in enumerate(declared)]
         self._facts = facts_by_task(located)
         self.tasks = [(task, self._content(index, task)) for index, task in enumerate(located)]
+        self._judged = judged_benchmarks(sweep, contents)
         self._refuse_equal_names()
         variants = (variant.setting for variants in sweep.variants for variant in variants)
         self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
@@ -146,6 +168,8 @@ class Requirements:
             for shots in shots_of(task, self._facts[task]):
                 known = contents.setdefault(label(task, shots), set())
                 known.add(fingerprint({**content, "limit": task.limit}))
+        for benchmark, content in self._judged:
+            contents.setdefault(judged_label(benchmark), set()).add(fingerprint(content))
         twice = [name for name, known in contents.items() if len(known) > 1]
         if twice:
             place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
@@ -182,11 +206,14 @@ class Requirements:
                 if name not in yielded:
                     yield Requirement(name, task, shots, template)
                 yielded.add(name)
+        for benchmark, content in self._judged:
+            about = {**content, **identity, **semantics.scoring(generates=True), **ends}
+            yield Requirement(f"{benchmark.title}@0 {fingerprint(about)}", None, 0, template, judged=benchmark)
 
 
 def _answered_early(item: Requirement, until: float | None) -> Requirement:
     """Return a benchmark's requirement that an early answer meets; itself where none is enough."""
-    return item if until is None else replace(item, id=early_id(item.id, until), until=until)
+    return item if until is None or item.judged is not None else replace(item, id=early_id(item.id, until), until=until)
 
 
 def cell_protocol(protocol: Protocol, cell: Cell) -> Protocol:

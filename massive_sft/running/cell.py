@@ -192,7 +192,7 @@ class CellEvaluator:
         with self.open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
             if found is None:
                 why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
-                gone = {item.label: why for item in plan.unmet if item.task or item.measure == "layer_change"}
+                gone = {item.label: why for item in plan.unmet if item.is_benchmark or item.measure == "layer_change"}
                 details["missing"] = gone
             else:
                 snapshot, hashes = found

@@ -13,7 +13,7 @@ from massive_sft.core.fingerprint import digest
 from massive_sft.evaluation.build import PreparedBenchmarks, prepare
 from massive_sft.evaluation.earlier_answers import EarlierAnswers
 from massive_sft.evaluation.end_tokens import end_tokens
-from massive_sft.evaluation.evaluate import EvaluationResult, Until, evaluate
+from massive_sft.evaluation.evaluate import EvaluationResult, LazyScorer, Until, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
@@ -30,6 +30,7 @@ from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import missing_on_failure
+from massive_sft.running.judged import JudgedScoring
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation
@@ -153,6 +154,20 @@ class _CellModel:
             told,
         )
 
+    def judge(self, item: Requirement, wrapping: Wrapping, weights: str, ledger: Ledger) -> EvaluationResult:
+        """Score a benchmark that is judged; the model is loaded only when an answer is left to write.
+
+        Raises:
+            Unsupported: the tokenizer cannot be loaded.
+            MassiveSFTError: as ``JudgedScoring.score``.
+        """
+        scorer = LazyScorer(self._scorer, self._evaluation.protocol.engine)
+        closing = f"{self.tokenizer().eos_token or ''}\n"
+        stop, confirm = self._guards.stop, self._guards.confirm
+        return JudgedScoring(
+            self._evaluation, wrapping, closing, self._ends(), weights, scorer, ledger, self._cell.id, stop, confirm
+        ).score(item)
+
     def _ends(self) -> frozenset[int]:
         found: frozenset[int] = self._once("end tokens", lambda: end_tokens(self._cell.model, self.tokenizer()))
         return found
@@ -222,12 +237,17 @@ def score(
     earlier = EarlierAnswers([ledger.cell(before).at("responses") for before in cell.before])
     model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu, warm, earlier)
     for item in requirements:
-        if item.task is not None and item.template is not None:
+        if item.template is not None:
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
-                benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
-                told = partial(_tell_part, item, tell_part)
-                for scores in result.add(item, model.evaluate(benchmark, weights, ledger, item.until, told)):
+                if item.judged is not None:
+                    scored = model.judge(item, wrapping, weights, ledger)
+                else:
+                    benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
+                    scored = model.evaluate(
+                        benchmark, weights, ledger, item.until, partial(_tell_part, item, tell_part)
+                    )
+                for scores in result.add(item, scored):
                     tell(scores)
     result.attention = model.attention
     return result

@@ -10,13 +10,16 @@ from massive_sft.suites.declared import standing_for
 
 # The first that a task has is its score; a metric without a stated direction comes last, then the alphabet decides.
 PREFERENCE = (
-    "acc", "exact_match", "em", "exact", "pass@1", "pass_at_1", "acc_norm", "bleu_acc", "mcc", "f1",
+    "acc", "exact_match", "em", "exact", "pass@1", "pass_at_1", "acc_norm", "bleu_acc", "mcc", "f1", "win_rate",
+    "judge_rating",
     "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity",
 )  # fmt: skip
 FILTERS = ("none", "strict-match", "flexible-extract")
 # Metrics that lm-eval gives as a fraction and people read in percent, as the released table has them. ``f1`` is not
 # here: some tasks give it in percent already. Nor is ``bleu_acc``: the released table has it as a fraction.
-FRACTIONS = frozenset({"acc", "exact_match", "em", "pass@1", "pass_at_1", "acc_norm"})
+FRACTIONS = frozenset(
+    {"acc", "exact_match", "em", "pass@1", "pass_at_1", "acc_norm", "win_rate", "lc_win_rate", "agreement"}
+)
 
 EARLY = "†"
 """Stands behind the score of an early answer, wherever it is shown."""

@@ -193,6 +193,6 @@ def results_of(plan: Plan) -> Results:
         if item.cell.id not in records
     ]
     planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
-    asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.task)
+    asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.is_benchmark)
     templates = named_templates(item for cell in plan.cells for item in cell.requirements)
     return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked), templates)

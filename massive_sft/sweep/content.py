@@ -158,6 +158,10 @@ class Contents:
             return f"missing:{path}"
         return TaskContent(self.hashes).of(path)
 
+    def file(self, text: str, place: str) -> str:
+        """Return the content id of a file; one that is not there is noted as missing."""
+        return self._folder(text, (), place)
+
     def resolve_model(self, model: Model, place: str) -> Model:
         """Return the model with absolute paths and the pinned commit."""
         changes: dict[str, Any] = {}

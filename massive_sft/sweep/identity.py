@@ -39,7 +39,15 @@ UNHASHED: dict[str, frozenset[str]] = {
     "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
     "Protocol": frozenset({"engine", "dtype", "template", "adapters", "fewshot"}),
     "Task": frozenset({"name", "path", "shots", "limit"}),
-    "Evaluation": frozenset({"base", "protocol", "suites", "tasks", "until", "allow_code_execution", "sandbox"}),
+    "Evaluation": frozenset(
+        {"base", "protocol", "suites", "tasks", "until", "allow_code_execution", "sandbox", "judging"}
+    ),
+    "Judging": frozenset({"judges", "benchmarks", "budget", "max_failures"}),  # and these: see planning.judged
+    "Judge": frozenset({"name", "endpoint", "key", "max_tokens", "concurrency", "per_minute", "timeout", "price"}),
+    "Price": frozenset({"input", "output"}),
+    "JudgedBenchmark": frozenset(
+        {"kind", "name", "questions", "references", "baseline", "gamed", "prompts", "logprobs", "max_tokens", "limit"}
+    ),
     "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
     "Resource": frozenset(
         {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}

@@ -23,6 +23,9 @@ GENERATION_SEMANTICS = 2
 2: a prompt ends where training's did, and stops that are special tokens are seen.
 """
 
+JUDGING_SEMANTICS = 1
+"""Of verdicts and of what is made of them; in what is asked and the protocol's id of benchmarks that are judged."""
+
 MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1}
 """Of each measure; in what is asked of a cell, and as ``schema`` in what a record holds of it.
 

@@ -12,6 +12,7 @@ from massive_sft.planning.plan import Plan
 from massive_sft.running.check.benchmarks import benchmark_problems
 from massive_sft.running.check.data import clock_cautions, data_problems, distinct_sets
 from massive_sft.running.check.disk_space import disk_space_problems
+from massive_sft.running.check.judges import judge_problems
 from massive_sft.running.check.models import Models, unreachable
 from massive_sft.running.check.snapshot_store import snapshot_store_problems
 from massive_sft.running.check.training_sets import TrainingSets
@@ -89,5 +90,6 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
     with TrainingSets(distinct_sets(plan, models, lost), ledger) as sets:
         sets.begin(say)
         of_benchmarks = list(benchmark_problems(plan, ledger, models, say, warn))  # while others tokenise
+        of_benchmarks += judge_problems(plan, ledger, models, say, warn)
         problems += data_problems(plan, models, sets.outcomes(say), warn)
     return problems + of_benchmarks

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from massive_sft.sweep.schema.field_types import Distinct, Flag, HalfWidth, NotNegative, OneOrMore, Positive, Seed, Text
+from massive_sft.sweep.schema.judging import Judging
 from massive_sft.sweep.schema.strict_model import StrictModel, exactly_one
 
 
@@ -79,6 +80,8 @@ class Evaluation(StrictModel):
     sandbox: Literal["strongest", "rlimits"] = "strongest"
     """What walls such code in. ``strongest``: bubblewrap, or namespaces of the kernel; refused where a machine has
     neither. ``rlimits``: where it has neither, limits on time, memory and files are enough."""
+    judging: Judging | None = None
+    """Benchmarks whose answers another model judges."""
 
     @property
     def code_sandbox(self) -> Literal["strongest", "rlimits"] | None:
