@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -244,13 +244,16 @@ def score(
                     scored = model.judge(item, wrapping, weights, ledger)
                 else:
                     benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
-                    scored = model.evaluate(
-                        benchmark, weights, ledger, item.until, partial(_tell_part, item, tell_part)
-                    )
-                for scores in result.add(item, scored):
-                    tell(scores)
+                    told = partial(_tell_part, item, tell_part)
+                    scored = model.evaluate(benchmark, weights, ledger, item.until, told)
+                _tell_each(tell, result.add(item, scored))
     result.attention = model.attention
     return result
+
+
+def _tell_each(tell: Callable[[BenchmarkScores], None], added: Iterable[BenchmarkScores]) -> None:
+    for scores in added:
+        tell(scores)
 
 
 def prepare_benchmark(
