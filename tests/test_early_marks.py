@@ -25,8 +25,8 @@ from massive_sft.planning.plan import Plan
 from massive_sft.report.report_data import read_report_data
 from massive_sft.report.write import write_report
 from massive_sft.study.frames import to_json_rows
-from massive_sft.study.metrics import EARLY, EARLY_NOTE
 from massive_sft.study.results import results_of
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE
 from massive_sft.tracking.run_fields import describe_record
 
 TASKS = [{"name": "quiz", "shots": 0}]

@@ -15,9 +15,10 @@ from scipy import stats
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
-from massive_sft.study import contrasts, correlate, findings, frames, metrics, tables
+from massive_sft.study import contrasts, correlate, findings, frames, tables
 from massive_sft.study.paired import compare
 from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
+from massive_sft.suites import metrics
 from massive_sft.tracking.run_fields import describe_record
 
 QUIZ, PROSE = "a" * 16, "b" * 16

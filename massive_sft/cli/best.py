@@ -44,7 +44,7 @@ def best(
 
 def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Group:
     """Return a ranking for people: by benchmark and model the best and what ties with it, in the unit people read."""
-    from massive_sft.study.metrics import EARLY_NOTE
+    from massive_sft.suites.metrics import EARLY_NOTE
 
     parts: list[Any] = []
     for column in dict.fromkeys(row["column"] for row in rows):
@@ -57,7 +57,7 @@ def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Grou
 
 
 def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
-    from massive_sft.study.metrics import unit
+    from massive_sft.suites.metrics import unit
 
     first = rows[0]
     sign = unit(first["metric"])
@@ -92,7 +92,7 @@ def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def _cells(row: dict[str, Any], name: str) -> list[Text]:
     mark = {True: " *", False: "", None: " ?"}[row["tied"]] if row["rank"] > 1 else ""
-    from massive_sft.study.metrics import EARLY
+    from massive_sft.suites.metrics import EARLY
 
     metric, ends = row["metric"], (row["difference_low"], row["difference_high"])
     value = with_interval(metric, row["value"], (row["low"], row["high"])) + (f" {EARLY}" if row["early"] else "")

@@ -12,7 +12,7 @@ from massive_sft.cli.show import find_losses
 from massive_sft.cli.views import format_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
-from massive_sft.study.metrics import EARLY
+from massive_sft.suites.metrics import EARLY
 from massive_sft.sweep.schema import Model
 
 # Parts of a cell's content that the card shows elsewhere, or that only a program reads.

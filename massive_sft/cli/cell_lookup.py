@@ -18,7 +18,7 @@ from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import coordinates_of
-from massive_sft.study.metrics import protocol_name
+from massive_sft.suites.metrics import protocol_name
 from massive_sft.sweep.cell import Coordinates
 
 MAX_LISTED = 10  # cells named when the beginning fits several

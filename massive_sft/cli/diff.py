@@ -21,8 +21,8 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
-from massive_sft.study.metrics import EARLY, EARLY_NOTE, full_name, possible_difference, unit
 from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE, full_name, possible_difference, unit
 
 # Of the provenance: different for any two records, and no reason for different results.
 _OWN = ("captured", "argv")

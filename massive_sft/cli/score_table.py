@@ -10,7 +10,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
-from massive_sft.study.metrics import EARLY, EARLY_NOTE, scale, unit
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE, scale, unit
 
 if TYPE_CHECKING:
     from massive_sft.study.results import Results

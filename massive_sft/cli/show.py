@@ -19,7 +19,7 @@ from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.imported import is_imported, open_imported
-from massive_sft.study.metrics import EARLY, protocol_name
+from massive_sft.suites.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
 
 

@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
-from massive_sft.study.metrics import scale, unit
+from massive_sft.suites.metrics import scale, unit
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 

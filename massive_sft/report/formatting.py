@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from massive_sft.study import metrics
+from massive_sft.suites import metrics
 
 MISSING = "—"
 _MINUS = "\N{MINUS SIGN}"

@@ -13,8 +13,9 @@ from massive_sft.report.report_data import ReportData
 from massive_sft.report.scores import LineStyles, numbering
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
-from massive_sft.study import correlate, metrics, tables
+from massive_sft.study import correlate, tables
 from massive_sft.study.frames import BASE, grouped, last_epochs, to_rows
+from massive_sft.suites import metrics
 
 NAMES = {
     "log_perplexity_all": "log perplexity, all tokens",

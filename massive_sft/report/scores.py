@@ -21,8 +21,9 @@ from massive_sft.report.formatting import (
 from massive_sft.report.heat import ROW, count_comparisons, heat_labels, heat_table, metric_name
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, of_texts
-from massive_sft.study import metrics, tables
+from massive_sft.study import tables
 from massive_sft.study.frames import BASE, COORDINATES, grouped, last_epochs, to_rows
+from massive_sft.suites import metrics
 
 
 class ScoreData(Protocol):

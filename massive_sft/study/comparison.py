@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from massive_sft.study import metrics
 from massive_sft.study.findings import find_copied
 from massive_sft.study.frames import BASE
 from massive_sft.study.imported import approximation_note
 from massive_sft.study.released import ScoreColumn, task_of
 from massive_sft.study.tables import primary_rows
+from massive_sft.suites import metrics
 
 SHARED_COORDINATES = ["model", "data", "method", "size", "schedule", "epoch"]
 """The coordinates that a table has; a row is beside a cell when all of them are equal."""

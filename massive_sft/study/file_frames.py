@@ -23,9 +23,9 @@ from massive_sft.evaluation.requests import RequestSet, read_set
 from massive_sft.ledger.loss_curve import StepDone, curve_file, read_end_losses, read_steps
 from massive_sft.ledger.record import BenchmarkScores, Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.study import metrics
 from massive_sft.study.frames import to_rows
 from massive_sft.study.paired import samples_file
+from massive_sft.suites import metrics
 from massive_sft.training.divergence import window_of
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pandas as pd
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
-from massive_sft.study import metrics
+from massive_sft.suites import metrics
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 COORDINATES = ["model", "data", "setting", "method", "size", "schedule", "horizon", "epoch", "seed", "variant"]

@@ -16,8 +16,8 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import to_rows
-from massive_sft.study.metrics import possible_difference
 from massive_sft.study.paired import EQUAL, LEVEL, samples_file
+from massive_sft.suites.metrics import possible_difference
 
 PAIRED = "paired"
 _CLOSE = 1e-6  # how far a score may be from what its per-sample values give

@@ -20,9 +20,9 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
-from massive_sft.study.metrics import possible_difference, possible_score
 from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
 from massive_sft.study.tables import mean_interval
+from massive_sft.suites.metrics import possible_difference, possible_score
 
 COLUMNS: dict[str, str] = (
     dict.fromkeys(("model", "column", "metric"), "string")

@@ -14,9 +14,10 @@ import pandas as pd
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import named_templates
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.search.plan import make_whole_plan
 from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.hyperparameters import hyperparameters
@@ -179,7 +180,7 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
         records = {cell: record for cell, record in found if record is not None}
         return Results(ledger, records, frames.cell_frame(()), ledger.read_cell)
     selection = parse_where(where)
-    return results_of(select_cells(make_plan(load_sweep(path, merged)), selection))
+    return results_of(select_cells(make_whole_plan(load_sweep(path, merged)), selection))
 
 
 def results_of(plan: Plan) -> Results:

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from massive_sft.study import metrics
 from massive_sft.study.frames import BASE, CONDITION, grouped, to_rows
 from massive_sft.study.paired import EQUAL
+from massive_sft.suites import metrics
 
 RELEASED = ["model_name", "data_name", "data_size", "lora", "lr_strategy", "epoch"]
 BESIDE = ["setting", "method", "horizon", "seed", "variant", "status", "cell"]

@@ -1,6 +1,6 @@
 """Which benchmarks there are: named suites, one YAML file each in this folder, and what task files say.
 
-In: names, paths of task files. Out: tasks, their shots, versions and output types, read without lm-eval.
+In: names, paths of task files. Out: tasks, their shots, versions, output types and which metric is their score.
 Never: loads a benchmark's data, or imports anything heavy.
 """
 

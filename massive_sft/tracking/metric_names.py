@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
-from massive_sft.study.metrics import bare_name, headline, primary_metric
+from massive_sft.suites.metrics import bare_name, headline, primary_metric
 
 MetricPath = tuple[str, ...]
 """A metric's name before it is cleaned and joined: ``("gain", "gsm8k", "exact_match.strict-match")``."""
@@ -55,7 +55,7 @@ def gain_values(record: Record, base: Record | None, templates: Mapping[str, str
 
 
 def main_paths(record: Record, templates: Mapping[str, str]) -> Iterator[MetricPath]:
-    """Yield the one metric of each benchmark that people look at first (``study.metrics``), then its gain."""
+    """Yield the one metric of each benchmark that people look at first (``suites.metrics``), then its gain."""
     titles = _titles(record, templates)
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
         for kind, part, metrics in _parts(scores):
