@@ -196,7 +196,7 @@ def test_run_of_a_part_mirrors_what_its_sweep_asks_and_keeps_the_gains(root: Pat
     part = select_cells(whole, parse_where("epoch=2"))
     assert not part.base
 
-    def score_again(plan: Plan, listen: Listen) -> None:
+    def score_again(plan: Plan, listen: Listen, work: object) -> None:
         record(sweep(root, "second", QUIZ, PROSE, BROKEN), broken)
 
     with register_run(Ledger.open(root).sweeps, "first", "test") as run:

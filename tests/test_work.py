@@ -11,8 +11,9 @@ from sample_records import plan_of, record, sweep_file
 
 from massive_sft.planning.plan import RunPlan
 from massive_sft.running.events import CellRecorded
+from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.scheduling.nodes import Shape
-from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
+from massive_sft.scheduling.work import Assigner
 
 ONE = Shape(1, 1.0, 0.0)
 

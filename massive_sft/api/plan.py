@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, StatesOf, make_plan
+from massive_sft.planning.plan import Plan, StatesOf
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.search.refusals import refusals
+from massive_sft.search.plan import make_whole_plan
 from massive_sft.sweep.load import load_sweep
 
 
@@ -40,9 +39,7 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
 
 def _planned(file: str | Path, overlays: Iterable[str | Path], states_of: StatesOf) -> Plan:
     sweep = load_sweep(Path(file), [Path(overlay) for overlay in overlays])
-    if refused := list(refusals(sweep)):
-        raise InvalidInput(refused)
-    return with_gpu_counts(make_plan(sweep, states_of))
+    return with_gpu_counts(make_whole_plan(sweep, states_of))
 
 
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:

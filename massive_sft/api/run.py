@@ -14,10 +14,12 @@ from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
+from massive_sft.running.search_work import with_first_decisions
 from massive_sft.scheduling.named_cluster import named_cluster
 
 if TYPE_CHECKING:
     from massive_sft.running.execute import Progress, Runner
+    from massive_sft.running.work import WorkSource
     from massive_sft.study.results import Results
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def run(
     Args:
         file: the sweep file.
         overlays: files merged over it.
-        where: only these cells, as ``--where``.
+        where: only these cells, as ``--where``; searches then decide nothing.
         inline: in this process, one after another; if False on Ray, on the cluster that ``RAY_ADDRESS`` names or here.
             None: in this process if no cluster is named and what is left takes less time than Ray's start.
         retrain: train again where a snapshot that is needed was removed.
@@ -65,6 +67,8 @@ def run(
     """
     progress, stop = progress or LoggedProgress(), StopSignal()
     whole = pin_revisions(sound_plan(file, overlays), progress.say)
+    if where is None:
+        whole = with_first_decisions(whole)
     selected = select_cells(whole, parse_where(where))
     if not all(cell.is_done for cell in selected.cells):
         progress.say("loading torch, transformers and lm-eval")
@@ -72,7 +76,8 @@ def run(
             from massive_sft.running.execute import checked, execute
 
         with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
-            execute(selected, whole, registered, choose_runner(inline, retrain, stop, progress.say), progress, stop)
+            runner = choose_runner(inline, retrain, stop, progress.say)
+            execute(selected, whole, registered, runner, progress, stop, decides=where is None)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
     from massive_sft.study.results import results_of
@@ -90,13 +95,13 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
         say: told of lanes and waiting, and of a plan that goes without Ray by itself.
     """
 
-    def run_here(plan: Plan, listen: Listen) -> None:
+    def run_here(plan: Plan, listen: Listen, work: WorkSource | None) -> None:
         with heavy_imports():
             from massive_sft.running.inline import run_inline
 
-        run_inline(plan, listen, retrain, stop)
+        run_inline(plan, listen, retrain, stop, work)
 
-    def run_there(plan: Plan, listen: Listen) -> None:
+    def run_there(plan: Plan, listen: Listen, work: WorkSource | None) -> None:
         with heavy_imports():
             from massive_sft.scheduling.cluster import connected
             from massive_sft.scheduling.cluster_paths import path_problems
@@ -107,14 +112,14 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
             problems = path_problems(plan.sweep) if named_cluster() else []
             if problems:
                 raise InvalidInput(problems)
-            run_on_ray(plan, listen, say, retrain, stop)
+            run_on_ray(plan, listen, say, retrain, stop, work)
 
-    def run_shorter(plan: Plan, listen: Listen) -> None:
+    def run_shorter(plan: Plan, listen: Listen, work: WorkSource | None) -> None:
         from massive_sft.running.short_plan import seconds_of_short_plan
 
-        seconds = None if named_cluster() else seconds_of_short_plan(plan, retrain)
+        seconds = None if named_cluster() or work is not None else seconds_of_short_plan(plan, retrain)
         if seconds is not None:
             say(f"what is left takes about {seconds:.0f} s: done here, without the start of Ray (--ray starts it)")
-        (run_there if seconds is None else run_here)(plan, listen)
+        (run_there if seconds is None else run_here)(plan, listen, work)
 
     return run_shorter if inline is None else run_here if inline else run_there

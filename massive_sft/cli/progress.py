@@ -28,13 +28,15 @@ from massive_sft.running.events import (
     BenchmarkScored,
     CellRecorded,
     CellSkipped,
+    Decided,
     RunEvent,
     ScoringStarted,
     TrainingEnded,
     TrainingProgressed,
     TrainingStarted,
 )
-from massive_sft.study.metrics import EARLY, headline, primary_metric, scale, split, unit
+from massive_sft.search.view import decision_line
+from massive_sft.suites.metrics import EARLY, headline, primary_metric, scale, split, unit
 from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
     CheckpointFailed,
@@ -107,9 +109,9 @@ class RunProgress:
         # Estimates of a large plan take seconds, and only the bar shows them.
         self._left = TimeLeft.of(plan, retrain) if console.is_terminal else TimeLeft({}, {})
         self._bar = _Rows(self.clock, console)
-        todo = sum(not cell.is_done for cell in plan.cells)
         self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
-        self._cells = self._bar.add_task("scored", total=todo, detail="")
+        self._to_score = sum(not cell.is_done for cell in plan.cells)
+        self._cells = self._bar.add_task("scored", total=self._to_score, detail="")
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
@@ -130,10 +132,20 @@ class RunProgress:
                 self._last_score = part_text(event.part) or self._last_score
             case CellRecorded():
                 self._note_record(event.record)
+            case Decided():
+                self._note_decision(event.plan)
         line = run_event_line(event)
         if line:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
         self._show()
+
+    def _note_decision(self, plan: Plan) -> None:
+        """More is to be done than was known."""
+        more = {run.trajectory.id: run for run in plan.todo if run.trajectory.id not in self._runs}
+        self._runs |= more
+        self._bar.update(self._trainings, total=len(self._runs))
+        self._to_score += sum(not cell.is_done for run in more.values() for cell in run.cells)
+        self._bar.update(self._cells, total=self._to_score)
 
     def _note_training(self, trajectory: str, event: Event) -> None:
         run = self._runs.get(trajectory)
@@ -286,6 +298,8 @@ def run_event_line(event: RunEvent) -> Text:
         detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
         status = (str(record.status), STYLES[record.status])
         return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
+    if isinstance(event, Decided):
+        return Text("\n").join(Text(f"search {event.search}: {decision_line(entry)}") for entry in event.entries)
     if isinstance(event, CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
     return Text(_training_line(event.trajectory, event.event) if isinstance(event, TrainingProgressed) else "")

@@ -25,6 +25,7 @@ from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_gone
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.running.search_work import with_first_decisions
 
 Inline = Annotated[
     bool | None,
@@ -48,6 +49,9 @@ def run(
     """Train, score and measure what is missing. Rerunning is resuming."""
     out = console()
     whole = pin_revisions(load_sound_plan(file, overlay))
+    decides = where is None and budget is None
+    if decides:
+        whole = with_first_decisions(whole)
     selected = select_cells(whole, parse_where(where))
     budgeted = apply_budget(selected, budget)
     selected = budgeted.plan if budgeted else selected
@@ -61,7 +65,7 @@ def run(
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
         return
     out.print(plan_view(selected, retrain))
-    execute_plan(selected, whole, inline, retrain)
+    execute_plan(selected, whole, inline, retrain, decides)
 
 
 def pin_revisions(whole: Plan) -> Plan:
@@ -70,7 +74,7 @@ def pin_revisions(whole: Plan) -> Plan:
         return plan.pin_revisions(whole, lambda text: console().print(text, soft_wrap=True))
 
 
-def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool) -> None:
+def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool, decides: bool = True) -> None:
     """Do what a plan leaves to do. Exits with INCOMPLETE when something of it is still missing afterwards.
 
     One that was stopped exits with INTERRUPTED when a person wished it, else with TRY_AGAIN.
@@ -91,8 +95,10 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
         status.stop()
         with RunProgress(selected, out, retrain) as progress:
             runner = choose_runner(inline, retrain, stop, progress.say)
-            ended = execute(selected, whole, registered, runner, progress, stop)
+            ended = execute(selected, whole, registered, runner, progress, stop, decides)
     done = ended.plan
+    if decides:
+        wanted |= {cell.cell.id for run in done.runs for cell in run.cells}  # what searches decided meanwhile
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])

@@ -244,6 +244,11 @@ class Ledger(LedgerPaths):
         lease = self.lease_of(self.cell_dir(cell))
         return self._watch.may_be_taken(lease, read_lease(lease))
 
+    def is_training_free(self, trajectory: str) -> bool:
+        """Return whether the lease on a trajectory could be taken, as ``is_free``."""
+        lease = self.lease_of(self.trajectory_dir(trajectory))
+        return self._watch.may_be_taken(lease, read_lease(lease))
+
     def lease_folder(self, home: Path, owner: str, ttl_s: float = TTL_S) -> Lease | None:
         """Take the lease on a cell's or a trajectory's folder; None while another holds it."""
         places = self._records.places.of(home.name) if home.parent.name == "cells" else []

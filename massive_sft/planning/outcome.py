@@ -45,6 +45,10 @@ class AsPlanAsks:
         self._ledger = Ledger(plan.storage)
         self.templates = several_templates(item for cell in plan.cells for item in cell.requirements)
 
+    def add(self, plan: Plan) -> None:
+        """Take note of cells that came later."""
+        self._items = self._items | {item.cell.id: item for item in plan.cells}
+
     def __call__(self, record: Record) -> Record:
         """Return the record as far as its sweep asks for it, under the sweep's names."""
         item = self._items.get(record.cell)

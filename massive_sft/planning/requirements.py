@@ -124,8 +124,10 @@ class Requirements:
         self.tasks = [(task, self._content(index, task)) for index, task in enumerate(located)]
         self._judged = judged_benchmarks(sweep, contents)
         self._refuse_equal_names()
-        variants = (variant.setting for variants in sweep.variants for variant in variants)
-        self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in variants}
+        settings = [variant.setting for variants in sweep.variants for variant in variants]
+        settings += [sweep.settings[search.setting] for search in sweep.file.search if search.setting]
+        settings += [point.variant.setting for point in sweep.points]
+        self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in settings}
         self._known: dict[Any, tuple[Requirement, ...]] = {}
         measures = sweep.file.measures
         self._measures = tuple(Requirement(semantics.measure(name), measure=name) for name in measures)

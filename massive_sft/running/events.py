@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from massive_sft.ledger.record import BenchmarkScores, Record
 from massive_sft.ledger.scores_so_far import PartScores
-from massive_sft.planning.plan import CellPlan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import Event
@@ -80,6 +81,21 @@ class CellSkipped:
     cells: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A search decided; other cells than those of the run's plan are to come.
+
+    Attributes:
+        search: its name.
+        entries: the decisions, as their log has them.
+        plan: of what they ask for.
+    """
+
+    search: str
+    entries: tuple[Mapping[str, Any], ...]
+    plan: Plan
+
+
 RunEvent = (
     TrainingStarted
     | TrainingProgressed
@@ -89,6 +105,7 @@ RunEvent = (
     | BenchmarkScored
     | CellRecorded
     | CellSkipped
+    | Decided
 )
 Listen = Callable[[RunEvent], None]
 

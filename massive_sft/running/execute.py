@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
@@ -17,12 +18,16 @@ from massive_sft.ledger.runs import Run, register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.outcome import AsPlanAsks
-from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.planning.plan import Plan
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
-from massive_sft.running.events import CellRecorded, Listen, RunEvent
+from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
 from massive_sft.running.peers import requirements_left, run_with_peers
+from massive_sft.running.search_work import SearchWork
+from massive_sft.running.work import WorkSource
+from massive_sft.search.plan import make_whole_plan
 from massive_sft.study.results import Results, results_of
+from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.mirror import Mirror
 
 FLUSH_S = 120.0  # seconds that the tracker may take to catch up at the end
@@ -40,7 +45,7 @@ class Progress(Protocol):
 
 
 # Does what a plan leaves to do, here or on a cluster, and reports each event.
-Runner = Callable[[Plan, Listen], None]
+Runner = Callable[[Plan, Listen, WorkSource | None], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
         yield run
 
 
-def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal) -> Ended:
+def execute(
+    plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progress, stop: StopSignal, decides: bool = True
+) -> Ended:
     """Do what a checked plan leaves to do, mirror it to the tracker, write the report; return how things stand then.
 
     Ctrl-C, SIGTERM, SIGHUP and ``massive-sft cancel`` end it early, without a report: once nothing is in hand, or on a
@@ -90,19 +97,17 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
         runner: does a plan: this one, then what of it other runs held and did not finish.
         progress: gets each event, and sentences about the run.
         stop: afterwards true when it ended early.
+        decides: whether the sweep's searches go on; else what they decided is done, as far as the plan has it.
 
     Raises:
         Stuck: when nothing moves on the cluster.
     """
     file, ledger = plan.sweep.file, plan.open_ledger()
     names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
-    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, AsPlanAsks(whole))
-
-    def listen(event: RunEvent) -> None:
-        progress.listen(event)
-        if isinstance(event, CellRecorded):
-            mirror.put(event.record.cell)
-
+    as_asked = AsPlanAsks(whole)
+    mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, as_asked)
+    listen = _Listener(progress, mirror, names, as_asked)
+    listen.work = work = SearchWork(plan, ledger, listen, progress.say) if decides and file.search else None
     try:
         mirror.artifact(plan.sweep.path)
         with stop.handle_signals(run.end_requested, progress.say):
@@ -110,17 +115,46 @@ def execute(plan: Plan, whole: Plan, run: Run, runner: Runner, progress: Progres
             if mirror.elsewhere:
                 beside = f"the tracker also has runs of a sweep {file.name} of another ledger"
                 progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
-            run_with_peers(plan, ledger, runner, listen, progress.say, stop)
-        after = with_gpu_counts(make_plan(plan.sweep, Ledger.states))
+            run_with_peers(plan, ledger, runner, listen, progress.say, stop, work)
+        after = with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
         _learn(after, ledger, progress.say)
         results = None if stop() else results_of(after)
         if results is not None:
             _report(after, results, mirror, progress.say)
     finally:
+        if work is not None:
+            work.close()
         left = mirror.close(FLUSH_STOPPED_S if stop() else FLUSH_S, progress.say)
         if left:
             progress.say(f"the tracker lags behind: {left}; `massive-sft mirror` catches up")
     return Ended(after, results)
+
+
+@dataclass
+class _Listener:
+    """Passes the events of a run on, one at a time: decisions are told by another thread than what came of them.
+
+    Attributes:
+        names, as_asked: what the mirror knows of cells, which decisions add to.
+    """
+
+    progress: Progress
+    mirror: Mirror
+    names: dict[str, Coordinates]
+    as_asked: AsPlanAsks
+    work: SearchWork | None = None
+    _turn: threading.RLock = field(default_factory=threading.RLock)
+
+    def __call__(self, event: RunEvent) -> None:
+        with self._turn:
+            if isinstance(event, Decided):
+                self.names.update({cell.cell.id: cell.cell.coordinates for cell in event.plan.cells})
+                self.as_asked.add(event.plan)
+            self.progress.listen(event)
+            if isinstance(event, CellRecorded):
+                self.mirror.put(event.record.cell)
+            if isinstance(event, CellSkipped) and self.work is not None:
+                self.work.hear(event)
 
 
 @contextmanager

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
-from massive_sft.running.events import Listen
+from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.training import train
 from massive_sft.running.trial import Order, make_record_writer, retain, train_run
+from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.training.events import Event
 
+POLL_S = 0.5  # seconds between questions to a source that has nothing now
 
-def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable[[], bool] = never_stop) -> None:
+
+def run_inline(
+    plan: Plan,
+    listen: Listen,
+    retrain: bool = False,
+    stop: Callable[[], bool] = never_stop,
+    work: WorkSource | None = None,
+) -> None:
     """Do what a plan leaves to do: base models first, then each trajectory's training, scores, measures and records.
 
     Where ``stop`` says that the run should end, a training writes a checkpoint first, and what is scored stays.
@@ -24,6 +34,7 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
         listen: called with each event.
         retrain: train again where a snapshot that is needed was removed.
         stop: asked between cells, after each step and before each shard.
+        work: gives the trainings; None for all that the plan leaves. It is told of each of their records.
     """
     recorder = make_record_writer(plan)
     evaluator = CellEvaluator(recorder, stop, plan.uses_gpus, listen)
@@ -35,14 +46,24 @@ def run_inline(plan: Plan, listen: Listen, retrain: bool = False, stop: Callable
     for cell in plan.base:
         if not (cell.is_done or stop()):
             evaluate_cell(cell, None, evaluator, listen)
-    for run in plan.todo:
-        if stop():
-            return
+    source = work or FixedWork(plan.todo)
+
+    def told(event: RunEvent) -> None:
+        if isinstance(event, CellRecorded):
+            source.told(event)
+        listen(event)
+
+    while not (stop() or source.is_exhausted()):
+        given = source.next()
+        if given is None:
+            time.sleep(POLL_S)  # for what another run on the root has
+            continue
+        run, _ = given
         trained: list[CellPlan] = []
-        train_run(run, recorder, submit, listen, trained.extend, retrain)
+        train_run(run, recorder, submit, told, trained.extend, retrain)
         for cell in trained:
             if not stop():
-                evaluate_cell(cell, run, evaluator, listen)
+                evaluate_cell(cell, run, evaluator, told)
         if trained:
             retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
 

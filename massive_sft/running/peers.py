@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from massive_sft.core.wording import counted
 from massive_sft.ledger.index import Entry
@@ -19,6 +20,7 @@ from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import find_unmet
 from massive_sft.running.events import CellRecorded, CellSkipped, Listen, RunEvent
 from massive_sft.running.trial import retain
+from massive_sft.running.work import WorkSource
 
 POLL_S = 1.0  # seconds between looks at what others hold
 
@@ -31,10 +33,11 @@ def requirements_left(plan: Plan) -> dict[str, tuple[str, ...]]:
 def run_with_peers(
     plan: Plan,
     ledger: Ledger,
-    run_plan: Callable[[Plan, Listen], None],
+    run_plan: Callable[[Plan, Listen, WorkSource | None], None],
     listen: Listen,
     say: Callable[[str], None],
     stop: Callable[[], bool],
+    work: WorkSource | None = None,
 ) -> None:
     """Do a plan; then see to what of it another run held: wait until it is done, or do it once nobody holds it.
 
@@ -45,13 +48,14 @@ def run_with_peers(
         listen: called with each event, of this run and of these cells in the others.
         say: called with who is waited for.
         stop: whether to end early.
+        work: gives the trainings, where others than the plan's may come; what it gives it looks after by itself.
     """
     others = _Peers(plan, ledger, listen, say)
-    run_plan(plan, others.on_event)
+    run_plan(plan, others.on_event, work)
     while others.held and not stop():
         free = others.poll()
         if free:
-            run_plan(_restricted(plan, free), others.on_event)
+            run_plan(_restricted(plan, free), others.on_event, None)
         else:
             time.sleep(POLL_S)
     for run in plan.runs:
@@ -77,12 +81,18 @@ class _Peers:
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _announced: frozenset[str] = frozenset()
 
+    @cached_property
+    def planned(self) -> frozenset[str]:
+        """The cells of the plan."""
+        return frozenset(cell.cell.id for cell in self.plan.cells)
+
     def on_event(self, event: RunEvent) -> None:
         """Take note of what is skipped; pass everything on."""
         if isinstance(event, CellSkipped):
-            entries = self.ledger.entries(event.cells)
-            self.held |= {cell: entries[cell].revision if cell in entries else Revision() for cell in event.cells}
-            self.seen.update(event.cells)
+            cells = self.planned.intersection(event.cells)
+            entries = self.ledger.entries(cells)
+            self.held |= {cell: entries[cell].revision if cell in entries else Revision() for cell in cells}
+            self.seen.update(cells)
         self.listen(event)
 
     def poll(self) -> list[CellPlan]:

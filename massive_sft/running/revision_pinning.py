@@ -13,7 +13,8 @@ from massive_sft.core.files import json_bytes
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
-from massive_sft.planning.plan import LOCK, Plan, make_plan
+from massive_sft.planning.plan import LOCK, Plan
+from massive_sft.search.plan import make_whole_plan
 from massive_sft.sweep.content import Commits
 
 ASKED_AT_ONCE = 8
@@ -51,7 +52,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
         known.setdefault(repository.revision, commit)
         say(f"pinned {repository.id}@{repository.revision} to {known[repository.revision][:12]}")
     place.put(LOCK, json_bytes(lock | {"commits": commits.model_dump(mode="json")}))
-    return with_gpu_counts(make_plan(plan.sweep, Ledger.states))
+    return with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
 
 
 def _unpinned(plan: Plan) -> list[hub.Repository]:

@@ -36,6 +36,7 @@ from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.trial import make_record_writer, retain, todo, trainings_left
+from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.claims import Claims, await_room
 from massive_sft.scheduling.cluster import kill_actors
@@ -52,7 +53,7 @@ from massive_sft.scheduling.roles import Roles
 from massive_sft.scheduling.scorers import ScorerGroups
 from massive_sft.scheduling.trials import Setup
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
-from massive_sft.scheduling.work import Assigner, FixedWork, WorkSource
+from massive_sft.scheduling.work import Assigner
 
 QUEUE_DIED = "the process of a queue died; run the same command to go on"
 LIMITS = Limits()  # of silence
@@ -83,8 +84,8 @@ def run_on_ray(
         say: told of lanes and waiting.
         retrain: as for ``running.trial.train_run``.
         stop: the wish that it ends.
-        work: gives the trainings, which are of the plan's runs; None for all that the plan leaves. A run that is
-            trained already has its cells scored. It is told of each of their records.
+        work: gives the trainings, the plan's and others that it decides; None for all that the plan leaves. A run that
+            is trained already has its cells scored. It is told of each of their records.
 
     Raises:
         NoRoom: the cluster's nodes cannot hold what is asked for.

@@ -6,10 +6,30 @@ from collections.abc import Iterator
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.schema import Search, Weights
 
 
 def refusals(sweep: Sweep) -> Iterator[Problem]:
     """Yield what of a sweep's searches cannot be done."""
-    for index in range(len(sweep.file.search)):
-        place = f"{sweep.path}: search[{index}]"
-        yield Problem(place, "is checked, but this version runs no searches yet: make its cells a block")
+    for index, search in enumerate(sweep.file.search):
+        for field, rule in _unbuilt(search):
+            yield Problem(f"{sweep.path}: search[{index}].{field}", rule)
+
+
+def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
+    if search.over is not None:
+        yield "over", "is not run yet: give the search a space of its own, or run the blocks in full"
+    if isinstance(search.mixture, Weights):
+        yield "mixture", "cannot be weights yet: name mixtures in space.mixture"
+    if search.rungs is not None:
+        yield "rungs", "are not run yet: leave them out, so that each trial is trained to its end"
+    if search.stop is not None:
+        yield "stop", "is not judged yet: trials says when a search ends"
+    if search.budget.gpu_hours is not None:
+        yield "budget", "is not counted yet: trials says when a search ends, `run --budget` takes GPU-hours"
+    if search.evaluate.shards == "adaptive":
+        yield "evaluate", "cannot drop a cell early yet: evaluation.until gives early answers of all cells"
+    if search.confirm is not None:
+        yield "confirm", "is not done yet: make the best a block with several seeds"
+    if search.start.portfolio:
+        yield "start.portfolio", "is not looked up yet: qmc spreads the first trials over the space"

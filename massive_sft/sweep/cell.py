@@ -14,6 +14,7 @@ from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.identity import schedule_content, setting_content
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import Model, Schedule, Setting
 from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 from massive_sft.sweep.setting import Variant
@@ -164,7 +165,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
             twice[cell.coordinates.training, known.coordinates.training] = None
         if known is not None and known.blocks != cell.blocks:
             unique[cell.id] = _in_blocks(known, cell.blocks)
-    if not any(cell.recipe for cell in unique.values()):
+    if not any(cell.recipe for cell in unique.values()) and not sweep.file.search:
         problems[Coordinates("", "", "", "", None, "", None, 0, None, "")] = Problem(
             str(sweep.path), "the blocks yield no cell"
         )
@@ -175,6 +176,21 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
         for name, known in twice
     )
     return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
+
+
+class PointCells:
+    """Makes the cells of points, whether the sweep has them or not; models and mixtures are looked at once."""
+
+    def __init__(self, sweep: Sweep, contents: Contents):
+        self._maker = _Maker(sweep, contents)
+
+    def of(self, point: Point) -> tuple[Cell, ...]:
+        """Return the cells of a point, in the order of its epochs."""
+        return tuple(self._maker.of_point(point))
+
+    def base_of(self, point: Point) -> Cell:
+        """Return the cell of the base model that a point trains."""
+        return self._maker.base_cell(point.model)
 
 
 def _trained_id(parts: Mapping[str, str], epoch: int) -> str:
@@ -202,6 +218,8 @@ class _Maker:
 
     def trained(self) -> Iterator[Cell]:
         for index, (block, variants) in enumerate(zip(self.sweep.file.blocks, self.sweep.variants, strict=True)):
+            if block.name in self.sweep.searched_blocks:
+                continue
             models, mixtures = self.sweep.models_of(block.model), self.sweep.mixtures_of(block.mixture)
             for model, mixture, variant, schedule in itertools.product(models, mixtures, variants, block.schedule):
                 excludes = [
@@ -214,16 +232,25 @@ class _Maker:
                     recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
                     yield from self._cells(recipe, variant, block.name, epochs)
 
+        for point in self.sweep.points:
+            yield from self.of_point(point)
+
+    def of_point(self, point: Point) -> Iterator[Cell]:
+        """Yield the cells of what a search chose."""
+        recipe = self._recipe(point.model, point.mixture, point.variant, point.schedule, point.horizon)
+        yield from self._cells(recipe, point.variant, point.search, point.snapshots)
+
     def base(self) -> Iterator[Cell]:
-        """Base rows: one for every model that a block trains."""
+        """Base rows: one for every model that a block trains, or a search may."""
         if not self.sweep.file.evaluation.base:
             return
-        for name in dict.fromkeys(
-            name for block in self.sweep.file.blocks for name in self.sweep.models_of(block.model)
-        ):
-            model, content = self._model(name)
-            coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
-            yield Cell(_base_id(content), coordinates, ("base",), model, content, None)
+        yield from map(self.base_cell, self.sweep.trained_models)
+
+    def base_cell(self, name: str) -> Cell:
+        """Return the cell of a base model."""
+        model, content = self._model(name)
+        coordinates = Coordinates(name, "none", "none", "none", 0, "none", None, 0, None, "")
+        return Cell(_base_id(content), coordinates, ("base",), model, content, None)
 
     def unused_excludes(self) -> Iterator[Problem]:
         for index, block in enumerate(self.sweep.file.blocks):

@@ -49,6 +49,20 @@ class Sweep:
         """Where relative paths start."""
         return self.path.resolve().parent
 
+    @property
+    def searched_blocks(self) -> frozenset[str]:
+        """Blocks that are the space of a search (``over``), and not run in full."""
+        return frozenset(name for search in self.file.search for name in search.over or ())
+
+    @property
+    def trained_models(self) -> list[str]:
+        """Names of the models that a block trains or a search may, each once."""
+        named = [name for block in self.file.blocks for name in block.model]
+        for search in self.file.search:
+            axis = search.space.get("model", ())
+            named += [*(search.model or ()), *(map(str, axis) if isinstance(axis, tuple) else ())]
+        return self.models_of(named)
+
     def models_of(self, names: Sequence[str]) -> list[str]:
         """Return model names with sets expanded, each once, in the order given."""
         return find_models(names, self.file)

@@ -9,7 +9,7 @@ from typing import Any
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Range, Search, Setting, Weights
 from massive_sft.sweep.schema.search import Rungs
-from massive_sft.sweep.setting import FIELDS, field_value, field_values
+from massive_sft.sweep.setting import FIELDS, field_value, field_values, takes_whole_numbers
 from massive_sft.sweep.yaml_errors import Location, ToPlace
 
 NAMES = ("model", "mixture")  # axes of a space that are no fields of a setting
@@ -170,7 +170,8 @@ class SearchChecks:
         elif ends[0] >= ends[1]:
             yield Problem(f"{at}.{kinds[0]}", "must end above its beginning", str(list(ends)))
         else:
-            yield from field_values(field, list(ends), at)[1]
+            whole = takes_whole_numbers(field) and all(float(end).is_integer() for end in ends)
+            yield from field_values(field, [int(end) if whole else end for end in ends], at)[1]
 
     def _weights(self, mixture: Weights, search: Search, place: Any) -> Iterator[Problem]:
         yield from self._known("dataset", list(mixture.weights), place("weights"))

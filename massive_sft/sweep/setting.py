@@ -32,6 +32,12 @@ class Variant:
     label: str
 
 
+@functools.cache
+def takes_whole_numbers(field: str) -> bool:
+    """Whether a dotted field takes whole numbers alone."""
+    return bool(field_values(field, 0.5, "")[1]) and not field_values(field, 8, "")[1]
+
+
 def make_variant(name: str, setting: Setting, values: Mapping[str, Any]) -> Variant:
     """Return a setting with dotted fields replaced. Raises pydantic's ValidationError."""
     changed = Setting.model_validate(_overridden(setting.model_dump(), values))

@@ -1,0 +1,153 @@
+"""Searches as a source of trainings: each decision becomes one as soon as it is written."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from massive_sft.core.errors import LeaseLost
+from massive_sft.cost.gpu_counts import with_gpu_counts
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
+from massive_sft.search.decider import Decider
+from massive_sft.search.deciding import Decision
+from massive_sft.search.plan import Planned, make_whole_plan, plan_points, plan_searches
+
+LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
+
+
+def with_first_decisions(plan: Plan) -> Plan:
+    """Decide what the searches of a sweep can decide before anything is trained; return the plan with it.
+
+    Nothing is decided while files are missing or revisions are no commits, for then ids are provisional.
+    """
+    searches = () if plan.missing or plan.unpinned else plan_searches(plan.sweep)
+    if not searches:
+        return plan
+    ledger = plan.open_ledger()
+    for one in searches:
+        decider = Decider.of(one, ledger)
+        try:
+            if decider.lead():
+                decider.advance()
+        finally:
+            decider.release()
+    return with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
+
+
+@dataclass
+class _Search:
+    """A search of the run.
+
+    Attributes:
+        given: decisions whose trainings were given out, by the cell that they wait for.
+        seen: how many decisions were looked at.
+    """
+
+    planned: Planned
+    decider: Decider
+    given: dict[str, Decision] = field(default_factory=dict)
+    seen: int = 0
+
+
+class SearchWork:
+    """What a plan leaves, then whatever its searches decide.
+
+    One process decides for a search. The others on the root see its decisions, help with what nobody works on, and
+    one of them takes over when it is gone.
+
+    Args:
+        plan: of the sweep, with its first decisions.
+        listen: told of each decision.
+        say: told who decides.
+    """
+
+    grows = True
+
+    def __init__(self, plan: Plan, ledger: Ledger, listen: Listen, say: Callable[[str], None]):
+        self._plan, self._ledger, self._listen, self._say = plan, ledger, listen, say
+        self._searches = [_Search(one, Decider.of(one, ledger)) for one in plan_searches(plan.sweep)]
+        self.known: Sequence[RunPlan] = tuple(sorted(plan.todo, key=lambda run: not self._is_searched(run)))
+        self._left = deque(self.known)
+        self._hand = {cell.cell.id for run in self.known for cell in run.cells}  # cells that somebody here has
+        self._looked_s = float("-inf")
+        self._said: set[str] = set()
+        for search in self._searches:
+            search.decider.look()
+            search.seen = len(search.decider.entries)
+
+    def _is_searched(self, run: RunPlan) -> bool:
+        names = {search.planned.search.name for search in self._searches}
+        return any(names.intersection(cell.cell.blocks) for cell in run.cells)
+
+    def next(self) -> tuple[RunPlan, float] | None:
+        """As ``WorkSource.next``: trainings of searches go first, for the next decision may wait for them."""
+        if not self._left and time.monotonic() - self._looked_s >= LOOK_S:
+            self._look()
+        if not self._left:
+            return None
+        run = self._left.popleft()
+        return run, float(self._is_searched(run))
+
+    def told(self, event: CellRecorded) -> None:
+        """As ``WorkSource.told``."""
+        self._hand.discard(event.cell.id)
+        self._looked_s = float("-inf")
+
+    def hear(self, event: RunEvent) -> None:
+        """Take note of what others work on: it is looked after until they are done, or gone."""
+        if isinstance(event, CellSkipped):
+            self._hand.difference_update(event.cells)
+
+    def is_exhausted(self) -> bool:
+        """As ``WorkSource.is_exhausted``."""
+        return not self._left and all(one.decider.is_over and not one.decider.left() for one in self._searches)
+
+    def close(self) -> None:
+        """Give the right to decide back."""
+        for search in self._searches:
+            with suppress(OSError):
+                search.decider.release()
+
+    def _look(self) -> None:
+        """Decide what can be decided; queue what is decided and in nobody's hands."""
+        self._looked_s = time.monotonic()
+        for search in self._searches:
+            self._decide(search)
+            fresh = search.decider.entries[search.seen :]
+            search.seen += len(fresh)
+            self._queue(search, fresh, [entry for entry in search.decider.left() if entry not in fresh])
+
+    def _decide(self, search: _Search) -> None:
+        name = search.planned.search.name
+        try:
+            if search.decider.lead():
+                search.decider.advance()
+                return
+        except LeaseLost as error:
+            search.decider.release()
+            self._say(f"search {name}: {error}")
+        search.decider.look()
+        if name not in self._said:
+            self._said.add(name)
+            self._say(f"search {name}: another run decides; this one helps with what it decided")
+
+    def _queue(self, search: _Search, fresh: Sequence[Decision], left: Sequence[Decision]) -> None:
+        """Queue the trainings of new decisions, and of older ones that have no outcome and nobody's care."""
+        asked = [entry for entry in fresh if entry["kind"] == "ask"]
+        again = [entry for entry in left if entry["cell"] not in self._hand and self._is_free(search, entry)]
+        if not (fresh or again):
+            return
+        plan = with_gpu_counts(plan_points(self._plan.sweep, [search.planned.point(one) for one in (*asked, *again)]))
+        self._listen(Decided(search.planned.search.name, tuple(fresh), plan))
+        for run in plan.todo:
+            self._hand.update(cell.cell.id for cell in run.cells)
+            self._left.append(run)
+
+    def _is_free(self, search: _Search, entry: Decision) -> bool:
+        """Whether nobody works on a decision's cell or its training."""
+        return self._ledger.is_free(entry["cell"]) and self._ledger.is_training_free(search.planned.trajectory(entry))

@@ -1,0 +1,199 @@
+"""Decides for one search as far as outcomes allow, and writes each decision before anything is done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.search.deciding import Decision, Given, Rules, next_ask
+from massive_sft.search.decision_log import DecisionLog
+from massive_sft.search.outcomes import Outcome
+from massive_sft.search.plan import Asked, Planned
+
+OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
+_BASE = "base "  # before what a base model is known by, where a decision says what it was given
+
+OutcomeOf = Callable[[Decision], Outcome | None]
+"""Returns what came of a decision, or of the base model of one; None while it is not known."""
+
+
+@dataclass
+class Decider:
+    """One search in this process.
+
+    Attributes:
+        content: what it is, as its log keeps it.
+        is_exhausted: whether everything in its space was asked.
+    """
+
+    rules: Rules
+    log: DecisionLog
+    content: Mapping[str, Any]
+    outcome_of: OutcomeOf
+    base_of: OutcomeOf
+    is_exhausted: bool = False
+    _watch: LeaseWatch = field(default_factory=LeaseWatch)
+    _lease: Lease | None = None
+    _settled: dict[int, Outcome] = field(default_factory=dict)
+    _bases: dict[str, Outcome] = field(default_factory=dict)
+    _replayed: int = 0
+
+    @classmethod
+    def of(cls, planned: Planned, ledger: Ledger) -> Decider:
+        """Return what decides for a search of a sweep, by the records of a ledger."""
+        read = _RecordReader(planned, ledger)
+        return cls(planned.rules, planned.log(ledger.storage), planned.content, read.outcome_of, read.base_of)
+
+    @property
+    def entries(self) -> Sequence[Decision]:
+        """All decisions so far, as far as ``look`` has seen them."""
+        return self.log.entries
+
+    def look(self) -> None:
+        """Read what others have decided meanwhile. Raises Corrupt."""
+        self.log.read()
+
+    @property
+    def asks(self) -> list[Decision]:
+        """The decisions that had something trained."""
+        return [entry for entry in self.entries if entry["kind"] == "ask"]
+
+    def lead(self) -> bool:
+        """Take the right to decide, or keep it; return whether this process has it."""
+        if self._lease is None:
+            self._lease = self.log.lease(this_process(), self._watch)
+            if self._lease is not None:
+                self.log.begin(self.content)
+                self.look()
+        return self._lease is not None
+
+    def release(self) -> None:
+        """Give the right to decide back."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it asks for no more."""
+        return self.is_exhausted or len(self.asks) >= (self.rules.space.search.trials or 0)
+
+    def advance(self) -> list[Decision]:
+        """Make and write every decision that can be made now; return those.
+
+        Raises LeaseLost when somebody else took over.
+        """
+        before = len(self.entries)
+        while not self.is_over and self._lease is not None:
+            decided = self._next()
+            if decided is None:
+                break
+            self.log.write(decided, self._lease)
+        return list(self.entries[before:])
+
+    def _next(self) -> dict[str, Any] | None:
+        """Return the next decision; None while what it rests on is not known, or where nothing is left."""
+        self._replay()
+        arrived: dict[int, Outcome] = {}
+        for entry in self._waited_for():
+            outcome = self.outcome(entry)
+            if outcome is None:
+                return None
+            if outcome.kind in ("given_up", "infeasible"):
+                return {"kind": outcome.kind, "of": entry["n"], "given": {}}
+            arrived[entry["n"]] = outcome
+        bases = self._new_bases()
+        if bases is None:
+            return None
+        draft = next_ask(self.rules, self.entries, Given(self._settled | arrived, self._bases | bases))
+        if draft is None:
+            self.is_exhausted = True
+            return None
+        new = {str(number): outcome for number, outcome in arrived.items()}
+        new |= {f"{_BASE}{model}": outcome for model, outcome in bases.items()}
+        return draft | {"given": {key: outcome.as_json() for key, outcome in new.items()}}
+
+    def _replay(self) -> None:
+        """Take over from the log what its decisions were given."""
+        for entry in self.entries[self._replayed :]:
+            if entry["kind"] != "ask":
+                self._settled[entry["of"]] = Outcome(entry["kind"])
+            for key, content in entry["given"].items():
+                if key.startswith(_BASE):
+                    self._bases[key.removeprefix(_BASE)] = Outcome.of_json(content)
+                else:
+                    self._settled[int(key)] = Outcome.of_json(content)
+        self._replayed = len(self.entries)
+
+    def _waited_for(self) -> Iterator[Decision]:
+        """Yield the decisions whose outcomes the next one is given, as far as no earlier one was.
+
+        In the order of arrival: those that have one, and where as many as may be are without, the first of these.
+        """
+        search, number = self.rules.space.search, len(self.entries)
+        left = [entry for entry in self.asks if entry["n"] not in self._settled]
+        if search.order == "strict":
+            yield from (entry for entry in left if entry["n"] <= number - search.at_once)
+            return
+        there = [entry for entry in left if self.outcome(entry) is not None]
+        yield from there or (left[:1] if len(left) >= search.at_once else ())
+
+    def _new_bases(self) -> dict[str, Outcome] | None:
+        """Return the outcomes of base models that the next decision needs and has not; None while one is unknown."""
+        groups = max(1, len(self.rules.space.groups))
+        if not self.rules.needs_bases or len(self.asks) < self.rules.start_count * groups:
+            return {}
+        found: dict[str, Outcome] = {}
+        for entry in self.asks:
+            if entry["model"] not in self._bases and entry["model"] not in found:
+                outcome = self.base_of(entry)
+                if outcome is None:
+                    return None
+                found[entry["model"]] = outcome
+        return found
+
+    def outcome(self, entry: Decision) -> Outcome | None:
+        """Return what came of a decision; None while that is not known."""
+        known = self._settled.get(entry["n"])
+        return known if known is not None else self.outcome_of(entry)
+
+    def left(self) -> list[Decision]:
+        """Return the decisions whose outcomes are not known."""
+        self._replay()
+        return [entry for entry in self.asks if self.outcome(entry) is None]
+
+    def outcomes(self) -> dict[int, Outcome]:
+        """Return what is known of all decisions, by their numbers: for views."""
+        self._replay()
+        found = {entry["n"]: self.outcome(entry) for entry in self.asks}
+        return {number: outcome for number, outcome in found.items() if outcome is not None}
+
+
+@dataclass(frozen=True)
+class _RecordReader:
+    """Reads what came of decisions from a ledger's records."""
+
+    planned: Planned
+    ledger: Ledger
+
+    def outcome_of(self, entry: Decision) -> Outcome | None:
+        return self._read(self.planned.asked(entry)[0])
+
+    def base_of(self, entry: Decision) -> Outcome | None:
+        return self._read(self.planned.asked(entry)[1])
+
+    def _read(self, asked: Asked) -> Outcome | None:
+        record = self.ledger.read_record(asked.cell)
+        if record is None:
+            return None
+        outcome = self.planned.reader.outcome(record, asked.requirements)
+        if outcome is not None:
+            return outcome
+        if record.status is Status.FAILED and OUT_OF_MEMORY in (record.error or "").lower():
+            return Outcome("infeasible")
+        tries = sum(one.status in (Status.FAILED, Status.PARTIAL) for one in self.ledger.history(asked.cell))
+        return Outcome("given_up") if tries > self.planned.search.retries else None

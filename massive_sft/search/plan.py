@@ -1,0 +1,181 @@
+"""What the searches of a sweep have decided so far, as points of the sweep that every plan has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.fingerprint import FileHashes, fingerprint
+from massive_sft.ledger.marker import NAME as MARKER
+from massive_sft.ledger.storage import Root
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan, StatesOf, make_plan, read_lock, storage_root
+from massive_sft.planning.requirements import Requirement, Requirements
+from massive_sft.search.deciding import Rules
+from massive_sft.search.decision_log import DecisionLog
+from massive_sft.search.identity import search_content, search_id
+from massive_sft.search.outcomes import Reader, wanted_names
+from massive_sft.search.refusals import refusals
+from massive_sft.search.space import Choice, Space, make_space
+from massive_sft.sweep.cell import Cell, PointCells
+from massive_sft.sweep.content import Contents
+from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.point import Point
+from massive_sft.sweep.schema import Search
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A cell, and what the sweep asks of it, by which its record is read."""
+
+    cell: str
+    trajectory: str | None
+    requirements: tuple[Requirement, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A search of a sweep, resolved.
+
+    Attributes:
+        content: what its id is the hash of.
+        reader: of the outcomes of its cells.
+        asked_at: returns the cell that a choice in a group is judged by, and that of its base model.
+    """
+
+    search: Search
+    space: Space
+    rules: Rules
+    content: Mapping[str, Any]
+    reader: Reader
+    asked_at: Callable[[Choice, str | None], tuple[Asked, Asked]]
+
+    @property
+    def id(self) -> str:
+        return self.rules.id
+
+    def log(self, root: Root) -> DecisionLog:
+        """Return its log under a storage root."""
+        return DecisionLog(root, self.id)
+
+    def group(self, entry: Mapping[str, Any]) -> str | None:
+        """Return the model of the group that a decision is of; None where the model is an axis."""
+        return self.space.groups[entry["group"]] if self.space.groups else None
+
+    def asked(self, entry: Mapping[str, Any]) -> tuple[Asked, Asked]:
+        """Return the cell that a decision is judged by, and that of its base model."""
+        return self.asked_at(entry["choice"], self.group(entry))
+
+    def trajectory(self, entry: Mapping[str, Any]) -> str:
+        """Return the id of what a decision has trained."""
+        return str(self.asked(entry)[0].trajectory)
+
+    def point(self, entry: Mapping[str, Any]) -> Point:
+        """Return what a decision has trained."""
+        return self.space.point(entry["choice"], self.group(entry))
+
+    def points(self, log: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
+        """Return what all decisions have trained."""
+        return tuple(self.point(entry) for entry in log if entry["kind"] == "ask")
+
+
+def plan_searches(sweep: Sweep) -> tuple[Planned, ...]:
+    """Resolve the searches of a sweep.
+
+    Raises:
+        InvalidInput: with everything of them that cannot be done.
+    """
+    if not sweep.file.search:
+        return ()
+    if refused := list(refusals(sweep)):
+        raise InvalidInput(refused)
+    contents = Contents(sweep.folder, read_lock(storage_root(sweep), sweep.file.name), FileHashes())
+    requirements = Requirements(sweep, contents)
+    planned = [_planned(sweep, index, contents, requirements) for index in range(len(sweep.file.search))]
+    contents.hashes.save()
+    problems = [problem for _, found in planned for problem in found]
+    if problems:
+        raise InvalidInput(problems)
+    return tuple(one for one, _ in planned if one is not None)
+
+
+def _planned(
+    sweep: Sweep, index: int, contents: Contents, requirements: Requirements
+) -> tuple[Planned | None, list[Problem]]:
+    search = sweep.file.search[index]
+    space, reader = make_space(sweep, search, contents), Reader(wanted_names(search))
+    place = f"{sweep.path}: search[{index}]"
+
+    maker = PointCells(sweep, contents)
+
+    @cache
+    def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None) -> tuple[Cell, ...]:
+        return maker.of(space.point(dict(key), group))
+
+    def cell_of(choice: Choice, group: str | None) -> Cell:
+        return cells_at(tuple(sorted(choice.items())), group)[-1]
+
+    def asked_at(choice: Choice, group: str | None) -> tuple[Asked, Asked]:
+        cell, base = cell_of(choice, group), maker.base_of(space.point(choice, group))
+        wanted, of_base = requirements.for_cell(cell), requirements.for_cell(base)
+        # A base model is scored under the templates of all settings: what compares comes first.
+        shared = {item.id for item in wanted}
+        ordered = tuple(sorted(of_base, key=lambda item: item.id not in shared))
+        trained = cell.recipe.id if cell.recipe else None
+        return Asked(cell.id, trained, wanted), Asked(base.id, None, ordered)
+
+    corner = {axis.name: axis.at(0.0) for axis in space.axes}
+    cells = [cell_of(corner, group) for group in space.groups or (None,)]
+    asked = [requirements.for_cell(cell) for cell in cells]
+    problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
+    if problems:
+        return None, problems
+    rules = Rules(
+        "",
+        space,
+        lambda choice, group: cell_of(choice, group).id,
+        lambda choice, group: fingerprint(cell_of(choice, group).base),
+    )
+    content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)
+    return Planned(search, space, replace(rules, id=search_id(content)), content, reader, asked_at), []
+
+
+def _meanings(reader: Reader, asked: Sequence[Sequence[Requirement]]) -> dict[str, list[str]]:
+    """Return the ids of what gives each name, over all groups."""
+    return {name: sorted({item for one in asked for item in Reader([name]).requirements(one)}) for name in reader.names}
+
+
+def _base_problems(sweep: Sweep, search: Search, place: str) -> list[Problem]:
+    against = [
+        name
+        for name, bound in search.constraints.items()
+        if any(isinstance(limit, str) for limit in (bound.at_least, bound.at_most))
+    ]
+    unscored = "is against the base model, which needs evaluation.base: true"
+    unmeasured = "must be a number: base models have no measures"
+    rules = [(name, unscored) for name in against if not sweep.file.evaluation.base]
+    rules += [(name, unmeasured) for name in against if name in sweep.file.measures]
+    return [Problem(f"{place}.constraints.{name}", rule) for name, rule in rules]
+
+
+def with_decisions(sweep: Sweep, searches: Sequence[Planned]) -> Sweep:
+    """Return the sweep with what its searches have decided so far. Raises Corrupt where a log was edited."""
+    storage = storage_root(sweep)
+    if not searches or not storage.exists(MARKER):
+        return sweep
+    points = (point for one in searches for point in one.points(one.log(storage).read()))
+    return replace(sweep, points=tuple(points))
+
+
+def make_whole_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
+    """Plan a sweep as ``make_plan``, with what its searches have decided so far."""
+    return make_plan(with_decisions(sweep, plan_searches(sweep)), states_of)
+
+
+def plan_points(sweep: Sweep, points: Sequence[Point]) -> Plan:
+    """Return the plan of these points alone."""
+    file = sweep.file.model_copy(update={"blocks": ()})
+    return make_plan(replace(sweep, file=file, variants=(), excludes=(), points=tuple(points)), Ledger.states)

@@ -1,0 +1,351 @@
+"""Searches decide the same whatever happens: any number of lanes, kills at any point, other names."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_records import sweep_file
+
+from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.core.fingerprint import digest
+from massive_sft.ledger.lease import LeaseWatch
+from massive_sft.ledger.storage import Folder
+from massive_sft.search.decider import Decider
+from massive_sft.search.deciding import Decision
+from massive_sft.search.decision_log import DecisionLog
+from massive_sft.search.outcomes import Outcome
+from massive_sft.search.plan import Planned, plan_searches
+from massive_sft.search.proposing import Tried, propose, rebuilt
+from massive_sft.search.space import Axis
+from massive_sft.sweep.load import load_sweep
+
+TPE: dict[str, Any] = {
+    "name": "s", "model": "small", "mixture": "first", "setting": "lora", "objective": {"maximize": "quiz"},
+    "space": {"lr": {"log": [1e-5, 1e-3]}, "lora.rank": {"powers_of_2": [4, 16]}, "batch": [16, 32],
+              "lora.alpha": {"times": "lora.rank", "by": [1, 2]}},
+    "sampler": "tpe", "trials": 12, "at_once": 4, "start": {"qmc": 5},
+}  # fmt: skip
+GRID = TPE | {
+    "space": {"lr": [1e-5, 1e-4, 1e-3], "mixture": "one"},
+    "trials": 9,
+    "sampler": "auto",
+    "start": {"qmc": 2},
+}
+ALONE: dict[str, Any] = {"blocks": []}
+
+
+def planned(folder: Path, search: Mapping[str, Any], **changes: Any) -> Planned:
+    folder.mkdir(parents=True, exist_ok=True)
+    return plan_searches(load_sweep(sweep_file(folder, **(ALONE | {"search": [search]} | changes))))[0]
+
+
+class Killed(BaseException):
+    """A process was killed here."""
+
+
+class World:
+    """Trainings with outcomes that hang on the cell alone, and durations that hang on chance."""
+
+    def __init__(self, folder: Path, one: Planned, lanes: int = 1, chance: int = 0, deaths: float = 0.0):
+        self.one, self.lanes, self.root, self.deaths = one, lanes, Folder(folder / "root"), deaths
+        self.random = random.Random(chance)
+        self.done: set[int] = set()
+
+    def outcome(self, entry: Decision) -> Outcome | None:
+        if entry["n"] not in self.done:
+            return None
+        luck = int(digest(entry["cell"])[:4], 16) / 16**4
+        if luck < 0.25:
+            return Outcome("diverged" if luck < 0.15 else "given_up" if luck < 0.2 else "infeasible")
+        return Outcome("complete", {"quiz": 100 * luck, "prose": 1 - luck}, {"quiz": 1.0})
+
+    def decider(self) -> Decider:
+        log = DecisionLog(self.root, self.one.id)
+        base: Callable[[Decision], Outcome | None] = lambda entry: Outcome("complete", {"quiz": 30.0, "prose": 1.0})  # noqa: E731
+        decider = Decider(self.one.rules, log, self.one.content, self.outcome, base)
+        assert decider.lead()
+        return decider
+
+    def run(self) -> dict[str, bytes]:
+        """Run the search to its end; return its files."""
+        while True:
+            decider = self.decider()
+            try:
+                self._run(decider)
+                break
+            except Killed:
+                continue
+            finally:
+                decider.release()  # as the ledger does once it sees that its owner is gone
+        return self.files()
+
+    def _run(self, decider: Decider) -> None:
+        ends: dict[int, float] = {}  # of what is being trained
+        now = 0.0
+        while not (decider.is_over and not decider.left()):
+            if self.random.random() < self.deaths:
+                raise Killed
+            decider.advance()
+            waiting = [entry["n"] for entry in decider.left() if entry["n"] not in ends]
+            for number in waiting[: self.lanes - len(ends)]:
+                ends[number] = now + self.random.expovariate(1)
+            if ends:
+                first = min(ends, key=lambda number: ends[number])
+                now = ends.pop(first)
+                self.done.add(first)
+
+    def files(self) -> dict[str, bytes]:
+        folder = self.root.root / "searches" / self.one.id
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        TPE,
+        GRID,
+        TPE | {"sampler": "qmc", "objective": {"maximize": ["quiz", "prose"]}},
+        TPE | {"sampler": "random", "model": "all", "objective": {"maximize": "quiz", "for_each": "model"}},
+        TPE | {"constraints": {"quiz": {"at_least": "base - 5"}}, "objective": {"minimize": "prose"}},
+    ],
+    ids=["tpe", "grid", "qmc", "random", "constrained"],
+)
+def test_log_is_the_same_with_any_lanes_and_kills(tmp_path: Path, search: dict[str, Any]) -> None:
+    one = planned(tmp_path / "sweep", search)
+    first = World(tmp_path / "first", one).run()
+    asks = [json.loads(data)["content"] for name, data in first.items() if name.startswith("decisions")]
+    cells = [entry["cell"] for entry in asks if entry["kind"] == "ask"]
+    assert len(cells) == len(set(cells)) == (6 if search is GRID else 12)
+    for chance, lanes in enumerate((1, 2, 8), 1):
+        assert World(tmp_path / str(chance), one, lanes, chance, deaths=0.2).run() == first
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_kill_at_the_write_of_a_decision_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    one = planned(tmp_path / "sweep", TPE | {"sampler": "random"})
+    first = World(tmp_path / "first", one).run()
+    world, whole, calls = World(tmp_path / "killed", one, 3, 1), Folder.put_if_absent, 0
+
+    def killed(storage: Folder, key: str, data: bytes) -> bool:
+        nonlocal calls
+        calls += key.startswith("decisions")
+        if key.startswith("decisions") and calls % 3 == 0:
+            if is_written:
+                whole(storage, key, data)
+            raise Killed
+        return whole(storage, key, data)
+
+    monkeypatch.setattr(Folder, "put_if_absent", killed)
+    assert world.run() == first
+
+
+def test_more_trials_go_on_where_it_was(tmp_path: Path) -> None:
+    short, long = (planned(tmp_path / str(trials), TPE | {"trials": trials}) for trials in (9, 14))
+    assert short.id == long.id
+    World(tmp_path / "a", short).run()
+    extended = World(tmp_path / "a", long, 3, 2)
+    extended.done = set(range(9))
+    assert extended.run() == World(tmp_path / "b", long).run()
+
+
+def test_order_of_arrival_decides_with_what_is_there_and_keeps_to_its_log(tmp_path: Path) -> None:
+    one = planned(tmp_path / "sweep", TPE | {"order": "arrival", "sampler": "random"})
+    world = World(tmp_path / "a", one, 4, 3)
+    files = world.run()
+    given = [list(json.loads(data)["content"]["given"]) for name, data in files.items() if name.startswith("dec")]
+    assert [int(key) for keys in given for key in keys] != sorted(int(key) for keys in given for key in keys)
+    assert World(tmp_path / "a", one, 1, 9).run() == files
+
+
+# What decides the sequence is in the id, and nothing else.
+
+GOLDEN = "8ad552f87c73948f"
+
+
+def test_id_is_golden(tmp_path: Path) -> None:
+    assert planned(tmp_path, TPE).id == GOLDEN
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trials": 99}, {"budget": {}}, {"name": "other"}, {"retries": 5},
+        {"schedule": "constant", "horizon": 1, "snapshots": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_decide_leaves_the_id(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert planned(tmp_path, TPE | change).id == GOLDEN
+
+
+def test_names_and_replaced_values_leave_the_id(tmp_path: Path) -> None:
+    hub = {"hub": "someone/thing", "revision": "a" * 40}
+    changes: dict[str, Any] = {
+        "models": {"renamed": hub},
+        "settings": {"other": {"method": "lora", "lr": 5e-5, "batch": 64, "lora": {"rank": 2}}},
+    }
+    assert planned(tmp_path, TPE | {"model": "renamed", "setting": "other"}, **changes).id == GOLDEN
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"at_once": 5}, {"sampler": "random"}, {"order": "arrival"}, {"start": {"qmc": 6}},
+        {"objective": {"maximize": "prose"}}, {"objective": {"minimize": "quiz"}}, {"model": "large"},
+        {"mixture": "second"}, {"schedule": "cosine"}, {"horizon": 2}, {"constraints": {"prose": {"at_most": 2}}},
+        {"space": TPE["space"] | {"batch": [16, 64]}}, {"objective": {"maximize": {"mean": "quiz"}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_decides_moves_the_id(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert planned(tmp_path, TPE | change).id != GOLDEN
+
+
+# The log.
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Planned, Folder, Path]:
+    one = planned(tmp_path / "sweep", TPE | {"sampler": "random"})
+    world = World(tmp_path, one)
+    world.run()
+    return one, world.root, world.root.root / "searches" / one.id / "decisions"
+
+
+def test_edited_decision_is_refused_with_its_number(finished: tuple[Planned, Folder, Path]) -> None:
+    one, root, decisions = finished
+    edited = decisions / "000003.json"
+    edited.write_bytes(edited.read_bytes().replace(b'"try":0', b'"try":1'))
+    with pytest.raises(Corrupt, match=r"000003\.json"):
+        DecisionLog(root, one.id).read()
+
+
+def test_decision_of_another_search_is_refused_with_its_number(finished: tuple[Planned, Folder, Path]) -> None:
+    one, root, decisions = finished
+    (decisions / "000003.json").write_bytes((decisions / "000002.json").read_bytes())
+    with pytest.raises(Corrupt, match="decision 3 does not follow from decision 2"):
+        DecisionLog(root, one.id).read()
+
+
+def test_missing_decision_is_refused_with_its_number(finished: tuple[Planned, Folder, Path]) -> None:
+    one, root, decisions = finished
+    (decisions / "000003.json").unlink()
+    with pytest.raises(Corrupt, match="decision 3 is missing, but later ones are there"):
+        DecisionLog(root, one.id).read()
+
+
+def test_removed_end_of_a_log_is_decided_again_equal(finished: tuple[Planned, Folder, Path], tmp_path: Path) -> None:
+    one, root, decisions = finished
+    before = {path.name: path.read_bytes() for path in decisions.iterdir()}
+    for name in sorted(before)[-2:]:
+        (decisions / name).unlink()
+    again = World(tmp_path, one)
+    again.done = set(range(len(before)))
+    again.run()
+    assert {path.name: path.read_bytes() for path in decisions.iterdir()} == before
+    assert root == again.root
+
+
+def test_only_one_process_decides(finished: tuple[Planned, Folder, Path]) -> None:
+    one, root, _ = finished
+    lease = DecisionLog(root, one.id).lease("first", LeaseWatch())
+    assert lease is not None
+    assert DecisionLog(root, one.id).lease("second", LeaseWatch()) is None
+    lease.release()
+
+
+def test_thousand_decisions_are_read_at_once(tmp_path: Path) -> None:
+    root, content = Folder(tmp_path), {"what": "it is"}
+    log = DecisionLog(root, "0" * 16)
+    log.begin(content)
+    lease = log.lease("me", LeaseWatch())
+    assert lease is not None
+    outcome = Outcome("complete", {"quiz": 1.0}, {"quiz": 0.1}).as_json()
+    with lease:
+        for number in range(1000):
+            log.write({"kind": "ask", "group": 0, "choice": {"lr": 1e-4}, "given": {str(number - 8): outcome}}, lease)
+    began = time.process_time()
+    again = DecisionLog(root, "0" * 16).read()
+    assert again == log.entries
+    assert time.process_time() - began < 1
+
+
+# Optuna as a function.
+
+AXES = (
+    Axis("batch", "ordered", values=(16, 32, 64)),
+    Axis("lr", "log", ends=(1e-5, 1e-3)),
+    Axis("template", "names", values=("paper", "plain"), contents=("paper", "plain")),
+)
+
+
+def lived(sampler: str, asks: int, values: Sequence[float], pending: int, seed: int) -> list[dict[str, Any]]:
+    """Return what a study that lives proposes, its sampler seeded anew before each ask, with some always pending."""
+    study, distributions = rebuilt(AXES, sampler, [], 1, seed)
+    trials, choices = [], []
+    for number in range(asks):
+        if number >= pending:
+            study.tell(trials[number - pending], values[number - pending])
+        study.sampler = rebuilt(AXES, sampler, [], 1, seed + number)[0].sampler
+        trials.append(study.ask(distributions))
+        choices.append(dict(trials[-1].params))
+    return choices
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_rebuilt_study_proposes_what_one_that_lived_does(sampler: Any) -> None:
+    values = [float(number * 7 % 5) for number in range(12)]
+    choices = lived(sampler, 9, values, 3, seed=11)
+    for number in range(9):
+        told = [Tried(choice, (values[index],)) for index, choice in enumerate(choices[: max(0, number - 2)])]
+        waiting = [Tried(choice) for choice in choices[len(told) : number]]
+        study, distributions = rebuilt(AXES, sampler, [*told, *waiting], 1, 11 + number)
+        assert dict(study.ask(distributions).params) == choices[number]
+
+
+def test_diverged_region_is_left_by_both_samplers() -> None:
+    """Told as failed, Optuna's samplers go on into it: they take no note of failures."""
+    axes = (Axis("lr", "log", ends=(1e-6, 1e-3)),)
+
+    def value(choice: Mapping[str, float]) -> float | None:
+        return None if choice["lr"] > 1e-4 else choice["lr"] * 1e4
+
+    for sampler in ("tpe", "gp"):
+        tried = [Tried({"lr": lr}) for lr in (2e-6, 1e-5, 4e-5, 9e-5, 2e-4, 5e-4)]
+        for number in range(10):
+            known = [value(one.choice) for one in tried]
+            worst = min(one for one in known if one is not None) - 0.3
+            told = [replace(one, values=(worst if v is None else v,)) for one, v in zip(tried, known, strict=True)]
+            tried.append(Tried(propose(axes, sampler, told, 1, number)))  # type: ignore[arg-type]
+        assert sum(one.choice["lr"] > 1e-4 for one in tried[6:]) <= 3
+
+
+def test_ranges_are_rounded_and_lists_keep_their_order(tmp_path: Path) -> None:
+    space = planned(tmp_path, TPE).space
+    choice = {axis.name: axis.rounded(axis.ends[0] * 1.23456 if axis.is_range else 1) for axis in space.axes}
+    assert space.named(choice) == {"batch": 32, "lora.alpha": 16, "lora.rank": 8, "lr": 1.23e-05}
+    assert space.size is None
+    assert planned(tmp_path, GRID).space.size == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": {"maximize": "quizz"}}, "no benchmark or measure of the sweep gives it, got 'quizz'"),
+        ({"rungs": {"at": [1, 2]}, "horizon": 2}, "are not run yet: leave them out, so that each trial is trained"),
+        ({"constraints": {"perplexity": {"at_most": "base + 1"}}}, "must be a number: base models have no measures"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        planned(tmp_path, TPE | change)
+    assert message in str(caught.value)
