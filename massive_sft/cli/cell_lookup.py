@@ -167,6 +167,11 @@ def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]
         yield root, (None, Ledger.open(root, create=False, place="--sweep"))
 
 
+def plans_here(root: Path | None) -> Iterator[Plan]:
+    """Yield the plans of the sweep files that ``locate_cell`` looks at without one."""
+    yield from (plan for _, (plan, _) in _known(root) if plan is not None)
+
+
 def _ledger(plan: Plan) -> Ledger:
     """Return a plan's ledger, open for reading; where nothing was ever run, one without records."""
     return plan.open_ledger(create=False) if plan.storage.exists() else Ledger(plan.storage)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json, report_write_errors
+from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import budget_view, changes_view, indented, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate, runs_to_train
@@ -54,7 +55,8 @@ def plan(
         paid = budget_json(budgeted) if budgeted else None
         print_json({**plan_json(selected), "budget": paid, "changes": find_changes(whole)})
     else:
-        console().print(plan_view(selected), budget_view(budgeted), changes_view(find_changes(whole)))
+        searches = searches_view(whole, with_cost=True)
+        console().print(plan_view(selected), searches, budget_view(budgeted), changes_view(find_changes(whole)))
 
 
 def plan_view(plan: Plan, retrain: bool = False) -> Group:

@@ -16,6 +16,7 @@ from massive_sft.cli.options import File, Overlays, Where, console, load_sound_p
 from massive_sft.cli.plan import plan_view
 from massive_sft.cli.progress import RunProgress, survive_lost_output
 from massive_sft.cli.score_table import score_table
+from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import ExitCode
 from massive_sft.core.imports import heavy_imports
@@ -65,6 +66,8 @@ def run(
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
         return
     out.print(plan_view(selected, retrain))
+    if decides:
+        out.print(searches_view(whole))
     execute_plan(selected, whole, inline, retrain, decides)
 
 

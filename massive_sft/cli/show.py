@@ -1,4 +1,4 @@
-"""``show``: one cell, its record where it has one."""
+"""``show``: one cell, its record where it has one; or a search, each decision."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
+from massive_sft.cli.search_view import find_search, search_json, search_view
 from massive_sft.cli.views import STYLES, format_interval, indented, make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
@@ -24,7 +25,17 @@ from massive_sft.sweep.cell import Coordinates
 
 
 def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
-    """One cell: scores, measures, training, data, settings, provenance; without a record, what is asked of it."""
+    """One cell: scores, measures, training, data, settings, provenance; without a record, what is asked of it.
+
+    By a search's name: each of its decisions, what came of it and why it was made.
+    """
+    searched = None if sweep is not None and is_imported(sweep) else find_search(cell, sweep, overlay)
+    if searched is not None:
+        if as_json:
+            print_json(search_json(searched))
+        else:
+            console().print(search_view(searched))
+        return
     if sweep is not None and is_imported(sweep):
         ledger = open_imported(sweep).ledger
         record: Record | None = find_record(ledger, cell)

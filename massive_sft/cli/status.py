@@ -11,6 +11,7 @@ from massive_sft.cli import import_table
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
 from massive_sft.cli.progress import part_text
+from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.record import Status
@@ -33,7 +34,9 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     if as_json:
         print_json(status_json(selected))
     else:
-        console().print(status_view(selected, Ledger(selected.storage)), changes_view(find_changes(whole)))
+        console().print(
+            status_view(selected, Ledger(selected.storage)), searches_view(whole), changes_view(find_changes(whole))
+        )
 
 
 def status_json(plan: Plan) -> list[dict[str, Any]]:

@@ -24,16 +24,16 @@ def cost_lines(cost: Cost) -> list[str]:
     A sum of which a part could not be estimated is not known: what is left of it would read as the whole.
     """
     again = f"cost of `run --retrain`: {counted(cost.retrainings, 'training')} again and what they are needed for, "
-    more = [again + _time(cost.retraining)] if cost.retrainings else []
+    more = [again + format_time(cost.retraining)] if cost.retrainings else []
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
         return more
-    total = f"cost: training {_time(cost.training)}, evaluation {_time(cost.evaluation)}, one after another"
+    total = f"cost: training {format_time(cost.training)}, evaluation {format_time(cost.evaluation)}, one after another"
     if cost.gpu_seconds is not None and cost.gpu_seconds.complete:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
     if cost.money is not None and cost.money.complete:
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
     measured = f"{cost.measured} of {cost.runs} trainings left are of a kind that was measured here"
-    shared = f"  a training run for each cell would take {_time(cost.saved)} longer"
+    shared = f"  a training run for each cell would take {format_time(cost.saved)} longer"
     lines = [
         total,
         shared if cost.saved.value and cost.saved.complete else "",
@@ -52,7 +52,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _time(figure: Quantity) -> str:
+def format_time(figure: Quantity) -> str:
     if not figure.complete:
         return "not known"
     seconds = figure.value
@@ -66,7 +66,7 @@ def _extension_lines(extensions: Extensions) -> list[str]:
     if extensions.resumed:
         lines.append(f"  {_trainings(extensions.resumed)} on from a checkpoint or a state that was kept")
     if extensions.repeated:
-        again = f"{counted(extensions.epochs, 'epoch')} again, {_time(extensions.again)}"
+        again = f"{counted(extensions.epochs, 'epoch')} again, {format_time(extensions.again)}"
         lines.append(
             f"  {_trainings(extensions.repeated)} on after epochs of which no state was kept (storage.keep_state), "
             f"so from the start: {again}"

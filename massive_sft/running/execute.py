@@ -106,7 +106,7 @@ def execute(
     names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
     as_asked = AsPlanAsks(whole)
     mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, as_asked)
-    listen = _Listener(progress, mirror, names, as_asked)
+    listen = _Listener(progress, mirror, names, as_asked, run, requirements_left(plan))
     listen.work = work = SearchWork(plan, ledger, listen, progress.say) if decides and file.search else None
     try:
         mirror.artifact(plan.sweep.path)
@@ -117,6 +117,8 @@ def execute(
                 progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop, work)
         after = with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
+        if work is not None:
+            save_last_plan(after, ledger)  # with what searches decided
         _learn(after, ledger, progress.say)
         results = None if stop() else results_of(after)
         if results is not None:
@@ -136,12 +138,15 @@ class _Listener:
 
     Attributes:
         names, as_asked: what the mirror knows of cells, which decisions add to.
+        wanted: what the run has told others that it wants.
     """
 
     progress: Progress
     mirror: Mirror
     names: dict[str, Coordinates]
     as_asked: AsPlanAsks
+    run: Run
+    wanted: dict[str, tuple[str, ...]]
     work: SearchWork | None = None
     _turn: threading.RLock = field(default_factory=threading.RLock)
 
@@ -150,6 +155,8 @@ class _Listener:
             if isinstance(event, Decided):
                 self.names.update({cell.cell.id: cell.cell.coordinates for cell in event.plan.cells})
                 self.as_asked.add(event.plan)
+                self.wanted |= requirements_left(event.plan)
+                publish_requirements(self.run, self.wanted)
             self.progress.listen(event)
             if isinstance(event, CellRecorded):
                 self.mirror.put(event.record.cell)

@@ -129,6 +129,11 @@ class Decider:
                     self._settled[int(key)] = Outcome.of_json(content)
         self._replayed = len(self.entries)
 
+    def waits_for(self) -> list[Decision]:
+        """Return the decisions whose outcomes the next one is given, known or not."""
+        self._replay()
+        return list(self._waited_for())
+
     def _waited_for(self) -> Iterator[Decision]:
         """Yield the decisions whose outcomes the next one is given, as far as no earlier one was.
 

@@ -15,7 +15,7 @@ def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any] | None = No
     if entry["kind"] != "ask":
         reason = {"given_up": "failed as often as it may", "infeasible": "memory ran out"}[entry["kind"]]
         return f"decision {entry['n']}: decision {entry['of']} is {entry['kind'].replace('_', ' ')}, {reason}"
-    values = ", ".join(f"{name} {_text(value)}" for name, value in (named or entry["choice"]).items())
+    values = ", ".join(f"{name} {as_text(value)}" for name, value in (named or entry["choice"]).items())
     return f"decision {entry['n']}: {values} ({reason_of(entry)})"
 
 
@@ -29,5 +29,6 @@ def reason_of(entry: Mapping[str, Any]) -> str:
     return f"{entry['sampler']} by outcomes: {known}; {why['pending']} pending{again}"
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a value of an axis without digits that say nothing."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,154 @@
+"""Searches for people: what a plan says of them, how far they are, each decision with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from massive_sft.cli.cell_lookup import plans_here
+from massive_sft.cli.options import load_plan
+from massive_sft.cli.views import indented, make_table
+from massive_sft.core.wording import counted
+from massive_sft.cost.duration import Quantity
+from massive_sft.cost.estimate import estimate
+from massive_sft.cost.formatting import format_time
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan
+from massive_sft.search.deciding import Decision
+from massive_sft.search.outcomes import Outcome, wanted_names
+from massive_sft.search.plan import Planned, plan_points
+from massive_sft.search.standing import Standing, count_recorded, find_standings
+from massive_sft.search.view import as_text, reason_of
+
+
+def searches_view(plan: Plan, with_cost: bool = False) -> Group:
+    """Return how far the searches of a plan are; an empty group without any.
+
+    Args:
+        with_cost: with the size of their spaces and what they may still take.
+    """
+    if not plan.sweep.file.search or plan.missing:
+        return Group()
+    ledger = Ledger(plan.storage)
+    lines = [line for one in find_standings(plan.sweep, ledger) for line in _lines(one, plan, ledger, with_cost)]
+    return Group(Text(), *map(indented, lines))
+
+
+def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterator[str]:
+    search, counts = one.planned.search, one.counts
+    done = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items())) or "nothing decided"
+    yield f"search {search.name} ({one.planned.id}): {len(one.asks)} of {search.trials} trials decided: {done}"
+    if with_cost:
+        yield f"  {_space(one.planned, ledger)}"
+        yield f"  {_start(one.planned)}"
+        if one.left:
+            yield f"  at most {counted(one.left, 'more trial')}: {_worst(one, plan)}"
+    for line in best_lines(one):
+        yield f"  {line}"
+    if one.waits_for and one.left:
+        yield f"  the next decision waits for the outcome of {', '.join(map(str, one.waits_for))}"
+
+
+def _space(planned: Planned, ledger: Ledger) -> str:
+    space = planned.space
+    axes = ", ".join(axis.name for axis in space.axes)
+    each = f" for each of {counted(len(space.groups), 'model')}" if len(space.groups) > 1 else ""
+    if space.size is None:
+        return f"space: {axes}{each}; its ranges hold more values than are listed"
+    recorded = count_recorded(planned, ledger)
+    there = "" if recorded is None else f"; the ledger has {recorded} of them"
+    return f"space: {axes}: {counted(space.size, 'cell')}{each}{there}"
+
+
+def _start(planned: Planned) -> str:
+    rules, search = planned.rules, planned.search
+    order = "the same on any cluster" if search.order == "strict" else "by what is there"
+    start = f"start: {counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
+    return f"{start}; at most {search.at_once} without an outcome; {order}"
+
+
+def _worst(one: Standing, plan: Plan) -> str:
+    """Return what the trials that are left take if each takes as much as the largest of the space's corners."""
+    space = one.planned.space
+    corners = [{axis.name: axis.at(share) for axis in space.axes} for share in (0.0, 1.0)]
+    points = [space.point(corner, group) for corner in corners for group in space.groups or (None,)]
+    costs = [estimate(plan_points(plan.sweep, [point])) for point in points]
+    work = [cost.training + cost.evaluation for cost in costs]
+    largest = max(work, key=lambda each: each.value)
+    whole = Quantity(largest.value, all(each.sure for each in work), all(each.complete for each in work))
+    return f"{format_time(whole.times(one.left))} of training and scoring, one after another"
+
+
+def best_lines(one: Standing) -> Iterator[str]:
+    """Yield what is best so far, of each group."""
+    groups: Sequence[str | None] = one.planned.space.groups or (None,)
+    for position, group in enumerate(groups):
+        of = f" of {group}" if group is not None and len(groups) > 1 else ""
+        best = one.best(position)
+        for entry in best:
+            what = "best" if len(best) == 1 else "none is better in all than"
+            outcome = _outcome(one.outcomes.get(entry["n"]))
+            yield f"{what}{of}: {entry['cell']}, decision {entry['n']}: {_values(one.planned, entry)}: {outcome}"
+
+
+def _values(planned: Planned, entry: Decision) -> str:
+    return ", ".join(f"{name} {as_text(value)}" for name, value in planned.space.named(entry["choice"]).items())
+
+
+def _outcome(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "pending"
+    if outcome.kind != "complete":
+        return outcome.kind.replace("_", " ")
+    parts = []
+    for name, value in outcome.values.items():
+        error = outcome.errors.get(name)
+        parts.append(f"{name} {value:.4g}" + (f" ± {1.96 * error:.2g}" if error else ""))
+    return ", ".join(parts)
+
+
+def find_search(name: str, sweep: Path | None, overlays: Sequence[Path] | None) -> Standing | None:
+    """Return the search of a name: of a sweep file, or of those in the current folder; None where there is none."""
+    plans = [load_plan(sweep, overlays)] if sweep is not None and sweep.is_file() else list(plans_here(sweep))
+    for plan in plans:
+        if any(search.name == name for search in plan.sweep.file.search):
+            standings = find_standings(plan.sweep, Ledger(plan.storage))
+            return next(one for one in standings if one.planned.search.name == name)
+    return None
+
+
+def search_view(one: Standing) -> Group:
+    """Return each decision of a search with its reason and what came of it."""
+    table = make_table("n", "cell", "what", "outcome", "why", right=("n",))
+    best = {entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)}
+    for entry in one.entries:
+        if entry["kind"] != "ask":
+            table.add_row(str(entry["n"]), "", f"decision {entry['of']}", entry["kind"].replace("_", " "), "")
+            continue
+        group = one.planned.group(entry)
+        what = _values(one.planned, entry) + (f" ({group})" if len(one.planned.space.groups) > 1 else "")
+        outcome = _outcome(one.outcomes.get(entry["n"]))
+        style = "bold" if entry["n"] in best else ""
+        table.add_row(str(entry["n"]), entry["cell"], what, outcome, reason_of(entry), style=style)
+    names = ", ".join(wanted_names(one.planned.search))
+    head = f"search {one.planned.search.name} ({one.planned.id}) looks at {names}; bold: the best so far"
+    return Group(Text(head), table)
+
+
+def search_json(one: Standing) -> dict[str, Any]:
+    """Return a search as JSON values."""
+    outcomes = {str(number): outcome.as_json() for number, outcome in sorted(one.outcomes.items())}
+    best = [entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)]
+    return {
+        "schema": 1,
+        "search": one.planned.search.name,
+        "id": one.planned.id,
+        "decisions": [dict(entry) for entry in one.entries],
+        "outcomes": outcomes,
+        "best": best,
+        "waits_for": list(one.waits_for),
+    }

@@ -1,0 +1,102 @@
+"""How far a search is: what was decided, what came of it, what is best so far, what the next decision waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from massive_sft.ledger.store import Ledger
+from massive_sft.search.decider import Decider
+from massive_sft.search.deciding import Decision, limit_names, objective_values, violations
+from massive_sft.search.outcomes import Outcome
+from massive_sft.search.plan import Planned, plan_searches
+from massive_sft.sweep.load import Sweep
+
+MOST_LISTED = 2_000  # choices of a space that are looked up in the ledger
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A search and its ledger.
+
+    Attributes:
+        entries: all decisions.
+        outcomes: what is known, by decision.
+        bases: of base models, by ``Decision["model"]``.
+        waits_for: numbers of the decisions whose outcomes the next one needs and that have none.
+    """
+
+    planned: Planned
+    entries: Sequence[Decision]
+    outcomes: Mapping[int, Outcome]
+    bases: Mapping[str, Outcome]
+    waits_for: Sequence[int]
+    is_exhausted: bool
+
+    @cached_property
+    def asks(self) -> list[Decision]:
+        """The decisions that had something trained."""
+        return [entry for entry in self.entries if entry["kind"] == "ask"]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many decisions came to what; ``pending`` are without an outcome."""
+        return Counter(
+            self.outcomes[entry["n"]].kind if entry["n"] in self.outcomes else "pending" for entry in self.asks
+        )
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to be decided, at most."""
+        return 0 if self.is_exhausted else max(0, (self.planned.search.trials or 0) - len(self.asks))
+
+    def values(self, group: int) -> dict[int, tuple[float, ...]]:
+        """Return the objectives of a group's complete decisions, better when larger, by their numbers."""
+        own = [entry["n"] for entry in self.asks if entry["group"] == group]
+        complete = [number for number in own if number in self.outcomes and self.outcomes[number].kind == "complete"]
+        values = objective_values(self.planned.rules, [self.outcomes[number] for number in complete])
+        return dict(zip(complete, values, strict=True))
+
+    def is_feasible(self, entry: Decision) -> bool:
+        """Whether a complete decision keeps all constraints, as far as they can be judged."""
+        rules = self.planned.rules
+        if not limit_names(rules) or (rules.needs_bases and entry["model"] not in self.bases):
+            return True
+        broken = violations(rules, self.outcomes[entry["n"]], self.bases.get(entry["model"]))
+        return all(over <= 0 for over in broken.values())
+
+    def best(self, group: int) -> list[Decision]:
+        """Return a group's feasible decisions of which no other is better in all objectives, in their order."""
+        values = self.values(group)
+        able = [entry for entry in self.asks if entry["n"] in values and self.is_feasible(entry)]
+        front = [one for one in able if not any(_dominates(values[two["n"]], values[one["n"]]) for two in able)]
+        return front[:1] if front and len(values[front[0]["n"]]) == 1 else front
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
+    """Return how far each search of a sweep is. Raises Corrupt where a log was edited."""
+    found = []
+    for planned in plan_searches(sweep):
+        decider = Decider.of(planned, ledger)
+        decider.look()
+        outcomes = decider.outcomes()
+        needed = [entry["n"] for entry in decider.waits_for() if entry["n"] not in outcomes]
+        bases = {entry["model"]: decider.base_of(entry) for entry in decider.asks}
+        known = {model: outcome for model, outcome in bases.items() if outcome is not None}
+        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_exhausted))
+    return found
+
+
+def count_recorded(planned: Planned, ledger: Ledger) -> int | None:
+    """Return how many cells of a search's space have a record; None where they cannot be listed."""
+    space = planned.space
+    if space.size is None or space.size * max(1, len(space.groups)) > MOST_LISTED:
+        return None
+    places = [(choice, group) for group in space.groups or (None,) for choice in space.choices()]
+    return len(ledger.entries({planned.rules.cell_of(choice, group) for choice, group in places}))
