@@ -18,11 +18,11 @@ from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.search.decider import Decider
-from massive_sft.search.deciding import Decision
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned, plan_searches
 from massive_sft.search.proposing import Tried, propose, rebuilt
+from massive_sft.search.rules import Decision
 from massive_sft.search.space import Axis
 from massive_sft.sweep.load import load_sweep
 

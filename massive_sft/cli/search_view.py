@@ -18,11 +18,13 @@ from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import format_time
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
-from massive_sft.search.deciding import Decision
+from massive_sft.search.cells import CellSpace
+from massive_sft.search.decider import trials_of
 from massive_sft.search.outcomes import Outcome, wanted_names
 from massive_sft.search.plan import Planned, plan_points
+from massive_sft.search.rules import Decision
 from massive_sft.search.standing import Standing, count_recorded, find_standings
-from massive_sft.search.view import as_text, reason_of
+from massive_sft.search.view import as_text, entry_text, reason_of
 
 
 def searches_view(plan: Plan, with_cost: bool = False) -> Group:
@@ -41,7 +43,8 @@ def searches_view(plan: Plan, with_cost: bool = False) -> Group:
 def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterator[str]:
     search, counts = one.planned.search, one.counts
     done = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items())) or "nothing decided"
-    yield f"search {search.name} ({one.planned.id}): {len(one.asks)} of {search.trials} trials decided: {done}"
+    most = trials_of(one.planned.space)
+    yield f"search {search.name} ({one.planned.id}): {len(one.asks)} of {most} trials decided: {done}"
     if with_cost:
         yield f"  {_space(one.planned, ledger)}"
         yield f"  {_start(one.planned)}"
@@ -57,6 +60,9 @@ def _space(planned: Planned, ledger: Ledger) -> str:
     space = planned.space
     axes = ", ".join(axis.name for axis in space.axes)
     each = f" for each of {counted(len(space.groups), 'model')}" if len(space.groups) > 1 else ""
+    if isinstance(space, CellSpace):
+        recorded, names = count_recorded(planned, ledger), ", ".join(planned.search.over or ())
+        return f"space: {counted(space.size, 'cell')} of {names}; the ledger has {recorded} of them"
     if space.size is None:
         return f"space: {axes}{each}; its ranges hold more values than are listed"
     recorded = count_recorded(planned, ledger)
@@ -67,15 +73,16 @@ def _space(planned: Planned, ledger: Ledger) -> str:
 def _start(planned: Planned) -> str:
     rules, search = planned.rules, planned.search
     order = "the same on any cluster" if search.order == "strict" else "by what is there"
-    start = f"start: {counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
+    proposes = f"{counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
+    start = f"start: {'spread out by the surrogate' if isinstance(planned.space, CellSpace) else proposes}"
     return f"{start}; at most {search.at_once} without an outcome; {order}"
 
 
 def _worst(one: Standing, plan: Plan) -> str:
     """Return what the trials that are left take if each takes as much as the largest of the space's corners."""
     space = one.planned.space
-    corners = [{axis.name: axis.at(share) for axis in space.axes} for share in (0.0, 1.0)]
-    points = [space.point(corner, group) for corner in corners for group in space.groups or (None,)]
+    corners = space.corners() if isinstance(space, CellSpace) else [*space.corners(), *space.corners(1.0)]
+    points = [space.point(choice, group) for choice, group in corners]
     costs = [estimate(plan_points(plan.sweep, [point])) for point in points]
     work = [cost.training + cost.evaluation for cost in costs]
     largest = max(work, key=lambda each: each.value)
@@ -127,7 +134,7 @@ def search_view(one: Standing) -> Group:
     best = {entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)}
     for entry in one.entries:
         if entry["kind"] != "ask":
-            table.add_row(str(entry["n"]), "", f"decision {entry['of']}", entry["kind"].replace("_", " "), "")
+            table.add_row(str(entry["n"]), "", Text(entry_text(entry)))
             continue
         group = one.planned.group(entry)
         what = _values(one.planned, entry) + (f" ({group})" if len(one.planned.space.groups) > 1 else "")

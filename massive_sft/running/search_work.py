@@ -14,8 +14,8 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
 from massive_sft.search.decider import Decider
-from massive_sft.search.deciding import Decision
 from massive_sft.search.plan import Planned, make_whole_plan, plan_points, plan_searches
+from massive_sft.search.rules import Decision
 
 LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
 

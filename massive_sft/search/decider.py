@@ -9,13 +9,24 @@ from typing import Any
 from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.search.deciding import Decision, Given, Rules, next_ask
+from massive_sft.search.cells import CellSpace
+from massive_sft.search.deciding import next_ask
+from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Asked, Planned
+from massive_sft.search.rules import Decision, Given, Rules
+from massive_sft.search.space import Space
 
 OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
+
+
+def trials_of(space: Space | CellSpace) -> int:
+    """Return how many cells a search tries at most."""
+    most = space.search.trials
+    return most if most is not None else space.size if space.size is not None else 0
+
 
 OutcomeOf = Callable[[Decision], Outcome | None]
 """Returns what came of a decision, or of the base model of one; None while it is not known."""
@@ -80,7 +91,15 @@ class Decider:
     @property
     def is_over(self) -> bool:
         """Whether it asks for no more."""
-        return self.is_exhausted or len(self.asks) >= (self.rules.space.search.trials or 0)
+        return self.is_exhausted or self.is_stopped or len(self.asks) >= trials_of(self.rules.space)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was decided to stop, by the rule that the sweep file has now."""
+        stop = self.rules.space.search.stop
+        rule = None if stop is None else (stop.regret, stop.probability)
+        ended = [(entry["regret"], entry["probability"]) for entry in self.entries if entry["kind"] == "stop"]
+        return rule in ended
 
     def advance(self) -> list[Decision]:
         """Make and write every decision that can be made now; return those.
@@ -109,7 +128,11 @@ class Decider:
         bases = self._new_bases()
         if bases is None:
             return None
-        draft = next_ask(self.rules, self.entries, Given(self._settled | arrived, self._bases | bases))
+        given = Given(self._settled | arrived, self._bases | bases)
+        if isinstance(self.rules.space, CellSpace):
+            draft = judge_stop(self.rules, self.entries, given) or next_cell(self.rules, self.entries, given)
+        else:
+            draft = next_ask(self.rules, self.entries, given)
         if draft is None:
             self.is_exhausted = True
             return None
@@ -120,7 +143,7 @@ class Decider:
     def _replay(self) -> None:
         """Take over from the log what its decisions were given."""
         for entry in self.entries[self._replayed :]:
-            if entry["kind"] != "ask":
+            if "of" in entry:
                 self._settled[entry["of"]] = Outcome(entry["kind"])
             for key, content in entry["given"].items():
                 if key.startswith(_BASE):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.search.cells import CellSpace
 from massive_sft.search.outcomes import objective_names
 from massive_sft.search.space import Space
 from massive_sft.sweep.content import Contents
@@ -22,7 +23,7 @@ SEARCH_SEMANTICS = 1
 
 
 def search_content(
-    space: Space, contents: Contents, asked: Mapping[str, Sequence[str]], start: int, sampler: str
+    space: Space | CellSpace, contents: Contents, asked: Mapping[str, Sequence[str]], start: int, sampler: str
 ) -> dict[str, Any]:
     """Return what a search is, as JSON values.
 
@@ -32,9 +33,6 @@ def search_content(
         sampler: that proposes.
     """
     search = space.search
-    # What the space replaces is the same wherever the setting had it.
-    corner = {axis.name: axis.at(0.0) for axis in space.axes}
-    setting = space.point(corner, space.groups[0] if space.groups else None).variant.setting
     objective = search.objective
     written = objective.maximize or objective.minimize
     how = written.scale if isinstance(written, Mean) else "each"
@@ -42,13 +40,12 @@ def search_content(
         "search_semantics": SEARCH_SEMANTICS,
         "train_semantics": TRAIN_SEMANTICS,
         "space": space.content(contents),
-        "setting": {**setting_content(setting), "seed": setting.seed},
-        "schedule": schedule_content(search.schedule, search.horizon),
-        "snapshots": list(space.snapshots),
+        **_trained(space),
         "objective": {
             "better": "high" if objective.maximize is not None else "low",
             "of": [list(asked[name]) for name in objective_names(search)],
             "as": how,
+            **({"for_each": "model"} if isinstance(space, CellSpace) and objective.for_each else {}),
         },
         "constraints": [
             {"of": list(asked[name]), **{side: getattr(bound, side) for side in ("at_least", "at_most")}}
@@ -59,6 +56,20 @@ def search_content(
         "seed": search.seed,
         "at_once": search.at_once,
         "order": search.order,
+    }
+
+
+def _trained(space: Space | CellSpace) -> dict[str, Any]:
+    """Return what is the same of all that a search trains; of one over cells that is in their ids."""
+    if isinstance(space, CellSpace):
+        return {}
+    search = space.search
+    # What the space replaces is the same wherever the setting had it.
+    setting = space.point(*space.corners()[0]).variant.setting
+    return {
+        "setting": {**setting_content(setting), "seed": setting.seed},
+        "schedule": schedule_content(search.schedule, search.horizon),
+        "snapshots": list(space.snapshots),
     }
 
 

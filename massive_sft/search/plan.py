@@ -14,11 +14,12 @@ from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, StatesOf, make_plan, read_lock, storage_root
 from massive_sft.planning.requirements import Requirement, Requirements
-from massive_sft.search.deciding import Rules
+from massive_sft.search.cells import CellSpace
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.outcomes import Reader, wanted_names
 from massive_sft.search.refusals import refusals
+from massive_sft.search.rules import Rules
 from massive_sft.search.space import Choice, Space, make_space
 from massive_sft.sweep.cell import Cell, PointCells
 from massive_sft.sweep.content import Contents
@@ -47,7 +48,7 @@ class Planned:
     """
 
     search: Search
-    space: Space
+    space: Space | CellSpace
     rules: Rules
     content: Mapping[str, Any]
     reader: Reader
@@ -106,10 +107,13 @@ def _planned(
     sweep: Sweep, index: int, contents: Contents, requirements: Requirements
 ) -> tuple[Planned | None, list[Problem]]:
     search = sweep.file.search[index]
-    space, reader = make_space(sweep, search, contents), Reader(wanted_names(search))
+    maker, reader = PointCells(sweep, contents), Reader(wanted_names(search))
     place = f"{sweep.path}: search[{index}]"
-
-    maker = PointCells(sweep, contents)
+    space: Space | CellSpace
+    if search.over is not None:
+        space = CellSpace(sweep, search, tuple(cell for _, cell in sorted(maker.of_blocks(search.over).items())))
+    else:
+        space = make_space(sweep, search, contents)
 
     @cache
     def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None) -> tuple[Cell, ...]:
@@ -127,8 +131,7 @@ def _planned(
         trained = cell.recipe.id if cell.recipe else None
         return Asked(cell.id, trained, wanted), Asked(base.id, None, ordered)
 
-    corner = {axis.name: axis.at(0.0) for axis in space.axes}
-    cells = [cell_of(corner, group) for group in space.groups or (None,)]
+    cells = [cell_of(choice, group) for choice, group in space.corners()]
     asked = [requirements.for_cell(cell) for cell in cells]
     problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
     if problems:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
-import numpy as np
-
 from massive_sft.search.space import Axis, Choice
 from massive_sft.sweep.setting import takes_whole_numbers
 
@@ -52,6 +50,8 @@ def propose(
         seed: of this proposal alone.
     """
     if sampler == "random":
+        import numpy as np
+
         drawn = np.random.default_rng(seed).random(len(axes))
         return {axis.name: axis.at(share) for axis, share in zip(axes, drawn.tolist(), strict=True)}
     study, distributions = rebuilt(axes, sampler, tried, objectives, seed)
@@ -104,6 +104,7 @@ def _distribution(axis: Axis) -> Any:
 
 def spread(axes: Sequence[Axis], count: int, seed: int) -> list[Choice]:
     """Return choices spread evenly over a space; the first of more are the same."""
+    import numpy as np
     from scipy.stats import qmc
 
     drawn = qmc.Halton(len(axes), scramble=True, rng=np.random.default_rng(seed)).random(count)

@@ -17,14 +17,16 @@ def refusals(sweep: Sweep) -> Iterator[Problem]:
 
 
 def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
-    if search.over is not None:
-        yield "over", "is not run yet: give the search a space of its own, or run the blocks in full"
+    if search.over is not None and search.constraints:
+        yield "constraints", "are not kept over cells yet: leave them out, `best` and the report show all benchmarks"
+    if search.over is not None and search.sampler != "auto":
+        yield "sampler", "has no effect over cells, of which a Gaussian process of our own proposes; leave it out"
     if isinstance(search.mixture, Weights):
         yield "mixture", "cannot be weights yet: name mixtures in space.mixture"
     if search.rungs is not None:
         yield "rungs", "are not run yet: leave them out, so that each trial is trained to its end"
-    if search.stop is not None:
-        yield "stop", "is not judged yet: trials says when a search ends"
+    if search.stop is not None and search.over is None:
+        yield "stop", "is judged over cells only (over): trials says when this search ends"
     if search.budget.gpu_hours is not None:
         yield "budget", "is not counted yet: trials says when a search ends, `run --budget` takes GPU-hours"
     if search.evaluate.shards == "adaptive":

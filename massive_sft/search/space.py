@@ -99,6 +99,10 @@ class Space:
         for number in range(self.size or 0):
             yield self._numbered(number)
 
+    def corners(self, share: float = 0.0) -> list[tuple[Choice, str | None]]:
+        """Return choices that stand for the space: all axes at a share of their length, in each group."""
+        return [({axis.name: axis.at(share) for axis in self.axes}, group) for group in self.groups or (None,)]
+
     def _numbered(self, number: int) -> Choice:
         choice: dict[str, float | int] = {}
         for axis in self.axes:

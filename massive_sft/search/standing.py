@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from massive_sft.ledger.store import Ledger
-from massive_sft.search.decider import Decider
-from massive_sft.search.deciding import Decision, limit_names, objective_values, violations
+from massive_sft.search.decider import Decider, trials_of
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned, plan_searches
+from massive_sft.search.rules import Decision
+from massive_sft.search.telling import limit_names, objective_values, violations
 from massive_sft.sweep.load import Sweep
 
 MOST_LISTED = 2_000  # choices of a space that are looked up in the ledger
@@ -33,7 +34,7 @@ class Standing:
     outcomes: Mapping[int, Outcome]
     bases: Mapping[str, Outcome]
     waits_for: Sequence[int]
-    is_exhausted: bool
+    is_over: bool
 
     @cached_property
     def asks(self) -> list[Decision]:
@@ -50,21 +51,21 @@ class Standing:
     @property
     def left(self) -> int:
         """How many trials are still to be decided, at most."""
-        return 0 if self.is_exhausted else max(0, (self.planned.search.trials or 0) - len(self.asks))
+        return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
 
     def values(self, group: int) -> dict[int, tuple[float, ...]]:
         """Return the objectives of a group's complete decisions, better when larger, by their numbers."""
         own = [entry["n"] for entry in self.asks if entry["group"] == group]
         complete = [number for number in own if number in self.outcomes and self.outcomes[number].kind == "complete"]
-        values = objective_values(self.planned.rules, [self.outcomes[number] for number in complete])
+        values = objective_values(self.planned.search, [self.outcomes[number] for number in complete])
         return dict(zip(complete, values, strict=True))
 
     def is_feasible(self, entry: Decision) -> bool:
         """Whether a complete decision keeps all constraints, as far as they can be judged."""
         rules = self.planned.rules
-        if not limit_names(rules) or (rules.needs_bases and entry["model"] not in self.bases):
+        if not limit_names(rules.space.search) or (rules.needs_bases and entry["model"] not in self.bases):
             return True
-        broken = violations(rules, self.outcomes[entry["n"]], self.bases.get(entry["model"]))
+        broken = violations(rules.space.search, self.outcomes[entry["n"]], self.bases.get(entry["model"]))
         return all(over <= 0 for over in broken.values())
 
     def best(self, group: int) -> list[Decision]:
@@ -89,7 +90,7 @@ def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
         needed = [entry["n"] for entry in decider.waits_for() if entry["n"] not in outcomes]
         bases = {entry["model"]: decider.base_of(entry) for entry in decider.asks}
         known = {model: outcome for model, outcome in bases.items() if outcome is not None}
-        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_exhausted))
+        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over))
     return found
 
 

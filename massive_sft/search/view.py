@@ -13,10 +13,20 @@ def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any] | None = No
         named: the values by axis, as the sweep file has them; None for a decision's own numbers.
     """
     if entry["kind"] != "ask":
-        reason = {"given_up": "failed as often as it may", "infeasible": "memory ran out"}[entry["kind"]]
-        return f"decision {entry['n']}: decision {entry['of']} is {entry['kind'].replace('_', ' ')}, {reason}"
+        return f"decision {entry['n']}: {entry_text(entry)}"
     values = ", ".join(f"{name} {as_text(value)}" for name, value in (named or entry["choice"]).items())
     return f"decision {entry['n']}: {values} ({reason_of(entry)})"
+
+
+def entry_text(entry: Mapping[str, Any]) -> str:
+    """Return what a decision is that has nothing trained."""
+    if entry["kind"] in ("stop", "go_on"):
+        sure, regret = entry["why"]["probability"], entry["regret"]
+        what = "stop" if entry["kind"] == "stop" else "go on"
+        than = f"at most {regret:.0%} better ({entry['probability']:.0%} asked)"
+        return f"{what}: with {sure:.0%} what was not tried is {than}"
+    reason = {"given_up": "it failed as often as it may", "infeasible": "memory ran out"}[entry["kind"]]
+    return f"decision {entry['of']} is {entry['kind'].replace('_', ' ')}: {reason}"
 
 
 def reason_of(entry: Mapping[str, Any]) -> str:
@@ -26,6 +36,10 @@ def reason_of(entry: Mapping[str, Any]) -> str:
     again = f", proposal {entry['try'] + 1}, for earlier ones had been asked" if entry["try"] else ""
     if entry["sampler"] == "start":
         return f"start{again}"
+    if "gain" in why:
+        expected = why["expected"][why["objective"]]
+        aim = f"best of {why['objective']}" + (" of its model" if why["model"] else "")
+        return f"{aim}: expects {expected['mean']:.4g} ± {1.96 * expected['sd']:.2g}, gain {why['gain']:.2g}{again}"
     return f"{entry['sampler']} by outcomes: {known}; {why['pending']} pending{again}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -188,6 +188,11 @@ class PointCells:
         """Return the cells of a point, in the order of its epochs."""
         return tuple(self._maker.of_point(point))
 
+    def of_blocks(self, names: Collection[str]) -> dict[str, Cell]:
+        """Return the cells of blocks by their ids, each once."""
+        blocks = [index for index, block in enumerate(self._maker.sweep.file.blocks) if block.name in names]
+        return {cell.id: cell for index in blocks for cell in self._maker.of_block(index)}
+
     def base_of(self, point: Point) -> Cell:
         """Return the cell of the base model that a point trains."""
         return self._maker.base_cell(point.model)
@@ -217,23 +222,26 @@ class _Maker:
         self.problems: dict[str, Problem] = {}
 
     def trained(self) -> Iterator[Cell]:
-        for index, (block, variants) in enumerate(zip(self.sweep.file.blocks, self.sweep.variants, strict=True)):
-            if block.name in self.sweep.searched_blocks:
-                continue
-            models, mixtures = self.sweep.models_of(block.model), self.sweep.mixtures_of(block.mixture)
-            for model, mixture, variant, schedule in itertools.product(models, mixtures, variants, block.schedule):
-                excludes = [
-                    (number, exclude)
-                    for number, exclude in enumerate(self.sweep.excludes[index])
-                    if exclude.matches(model, mixture, variant, schedule)
-                ]
-                epochs = [epoch for epoch in sorted(set(block.snapshots)) if not self._excluded(index, excludes, epoch)]
-                if epochs:
-                    recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
-                    yield from self._cells(recipe, variant, block.name, epochs)
-
+        for index, block in enumerate(self.sweep.file.blocks):
+            if block.name not in self.sweep.searched_blocks:
+                yield from self.of_block(index)
         for point in self.sweep.points:
             yield from self.of_point(point)
+
+    def of_block(self, index: int) -> Iterator[Cell]:
+        """Yield the cells of a block, by its place in the file."""
+        block, variants = self.sweep.file.blocks[index], self.sweep.variants[index]
+        models, mixtures = self.sweep.models_of(block.model), self.sweep.mixtures_of(block.mixture)
+        for model, mixture, variant, schedule in itertools.product(models, mixtures, variants, block.schedule):
+            excludes = [
+                (number, exclude)
+                for number, exclude in enumerate(self.sweep.excludes[index])
+                if exclude.matches(model, mixture, variant, schedule)
+            ]
+            epochs = [epoch for epoch in sorted(set(block.snapshots)) if not self._excluded(index, excludes, epoch)]
+            if epochs:
+                recipe = self._recipe(model, mixture, variant, schedule, block.horizon)
+                yield from self._cells(recipe, variant, block.name, epochs)
 
     def of_point(self, point: Point) -> Iterator[Cell]:
         """Yield the cells of what a search chose."""
@@ -255,7 +263,7 @@ class _Maker:
     def unused_excludes(self) -> Iterator[Problem]:
         for index, block in enumerate(self.sweep.file.blocks):
             for number, exclude in enumerate(block.exclude):
-                if (index, number) not in self.used_excludes:
+                if (index, number) not in self.used_excludes and block.name not in self.sweep.searched_blocks:
                     yield Problem(
                         f"{self.sweep.path}: blocks[{index}].exclude[{number}]", "matches nothing", dict(exclude)
                     )

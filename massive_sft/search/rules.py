@@ -1,0 +1,98 @@
+"""What a search is to those who decide for it, and what they are given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from massive_sft.core.fingerprint import fingerprint
+from massive_sft.search.cells import CellSpace
+from massive_sft.search.outcomes import Outcome
+from massive_sft.search.proposing import spread
+from massive_sft.search.space import Choice, Space
+
+Decision = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides a search's sequence.
+
+    Attributes:
+        id: of all of it.
+        cell_of: returns the id of the cell whose scores a choice is judged by, in a group.
+        model_of: returns what hashes the model of a choice, in a group; bases are known by it.
+    """
+
+    id: str
+    space: Space | CellSpace
+    cell_of: Callable[[Choice, str | None], str]
+    model_of: Callable[[Choice, str | None], str]
+
+    @cached_property
+    def sampler(self) -> Literal["tpe", "gp", "qmc", "random", "surrogate"]:
+        """What proposes after the start."""
+        if isinstance(self.space, CellSpace):
+            return "surrogate"
+        named = self.space.search.sampler
+        if named != "auto":
+            return named
+        return "tpe" if any(axis.kind == "names" for axis in self.space.axes) else "gp"
+
+    @property
+    def start_count(self) -> int:
+        """How many choices of each group come before the sampler's."""
+        if isinstance(self.space, CellSpace):
+            return 0  # the surrogate spreads out its first proposals by itself
+        count = self.space.search.start.qmc
+        return 2 * len(self.space.axes) + 2 if count is None else count
+
+    @cached_property
+    def start(self) -> list[Choice]:
+        """The first choices of each group."""
+        return self.spread(self.start_count)
+
+    def spread(self, count: int) -> list[Choice]:
+        """Return choices spread evenly; the first of more are the same."""
+        return spread(self.space.axes, count, number(self.id, "spread"))
+
+    @property
+    def needs_bases(self) -> bool:
+        """Whether a constraint is against the base models' scores."""
+        bounds = self.space.search.constraints.values()
+        return any(isinstance(limit, str) for bound in bounds for limit in (bound.at_least, bound.at_most))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a decision may rest on.
+
+    Attributes:
+        outcomes: by the number of the decision that asked for it.
+        bases: of base models, by ``Rules.model_of``.
+    """
+
+    outcomes: Mapping[int, Outcome]
+    bases: Mapping[str, Outcome]
+
+    @property
+    def hash(self) -> str:
+        """Of all of it."""
+        asked = {str(key): outcome.as_json() for key, outcome in sorted(self.outcomes.items())}
+        return fingerprint({**asked, **{f"base {key}": self.bases[key].as_json() for key in sorted(self.bases)}})
+
+
+def number(search: str, *parts: object) -> int:
+    """Return the seed of something in a search: 32 bits of a hash."""
+    text = "/".join([search, *map(str, parts)])
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+def why_of(own: Sequence[Decision], given: Given) -> dict[str, Any]:
+    """Return what a decision had to go by, for people."""
+    known = [given.outcomes[entry["n"]].kind for entry in own if entry["n"] in given.outcomes]
+    counts = {kind: known.count(kind) for kind in sorted(set(known))}
+    return {"given": counts, "pending": len(own) - len(known)}
