@@ -325,7 +325,7 @@ def test_diverged_region_is_left_by_both_samplers() -> None:
             known = [value(one.choice) for one in tried]
             worst = min(one for one in known if one is not None) - 0.3
             told = [replace(one, values=(worst if v is None else v,)) for one, v in zip(tried, known, strict=True)]
-            tried.append(Tried(propose(axes, sampler, told, 1, number)))  # type: ignore[arg-type]
+            tried.append(Tried(propose(axes, sampler, told, 1, number)))
         assert sum(one.choice["lr"] > 1e-4 for one in tried[6:]) <= 3
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from massive_sft.search.proposing import Tried, propose, versions
 from massive_sft.search.rules import Decision, Given, Rules, number, why_of
@@ -63,7 +63,7 @@ def _proposal(rules: Rules, position: int, attempt: int, tried: Sequence[Tried],
     if rules.sampler == "qmc":
         return rules.spread(position + attempt + 1)[-1], "qmc"
     objectives = len(tried[0].values or ()) if tried and tried[0].values else count_objectives(rules.space.search)
-    sampler: Literal["tpe", "gp", "random"] = "random" if attempt > TRIES // 2 else rules.sampler
+    sampler = "random" if attempt > TRIES // 2 else rules.sampler
     return propose(rules.space.axes, sampler, tried, objectives, seed), sampler
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 from massive_sft.search.space import Axis, Choice
 from massive_sft.sweep.setting import takes_whole_numbers
@@ -39,9 +39,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("numpy", "optuna", "scipy", "torch")}
 
 
-def propose(
-    axes: Sequence[Axis], sampler: Literal["tpe", "gp", "random"], tried: Sequence[Tried], objectives: int, seed: int
-) -> Choice:
+def propose(axes: Sequence[Axis], sampler: str, tried: Sequence[Tried], objectives: int, seed: int) -> Choice:
     """Return what to try next.
 
     Args:

@@ -17,6 +17,8 @@ def refusals(sweep: Sweep) -> Iterator[Problem]:
 
 
 def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
+    if search.over is not None:
+        yield "over", "is not run yet: give the search a space of its own, or run the blocks in full"
     if search.over is not None and search.constraints:
         yield "constraints", "are not kept over cells yet: leave them out, `best` and the report show all benchmarks"
     if search.over is not None and search.sampler != "auto":

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.search.cells import CellSpace
@@ -33,7 +33,7 @@ class Rules:
     model_of: Callable[[Choice, str | None], str]
 
     @cached_property
-    def sampler(self) -> Literal["tpe", "gp", "qmc", "random", "surrogate"]:
+    def sampler(self) -> str:
         """What proposes after the start."""
         if isinstance(self.space, CellSpace):
             return "surrogate"
