@@ -21,7 +21,7 @@ from massive_sft.cli.app import main
 from massive_sft.cli.import_table import write_ledger
 from massive_sft.core.errors import InvalidInput, LedgerError
 from massive_sft.ledger.lease import Lease
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import BenchmarkScores, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import make_plan
@@ -422,6 +422,39 @@ def test_own_cells_stand_beside_rows_of_the_same_names(tmp_path: Path) -> None:
     assert set(prose["why"]) == {"in other units: bits_per_byte, taste"}
     assert "Beside paper" in page
     assert "3 of 18 scored cells have a row of the same model" in page
+
+
+def test_own_scores_stand_beside_the_released_columns_that_they_are_asked_for(tmp_path: Path) -> None:
+    """A column at other shots, MT-Bench's categories, and a score by OpenCompass's rules beside lm-eval's."""
+    header = (
+        "model_name,data_name,data_size,lora,lr_strategy,epoch,mbpp_4shot,mtbench-total,mtbench-writing,BoolQ-0shot"
+    )
+    (tmp_path / "table.csv").write_text(f"{header}\nsmall,pretrain,0,,,0,20,5.0,6.0,60\n")
+    found, _ = write_ledger(tmp_path / "imported", "paper", read(tmp_path / "table.csv"), "")
+    score = sample_records.score
+    ratings = {"mtbench-writing": {"judge_rating,none": score(7.0), "judge_rating,second": score(2.0)}}
+    asked = {
+        "mbpp-3shot": ({"mbpp": {"pass_at_1,none": score(0.25)}}, {}, 3),
+        "mtbench-0shot": (ratings, {"mtbench": {"judge_rating,none": score(6.5)}}, 0),
+        "boolq-0shot": ({"boolq": {"acc,none": score(0.5), "opencompass_acc,none": score(0.4)}}, {}, 0),
+    }
+    scores = {
+        name: BenchmarkScores(benchmark=name, asked=f"{name} 0123", shots=shots, tasks=tasks, groups=groups)
+        for name, (tasks, groups, shots) in asked.items()
+    }
+    theirs = frames.tidy(record for record in found.records().values() if record is not None)
+    record = sample_records.record("a" * 16, scores, model="small", method="none")
+    rows = compare_with_imported(frames.tidy([record]), theirs, found.table.columns)
+    shown = {(row.imported_column, row.metric): (row.own, row.imported) for row in rows.itertuples()}
+    assert shown == {
+        ("mbpp_4shot", "pass_at_1"): (25.0, 20.0),
+        ("mtbench-total", "judge_rating"): (6.5, 5.0),
+        ("mtbench-writing", "judge_rating"): (7.0, 6.0),
+        ("BoolQ-0shot", "acc"): (50.0, 60.0),
+        ("BoolQ-0shot", "opencompass_acc"): (40.0, 60.0),
+    }
+    (caution,) = rows.loc[rows["imported_column"] == "mbpp_4shot", "caution"]
+    assert caution.endswith("; 3 shots here, 4 there")
 
 
 def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> None:

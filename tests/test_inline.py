@@ -27,6 +27,7 @@ from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
+from massive_sft.planning.outcome import find_remedies
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
@@ -228,6 +229,15 @@ def test_benchmark_whose_data_is_missing_makes_the_cell_partial(tmp_path: Path) 
     ] * 3
     assert all(len(record.scores) == 1 for record in result.records)
     assert "none.jsonl" in result.records[0].missing["broken-0shot"]
+    cell, command = result.records[0].cell, f"massive-sft retry {path}"
+    for verb, told in (
+        (["status", str(path)], f"{command} fills what 3 cells lack, once its reason is gone"),
+        (["show", cell, "--sweep", str(path)], f"{command} --where cell={cell} fills what 1 cell lacks"),
+        (["report", str(path), "--out", str(tmp_path / "out")], ""),
+    ):
+        done = CliRunner().invoke(app, verb, env={"COLUMNS": "400"})
+        assert done.exit_code == 0 and told in done.output, done.output
+    assert f"{command} fills what 3 cells lack" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_diverged_run_is_a_result_and_not_retried(tmp_path: Path) -> None:
@@ -256,6 +266,8 @@ def test_error_in_one_trajectory_leaves_the_others(copy: Path) -> None:
     assert found["lora-1"].status is Status.COMPLETE
     assert found["lora-2"].status is Status.PARTIAL
     assert TrainingStarted not in happened
+    (sentence,) = find_remedies(make_plan(load_sweep(path)))
+    assert f"retry {path} --retrain fills what 1 cell lacks" in sentence
     _, result, _ = run(path, retrain=True)
     assert [record.status for record in result.records] == [Status.COMPLETE]
 

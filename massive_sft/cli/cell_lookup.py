@@ -31,6 +31,7 @@ class CellMatch:
 
     Attributes:
         id: the whole.
+        sweep: the plan of all of the sweep; None where only the ledger is known.
         plan, run: of the sweep; ``plan`` is None for a cell that only the ledger knows, ``run`` for a base row too.
         record: its newest; None while it has none.
     """
@@ -40,6 +41,7 @@ class CellMatch:
     run: RunPlan | None
     record: Record | None
     ledger: Ledger
+    sweep: Plan | None = None
 
     @property
     def status(self) -> Status:
@@ -197,4 +199,4 @@ def find_cell(plan: Plan | None, ledger: Ledger, beginning: str) -> CellMatch:
     record = ledger.read_record(chosen)
     if record is None and cell is None:
         raise Corrupt(f"{ledger.cell_dir(chosen)}: its record is damaged")
-    return CellMatch(chosen, cell, run, record, ledger)
+    return CellMatch(chosen, cell, run, record, ledger, plan)

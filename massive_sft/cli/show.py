@@ -19,6 +19,7 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import find_remedies
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.suites.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
@@ -41,10 +42,12 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
         record: Record | None = find_record(ledger, cell)
         beside: Collection[str] = ()
         templates: Mapping[str, str] = {}
+        remedies = list[str]()
     else:
         match = locate_cell(cell, sweep, overlay)
         ledger, record, beside = match.ledger, match.asked_record, match.beside
         templates = match.templates
+        remedies = find_remedies(match.sweep, [match.id]) if match.sweep else []
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     elif record is None:
@@ -52,6 +55,8 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
     else:
         losses, settings = find_losses(ledger, record), find_settings(ledger, record)
         console().print(record_view(record, losses, settings, beside, templates))
+        for sentence in remedies:
+            console().print(sentence, style="yellow", soft_wrap=True)
 
 
 def find_settings(ledger: Ledger, record: Record) -> dict[str, Any]:

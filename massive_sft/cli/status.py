@@ -17,10 +17,9 @@ from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.outcome import explain
+from massive_sft.planning.outcome import explain, find_gone, find_remedies
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.planning.trained import needs_retraining
 from massive_sft.study.imported import is_imported
 
 
@@ -56,19 +55,15 @@ def status_json(plan: Plan) -> list[dict[str, Any]]:
 def status_view(plan: Plan, ledger: Ledger) -> Group:
     """Return every cell's status for people, those with something to do first, with why they are not complete."""
     table = make_table("cell", "what", "status", "why")
-    gone = {
-        cell.cell.id
-        for run in plan.runs
-        for cell in run.cells
-        if run.needs_retraining and needs_retraining(plan.storage, run.trajectory, [cell])
-    }
+    gone = find_gone(plan)
     cells = sorted(plan.cells, key=lambda item: item.is_done)
     names = short_names([item.cell.coordinates._asdict() for item in cells])
     for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
         why = Text("\n".join(explain(item, ledger, item.cell.id in gone)) or _so_far(item, ledger))
         table.add_row(item.cell.id, Text(name), status, why)
-    return Group(table, Text(), *plan_totals(plan), warnings_view(plan))
+    remedies = [Text(sentence, style="yellow") for sentence in find_remedies(plan)]
+    return Group(table, *remedies, Text(), *plan_totals(plan), warnings_view(plan))
 
 
 def _so_far(item: CellPlan, ledger: Ledger) -> str:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Collection
+from pathlib import Path
+
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.core.wording import counted
 from massive_sft.ledger.asked import full_id, is_answered
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import several_templates
+from massive_sft.planning.trained import needs_retraining
+
+RETRAIN = "--retrain"  # what reasons name, where a snapshot that is needed is gone or damaged
 
 
 def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
@@ -93,3 +102,44 @@ def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
     untried = ", ".join(asked.label for asked in item.unmet if asked.label not in reasons)
     why_untried = "its snapshot was removed (storage.keep_snapshots); run --retrain" if gone else "not done yet"
     return [*(f"{name}: {why}" for name, why in reasons.items()), *([f"{untried}: {why_untried}"] if untried else [])]
+
+
+def find_gone(plan: Plan) -> frozenset[str]:
+    """Return the cells that lack something for which their snapshot, which was removed, is needed."""
+    return frozenset(
+        cell.cell.id
+        for run in plan.runs
+        if run.needs_retraining
+        for cell in run.cells
+        if needs_retraining(plan.storage, run.trajectory, [cell])
+    )
+
+
+def find_remedies(plan: Plan, among: Collection[str] | None = None) -> list[str]:
+    """Return the commands that fill what PARTIAL and FAILED cells lack, a sentence each; none where none is so.
+
+    Args:
+        among: ids of the cells that are meant; None for all of the plan's.
+    """
+    wanted = [item for item in plan.cells if among is None or item.cell.id in among]
+    items = [item for item in wanted if item.status in (Status.PARTIAL, Status.FAILED)]
+    lacking, ledger = [item.cell.id for item in items], Ledger(plan.storage)
+    gone = find_gone(plan) if lacking else frozenset()
+    gone |= {item.cell.id for item in items if any(RETRAIN in why for why in find_reasons(item, ledger).values())}
+    sentences = []
+    for cells, option, what in (
+        ([cell for cell in lacking if cell not in gone], [], "once its reason is gone"),
+        ([cell for cell in lacking if cell in gone], [RETRAIN], "by training again what was removed"),
+    ):
+        if cells:
+            where = [] if among is None else ["--where", f"cell={'|'.join(cells)}"]
+            overlays = [part for path in plan.sweep.overlays for part in ("--overlay", _shown(path))]
+            command = shlex.join(["massive-sft", "retry", _shown(plan.sweep.path), *overlays, *option, *where])
+            lack = f"{counted(len(cells), 'cell')} lack{'s' if len(cells) == 1 else ''}"
+            sentences.append(f"{command} fills what {lack}, {what}")
+    return sentences
+
+
+def _shown(path: Path) -> str:
+    """Return a path as a command in this folder takes it, the shorter of its two forms."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)

@@ -45,13 +45,18 @@ def comparison_section(data: ScoreData, table_ledger: ImportedLedger, frame: pd.
     return Section(f"beside-{name}", f"Beside {name}", notes, [TableBlock(table)])
 
 
+def _benchmark(row: dict[str, Any]) -> str:
+    own, theirs = str(row["column"]), str(row["imported_column"])
+    return own if own == theirs else f"{theirs} ({own})"
+
+
 def _row(row: dict[str, Any]) -> list[str]:
     base = row["method"] == frames.BASE
     setting = " ".join(text for text in (row["setting"], row["schedule"], row["variant"]) if not is_missing(text))
     ends = (format_number(row["own_low"], 2), format_number(row["own_high"], 2))
     caution = row["caution"] if is_missing(row["why"]) else f"{row['why']}; {row['caution']}"
     return [
-        str(row["column"]),
+        _benchmark(row),
         str(row["model"]),
         "base model" if base else f"{row['data']} {row['size']:,}",
         MISSING if base else setting.strip(),

@@ -70,8 +70,12 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"])[:10] + ("+" if git.get("dirty_sha256") else "")
 
 
-def warnings_section(findings: Sequence[Finding]) -> Section:
-    """Return everything that limits what the numbers can say."""
+def warnings_section(findings: Sequence[Finding], remedies: Sequence[str] = ()) -> Section:
+    """Return everything that limits what the numbers can say.
+
+    Args:
+        remedies: commands that fill what is missing, a sentence each.
+    """
     rows = [
         [item.kind, item.text, str(len(item.cells)) if item.cells else MISSING, ", ".join(item.cells[:8])]
         for item in findings
@@ -79,6 +83,7 @@ def warnings_section(findings: Sequence[Finding]) -> Section:
     if not rows:
         return Section("troubles", "Failures and warnings", ["None: every cell has all that was asked of it."], [])
     notes = [", ".join(_concerned(kind, findings) for kind in dict.fromkeys(item.kind for item in findings)) + "."]
+    notes += [f"{sentence}." for sentence in remedies]
     columns = [
         Column("kind", "facet"),
         Column("what", "long"),

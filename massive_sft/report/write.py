@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from massive_sft.core.files import write_bytes
+from massive_sft.planning.outcome import find_remedies
 from massive_sft.planning.plan import Plan
 from massive_sft.report import comparison, overview, relations, scores
 from massive_sft.report.differences import differences_section
@@ -68,7 +69,7 @@ def sections(data: ReportData) -> list[Section]:
     """Return the page's sections in their order; those with nothing to show are left out."""
     shown = data.scores["column"].notna().any()
     parts = [
-        overview.warnings_section(data.findings),
+        overview.warnings_section(data.findings, find_remedies(data.plan)),
         overview.runs_section(data),
         scores.heatmap_section(data) if shown else None,
         differences_section(data) if shown else None,

@@ -9,12 +9,13 @@ import pandas as pd
 from massive_sft.study.findings import find_copied
 from massive_sft.study.frames import BASE
 from massive_sft.study.imported import approximation_note
-from massive_sft.study.released import ScoreColumn, task_of
+from massive_sft.study.released import ScoreColumn, known_columns, task_of
 from massive_sft.study.tables import primary_rows
 from massive_sft.suites import metrics
 
 SHARED_COORDINATES = ["model", "data", "method", "size", "schedule", "epoch"]
 """The coordinates that a table has; a row is beside a cell when all of them are equal."""
+RATING, OPENCOMPASS = "judge_rating", "opencompass"
 COPIED = "its cell may be a copy of another"
 COLUMNS: dict[str, str] = (
     {"cell": "string"}
@@ -30,7 +31,9 @@ COLUMNS: dict[str, str] = (
 def compare_with_imported(
     own: pd.DataFrame, imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]
 ) -> pd.DataFrame:
-    """Return one row per own cell and benchmark that an imported row of the same names has a score of, too.
+    """Return one row per own score of a cell and benchmark that an imported row of the same names has a score of, too.
+
+    Own scores are those that stand for benchmarks, ratings of MT-Bench's categories, and scores by OpenCompass's rules.
 
     Args:
         own, imported: of ``frames.tidy``.
@@ -42,8 +45,7 @@ def compare_with_imported(
         looks copied.
     """
     imported_scores = _theirs(imported, columns)
-    own_scores = primary_rows(own)
-    own_scores = own_scores[own_scores["value"].notna()].assign(task=own_scores["task"].astype("string"))
+    own_scores = _comparable(own)
     joined = own_scores.merge(imported_scores, on=[*SHARED_COORDINATES, "task", "shots"], how="inner")
     factor = joined["metric"].map(metrics.scale).astype("float64")
     frame = joined.assign(
@@ -58,27 +60,45 @@ def compare_with_imported(
     return frame.reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
+def _comparable(own: pd.DataFrame) -> pd.DataFrame:
+    """Return the own scores that may stand beside a table's, each with a ``column``."""
+    standing = own["primary"].fillna(False).astype(bool)
+    rated = (own["metric"] == RATING) & (own["filter"] == "none")
+    rows = own[(standing | rated.fillna(False) | own["metric"].str.startswith(OPENCOMPASS, na=False))]
+    rows = rows[rows["value"].notna()]
+    return rows.assign(task=rows["task"].astype("string"), column=rows["column"].fillna(rows["task"]))
+
+
 def _theirs(imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]) -> pd.DataFrame:
     """Return the imported scores, one row for each name that a sweep may have for their benchmark."""
     rows = primary_rows(imported)
     rows = rows[rows["value"].notna()]
-    names = {name: tuple({task_of(name, column), *column.tasks}) for name, column in columns.items()}
+    known = known_columns()  # a table may have been imported by an older version
+    alike = {name: (column, known.get(name, column)) for name, column in columns.items()}
+    names = {name: tuple({task_of(name, one), *one.tasks, *other.tasks}) for name, (one, other) in alike.items()}
+    shots = {name: tuple({one.shots, other.own_shots or one.shots}) for name, (one, other) in alike.items()}
     doubtful = {cell for finding in find_copied(imported) for cell in finding.cells}
     caution = rows["method"].map({method: approximation_note(method) for method in (BASE, "full", "lora")})
-    return (
-        pd.DataFrame(
-            {
-                **{name: rows[name] for name in [*SHARED_COORDINATES, "shots"]},
-                "task": rows["benchmark"].map(names),
-                "imported_column": rows["benchmark"],
-                "imported_metric": rows["metric"],
-                "imported": rows["value"] * rows["metric"].map(metrics.scale).astype("float64"),
-                "caution": caution.mask(rows["cell"].isin(doubtful), caution + "; " + COPIED),
-            }
-        )
-        .explode("task")
-        .astype({"task": "string"})
+    frame = pd.DataFrame(
+        {
+            **{name: rows[name] for name in SHARED_COORDINATES},
+            "shots": rows["benchmark"].map(shots),
+            "imported_shots": rows["shots"].astype("Int64"),
+            "task": rows["benchmark"].map(names),
+            "imported_column": rows["benchmark"],
+            "imported_metric": rows["metric"],
+            "imported": rows["value"] * rows["metric"].map(metrics.scale).astype("float64"),
+            "caution": caution.mask(rows["cell"].isin(doubtful), caution + "; " + COPIED),
+        }
     )
+    frame = frame.explode("task").explode("shots").astype({"task": "string", "shots": "Int64"})
+    return frame.assign(caution=frame["caution"] + _other_shots(frame["shots"], frame["imported_shots"]))
+
+
+def _other_shots(own: pd.Series, theirs: pd.Series) -> pd.Series:
+    """Return what is said of columns at another number of shots than the sweep's, else nothing."""
+    said = "; " + own.astype("string") + " shots here, " + theirs.astype("string") + " there"
+    return said.where((own != theirs).fillna(False), "")
 
 
 def _unit(metric: str) -> str:

@@ -42,6 +42,7 @@ class ScoreColumn(BaseModel):
         metric: its name, without the scale.
         scale: ``percent`` (0 to 100), ``fraction`` (0 to 1) or ``rating`` (1 to 10).
         tasks: further names of the benchmark, as sweeps may have it.
+        own_shots: the shots at which a sweep has it, where its task cannot have the column's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class ScoreColumn(BaseModel):
     shots: int = Field(0, ge=0)
     higher_is_better: bool = True
     tasks: tuple[str, ...] = ()
+    own_shots: int | None = Field(None, ge=0)
 
     @property
     def recorded(self) -> str:

@@ -19,6 +19,7 @@ FILTERS = ("none", "strict-match", "flexible-extract")
 # here: some tasks give it in percent already. Nor is ``bleu_acc``: the released table has it as a fraction.
 FRACTIONS = frozenset(
     {"acc", "exact_match", "em", "pass@1", "pass_at_1", "acc_norm", "win_rate", "lc_win_rate", "agreement"}
+    | {"opencompass_acc"}
 )
 
 EARLY = "†"

@@ -33,7 +33,8 @@ class Sweep:
     """A valid sweep: the file, and what its names stand for.
 
     For every block, ``variants`` holds its settings crossed with its overrides, ``excludes`` what is left out.
-    ``points`` are what searches have chosen so far (``search.plan``): a file alone tells of none.
+    ``overlays`` are the files that were merged over it. ``points`` are what searches have chosen so far
+    (``search.plan``): a file alone tells of none.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Sweep:
     variants: tuple[tuple[Variant, ...], ...]
     excludes: tuple[tuple[Exclude, ...], ...]
     points: tuple[Point, ...] = ()
+    overlays: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -87,9 +89,10 @@ def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
         raise InvalidInput(Problem(str(path), rule))
     try:
         raw = read_yaml(path)
-        for overlay in overlays:
+        merged = tuple(overlays)
+        for overlay in merged:
             raw = merge_overlay(raw, read_yaml(overlay))
-        return check_sweep(raw, path)
+        return replace(check_sweep(raw, path), overlays=merged)
     except RecursionError:
         raise InvalidInput(Problem(str(path), "is nested too deeply, or an anchor in it holds itself")) from None
 
