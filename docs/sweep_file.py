@@ -37,19 +37,18 @@ for what they lead to: renaming changes nothing.
 """
 CELL, REQUIREMENT, NEITHER = "cell", "requirement", "no"
 # Classes whose fields are part of what is asked, and further such fields; what only names something is not.
-REQUIRED_OF_A_CELL = frozenset({"Fewshot", "Protocol", "Task", "JudgedBenchmark"})
+REQUIRED_OF_A_CELL = frozenset({"Fewshot", "Protocol", "Task", "JudgedBenchmark", "TextSet"})
 REQUIRED = frozenset(
     {("Evaluation", "suites"), ("Evaluation", "until"), ("Judge", "name"), ("Judge", "max_tokens")}
 )  # names for tasks; how sure their scores must be; who judges, and for how long
 NAMES = frozenset({("JudgedBenchmark", "name")})
-SECTION_IDS = {"measures": REQUIREMENT}  # of sections that are values themselves
 DEFINITIONS: Mapping[str, Any] = json_schema()["$defs"]
 
 
 def page() -> str:
     """Return the whole page."""
     scalar = [name for name, kinds in _sections() if not kinds]
-    top = [_row(name, SweepFile, _field_of(SweepFile, name), SECTION_IDS.get(name, NEITHER)) for name in scalar]
+    top = [_row(name, SweepFile, _field_of(SweepFile, name), NEITHER) for name in scalar]
     parts = [HEAD, _table("The file itself", "", top)]
     parts += [_section(name, kinds[0]) for name, kinds in _sections() if kinds]
     return "\n".join(parts)

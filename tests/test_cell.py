@@ -243,6 +243,10 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
         }.items()
     },
     **{
+        f"TextSet.{field}": [(("measures", [{"texts": "a.jsonl"}]), (f"measures.0.{field}", value))]
+        for field, value in {"texts": "b.jsonl", "name": "other", "column": "content", "limit": 3}.items()
+    },
+    **{
         f"When.{field}": [(("resources", [{"gpus": 1, "when": {}}]), (f"resources.0.when.{field}", value))]
         for field, value in {
             "model": "all", "mixture": "d1", "setting": "full", "method": "full", "phase": "train"

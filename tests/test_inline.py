@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -20,15 +23,20 @@ from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import estimate
+from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
+from massive_sft.ledger.paths import texts_file
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
+from massive_sft.models.snapshots import load_for_scoring
+from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.outcome import find_remedies
 from massive_sft.planning.plan import Plan, make_plan
+from massive_sft.report.write import write_report
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
 from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
@@ -39,6 +47,7 @@ from massive_sft.running.trial import make_record_writer, retain
 from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import KeepSnapshots
+from massive_sft.tracking.run_fields import describe_record
 from massive_sft.training.events import StepDone
 
 pytestmark = pytest.mark.timeout(240)
@@ -150,6 +159,56 @@ def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None
     assert TrainingStarted not in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
     assert len(records(path)["lora-2"].scores) == 3
+
+
+def test_texts_are_measured_of_base_models_too_and_make_a_map(copy: Path) -> None:
+    texts = ["a bird can fly", "two and three make five", "a fish can swim", "x" * 40]
+    probes = copy / "probes.jsonl"
+    probes.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "no more of them"]))
+    asked: dict[str, Any] = {"texts": "probes.jsonl", "limit": len(texts)}
+    path = small_sweep(copy, measures=[asked, asked | {"name": "two", "limit": 2}], blocks=only_lora())
+    assert check(make_plan(load_sweep(path))) == []
+    plan, _, happened = run(path)
+    assert TrainingStarted not in happened
+    found = records(path)
+    (key,) = (key for key in found["none-0"].measures if key.startswith("texts:probes "))
+    measured = {name: found[name].measures[key] for name in ("none-0", "lora-1", "lora-2")}
+    assert len({numbers["perplexity"] for numbers in measured.values()}) == 3
+    assert "perplexity" in found["lora-1"].measures, "what was measured before stays"
+
+    base = make_plan(load_sweep(path)).base[0].cell.model
+    model, tokenizer = load_for_scoring(base, None, "fp32"), load_tokenizer(base)
+    expected = []
+    for text in texts:
+        tokens = torch.tensor([RequestEncoder(tokenizer).prefix, *tokenizer.encode(text, add_special_tokens=False)])
+        with torch.no_grad():
+            logprobs = model(tokens[None]).logits[0, :-1].double().log_softmax(-1)
+        expected.append(float(logprobs.gather(1, tokens[1:, None]).sum()))
+    ledger, name = Ledger.open(plan.root), texts_file(key)
+    vector = pq.read_table(ledger.cell_dir(found["none-0"].cell) / name)
+    assert vector["logprob"].to_pylist() == pytest.approx(expected, abs=1e-4)
+    numbers = measured["none-0"]
+    assert numbers["perplexity"] == pytest.approx(math.exp(-sum(expected) / numbers["tokens"]), rel=1e-5)
+    per_byte = -sum(expected) / math.log(2) / sum(map(len, texts))
+    assert numbers["bits_per_byte"] == pytest.approx(per_byte, rel=1e-5)
+
+    fresh = make_plan(load_sweep(path))
+    assert all(cell.is_done for cell in fresh.cells)
+    page = write_report(fresh, results_of(fresh), copy / "report").read_text()
+    assert page.count("Map of models") and "4 texts, 3 models" in page and "2 texts, 3 models" in page
+    assert list(results_of(fresh).model_map.groupby("texts").size()) == [3, 3]
+    table = (copy / "report" / "table.csv").read_text().splitlines()
+    assert {"perplexity probes", "bits_per_byte probes", "perplexity two"} <= set(table[0].split(","))
+    points = {point.key: point.value for point in describe_record(found["lora-2"], {}, None, "ledger").points}
+    assert points["texts_probes/perplexity"] == measured["lora-2"]["perplexity"]
+
+    # Another content is another measure, and a broken file is told before anything runs.
+    probes.write_text(json.dumps({"other": "text"}) + "\n")
+    edited = make_plan(load_sweep(path))
+    assert not any(cell.is_done for cell in edited.cells)
+    (problem, again) = check(edited)
+    assert str(problem) == str(again).replace("measures[1]", "measures[0]")
+    assert "probes.jsonl, line 1: must have a text that is not empty under this key" in str(problem)
 
 
 def test_early_answers_are_scored_marked_and_finished_by_a_sweep_that_asks_for_all_questions(copy: Path) -> None:

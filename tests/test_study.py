@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.study import contrasts, correlate, findings, frames, tables
+from massive_sft.study.model_map import principal_axes
 from massive_sft.study.paired import compare
 from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
+from massive_sft.study.text_sets import text_set_frame
 from massive_sft.suites import metrics
 from massive_sft.tracking.run_fields import describe_record
 
@@ -273,7 +276,8 @@ def test_missing_measure_is_found_but_is_no_benchmark_of_a_table() -> None:
     ]
     cells, scores = frames.cell_frame(records), frames.tidy(records)
     settings = pd.DataFrame({"cell": cells["cell"], "lr": 1e-3, "batch": 8})
-    table = tables.with_details(tables.release_table(cells, scores), cells, tables.gains(scores), settings)
+    released, texts = tables.release_table(cells, scores), text_set_frame(records)
+    table = tables.with_details(released, cells, tables.gains(scores), settings, texts)
     assert list(table.columns).count("layer_change") == 1
     assert tables.to_parquet(table)
 
@@ -532,3 +536,18 @@ def test_layers_stand_in_their_order_whatever_the_record_s() -> None:
 def test_csv_has_no_rounding_noise() -> None:
     table = pd.DataFrame({"score": [0.56 * 100, 100.0, math.nan], "lr": [1e-05, 2e-4, 1.0]})
     assert tables.to_csv(table).decode().splitlines() == ["score,lr", "56,1e-05", "100,0.0002", ",1"]
+
+
+def test_map_keeps_the_distances_between_models_that_differ_in_two_directions() -> None:
+    draw = np.random.default_rng(0)
+    directions = draw.normal(size=(2, 50))
+    directions -= directions.mean(axis=1, keepdims=True)  # the mean of a model's texts says how good it is, not where
+    truth = draw.normal(size=(6, 2))
+    vectors = truth @ directions + draw.normal(size=50) + draw.normal(size=(6, 1))
+    places, shares = principal_axes(vectors)
+    assert sum(shares) == pytest.approx(1.0) and shares[0] > shares[1]
+    whole = truth @ directions
+    for one, other in itertools.combinations(range(6), 2):
+        apart = np.linalg.norm(whole[one] - whole[other])
+        assert np.linalg.norm(places[one] - places[other]) == pytest.approx(apart)
+    assert principal_axes(np.ones((3, 4)))[1] == (0.0, 0.0)

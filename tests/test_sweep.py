@@ -182,7 +182,9 @@ BAD = [
     ("evaluation|suites", ["paper_zero_shot", "paper_zero_shot"], "evaluation.suites: must name each once"),
     ("evaluation|tasks|1", {"name": "mmlu", "shots": [0, 5]}, "evaluation.tasks[1]: is there twice, got 'mmlu'"),
     ("measures", ["perplexity", "perplexity"], "measures: must name each once, but perplexity is there twice"),
-    ("measures", ["perplexty"], "measures[0]: must be one of the valid values, got 'perplexty' (did you mean 'perplexity'?)"),
+    ("measures", ["perplexty"], "must be one of the valid values, or a mapping (key: value), got 'perplexty' (did you mean"),
+    ("measures", [{"texts": "a/b.jsonl"}, {"texts": "b.txt"}], "measures: two sets of texts are named b: give one"),
+    ("measures", [{"texts": "a b.jsonl"}], "needs a name of letters, digits, dots, - and _"),
 ]  # fmt: skip
 
 

@@ -166,7 +166,7 @@ class Estimator:
             return Quantity(otherwise if measured is None else measured, False)
 
         total = mean("other", OTHER_S)
-        tasks = [item for item in wanted if item.is_benchmark]
+        tasks = [item for item in wanted if item.is_benchmark or item.texts is not None]
         if tasks:
             total += mean("load", LOAD_S + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:

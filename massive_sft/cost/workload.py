@@ -12,7 +12,7 @@ from typing import Any
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.planning.plan import token_key
-from massive_sft.planning.requirements import Requirement
+from massive_sft.planning.requirements import Requirement, Texts
 from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Dataset
@@ -166,6 +166,8 @@ class ScoringWorkloads:
 
     def load(self, item: Requirement, bytes_per_token: float) -> ScoringWorkload | None:
         """Return a benchmark's load, or None where nothing is known of it."""
+        if item.texts is not None:
+            return _texts_load(item.texts, bytes_per_token)
         size = self._sizes.get((item.label, item.limit))
         if size is not None:
             answers = size["answers"]
@@ -179,6 +181,15 @@ class ScoringWorkloads:
             return None
         title = item.task.name or Path(str(item.task.path)).stem
         return _known_load(title, item.shots or 0, item.task.limit)
+
+
+def _texts_load(texts: Texts, bytes_per_token: float) -> ScoringWorkload | None:
+    """Guess the load of a set of texts from its file: all of it, for who limits it knows a small part of the cost."""
+    try:
+        size = texts.path.stat().st_size
+    except OSError:
+        return None
+    return ScoringWorkload(size * _TEXT / bytes_per_token, 0.0, 0.0, 0.0, sure=False)
 
 
 def typical_answer_tokens(most: float) -> float:

@@ -187,6 +187,28 @@ class PlainScorer:
             happened[name] = happened.get(name, 0) + count
         return [responses[i] for i in range(len(requests))], happened
 
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """Return the log-probability of each text's tokens, in nats, and how many there are.
+
+        The first token stands behind the one that begins a sequence, which is not counted as the text's, as it is in
+        rolling requests where a tokenizer adds it by itself. Longer texts are read in windows.
+
+        Raises:
+            Unsupported: a text has a token that the model has no embedding for.
+        """
+        spans = [
+            Span(place, tuple(truncated(context, continuation, self._max_length)), tuple(continuation))
+            for place, text in enumerate(texts)
+            for context, continuation in windows(
+                self._encoder.pair("", text)[1], self._encoder.prefix, self._max_length
+            )
+        ]
+        rows = rows_of(spans)
+        values, _ = self.values(rows)
+        found = _totals(rows, values)
+        scores = [found.get(place, _NOTHING) for place in range(len(texts))]
+        return [(logprob, count) for logprob, _, count in scores]
+
     def values(self, rows: Sequence[Row]) -> tuple[list[list[Value]], dict[str, int]]:
         """Return the value of every span of every row, and counts of what happened (``memory_splits``)."""
         values, splits = self._batches.values(rows)

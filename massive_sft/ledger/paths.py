@@ -110,6 +110,15 @@ def cell_key(cell: str) -> str:
     return f"cells/{checked_id(cell)}"
 
 
+def texts_file(asked: str) -> str:
+    """Return the name of a cell's file with the log-likelihoods of a set of texts.
+
+    Args:
+        asked: what the measure is asked by, which ends in its hash.
+    """
+    return f"texts-{checked_id(asked.rpartition(' ')[2])}.parquet"
+
+
 def checked_id(identity: str) -> str:
     """Return an id unchanged. Raises ValueError for what is none, so that no other path is ever made of it."""
     if not is_id(identity):

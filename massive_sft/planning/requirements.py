@@ -20,7 +20,24 @@ from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import JudgedBenchmark, Protocol, Setting, Task, TemplateText
+from massive_sft.sweep.schema import JudgedBenchmark, Protocol, Setting, Task, TemplateText, TextSet
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A set of texts that is measured.
+
+    Attributes:
+        name: for people.
+        path, column, limit: as declared, the path absolute.
+        content: id of the file's content.
+    """
+
+    name: str
+    path: Path
+    column: str
+    limit: int | None
+    content: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class Requirement:
         template: the training template that wraps the benchmark's prompts; None for a measure.
         measure: the measure's name; None for a benchmark.
         until: half-width in points at which an early answer to the benchmark is enough; None for a full score.
+        texts: of a measure of texts; None for any other.
     """
 
     id: str
@@ -44,6 +62,7 @@ class Requirement:
     measure: str | None = None
     until: float | None = None
     judged: JudgedBenchmark | None = None
+    texts: Texts | None = None
 
     @property
     def is_benchmark(self) -> bool:
@@ -55,6 +74,11 @@ class Requirement:
         """How many of a benchmark's questions are asked; None for all."""
         benchmark = self.task or self.judged
         return None if benchmark is None else benchmark.limit
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it is about the cell's own weights, a snapshot's where it is trained."""
+        return self.is_benchmark or self.texts is not None or self.measure == "layer_change"
 
     @property
     def label(self) -> str:
@@ -129,8 +153,11 @@ class Requirements:
         settings += [point.variant.setting for point in sweep.points]
         self._settings: dict[str | TemplateText, Setting] = {setting.template: setting for setting in settings}
         self._known: dict[Any, tuple[Requirement, ...]] = {}
-        measures = sweep.file.measures
-        self._measures = tuple(Requirement(semantics.measure(name), measure=name) for name in measures)
+        named = [item for item in sweep.file.measures if isinstance(item, str)]
+        self._measures = tuple(Requirement(semantics.measure(name), measure=name) for name in named)
+        self._texts = [
+            self._texts_at(index, item) for index, item in enumerate(sweep.file.measures) if isinstance(item, TextSet)
+        ]
         self._ends = cache(contents.end_tokens)
 
     def for_cell(self, cell: Cell) -> tuple[Requirement, ...]:
@@ -140,6 +167,14 @@ class Requirements:
             groups = (self._under(template, cell) for template in self._settings)
             return tuple({item.id: item for group in groups for item in group}.values())
         return self._under(cell.recipe.setting.template, cell, self._measures)
+
+    def _texts_at(self, index: int, declared: TextSet) -> Texts:
+        """Return a set of texts with its absolute path; a file that cannot be had is noted as missing."""
+        place, path = f"measures[{index}].texts", Path(declared.texts)
+        content = self.contents.file(declared.texts, place)
+        if place not in self.contents.missing:
+            path = resolve_path(declared.texts, self.sweep.folder, place)
+        return Texts(declared.title, path, declared.column, declared.limit, content)
 
     def _located(self, index: int, task: Task) -> Task:
         """Return a task with its absolute path; one that cannot be had is noted as missing, and stays as it is."""
@@ -188,7 +223,8 @@ class Requirements:
                 identity["text"] = fingerprint(template_content(self._settings[template]))
             scored = self._asked(template, identity, {} if ends is None else {"ends": ends})
             until = None if cell.recipe is None else self.sweep.file.evaluation.until
-            self._known[key] = (*(_answered_early(item, until) for item in scored), *measures)
+            texts = (_of_texts(item, protocol) for item in self._texts)
+            self._known[key] = (*(_answered_early(item, until) for item in scored), *measures, *texts)
         return self._known[key]
 
     def _asked(
@@ -211,6 +247,14 @@ class Requirements:
         for benchmark, content in self._judged:
             about = {**content, **identity, **semantics.scoring(generates=True), **ends}
             yield Requirement(f"{benchmark.title}@0 {fingerprint(about)}", None, 0, template, judged=benchmark)
+
+
+def _of_texts(texts: Texts, protocol: Protocol) -> Requirement:
+    """Return what is asked of a cell for a set of texts; the engine and templates make no difference to it."""
+    name = semantics.text_set(texts.name)
+    about = {"content": texts.content, "column": texts.column, "limit": texts.limit}
+    about |= {"dtype": protocol.dtype, "adapters": protocol.adapters, "semantics": semantics.MEASURE_SEMANTICS["texts"]}
+    return Requirement(f"{name} {fingerprint(about)}", measure=name, texts=texts)
 
 
 def _answered_early(item: Requirement, until: float | None) -> Requirement:

@@ -38,7 +38,7 @@ _MAY_BE_TRAINED = frozenset({Status.FAILED, Status.COMPLETE, Status.PARTIAL})
 
 
 def _lacks_snapshot_work(cell: CellPlan) -> bool:
-    return any(item.is_benchmark or item.measure == "layer_change" for item in cell.unmet)
+    return any(item.needs_weights for item in cell.unmet)
 
 
 def trained_epochs(storage: Root, run: Trajectory) -> set[str]:

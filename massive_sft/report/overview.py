@@ -24,6 +24,8 @@ from massive_sft.report.section import FactBlock, Section, TableBlock
 from massive_sft.report.table import Column, Table, of_texts, without
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, to_rows
+from massive_sft.sweep.schema import Measure
+from massive_sft.sweep.semantics import text_set
 from massive_sft.sweep.spec import Layout
 
 
@@ -123,12 +125,16 @@ def runs_section(data: ReportData) -> Section:
             f"engine {protocol.engine}, {protocol.dtype}, template {protocol.template}, adapters {protocol.adapters}",
         ),
         *([] if until is None else [("Early answers", f"within ±{until:g} points of the full score")]),
-        ("Measures", ", ".join(plan.sweep.file.measures) or "none"),
+        ("Measures", ", ".join(map(_measure, plan.sweep.file.measures)) or "none"),
         ("Storage", str(plan.storage)),
     ]
     return Section(
         "ran", "What ran", [note], [TableBlock(_models(data)), TableBlock(_settings(plan)), FactBlock(facts)]
     )
+
+
+def _measure(declared: Measure) -> str:
+    return declared if isinstance(declared, str) else text_set(declared.title)
 
 
 def _models(data: ReportData) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import find_unmet
 from massive_sft.study import contrasts, correlate, frames, tables
 from massive_sft.study.findings import Finding, collect_findings
+from massive_sft.study.model_map import ModelMap, model_maps
 from massive_sft.study.paired_gains import with_paired_intervals
 from massive_sft.study.results import Results
 
@@ -54,6 +55,7 @@ class ReportData:
         lora_less_full, with_less_without: of ``contrasts.differences``.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
+        maps: of ``model_map.model_maps``.
         curves: loss curve by trajectory id.
         began: when the first work on any of the recorded cells began, ISO 8601, UTC; empty without a record.
         findings: what to warn of, the gravest first.
@@ -71,6 +73,7 @@ class ReportData:
     with_less_without: pd.DataFrame
     points: pd.DataFrame
     layers: pd.DataFrame
+    maps: Sequence[ModelMap]
     curves: Mapping[str, ThinnedCurve]
     began: str
     findings: tuple[Finding, ...]
@@ -85,6 +88,7 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
     gains = tables.with_data(results.primary_gains)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
+    maps = model_maps(ledger, records.values())
     began = min((_began(ledger, record) for record in records.values()), default="")
     warned += [Finding("damaged", error, ()) for error in ledger.corrupt.values()]
     warned += [Finding("missing", str(problem), ()) for problem in plan.missing]
@@ -113,6 +117,7 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
         with_less_without=compared(contrasts.with_less_without(cells, _left_out(plan))),
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
+        maps=maps,
         curves=curves,
         began=began,
         findings=(*collect_findings(cells, scores, gains), *warned),

@@ -17,12 +17,14 @@ from massive_sft.planning.outcome import find_remedies
 from massive_sft.planning.plan import Plan
 from massive_sft.report import comparison, overview, relations, scores
 from massive_sft.report.differences import differences_section
+from massive_sft.report.model_map import model_map_section
 from massive_sft.report.report_data import ReportData, read_report_data
 from massive_sft.report.section import Section
 from massive_sft.study import tables
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import ImportedLedger
 from massive_sft.study.results import Results
+from massive_sft.study.text_sets import text_set_frame
 
 PAGE = "report.html"
 
@@ -46,7 +48,8 @@ def write_report(plan: Plan, results: Results, out: Path, imported: Sequence[Imp
     """
     data = read_report_data(plan, results)
     table = tables.release_table(data.cells, data.scores)
-    table = tables.with_details(table, data.cells, data.gains, _settings(plan))
+    texts = text_set_frame(results.records.values())
+    table = tables.with_details(table, data.cells, data.gains, _settings(plan), texts)
     write_bytes(out / "table.csv", tables.to_csv(table))
     write_bytes(out / "table.parquet", tables.to_parquet(table))
     labels = ["mixture_label", "setting_label"]
@@ -78,6 +81,7 @@ def sections(data: ReportData) -> list[Section]:
         relations.loss_section(data),
         relations.perplexity_section(data),
         relations.layer_change_section(data),
+        model_map_section(data),
         overview.data_section(data),
         overview.provenance_section(data),
     ]

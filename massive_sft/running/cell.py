@@ -24,6 +24,7 @@ from massive_sft.models.device import device_name
 from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
+from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.events import (
     BenchmarkProgressed,
     BenchmarkScored,
@@ -34,7 +35,7 @@ from massive_sft.running.events import (
     skipped,
 )
 from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
-from massive_sft.running.measuring import measure_data, measure_layers
+from massive_sft.running.measuring import measure_data, measure_layers, measure_texts
 from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
 from massive_sft.running.scoring import score
@@ -111,7 +112,9 @@ class CellEvaluator:
 
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             weights = digest(fresh.cell.base)
-            return {"attempt": claim.number, **self._score(fresh, None, weights, self._kept_fields(fresh), claim)}
+            details = self._score(fresh, None, weights, self._kept_fields(fresh), claim)
+            self._measure(fresh, None, None, details)
+            return {"attempt": claim.number, **details}
 
         return self._under_lease(plan, make)
 
@@ -192,28 +195,49 @@ class CellEvaluator:
         with self.open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
             if found is None:
                 why = DAMAGED if snapshot_folder(self.ledger, run.trajectory.id, plan.cell.epoch).is_dir() else GONE
-                gone = {item.label: why for item in plan.unmet if item.is_benchmark or item.measure == "layer_change"}
-                details["missing"] = gone
+                details["missing"] = {item.label: why for item in plan.unmet if item.needs_weights}
             else:
                 snapshot, hashes = found
                 weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
                 details = self._score(plan, snapshot, weights, details, claim)
-            for item in plan.unmet:
-                if item.measure is not None and (item.measure != "layer_change" or found is not None):
-                    with missing_on_failure(details["missing"], item.measure, self.ledger.cell(plan.cell.id)):
-                        self._measure(item.measure, plan, run, found[0] if found else None, details)
-        details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
+            self._measure(plan, run, found[0] if found else None, details)
         return details
 
-    def _measure(self, name: str, plan: CellPlan, run: RunPlan, snapshot: Path | None, details: Fields) -> None:
+    def _measure(self, plan: CellPlan, run: RunPlan | None, snapshot: Path | None, details: Fields) -> None:
+        """Add what is lacking of a cell's measures to ``details``, and what is missing.
+
+        Args:
+            run: None for a base model.
+            snapshot: None for a base model, and where it is gone.
+        """
+        for item in plan.unmet:
+            if item.measure is None or (item.needs_weights and run is not None and snapshot is None):
+                continue
+            with missing_on_failure(details["missing"], item.label, self.ledger.cell(plan.cell.id)):
+                self._measure_one(item, plan, run, snapshot, details)
+        details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
+
+    def _measure_one(
+        self, item: Requirement, plan: CellPlan, run: RunPlan | None, snapshot: Path | None, details: Fields
+    ) -> None:
         """Add one measure of a cell to ``details``, with the files that it rests on and what it took."""
-        seconds, began = details["cost"]["seconds"], time.perf_counter()
-        if name == "layer_change" and snapshot is not None:
-            details["measures"][name], files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger)
-            details["files"] |= files
-            seconds[name] = time.perf_counter() - began
-        else:
-            details["measures"][name] = measure_data(name, run, self.ledger, seconds, self.gpu, self.warm)
+        seconds, began, files = details["cost"]["seconds"], time.perf_counter(), dict[str, str]()
+        if item.texts is not None:
+            protocol = cell_protocol(self.recorder.evaluation.protocol, plan.cell)
+            measured, files = measure_texts(
+                item, plan.cell, snapshot, protocol, self.ledger, self.stop, self.gpu, self.warm
+            )
+            details["measures"][item.id] = measured
+            seconds[item.id] = time.perf_counter() - began
+        elif item.measure == "layer_change" and run is not None and snapshot is not None:
+            measured, files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger)
+            details["measures"][item.measure] = measured
+            seconds[item.measure] = time.perf_counter() - began
+        elif item.measure is not None and run is not None:
+            details["measures"][item.measure] = measure_data(
+                item.measure, run, self.ledger, seconds, self.gpu, self.warm
+            )
+        details["files"] |= files
 
 
 def superseding(earlier: Mapping[str, BenchmarkScores], new: Mapping[str, BenchmarkScores]) -> Fields:

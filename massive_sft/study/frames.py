@@ -13,8 +13,9 @@ import pandas as pd
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Record, Score
+from massive_sft.study.text_sets import shown_name
 from massive_sft.suites import metrics
-from massive_sft.sweep.semantics import MEASURE_SEMANTICS
+from massive_sft.sweep.semantics import is_measure
 
 COORDINATES = ["model", "data", "setting", "method", "size", "schedule", "horizon", "epoch", "seed", "variant"]
 CONDITION = [name for name in COORDINATES if name != "seed"]
@@ -104,7 +105,7 @@ def _score_rows(record: Record) -> Iterator[dict[str, Any]]:
         # A base model may have the score under one template and lack it under another: the score's row is the one.
         scored = any(benchmark_scores.benchmark == benchmark for benchmark_scores in record.scores.values())
         # A measure has columns of its own in ``cell_frame``.
-        primary = not scored and benchmark not in MEASURE_SEMANTICS
+        primary = not scored and not is_measure(benchmark)
         yield identity | {"benchmark": benchmark, "missing": why, "primary": primary}
 
 
@@ -226,11 +227,11 @@ def layer_changes(records: Iterable[Record]) -> pd.DataFrame:
 def measure_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per number that was measured of a cell beside its scores, layers apart (``layer_changes``).
 
-    Columns: ``cell``, ``measure`` (``perplexity``, ``layer_change``, ``token_length``), ``name`` of the number within
-    it (``response.perplexity_micro``; ``[0]`` and ``[1]`` bound an interval), ``value``.
+    Columns: ``cell``, ``measure`` (``perplexity``, ``layer_change``, ``token_length``, ``texts:<name>``), ``name`` of
+    the number within it (``response.perplexity_micro``; ``[0]`` and ``[1]`` bound an interval), ``value``.
     """
     rows = [
-        {"cell": record.cell, "measure": measure, "name": name, "value": float(value)}
+        {"cell": record.cell, "measure": shown_name(measure, record.measures), "name": name, "value": float(value)}
         for record in records
         for measure, numbers in record.measures.items()
         for name, value in flatten(numbers).items()

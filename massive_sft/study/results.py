@@ -22,6 +22,7 @@ from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import is_imported, open_imported
+from massive_sft.study.model_map import map_frame, model_maps
 from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
 from massive_sft.study.ranking import rank_cells
 from massive_sft.sweep.load import load_sweep
@@ -114,6 +115,11 @@ class Results:
     def measures(self) -> pd.DataFrame:
         """One row per measured number: the columns of ``frames.measure_frame``."""
         return frames.measure_frame(self.records.values())
+
+    @cached_property
+    def model_map(self) -> pd.DataFrame:
+        """One row per model and set of texts: ``texts``, ``cell`` and its place (``x``, ``y``) on the map."""
+        return map_frame(model_maps(self.ledger, self.records.values()))
 
     @cached_property
     def layers(self) -> pd.DataFrame:

@@ -66,13 +66,17 @@ def _early_columns(cells: pd.DataFrame, rows: pd.DataFrame) -> list[pd.Series]:
     return [names.rename("early")]
 
 
-def with_details(table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
+def with_details(
+    table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, settings: pd.DataFrame, texts: pd.DataFrame
+) -> pd.DataFrame:
     """Return a ``release_table`` with further columns behind its own, for people who want all of a cell in one row.
 
-    Added: ``DETAILS`` and, for each benchmark, its gain in the unit of its score under ``gain <column>``.
+    Added: ``DETAILS``, for each set of texts ``perplexity <name>`` and ``bits_per_byte <name>``, and, for each
+    benchmark, its gain in the unit of its score under ``gain <column>``.
 
     Args:
         table: of these cells.
+        texts: of ``text_sets.text_set_frame``.
         gains: of ``gains``.
         settings: ``cell``, ``lr`` and ``batch``.
     """
@@ -80,6 +84,9 @@ def with_details(table: pd.DataFrame, cells: pd.DataFrame, gains: pd.DataFrame, 
     scaled = rows.assign(gain=rows["gain"] * rows["metric"].map(metrics.scale, na_action="ignore").astype("float64"))
     wide = scaled.pivot(index="cell", columns="column", values="gain").dropna(axis=1, how="all").add_prefix("gain ")
     about = cells.merge(settings, on="cell", how="left").set_index("cell")[DETAILS]
+    for name, members in texts.groupby("texts", sort=True):
+        measured = members.set_index("cell")[["perplexity", "bits_per_byte"]]
+        about = about.join(measured.add_suffix(f" {name}"))
     beside = about.join(wide).reindex(table["cell"]).set_axis(table.index)
     return pd.concat([table, beside], axis=1)
 

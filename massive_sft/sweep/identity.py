@@ -36,9 +36,10 @@ UNHASHED: dict[str, frozenset[str]] = {
     "Model": frozenset({"gated"}),
     "MixtureEntry": frozenset({"max_repeats"}),  # a permission: the counts say what was repeated
     "Block": frozenset({"name"}),
-    "Fewshot": frozenset({"sampler", "seed"}),  # this and the next two have an identity of their own, the protocol's
+    "Fewshot": frozenset({"sampler", "seed"}),  # this and the next three have an identity of their own: what is asked
     "Protocol": frozenset({"engine", "dtype", "template", "adapters", "fewshot"}),
     "Task": frozenset({"name", "path", "shots", "limit"}),
+    "TextSet": frozenset({"texts", "name", "column", "limit"}),
     "Evaluation": frozenset(
         {"base", "protocol", "suites", "tasks", "until", "allow_code_execution", "sandbox", "judging"}
     ),

@@ -26,7 +26,7 @@ GENERATION_SEMANTICS = 2
 JUDGING_SEMANTICS = 1
 """Of verdicts and of what is made of them; in what is asked and the protocol's id of benchmarks that are judged."""
 
-MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1}
+MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1, "texts": 1}
 """Of each measure; in what is asked of a cell, and as ``schema`` in what a record holds of it.
 
 perplexity 2: special tokens (EOS) are told apart, and bits per byte are of the text alone."""
@@ -45,6 +45,23 @@ def scoring(generates: bool) -> dict[str, int]:
     """
     numbers = {"score_semantics": SCORE_SEMANTICS, "generation_semantics": GENERATION_SEMANTICS if generates else 1}
     return {name: number for name, number in numbers.items() if number != 1}
+
+
+def text_set(name: str) -> str:
+    """Return what a set of texts is called among measures.
+
+    Args:
+        name: its own.
+    """
+    return f"{_TEXTS}{name}"
+
+
+def is_measure(name: str) -> bool:
+    """Return whether a name is that of a measure, and not a benchmark's."""
+    return name in MEASURE_SEMANTICS or name.startswith(_TEXTS)
+
+
+_TEXTS = "texts:"
 
 
 def measure(name: str) -> str:

@@ -12,6 +12,7 @@ from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
+from massive_sft.study.text_sets import shown_name
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.metric_names import (
     clean_name,
@@ -242,7 +243,8 @@ def _measures(record: Record) -> dict[str, Any]:
     change = measures.get("layer_change")
     if isinstance(change, Mapping):
         measures["layer_change"] = {key: value for key, value in change.items() if key != "relative_by_layer"}
-    return {**measures, "training": {"summary": training}}
+    shown = {shown_name(name, measures): numbers for name, numbers in measures.items()}
+    return {**shown, "training": {"summary": training}}
 
 
 def layer_profile(record: Record) -> list[tuple[int, float]]:

@@ -10,7 +10,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.running.check.benchmarks import benchmark_problems
-from massive_sft.running.check.data import clock_cautions, data_problems, distinct_sets
+from massive_sft.running.check.data import clock_cautions, data_problems, distinct_sets, text_problems
 from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.judges import judge_problems
 from massive_sft.running.check.models import Models, unreachable
@@ -80,6 +80,7 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
     say("layouts")
     for run in plan.runs:
         problems += layout_problems(run.trajectory.recipe.setting, run.layout, f"{path}: resources")
+    problems += text_problems(plan)
     say("hub")
     lost = unreachable(plan)
     problems += (problem for found in lost.values() for problem in found)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.data import cautions
 from massive_sft.data.mixture import PartCounts
+from massive_sft.measures.texts import read_texts
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.planning.plan import Plan, RunPlan, token_key
 from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.check.training_sets import Outcome
 from massive_sft.running.token_process import TokenisedSet
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.schema import TextSet
 from massive_sft.sweep.template import CHAT
 
 
@@ -33,6 +35,20 @@ def distinct_sets(plan: Plan, models: Models, lost: Container[str]) -> list[RunP
         if recipe.model in models.usable and not gone and not any(place in lost for place in places):
             found.append(run)
     return found
+
+
+def text_problems(plan: Plan) -> Iterator[Problem]:
+    """Read the texts of measures that are left to do, and say what is wrong with them."""
+    missing = [problem.place for problem in plan.missing]
+    wanted = {item.texts: None for cell in plan.cells for item in cell.unmet if item.texts is not None}
+    names = {item.title: index for index, item in enumerate(plan.sweep.file.measures) if isinstance(item, TextSet)}
+    for texts in wanted:
+        place = f"{plan.sweep.path}: measures[{names[texts.name]}].texts"
+        if place not in missing:
+            try:
+                read_texts(texts.path, texts.column, texts.limit, place)
+            except InvalidInput as error:
+                yield from error.problems
 
 
 def data_problems(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,8 @@ from pydantic import Field, model_validator
 from massive_sft.sweep.schema.field_types import Distinct, Flag, HalfWidth, NotNegative, OneOrMore, Positive, Seed, Text
 from massive_sft.sweep.schema.judging import Judging
 from massive_sft.sweep.schema.strict_model import StrictModel, exactly_one
+
+TEXT_SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Fewshot(StrictModel):
@@ -95,4 +99,29 @@ class Evaluation(StrictModel):
         return self
 
 
-Measure = Literal["perplexity", "layer_change", "token_length"]
+class TextSet(StrictModel):
+    """Texts of which each cell's own model, base models too, says how likely they are: a vector for a model map, and
+    their perplexity."""
+
+    texts: Text
+    """A file of JSON lines; relative to the sweep file, ``${NAME}`` expanded."""
+    name: Annotated[str, Field(pattern=TEXT_SET_NAME, max_length=64)] | None = None
+    """For people; the file's name without its extension when left out."""
+    column: Text = "text"
+    """The key of a line that holds the text."""
+    limit: Positive | None = None
+    """Only the first so many texts; all when left out."""
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> TextSet:
+        if not re.fullmatch(TEXT_SET_NAME, self.title):
+            raise ValueError("needs a name of letters, digits, dots, - and _")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Its name."""
+        return PurePath(self.texts).stem if self.name is None else self.name
+
+
+Measure = Literal["perplexity", "layer_change", "token_length"] | TextSet

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from massive_sft.sweep.schema.evaluation import Evaluation, Measure
+from massive_sft.sweep.schema.evaluation import Evaluation, Measure, TextSet
 from massive_sft.sweep.schema.execution import Budget, Cluster, Resource, Storage, Tracking
 from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Strings, SweepName, Text
 from massive_sft.sweep.schema.search import Search
@@ -21,6 +21,15 @@ def as_schedules(value: Any) -> Any:
         {"name": item} if isinstance(item, str) else item
         for item in (value if isinstance(value, (list, tuple)) else [value])
     )
+
+
+def distinct_text_sets(measures: tuple[Measure, ...]) -> tuple[Measure, ...]:
+    """Refuse two sets of texts of one name, by which their columns are told apart."""
+    names = [item.title for item in measures if isinstance(item, TextSet)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two sets of texts are named {', '.join(twice)}: give one of them another name")
+    return measures
 
 
 class Block(StrictModel):
@@ -73,8 +82,9 @@ class SweepFile(StrictModel):
     """What decides by outcomes which cells are trained; docs/guides/search.md."""
     evaluation: Evaluation = Evaluation()
     """What is scored, and how."""
-    measures: Annotated[tuple[Measure, ...], Distinct] = ()
-    """What is measured of each trained cell; ``docs/measures.md``."""
+    measures: Annotated[tuple[Measure, ...], Distinct, AfterValidator(distinct_text_sets)] = ()
+    """What is measured of each trained cell: ``perplexity``, ``layer_change``, ``token_length`` by name, and sets of
+    texts by the keys below, of base models too; ``docs/measures.md``."""
     resources: tuple[Resource, ...] = ()
     """What runs on what; the first rule that matches a training run wins."""
     cluster: Cluster = Cluster()
