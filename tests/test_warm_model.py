@@ -14,9 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_training import make_base, make_samples, make_spec
 
+from massive_sft.core import memory
 from massive_sft.evaluation.requests import Generation, Likelihood, Request
 from massive_sft.evaluation.tree import TreeScorer
-from massive_sft.models import host_memory, pretrained
+from massive_sft.models import pretrained
 from massive_sft.models.kept_base import KeptBase
 from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.warm_model import WarmModel
@@ -101,7 +102,7 @@ def test_memory_that_is_scarce_has_the_base_read_again(
     family: tuple[Model, dict[str, Path]], built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 10 kB\n")
-    monkeypatch.setattr(host_memory, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "meminfo")
     model, snapshots = family
     warm = WarmModel()
     for name in ["base", "full 5", "base", "full 5", "base"]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from massive_sft.core.memory import free_bytes, total_bytes
 from massive_sft.ledger.provenance import LIBRARIES
 
 GB = 10**9
@@ -83,16 +84,9 @@ def check_cpu() -> CheckResult:
 
 def check_memory() -> CheckResult:
     """Check the memory that is free, and the limit of the container if there is one."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free, total = min(free, limit), min(total, limit)
-    except (OSError, ValueError):
-        pass  # no limit, or no control groups
-    return CheckResult(
-        Level.OK if free >= 4 * GB else Level.WARN, "RAM", f"{free / GB:.1f} GB free of {total / GB:.1f} GB"
-    )
+    free, total = free_bytes(), total_bytes()
+    level = Level.OK if free >= 4 * GB else Level.WARN
+    return CheckResult(level, "RAM", f"{free / GB:.1f} GB free of {total / GB:.1f} GB")
 
 
 def check_disk(root: Path, what: str) -> CheckResult:

@@ -1,4 +1,4 @@
-"""What every package knows: errors, atomic files, content fingerprints, heavy imports, the stop signal.
+"""What every package knows: errors, atomic files, fingerprints, imports, memory, the stop signal.
 
 In: paths, values, signals. Out: errors with a place and a rule, whole files or none, ids, whether to stop.
 Never: imports another package of this one, or knows what a sweep is.

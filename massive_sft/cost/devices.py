@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from massive_sft.core.memory import total_bytes
+
 CPU = "cpu"
 # Of one core, by a plain matrix product: an order of magnitude, until something was measured on the machine.
 CPU_CORE_FLOPS = 2e10
 CPU_BYTES_PER_SECOND = 1e10
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder each, with a file ``information``: no need to import torch
 
 
@@ -87,8 +88,5 @@ def gpus_here(folder: Path = _NVIDIA_GPUS) -> tuple[str, ...]:
 def this_machine() -> Device:
     """Return this machine's CPUs: its memory, or what its container is allowed of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
-        memory = min(memory, int(_CGROUP_LIMIT.read_text()))
     flops = cores * CPU_CORE_FLOPS
-    return Device(CPU, memory, flops, flops, CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)
+    return Device(CPU, total_bytes(), flops, flops, CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)

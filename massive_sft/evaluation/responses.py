@@ -62,7 +62,12 @@ def untold(leaf: str, requests: Sequence[Request], responses: Sequence[Response]
 
 def shard_key(leaf: str, number: int) -> str:
     """Return where a shard's responses lie below those of a request set: ``<leaf>/<number>.jsonl.gz``."""
-    return f"{sets.file_name(leaf)}/{number:05d}.jsonl.gz"
+    return f"{sets.file_name(leaf)}/{shard_name(number)}"
+
+
+def shard_name(number: int) -> str:
+    """Return a shard's name in its leaf task's folder."""
+    return f"{number:05d}.jsonl.gz"
 
 
 def shard_bytes(

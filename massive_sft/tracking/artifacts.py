@@ -12,6 +12,7 @@ from typing import Any
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import decompress_lines
 from massive_sft.evaluation.looks import looks_key
+from massive_sft.evaluation.responses import shard_name
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.storage import Storage
@@ -20,7 +21,6 @@ from massive_sft.tracking.run_fields import layer_profile
 
 SAMPLE_RESPONSES = 20
 """Responses shown of each task."""
-FIRST_SHARD = "00000.jsonl.gz"
 
 
 def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
@@ -65,7 +65,7 @@ def _responses(ledger: Ledger, record: Record) -> Iterator[str]:
     for protocol, scores in sorted(record.scores.items(), key=lambda item: item[1].benchmark):
         asked = f"{looks_key(scores.early.protocol)}/1" if scores.early else protocol
         for task in sorted(item.name for item in home.list(asked)):
-            shard = f"{asked}/{task}/{FIRST_SHARD}"
+            shard = f"{asked}/{task}/{shard_name(0)}"
             try:
                 lines = _lines(home, shard)
             except FileNotFoundError:
