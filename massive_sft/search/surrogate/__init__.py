@@ -1,10 +1,7 @@
-"""A Gaussian process over finite sets of candidates: what to try next, how sure the answer is, when to stop.
+"""A Gaussian process over finite sets of candidates: what to try next, how sure the answers are, when to stop.
 
-- ``asking.propose(space, target, outcomes, seed, allowed) -> Proposal``: the next candidate of those never tried.
-- ``stopping.judge(space, target, outcomes, seed, regret, probability) -> Verdict``: whether to stop.
-- ``simplex.candidates(limits, count, seed)``: mixtures that obey bounds, repeat limits and a cap on datasets.
-- ``rungs.promotions(rungs, keep, outcomes)``: which parked trajectories go on.
-- ``starting``: what was best for other models, and a learning rate where nothing is known.
+``asking.propose`` gives the next candidates, ``stopping.judge`` says whether more of them are worth it.
 
-All of it is a pure function of its arguments: the same numbers give the same answer to the last bit, on one thread.
+In: a space of candidates, a target, outcomes of what was tried, a seed. Out: proposals, verdicts.
+Never: depends on the order of outcomes or the number of threads: equal input gives equal output to the last bit.
 """
