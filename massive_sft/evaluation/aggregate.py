@@ -17,6 +17,7 @@ from massive_sft.evaluation import intervals, metrics
 from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.intervals import Interval
+from massive_sft.evaluation.opencompass import METRIC as OPENCOMPASS
 from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.sample_values import SAMPLES, is_number, leaf_values, sample_rows
@@ -158,7 +159,7 @@ def entry_of(task: Task, key: str, by_doc: Mapping[Any, Any]) -> dict[str, Any]:
     combine = task.aggregation().get(metric, lm_metrics.mean)
     values = list(by_doc.values())
     interval = _interval(combine, values)
-    higher_is_better = task.higher_is_better().get(metric)
+    higher_is_better = True if metric == OPENCOMPASS else task.higher_is_better().get(metric)
     return {
         "value": _number(combine(values)),
         "stderr": interval.stderr if interval else None,
@@ -217,4 +218,18 @@ def _group_entries(group: Group, for_groups: dict[str, Any], tasks: dict[str, An
             "n": int(n),
             "higher_is_better": directions.pop() if len(directions) == 1 else None,
         }
-    return entries
+    return entries | _opencompass_entry(group, tasks) if entries else entries
+
+
+def _opencompass_entry(group: Group, tasks: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's score by OpenCompass's rules, all questions alike; none where a task of it has none."""
+    key = f"{OPENCOMPASS},none"
+    parts = [tasks[task.task_name].get(key) for task in group.get_all_tasks()]
+    if not parts or any(part is None or part["stderr"] is None for part in parts):
+        return {}
+    n = sum(part["n"] for part in parts)
+    value = sum(part["n"] * part["value"] for part in parts) / n
+    stderr = math.sqrt(sum((part["n"] * part["stderr"]) ** 2 for part in parts)) / n
+    interval = [value - intervals.Z * stderr, value + intervals.Z * stderr]
+    entry = {"value": value, "stderr": stderr, "interval": interval, "method": "normal", "n": n}
+    return {key: entry | {"higher_is_better": True}}

@@ -18,6 +18,7 @@ from lm_eval.api.task import Task
 
 from massive_sft.evaluation.build import BenchmarkRequests, doc_hash
 from massive_sft.evaluation.code_eval import executes_code
+from massive_sft.evaluation.opencompass import METRIC, opencompass_values
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, Rolling
 from massive_sft.evaluation.responses import LikelihoodResponse, Response
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
@@ -99,7 +100,9 @@ def leaf_values(
         for doc, found in _processed(task, docs, answered):
             for metric, value in found.items():
                 values[metric, filter_name][doc] = value
-    return values
+    written = {doc: str(asked[0].resps[0]) for doc, asked in instances.items()}
+    second = opencompass_values(task, docs, written)
+    return values if second is None else {**values, (METRIC, "none"): second}
 
 
 def _processed(task: Task, docs: dict[int, Any], answered: dict[int, list[Any]]) -> Iterator[tuple[int, Any]]:

@@ -1,0 +1,149 @@
+"""A second score of the same stored answers, by OpenCompass's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from evaluation_world import own_datasets_cache, write_rows
+
+from massive_sft.evaluation import build, wrapping
+from massive_sft.evaluation.aggregate import aggregate
+from massive_sft.evaluation.opencompass import PROGRAMS
+from massive_sft.evaluation.requests import Request
+from massive_sft.evaluation.responses import GenerationResponse, answer_requests
+from massive_sft.ledger.storage import Folder
+from massive_sft.sweep import schema
+
+__all__ = ["own_datasets_cache"]
+SOLUTION = "So it is $\\boxed{{{0}}}$."
+# Of each benchmark: its data's name and configuration, its rows, and (answer, right for lm-eval, right for OpenCompass).
+CASES = {
+    "gsm8k": (
+        ("openai/gsm8k", "main", ("train", "test")),
+        [{"question": "How many?", "answer": "Some.\n#### 1,200"}] * 5,
+        [
+            ("It is 1200.", 1, 1),
+            ("It is 1200 of 3", 0, 0),
+            ("1200\nQuestion: and 7?", 0, 1),
+            ("1,200", 1, 0),  # 1 and 200
+            ("no number", 0, 0),
+        ],
+    ),
+    "nq_open": (
+        ("google-research-datasets/nq_open", "nq_open", ("train", "validation")),
+        [{"question": "who", "answer": ["Ada Lovelace", "the Countess"]}] * 5,
+        [
+            ("Ada Lovelace", 1, 1),
+            ("It was Ada Lovelace herself", 0, 1),
+            ("The answer is a countess", 0, 1),
+            ("Byron, and Ada Lovelace", 0, 0),
+            ("", 0, 0),
+        ],
+    ),
+    "hendrycks_math_algebra": (
+        ("EleutherAI/hendrycks_math", "algebra", ("train", "test")),
+        [{"problem": "p", "solution": SOLUTION.format(gold)} for gold in ("\\frac{1}{2}", "7", "7", "12")],
+        [
+            ("Half. The final answer is $\\frac12$", 1, 1),
+            ("The final answer is 7. Done", 0, 1),
+            ("It is $7$ for $x$", 0, 0),
+            ("$12$", 1, 1),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_have_a_score_by_each_of_two_rules(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder, config, splits), rows, answers = CASES[name]
+    parts = "".join(f"  - {{split: {split}, path: {split}.jsonl}}\n" for split in splits)
+    for split in splits:
+        write_rows(tmp_path / folder / f"{split}.jsonl", rows)
+    (tmp_path / folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{parts}---\n")
+    monkeypatch.chdir(tmp_path)
+    task = schema.Task(name=name, shots=(0,))
+    prepared = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests")
+    assert prepared.missing == {}
+    (benchmark,) = prepared.benchmarks
+
+    def answer(requests: list[Request], _: Path) -> tuple[list[GenerationResponse], dict[str, int]]:
+        return [GenerationResponse(request.index, answers[request.doc][0], 9, "eos") for request in requests], {}
+
+    answer_requests(benchmark.requests, Folder(tmp_path / "cell"), "w", answer)
+    result = aggregate(benchmark, Folder(tmp_path / "cell"), "w")
+    values = {
+        metric: result.samples.filter([found == metric for found in result.samples["metric"].to_pylist()])
+        for metric in ("exact_match", "opencompass_acc")
+    }
+    own = values["exact_match"]
+    last = own["filter"].to_pylist()[-1]  # gsm8k's flexible-extract
+    lm_eval = [
+        value for value, used in zip(own["value"].to_pylist(), own["filter"].to_pylist(), strict=True) if used == last
+    ]
+    assert lm_eval == [expected for _, expected, _ in answers]
+    assert values["opencompass_acc"]["value"].to_pylist() == [expected for _, _, expected in answers]
+    entry = result.table["tasks"][name]["opencompass_acc,none"]
+    assert entry["value"] == pytest.approx(sum(expected for *_, expected in answers) / len(answers))
+    assert entry["higher_is_better"] is True and entry["interval"] is not None
+
+
+MEMBER = """\
+task: {0}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {1}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: exact_match}}]
+metadata: {{version: 1, opencompass: gsm8k}}
+"""
+GROUP = "group: sums\ntask: [one, two]\naggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n"
+
+
+def test_own_task_names_its_rule_and_a_group_counts_all_questions_alike(tmp_path: Path) -> None:
+    for name, count in (("one", 2), ("two", 4)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"question": "q", "answer": f"#### {n}"} for n in range(count)])
+        (tmp_path / f"{name}.yaml").write_text(MEMBER.format(name, tmp_path / f"{name}.jsonl"))
+    (tmp_path / "sums.yaml").write_text(GROUP)
+    task = schema.Task(path=str(tmp_path / "sums.yaml"))
+    (benchmark,) = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests").benchmarks
+
+    def answer(requests: list[Request], _: Path) -> tuple[list[GenerationResponse], dict[str, int]]:
+        return [GenerationResponse(request.index, "It is 0, or 1.", 9, "eos") for request in requests], {}
+
+    answer_requests(benchmark.requests, Folder(tmp_path / "cell"), "w", answer)
+    table = aggregate(benchmark, Folder(tmp_path / "cell"), "w").table
+    assert [table["tasks"][name]["opencompass_acc,none"]["value"] for name in ("one", "two")] == [0.5, 0.25]
+    group = table["groups"]["sums"]["opencompass_acc,none"]
+    assert (group["value"], group["n"]) == (pytest.approx(2 / 6), 6) and group["stderr"] > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("def f():\n  pass\n[DONE] more", "def f():\n  pass"),
+        ("[BEGIN]\n'x = 1'\n[DONE]", "x = 1"),
+        ("Here:\n```python\nx = 1\n```\nand so on", "x = 1"),
+        ("x = 1", "x = 1"),
+    ],
+)
+def test_code_of_mbpp_is_taken_from_between_its_marks(answer: str, code: str) -> None:
+    assert PROGRAMS["mbpp"]({"test_list": ["assert 1", "assert 2"]}, answer) == f"{code}\nassert 1\nassert 2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        ("    return 1\n", "    return 1\n"),
+        ("return 1", "    return 1"),
+        (" return 1", "    return 1"),
+        ("```python\ndef f():\n    return 1\n```", "    return 1\n"),
+        ("import os\ndef f():\n    return 1", "    return 1"),
+        ("```never closed", "    ```never closed"),
+    ],
+)
+def test_body_of_humaneval_is_taken_from_what_stands_around_it(answer: str, body: str) -> None:
+    doc = {"prompt": "def f():\n", "test": "def check(g): pass", "entry_point": "f"}
+    assert PROGRAMS["humaneval"](doc, answer) == f"def f():\n{body}\ndef check(g): pass\ncheck(f)"
