@@ -22,7 +22,7 @@ from massive_sft.cli.app import app
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.bucket_root import POINTER, BucketRoot
 from massive_sft.ledger.manifest import seal_folder, verify_folder
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
@@ -31,6 +31,7 @@ from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(240)
 __all__ = ["s3"]  # a fixture
+WHEN = "2026-01-31T12:00:00+00:00"
 ROOT = BucketRoot(s3_server.BUCKET, "a/study")
 BLOCK = {"name": "A", "model": "all", "mixture": "one", "schedule": "constant", "horizon": 2, "snapshots": [1, 2]}
 
@@ -204,3 +205,23 @@ def test_sweep_killed_on_machine_after_machine_gives_the_same_results(
     assert facts(planned(path)) == local
     refused = CliRunner().invoke(app, ["invalidate", str(path), "--where", "method=lora", "--reason", "a test"])
     assert isinstance(refused.exception, InvalidInput) and "must be a folder for invalidate" in str(refused.exception)
+
+
+def test_plan_and_rerun_of_a_far_ledger_ask_a_few_times_however_many_cells_there_are(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    """A store far away takes a tenth of a second for each request."""
+    block = BLOCK | {"setting": "lora", "override": {"seed": list(range(20))}}
+    path = small_sweep(tmp_path, blocks=[block], storage={"root": str(ROOT)}, measures=[], evaluation={"tasks": []})
+    plan = planned(path)
+    ledger = Ledger.open(plan.storage)
+    facts = {"trajectory": None, "status": Status.COMPLETE, "attempt": 1, "provenance": {}}
+    facts |= {"created": WHEN, "finished": WHEN}
+    for item in plan.cells:
+        ledger.write_record(Record(cell=item.cell.id, coordinates=item.cell.coordinates._asdict(), **facts))
+    cells: dict[str, str | None] = {item.cell.id: None for item in plan.cells}
+    Ledger(plan.storage).states(cells)  # which tells the index what the writer had not told it yet
+    for read in (ledger.states, Ledger(plan.storage).states, Ledger(plan.storage).listed_states):
+        s3.asked.clear()
+        assert {state.status for state in read(cells).values()} == {Status.COMPLETE}
+        assert len(s3.asked) < 10 < 40 < len(cells), s3.asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,8 +111,9 @@ class Unasked:
     def __init__(self, storage: Storage):
         self._storage = storage
 
-    def list(self, prefix: str) -> list[object]:
-        return [item._replace(version=None) for item in self._storage.list(prefix)]
+    def list_each(self, prefix: str, names: object = None) -> Iterator[tuple[str, list[object]]]:
+        for name, listed in self._storage.list_each(prefix):
+            yield name, [item._replace(version=None) for item in listed]
 
 
 @pytest.mark.parametrize("storage", ["folder"], indirect=True)

@@ -111,6 +111,22 @@ def test_list_shows_one_level_and_nothing_where_nothing_is(storage: Storage) -> 
     )
 
 
+def test_list_each_is_list_of_each_prefix_below_one(storage: Storage) -> None:
+    keys = [f"a/{number:02x}/{name}" for number in range(9) for name in ("1", "2", ".3", "4/5")]
+    for key in (*keys, "a/.9/x", "a/alone", "b/00/x"):
+        storage.put(key, b"")
+    every = {name: listed for name, listed in storage.list_each("a") if name != "alone"}
+    assert list(every) == [f"{number:02x}" for number in range(9)]
+    some = [f"{number:02x}" for number in (7, 3, 5, 99, 0, 1)]
+    for asked in (some[:4], some):
+        assert [name for name, _ in storage.list_each("a", asked)] == sorted(set(asked) & every.keys())
+    for name, listed in every.items():
+        shown = {(item.name, item.mark) for item in storage.list(f"a/{name}")}
+        assert {(item.name, item.mark) for item in listed} == shown and len(shown) == 3
+        assert next(item for item in listed if item.name == "1").version() == storage.get(f"a/{name}/1").version
+    assert not list(storage.list_each("c"))
+
+
 def test_delete_takes_an_object_or_all_below_a_prefix_and_is_harmless_twice(storage: Storage) -> None:
     for key in ("a/1", "a/2/x", "b"):
         storage.put(key, b"")

@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.ledger.manifest import NAME as MANIFEST
@@ -31,6 +31,7 @@ ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[\w=+-][\w.=+
 """``s3://bucket/prefix``; no user, no port, and nothing that an object's name would have to escape."""
 TRIES = 5  # of a writing that another one is going on beside
 AT_ONCE = 1000  # objects that one request may delete
+FEW = 4  # prefixes that are listed one by one, even if most objects lie below others
 _WRITER = "writer"
 _MISSING = frozenset({"404", "NoSuchKey"})
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"})
@@ -49,6 +50,8 @@ class Bucket:
         bucket: its name.
         prefix: without a slash at its ends; may be empty.
     """
+
+    changes_in_place: ClassVar[bool] = False
 
     bucket: str
     prefix: str = ""
@@ -114,11 +117,26 @@ class Bucket:
             for page in pages:
                 found |= {item["Prefix"][len(below) : -1]: "" for item in page.get("CommonPrefixes", ())}
                 found |= {item["Key"][len(below) :]: _mark(item) for item in page.get("Contents", ())}
-        return [
-            Listed(name, partial(self._version_at, f"{prefix}/{name}" if prefix else name), mark)
-            for name, mark in found.items()
-            if name and name[0] != "."
-        ]
+        return _told_of(self, prefix, found)
+
+    def list_each(self, prefix: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Sequence[Listed]]]:
+        """As ``Storage.list_each``: of many by one listing, a request for a thousand objects."""
+        if names is not None and len(names) <= FEW:
+            yield from ((name, listed) for name in sorted(names) if (listed := self.list(f"{prefix}/{name}")))
+            return
+        below = self._below(prefix)
+        with self._asking(prefix) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
+            items = [item for page in pages for item in page.get("Contents", ())]
+        found: dict[str, dict[str, str]] = {}
+        for item in items:
+            name, slash, rest = item["Key"][len(below) :].partition("/")
+            if slash and (names is None or name in names):
+                first, deeper, _ = rest.partition("/")
+                found.setdefault(name, {})[first] = "" if deeper else _mark(item)
+        for name in sorted(found):
+            if name[0] != "." and (listed := _told_of(self, f"{prefix}/{name}", found[name])):
+                yield name, listed
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the bytes of each object below a prefix, at any depth, by its name below it."""
@@ -245,6 +263,15 @@ class Bucket:
 
     def _told(self, key: str, number: int, reason: str) -> OSError:
         return OSError(number, redact(reason), str(self.at(key)))
+
+
+def _told_of(place: Bucket, prefix: str, found: Mapping[str, str]) -> list[Listed]:
+    """Return names below a prefix, with their marks, as they are listed."""
+    return [
+        Listed(name, partial(place._version_at, f"{prefix}/{name}" if prefix else name), mark)
+        for name, mark in found.items()
+        if name and name[0] != "."
+    ]
 
 
 def _version(answer: Any) -> str:

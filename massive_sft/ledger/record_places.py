@@ -7,7 +7,7 @@ folders for good, ``cells/<cell>/record-<lease>-<sequence>.json``: each of these
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from massive_sft.ledger.paths import cell_key, checked_id, is_id, listed_ids
@@ -59,27 +59,28 @@ class Together:
 
     def of(self, cell: str) -> list[Place]:
         """As ``RecordPlaces.of``."""
-        return [place for place in self._listed(checked_id(cell)[:DIGITS]) if place.cell == cell]
+        shard = checked_id(cell)[:DIGITS]
+        return [place for place in _records(shard, self._storage.list(f"{FOLDER}/{shard}")) if place.cell == cell]
 
     def newest(self, cells: Collection[str] | None = None) -> Iterator[Place]:
         """As ``RecordPlaces.newest``."""
         wanted = None if cells is None else frozenset(cells)
-        for shard in sorted(self._shards() if wanted is None else {cell[:DIGITS] for cell in wanted}):
+        shards = None if wanted is None else {cell[:DIGITS] for cell in wanted}
+        for shard, listed in self._storage.list_each(FOLDER, shards):
             best: dict[str, Place] = {}
-            for place in self._listed(shard):
+            for place in _records(shard, listed):
                 known = best.get(place.cell)
                 if known is None or known.revision < place.revision:
                     best[place.cell] = place
             yield from (best[cell] for cell in sorted(best) if wanted is None or cell in wanted)
 
-    def _shards(self) -> set[str]:
-        return {item.name for item in self._storage.list(FOLDER)}
 
-    def _listed(self, shard: str) -> Iterator[Place]:
-        for item in self._storage.list(f"{FOLDER}/{shard}"):
-            cell, _, name = item.name.partition(".")
-            if cell.startswith(shard) and is_id(cell) and (revision := Revision.of(name)):
-                yield Place(cell, revision, f"{FOLDER}/{shard}/{item.name}", item)
+def _records(shard: str, listed: Iterable[Listed]) -> Iterator[Place]:
+    """Yield the records among what a shard's listing shows."""
+    for item in listed:
+        cell, _, name = item.name.partition(".")
+        if cell.startswith(shard) and is_id(cell) and (revision := Revision.of(name)):
+            yield Place(cell, revision, f"{FOLDER}/{shard}/{item.name}", item)
 
 
 class WithCells:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
 from massive_sft.core.errors import Corrupt, LeaseLost
-from massive_sft.ledger.index import Entry, Index, Known, make_entry
+from massive_sft.ledger.index import Entry, Index, make_entry
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.paths import cell_key
 from massive_sft.ledger.provenance import redact
@@ -85,10 +85,10 @@ class Records:
     def entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
         """Return the index entry of each cell (all, or those asked for) that has a sound record, by cell id.
 
-        The file of each record is looked at, and it is read where the index does not know this version of it. A bit
+        Each record that may be changed in place is looked at, and it is read where the index does not know it so. A bit
         that flipped on the disk and left size and time alone is found by whoever reads the record.
         """
-        return self._collect(cells, lambda known, place: None)
+        return self._collect(cells, by_listing=not self._storage.changes_in_place)
 
     def listed_entries(self, cells: Collection[str] | None = None) -> dict[str, Entry]:
         """Return what ``entries`` does by listings alone, which saves a call for each record.
@@ -96,17 +96,16 @@ class Records:
         So records that are new, gone, or other files than before are seen. What was changed in place is not, until
         ``entries`` looked at it or somebody read it, in whatever process.
         """
-        return self._collect(cells, Known.listed)
+        return self._collect(cells, by_listing=True)
 
-    def _collect(
-        self, cells: Collection[str] | None, find_listed: Callable[[Known, Place], Entry | None]
-    ) -> dict[str, Entry]:
+    def _collect(self, cells: Collection[str] | None, by_listing: bool) -> dict[str, Entry]:
         known = self._index.read()
         current, missed = {}, []
         for place in self.places.newest(cells):
-            entry = find_listed(known, place)
-            with suppress(FileNotFoundError):  # removed just now
-                entry = entry or known.of_version(place, place.item.version())
+            entry = known.listed(place) if by_listing else None
+            if entry is None and self._storage.changes_in_place:
+                with suppress(FileNotFoundError):  # removed just now
+                    entry = known.of_version(place, place.item.version())
             if entry is None and (found := self._read(place)) is not None:
                 entry = make_entry(found[0], place.revision.name, found[1].version)
                 missed.append(entry)

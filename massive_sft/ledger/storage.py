@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -53,9 +53,14 @@ class Storage(Protocol):
 
     A *sealed folder* is one that ``manifest.seal_folder`` has finished: its manifest is what makes it count.
 
+    Attributes:
+        changes_in_place: whether an object may be changed under its name and keep its mark, by whoever reaches it.
+
     What one process has written, ``get`` gives every other one sooner or later; ``list`` may be old by a minute. All
     methods raise OSError when the storage refuses, and leave everything as it was then.
     """
+
+    changes_in_place: ClassVar[bool]
 
     def __hash__(self) -> int:
         """Equal ones are the same place."""
@@ -83,6 +88,9 @@ class Storage(Protocol):
 
     def list(self, prefix: str = "") -> list[Listed]:
         """Return what lies right below a prefix, in no order; nothing where there is no such prefix."""
+
+    def list_each(self, prefix: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Sequence[Listed]]]:
+        """Yield ``list`` of each prefix right below one (all, or those named), in their order, if anything is there."""
 
     def delete(self, key: str) -> None:
         """Remove an object, or everything below a prefix, if it is there."""
@@ -150,6 +158,7 @@ class Folder:
     """
 
     rule: ClassVar[str] = "must be a folder that can be written and holds hard links"
+    changes_in_place: ClassVar[bool] = True
     root: Path
 
     def at(self, prefix: str) -> Folder:
@@ -184,6 +193,12 @@ class Folder:
                 ]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def list_each(self, prefix: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Sequence[Listed]]]:
+        """As ``Storage.list_each``."""
+        for name in sorted({item.name for item in self.list(prefix)} if names is None else names):
+            if listed := self.list(f"{prefix}/{name}"):
+                yield name, listed
 
     def delete(self, key: str) -> None:
         """As ``Storage.delete``."""
