@@ -38,6 +38,7 @@ GRID = TPE | {
     "sampler": "auto",
     "start": {"qmc": 2},
 }
+RUNGS = TPE | {"horizon": 9, "rungs": {"at": [1, 3, 9], "keep": "1/3"}}
 ALONE: dict[str, Any] = {"blocks": []}
 
 
@@ -113,9 +114,10 @@ class World:
         GRID,
         TPE | {"sampler": "qmc", "objective": {"maximize": ["quiz", "prose"]}},
         TPE | {"sampler": "random", "model": "all", "objective": {"maximize": "quiz", "for_each": "model"}},
+        RUNGS,
         TPE | {"constraints": {"quiz": {"at_least": "base - 5"}}, "objective": {"minimize": "prose"}},
     ],
-    ids=["tpe", "grid", "qmc", "random", "constrained"],
+    ids=["tpe", "grid", "qmc", "random", "rungs", "constrained"],
 )
 def test_log_is_the_same_with_any_lanes_and_kills(tmp_path: Path, search: dict[str, Any]) -> None:
     one = planned(tmp_path / "sweep", search)
@@ -341,7 +343,11 @@ def test_ranges_are_rounded_and_lists_keep_their_order(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"objective": {"maximize": "quizz"}}, "no benchmark or measure of the sweep gives it, got 'quizz'"),
-        ({"rungs": {"at": [1, 2]}, "horizon": 2}, "are not run yet: leave them out, so that each trial is trained"),
+        ({"stop": {"regret": "5%"}}, "is judged over cells only (over): trials says when this search ends"),
+        (
+            {"rungs": {"at": [1, 2]}, "horizon": 2, "objective": {"maximize": ["quiz", "prose"]}},
+            "promote by one number: give the objective one benchmark, or a mean of several",
+        ),
         ({"constraints": {"perplexity": {"at_most": "base + 1"}}}, "must be a number: base models have no measures"),
     ],
 )  # fmt: skip

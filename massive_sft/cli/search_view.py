@@ -12,6 +12,7 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import plans_here
 from massive_sft.cli.options import load_plan
 from massive_sft.cli.views import indented, make_table
+from massive_sft.core.files import format_bytes
 from massive_sft.core.wording import counted
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import estimate
@@ -50,6 +51,8 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
         yield f"  {_start(one.planned)}"
         if one.left:
             yield f"  at most {counted(one.left, 'more trial')}: {_worst(one, plan)}"
+        if one.planned.search.rungs is not None:
+            yield f"  {_rungs(one)}"
     for line in best_lines(one):
         yield f"  {line}"
     if one.waits_for and one.left:
@@ -76,6 +79,18 @@ def _start(planned: Planned) -> str:
     proposes = f"{counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
     start = f"start: {'spread out by the surrogate' if isinstance(planned.space, CellSpace) else proposes}"
     return f"{start}; at most {search.at_once} without an outcome; {order}"
+
+
+def _rungs(one: Standing) -> str:
+    """Return what rungs keep, and what parked trainings may come to."""
+    search, rules = one.planned.search, one.planned.rules
+    assert search.rungs is not None
+    sizes = [rules.state_bytes(rules.model_of(choice, group)) for choice, group in one.planned.space.corners()]
+    most = max(sizes) * (search.trials or 0)
+    limit = "" if rules.parked_most is None else f", beyond {format_bytes(rules.parked_most)} the worst are dropped"
+    at = ", ".join(map(str, search.rungs.at))
+    parked = f"at most {format_bytes(most)} of checkpoints are parked" if most else "what a checkpoint takes is unknown"
+    return f"rungs at epochs {at}: {search.rungs.keep:.0%} of each go on; {parked}{limit}"
 
 
 def _worst(one: Standing, plan: Plan) -> str:
@@ -112,7 +127,7 @@ def _outcome(outcome: Outcome | None) -> str:
     if outcome.kind != "complete":
         return outcome.kind.replace("_", " ")
     parts = []
-    for name, value in outcome.values.items():
+    for name, value in sorted(outcome.values.items()):
         error = outcome.errors.get(name)
         parts.append(f"{name} {value:.4g}" + (f" ± {1.96 * error:.2g}" if error else ""))
     return ", ".join(parts)
@@ -133,7 +148,7 @@ def search_view(one: Standing) -> Group:
     table = make_table("n", "cell", "what", "outcome", "why", right=("n",))
     best = {entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)}
     for entry in one.entries:
-        if entry["kind"] != "ask":
+        if "cell" not in entry:
             table.add_row(str(entry["n"]), "", Text(entry_text(entry)))
             continue
         group = one.planned.group(entry)

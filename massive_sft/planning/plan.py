@@ -31,6 +31,7 @@ from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
 from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.point_cells import find_parked
 from massive_sft.sweep.resources import ResourceRules, make_layout, scoring_resources
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
@@ -220,7 +221,6 @@ def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
     """Plan a sweep against the ledger at its storage root (which need not exist yet); nothing is written there.
 
     Args:
-        sweep: the sweep.
         states_of: how the ledger is asked. What does something about a plan, and not only shows it, passes
             ``Ledger.states``, which also sees records that were changed in place.
 
@@ -234,8 +234,9 @@ def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
     requirements = Requirements(sweep, contents)
     plans = {plan.cell.id: plan for plan in _cell_plans(cells, requirements, _states(sweep, cells, storage, states_of))}
     rules = ResourceRules(sweep)
-    snapshots, counts = snapshot_address(sweep), _TokenCounts(storage.local())
-    runs = [_run_plan(sweep, storage, snapshots, run, plans, rules, counts) for run in make_trajectories(cells.cells)]
+    about = (sweep, storage, snapshot_address(sweep), plans, rules, _TokenCounts(storage.local()))
+    parked = find_parked(sweep, contents)
+    runs = [_run_plan(run, run.id in parked, *about) for run in make_trajectories(cells.cells)]
     contents.hashes.save()
     return Plan(
         sweep=sweep,
@@ -272,10 +273,11 @@ def _cell_plans(cells: Cells, requirements: Requirements, states: Mapping[str, C
 
 
 def _run_plan(
+    run: Trajectory,
+    is_parked: bool,
     sweep: Sweep,
     storage: Root,
     snapshots: str | None,
-    run: Trajectory,
     plans: Mapping[str, CellPlan],
     rules: ResourceRules,
     counts: _TokenCounts,
@@ -284,8 +286,7 @@ def _run_plan(
     samples, tokens = counts.of(run.recipe)
     if samples is None and run.recipe.setting.truncation != "drop":  # how many are dropped shows in the cache only
         samples = run.recipe.mixture.size
-    every = sweep.file.storage.resume_every
-    rule = rules.find(run.recipe)
+    every, rule = sweep.file.storage.resume_every, rules.find(run.recipe)
     return RunPlan(
         trajectory=run,
         layout=make_layout(rule),
@@ -296,7 +297,7 @@ def _run_plan(
         snapshots=snapshots,
         resume_every_s=None if every == "auto" else every,
         gpu=rule.gpu if rule else None,
-        keeps_state=run.can_be_extended and sweep.file.storage.keep_state == "last",
+        keeps_state=run.can_be_extended and (is_parked or sweep.file.storage.keep_state == "last"),
         chooses_gpus=rule is not None and rule.gpus == "auto",
     )
 

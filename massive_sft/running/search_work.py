@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from massive_sft.core.errors import LeaseLost
 from massive_sft.cost.gpu_counts import with_gpu_counts
+from massive_sft.ledger.attempt import KEPT
+from massive_sft.ledger.last_plan import sweeps_keeping_state
+from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
@@ -138,7 +141,10 @@ class SearchWork:
 
     def _queue(self, search: _Search, fresh: Sequence[Decision], left: Sequence[Decision]) -> None:
         """Queue the trainings of new decisions, and of older ones that have no outcome and nobody's care."""
-        asked = [entry for entry in fresh if entry["kind"] == "ask"]
+        asked = [entry for entry in fresh if "cell" in entry]
+        for entry in fresh:
+            if entry["kind"] == "drop":
+                self._drop(search, entry["trial"])
         again = [entry for entry in left if entry["cell"] not in self._hand and self._is_free(search, entry)]
         if not (fresh or again):
             return
@@ -147,6 +153,16 @@ class SearchWork:
         for run in plan.todo:
             self._hand.update(cell.cell.id for cell in run.cells)
             self._left.append(run)
+
+    def _drop(self, search: _Search, trial: int) -> None:
+        """Remove what a parked training could go on from, unless another sweep keeps it or somebody works on it."""
+        trajectory = search.planned.trajectory(search.decider.entries[trial])
+        if sweeps_keeping_state(self._ledger.sweeps, trajectory, self._plan.sweep.file.name):
+            return
+        lease = self._ledger.lease_folder(self._ledger.trajectory_dir(trajectory), this_process())
+        if lease is not None:  # else gc finds it
+            with lease:
+                self._ledger.trajectory(trajectory).delete(KEPT)
 
     def _is_free(self, search: _Search, entry: Decision) -> bool:
         """Whether nobody works on a decision's cell or its training."""

@@ -70,8 +70,13 @@ class Decider:
 
     @property
     def asks(self) -> list[Decision]:
-        """The decisions that had something trained."""
+        """The decisions that asked for something new."""
         return [entry for entry in self.entries if entry["kind"] == "ask"]
+
+    @property
+    def trained(self) -> list[Decision]:
+        """The decisions that had something trained: for the first time, or further."""
+        return [entry for entry in self.entries if "cell" in entry]
 
     def lead(self) -> bool:
         """Take the right to decide, or keep it; return whether this process has it."""
@@ -91,7 +96,8 @@ class Decider:
     @property
     def is_over(self) -> bool:
         """Whether it asks for no more."""
-        return self.is_exhausted or self.is_stopped or len(self.asks) >= trials_of(self.rules.space)
+        has_all = self.rules.space.search.rungs is None and len(self.asks) >= trials_of(self.rules.space)
+        return self.is_exhausted or self.is_stopped or has_all
 
     @property
     def is_stopped(self) -> bool:
@@ -128,17 +134,26 @@ class Decider:
         bases = self._new_bases()
         if bases is None:
             return None
-        given = Given(self._settled | arrived, self._bases | bases)
-        if isinstance(self.rules.space, CellSpace):
-            draft = judge_stop(self.rules, self.entries, given) or next_cell(self.rules, self.entries, given)
-        else:
-            draft = next_ask(self.rules, self.entries, given)
-        if draft is None:
-            self.is_exhausted = True
-            return None
+        while (draft := self._draft(Given(self._settled | arrived, self._bases | bases))) is None:
+            later = [entry for entry in self.trained if entry["n"] not in self._settled | arrived]
+            if self.rules.space.search.rungs is None or not later:
+                self.is_exhausted = True
+                return None
+            outcome = self.outcome(later[0])  # a promotion may follow from it
+            if outcome is None:
+                return None
+            if outcome.kind in ("given_up", "infeasible"):
+                return {"kind": outcome.kind, "of": later[0]["n"], "given": {}}
+            arrived[later[0]["n"]] = outcome
         new = {str(number): outcome for number, outcome in arrived.items()}
         new |= {f"{_BASE}{model}": outcome for model, outcome in bases.items()}
         return draft | {"given": {key: outcome.as_json() for key, outcome in new.items()}}
+
+    def _draft(self, given: Given) -> dict[str, Any] | None:
+        """Return the next decision, by what it is given; None where there is none."""
+        if isinstance(self.rules.space, CellSpace):
+            return judge_stop(self.rules, self.entries, given) or next_cell(self.rules, self.entries, given)
+        return next_ask(self.rules, self.entries, given)
 
     def _replay(self) -> None:
         """Take over from the log what its decisions were given."""
@@ -163,7 +178,7 @@ class Decider:
         In the order of arrival: those that have one, and where as many as may be are without, the first of these.
         """
         search, number = self.rules.space.search, len(self.entries)
-        left = [entry for entry in self.asks if entry["n"] not in self._settled]
+        left = [entry for entry in self.trained if entry["n"] not in self._settled]
         if search.order == "strict":
             yield from (entry for entry in left if entry["n"] <= number - search.at_once)
             return
@@ -192,12 +207,12 @@ class Decider:
     def left(self) -> list[Decision]:
         """Return the decisions whose outcomes are not known."""
         self._replay()
-        return [entry for entry in self.asks if self.outcome(entry) is None]
+        return [entry for entry in self.trained if self.outcome(entry) is None]
 
     def outcomes(self) -> dict[int, Outcome]:
         """Return what is known of all decisions, by their numbers: for views."""
         self._replay()
-        found = {entry["n"]: self.outcome(entry) for entry in self.asks}
+        found = {entry["n"]: self.outcome(entry) for entry in self.trained}
         return {number: outcome for number, outcome in found.items() if outcome is not None}
 
 

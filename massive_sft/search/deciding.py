@@ -9,11 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from massive_sft.search.promoting import next_promotion, ranked
 from massive_sft.search.proposing import Tried, propose, versions
 from massive_sft.search.rules import Decision, Given, Rules, number, why_of
 from massive_sft.search.space import Choice, Space
 from massive_sft.search.telling import count_objectives, limit_names, objective_values, violations, worse_than_all
 
+LAST = -1  # the rung of a search without rungs: its last snapshot
+ENOUGH = 8  # complete trainings of a rung that a sampler is told of
 TRIES = 20  # proposals of what was asked before, after which the nearest that was not is taken
 MOST_LISTED = 20_000  # choices of a finite space that are gone through for it
 FITS = "fits"  # the constraint that a training has room
@@ -23,22 +26,27 @@ def next_ask(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, A
     """Return the next decision, but for its number and the hash of the one before; None where all was asked."""
     asks = [entry for entry in log if entry["kind"] == "ask"]
     assert isinstance(rules.space, Space)
+    if (promotion := next_promotion(rules, log, given)) is not None:
+        return promotion
+    if len(asks) >= (rules.space.search.trials or 0):
+        return None
     groups: Sequence[str | None] = rules.space.groups or (None,)
     position = len(asks) % len(groups)
     own = [entry for entry in asks if entry["group"] == position]
     group, known = groups[position], {entry["cell"] for entry in asks}
     if rules.space.size is not None and len(own) >= rules.space.size:
         return None
-    tried = _as_tried(rules, own, given)
+    rung = 0 if rules.space.search.rungs else LAST
+    tried = _as_tried(rules, _told(rules, log, own, given), given)
     for attempt in range(TRIES + 1):
         seed = number(rules.id, len(log), attempt)
         choice, sampler = _proposal(rules, len(own), attempt, tried, seed)
         if attempt == TRIES:
-            found = _nearest(rules, choice, group, known)
+            found = _nearest(rules, choice, group, known, rung)
             if found is None:
                 return None
             choice, sampler = found, "nearest"
-        cell = rules.cell_of(choice, group)
+        cell = rules.cell_of(choice, group, rung)
         if cell not in known:
             break
     return {
@@ -50,10 +58,22 @@ def next_ask(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, A
         "sampler": sampler,
         "seed": seed,
         "try": attempt,
+        **({"rung": rung} if rules.space.search.rungs else {}),
         "given_hash": given.hash,
         "versions": versions(),
         "why": why_of(own, given),
     }
+
+
+def _told(rules: Rules, log: Sequence[Decision], own: Sequence[Decision], given: Given) -> Sequence[Decision]:
+    """Return the decisions whose outcomes a sampler is told: of one rung, the highest that has enough of them."""
+    if rules.space.search.rungs is None or not own:
+        return own
+    for rung in range(len(rules.space.search.rungs.at) - 1, 0, -1):
+        if len(ranked(rules, log, given, rung, own[0]["group"])) >= ENOUGH:
+            group = own[0]["group"]
+            return [one for one in log if "cell" in one and (one["rung"], one["group"]) == (rung, group)]
+    return own
 
 
 def _proposal(rules: Rules, position: int, attempt: int, tried: Sequence[Tried], seed: int) -> tuple[Choice, str]:
@@ -67,7 +87,7 @@ def _proposal(rules: Rules, position: int, attempt: int, tried: Sequence[Tried],
     return propose(rules.space.axes, sampler, tried, objectives, seed), sampler
 
 
-def _nearest(rules: Rules, choice: Choice, group: str | None, known: set[str]) -> Choice | None:
+def _nearest(rules: Rules, choice: Choice, group: str | None, known: set[str], rung: int) -> Choice | None:
     """Return the choice nearest to one of which the cell was not asked; None where there is none."""
     axes = rules.space.axes
     if rules.space.size is None or rules.space.size > MOST_LISTED:
@@ -84,7 +104,9 @@ def _nearest(rules: Rules, choice: Choice, group: str | None, known: set[str]) -
         )
 
     ordered = sorted(range(len(candidates)), key=lambda index: (distance(candidates[index]), index))
-    return next((candidates[index] for index in ordered if rules.cell_of(candidates[index], group) not in known), None)
+    return next(
+        (candidates[index] for index in ordered if rules.cell_of(candidates[index], group, rung) not in known), None
+    )
 
 
 def _place(axis: Any, choice: Choice) -> float:

@@ -51,6 +51,7 @@ def search_content(
             {"of": list(asked[name]), **{side: getattr(bound, side) for side in ("at_least", "at_most")}}
             for name, bound in search.constraints.items()
         ],
+        **({"rungs": {"keep": search.rungs.keep}} if search.rungs else {}),
         "sampler": sampler,
         "start": start,
         "seed": search.seed,

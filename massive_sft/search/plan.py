@@ -8,7 +8,10 @@ from functools import cache
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import parse_size
 from massive_sft.core.fingerprint import FileHashes, fingerprint
+from massive_sft.cost.disk import checkpoint_bytes
+from massive_sft.cost.shapes import shape_of
 from massive_sft.ledger.marker import NAME as MARKER
 from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
@@ -18,13 +21,15 @@ from massive_sft.search.cells import CellSpace
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.outcomes import Reader, wanted_names
+from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
 from massive_sft.search.rules import Rules
 from massive_sft.search.space import Choice, Space, make_space
-from massive_sft.sweep.cell import Cell, PointCells
+from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point import Point
+from massive_sft.sweep.point_cells import PointCells
 from massive_sft.sweep.schema import Search
 
 
@@ -52,7 +57,7 @@ class Planned:
     rules: Rules
     content: Mapping[str, Any]
     reader: Reader
-    asked_at: Callable[[Choice, str | None], tuple[Asked, Asked]]
+    asked_at: Callable[[Choice, str | None, int], tuple[Asked, Asked]]
 
     @property
     def id(self) -> str:
@@ -68,19 +73,25 @@ class Planned:
 
     def asked(self, entry: Mapping[str, Any]) -> tuple[Asked, Asked]:
         """Return the cell that a decision is judged by, and that of its base model."""
-        return self.asked_at(entry["choice"], self.group(entry))
+        return self.asked_at(entry["choice"], self.group(entry), entry.get("rung", -1))
 
     def trajectory(self, entry: Mapping[str, Any]) -> str:
         """Return the id of what a decision has trained."""
         return str(self.asked(entry)[0].trajectory)
 
-    def point(self, entry: Mapping[str, Any]) -> Point:
+    def point(self, entry: Mapping[str, Any], is_dropped: bool = False) -> Point:
         """Return what a decision has trained."""
-        return self.space.point(entry["choice"], self.group(entry))
+        point = self.space.point(entry["choice"], self.group(entry))
+        if "rung" not in entry:
+            return point
+        so_far = point.snapshots[: entry["rung"] + 1]
+        return replace(point, snapshots=so_far, parks=so_far != point.snapshots and not is_dropped)
 
     def points(self, log: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
-        """Return what all decisions have trained."""
-        return tuple(self.point(entry) for entry in log if entry["kind"] == "ask")
+        """Return what all decisions have trained, each training once."""
+        dropped = {entry["trial"] for entry in log if entry["kind"] == "drop"}
+        last = {trial_of(entry): entry for entry in log if "cell" in entry}
+        return tuple(self.point(entry, trial in dropped) for trial, entry in last.items())
 
 
 def plan_searches(sweep: Sweep) -> tuple[Planned, ...]:
@@ -119,11 +130,11 @@ def _planned(
     def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None) -> tuple[Cell, ...]:
         return maker.of(space.point(dict(key), group))
 
-    def cell_of(choice: Choice, group: str | None) -> Cell:
-        return cells_at(tuple(sorted(choice.items())), group)[-1]
+    def cell_of(choice: Choice, group: str | None, rung: int = -1) -> Cell:
+        return cells_at(tuple(sorted(choice.items())), group)[rung]
 
-    def asked_at(choice: Choice, group: str | None) -> tuple[Asked, Asked]:
-        cell, base = cell_of(choice, group), maker.base_of(space.point(choice, group))
+    def asked_at(choice: Choice, group: str | None, rung: int) -> tuple[Asked, Asked]:
+        cell, base = cell_of(choice, group, rung), maker.base_of(space.point(choice, group))
         wanted, of_base = requirements.for_cell(cell), requirements.for_cell(base)
         # A base model is scored under the templates of all settings: what compares comes first.
         shared = {item.id for item in wanted}
@@ -134,16 +145,38 @@ def _planned(
     cells = [cell_of(choice, group) for choice, group in space.corners()]
     asked = [requirements.for_cell(cell) for cell in cells]
     problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
+    problems += _parking_problems(search, cells, place)
     if problems:
         return None, problems
     rules = Rules(
         "",
         space,
-        lambda choice, group: cell_of(choice, group).id,
+        lambda choice, group, rung: cell_of(choice, group, rung).id,
         lambda choice, group: fingerprint(cell_of(choice, group).base),
+        *_parking(search, cells),
     )
     content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)
     return Planned(search, space, replace(rules, id=search_id(content)), content, reader, asked_at), []
+
+
+def _parking(search: Search, cells: Sequence[Cell]) -> tuple[int | None, Callable[[str], int]]:
+    """Return the bytes that parked trainings may take, and those of one by what hashes its model."""
+    sizes = {fingerprint(cell.base): _state_bytes(cell) or 0 for cell in cells}
+    most = search.rungs.parked.at_most if search.rungs else None
+    return None if most is None else int(parse_size(most)), lambda model: sizes.get(model, 0)
+
+
+def _state_bytes(cell: Cell) -> int | None:
+    shape = shape_of(cell.model)
+    return None if shape is None or cell.recipe is None else checkpoint_bytes(shape, cell.recipe.setting)
+
+
+def _parking_problems(search: Search, cells: Sequence[Cell], place: str) -> list[Problem]:
+    if search.rungs is None or search.rungs.parked.at_most is None:
+        return []
+    rule = "cannot be kept: how large a model is is not known before `massive-sft fetch` has it"
+    unknown = [cell.coordinates.model for cell in cells if _state_bytes(cell) is None]
+    return [Problem(f"{place}.rungs.parked.at_most", rule, name) for name in unknown]
 
 
 def _meanings(reader: Reader, asked: Sequence[Sequence[Requirement]]) -> dict[str, list[str]]:

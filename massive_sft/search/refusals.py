@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.load import Sweep
-from massive_sft.sweep.schema import Search, Weights
+from massive_sft.sweep.schema import Mean, Search, Weights
 
 
 def refusals(sweep: Sweep) -> Iterator[Problem]:
@@ -14,6 +14,11 @@ def refusals(sweep: Sweep) -> Iterator[Problem]:
     for index, search in enumerate(sweep.file.search):
         for field, rule in _unbuilt(search):
             yield Problem(f"{sweep.path}: search[{index}].{field}", rule)
+
+
+def _is_one_number(search: Search) -> bool:
+    written = search.objective.maximize or search.objective.minimize
+    return isinstance(written, Mean) or len(written or ()) == 1
 
 
 def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
@@ -25,8 +30,10 @@ def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
         yield "sampler", "has no effect over cells, of which a Gaussian process of our own proposes; leave it out"
     if isinstance(search.mixture, Weights):
         yield "mixture", "cannot be weights yet: name mixtures in space.mixture"
-    if search.rungs is not None:
-        yield "rungs", "are not run yet: leave them out, so that each trial is trained to its end"
+    if search.rungs is not None and not _is_one_number(search):
+        yield "rungs", "promote by one number: give the objective one benchmark, or a mean of several"
+    if search.rungs is not None and search.constraints:
+        yield "constraints", "are not kept with rungs yet: leave out one of the two"
     if search.stop is not None and search.over is None:
         yield "stop", "is judged over cells only (over): trials says when this search ends"
     if search.budget.gpu_hours is not None:

@@ -38,14 +38,19 @@ class Standing:
 
     @cached_property
     def asks(self) -> list[Decision]:
-        """The decisions that had something trained."""
+        """The decisions that asked for something new."""
         return [entry for entry in self.entries if entry["kind"] == "ask"]
+
+    @cached_property
+    def trained(self) -> list[Decision]:
+        """The decisions that had something trained: for the first time, or further."""
+        return [entry for entry in self.entries if "cell" in entry]
 
     @property
     def counts(self) -> Counter[str]:
         """How many decisions came to what; ``pending`` are without an outcome."""
         return Counter(
-            self.outcomes[entry["n"]].kind if entry["n"] in self.outcomes else "pending" for entry in self.asks
+            self.outcomes[entry["n"]].kind if entry["n"] in self.outcomes else "pending" for entry in self.trained
         )
 
     @property
@@ -54,9 +59,14 @@ class Standing:
         return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
 
     def values(self, group: int) -> dict[int, tuple[float, ...]]:
-        """Return the objectives of a group's complete decisions, better when larger, by their numbers."""
-        own = [entry["n"] for entry in self.asks if entry["group"] == group]
-        complete = [number for number in own if number in self.outcomes and self.outcomes[number].kind == "complete"]
+        """Return the objectives of a group's complete decisions, better when larger, by their numbers.
+
+        With rungs, of the highest that has any.
+        """
+        own = [entry for entry in self.trained if entry["group"] == group]
+        done = [entry for entry in own if (one := self.outcomes.get(entry["n"])) and one.kind == "complete"]
+        top = max((entry.get("rung", 0) for entry in done), default=0)
+        complete = [entry["n"] for entry in done if entry.get("rung", 0) == top]
         values = objective_values(self.planned.search, [self.outcomes[number] for number in complete])
         return dict(zip(complete, values, strict=True))
 
@@ -71,7 +81,7 @@ class Standing:
     def best(self, group: int) -> list[Decision]:
         """Return a group's feasible decisions of which no other is better in all objectives, in their order."""
         values = self.values(group)
-        able = [entry for entry in self.asks if entry["n"] in values and self.is_feasible(entry)]
+        able = [entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)]
         front = [one for one in able if not any(_dominates(values[two["n"]], values[one["n"]]) for two in able)]
         return front[:1] if front and len(values[front[0]["n"]]) == 1 else front
 
@@ -100,4 +110,4 @@ def count_recorded(planned: Planned, ledger: Ledger) -> int | None:
     if space.size is None or space.size * max(1, len(space.groups)) > MOST_LISTED:
         return None
     places = [(choice, group) for group in space.groups or (None,) for choice in space.choices()]
-    return len(ledger.entries({planned.rules.cell_of(choice, group) for choice, group in places}))
+    return len(ledger.entries({planned.rules.cell_of(choice, group, -1) for choice, group in places}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from massive_sft.core.files import format_bytes
+
 
 def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> str:
     """Return a decision as a line: its number, what it is, why.
@@ -12,7 +14,7 @@ def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any] | None = No
     Args:
         named: the values by axis, as the sweep file has them; None for a decision's own numbers.
     """
-    if entry["kind"] != "ask":
+    if "cell" not in entry:
         return f"decision {entry['n']}: {entry_text(entry)}"
     values = ", ".join(f"{name} {as_text(value)}" for name, value in (named or entry["choice"]).items())
     return f"decision {entry['n']}: {values} ({reason_of(entry)})"
@@ -25,6 +27,10 @@ def entry_text(entry: Mapping[str, Any]) -> str:
         what = "stop" if entry["kind"] == "stop" else "go on"
         than = f"at most {regret:.0%} better ({entry['probability']:.0%} asked)"
         return f"{what}: with {sure:.0%} what was not tried is {than}"
+    if entry["kind"] == "drop":
+        why = entry["why"]
+        taken = f"checkpoints of what waits take {format_bytes(why['bytes'])}, more than {format_bytes(why['at_most'])}"
+        return f"the training of decision {entry['trial']} is dropped: {taken}"
     reason = {"given_up": "it failed as often as it may", "infeasible": "memory ran out"}[entry["kind"]]
     return f"decision {entry['of']} is {entry['kind'].replace('_', ' ')}: {reason}"
 
@@ -33,6 +39,8 @@ def reason_of(entry: Mapping[str, Any]) -> str:
     """Return why something was asked."""
     why = entry["why"]
     known = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in why["given"].items()) or "none"
+    if entry["kind"] == "promote":
+        return f"promoted to rung {entry['rung'] + 1}: place {why['place']} of {why['of']} below"
     again = f", proposal {entry['try'] + 1}, for earlier ones had been asked" if entry["try"] else ""
     if entry["sampler"] == "start":
         return f"start{again}"

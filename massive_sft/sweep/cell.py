@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     Raises:
         InvalidInput: when one name (the same coordinates) would stand for two contents, or no cell is left.
     """
-    maker = _Maker(sweep, contents)
+    maker = CellMaker(sweep, contents)
     unique: dict[str, Cell] = {}
     named: dict[Coordinates, Cell] = {}
     twice: dict[tuple[str, str], None] = {}
@@ -178,26 +178,6 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
 
 
-class PointCells:
-    """Makes the cells of points, whether the sweep has them or not; models and mixtures are looked at once."""
-
-    def __init__(self, sweep: Sweep, contents: Contents):
-        self._maker = _Maker(sweep, contents)
-
-    def of(self, point: Point) -> tuple[Cell, ...]:
-        """Return the cells of a point, in the order of its epochs."""
-        return tuple(self._maker.of_point(point))
-
-    def of_blocks(self, names: Collection[str]) -> dict[str, Cell]:
-        """Return the cells of blocks by their ids, each once."""
-        blocks = [index for index, block in enumerate(self._maker.sweep.file.blocks) if block.name in names]
-        return {cell.id: cell for index in blocks for cell in self._maker.of_block(index)}
-
-    def base_of(self, point: Point) -> Cell:
-        """Return the cell of the base model that a point trains."""
-        return self._maker.base_cell(point.model)
-
-
 def _trained_id(parts: Mapping[str, str], epoch: int) -> str:
     return digest(join_canonical({**parts, "epoch": canonical_json(epoch)}))
 
@@ -211,7 +191,7 @@ def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
     return replace(cell, blocks=both)
 
 
-class _Maker:
+class CellMaker:
     """Serialises each model, mixture and setting once, however many cells they are part of."""
 
     def __init__(self, sweep: Sweep, contents: Contents):

@@ -16,6 +16,7 @@ class Point:
     Attributes:
         search: the search's name, which is that of a block.
         model: the model's name.
+        parks: whether its training is to keep what it can go on from, for it may be promoted.
     """
 
     search: str
@@ -25,3 +26,4 @@ class Point:
     schedule: Schedule
     horizon: int
     snapshots: tuple[int, ...]
+    parks: bool = False

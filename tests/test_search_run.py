@@ -1,0 +1,98 @@
+"""A search on the offline world: its decisions become trainings, and whoever goes on with it decides the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_sweep import small_sweep
+
+from massive_sft.ledger.store import Ledger
+from massive_sft.planning.plan import Plan
+from massive_sft.running.events import CellRecorded, Decided, RunEvent
+from massive_sft.running.inline import run_inline
+from massive_sft.running.search_work import SearchWork, with_first_decisions
+from massive_sft.search.plan import make_whole_plan
+from massive_sft.search.standing import Standing, find_standings
+from massive_sft.sweep.load import load_sweep
+
+RUNGS: dict[str, Any] = {
+    "name": "s", "model": "llama", "mixture": "one", "setting": "lora", "objective": {"minimize": "perplexity"},
+    "space": {"lr": {"log": [1e-4, 1e-2]}, "lora.rank": [2, 4]}, "sampler": "random", "trials": 3, "at_once": 2,
+    "horizon": 2, "rungs": {"at": [1, 2], "keep": 0.5}, "start": {"qmc": 2},
+}  # fmt: skip
+
+
+def planned(folder: Path) -> Plan:
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "blocks": []}
+    return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing))))
+
+
+def run(plan: Plan, most: int = 100) -> list[RunEvent]:
+    """Run a search, or until so many cells have their records."""
+    happened: list[RunEvent] = []
+    work = SearchWork(plan, plan.open_ledger(), happened.append, lambda _: None)
+
+    def stop() -> bool:
+        return sum(isinstance(event, CellRecorded) for event in happened) >= most
+
+    try:
+        run_inline(plan, happened.append, stop=stop, work=work)
+    finally:
+        work.close()
+    return happened
+
+
+def log_of(plan: Plan) -> dict[str, bytes]:
+    folder = plan.root / "searches"
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("decisions/*.json"))}
+
+
+def standing(plan: Plan) -> Standing:
+    return find_standings(plan.sweep, Ledger(plan.storage))[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[RunEvent]]:
+    plan = planned(tmp_path_factory.mktemp("undisturbed"))
+    assert len(plan.runs) == 2, "what can be decided before anything is trained is part of the plan"
+    return plan, run(plan)
+
+
+def test_search_runs_to_its_end_and_promotes(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    plan, happened = undisturbed
+    found = standing(plan)
+    assert [entry["kind"] for entry in found.entries].count("ask") == 3
+    promoted = [entry for entry in found.entries if entry["kind"] == "promote"]
+    assert len(promoted) == 1
+    assert found.counts == {"complete": 4}
+    decided = [entry["n"] for event in happened if isinstance(event, Decided) for entry in event.entries]
+    assert decided == list(range(2, len(found.entries)))
+    whole = make_whole_plan(plan.sweep)
+    assert all(cell.is_done for cell in whole.cells)
+    parked = {run.trajectory.id for run in whole.runs if run.keeps_state}
+    kept = {path.parent.name for path in (plan.root / "trajectories").glob("*/kept")}
+    assert parked <= kept, "what may be promoted keeps what it goes on from"
+    assert len(parked) == 2
+
+
+def test_stopped_search_goes_on_to_the_same_decisions(undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    run(plan, most=1)
+    assert log_of(plan) != log_of(undisturbed[0])
+    run(with_first_decisions(make_whole_plan(plan.sweep)))
+    assert log_of(plan) == log_of(undisturbed[0])
+
+
+def test_run_that_does_not_decide_sees_what_another_decides(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    """It says so, and is over once everything that was decided is done."""
+    plan = make_whole_plan(undisturbed[0].sweep)
+    deciding = SearchWork(plan, plan.open_ledger(), lambda _: None, print)
+    assert deciding.next() is None
+    said: list[str] = []
+    other = SearchWork(plan, plan.open_ledger(), lambda _: None, said.append)
+    assert other.next() is None
+    assert said == ["search s: another run decides; this one helps with what it decided"]
+    deciding.close()
+    other.close()
