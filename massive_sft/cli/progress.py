@@ -35,7 +35,6 @@ from massive_sft.running.events import (
     TrainingProgressed,
     TrainingStarted,
 )
-from massive_sft.search.view import decision_line
 from massive_sft.suites.metrics import EARLY, headline, primary_metric, scale, split, unit
 from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
@@ -299,7 +298,7 @@ def run_event_line(event: RunEvent) -> Text:
         status = (str(record.status), STYLES[record.status])
         return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
     if isinstance(event, Decided):
-        return Text("\n").join(Text(f"search {event.search}: {decision_line(entry)}") for entry in event.entries)
+        return Text("\n").join(Text(f"search {event.search}: {line}") for line in event.lines)
     if isinstance(event, CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
     return Text(_training_line(event.trajectory, event.event) if isinstance(event, TrainingProgressed) else "")

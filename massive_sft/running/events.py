@@ -88,11 +88,13 @@ class Decided:
     Attributes:
         search: its name.
         entries: the decisions, as their log has them.
+        lines: they, for people.
         plan: of what they ask for.
     """
 
     search: str
     entries: tuple[Mapping[str, Any], ...]
+    lines: tuple[str, ...]
     plan: Plan
 
 

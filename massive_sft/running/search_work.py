@@ -19,6 +19,7 @@ from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Liste
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import Planned, make_whole_plan, plan_points, plan_searches
 from massive_sft.search.rules import Decision
+from massive_sft.search.view import decision_line
 
 LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
 
@@ -149,7 +150,8 @@ class SearchWork:
         if not (fresh or again):
             return
         plan = with_gpu_counts(plan_points(self._plan.sweep, [search.planned.point(one) for one in (*asked, *again)]))
-        self._listen(Decided(search.planned.search.name, tuple(fresh), plan))
+        lines = tuple(decision_line(entry, search.planned.named(entry)) for entry in fresh)
+        self._listen(Decided(search.planned.search.name, tuple(fresh), lines, plan))
         for run in plan.todo:
             self._hand.update(cell.cell.id for cell in run.cells)
             self._left.append(run)

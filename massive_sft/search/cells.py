@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from massive_sft.core.fingerprint import digest
+from massive_sft.core.fingerprint import digest, fingerprint
 from massive_sft.search.observations import Factor, Target, Value
 from massive_sft.search.observations import Space as Candidates
 from massive_sft.search.outcomes import objective_names
 from massive_sft.search.space import Axis, Choice
+from massive_sft.search.weights import shares_of
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point import Point
-from massive_sft.sweep.schema import Mean, Search
+from massive_sft.sweep.schema import Mean, Search, Weights
 from massive_sft.sweep.setting import Variant
 
 CANDIDATE = "candidate"  # what a choice says: the place of a cell in the space
@@ -27,12 +28,14 @@ class CellSpace:
     """What a search over blocks may try; read as a ``Space`` is.
 
     Attributes:
-        cells: in the order of their ids, which names and places in the file leave.
+        cells: in an order that names and places in the file leave.
+        start: how many of them, the first, are tried before the surrogate proposes.
     """
 
     sweep: Sweep
     search: Search
     cells: tuple[Cell, ...]
+    start: int = 0
 
     groups: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = ()
@@ -57,7 +60,15 @@ class CellSpace:
 
     def named(self, choice: Choice) -> dict[str, Any]:
         """Return what tells a choice's cell apart, for people."""
-        return {"cell": str(self.cell(choice).coordinates)}
+        cell = self.cell(choice)
+        if not self.has_weights or cell.recipe is None:
+            return {"cell": str(cell.coordinates)}
+        return {name: round(share, 4) for name, share in sorted(shares_of(cell.recipe.mixture).items())}
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether what is searched are the weights of a mixture."""
+        return isinstance(self.search.mixture, Weights)
 
     def point(self, choice: Choice, group: str | None = None, seed: int | None = None) -> Point:
         """Return what is trained at a choice: up to the epoch of its cell."""
@@ -71,11 +82,13 @@ class CellSpace:
 
     def content(self, contents: Contents) -> dict[str, Any]:
         """Return what the space is, for the search's id."""
-        return {"cells": [cell.id for cell in self.cells]}
+        return {"cells": fingerprint([cell.id for cell in self.cells]), "count": len(self.cells)}
 
     @cached_property
     def candidates(self) -> Candidates:
         """The cells as the surrogate sees them: what they have in common is left out."""
+        if self.has_weights:
+            return self._mixtures()
         columns = {
             "model": [digest(cell.base) for cell in self.cells],
             "mixture": [digest(_part(cell, "data")) for cell in self.cells],
@@ -90,6 +103,12 @@ class CellSpace:
             varied["epoch"] = epochs
             factors.append(Factor("epoch", "number", log=True))
         return Candidates(tuple(factors), tuple(zip(*varied.values(), strict=True)) if varied else ((),))
+
+    def _mixtures(self) -> Candidates:
+        """Return the candidates as shares of datasets; those of one name are of one content."""
+        shares = [shares_of(cell.recipe.mixture) for cell in self.cells if cell.recipe]
+        names = tuple(sorted({name for one in shares for name in one}))
+        return Candidates((Factor("mixture", "mixture", names),), tuple((one,) for one in shares))
 
     @cached_property
     def target(self) -> Target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.search.cells import CANDIDATE, CellSpace
@@ -26,23 +26,33 @@ def next_cell(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, 
     if not left:
         return None
     seed = number(rules.id, len(log), 0)
+    if len(asks) < space.start:
+        return _asked(rules, asks, len(asks), seed, given, {})
     found = propose(space.candidates, space.target, observed(rules, asks, given), seed, left)[0]
-    choice = {CANDIDATE: found.candidate}
     means = zip(space.target.objectives, found.mean, found.sd, strict=True)
     expected = {name: {"mean": mean, "sd": sd} for name, mean, sd in means}
     aim = {"objective": found.objective, "model": found.level, "gain": found.acquisition, "expected": expected}
+    return _asked(rules, asks, found.candidate, seed, given, {} if found.objective is None else aim)
+
+
+def _asked(
+    rules: Rules, asks: Sequence[Decision], candidate: int, seed: int, given: Given, aim: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the decision to try a candidate; ``aim`` is what the surrogate expects of it, empty at the start."""
+    assert isinstance(rules.space, CellSpace)
+    choice = {CANDIDATE: candidate}
     return {
         "kind": "ask",
         "group": 0,
         "choice": choice,
-        "cell": space.cell(choice).id,
+        "cell": rules.space.cell(choice).id,
         "model": rules.model_of(choice, None),
-        "sampler": "surrogate" if found.objective is not None else "start",
+        "sampler": "surrogate" if aim else "start",
         "seed": seed,
         "try": 0,
         "given_hash": given.hash,
         "versions": versions(),
-        "why": why_of(asks, given) | ({} if found.objective is None else aim),
+        "why": {**why_of(asks, given), **aim},
     }
 
 

@@ -23,14 +23,16 @@ from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.outcomes import Reader, wanted_names
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
-from massive_sft.search.rules import Rules
+from massive_sft.search.rules import Rules, number
 from massive_sft.search.space import Choice, Space, make_space
+from massive_sft.search.weights import candidates
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.point_cells import PointCells
-from massive_sft.sweep.schema import Search
+from massive_sft.sweep.schema import Search, Weights
+from massive_sft.sweep.setting import make_variant
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class Planned:
     def asked(self, entry: Mapping[str, Any]) -> tuple[Asked, Asked]:
         """Return the cell that a decision is judged by, and that of its base model."""
         return self.asked_at(entry["choice"], self.group(entry), entry.get("rung", -1))
+
+    def named(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a decision chose, as the sweep file would have it; nothing of one that has nothing trained."""
+        return self.space.named(entry["choice"]) if "choice" in entry else {}
 
     def trajectory(self, entry: Mapping[str, Any]) -> str:
         """Return the id of what a decision has trained."""
@@ -121,7 +127,9 @@ def _planned(
     maker, reader = PointCells(sweep, contents), Reader(wanted_names(search))
     place = f"{sweep.path}: search[{index}]"
     space: Space | CellSpace
-    if search.over is not None:
+    if isinstance(search.mixture, Weights):
+        space = _weights_space(sweep, search, contents, maker)
+    elif search.over is not None:
         space = CellSpace(sweep, search, tuple(cell for _, cell in sorted(maker.of_blocks(search.over).items())))
     else:
         space = make_space(sweep, search, contents)
@@ -157,6 +165,20 @@ def _planned(
     )
     content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)
     return Planned(search, space, replace(rules, id=search_id(content)), content, reader, asked_at), []
+
+
+def _weights_space(sweep: Sweep, search: Search, contents: Contents, maker: PointCells) -> CellSpace:
+    """Return the space of a search for the weights of a mixture."""
+    assert isinstance(search.mixture, Weights)
+    datasets = sweep.file.datasets
+    known = {name: fingerprint(contents.dataset(datasets[name], f"datasets.{name}")) for name in search.mixture.weights}
+    draws = number(fingerprint([known[name] for name in sorted(known)]), search.seed)
+    mixtures, begun = candidates(search, datasets, known, sweep.file.mixtures.sample_seed, draws)
+    variant = make_variant(str(search.setting), sweep.settings[str(search.setting)], {})
+    snapshots = tuple(sorted(search.snapshots or (search.horizon,)))
+    model = sweep.models_of(search.model or ())[0]
+    points = (Point(search.name, model, one, variant, search.schedule, search.horizon, snapshots) for one in mixtures)
+    return CellSpace(sweep, search, tuple(maker.of(point)[-1] for point in points), begun)
 
 
 def _parking(search: Search, cells: Sequence[Cell]) -> tuple[int | None, Callable[[str], int]]:

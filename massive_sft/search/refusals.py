@@ -30,6 +30,10 @@ def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
         yield "sampler", "has no effect over cells, of which a Gaussian process of our own proposes; leave it out"
     if isinstance(search.mixture, Weights):
         yield "mixture", "cannot be weights yet: name mixtures in space.mixture"
+    if isinstance(search.mixture, Weights) and (search.space or search.rungs or search.constraints):
+        yield "mixture", "are searched alone: space, rungs and constraints do not go with weights yet"
+    if search.proxy is not None:
+        yield "proxy", "is not built yet: leave it out, every candidate that is tried is trained"
     if search.rungs is not None and not _is_one_number(search):
         yield "rungs", "promote by one number: give the objective one benchmark, or a mean of several"
     if search.rungs is not None and search.constraints:

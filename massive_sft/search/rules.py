@@ -50,7 +50,7 @@ class Rules:
     def start_count(self) -> int:
         """How many choices of each group come before the sampler's."""
         if isinstance(self.space, CellSpace):
-            return 0  # the surrogate spreads out its first proposals by itself
+            return self.space.start
         count = self.space.search.start.qmc
         return 2 * len(self.space.axes) + 2 if count is None else count
 

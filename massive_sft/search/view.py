@@ -8,15 +8,15 @@ from typing import Any
 from massive_sft.core.files import format_bytes
 
 
-def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> str:
+def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     """Return a decision as a line: its number, what it is, why.
 
     Args:
-        named: the values by axis, as the sweep file has them; None for a decision's own numbers.
+        named: of ``Planned.named``.
     """
     if "cell" not in entry:
         return f"decision {entry['n']}: {entry_text(entry)}"
-    values = ", ".join(f"{name} {as_text(value)}" for name, value in (named or entry["choice"]).items())
+    values = ", ".join(f"{name} {as_text(value)}" for name, value in named.items())
     return f"decision {entry['n']}: {values} ({reason_of(entry)})"
 
 
