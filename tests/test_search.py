@@ -39,6 +39,15 @@ GRID = TPE | {
     "start": {"qmc": 2},
 }
 RUNGS = TPE | {"horizon": 9, "rungs": {"at": [1, 3, 9], "keep": "1/3"}}
+OVER: dict[str, Any] = {
+    "name": "s", "over": ["A"], "objective": {"maximize": ["quiz", "prose"], "for_each": "model"}, "at_once": 3,
+    "stop": {"regret": "5%", "probability": 0.9},
+}  # fmt: skip
+WEIGHTS: dict[str, Any] = {
+    "name": "s", "model": "small", "setting": "lora", "objective": {"maximize": "quiz"}, "sampler": "gp", "trials": 9,
+    "mixture": {"samples": 1000, "weights": {"first": [0.05, 0.8], "second": [0.1, 0.9]}}, "at_once": 4,
+    "start": {"singles": True, "all": True},
+}  # fmt: skip
 ALONE: dict[str, Any] = {"blocks": []}
 
 
@@ -125,8 +134,35 @@ def test_log_is_the_same_with_any_lanes_and_kills(tmp_path: Path, search: dict[s
     asks = [json.loads(data)["content"] for name, data in first.items() if name.startswith("decisions")]
     cells = [entry["cell"] for entry in asks if entry["kind"] == "ask"]
     assert len(cells) == len(set(cells)) == (6 if search is GRID else 12)
-    for chance, lanes in enumerate((1, 2, 8), 1):
+    for chance, lanes in enumerate((2, 8), 1):
         assert World(tmp_path / str(chance), one, lanes, chance, deaths=0.2).run() == first
+
+
+def test_search_over_cells_stops_when_it_is_sure_enough_and_is_the_same_with_kills(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    one = plan_searches(load_sweep(sweep_file(tmp_path / "sweep", search=[OVER])))[0]
+    assert one.space.size == 16
+    first = World(tmp_path / "first", one).run()
+    entries = [json.loads(data)["content"] for name, data in first.items() if name.startswith("decisions")]
+    assert entries[-1]["kind"] in ("ask", "stop")
+    judged = [entry for entry in entries if entry["kind"] in ("stop", "go_on")]
+    assert [entry["why"]["probability"] >= 0.9 for entry in judged] == [entry["kind"] == "stop" for entry in judged]
+    assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
+
+
+def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -> None:
+    one = planned(tmp_path / "sweep", WEIGHTS)
+    first = World(tmp_path / "first", one).run()
+    tried = [one.named(json.loads(data)["content"]) for name, data in first.items() if name.startswith("decisions")]
+    shares = [choice for choice in tried if choice]
+    assert len(shares) == len({tuple(choice.items()) for choice in shares}) == 9
+    assert shares[:3] == [
+        {"first": 0.1, "second": 0.9}, {"first": 0.8, "second": 0.2}, {"first": 0.5, "second": 0.5}
+    ] or shares[:3] == [
+        {"first": 0.8, "second": 0.2}, {"first": 0.1, "second": 0.9}, {"first": 0.5, "second": 0.5}
+    ]  # fmt: skip
+    assert all(0.05 <= choice["first"] <= 0.8 and sum(choice.values()) == pytest.approx(1) for choice in shares)
+    assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
 
 
 @pytest.mark.parametrize("is_written", [False, True])

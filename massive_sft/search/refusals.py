@@ -22,14 +22,10 @@ def _is_one_number(search: Search) -> bool:
 
 
 def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
-    if search.over is not None:
-        yield "over", "is not run yet: give the search a space of its own, or run the blocks in full"
     if search.over is not None and search.constraints:
         yield "constraints", "are not kept over cells yet: leave them out, `best` and the report show all benchmarks"
     if search.over is not None and search.sampler != "auto":
         yield "sampler", "has no effect over cells, of which a Gaussian process of our own proposes; leave it out"
-    if isinstance(search.mixture, Weights):
-        yield "mixture", "cannot be weights yet: name mixtures in space.mixture"
     if isinstance(search.mixture, Weights) and (search.space or search.rungs or search.constraints):
         yield "mixture", "are searched alone: space, rungs and constraints do not go with weights yet"
     if search.proxy is not None:
