@@ -147,6 +147,11 @@ def test_update_of_two_ranks_is_that_of_one(two_ranks: Path, reference: dict[str
     assert one == other
 
 
+def test_base_at_stage_3_is_loaded_by_shares(two_ranks: Path) -> None:
+    shares = {name: [one["share"] for one in summaries(two_ranks, name)] for name in ("fp32-full-2", "fp32-full-3")}
+    assert shares == {"fp32-full-2": [1, 1], "fp32-full-3": [pytest.approx(0.5, abs=0.01)] * 2}
+
+
 def test_rank_without_a_sample_in_the_last_step_takes_part(two_ranks: Path) -> None:
     assert summaries(two_ranks, "last")[1]["steps"] == 4
 
@@ -183,9 +188,10 @@ def test_bf16_gradients_of_many_micro_batches_are_summed_in_float32(base: Path, 
     assert norms[:4] == pytest.approx([norms[4]] * 4, rel=3e-3)
 
 
-def test_bf16_loss_equals_that_of_the_model_as_transformers_loads_it(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", [1, 3])
+def test_bf16_loss_equals_that_of_the_model_as_transformers_loads_it(base: Path, tmp_path: Path, zero: int) -> None:
     """DeepSpeed casts a module to bf16; rotary frequencies must stay float32, as in evaluation."""
-    spec = make_spec(base, layout={"zero": 1, "micro_batch": 1}, batch=1, precision="bf16")
+    spec = make_spec(base, layout={"zero": zero, "micro_batch": 1}, batch=1, precision="bf16")
     samples = make_samples(1, longest=60)
     _, steps = train(spec, samples, tmp_path)
     model = pretrained.load_model(spec.model, "bf16")

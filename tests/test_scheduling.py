@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import adapter_sweep
 import pytest
 import ray
 from commands import call, forked_workers
@@ -136,6 +137,19 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
         "on the head, by lane"
     )
     assert {"RayTrainWorker", *ours} <= started
+
+
+def test_adapters_at_once_are_one_order_and_have_the_records_that_each_has_alone(cluster: None, tmp_path: Path) -> None:
+    run_inline(make_plan(load_sweep(adapter_sweep.adapter_sweep(tmp_path / "alone", 1))), lambda _: None)
+    happened, said = run(adapter_sweep.adapter_sweep(tmp_path / "together", 3))
+    taken = [each.event.step for each in happened if is_step(each)]
+    assert taken == sorted(taken) and len(taken) == 18
+    assert sum(" starts" in line for line in said) == 1, said
+    adapter_sweep.assert_same_results(*(adapter_sweep.records(tmp_path / name) for name in ("together", "alone")))
+
+
+def is_step(event: RunEvent) -> bool:
+    return isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone)
 
 
 def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, judge: str, tmp_path: Path) -> None:

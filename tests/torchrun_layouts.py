@@ -1,6 +1,7 @@
 """Run under torchrun by ``test_engine``: two ranks train the spec of each line of argv[1] and both keep the results.
 
-A line's ``memory`` is what the second rank has room for.
+A line's ``memory`` is what the second rank has room for. Each rank also tells what part of its base's weights it held
+once that was loaded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,19 @@ from small_memory import SmallMemory
 from tiny_training import make_samples
 
 from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.training.deepspeed_engine import full_shape
+from massive_sft.training.loading import load_for_training
 from massive_sft.training.loop import train_trajectory
 from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.ranks import join_group
+
+
+def loaded_share(spec: TrainingSpec) -> float:
+    """Load a spec's base; return the weights that this rank then holds, over all there are."""
+    model = load_for_training(spec, make_samples())
+    held = {id(weight): getattr(weight, "ds_tensor", weight).numel() for weight in model.parameters()}
+    return sum(held.values()) / sum(full_shape(weight).numel() for weight in model.parameters())
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -30,9 +41,10 @@ if __name__ == "__main__":
         rank, _ = join_group(spec.layout)
         small = SmallMemory(**content["memory"]) if rank == 1 else nullcontext()
         with small:
+            share = loaded_share(spec)
             try:
                 told = asdict(train_trajectory(spec, make_samples(), folder / spec.trajectory, lambda event: None))
             except OutOfMemory as error:
                 told = {"error": str(error)}
-        (folder / f"{spec.trajectory}-{rank}.json").write_text(json.dumps(told, default=str))
+        (folder / f"{spec.trajectory}-{rank}.json").write_text(json.dumps({**told, "share": share}, default=str))
     dist.destroy_process_group()

@@ -113,6 +113,8 @@ class _Calibrator:
             steps = [(step.tokens, step.seconds) for step in read_steps(self.ledger.storage.fetch_file(str(curve)))]
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone
+        if used_layout.lora_at_once > 1:
+            return  # its steps may have been those of others too
         if workload is None or not isinstance(device, str) or not isinstance(layout, dict) or len(steps) < 2:
             return
         self.table.trainings[run.trajectory.id] = record.attempt

@@ -29,6 +29,9 @@ CPU_LOGITS = 2**24
 # DeepSpeed's defaults, in numbers: a bucket of gradients, and the weights that stage 3 keeps gathered.
 BUCKET_ELEMENTS = 5 * 10**8
 GATHERED_WEIGHTS = 10**9
+# The same on a CPU at stage 3, which is there for models that are large for the memory: no network waits for more.
+CPU_BUCKET_ELEMENTS = 2**24
+CPU_GATHERED_WEIGHTS = 2**26
 CUDA_BYTES = 700 * 10**6  # the driver's context and libraries on a GPU
 # A process on a CPU with torch, transformers and DeepSpeed imported, before it loads a model; measured.
 PROCESS_BYTES = 750 * 10**6
@@ -135,8 +138,8 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
         "logits": logits,
         "update": max(0, update - activations - logits),
         "float32 gradients": _wide_gradients(trained, setting, layout),
-        "buckets": bucket_bytes(trained, stage, number) if stage > 1 else 0,
-        "gathered": number * min(shape.parameters, GATHERED_WEIGHTS) if stage == 3 else 0,
+        "buckets": bucket_bytes(trained, stage, number, most_in_bucket(layout)) if stage > 1 else 0,
+        "gathered": number * min(shape.parameters, most_gathered(layout)) if stage == 3 else 0,
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
     if not layout.gpus:  # the process holds the snapshot beside the weights, when no activation is left
@@ -165,12 +168,22 @@ def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, in
     return {name: size for name, size in states.items() if size}
 
 
-def bucket_bytes(trained: int, zero: int, number: int) -> int:
+def most_in_bucket(layout: Layout) -> int:
+    """Return the most numbers that ZeRO's bucket of gradients holds."""
+    return CPU_BUCKET_ELEMENTS if layout.stage == 3 and not layout.gpus else BUCKET_ELEMENTS
+
+
+def most_gathered(layout: Layout) -> int:
+    """Return the most weights that stage 3 keeps gathered."""
+    return GATHERED_WEIGHTS if layout.gpus else CPU_GATHERED_WEIGHTS
+
+
+def bucket_bytes(trained: int, zero: int, number: int, most: int = BUCKET_ELEMENTS) -> int:
     """Return the bytes of ZeRO's bucket of gradients, which it sums over the ranks in float32.
 
     At stage 2 it is filled in the training dtype, of ``number`` bytes, and copied for the sum.
     """
-    return (4 + number if zero == 2 and number < 4 else 4) * min(trained, BUCKET_ELEMENTS)
+    return (4 + number if zero == 2 and number < 4 else 4) * min(trained, most)
 
 
 def _wide_gradients(trained: int, setting: Setting, layout: Layout) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,12 +28,18 @@ if not torch.cuda.is_available():
 
 
 def load_model(
-    model: Model, dtype: str, attention: str = "auto", gpu: bool = False, packed: bool = False
+    model: Model,
+    dtype: str,
+    attention: str = "auto",
+    gpu: bool = False,
+    packed: bool = False,
+    within: AbstractContextManager[None] | None = None,
 ) -> PreTrainedModel:
     """Load a base model's weights in ``dtype`` (``bf16`` or ``fp32``) on the CPU, in eval mode.
 
     Args:
         attention, gpu, packed: as ``meta_model``.
+        within: what changes where transformers puts the weights.
 
     Raises:
         InvalidInput: when it cannot be loaded, lacks weights, or is of a kind that is not supported.
@@ -41,7 +47,7 @@ def load_model(
     chosen = attention_of(meta_model(model, attention, gpu, packed))
     require_weights(model)
     try:
-        with no_progress_bar():
+        with no_progress_bar(), within or nullcontext():
             both: Any = AutoModelForCausalLM.from_pretrained(
                 **source(model),
                 dtype=DTYPES[dtype],

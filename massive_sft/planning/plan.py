@@ -86,8 +86,9 @@ class RunPlan:
         resume_every_s: time between its resume checkpoints; None to choose by what one costs.
         gpu: the kind of GPU that its resources name; None where they name none.
         keeps_state: whether its training keeps its last state, for a later epoch.
-        settled: epochs whose snapshots a training of it need not give, known once it is ordered.
-        chooses_gpus: whether its resources leave the number of its GPUs to the estimates (``cost.gpu_counts``).
+        settled: epochs whose snapshots a training need not give, known once it is ordered.
+        chooses_gpus: whether its resources leave the number of its GPUs to ``cost.gpu_counts``.
+        beside: the runs that take their steps with it, see ``planning.beside``.
     """
 
     trajectory: Trajectory
@@ -102,6 +103,7 @@ class RunPlan:
     keeps_state: bool = False
     settled: frozenset[int] = frozenset()
     chooses_gpus: bool = False
+    beside: tuple[RunPlan, ...] = ()
 
 
 @dataclass(frozen=True)

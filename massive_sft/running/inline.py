@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from massive_sft.core.stop import never_stop
-from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import CellPlan, Plan
+from massive_sft.planning.beside import with_others_beside
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
-from massive_sft.running.training import train
-from massive_sft.running.trial import Order, make_record_writer, retain, train_run
+from massive_sft.running.serving import serve
+from massive_sft.running.trial import Order, make_record_writer, retain, train_runs, trainings_left
 from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.training.events import Event
 
@@ -39,14 +40,15 @@ def run_inline(
     recorder = make_record_writer(plan)
     evaluator = CellEvaluator(recorder, stop, plan.uses_gpus, listen)
 
-    def submit(order: Order, report: Callable[[Event], None]) -> None:
+    def submit(order: Order, report: Callable[[int, Event], None]) -> Sequence[Exception | None]:
         evaluator.warm.release()  # a training needs the memory
-        submit_inline(order, report, stop)
+        return serve(order, report, stop)
 
     for cell in plan.base:
         if not (cell.is_done or stop()):
             evaluate_cell(cell, None, evaluator, listen)
-    source = work or FixedWork(plan.todo)
+    to_train = {run.trajectory.id for run in trainings_left(plan, recorder.ledger, retrain)}
+    source = work or FixedWork(with_others_beside(plan.todo, to_train))
 
     def told(event: RunEvent) -> None:
         if isinstance(event, CellRecorded):
@@ -58,16 +60,21 @@ def run_inline(
         if given is None:
             time.sleep(POLL_S)  # for what another run on the root has
             continue
-        run, _ = given
-        trained: list[CellPlan] = []
-        train_run(run, recorder, submit, told, trained.extend, retrain)
-        for cell in trained:
-            if not stop():
-                evaluate_cell(cell, run, evaluator, told)
-        if trained:
-            retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
+        runs = (given[0], *given[0].beside)
+        trained: dict[str, list[CellPlan]] = {}
+        train_runs(runs, recorder, submit, told, partial(_collect, trained), retrain)
+        for run in runs:
+            for cell in trained.get(run.trajectory.id, []):
+                if not stop():
+                    evaluate_cell(cell, run, evaluator, told)
+            if run.trajectory.id in trained:
+                retain(run, plan.sweep.file.storage.keep_snapshots, recorder.ledger)
+
+
+def _collect(trained: dict[str, list[CellPlan]], run: RunPlan, cells: Sequence[CellPlan]) -> None:
+    trained.setdefault(run.trajectory.id, []).extend(cells)
 
 
 def submit_inline(order: Order, report: Callable[[Event], None], stop: Callable[[], bool] = never_stop) -> None:
     """Serve an order in this process. Raises Interrupted once ``stop`` says so, after a checkpoint."""
-    train(order.run, Ledger.open(order.root), order.attempt, report, stop=stop)
+    serve(order, lambda _, event: report(event), stop)

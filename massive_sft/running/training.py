@@ -23,6 +23,7 @@ from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.sweep.unchanged_files import require_same_model
 from massive_sft.training.checkpoints.disk import CheckpointStore
+from massive_sft.training.company import Place
 from massive_sft.training.engine import warm_up
 from massive_sft.training.events import Begun, Event
 from massive_sft.training.loop import train_trajectory
@@ -63,6 +64,7 @@ def train(
     report: Callable[[Event], None],
     stop: Callable[[], bool] = never_stop,
     bases: KeptBase | None = None,
+    place: Place | None = None,
 ) -> None:
     """Train a run under an attempt, on from its last checkpoint or the state that was kept of it.
 
@@ -78,6 +80,7 @@ def train(
         report: called on rank 0 with every event.
         stop: asked on rank 0 once a step; when true, training ends there with a checkpoint.
         bases: keeps the base model for the trainings to come; without it, it is read from its files.
+        place: among trainings that take their steps together; None for one alone.
 
     Raises:
         Interrupted: it was stopped; called again, under any attempt, it goes on.
@@ -96,9 +99,8 @@ def train(
     checkpoints = CheckpointStore(attempt.storage, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
-        summary = train_trajectory(
-            training_spec(run), samples, attempt.folder, report, checkpoints, stop, publisher.publish_epoch, bases
-        )
+        publish, spec, folder = publisher.publish_epoch, training_spec(run), attempt.folder
+        summary = train_trajectory(spec, samples, folder, report, checkpoints, stop, publish, bases, place)
     if is_rank0():
         if run.keeps_state:
             checkpoints.keep(summary.steps)  # before the outcome, after which nobody would come back to it

@@ -6,10 +6,12 @@ FAILED records; it never ends the other trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from massive_sft.core.errors import Interrupted, LeaseLost
+from massive_sft.core.turns import Turn, take_turns
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process
@@ -30,11 +32,16 @@ from massive_sft.training.events import Begun, Event, SnapshotPublished
 
 @dataclass(frozen=True)
 class Order:
-    """What a lane is asked to do: train one run under an attempt. Can be sent to other processes."""
+    """What a lane is asked to do: train one run under an attempt. Can be sent to other processes.
+
+    Attributes:
+        beside: orders that are served with it, in common passes; ``Layout.lora_at_once``.
+    """
 
     run: RunPlan
     attempt: Attempt
     root: Root
+    beside: tuple[Order, ...] = ()
 
     @property
     def id(self) -> str:
@@ -44,6 +51,9 @@ class Order:
 Ready = Callable[[Sequence[CellPlan]], None]
 # Trains what is ordered, reports its events, and returns once it is published. Raises what the training raises.
 Submit = Callable[[Order, Callable[[Event], None]], None]
+# The same of an order with others beside it, whose events come with their numbers; returns what each raised, if it did.
+# What an order with nothing beside it raises is raised.
+SubmitAll = Callable[[Order, Callable[[int, Event], None]], Sequence[Exception | None]]
 
 
 def make_record_writer(plan: Plan) -> RecordWriter:
@@ -101,6 +111,48 @@ def train_run(
             for cell in trial.remaining:
                 record = recorder.failed(cell, attempt.number, error_text(error))
                 listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
+
+
+def train_runs(
+    runs: Sequence[RunPlan],
+    recorder: RecordWriter,
+    submit: SubmitAll,
+    listen: Listen,
+    ready: Callable[[RunPlan, Sequence[CellPlan]], None],
+    retrain: bool = False,
+) -> None:
+    """As ``train_run`` of each of several runs; those that must be trained are submitted as one order.
+
+    Args:
+        ready: told of which run the cells are.
+    """
+    if len(runs) == 1:
+        (run,) = runs
+
+        def submit_one(order: Order, report: Callable[[Event], None]) -> None:
+            submit(order, lambda _, event: report(event))
+
+        train_run(run, recorder, submit_one, listen, partial(ready, run), retrain)
+        return
+
+    def train(run: RunPlan, turn: _Turn) -> None:
+        def ask(order: Order, report: Callable[[Event], None]) -> None:
+            turn.ask((order, report))
+
+        train_run(run, recorder, ask, listen, partial(ready, run), retrain)
+
+    def serve(asked: Mapping[int, _Asked]) -> dict[int, Exception | None]:
+        (first, *others), reports = zip(*asked.values(), strict=True)
+        ended = submit(replace(first, beside=tuple(others)), lambda number, event: reports[number](event))
+        return dict(zip(asked, ended, strict=True))
+
+    for turn in take_turns([partial(train, run) for run in runs], serve):
+        if turn.error is not None:
+            raise turn.error
+
+
+_Asked = tuple[Order, Callable[[Event], None]]
+_Turn = Turn[_Asked, None, None]
 
 
 @dataclass

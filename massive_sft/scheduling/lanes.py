@@ -65,7 +65,7 @@ def lane_loop(config: dict[str, Any]) -> None:
             ray.get(pool.again.remote(lane))
             raise
         except Exception as error:  # whatever a training raises fails its order, and never the lane
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
             if shape.workers == 1 or isinstance(error, MassiveSFTError):
                 ray.get(pool.tell.remote(lane, Message("failed", reason)))
             else:
@@ -80,33 +80,34 @@ def lane_loop(config: dict[str, Any]) -> None:
 def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
     """Return what trains an order, tells the pool of it as it goes, and returns how it ended."""
     with heavy_imports():
-        from massive_sft.ledger.store import Ledger
         from massive_sft.models.kept_base import KeptBase
-        from massive_sft.running.training import train
+        from massive_sft.running import serving
 
     bases = KeptBase()
 
-    def report(event: Event) -> None:
+    def report(number: int, event: Event) -> None:
         step = event.step if isinstance(event, StepDone) else 0
         checkpoint = event.step if isinstance(event, CheckpointWritten | Resumed) else 0
-        pool.tell.remote(lane, Message("event", pickle.dumps(event), step, checkpoint))
+        pool.tell.remote(lane, Message("event", pickle.dumps((number, event)), step, checkpoint))
 
     def serve(order: Order) -> Message:
         told = [pool.told_to_stop.remote(lane)] if is_rank0() else []  # who else asks would only wait in the pool
         try:
-            train(
-                order.run,
-                Ledger.open(order.root),
-                order.attempt,
-                report,
-                stop=lambda: bool(ray.wait(told, timeout=0)[0]),
-                bases=bases,
-            )
+            return ended(serving.serve(order, report, lambda: bool(ray.wait(told, timeout=0)[0]), bases))
         except Interrupted:
             return Message("stopped")
-        return Message("done")
 
     return serve
+
+
+def ended(errors: Sequence[Exception | None]) -> Message:
+    """Return how an order ended, by what it and those beside it raised; stopped where any of them was."""
+    each = [(_reason(error), isinstance(error, Interrupted)) for error in errors]
+    return Message("stopped" if any(stopped for _, stopped in each) else "done", pickle.dumps(each))
+
+
+def _reason(error: Exception | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"
 
 
 @dataclass

@@ -14,7 +14,9 @@ class Message:
 
     Attributes:
         kind: ``event``, ``done``, ``failed``, or ``stopped`` (it ended with a checkpoint because it was told to).
-        content: of an event its pickle, of a failure the reason.
+        content: of an event the pickle of it and, before it, of the number of the order that it is of, among those
+            beside; of a failure the reason; of another end the pickle of each order's reason, empty where it is done,
+            and of whether it was stopped.
         step, checkpoint: how far the training and its checkpoint are, for an event that says so.
     """
 

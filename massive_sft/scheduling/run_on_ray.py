@@ -32,6 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from massive_sft.core.errors import ClusterLost, Interrupted
 from massive_sft.core.fingerprint import digest
 from massive_sft.core.stop import StopSignal
+from massive_sft.planning.beside import with_others_beside
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
@@ -101,7 +102,9 @@ def run_on_ray(
     wait_s = float(plan.sweep.file.cluster.wait) if named_cluster() else 0.0  # a Ray of this machine alone never grows
     demand = await_room(partial(make_demand, plan, to_train, ready), wait_s, say, stop)
     say(str(demand))
-    work = work or FixedWork(sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id]))
+    if work is None:
+        by_length = sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id])
+        work = FixedWork(with_others_beside(by_length, {run.trajectory.id for run in to_train}))
     _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop, wait_s).run()
 
 
@@ -306,8 +309,9 @@ class _Run:
         return self.demand.shape_of(run)
 
     def _expect(self, run: RunPlan) -> None:
-        self.by_cell.update({cell.cell.id: run for cell in run.cells})
-        self.left[run.trajectory.id] = len(todo(run))
+        for one in (run, *run.beside):
+            self.by_cell.update({cell.cell.id: one for cell in one.cells})
+            self.left[one.trajectory.id] = len(todo(one))
 
     def _assign(self, run: RunPlan, shape: Shape, priority: float, is_unexpected: bool) -> None:
         """Leave in the pool what a trial that is about to begin has to do."""

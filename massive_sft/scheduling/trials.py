@@ -19,9 +19,10 @@ from massive_sft.core.errors import Interrupted, MassiveSFTError
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.running.trial import Order, train_run
+from massive_sft.running.trial import Order, train_runs
 from massive_sft.scheduling.cell_queue import cell_bytes
 from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.relay import error_bytes, heard
 from massive_sft.training.events import Event, StepDone
 
@@ -116,7 +117,8 @@ def _run_trial(trial: str, setup: Setup) -> Iterator[dict[str, Any]]:
 def _train(trial: _Trial) -> None:
     setup = trial.setup
     try:
-        train_run(trial.run, setup.recorder, trial.submit, trial.tell, trial.hand_over, setup.retrain)
+        runs = (trial.run, *trial.run.beside)
+        train_runs(runs, setup.recorder, trial.submit, trial.tell, trial.hand_over, setup.retrain)
     except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
         ask(setup.relay.tell.remote(error_bytes(error)))
     finally:
@@ -143,21 +145,20 @@ class _Trial:
     handed: list[str] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=lambda: {"step": 0})
 
-    def submit(self, order: Order, report: Callable[[Event], None]) -> None:
-        """Have an order served by the pool's lanes."""
+    def submit(self, order: Order, report: Callable[[int, Event], None]) -> Sequence[Exception | None]:
+        """Have an order served by the pool's lanes, as ``running.trial.SubmitAll``."""
         pool = self.setup.pool
         self.ordered = True
         ask(pool.submit.remote(self.shape, order.id, pickle.dumps(order), self.priority))
         while True:
             for message in ask(pool.messages.remote(order.id)):
                 if message.kind == "event":
-                    report(pickle.loads(message.content))
-                elif message.kind == "failed":
-                    raise LaneFailed(message.content)
-                elif message.kind == "stopped":
-                    raise Interrupted("the run ends")
-                else:
-                    return
+                    report(*pickle.loads(message.content))
+                    continue
+                errors = _errors(message, 1 + len(order.beside))
+                if not order.beside and errors[0] is not None:
+                    raise errors[0]
+                return errors
 
     def tell(self, event: RunEvent) -> None:
         """Tell the run what happened."""
@@ -165,10 +166,22 @@ class _Trial:
         if isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone):
             self.last = {"step": event.event.step, "loss": event.event.loss}
 
-    def hand_over(self, cells: Sequence[CellPlan]) -> None:
-        """Queue cells for the scorers."""
-        ask(self.setup.queue.put.remote([cell_bytes(cell, self.run) for cell in cells], self.priority))
+    def hand_over(self, run: RunPlan, cells: Sequence[CellPlan]) -> None:
+        """Queue cells of a run for the scorers."""
+        ask(self.setup.queue.put.remote([cell_bytes(cell, run) for cell in cells], self.priority))
         self.handed += [cell.cell.id for cell in cells]
+
+
+def _errors(message: Message, orders: int) -> list[Exception | None]:
+    """Return what each of the orders that were served together raises in its trial, by the message that ends them."""
+    if message.kind == "failed":
+        return [LaneFailed(message.content)] * orders
+    if message.content is None:
+        return [Interrupted("the run ends")] * orders
+    each = pickle.loads(message.content)
+    return [
+        Interrupted("the run ends") if stopped else LaneFailed(reason) if reason else None for reason, stopped in each
+    ]
 
 
 def _scores(event: RunEvent) -> dict[str, Any]:

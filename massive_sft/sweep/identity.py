@@ -52,7 +52,7 @@ UNHASHED: dict[str, frozenset[str]] = {
     "When": frozenset({"model", "mixture", "setting", "method", "phase"}),
     "Resource": frozenset(
         {"when", "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention"}
-        | {"kernels", "gpu", "gpus_per_replica", "replicas"}
+        | {"kernels", "lora_at_once", "gpu", "gpus_per_replica", "replicas"}
     ),
     "Cluster": frozenset({"wait"}),
     "KeepSnapshots": frozenset({"full", "lora"}),

@@ -135,4 +135,5 @@ def make_layout(rule: Resource | None) -> Layout:
         gradient_checkpointing=rule.gradient_checkpointing,
         attention=rule.attention,
         kernels=rule.kernels,
+        lora_at_once=rule.lora_at_once,
     )

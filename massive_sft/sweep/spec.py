@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting, StrictModel
 from massive_sft.sweep.schema.field_types import Epoch, Flag, NotNegative, Positive, Seed
@@ -48,6 +50,15 @@ class Layout(StrictModel):
     gradient_checkpointing: Flag = False
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     kernels: Literal["auto", "plain", "compiled"] = "auto"
+    lora_at_once: Positive = 1
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what files of earlier versions, and keys of measured costs, do not name."""
+        content: dict[str, Any] = serialize(self)
+        if self.lora_at_once == 1:
+            del content["lora_at_once"]
+        return content
 
     @property
     def stage(self) -> Literal[0, 1, 2, 3] | None:

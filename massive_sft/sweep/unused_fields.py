@@ -18,7 +18,7 @@ from massive_sft.sweep.yaml_errors import Location, ToPlace
 # Fields of a rule of ``resources`` that only one phase knows.
 TRAINING_FIELDS = (
     "gpus", "workers", "zero", "offload", "micro_batch", "packing", "gradient_checkpointing", "attention",
-    "kernels",
+    "kernels", "lora_at_once",
 )  # fmt: skip
 EVALUATION_FIELDS = ("gpus_per_replica", "replicas")
 

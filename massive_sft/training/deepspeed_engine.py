@@ -17,12 +17,14 @@ import torch.distributed as dist
 from torch import nn
 
 from massive_sft.core.errors import Corrupt
-from massive_sft.cost.memory import BUCKET_ELEMENTS, bucket_bytes, bytes_per_number
+from massive_sft.cost.memory import bucket_bytes, bytes_per_number, most_gathered, most_in_bucket
 from massive_sft.models.device import unused_bytes
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.optimizer import adamw
 from massive_sft.training.packing import MicroBatch
+
+PREFETCHED_WEIGHTS = 5 * 10**7  # at most, at stage 3: DeepSpeed's default
 
 
 def import_deepspeed(layout: Layout) -> Any:
@@ -50,7 +52,11 @@ def config(setting: Setting, layout: Layout, trained: int) -> dict[str, Any]:
     the learning rate is set on the parameter groups, so there is no scheduler. Gradients are summed in float32 within
     a rank and across ranks, whose number would change the update otherwise.
     """
-    zero: dict[str, Any] = {"stage": layout.stage, "reduce_bucket_size": min(trained, BUCKET_ELEMENTS)}
+    bucket, gathered = most_in_bucket(layout), most_gathered(layout)
+    zero: dict[str, Any] = {"stage": layout.stage, "reduce_bucket_size": min(trained, bucket)}
+    if layout.stage == 3:
+        zero |= {"stage3_max_live_parameters": gathered, "stage3_max_reuse_distance": gathered}
+        zero |= {"stage3_prefetch_bucket_size": min(bucket, PREFETCHED_WEIGHTS)}
     if layout.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -68,11 +74,35 @@ def config(setting: Setting, layout: Layout, trained: int) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def partitioned_loading(setting: Setting, layout: Layout) -> Iterator[None]:
+    """Within it transformers makes models in parts, for stage 3: each rank has its share of each weight, and no more.
+
+    Rank 0 alone reads the files, a tensor at a time, and gives the others theirs; all ranks must load the same. Shares
+    lie where the layout computes. ``full_shape`` tells what a weight is a share of.
+    """
+    import_deepspeed(layout)
+    from transformers.integrations import HfDeepSpeedConfig
+
+    asked = HfDeepSpeedConfig(config(setting, layout, trained=most_in_bucket(layout)))
+    try:
+        yield
+    finally:
+        del asked  # transformers holds it weakly, and loads as ever once it is gone
+
+
+def full_shape(weight: torch.Tensor) -> torch.Size:
+    """Return the shape of a weight, of which this rank may have but its share."""
+    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
+    return shape
+
+
 class DeepSpeedEngine:
     """An ``engine.Engine`` of one or several ranks under ZeRO (Rajbhandari et al. 2020).
 
     Args:
-        module: on the CPU, in the training dtype; parameters that require gradients are trained.
+        module: on the CPU, or made within ``partitioned_loading``; in the training dtype. Parameters that require
+            gradients are trained.
         setting, layout: what to compute, and how; ``layout.stage`` is the stage of ZeRO.
 
     Requires ``ranks.join_group``. ``close`` must be called, or ZeRO keeps the model alive.
@@ -80,7 +110,7 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, setting: Setting, layout: Layout):
         deepspeed = import_deepspeed(layout)
-        sizes = [(weight.numel(), weight.requires_grad) for weight in module.parameters()]
+        sizes = [(full_shape(weight).numel(), weight.requires_grad) for weight in module.parameters()]
         parameters, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
         optimizer = adamw(module, setting.optimizer, setting.lr)
         with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory figures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
@@ -30,4 +32,24 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
     if layout.kernels == "compiled" and layout.zero == 3:
         rule = "cannot be compiled under zero: 3, which fetches weights within a layer; use auto"
         problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
+    if layout.lora_at_once > 1:
+        place = f"{place}.lora_at_once"
+        problems += [Problem(place, rule, layout.lora_at_once) for rule in _why_not_at_once(setting, layout)]
     return problems
+
+
+def _why_not_at_once(setting: Setting, layout: Layout) -> Iterator[str]:
+    """Yield why trainings of a setting cannot take their steps in one pass."""
+    if setting.method != "lora":
+        yield "is for adapters, not for full tuning; give the rule when: {method: lora}"
+        return
+    if layout.workers > 1:
+        yield f"is for one worker, not for {layout.workers}"
+    elif layout.stage is not None:
+        yield "is for training without DeepSpeed; use zero: auto without offload"
+    if setting.lora.dropout:
+        yield "is for lora.dropout 0: adapters together would drop out others than each alone"
+    if layout.kernels == "compiled":
+        yield "cannot have compiled kernels; use kernels: auto"
+    if layout.packing and layout.attention == "flash_attention_2":
+        yield "cannot pack with flash_attention_2, which takes one row; use attention: auto"

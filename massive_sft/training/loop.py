@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,10 +19,12 @@ from massive_sft.training import loading, micro_batch
 from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
+from massive_sft.training.company import MemberSteps, Place
+from massive_sft.training.deepspeed_engine import full_shape
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
-from massive_sft.training.kernels import choose_kernels
+from massive_sft.training.kernels import PLAIN, choose_kernels
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
@@ -40,6 +43,7 @@ def train_trajectory(
     stop: Callable[[], bool] = never_stop,
     publish: Publish = publish_nothing,
     bases: KeptBase | None = None,
+    place: Place | None = None,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.
 
@@ -57,6 +61,7 @@ def train_trajectory(
             it raises ends the training on all ranks.
         bases: gives copies of the base model, which it keeps for the next training; without it, it is read from its
             files.
+        place: among trainings that share their passes and give it its base; None for one alone.
 
     Returns:
         The summary; a run that diverges is a result, not an error.
@@ -75,8 +80,8 @@ def train_trajectory(
     loading.require_no_problems(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
     warm_up(spec.layout)
     try:
-        with quiet():
-            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases)
+        with quiet() if place is None else nullcontext():  # which threads cannot leave in any order; the company does
+            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases, place)
     finally:
         free_memory()  # here, where nothing holds the model any more
 
@@ -90,24 +95,29 @@ def _load_and_train(
     stop: Callable[[], bool],
     publish: Publish,
     bases: KeptBase | None,
+    place: Place | None,
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
-    model = loading.load_for_training(spec, samples, bases)
-    loss = SummedLoss(model, chunk_targets(model.get_output_embeddings().weight.shape[0], spec.layout))
-    kernels = choose_kernels(loss, spec, samples, torch.device(device_of(spec.layout.gpus > 0)))
+    model = loading.load_for_training(spec, samples, bases if place is None else place)
+    vocabulary = full_shape(model.get_output_embeddings().weight)[0]
+    loss = SummedLoss(model, chunk_targets(vocabulary, spec.layout))
+    device = torch.device(device_of(spec.layout.gpus > 0))
+    kernels = choose_kernels(loss, spec, samples, device) if place is None else PLAIN
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
-    monitor = DivergenceMonitor(spec.snapshots, per_epoch, model.get_output_embeddings().weight.shape[0])
+    monitor = DivergenceMonitor(spec.snapshots, per_epoch, vocabulary)
     probe = MemoryProbe(loss, spec, samples) if ranks > 1 else None
-    engine = make_engine(loss, spec.setting, spec.layout)
+    engine = (make_engine if place is None else place.make_engine)(loss, spec.setting, spec.layout)
     try:
+        if spec.layout.stage == 3 and spec.layout.packing:
+            loading.require_clean_packing_at_stage_3(spec, model, engine)
         limit = micro_batch.first_limit(spec, samples, engine, model)
         if probe is not None:
             limit = micro_batch.agreed_limit(probe, engine, limit)
         manager = (
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )
-        steps = StepRunner(spec, samples, engine, rank, limit, directory)
+        steps = (StepRunner if place is None else MemberSteps)(spec, samples, engine, rank, limit, directory)
         trainer = TrajectoryTrainer(
             spec, samples, loss, kernels, engine, steps, monitor, manager, directory, report, stop, publish
         )

@@ -68,6 +68,12 @@ def target_problems(model: PreTrainedModel, lora: Lora) -> list[Problem]:
     return problems
 
 
+def drops_out(model: nn.Module) -> bool:
+    """Return whether a model has dropout of its own, in a module or in its attention."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def _choices(names: Iterable[str], target: str) -> list[str]:
     """Return what a target could be: modules' own names, and of longer ones those that are close to it."""
     parts = target.count(".") + 1

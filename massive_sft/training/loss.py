@@ -50,10 +50,14 @@ class SummedLoss(nn.Module):
         Raises:
             Unsupported: when the model's output layer does not work position by position.
         """
+        return self.of_parts(batch, 1)[0]
+
+    def of_parts(self, batch: MicroBatch, parts: int) -> list[torch.Tensor]:
+        """Return the loss of each of ``parts`` equal parts of the targets, one behind the other; as ``forward``."""
         if self._chunk is not None and len(batch.keep) > self._most_whole:
-            loss = self._by_chunks(batch, self._chunk)
-            if loss is not None:
-                return loss
+            losses = self._by_chunks(batch, self._chunk, parts)
+            if losses is not None:
+                return losses
             self._chunk = None  # for good: what is behind this family's output layer is not known
         with self._chosen.at(batch.keep):
             logits = self._logits(batch)
@@ -62,15 +66,18 @@ class SummedLoss(nn.Module):
                 f"{type(self.model).__name__}: its logits cannot be computed at some positions only, "
                 "so it cannot be trained here"
             )
-        return functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum", ignore_index=NO_TARGET)
+        return [
+            functional.cross_entropy(some.float(), targets, reduction="sum", ignore_index=NO_TARGET)
+            for some, targets in zip(logits[0].chunk(parts), batch.targets.chunk(parts), strict=True)
+        ]
 
     def _logits(self, batch: MicroBatch) -> torch.Tensor:
         positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         logits: torch.Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **positions).logits
         return logits
 
-    def _by_chunks(self, batch: MicroBatch, chunk: int) -> torch.Tensor | None:
-        """Return the loss, its output layer by chunks; None where the first chunk proves that it cannot be."""
+    def _by_chunks(self, batch: MicroBatch, chunk: int, parts: int) -> list[torch.Tensor] | None:
+        """Return the losses, their output layer by chunks; None where the first chunk proves that it cannot be."""
         with self._chosen.at(batch.keep, computed=_COMPARED):
             logits = self._logits(batch)
             hidden = self._chosen.hidden
@@ -79,7 +86,11 @@ class SummedLoss(nn.Module):
         if self._tail is None or hidden is None:
             return None
         self.head = f"chunks of {chunk} targets"
-        return chunked_loss(self.model.get_output_embeddings(), self._tail, hidden, batch.targets, chunk)
+        head, tail = self.model.get_output_embeddings(), self._tail
+        return [
+            chunked_loss(head, tail, some, targets, chunk)
+            for some, targets in zip(hidden.chunk(parts, dim=1), batch.targets.chunk(parts), strict=True)
+        ]
 
 
 def _targets_of_gradient(head: Any) -> int:

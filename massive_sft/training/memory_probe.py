@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from massive_sft.cost.memory import GATHERED_WEIGHTS
+from massive_sft.cost.memory import most_gathered
 from massive_sft.data.samples import Samples
 from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import packing
+from massive_sft.training.deepspeed_engine import full_shape
 from massive_sft.training.engine import Engine, free_memory
 
 
@@ -32,7 +33,7 @@ class MemoryProbe:
     """
 
     def __init__(self, module: nn.Module, spec: TrainingSpec, samples: Samples):
-        without = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+        without = {id(p): _without_values(p) for p in module.parameters()}
         self._module = copy.deepcopy(module, dict(without))
         self._spec = spec
         self._samples = samples
@@ -75,7 +76,7 @@ class MemoryProbe:
         layout = self._spec.layout
         first = packing.fullest(self._spec.setting.batch, self._samples.lengths, limit, layout.packing)
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
-        gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * GATHERED_WEIGHTS)
+        gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * most_gathered(layout))
         coming = engine.first_step_bytes() + (gathered if layout.stage == 3 else 0)
         try:
             beside = torch.empty(coming, dtype=torch.uint8, device=engine.device)
@@ -86,6 +87,11 @@ class MemoryProbe:
                 raise
             return False
         return True
+
+
+def _without_values(weight: nn.Parameter) -> nn.Parameter:
+    made = torch.empty(full_shape(weight), dtype=weight.dtype, device="meta")
+    return nn.Parameter(made, weight.requires_grad)
 
 
 def _forget_gradient(weight: Any) -> None:

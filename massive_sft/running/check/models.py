@@ -14,7 +14,7 @@ from massive_sft.models.configuration import positions_of
 from massive_sft.models.tokenizer import load_tokenizer, token_problems
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.sweep.schema import Dataset, Model
-from massive_sft.training.lora import target_problems
+from massive_sft.training.lora import drops_out, target_problems
 
 ASKED_AT_ONCE = 8  # of the hub's repositories, so that one that does not answer costs its time once
 
@@ -101,6 +101,10 @@ class Models:
         adapted = {name: one.setting.lora for name, one in recipes.items() if one.setting.method == "lora"}
         if adapted:
             made = meta_model(model)
+            if drops_out(made) and any(run.layout.lora_at_once > 1 for run in runs):
+                place = f"{self._plan.sweep.path}: resources.lora_at_once"
+                rule = f"must be 1 for {name}: it drops out, and adapters would drop out others than each alone"
+                yield Problem(place, rule)
             for setting, lora in adapted.items():
                 for item in target_problems(made, lora):
                     place = f"{self._plan.sweep.path}: settings.{setting}.{item.place}"

@@ -21,6 +21,8 @@ from massive_sft.sweep.schema.field_types import (
 )
 from massive_sft.sweep.schema.strict_model import StrictModel
 
+MAX_AT_ONCE = 64  # trainings in one pass
+
 
 class When(StrictModel):
     """What a rule is for: a training run that fits all that is named. Empty: every one."""
@@ -71,6 +73,10 @@ class Resource(StrictModel):
     """``compiled``: those that torch.compile makes of the model's layers, a fifth faster on a GPU, after a trial that
     they compute the same. ``auto`` compiles on a GPU where the training is long enough to pay for it, not with
     ``packing`` and not under ``zero: 3``."""
+    lora_at_once: Annotated[Positive, Field(le=MAX_AT_ONCE)] = 1
+    """LoRA trainings of one base on the same samples in the same order that take their steps in one pass, at most; each
+    has its own learning rate, rank, alpha and schedule, and all of its own records. For one worker with ``zero: auto``,
+    without dropout."""
     gpus_per_replica: Devices = 0
     """GPUs of one scorer; 1 when left out, where any rule has GPUs."""
     replicas: Annotated[Positive, Field(le=MAX_DEVICES)] | Literal["auto"] = "auto"

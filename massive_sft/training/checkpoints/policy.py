@@ -171,7 +171,8 @@ def _resume_point(
         repeated=_seen_after(store.home.local(f"attempts/{facts.attempt}") / LOSSES, facts.step),
         notes=changes,
         passed_over=passed_over,
-        strict=not changes and not spec.layout.gpus,
+        # Trainings that share passes may have had others beside them, which changes last bits.
+        strict=not changes and not spec.layout.gpus and spec.layout.lora_at_once == 1,
         convert=_must_convert(facts, spec.layout, store.folder_of(state).parent),
     )
 

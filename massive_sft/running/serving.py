@@ -1,0 +1,39 @@
+"""Serving an order: its training, or those that take their steps together, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from massive_sft.core.stop import never_stop
+from massive_sft.ledger.store import Ledger
+from massive_sft.models.kept_base import KeptBase
+from massive_sft.running.training import train
+from massive_sft.running.trial import Order
+from massive_sft.training.company import Company, Place
+from massive_sft.training.events import Event
+
+
+def serve(
+    order: Order,
+    report: Callable[[int, Event], None],
+    stop: Callable[[], bool] = never_stop,
+    bases: KeptBase | None = None,
+) -> Sequence[Exception | None]:
+    """Train what an order and those beside it ask for; return what each raised, the order first.
+
+    An order with nothing beside it raises what its training does (``running.training.train``).
+
+    Args:
+        report: called with each event, and the number of the order that it is of.
+        stop, bases: as of ``train``.
+    """
+
+    def serve_one(number: int, one: Order, place: Place | None = None) -> None:
+        train(one.run, Ledger.open(one.root), one.attempt, partial(report, number), stop, bases, place)
+
+    if not order.beside:
+        serve_one(0, order)
+        return (None,)
+    company = Company(order.run.layout, bases)
+    return company.train([partial(serve_one, *each) for each in enumerate((order, *order.beside))])
