@@ -1,7 +1,8 @@
 """How far training moved each weight: a snapshot minus the base it started from, tensor by tensor.
 
 The start is the base cast to the training dtype. Of a full snapshot the change is the difference of two files, read
-one tensor at a time; of an adapter it is scale × B × A, never merged into the base.
+one tensor at a time; of an adapter it is scale × B × A, never merged into the base. Numbers are computed in float32 and
+summed in float64.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SCHEMA = pa.schema(
         "singular_values": pa.list_(pa.float64()),
     }
 )
-# Elements handled at once, in float64: bounds the memory beside the tensors themselves.
+# Elements handled at once: bounds the memory beside the tensors themselves.
 _CHUNK = 1 << 24
 
 
@@ -65,7 +66,7 @@ class _Sums:
     changed: int = 0
 
 
-def layer_change(base: Model, snapshot: Path) -> pa.Table:
+def layer_change(base: Model, snapshot: Path, device: str = "cpu") -> pa.Table:
     """Measure the change of every floating-point tensor of a snapshot.
 
     Shared weights have one row. A weight without an adapter did not change; it has a row too, so that norms over all
@@ -74,6 +75,7 @@ def layer_change(base: Model, snapshot: Path) -> pa.Table:
     Args:
         base: the model that training started from.
         snapshot: folder of a full snapshot or of an adapter.
+        device: that computes.
 
     Returns:
         A table of ``SCHEMA``, in the order of layers, then names.
@@ -86,9 +88,9 @@ def layer_change(base: Model, snapshot: Path) -> pa.Table:
     start = WeightTensors(weight_paths(base))
     adapter = (snapshot / "adapter_config.json").is_file()
     if adapter:
-        rows = list(_adapter_rows(start, snapshot, _weights_of(base, start)))
+        rows = list(_adapter_rows(start, snapshot, _weights_of(base, start), device))
     else:
-        rows = list(_full_rows(start, snapshot))
+        rows = list(_full_rows(start, snapshot, device))
     kinds = _kinds([row["tensor"] for row in rows])
     for row in rows:
         row["layer"], row["kind"] = kinds[row["tensor"]]
@@ -111,7 +113,7 @@ def _weights_of(base: Model, start: WeightTensors) -> dict[str, str]:
     return {name: name for name in start.names()}
 
 
-def _full_rows(start: WeightTensors, snapshot: Path) -> Iterator[dict[str, Any]]:
+def _full_rows(start: WeightTensors, snapshot: Path, device: str) -> Iterator[dict[str, Any]]:
     end = WeightTensors(weight_files.find(snapshot))
     for name in end.names():
         after = end.read(name)
@@ -121,31 +123,38 @@ def _full_rows(start: WeightTensors, snapshot: Path) -> Iterator[dict[str, Any]]
         if before.shape != after.shape:
             raise Corrupt(f"{snapshot}: {name} has shape {tuple(after.shape)}, the base's {tuple(before.shape)}")
         sums = _Sums()
-        for start_part, end_part in zip(before.reshape(-1).split(_CHUNK), after.reshape(-1).split(_CHUNK), strict=True):
-            _add(sums, start_part.double(), end_part.double())
+        for parts in zip(before.reshape(-1).split(_CHUNK), after.reshape(-1).split(_CHUNK), strict=True):
+            start_part, end_part = (part.to(device).float() for part in parts)
+            _add(sums, start_part, end_part)
             if after.dtype == torch.bfloat16:
-                sums.rounding += _rounding(start_part.double())
+                sums.rounding += _rounding(start_part)
         yield _row(name, "full", after.numel(), sums)
 
 
 def _add(sums: _Sums, start: torch.Tensor, end: torch.Tensor) -> None:
     delta = end - start
-    sums.start += float(start.square().sum())
-    sums.end += float(end.square().sum())
-    sums.delta += float(delta.square().sum())
-    sums.product += float((start * end).sum())
+    sums.start += _sum(start.square())
+    sums.end += _sum(end.square())
+    sums.delta += _sum(delta.square())
+    sums.product += _sum(start * end)
     sums.max_abs = max(sums.max_abs, float(delta.abs().max()))
     sums.changed += int(torch.count_nonzero(delta))
+
+
+def _sum(numbers: torch.Tensor) -> float:
+    return float(numbers.sum(dtype=torch.float64))
 
 
 def _rounding(weights: torch.Tensor) -> float:
     """Return the expected sum of squared errors of rounding to bf16: spacing² / 12 each, spacing being 2^(e - 8)."""
     _, exponents = torch.frexp(weights)
     spacing = torch.ldexp(torch.ones_like(weights), exponents - 8)
-    return float((spacing.square() / 12).where(weights != 0, 0).sum())
+    return _sum((spacing.square() / 12).where(weights != 0, 0))
 
 
-def _adapter_rows(start: WeightTensors, snapshot: Path, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _adapter_rows(
+    start: WeightTensors, snapshot: Path, weights: Mapping[str, str], device: str
+) -> Iterator[dict[str, Any]]:
     """Rows of the adapted ones among a model's weights, then of the others.
 
     Only products as thin as the rank are made, but for the largest change.
@@ -173,12 +182,12 @@ def _adapter_rows(start: WeightTensors, snapshot: Path, weights: Mapping[str, st
             before = before.T  # a Conv1D beside whose kind there may be linear modules
         if before.shape != (b.shape[0], a.shape[1]):
             raise Corrupt(f"{snapshot}: {module} does not fit the base's shape {tuple(before.shape)}")
-        a, b = a.double(), b.double() * scale
+        a, b = a.to(device).double(), b.to(device).double() * scale
         yield _row(f"{module}.weight", "lora", before.numel(), _adapter_sums(before, a, b))
     for name in sorted(frozen):
         weight = start.read(name)
         if weight.is_floating_point():
-            square = sum(float(part.double().square().sum()) for part in weight.flatten().split(_CHUNK))
+            square = sum(_sum(part.to(device).float().square()) for part in weight.flatten().split(_CHUNK))
             yield _row(name, "frozen", weight.numel(), _Sums(square, square, product=square))
 
 
@@ -188,10 +197,12 @@ def _adapter_sums(before: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Su
     sums = _Sums(delta=max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
     inner = 0.0
     rows = max(1, _CHUNK // before.shape[1])
-    for weights, factor in zip(before.split(rows), b.split(rows), strict=True):
-        sums.start += float(weights.double().square().sum())
-        inner += float(((factor.T @ weights.double()) * a).sum())
-        delta = factor @ a
+    narrow = a.float()
+    for part, factor in zip(before.split(rows), b.float().split(rows), strict=True):
+        weights = part.to(a.device).float()
+        sums.start += _sum(weights.square())
+        inner += float(((factor.T @ weights).double() * a).sum())
+        delta = factor @ narrow
         sums.max_abs = max(sums.max_abs, float(delta.abs().max()))
         sums.changed += int(torch.count_nonzero(delta))
     sums.end = sums.start + 2 * inner + sums.delta

@@ -230,7 +230,7 @@ class CellEvaluator:
             details["measures"][item.id] = measured
             seconds[item.id] = time.perf_counter() - began
         elif item.measure == "layer_change" and run is not None and snapshot is not None:
-            measured, files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger)
+            measured, files = measure_layers(plan.cell, run.trajectory.recipe, snapshot, self.ledger, self.gpu)
             details["measures"][item.measure] = measured
             seconds[item.measure] = time.perf_counter() - began
         elif item.measure is not None and run is not None:

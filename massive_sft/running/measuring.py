@@ -102,14 +102,19 @@ def measure_data(
     return result.summary()
 
 
-def measure_layers(cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, str]]:
+def measure_layers(
+    cell: Cell, recipe: Recipe, snapshot: Path, ledger: Ledger, gpu: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Compare a snapshot with the weights that training began from; write the table of tensors beside the cell.
+
+    Args:
+        gpu: whether a GPU computes it.
 
     Returns:
         Relative change over all weights and by layer, what rounding alone makes of it, how many weights changed (of an
         adapter: those that its product is not 0 for); and the SHA-256 of the table by path below the storage root.
     """
-    table = layer_change.layer_change(recipe.model, snapshot)
+    table = layer_change.layer_change(recipe.model, snapshot, device_of(gpu))
     require_same_model(recipe.model, recipe.parts["base"])
     data = layer_change.to_parquet(table)
     ledger.cell(cell.id).put(LAYERS, data)
