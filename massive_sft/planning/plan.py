@@ -84,10 +84,9 @@ class RunPlan:
         needs_retraining: whether it is trained, but what is lacking needs snapshots that were removed.
         snapshots: the address that its snapshots are uploaded to; None where they stay under the storage root.
         resume_every_s: time between its resume checkpoints; None to choose by what one costs.
-        gpu: the kind of GPU that its resources name; None where they name none.
+        gpu, chooses_gpus: the kind that its resources name, if any; whether ``cost.gpu_counts`` chooses how many.
         keeps_state: whether its training keeps its last state, for a later epoch.
         settled: epochs whose snapshots a training need not give, known once it is ordered.
-        chooses_gpus: whether its resources leave the number of its GPUs to ``cost.gpu_counts``.
         beside: the runs that take their steps with it, see ``planning.beside``.
     """
 
