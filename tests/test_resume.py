@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import pickle
 import shutil
@@ -46,7 +47,7 @@ from massive_sft.sweep.load import load_sweep
 from massive_sft.training.checkpoints import disk, policy
 from massive_sft.training.checkpoints.continuity import Continuity, LossJump
 from massive_sft.training.checkpoints.disk import CheckpointFacts
-from massive_sft.training.checkpoints.policy import Interval, ResumePoint
+from massive_sft.training.checkpoints.policy import Interval, ResumePoint, first_cost_s
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
 
@@ -683,7 +684,14 @@ def test_adapter_checkpoint_holds_no_frozen_weights(base: Path, tmp_path: Path) 
 
 
 def test_interval_is_two_minutes_or_twenty_times_the_cost_unless_it_is_said() -> None:
-    assert [Interval(None, 0.0, cost).due(119.9) for cost in (0.0, 5.0, 10.0)] == [False, False, False]
-    assert [Interval(None, 0.0, cost).due(120.0) for cost in (0.0, 6.0, 6.1)] == [True, True, False]
-    assert Interval(0.0, 5.0, 100.0).due(5.0)
-    assert not Interval(30.0, 5.0).due(34.9) and Interval(30.0, 5.0, 100.0).due(35.0)
+    assert [Interval(None, 0.0, cost).due(119.9, math.inf) for cost in (0.0, 5.0, 10.0)] == [False, False, False]
+    assert [Interval(None, 0.0, cost).due(120.0, math.inf) for cost in (0.0, 6.0, 6.1)] == [True, True, False]
+    assert Interval(0.0, 5.0, 100.0).due(5.0, 0.0)
+    assert not Interval(30.0, 5.0).due(34.9, math.inf) and Interval(30.0, 5.0, 100.0).due(35.0, 0.0)
+
+
+def test_checkpoint_is_skipped_where_the_training_ends_before_it_pays() -> None:
+    assert [Interval(None, 0.0, 6.0).due(120.0, left_s) for left_s in (119.9, 120.0)] == [False, True]
+    adapter, seven_billion = first_cost_s(40_000_000, 1), first_cost_s(7_000_000_000, 8)
+    assert Interval(None, 0.0, adapter).due(120.0, 60.0), "of an adapter of 8B parameters, before one was written"
+    assert not Interval(None, 0.0, seven_billion).due(120.0, math.inf)

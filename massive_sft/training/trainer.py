@@ -143,8 +143,13 @@ class TrajectoryTrainer:
     def _decide(self) -> Decision:
         if self.stop():
             return Decision.STOP
-        is_due = self.checkpoints is not None and self.checkpoints.due()
+        is_due = self.checkpoints is not None and self.checkpoints.due(self._left_s())
         return Decision.CHECKPOINT if is_due else Decision.GO_ON
+
+    def _left_s(self) -> float:
+        """Return the seconds that the steps after the one in hand should take, by those so far."""
+        taken = self._step + 1
+        return (time.perf_counter() - self._since) * (self.last_step - taken) / taken
 
     def _write_checkpoint(self, decision: Decision) -> None:
         """Write a checkpoint, and end there when that was decided. Raises Interrupted."""

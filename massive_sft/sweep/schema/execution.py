@@ -128,7 +128,7 @@ class Storage(StrictModel):
     begins."""
     resume_every: Literal["auto"] | Annotated[Number, Field(ge=0, le=MAX_COUNT)] = "auto"
     """Seconds between a training's resume checkpoints, 0 for one after every step; ``auto`` takes two minutes, or 20
-    times what one costs."""
+    times what one costs, and writes none once less than that is left to train."""
 
 
 class Tracking(StrictModel):

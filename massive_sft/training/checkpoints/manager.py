@@ -61,7 +61,8 @@ class CheckpointManager:
         self._steps_per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
         self._continuity: Continuity | None = None
         self._past: tuple[Mapping[str, Any], ...] = ()
-        self._interval = Interval(store.interval_s, time.perf_counter())
+        cost_s = policy.first_cost_s(engine.trained, engine.ranks)
+        self._interval = Interval(store.interval_s, time.perf_counter(), cost_s)
 
     def restore(self) -> ResumePoint | None:
         """Go on from what lies there: load weights, optimizer and random states, bring losses and snapshots here.
@@ -122,9 +123,9 @@ class CheckpointManager:
         """Whether a training writes a checkpoint after its last step."""
         return self._store.keeps_state
 
-    def due(self) -> bool:
-        """Return whether it is time for a checkpoint; asked on rank 0."""
-        return self._interval.due(time.perf_counter())
+    def due(self, left_s: float) -> bool:
+        """Return whether it is time for a checkpoint, with so many seconds left to train; asked on rank 0."""
+        return self._interval.due(time.perf_counter(), left_s)
 
     def write(self, step: int, limit: Limit, snapshots: Mapping[int, Path]) -> str:
         """Write a checkpoint after ``step``. All ranks call it.

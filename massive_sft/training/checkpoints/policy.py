@@ -31,6 +31,9 @@ CONVERTIBLE = ({1, 2}, {3})
 ENGINE = 2
 # Between checkpoints, when the interval is chosen here: seconds at least, and times what the last one cost.
 SHORTEST_INTERVAL_S, TIMES_COST = 120.0, 20.0
+# Of a state, before one was written: bytes of each trained weight, and those that a rank writes and hashes in a second,
+# as measured (docs/benchmarks.md).
+_STATE_BYTES, _BYTES_A_SECOND = 12, 250e6
 
 
 @dataclass
@@ -38,22 +41,31 @@ class Interval:
     """When the next checkpoint is due.
 
     Chosen by itself it is two minutes, or 20 times what the last one cost: then they cost less than 5 % of the time,
-    and a crash loses at most two minutes as long as one takes less than 6 seconds.
+    and a crash loses at most two minutes as long as one takes less than 6 seconds. None is due where what is left to
+    train takes less than 20 times its cost.
 
     Attributes:
         every_s: seconds, or None to choose.
         since: when the last one was written, or the training began; seconds of the caller's clock.
-        cost_s: seconds that the last one took.
+        cost_s: seconds that the last one took, or the first should take.
     """
 
     every_s: float | None
     since: float
     cost_s: float = 0.0
 
-    def due(self, now: float) -> bool:
-        """Return whether one is due at ``now``."""
-        interval = max(SHORTEST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
-        return now - self.since >= interval
+    def due(self, now: float, left_s: float) -> bool:
+        """Return whether one is due at ``now``, where so many seconds are left to train."""
+        passed_s = now - self.since
+        if self.every_s is not None:
+            return passed_s >= self.every_s
+        pays_s = TIMES_COST * self.cost_s
+        return passed_s >= max(SHORTEST_INTERVAL_S, pays_s) and left_s >= pays_s
+
+
+def first_cost_s(trained: int, ranks: int) -> float:
+    """Return the seconds that the first checkpoint of so many trained weights should take; a rank writes its part."""
+    return _STATE_BYTES * trained / ranks / _BYTES_A_SECOND
 
 
 @dataclass(frozen=True)
