@@ -10,11 +10,13 @@ from small_sweep import small_sweep
 
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
+from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
 from massive_sft.running.inline import run_inline
 from massive_sft.running.search_work import SearchWork, with_first_decisions
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.search.standing import Standing, find_standings
+from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 
 RUNGS: dict[str, Any] = {
@@ -96,3 +98,14 @@ def test_run_that_does_not_decide_sees_what_another_decides(undisturbed: tuple[P
     assert said == ["search s: another run decides; this one helps with what it decided"]
     deciding.close()
     other.close()
+
+
+def test_report_shows_each_decision_and_the_best_so_far(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    plan = make_whole_plan(undisturbed[0].sweep)
+    page = write_report(plan, results_of(plan), tmp_path).read_text()
+    found = standing(plan)
+    assert f"decisions of search s ({found.planned.id})" in page
+    assert "promoted to rung 2: place 1 of" in page
+    assert all(entry["cell"] in page for entry in found.trained)

@@ -21,11 +21,11 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import trials_of
-from massive_sft.search.outcomes import Outcome, wanted_names
+from massive_sft.search.outcomes import wanted_names
 from massive_sft.search.plan import Planned, plan_points
 from massive_sft.search.rules import Decision
 from massive_sft.search.standing import Standing, count_recorded, find_standings
-from massive_sft.search.view import as_text, entry_text, reason_of
+from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of
 
 
 def searches_view(plan: Plan, with_cost: bool = False) -> Group:
@@ -63,6 +63,9 @@ def _space(planned: Planned, ledger: Ledger) -> str:
     space = planned.space
     axes = ", ".join(axis.name for axis in space.axes)
     each = f" for each of {counted(len(space.groups), 'model')}" if len(space.groups) > 1 else ""
+    if isinstance(space, CellSpace) and space.has_weights:
+        listed = ", ".join(getattr(planned.search.mixture, "weights", ()))
+        return f"space: {space.size:,} mixtures of {listed}; the ledger has {count_recorded(planned, ledger)} of them"
     if isinstance(space, CellSpace):
         recorded, names = count_recorded(planned, ledger), ", ".join(planned.search.over or ())
         return f"space: {counted(space.size, 'cell')} of {names}; the ledger has {recorded} of them"
@@ -77,7 +80,10 @@ def _start(planned: Planned) -> str:
     rules, search = planned.rules, planned.search
     order = "the same on any cluster" if search.order == "strict" else "by what is there"
     proposes = f"{counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
-    start = f"start: {'spread out by the surrogate' if isinstance(planned.space, CellSpace) else proposes}"
+    if isinstance(planned.space, CellSpace):
+        proposes = f"{counted(planned.space.start, 'mixture')}, then" if planned.space.start else "spread out, then"
+        proposes += " a Gaussian process over all candidates"
+    start = f"start: {proposes}"
     return f"{start}; at most {search.at_once} without an outcome; {order}"
 
 
@@ -102,7 +108,7 @@ def _worst(one: Standing, plan: Plan) -> str:
     work = [cost.training + cost.evaluation for cost in costs]
     largest = max(work, key=lambda each: each.value)
     whole = Quantity(largest.value, all(each.sure for each in work), all(each.complete for each in work))
-    return f"{format_time(whole.times(one.left))} of training and scoring, one after another"
+    return f"training and scoring {format_time(whole.times(one.left))}, one after another"
 
 
 def best_lines(one: Standing) -> Iterator[str]:
@@ -113,24 +119,12 @@ def best_lines(one: Standing) -> Iterator[str]:
         best = one.best(position)
         for entry in best:
             what = "best" if len(best) == 1 else "none is better in all than"
-            outcome = _outcome(one.outcomes.get(entry["n"]))
+            outcome = outcome_text(one.outcomes.get(entry["n"]))
             yield f"{what}{of}: {entry['cell']}, decision {entry['n']}: {_values(one.planned, entry)}: {outcome}"
 
 
 def _values(planned: Planned, entry: Decision) -> str:
     return ", ".join(f"{name} {as_text(value)}" for name, value in planned.space.named(entry["choice"]).items())
-
-
-def _outcome(outcome: Outcome | None) -> str:
-    if outcome is None:
-        return "pending"
-    if outcome.kind != "complete":
-        return outcome.kind.replace("_", " ")
-    parts = []
-    for name, value in sorted(outcome.values.items()):
-        error = outcome.errors.get(name)
-        parts.append(f"{name} {value:.4g}" + (f" ± {1.96 * error:.2g}" if error else ""))
-    return ", ".join(parts)
 
 
 def find_search(name: str, sweep: Path | None, overlays: Sequence[Path] | None) -> Standing | None:
@@ -153,7 +147,7 @@ def search_view(one: Standing) -> Group:
             continue
         group = one.planned.group(entry)
         what = _values(one.planned, entry) + (f" ({group})" if len(one.planned.space.groups) > 1 else "")
-        outcome = _outcome(one.outcomes.get(entry["n"]))
+        outcome = outcome_text(one.outcomes.get(entry["n"]))
         style = "bold" if entry["n"] in best else ""
         table.add_row(str(entry["n"]), entry["cell"], what, outcome, reason_of(entry), style=style)
     names = ", ".join(wanted_names(one.planned.search))

@@ -19,6 +19,7 @@ from massive_sft.report import comparison, overview, relations, scores
 from massive_sft.report.differences import differences_section
 from massive_sft.report.model_map import model_map_section
 from massive_sft.report.report_data import ReportData, read_report_data
+from massive_sft.report.searches import searches_section
 from massive_sft.report.section import Section
 from massive_sft.study import tables
 from massive_sft.study.hyperparameters import hyperparameters
@@ -59,6 +60,8 @@ def write_report(plan: Plan, results: Results, out: Path, imported: Sequence[Imp
         frame = comparison.compare(data, table_ledger)
         write_bytes(out / f"beside-{table_ledger.table.name}.csv", tables.to_csv(tables.with_mixture(frame)))
         added.append(comparison.comparison_section(data, table_ledger, frame))
+    if (searches := searches_section(plan, results)) is not None:
+        added.append(searches)
     write_bytes(out / PAGE, render(data, added).encode())
     return out / PAGE
 

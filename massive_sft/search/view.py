@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from massive_sft.core.files import format_bytes
+from massive_sft.search.outcomes import Outcome
 
 
 def decision_line(entry: Mapping[str, Any], named: Mapping[str, Any]) -> str:
@@ -54,3 +55,16 @@ def reason_of(entry: Mapping[str, Any]) -> str:
 def as_text(value: Any) -> str:
     """Return a value of an axis without digits that say nothing."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def outcome_text(outcome: Outcome | None) -> str:
+    """Return what came of a decision: its scores with their 95 % intervals."""
+    if outcome is None:
+        return "pending"
+    if outcome.kind != "complete":
+        return outcome.kind.replace("_", " ")
+    parts = []
+    for name, value in sorted(outcome.values.items()):
+        error = outcome.errors.get(name)
+        parts.append(f"{name} {value:.4g}" + (f" ± {1.96 * error:.2g}" if error else ""))
+    return ", ".join(parts)
