@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
 from massive_sft.core.errors import ExitCode
-from massive_sft.core.stop import StopSignal, redeliver_lost_interrupts
+from massive_sft.core.stop import KILL_MESSAGE, StopSignal, redeliver_lost_interrupts
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.runs import find_live_runs, register_run
@@ -304,8 +304,13 @@ Cells = CellQueue.__ray_metadata__.modified_class
 def test_ending_pool_gives_nothing_out_and_says_so_to_who_waits() -> None:
     async def scenario() -> None:
         pool = Lanes(Counter({ONE: 3}))
+        for trial in ("held", "starting"):
+            await pool.assign(trial, b"")
+        await pool.take_up("held")
         await pool.submit(ONE, "held", b"held")
         assert await pool.next("lane", ONE) == b"held"
+        state = await pool.state()
+        assert (state["ready"], state["late"]) == ({"lane"}, {"starting"})
         await pool.submit(ONE, "queued", b"")
         stopped = asyncio.create_task(pool.told_to_stop("lane"))
         await asyncio.sleep(0)
@@ -375,3 +380,23 @@ def test_interrupt_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.Monkey
         time.sleep(5)
     Finalized(KeyError)
     assert told == [KeyError]
+
+
+def test_first_interrupt_ends_at_once_what_only_starts() -> None:
+    code = """
+import os, signal
+from massive_sft.core.stop import StopSignal
+
+stop = StopSignal()
+with stop.handle_signals(lambda: False, lambda _: None):
+    with stop.nothing_in_hand():
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on", flush=True)
+stop = StopSignal()
+with stop.handle_signals(lambda: False, lambda _: None), stop.nothing_in_hand():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("goes on\n", KILL_MESSAGE, ExitCode.INTERRUPTED)

@@ -254,9 +254,12 @@ def test_broken_yaml_is_refused_with_its_line(tmp_path: Path, text: str, message
     assert message in str(caught.value)
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="cannot be read"):
-        load_sweep(tmp_path / "none.yaml")
+def test_file_that_is_not_there_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").touch()
+    with pytest.raises(InvalidInput, match=r"stdy.yaml: there is no such file \(did you mean study.yaml\?\)$"):
+        read_yaml(tmp_path / "stdy.yaml")
+    with pytest.raises(InvalidInput, match=r"there is no such file$"):
+        read_yaml(tmp_path / "nowhere" / "other.yaml")
 
 
 def test_overlay_merges_mappings_replaces_lists_and_removes_nulls(tmp_path: Path) -> None:

@@ -108,7 +108,11 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
             from massive_sft.scheduling.native_log import without_native_log
             from massive_sft.scheduling.run_on_ray import run_on_ray
 
-        with without_native_log(), connected():
+        if stop():
+            return
+        with without_native_log(), connected(stop.nothing_in_hand()):
+            if stop():
+                return
             problems = path_problems(plan.sweep) if named_cluster() else []
             if problems:
                 raise InvalidInput(problems)

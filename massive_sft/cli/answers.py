@@ -17,6 +17,8 @@ from massive_sft.core.wording import counted
 
 SHOWN = 10
 KEYS = ["benchmark", "task", "doc"]
+NONE_CHANGED = "the values of all questions that both answered are the same"
+NONE_SHARED = "no question that all of them answered"
 Rows = list[dict[str, Any]]
 NONE = (
     "no answers: they lie with another cell of equal weights, or the requests are gone from the storage root's cache "
@@ -42,7 +44,7 @@ def answers(
     if as_json:
         print_json(rows)
     else:
-        console().print(answers_view(cells, rows, count))
+        console().print(answers_view(cells, rows, count, NONE_CHANGED if changed else NONE_SHARED))
 
 
 def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed: bool = False) -> list[dict[str, Any]]:
@@ -84,7 +86,8 @@ def by_document(rows: Rows, common: Collection[str]) -> dict[tuple[Any, ...], di
 
 
 def _row(answered: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    said = [{name: row[name] for name in ("answer", "extracted", "value", "logprob", "finish")} for row in answered]
+    names = ("answer", "extracted", "value", "logprob", "finish", "protocol", "prompt")
+    said = [{name: row[name] for name in names} for row in answered]
     about = (*KEYS, "protocol", "kind", "prompt", "gold", "metric")
     return {**{name: answered[0][name] for name in about}, "answers": said}
 
@@ -102,23 +105,35 @@ def _differs(row: dict[str, Any]) -> bool:
     return bool(left["value"] != right["value"])
 
 
-def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int) -> Group:
-    """Return the first ``count`` documents for people."""
+def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int, none: str) -> Group:
+    """Return the first ``count`` documents for people; without any, ``none`` or why there are no answers."""
     if not rows:
-        return Group(Text(NONE if any(not _answers(cell) for cell in cells) else "no such question"))
+        return Group(Text(NONE if any(not _answers(cell) for cell in cells) else none))
     heads = [f"{cell.id} {cell.coordinates}" for cell in cells]
     parts: list[Any] = []
     for row in rows[:count]:
-        parts += [
-            Text(f"{cells[0].benchmark_name(row['protocol'])} {row['task']} {row['doc']}", style="bold"),
-            Text(row["prompt"], style="dim"),
-        ]
+        parts += _question(cells, row)
         table = make_table("gold", *heads)
         table.add_row(Text(row["gold"] or "—"), *(_said(said, row["metric"]) for said in row["answers"]))
         parts += [table, Text()]
     more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
     shown = min(count, len(rows))
     return Group(*parts, Text(f"{counted(shown, 'question')}{more}", style="dim"))
+
+
+def _question(cells: Sequence[CellMatch], row: dict[str, Any]) -> list[Text]:
+    """Return which question it is, and how it was put: to each cell where two templates put it otherwise."""
+    name = cells[0].benchmark_name(row["protocol"])
+    prompts = [said["prompt"] for said in row["answers"]]
+    put = [Text(row["prompt"], style="dim")]
+    if len({*prompts}) > 1:
+        templates = [cell.template_name(said["protocol"]) for cell, said in zip(cells, row["answers"], strict=True)]
+        name = f"{row['benchmark']} [{' / '.join(templates)}]"
+        put = [
+            Text.assemble((f"asked of {cell.id}:\n", ""), (prompt, "dim"))
+            for cell, prompt in zip(cells, prompts, strict=True)
+        ]
+    return [Text(f"{name} {row['task']} {row['doc']}", style="bold"), *put]
 
 
 def _said(said: dict[str, Any], metric: str | None) -> Text:

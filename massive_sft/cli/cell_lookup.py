@@ -72,8 +72,13 @@ class CellMatch:
         assert self.record is not None, "who asks has its scores"
         scores = self.record.scores
         alike = [item for item in scores.values() if item.benchmark == scores[protocol].benchmark]
-        name, asked = scores[protocol].benchmark, scores[protocol].asked
-        return name if len(alike) == 1 else f"{name} [{protocol_name(asked, self.templates)}]"
+        name = scores[protocol].benchmark
+        return name if len(alike) == 1 else f"{name} [{self.template_name(protocol)}]"
+
+    def template_name(self, protocol: str) -> str:
+        """Return the name of the template of one of its record's protocols, else what tells the protocol apart."""
+        assert self.record is not None, "who asks has its scores"
+        return protocol_name(self.record.scores[protocol].asked, self.templates)
 
     @cached_property
     def asked_record(self) -> Record | None:

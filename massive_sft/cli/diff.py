@@ -133,7 +133,9 @@ def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
     for benchmark in dict.fromkeys(item.benchmark for side in sides for item in side.values()):
         left, right = ([name for name, item in side.items() if item.benchmark == benchmark] for side in sides)
         if len(left) == len(right) == 1:
-            rows += _rows(benchmark, sides[0][left[0]], sides[1][right[0]], False, (None, None))
+            names = first_cell.template_name(left[0]), second_cell.template_name(right[0])
+            label = benchmark if names[0] == names[1] else f"{benchmark} [{names[0]} / {names[1]}]"
+            rows += _rows(label, sides[0][left[0]], sides[1][right[0]], False, (None, None))
             continue
         for name in left:
             rows += _rows(first_cell.benchmark_name(name), sides[0][name], None, False, (None, None))

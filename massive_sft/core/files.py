@@ -8,6 +8,7 @@ umask and the folder's default ACL give.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import gzip
 import json
@@ -170,6 +171,14 @@ def explain_os_error(error: OSError) -> str | None:
     place = f"{error.filename}: " if error.filename else "the disk refuses: "
     remedy = "; make room, then run the same command to go on" if error.errno in DISK_FULL else ""
     return f"{place}{error.strerror}{remedy}"
+
+
+def name_beside(path: Path) -> str:
+    """Return `` (did you mean X?)`` with the name that is closest to one that is not there; empty where none is."""
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.8)
+    return f" (did you mean {beside[0]}?)" if beside else ""
 
 
 def user_cache_file(name: str) -> Path | None:

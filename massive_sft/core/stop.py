@@ -29,6 +29,7 @@ class StopSignal:
         self._asked = threading.Event()
         self._wake = threading.Event()
         self.reason = ""
+        self._nothing_in_hand = False
 
     def __call__(self) -> bool:
         return self._asked.is_set()
@@ -48,6 +49,17 @@ class StopSignal:
         """Raise Interrupted once the run should end."""
         if self():
             raise Interrupted(self.reason)
+
+    @contextmanager
+    def nothing_in_hand(self) -> Iterator[None]:
+        """Within it the first Ctrl-C ends this process at once as a second one does, for there is nothing to wait for
+        but a start that cannot be broken off, and that takes as long as the machine is busy.
+        """
+        self._nothing_in_hand = True
+        try:
+            yield
+        finally:
+            self._nothing_in_hand = False
 
     @contextmanager
     def handle_signals(self, end_requested: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
@@ -76,7 +88,7 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self() and number == signal.SIGINT:
+        if number == signal.SIGINT and (self() or self._nothing_in_hand):
             # Nothing here may need a lock.
             with suppress(OSError):  # stderr is closed
                 last = _last_words[-1]

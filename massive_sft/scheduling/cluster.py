@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import grpc
@@ -28,12 +28,17 @@ from massive_sft.core.errors import ClusterLost, InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
 from massive_sft.scheduling.named_cluster import named_cluster
 
+STARTS = 3  # tries to start Ray here, where its node comes too late for it
+LATE = "timed out during startup"
 TIMEOUT_S = 10.0  # seconds for the cluster's head to take a connection
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(starting: AbstractContextManager[None] | None = None) -> Iterator[None]:
     """Connect to Ray, or start it on this machine; leave it, or stop it, at the end.
+
+    Args:
+        starting: entered while Ray starts.
 
     Raises:
         InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
@@ -48,7 +53,8 @@ def connected() -> Iterator[None]:
     # Processes inherit this, so that a closed terminal ends the run, not what it is about to write a checkpoint with.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
-        _start(address)
+        with starting or nullcontext():
+            _start(address)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
@@ -78,6 +84,16 @@ def kill_actors() -> None:
                 kill_actor(bytes.fromhex(identity))
 
 
+def hush() -> None:
+    """Have Ray print nothing more of what fails in the cluster: it would say of what is killed that it tries again.
+
+    That is what it does itself when it is left, a little later.
+    """
+    worker: Any = ray._private.worker.global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
+
+
 def kill_actor(identity: bytes) -> None:
     """Kill an actor of which only the id is known. Raises ActorHandleNotFoundError when this process has no handle."""
     worker: Any = ray._private.worker.global_worker
@@ -85,6 +101,18 @@ def kill_actor(identity: bytes) -> None:
 
 
 def _start(address: str | None) -> None:
+    for left in reversed(range(STARTS)):
+        try:
+            _start_once(address)
+        except InvalidInput as error:
+            # It gives a node 30 seconds, which are not enough on a busy machine, and has no setting for that.
+            if not left or LATE not in str(error):
+                raise
+        else:
+            return
+
+
+def _start_once(address: str | None) -> None:
     try:
         ray.init(
             address=address or "local",  # else it would join whatever somebody started on this machine

@@ -242,7 +242,8 @@ class LanePool(OrderQueue):
     async def state(self) -> dict[str, Any]:
         """Return what is queued, expected and held, who is idle since how long, and a counter that moves with changes.
 
-        ``unfit`` are the nodes, by shape, on which its lanes cannot start; ``groups`` the placements that are up.
+        ``unfit`` are the nodes, by shape, on which its lanes cannot start; ``groups`` the placements that are up;
+        ``ready`` the lanes that have asked for an order, ``late`` the trials that have not asked what they have to do.
         """
         return {
             "queued": {shape: len(queue) for shape, queue in self.queues.items()},
@@ -255,5 +256,7 @@ class LanePool(OrderQueue):
             "begun": set(self.begun),
             "groups": self.health.groups,
             "up": {lane for lane in self.restarts if self.health.nodes(lane)},
+            "ready": set(self.asked),
+            "late": self.assigned.keys() - self.met,
             "progress": self.progress,
         }

@@ -23,6 +23,7 @@ class OrderQueue(Pool):
         super().__init__()
         self.grows = grows
         self.assigned: dict[str, bytes] = {}
+        self.met: set[str] = set()  # trials that have come for it
         self.expected = Counter(expected)
         self.queues: defaultdict[Shape, list[QueuedOrder]] = defaultdict(list, {shape: [] for shape in expected})
         self.orders: dict[str, QueuedOrder] = {}
@@ -51,6 +52,7 @@ class OrderQueue(Pool):
 
     async def take_up(self, trial: str) -> bytes | None:
         """Say that a trial begins; return what it has to do, or None when the run should end."""
+        self.met.add(trial)
         return self.assigned.get(trial) if await self.begin(trial) else None
 
     async def end(self, work: str) -> None:

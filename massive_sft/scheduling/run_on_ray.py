@@ -26,7 +26,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from massive_sft.core.errors import ClusterLost, Interrupted
@@ -40,11 +40,11 @@ from massive_sft.running.trial import make_record_writer, retain, todo, training
 from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.claims import Claims, await_room
-from massive_sft.scheduling.cluster import kill_actors
 from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.lane_pool import LanePool
-from massive_sft.scheduling.lanes import Lanes, join
+from massive_sft.scheduling.lanes import Lanes
+from massive_sft.scheduling.leaving import leave
 from massive_sft.scheduling.live_nodes import live_nodes
 from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.scheduling.nodes import Shape
@@ -59,8 +59,6 @@ from massive_sft.scheduling.work import Assigner
 QUEUE_DIED = "the process of a queue died; run the same command to go on"
 LIMITS = Limits()  # of silence
 POLL_S = 0.5  # seconds between looks at how far everything is
-SETTLE_S = 5.0  # seconds that Tune and Data may take to end once nothing is in hand any more
-LEAVE_S = 30.0  # the same, for the workers of lanes
 
 Scorable = tuple[CellPlan, RunPlan | None]  # a cell and its run; a base model has none
 
@@ -100,7 +98,10 @@ def run_on_ray(
         ready += [(cell, run) for run in plan.todo if run not in to_train for cell in todo(run)]
     stop = stop or StopSignal()
     wait_s = float(plan.sweep.file.cluster.wait) if named_cluster() else 0.0  # a Ray of this machine alone never grows
-    demand = await_room(partial(make_demand, plan, to_train, ready), wait_s, say, stop)
+    try:
+        demand = await_room(partial(make_demand, plan, to_train, ready), wait_s, say, stop)
+    except Interrupted:
+        return
     say(str(demand))
     if work is None:
         by_length = sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id])
@@ -136,6 +137,7 @@ class _Run:
         bases = {cell.cell.id: digest(cell.cell.base) for cell in self.plan.cells}
         self.queue = _started(CellQueue, self.work.grows, estimates, bases)
         self.relay = _started(Relay)
+        self.relay_up = self.relay.__ray_ready__.remote()
         self.lanes = Lanes(self.pool, self.say)
         self.scorers = ScorerGroups(
             self.queue,
@@ -159,6 +161,8 @@ class _Run:
 
     def run(self) -> None:
         """Train and score; return when every cell has its record, or when nothing is in hand in a run that ends."""
+        if not self._queues_are_up():
+            return
         ray.get(self.queue.put.remote([cell_bytes(cell, run) for cell, run in self.ready]))
         self._begin("hear", self._hear)
         self._begin("retain", self._retain)
@@ -182,6 +186,15 @@ class _Run:
         finally:
             self._leave()
 
+    def _queues_are_up(self) -> bool:
+        """Wait for the processes that all meet at; return whether the run goes on: until then nothing is in hand."""
+        up = [actor.__ray_ready__.remote() for actor in (self.pool, self.queue)]
+        until_s = time.monotonic() + LIMITS.start_s  # who asks them then, is told what became of them
+        while len(ray.wait(up, num_returns=len(up), timeout=POLL_S)[0]) < len(up) and time.monotonic() < until_s:
+            if self.stop():
+                return False
+        return True
+
     def _wind_up(self) -> None:
         """End what is in hand where it can go on from: a training after its step, a cell after its shard."""
 
@@ -194,26 +207,12 @@ class _Run:
         self._until(ended)
 
     def _leave(self) -> None:
-        """End the threads, however it went: one that still uses Ray when it is shut down takes the process with it."""
+        """End the threads, however it went."""
         self.roles.stop()
         self.ended.set()
         self.complete.put(None)
-        busy = [thread for name, thread in self.threads.items() if name not in ("hear", "retain")]
-        busy += self.scorers.threads()
-        join([*busy, *self.lanes.threads(self.lanes.holders())], SETTLE_S)
-        with suppress(RayError):  # what is lost, a pool or all of the cluster, must not hide why the run ends
-            self.claims.withdraw()
-            up = ray.get(self.pool.state.remote(), timeout=SETTLE_S)["up"]
-            join(self.lanes.threads(up), LEAVE_S)  # not those that wait
-        with suppress(RayError):
-            ray.get(self.relay.close.remote(), timeout=SETTLE_S)
-            join([self.threads["hear"]], SETTLE_S)
-        with suppress(RayError):
-            self.lanes.give_up()
-            kill_actors()
-        busy += self.scorers.left_behind
-        join([*busy, *self.lanes.threads(self.lanes.holders())], LEAVE_S)  # nothing answers them any more
-        self.threads["retain"].join()  # what is half removed would only be in the way; it uses no Ray
+        pools = self.pool, self.queue
+        leave(self.threads, pools, self.relay, self.relay_up, self.lanes, self.scorers, self.claims)
 
     def _is_alive(self, name: str) -> bool:
         return name in self.threads and self.threads[name].is_alive()

@@ -148,9 +148,13 @@ class ScorerGroups:
         """Let groups end on nodes that are about to go."""
         self.leave([group.name for group in self._groups.values() if group.node in nodes and not group.leaving])
 
-    def threads(self) -> list[threading.Thread]:
-        """Return the threads of all groups, which end when they do."""
-        return [group.thread for group in list(self._groups.values())]
+    def threads(self, names: Collection[str] | None = None) -> list[threading.Thread]:
+        """Return the threads of these groups, of all if none are named; they end when the groups do."""
+        return [group.thread for group in list(self._groups.values()) if names is None or group.name in names]
+
+    def ready(self, state: Mapping[str, Any]) -> list[str]:
+        """Return the names of the groups of which a scorer has imported all it needs; ``state`` is the queue's."""
+        return [name for name, entered in state["entered"].items() if entered == 0]
 
     @property
     def left_behind(self) -> list[threading.Thread]:

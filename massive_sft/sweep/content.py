@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import name_beside
 from massive_sft.core.fingerprint import FileHashes, fingerprint
 from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep import weight_files
@@ -261,11 +260,7 @@ def _at(place: str, problems: list[Problem]) -> Problem:
 
 def _no_such(what: str, path: Path, place: str) -> Problem:
     """Return that a path is not there, with the nearest name of those beside where it would be."""
-    beside: list[str] = []
-    with suppress(OSError):
-        beside = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.8)
-    hint = f" (did you mean {beside[0]}?)" if beside else ""
-    return Problem(place, f"there is no such {what}{hint}", str(path))
+    return Problem(place, f"there is no such {what}{name_beside(path)}", str(path))
 
 
 def _name_within(file: Path, folder: Path) -> str:

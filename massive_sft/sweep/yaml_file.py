@@ -13,12 +13,15 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import name_beside
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping. Raises InvalidInput with file and line; a key given twice is an error."""
     try:
         value = copy.deepcopy(_parse(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InvalidInput(Problem(str(path), f"there is no such file{name_beside(path)}")) from None
     except OSError as error:
         raise InvalidInput(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     except UnicodeDecodeError as error:
