@@ -71,7 +71,7 @@ def test_modules_that_a_page_names_exist(page: Path) -> None:
 
 
 def glossary() -> list[str]:
-    return re.findall(r"^\| (\w+) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)[1:]
+    return re.findall(r"^\| (.+?) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)[1:]
 
 
 def test_glossary_has_few_words() -> None:
