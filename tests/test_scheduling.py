@@ -51,6 +51,7 @@ from massive_sft.running.events import (
 from massive_sft.running.inline import run_inline
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
+from massive_sft.scheduling import scorers
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.claims import Claims
 from massive_sft.scheduling.lane_pool import LanePool
@@ -339,6 +340,7 @@ def run_beside_a_holder(path: Path) -> None:
             return True
 
     run_on_ray_module.LIMITS.silence_s = 2.0
+    scorers.LATE_S = 1.0
 
     def say(text: str) -> None:
         print(text, flush=True)  # noqa: T201
@@ -357,10 +359,11 @@ def run_beside_a_holder(path: Path) -> None:
 
 def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     """Somebody else holds the whole cluster: a process of its own, for it leaves a lane that waits."""
-    path = small_sweep(tmp_path, evaluation={"base": False, "tasks": []}, measures=[])
+    path = small_sweep(tmp_path, measures=[])
     code, printed = call(run_beside_a_holder, path, out=tmp_path / "printed", seconds=150)
     assert code == ExitCode.TRY_AGAIN, printed
     assert "nothing moved for" in printed
+    assert "scorers #1 (1 of 1 x 1 CPU, node " in printed and " s; free there: 0 CPU; where nobody" in printed
     reason = printed.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
     assert "free: 0 CPU" in reason

@@ -42,6 +42,7 @@ Row = dict[str, Any]
 
 TRIES = 3  # scorers that a cell may cost before it counts as what kills them
 _ACTOR = re.compile(r"actor[ _]id[:=] ?([0-9a-f]{32})", re.IGNORECASE)  # in what Ray says of one that died
+LATE_S = 60.0  # after which it is said that scorers are not up, and again after five times that
 HELD_S = 2 * TTL_S  # seconds until which the ledger knows of a scorer elsewhere that it is gone
 
 
@@ -85,13 +86,18 @@ def _read(queue: Any, group: str, size: int) -> Iterator[pa.Table]:
 
 @dataclass
 class _Group:
-    """Scorers of one node, since when they are there, and since when each of their cells is out."""
+    """Scorers of one node, since when they are there, and since when each of their cells is out.
+
+    Attributes:
+        late_s: how late they were when that was said last.
+    """
 
     name: str
     node: str
     size: int
     since_s: float
     leaving: bool = False
+    late_s: float = 0.0
     out_from_s: dict[str, float] = field(default_factory=dict)
     error: BaseException | None = None
     thread: threading.Thread = field(default_factory=threading.Thread)
@@ -190,6 +196,21 @@ class ScorerGroups:
             elif group.error is not None:
                 self.fail(group.error)
         self._take_up_lost(state["lost"])
+        self._tell_late(state)
+
+    def _tell_late(self, state: Mapping[str, Any]) -> None:
+        """Say which scorers are not up yet, though lanes may be busy all the while, and what there is for them."""
+        for group in self._groups.values():
+            late_s = time.monotonic() - group.since_s
+            if group.name in state["entered"] or group.leaving or late_s < max(LATE_S, 5 * group.late_s):
+                continue
+            group.late_s = late_s
+            left = ray._private.state.available_resources_per_node().get(group.node, {})
+            free = ", ".join(f"{left.get(name, 0.0):g} {name}" for name, count in self.scorer.needs().items() if count)
+            told = (
+                f"{group.name} ({group.size} of {self.scorer}, node {group.node[:8]}) are not up after {late_s:.0f} s"
+            )
+            self.say(f"{told}; free there: {free}; where nobody else holds it, see Ray's logs of that node")
 
     def _lose(self, group: _Group, error: GroupLost, was_up: bool, places: Collection[str]) -> None:
         self.say(f"{group.name} are lost: {error}")
