@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_records import sweep_file
+from sample_records import made_record, number_of, sweep_file
 
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
+from massive_sft.planning.plan import make_plan
 from massive_sft.search.decider import Decider
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome
@@ -79,7 +80,7 @@ class World:
     def decider(self) -> Decider:
         log = DecisionLog(self.root, self.one.id)
         base: Callable[[Decision], Outcome | None] = lambda entry: Outcome("complete", {"quiz": 30.0, "prose": 1.0})  # noqa: E731
-        decider = Decider(self.one.rules, log, self.one.content, self.outcome, base)
+        decider = Decider(self.one.rules, log, lambda: self.one.content, self.outcome, base)
         assert decider.lead()
         return decider
 
@@ -163,6 +164,28 @@ def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -
     ]  # fmt: skip
     assert all(0.05 <= choice["first"] <= 0.8 and sum(choice.values()) == pytest.approx(1) for choice in shares)
     assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
+
+
+def test_search_begins_with_what_was_best_for_another_model(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "large", "mixture": "first", "setting": "lora", "schedule": "constant"}
+    block |= {"horizon": 1, "snapshots": [1], "override": {"lr": [2e-5, 1e-4, 7e-4], "lora.rank": [4, 8]}}
+    search = TPE | {"start": {"portfolio": 2, "qmc": 3}, "space": {"lr": {"log": [1e-5, 1e-3]}, "lora.rank": [4, 8]}}
+    plan = make_plan(load_sweep(sweep_file(tmp_path, blocks=[block])))
+    ledger = plan.open_ledger()
+    trained = [cell for run in plan.runs for cell in run.cells]
+    for cell in trained:
+        ledger.write_cell(cell.cell.id, cell.cell.content)
+        ledger.write_record(made_record(cell, cell.cell.recipe.id if cell.cell.recipe else None))
+    one = plan_searches(load_sweep(sweep_file(tmp_path, blocks=[block], search=[search])))[0]
+    decider = Decider.of(one, ledger)
+    assert decider.lead()
+    decider.advance()
+    decider.release()
+    best = sorted(trained, key=number_of, reverse=True)[:2]
+    wanted = [(cell.cell.recipe.setting.lr, cell.cell.recipe.setting.lora.rank) for cell in best if cell.cell.recipe]
+    named = [one.named(entry) for entry in decider.entries]
+    assert [(choice["lr"], choice["lora.rank"]) for choice in named[:2]] == wanted
+    assert [entry["sampler"] for entry in decider.entries] == ["portfolio", "portfolio", "start", "start"]
 
 
 @pytest.mark.parametrize("is_written", [False, True])

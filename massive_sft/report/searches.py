@@ -16,7 +16,7 @@ from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of
 from massive_sft.study.results import Results
 
 Z95 = 1.96  # standard errors to each side of a 95 % interval
-KEYS = (Key("tried"), Key("best so far", 1))
+KEYS = (Key("tried, with its 95 % interval", 0, shape=0), Key("best so far", 1))
 
 
 def searches_section(plan: Plan, results: Results) -> Section | None:
@@ -29,7 +29,7 @@ def searches_section(plan: Plan, results: Results) -> Section | None:
     notes = [note for one in found for note in _notes(one)]
     figures = {one.planned.search.name: [*_curves(one), *_fronts(one)] for one in found}
     tables = [TableBlock(_table(one)) for one in found]
-    return Section("searches", "Searches", notes, [FigureBlock(figures), *tables])
+    return Section("searches", "Searches", notes, [FigureBlock(figures, KEYS), *tables])
 
 
 def _notes(one: Standing) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
@@ -37,13 +38,13 @@ class Decider:
     """One search in this process.
 
     Attributes:
-        content: what it is, as its log keeps it.
+        begin: returns what it is, as its log is to keep it.
         is_exhausted: whether everything in its space was asked.
     """
 
     rules: Rules
     log: DecisionLog
-    content: Mapping[str, Any]
+    begin: Callable[[], Mapping[str, Any]]
     outcome_of: OutcomeOf
     base_of: OutcomeOf
     is_exhausted: bool = False
@@ -57,7 +58,9 @@ class Decider:
     def of(cls, planned: Planned, ledger: Ledger) -> Decider:
         """Return what decides for a search of a sweep, by the records of a ledger."""
         read = _RecordReader(planned, ledger)
-        return cls(planned.rules, planned.log(ledger.storage), planned.content, read.outcome_of, read.base_of)
+        log = planned.log(ledger.storage)
+        begin = partial(planned.begin, ledger)
+        return cls(planned.begun(log.content()), log, begin, read.outcome_of, read.base_of)
 
     @property
     def entries(self) -> Sequence[Decision]:
@@ -83,7 +86,8 @@ class Decider:
         if self._lease is None:
             self._lease = self.log.lease(this_process(), self._watch)
             if self._lease is not None:
-                self.log.begin(self.content)
+                content = self.log.content() or self.log.begin(self.begin())
+                self.rules = replace(self.rules, portfolio=tuple(content.get("portfolio") or ()))
                 self.look()
         return self._lease is not None
 

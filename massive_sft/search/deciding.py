@@ -78,8 +78,10 @@ def _told(rules: Rules, log: Sequence[Decision], own: Sequence[Decision], given:
 
 def _proposal(rules: Rules, position: int, attempt: int, tried: Sequence[Tried], seed: int) -> tuple[Choice, str]:
     """Return a choice and what it comes from."""
-    if position < len(rules.start) and attempt == 0:
-        return rules.start[position], "start"
+    if position < len(rules.portfolio) and attempt == 0:
+        return rules.portfolio[position], "portfolio"
+    if position < len(rules.portfolio) + len(rules.start) and attempt == 0:
+        return rules.start[position - len(rules.portfolio)], "start"
     if rules.sampler == "qmc":
         return rules.spread(position + attempt + 1)[-1], "qmc"
     objectives = len(tried[0].values or ()) if tried and tried[0].values else count_objectives(rules.space.search)
@@ -99,7 +101,7 @@ def _nearest(rules: Rules, choice: Choice, group: str | None, known: set[str], r
         return math.fsum(
             (other[axis.name] != choice[axis.name])
             if axis.kind == "names"
-            else abs(_place(axis, other) - _place(axis, choice))
+            else abs(axis.share(other[axis.name]) - axis.share(choice[axis.name]))
             for axis in axes
         )
 
@@ -107,15 +109,6 @@ def _nearest(rules: Rules, choice: Choice, group: str | None, known: set[str], r
     return next(
         (candidates[index] for index in ordered if rules.cell_of(candidates[index], group, rung) not in known), None
     )
-
-
-def _place(axis: Any, choice: Choice) -> float:
-    """Return where a choice is on an axis, from 0 to 1."""
-    value = float(choice[axis.name])
-    if not axis.is_range:
-        return value / max(1, len(axis.values) - 1)
-    low, high = axis.ends
-    return math.log(value / low) / math.log(high / low) if axis.kind == "log" else (value - low) / (high - low)
 
 
 def _as_tried(rules: Rules, own: Sequence[Decision], given: Given) -> list[Tried]:

@@ -54,6 +54,7 @@ def search_content(
         **({"rungs": {"keep": search.rungs.keep}} if search.rungs else {}),
         "sampler": sampler,
         "start": start,
+        **({"portfolio": search.start.portfolio} if search.start.portfolio else {}),
         "seed": search.seed,
         "at_once": search.at_once,
         "order": search.order,

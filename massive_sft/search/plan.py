@@ -21,6 +21,7 @@ from massive_sft.search.cells import CellSpace
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.outcomes import Reader, wanted_names
+from massive_sft.search.portfolio import find_portfolio
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
 from massive_sft.search.rules import Rules, number
@@ -68,6 +69,20 @@ class Planned:
     def log(self, root: Root) -> DecisionLog:
         """Return its log under a storage root."""
         return DecisionLog(root, self.id)
+
+    def begin(self, ledger: Ledger) -> Mapping[str, Any]:
+        """Return what its log is to keep: what its id is the hash of, and the choices it takes over from others."""
+        count = self.search.start.portfolio
+        if not count or not isinstance(self.space, Space):
+            return self.content
+        cells = [self.asked_at(choice, group, -1)[0] for choice, group in self.space.corners()]
+        own = {group or "": self.rules.model_of(choice, group) for choice, group in self.space.corners()}
+        found = find_portfolio(self.space, self.reader, cells[0].requirements, own, ledger, count)
+        return {**self.content, "portfolio": [dict(choice) for choice in found]}
+
+    def begun(self, content: Mapping[str, Any] | None) -> Rules:
+        """Return its rules once its log began."""
+        return replace(self.rules, portfolio=tuple((content or {}).get("portfolio") or ()))
 
     def group(self, entry: Mapping[str, Any]) -> str | None:
         """Return the model of the group that a decision is of; None where the model is an axis."""
@@ -161,6 +176,7 @@ def _planned(
         space,
         lambda choice, group, rung: cell_of(choice, group, rung).id,
         lambda choice, group: fingerprint(cell_of(choice, group).base),
+        (),
         *_parking(search, cells),
     )
     content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)

@@ -42,5 +42,8 @@ def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
         yield "evaluate", "cannot drop a cell early yet: evaluation.until gives early answers of all cells"
     if search.confirm is not None:
         yield "confirm", "is not done yet: make the best a block with several seeds"
-    if search.start.portfolio:
-        yield "start.portfolio", "is not looked up yet: qmc spreads the first trials over the space"
+    if search.start.portfolio and (search.over is not None or isinstance(search.mixture, Weights)):
+        yield (
+            "start.portfolio",
+            "goes with a space of its own, not with cells or weights; leave it out",
+        )

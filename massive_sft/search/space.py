@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.sweep.content import Contents
+from massive_sft.sweep.identity import setting_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import Range, Search, Weights
@@ -53,6 +54,13 @@ class Axis:
             return min(int(share * len(self.values)), len(self.values) - 1)
         low, high = self.ends
         return self.rounded(low * (high / low) ** share if self.kind == "log" else low + share * (high - low))
+
+    def share(self, choice: float | int) -> float:
+        """Return where a choice is on the axis, 0 to 1."""
+        if not self.is_range:
+            return choice / max(1, len(self.values) - 1)
+        low, high = self.ends
+        return math.log(choice / low) / math.log(high / low) if self.kind == "log" else (choice - low) / (high - low)
 
     def rounded(self, value: float | int) -> float | int:
         """Return the choice that a sampler's value stands for."""
@@ -127,6 +135,10 @@ class Space:
             base = setting
         value = base * found[axis.name]
         return int(value) if float(value).is_integer() else float(value)
+
+    def content_of_setting(self) -> dict[str, Any]:
+        """Return what hashes the setting at a corner of the space."""
+        return setting_content(self.point(*self.corners()[0]).variant.setting)
 
     def point(self, choice: Choice, group: str | None, seed: int | None = None) -> Point:
         """Return what is trained at a choice.

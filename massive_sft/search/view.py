@@ -43,6 +43,8 @@ def reason_of(entry: Mapping[str, Any]) -> str:
     if entry["kind"] == "promote":
         return f"promoted to rung {entry['rung'] + 1}: place {why['place']} of {why['of']} below"
     again = f", proposal {entry['try'] + 1}, for earlier ones had been asked" if entry["try"] else ""
+    if entry["sampler"] == "portfolio":
+        return "best of another model"
     if entry["sampler"] == "start":
         return f"start{again}"
     if "gain" in why:
