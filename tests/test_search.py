@@ -47,7 +47,7 @@ OVER: dict[str, Any] = {
 WEIGHTS: dict[str, Any] = {
     "name": "s", "model": "small", "setting": "lora", "objective": {"maximize": "quiz"}, "sampler": "gp", "trials": 9,
     "mixture": {"samples": 1000, "weights": {"first": [0.05, 0.8], "second": [0.1, 0.9]}}, "at_once": 4,
-    "start": {"singles": True, "all": True},
+    "start": {"singles": True, "all": True}, "confirm": {"top": 2, "seeds": [0, 1, 2]},
 }  # fmt: skip
 ALONE: dict[str, Any] = {"blocks": []}
 
@@ -154,8 +154,11 @@ def test_search_over_cells_stops_when_it_is_sure_enough_and_is_the_same_with_kil
 def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -> None:
     one = planned(tmp_path / "sweep", WEIGHTS)
     first = World(tmp_path / "first", one).run()
-    tried = [one.named(json.loads(data)["content"]) for name, data in first.items() if name.startswith("decisions")]
-    shares = [choice for choice in tried if choice]
+    entries = [json.loads(data)["content"] for name, data in first.items() if name.startswith("decisions")]
+    shares = [one.named(entry) for entry in entries if entry["kind"] == "ask"]
+    confirmed = [entry for entry in entries if entry["kind"] == "confirm"]
+    assert [entry["with_seed"] for entry in confirmed] == [1, 2, 1, 2], "seed 0 is the setting's own"
+    assert len({entry["cell"] for entry in confirmed}) == 4
     assert len(shares) == len({tuple(choice.items()) for choice in shares}) == 9
     assert shares[:3] == [
         {"first": 0.1, "second": 0.9}, {"first": 0.8, "second": 0.2}, {"first": 0.5, "second": 0.5}
@@ -164,6 +167,18 @@ def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -
     ]  # fmt: skip
     assert all(0.05 <= choice["first"] <= 0.8 and sum(choice.values()) == pytest.approx(1) for choice in shares)
     assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
+
+
+def test_budget_ends_a_search_once_it_is_spent(tmp_path: Path) -> None:
+    one = planned(tmp_path / "sweep", TPE | {"sampler": "random"})
+    world = World(tmp_path / "a", one)
+    decider = world.decider()
+    decider.budget_h, decider.spent_h = 6.0, lambda entries: float(len(entries))
+    world._run(decider)
+    decider.release()
+    assert len(decider.asks) == 6
+    world.run()
+    assert len([name for name in world.files() if name.startswith("decisions")]) >= 12, "without it, it goes on"
 
 
 def test_search_begins_with_what_was_best_for_another_model(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def best_lines(one: Standing) -> Iterator[str]:
             what = "best" if len(best) == 1 else "none is better in all than"
             outcome = outcome_text(one.outcomes.get(entry["n"]))
             yield f"{what}{of}: {entry['cell']}, decision {entry['n']}: {_values(one.planned, entry)}: {outcome}"
+            if again := one.confirmed(entry):
+                yield f"  with {counted(len(again), 'other seed')}: {'; '.join(map(outcome_text, again))}"
 
 
 def _values(planned: Planned, entry: Decision) -> str:

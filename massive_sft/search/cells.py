@@ -75,7 +75,8 @@ class CellSpace:
         cell = self.cell(choice)
         recipe = cell.recipe
         assert recipe is not None
-        variant = Variant(recipe.setting_name, recipe.setting, cell.coordinates.variant)
+        setting = recipe.setting if seed is None else recipe.setting.model_copy(update={"seed": seed})
+        variant = Variant(recipe.setting_name, setting, cell.coordinates.variant)
         return Point(
             self.search.name, recipe.model_name, recipe.mixture, variant, recipe.schedule, recipe.horizon, (cell.epoch,)
         )

@@ -11,10 +11,11 @@ from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.cells import CellSpace
+from massive_sft.search.confirming import next_confirmation
 from massive_sft.search.deciding import next_ask
 from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
-from massive_sft.search.outcomes import Outcome
+from massive_sft.search.outcomes import Outcome, taken_s
 from massive_sft.search.plan import Asked, Planned
 from massive_sft.search.rules import Decision, Given, Rules
 from massive_sft.search.space import Space
@@ -39,6 +40,8 @@ class Decider:
 
     Attributes:
         begin: returns what it is, as its log is to keep it.
+        budget_h: GPU-hours that it may take, or hours of this machine where no GPU is used; None without a budget.
+        spent_h: returns the hours that decisions have taken.
         is_exhausted: whether everything in its space was asked.
     """
 
@@ -47,6 +50,8 @@ class Decider:
     begin: Callable[[], Mapping[str, Any]]
     outcome_of: OutcomeOf
     base_of: OutcomeOf
+    budget_h: float | None = None
+    spent_h: Callable[[Sequence[Decision]], float] = lambda entries: 0.0
     is_exhausted: bool = False
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _lease: Lease | None = None
@@ -60,7 +65,7 @@ class Decider:
         read = _RecordReader(planned, ledger)
         log = planned.log(ledger.storage)
         begin = partial(planned.begin, ledger)
-        return cls(planned.begun(log.content()), log, begin, read.outcome_of, read.base_of)
+        return cls(planned.begun(log.content()), log, begin, read.outcome_of, read.base_of, *_budget(planned, ledger))
 
     @property
     def entries(self) -> Sequence[Decision]:
@@ -99,7 +104,17 @@ class Decider:
 
     @property
     def is_over(self) -> bool:
-        """Whether it asks for no more."""
+        """Whether it decides nothing more, unless the sweep file asks for more."""
+        if not self.asks_no_more or self.rules.space.search.confirm is None:
+            return self.asks_no_more
+        given = self._given_of_all()
+        return given is not None and next_confirmation(self.rules, self.entries, given) is None
+
+    @property
+    def asks_no_more(self) -> bool:
+        """Whether everything was asked that is to be, but for what confirms the best."""
+        if self.budget_h is not None and self.spent_h(self.trained) >= self.budget_h:
+            return True
         has_all = self.rules.space.search.rungs is None and len(self.asks) >= trials_of(self.rules.space)
         return self.is_exhausted or self.is_stopped or has_all
 
@@ -118,11 +133,24 @@ class Decider:
         """
         before = len(self.entries)
         while not self.is_over and self._lease is not None:
-            decided = self._next()
+            decided = self._confirmation() if self.asks_no_more else self._next()
             if decided is None:
                 break
             self.log.write(decided, self._lease)
         return list(self.entries[before:])
+
+    def _confirmation(self) -> dict[str, Any] | None:
+        """Return the next decision that confirms one of the best; None while not all outcomes are known."""
+        given = self._given_of_all()
+        return None if given is None else next_confirmation(self.rules, self.entries, given)
+
+    def _given_of_all(self) -> Given | None:
+        """Return the outcomes of everything that was asked; None while one is not known."""
+        outcomes = self.outcomes()
+        if any(entry["n"] not in outcomes for entry in self.asks):
+            return None
+        asked = {entry["n"]: outcomes[entry["n"]] for entry in self.asks}
+        return Given(asked, self._bases)
 
     def _next(self) -> dict[str, Any] | None:
         """Return the next decision; None while what it rests on is not known, or where nothing is left."""
@@ -218,6 +246,24 @@ class Decider:
         self._replay()
         found = {entry["n"]: self.outcome(entry) for entry in self.trained}
         return {number: outcome for number, outcome in found.items() if outcome is not None}
+
+
+def _budget(planned: Planned, ledger: Ledger) -> tuple[float | None, Callable[[Sequence[Decision]], float]]:
+    known = dict[str, tuple[float, float]]()  # by cell
+
+    def spent_h(entries: Sequence[Decision]) -> float:
+        training, scoring = dict[str, float](), 0.0
+        for asked in (planned.asked(entry)[0] for entry in entries):
+            record = None if asked.cell in known else ledger.read_record(asked.cell)
+            if record is not None:
+                known[asked.cell] = taken_s(record)
+            trained_s, scored_s = known.get(asked.cell, (0.0, 0.0))
+            run = str(asked.trajectory)
+            training[run] = max(training.get(run, 0.0), trained_s)  # up to an epoch, those before it included
+            scoring += scored_s
+        return (sum(training.values()) + scoring) / 3600
+
+    return planned.search.budget.gpu_hours, spent_h
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Planned:
     rules: Rules
     content: Mapping[str, Any]
     reader: Reader
-    asked_at: Callable[[Choice, str | None, int], tuple[Asked, Asked]]
+    asked_at: Callable[[Choice, str | None, int, int | None], tuple[Asked, Asked]]
 
     @property
     def id(self) -> str:
@@ -75,7 +75,7 @@ class Planned:
         count = self.search.start.portfolio
         if not count or not isinstance(self.space, Space):
             return self.content
-        cells = [self.asked_at(choice, group, -1)[0] for choice, group in self.space.corners()]
+        cells = [self.asked_at(choice, group, -1, None)[0] for choice, group in self.space.corners()]
         own = {group or "": self.rules.model_of(choice, group) for choice, group in self.space.corners()}
         found = find_portfolio(self.space, self.reader, cells[0].requirements, own, ledger, count)
         return {**self.content, "portfolio": [dict(choice) for choice in found]}
@@ -90,7 +90,7 @@ class Planned:
 
     def asked(self, entry: Mapping[str, Any]) -> tuple[Asked, Asked]:
         """Return the cell that a decision is judged by, and that of its base model."""
-        return self.asked_at(entry["choice"], self.group(entry), entry.get("rung", -1))
+        return self.asked_at(entry["choice"], self.group(entry), entry.get("rung", -1), entry.get("with_seed"))
 
     def named(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a decision chose, as the sweep file would have it; nothing of one that has nothing trained."""
@@ -102,7 +102,7 @@ class Planned:
 
     def point(self, entry: Mapping[str, Any], is_dropped: bool = False) -> Point:
         """Return what a decision has trained."""
-        point = self.space.point(entry["choice"], self.group(entry))
+        point = self.space.point(entry["choice"], self.group(entry), entry.get("with_seed"))
         if "rung" not in entry:
             return point
         so_far = point.snapshots[: entry["rung"] + 1]
@@ -111,8 +111,8 @@ class Planned:
     def points(self, log: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
         """Return what all decisions have trained, each training once."""
         dropped = {entry["trial"] for entry in log if entry["kind"] == "drop"}
-        last = {trial_of(entry): entry for entry in log if "cell" in entry}
-        return tuple(self.point(entry, trial in dropped) for trial, entry in last.items())
+        last = {(trial_of(entry), entry.get("with_seed")): entry for entry in log if "cell" in entry}
+        return tuple(self.point(entry, trial in dropped) for (trial, _), entry in last.items())
 
 
 def plan_searches(sweep: Sweep) -> tuple[Planned, ...]:
@@ -150,14 +150,14 @@ def _planned(
         space = make_space(sweep, search, contents)
 
     @cache
-    def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None) -> tuple[Cell, ...]:
-        return maker.of(space.point(dict(key), group))
+    def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None, seed: int | None) -> tuple[Cell, ...]:
+        return maker.of(space.point(dict(key), group, seed))
 
-    def cell_of(choice: Choice, group: str | None, rung: int = -1) -> Cell:
-        return cells_at(tuple(sorted(choice.items())), group)[rung]
+    def cell_of(choice: Choice, group: str | None, rung: int = -1, seed: int | None = None) -> Cell:
+        return cells_at(tuple(sorted(choice.items())), group, seed)[rung]
 
-    def asked_at(choice: Choice, group: str | None, rung: int) -> tuple[Asked, Asked]:
-        cell, base = cell_of(choice, group, rung), maker.base_of(space.point(choice, group))
+    def asked_at(choice: Choice, group: str | None, rung: int, seed: int | None) -> tuple[Asked, Asked]:
+        cell, base = cell_of(choice, group, rung, seed), maker.base_of(space.point(choice, group))
         wanted, of_base = requirements.for_cell(cell), requirements.for_cell(base)
         # A base model is scored under the templates of all settings: what compares comes first.
         shared = {item.id for item in wanted}
@@ -176,6 +176,7 @@ def _planned(
         space,
         lambda choice, group, rung: cell_of(choice, group, rung).id,
         lambda choice, group: fingerprint(cell_of(choice, group).base),
+        lambda choice, group, seed: cell_of(choice, group, -1, seed).id,
         (),
         *_parking(search, cells),
     )

@@ -36,12 +36,10 @@ def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
         yield "constraints", "are not kept with rungs yet: leave out one of the two"
     if search.stop is not None and search.over is None:
         yield "stop", "is judged over cells only (over): trials says when this search ends"
-    if search.budget.gpu_hours is not None:
-        yield "budget", "is not counted yet: trials says when a search ends, `run --budget` takes GPU-hours"
     if search.evaluate.shards == "adaptive":
         yield "evaluate", "cannot drop a cell early yet: evaluation.until gives early answers of all cells"
-    if search.confirm is not None:
-        yield "confirm", "is not done yet: make the best a block with several seeds"
+    if search.confirm is not None and search.rungs is not None:
+        yield "confirm", "does not go with rungs yet: make the best a block with several seeds"
     if search.start.portfolio and (search.over is not None or isinstance(search.mixture, Weights)):
         yield (
             "start.portfolio",

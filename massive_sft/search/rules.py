@@ -25,6 +25,7 @@ class Rules:
         id: of all of it.
         cell_of: returns the id of the cell whose scores a choice is judged by, in a group and at a rung.
         model_of: returns what hashes the model of a choice, in a group; bases are known by it.
+        seeded: returns the id of the cell of a choice in a group, trained with another seed.
         portfolio: the very first choices of each group: what was best for other models when the search began.
         parked_most: bytes that checkpoints of trainings which wait for a promotion may take; None without a limit.
         state_bytes: returns the bytes of such a checkpoint, by what hashes the model.
@@ -34,6 +35,7 @@ class Rules:
     space: Space | CellSpace
     cell_of: Callable[[Choice, str | None, int], str]
     model_of: Callable[[Choice, str | None], str]
+    seeded: Callable[[Choice, str | None, int], str]
     portfolio: Sequence[Choice] = ()
     parked_most: int | None = None
     state_bytes: Callable[[str], int] = lambda model: 0

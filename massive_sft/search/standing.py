@@ -63,7 +63,7 @@ class Standing:
 
         With rungs, of the highest that has any.
         """
-        own = [entry for entry in self.trained if entry["group"] == group]
+        own = [entry for entry in self.trained if entry["group"] == group and entry["kind"] != "confirm"]
         done = [entry for entry in own if (one := self.outcomes.get(entry["n"])) and one.kind == "complete"]
         top = max((entry.get("rung", 0) for entry in done), default=0)
         complete = [entry["n"] for entry in done if entry.get("rung", 0) == top]
@@ -84,6 +84,11 @@ class Standing:
         able = [entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)]
         front = [one for one in able if not any(_dominates(values[two["n"]], values[one["n"]]) for two in able)]
         return front[:1] if front and len(values[front[0]["n"]]) == 1 else front
+
+    def confirmed(self, entry: Decision) -> list[Outcome]:
+        """Return what came of a decision with other seeds."""
+        seeds = [one["n"] for one in self.trained if one["kind"] == "confirm" and one["trial"] == entry["n"]]
+        return [self.outcomes[number] for number in seeds if number in self.outcomes]
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
