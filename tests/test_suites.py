@@ -74,9 +74,13 @@ def test_mistakes_in_a_suite_are_told_with_their_places(tmp_path: Path) -> None:
 
 
 def test_jmmlu_is_asked_from_the_files_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two folders, without a header, one with a byte-order mark."""
-    for name, encoding, answer in (("JMMLU/sociology.csv", "utf-8-sig", "B"), ("JMMLU_NC_ND/idiom.csv", "utf-8", "D")):
-        path = tmp_path / "repository" / name
+    """In two folders or all in one, without a header, one with a byte-order mark."""
+    for name, encoding, answer in (
+        ("repository/JMMLU/sociology.csv", "utf-8-sig", "B"),
+        ("repository/JMMLU_NC_ND/idiom.csv", "utf-8", "D"),
+        ("flat/sociology.csv", "utf-8", "A"),
+    ):
+        path = tmp_path / name
         path.parent.mkdir(parents=True)
         with path.open("w", encoding=encoding, newline="") as file:
             csv.writer(file).writerows([["「質問」は?", "甲", "乙,丙", "丁\n戊", "己", answer]] * 3)
@@ -92,6 +96,11 @@ def test_jmmlu_is_asked_from_the_files_of_its_repository(tmp_path: Path, monkeyp
     assert len(asked) == 2 * 3 * 4 and all(isinstance(request, Likelihood) for request in asked)
     assert asked[0].context.endswith("「質問」は?\nA. 甲\nB. 乙,丙\nC. 丁\n戊\nD. 己\n答え:")
     assert [request.continuation for request in asked[:4]] == [" A", " B", " C", " D"]
+    monkeypatch.setenv("JMMLU", str(tmp_path / "flat"))
+    tasks._load.cache_clear()
+    build._build.cache_clear()
+    (benchmark,) = build.prepare((entry.task,), schema.Fewshot(), wrapping.NONE, tmp_path / "flat_requests").benchmarks
+    assert benchmark.requests.leaves[0].documents == 3
 
 
 def test_suites_are_listed_with_what_they_need_and_how_they_differ(tmp_path: Path) -> None:

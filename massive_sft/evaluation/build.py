@@ -7,7 +7,8 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,7 @@ from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import facts_by_task, label, shots_of
 from massive_sft.sweep import schema
 
+_HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _IGNORED_WHEN_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_TOKENS}
@@ -149,6 +151,7 @@ def _build(
             "lm_eval": metadata.version("lm_eval"),
             "datasets": metadata.version("datasets"),
             "size": _size([request for listed in lists.values() for request in listed]),
+            "data": _data_commits(loaded.tasks.values()),
         },
         generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
@@ -156,6 +159,15 @@ def _build(
     for name, texts in golds.items():
         write_gold(built, name, texts)
     return built
+
+
+def _data_commits(tasks: Iterable[Task]) -> dict[str, str]:
+    """Return the commits of the hub's data sets that tasks were loaded from, where the data itself says so."""
+    loaded = (getattr(task, "dataset", None) for task in tasks)
+    splits = (split for splits in loaded if isinstance(splits, dict) for split in splits.values())
+    files = (file for split in splits for file in split.info.download_checksums or ())
+    found = (_HUB_FILE.match(str(file)) for file in files)
+    return {match[1]: match[2] for match in found if match}
 
 
 def _golds(task: Task) -> dict[int, str | None]:

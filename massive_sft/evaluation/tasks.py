@@ -235,7 +235,7 @@ def _load_file(path: Path) -> Any:
         empty = [file for file in listed if Path(file).is_file() and not Path(file).read_bytes().strip()]
         if empty:
             raise TaskUnavailable(f"{path.stem} cannot be loaded: {', '.join(empty)} is empty")
-        absent = [file for file in listed if ":" not in file and not glob.glob(file)]
+        absent = [file for file in listed if ":" not in file and not glob.glob(file, recursive=True)]
         if absent and config.get("dataset_path") in READERS:
             places = ", ".join(os.path.normpath(path.parent / file) for file in absent)
             raise TaskUnavailable(f"{path.stem} cannot be loaded: there is no file {places}")
@@ -261,7 +261,7 @@ def _beside(folder: Path, data_files: Any) -> Any:
     if isinstance(data_files, list):
         return [_beside(folder, entry) for entry in data_files]
     located = folder / data_files
-    return str(located) if located.exists() or glob.glob(data_files, root_dir=folder) else data_files
+    return str(located) if located.exists() or glob.glob(data_files, root_dir=folder, recursive=True) else data_files
 
 
 def _listed(data_files: Any) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
 from massive_sft.evaluation.aggregate import dry_run, metrics_without_mean
@@ -16,6 +16,7 @@ from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
+from massive_sft.running.check.benchmark_lock import changed_benchmarks
 from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.scoring import prepare_benchmark
 from massive_sft.sweep import template
@@ -57,6 +58,19 @@ def benchmark_problems(
         if benchmark is not None and model is not None:
             yield from _too_long(place, benchmark, model)
             yield from _unknown_tokens(place, benchmark, model)
+    _tell_changed(plan, ledger, built.values(), warn)
+
+
+def _tell_changed(
+    plan: Plan, ledger: Ledger, built: Iterable[BenchmarkRequests | None], warn: Callable[[Problem], None]
+) -> None:
+    place = ledger.sweep(plan.sweep.file.name)
+    for name, difference in changed_benchmarks(place, filter(None, built)).items():
+        rule = (
+            f"{name} changed upstream since this sweep first asked it ({difference}): what is scored now stands apart"
+        )
+        told = f"{rule} from earlier scores; `massive-sft fetch` takes it as it is"
+        warn(Problem(f"{plan.sweep.path}: evaluation", told))
 
 
 def _wanted(plan: Plan, models: Models) -> Iterator[tuple[UsableModel | None, Requirement]]:
