@@ -781,7 +781,9 @@ def test_database_of_something_else_is_refused_and_stays_as_it_is(ledger, tmp_pa
 def test_database_of_another_version_of_mlflow_is_refused_with_a_sentence(ledger):
     with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db")) as database:
         database.executescript("update alembic_version set version_num = '0'")
-    with pytest.raises(InvalidInput, match=r"tracking\.mlflow: cannot be used by this MLflow .*schema"):
+    with pytest.raises(
+        InvalidInput, match=r"is the store of another MLflow: .* `mlflow db upgrade sqlite:///.*mlflow.db`"
+    ):
         Mirror.open(ledger, SWEEP, {}, "")
 
 

@@ -25,6 +25,10 @@ FIRST_EXPERIMENT = "0"
 ANSWER_TIMEOUT_S = 3 * TIMEOUT_S
 """Seconds for a whole answer, with the lookup of its host and however many pieces it comes in."""
 
+STORE_TIMEOUT_S = 600.0
+"""The same for a local store: on a busy machine MLflow is imported slowly; an earlier store it brings up to date."""
+UPGRADE = "mlflow db upgrade"
+
 
 def tracking_problem(uri: str, place: str, root: Path, sweep: str = "") -> Problem | None:
     """Return why a tracking URI cannot be used, or None; a local store that another process has locked can be.
@@ -126,15 +130,18 @@ def _store_problem(path: Path, place: str) -> Problem | None:
     from massive_sft.tracking.client import make_client
 
     try:
-        _in_time(lambda: make_client(sqlite_address(path)).search_experiments(max_results=1))
+        _in_time(lambda: make_client(sqlite_address(path)).search_experiments(max_results=1), STORE_TIMEOUT_S)
     except Exception as error:  # noqa: BLE001 - as above; a schema of another version raises three kinds of errors
         if is_locked(error):
             return None
+        if UPGRADE in str(error):
+            remedy = f"if it is an earlier one, copy the store, then run `{UPGRADE} {sqlite_address(path)}`"
+            return Problem(place, f"is the store of another MLflow: {remedy}", str(path))
         return Problem(place, f"cannot be used by this MLflow ({_reason(error)})", str(path))
     return None
 
 
-def _in_time(ask: Callable[[], T]) -> T:
+def _in_time(ask: Callable[[], T], seconds: float = ANSWER_TIMEOUT_S) -> T:
     """Return what ``ask`` returns, or raise what it raises; TimeoutError when that takes too long."""
     answers: list[T] = []
     errors: list[Exception] = []
@@ -147,9 +154,9 @@ def _in_time(ask: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="probe", daemon=True)  # a thread that hangs must not hold up the exit
     thread.start()
-    thread.join(ANSWER_TIMEOUT_S)
+    thread.join(seconds)
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:.0f} seconds")
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
     return answers[0]
