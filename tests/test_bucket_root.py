@@ -19,7 +19,6 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
-from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.bucket_root import POINTER, BucketRoot
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.record import Record, Status
@@ -203,8 +202,24 @@ def test_sweep_killed_on_machine_after_machine_gives_the_same_results(
     assert "nothing to remove" in CliRunner().invoke(app, ["gc", str(path)]).output
     assert {name for name in ROOT.sizes() if not name.startswith(("index/", "trajectories/"))} == before
     assert facts(planned(path)) == local
-    refused = CliRunner().invoke(app, ["invalidate", str(path), "--where", "method=lora", "--reason", "a test"])
-    assert isinstance(refused.exception, InvalidInput) and "must be a folder for invalidate" in str(refused.exception)
+
+    done = CliRunner().invoke(app, ["invalidate", str(path), "--where", "method=lora", "--reason", "a test"])
+    assert done.exit_code == 0, done.output
+    assert [cell.status for cell in planned(path).cells].count(Status.FAILED) == 2
+    assert not place.exists("training/attempt-1/published.json") and verify_folder(
+        place.fetch(f"invalidated/1/snapshots/{place.list('invalidated/1/snapshots')[0].name}")
+    )
+    elsewhere(monkeypatch, tmp_path)
+    run_inline(planned(path), lambda event: None)
+    assert facts(planned(path)) == local
+    assert {name for name in names if name.startswith("weights/")} < ROOT.sizes().keys(), "those set aside stay"
+    shown = CliRunner().invoke(app, ["gc", str(path), "--dry-run", "--json"])
+    assert {item["kind"] for item in json.loads(shown.output)["waste"]} == {"invalidated"}
+    assert CliRunner().invoke(app, ["gc", str(path)]).exit_code == 0
+    assert "nothing to remove" in CliRunner().invoke(app, ["gc", str(path)]).output
+    left = {name for name in ROOT.sizes() if name.startswith("weights/")}
+    assert len(left) == len(weights) * 4 and not left & names.keys()
+    assert facts(planned(path)) == local
 
 
 def test_plan_and_rerun_of_a_far_ledger_ask_a_few_times_however_many_cells_there_are(

@@ -13,12 +13,12 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.invalidate import FOLDER
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
 from massive_sft.ledger.attempt import (
+    ASIDE,
     KEPT,
     LATEST,
     RESUME,
@@ -234,8 +234,8 @@ def _leftovers(ledger: Ledger, home: Path) -> Iterator[Garbage]:
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
             yield Garbage("temporary", path, _size(ledger, path), home)
-    aside = home / FOLDER
-    if aside.is_dir():
+    aside = home / ASIDE
+    if _is_there(ledger, aside):
         yield Garbage("invalidated", aside, _size(ledger, aside), home)
     apart = [home / "attempts", home / RESUME, aside]
     below = (path for path in home.rglob(".*") if not any(path.is_relative_to(folder) for folder in apart))

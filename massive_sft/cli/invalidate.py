@@ -7,32 +7,30 @@ removed. Each cell gets a new record that says who invalidated it and why. The m
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan, require_folder
+from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.wording import counted
+from massive_sft.ledger.attempt import ASIDE
 from massive_sft.ledger.provenance import capture_provenance, redact
 from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, perplexity_key
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.running.outcome import snapshot_folder
 from massive_sft.running.recorder import now
 from massive_sft.sweep.cell import Coordinates
 
 OWNER = "massive-sft invalidate"
 INVALIDATED = "invalidated: "  # how such a record's error begins
-FOLDER = "invalidated"
 CELL_FILES = ("responses", "scores", "layers.parquet")
 TRAJECTORY_FILES = ("training", "snapshots", "resume", "kept", "attempts")
 
@@ -69,7 +67,6 @@ def invalidate(
     if not reason.strip():
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
-    require_folder(plan, "invalidate")
     invalidation = find_invalidated(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
     if not dry_run and invalidation.records:
         set_aside(invalidation, ledger, reason.strip())
@@ -89,7 +86,7 @@ def find_invalidated(plan: Plan, ledger: Ledger, with_training: bool) -> Invalid
     entries = ledger.entries()
     named = {cell.cell.id for cell in plan.cells if cell.cell.id in entries}
     wanted = [run.trajectory.id for run in plan.runs] if with_training else []
-    trajectories = [run for run in wanted if _present(ledger.trajectory_dir(run), TRAJECTORY_FILES)]
+    trajectories = [run for run in wanted if _present(ledger.trajectory(run), TRAJECTORY_FILES)]
     beside = {entry.cell for entry in entries.values() if entry.trajectory in wanted} - named
     records = [record for cell in sorted(named | beside) if (record := ledger.read_record(cell)) is not None]
     left = [record for record in records if record.trajectory in trajectories or not _is_invalid(record)]
@@ -109,7 +106,8 @@ def _is_invalid(record: Record) -> bool:
 
 
 def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
-    return any(not snapshot_folder(ledger, run.trajectory.id, cell.cell.epoch).is_dir() for cell in run.cells)
+    there = ledger.snapshots(run.trajectory.id)
+    return any(f"epoch-{cell.cell.epoch}" not in there for cell in run.cells)
 
 
 def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
@@ -135,12 +133,12 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
         if changed:
             rule = "got a new record meanwhile; look at it, then give the command again"
             raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
-        for home in homes:
-            _move(home, TRAJECTORY_FILES)
+        for run in invalidation.trajectories:
+            _move(ledger.trajectory(run), TRAJECTORY_FILES)
         _forget(invalidation, ledger)
         provenance = capture_provenance()
         for record, folder in zip(invalidation.records, cells, strict=True):
-            _move(folder, CELL_FILES)
+            _move(ledger.cell(record.cell), CELL_FILES)
             lease = leases[folder]
             ledger.write_record(_invalidated(record, reason, provenance), lease.claim if lease else None)
 
@@ -151,20 +149,16 @@ def _invalidated(record: Record, reason: str, provenance: dict[str, object]) -> 
     return record.model_copy(update={**empty, **outcome, "created": now(), "finished": now()})
 
 
-def _present(home: Path, names: Collection[str]) -> list[str]:
-    return [name for name in names if (home / name).exists()]
+def _present(home: Root, names: Collection[str]) -> list[str]:
+    """Return which of ``names`` are there; on an object store, also those that only this machine has files of."""
+    return [name for name in names if home.exists(name) or home.local(name).exists() or home.list(name)]
 
 
-def _move(home: Path, names: Collection[str]) -> None:
+def _move(home: Root, names: Collection[str]) -> None:
     """Move what is there of ``names`` into the next free ``invalidated/<n>``."""
-    present = _present(home, names)
-    if not present:
-        return
-    taken = [int(path.name) for path in (home / FOLDER).glob("*") if path.name.isdecimal()]
-    target = home / FOLDER / str(max(taken, default=0) + 1)
-    target.mkdir(parents=True)
-    for name in present:
-        os.rename(home / name, target / name)
+    taken = [int(item.name) for item in home.list(ASIDE) if item.name.isdecimal()]
+    for name in _present(home, names):
+        home.move(name, f"{ASIDE}/{max(taken, default=0) + 1}/{name}")
 
 
 def _forget(invalidation: Invalidation, ledger: Ledger) -> None:

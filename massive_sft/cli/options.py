@@ -16,9 +16,8 @@ from rich.console import Console
 from massive_sft.api.plan import plan, sound_plan
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import DISK_FULL
-from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, storage_place
+from massive_sft.planning.plan import Plan
 
 PIPE_WIDTH = 200  # columns of output that is no terminal's
 
@@ -100,9 +99,3 @@ def read_plan(file: Path, overlays: Sequence[Path] | None) -> tuple[Plan, Ledger
     """
     found = load_sound_plan(file, overlays)
     return found, found.open_ledger(create=False)
-
-
-def require_folder(plan: Plan, verb: str) -> None:
-    """Refuse a verb that moves files below the storage root, where that is an object store. Raises InvalidInput."""
-    if not isinstance(plan.storage, Folder):
-        raise InvalidInput(Problem(storage_place(plan.sweep), f"must be a folder for {verb}", str(plan.storage)))

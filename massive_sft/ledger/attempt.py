@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESUME = "resume"  # below a trajectory: what an unfinished training can go on from
 KEPT = "kept"  # the same: what a finished one left, for whoever asks for a later epoch
+ASIDE = "invalidated"  # the same, and below a cell: what was set aside because it is wrong, in numbered folders
 LATEST = "latest.json"  # in there: the ``name`` of the folder that counts
 
 
@@ -220,9 +221,10 @@ def remove_leftover(trajectory: Root, key: str) -> None:
 
 
 def published_folders(trajectory: Root) -> list[StoredFolder]:
-    """Return what a trajectory's snapshots that lie in object stores are there."""
-    names = (item.name for item in trajectory.list("snapshots"))
-    found = (StoredFolder.read(trajectory.fetch(f"snapshots/{name}")) for name in names)
+    """Return what a trajectory's snapshots that lie in object stores are there, those that are set aside too."""
+    homes = ["snapshots", *(f"{ASIDE}/{item.name}/snapshots" for item in trajectory.list(ASIDE))]
+    places = (f"{home}/{item.name}" for home in homes for item in trajectory.list(home))
+    found = map(StoredFolder.read, map(trajectory.fetch, places))
     return [stored for stored in found if stored is not None]
 
 

@@ -175,6 +175,11 @@ class Bucket:
         with self._asking(key) as client:
             client.download_file(self.bucket, self._key(key), str(path))
 
+    def _copy(self, key: str, target: str) -> None:
+        """Have the store copy an object of any size."""
+        with self._asking(key) as client:
+            client.copy({"Bucket": self.bucket, "Key": self._key(key)}, self.bucket, self._key(target))
+
     def send(self, path: Path, key: str) -> None:
         """Write a local file of any size as an object, in parts where it is large."""
         writer = secrets.token_hex(8)

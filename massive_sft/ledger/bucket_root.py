@@ -87,6 +87,16 @@ class BucketRoot(Bucket):
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.rename(self.local(prefix), folder)
 
+    def move(self, key: str, target: str) -> None:
+        """As ``Root.move``: the store copies each object, then it is deleted; pointers come last and go first."""
+        names = [f"/{name}" for name in self.sizes(key)] + ([""] if self._is_there(key) else [])
+        pointers = [name for name in names if name.endswith(f"/{POINTER}")]
+        for name in [*(name for name in names if name not in pointers), *pointers]:
+            self._copy(f"{key}{name}", f"{target}{name}")
+        for name in pointers:
+            super().delete(f"{key}{name}")
+        self.delete(key)
+
     def delete(self, key: str) -> None:
         """As ``Storage.delete``; with this machine's copy."""
         self._unpublish(key)

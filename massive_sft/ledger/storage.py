@@ -142,6 +142,12 @@ class Root(Storage, Protocol):
     def set_aside(self, prefix: str, folder: Path) -> None:
         """Make what is published at a place a local folder, and nothing be there. Raises FileNotFoundError."""
 
+    def move(self, key: str, target: str) -> None:
+        """Have an object, or all below a prefix, lie elsewhere, where nothing is; nothing happens where nothing is.
+
+        A process that is killed in it may leave some of it in both places.
+        """
+
     def leftovers(self) -> Sequence[str]:
         """Return the prefixes of uploads that were never finished; whoever still works on one is not asked."""
 
@@ -240,6 +246,12 @@ class Folder:
     def set_aside(self, prefix: str, folder: Path) -> None:
         """As ``Root.set_aside``, by a rename."""
         files.move_folder(self.root / prefix, folder)
+
+    def move(self, key: str, target: str) -> None:
+        """As ``Root.move``, by a rename."""
+        (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.rename(self.root / key, self.root / target)
 
     def leftovers(self) -> Sequence[str]:
         """As ``Root.leftovers``: a rename leaves none."""
