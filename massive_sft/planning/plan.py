@@ -40,8 +40,7 @@ from massive_sft.sweep.yaml_errors import format_location
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 FINAL_STATUSES = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
-UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode categories: control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators."""
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode: controls, lone surrogates (no UTF-8), separators of text
 LOCK = "lock.json"  # of a sweep: the commits that it is pinned to
 
 
