@@ -1,0 +1,98 @@
+"""How long a training stands still for its snapshots: ten epochs of a Llama of 27M parameters, each published.
+
+    python benchmarks/snapshots.py [--method full|lora] [--samples 64]
+
+Each epoch's snapshot is gathered, written, hashed and published by hard links, as that of a sweep, before the next step.
+Printed are the seconds of the steps, those between them, and their share of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from small_llama import write_llama
+
+from massive_sft.data.samples import Samples
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
+from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.training.checkpoints.disk import link_folder
+from massive_sft.training.events import Event, SnapshotWritten, StepDone
+from massive_sft.training.loop import train_trajectory
+from massive_sft.training.summary import TrainingSummary
+
+VOCABULARY, LENGTH, EPOCHS, BATCH = 8000, 64, 10, 8
+
+
+def make_spec(base: Path, method: str) -> TrainingSpec:
+    """Return what is trained."""
+    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
+    return TrainingSpec(
+        trajectory="0123456789abcdef",
+        model=Model(path=str(base)),
+        mixture=Mixture(name="made", parts=(part,)),
+        setting=Setting.model_validate({"method": method, "lr": 1e-5, "batch": BATCH, "precision": "fp32"}),
+        schedule=Schedule(name="constant"),
+        horizon=EPOCHS,
+        snapshots=tuple(range(1, EPOCHS + 1)),
+        layout=Layout(),
+    )
+
+
+def make_samples(count: int) -> Samples:
+    """Return samples of random words, all of one length."""
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, count * LENGTH).astype(np.int32)
+    return Samples(
+        tokens=tokens,
+        trainable=np.arange(len(tokens)) % LENGTH > 0,  # nothing predicts a sample's first token
+        offsets=np.arange(0, len(tokens) + 1, LENGTH, dtype=np.int64),
+        part=np.zeros(count, dtype=np.int16),
+        row=np.arange(count, dtype=np.int64),
+        text_bytes=np.ones((count, 2), dtype=np.int64),
+    )
+
+
+def main() -> None:
+    """Train and print what the steps and the snapshots took."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=["full", "lora"], default="full")
+    parser.add_argument("--samples", type=int, default=64)
+    arguments = parser.parse_args()
+    steps: list[float] = []
+    written_mb: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = write_llama(folder / "base", VOCABULARY, hidden=512, layers=8, heads=8)
+
+        def report(event: Event) -> None:
+            if isinstance(event, StepDone):
+                steps.append(event.seconds)
+            elif isinstance(event, SnapshotWritten):
+                written_mb.append(sum(path.stat().st_size for path in event.folder.iterdir()) / 1e6)
+
+        def publish(epoch: int, summary: TrainingSummary) -> None:
+            link_folder(summary.snapshots[epoch], folder / "published" / f"epoch-{epoch}")
+
+        (folder / "published").mkdir()
+        samples, began = make_samples(arguments.samples), time.perf_counter()
+        spec = make_spec(folder / "base", arguments.method)
+        summary = train_trajectory(spec, samples, folder / "run", report, publish=publish)
+    stall = summary.seconds - sum(steps)
+    print(
+        f"{size / 1e6:.0f}M parameters, {arguments.method}, {len(steps)} steps, {EPOCHS} snapshots of {written_mb[0]:.0f} MB,"
+    )
+    print(f"on {platform.machine()}, one thread, load {os.getloadavg()[0]:.1f}: steps {sum(steps):.1f} s, ", end="")
+    print(
+        f"snapshots {stall:.1f} s, {stall / summary.seconds:.1%} of all; with loading {time.perf_counter() - began:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
