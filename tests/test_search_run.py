@@ -9,6 +9,7 @@ import pytest
 from small_sweep import small_sweep
 
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import Plan
 from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
@@ -16,8 +17,10 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.search_work import SearchWork, with_first_decisions
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.search.standing import Standing, find_standings
+from massive_sft.search.tags import search_tags
 from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
+from massive_sft.tracking.source import CellSource
 
 RUNGS: dict[str, Any] = {
     "name": "s", "model": "llama", "mixture": "one", "setting": "lora", "objective": {"minimize": "perplexity"},
@@ -109,3 +112,15 @@ def test_report_shows_each_decision_and_the_best_so_far(
     assert f"decisions of search s ({found.planned.id})" in page
     assert "promoted to rung 2: place 1 of" in page
     assert all(entry["cell"] in page for entry in found.trained)
+
+
+def test_tracker_is_told_by_which_decision_a_cell_was_asked_for(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    plan = make_whole_plan(undisturbed[0].sweep)
+    names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
+    as_asked = AsPlanAsks(plan, search_tags(plan.sweep, plan.storage))
+    source = CellSource(Ledger(plan.storage), names, as_asked)
+    shown = {cell: source.read(cell)[1].tags for cell in names}
+    for entry in standing(plan).trained:
+        tags = {"massive_sft.search": "s", "massive_sft.decision": str(entry["n"])}
+        assert tags.items() <= shown[entry["cell"]].items()
+        assert shown[entry["cell"]]["massive_sft.rung"] == str(entry["rung"] + 1)

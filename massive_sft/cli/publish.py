@@ -14,6 +14,7 @@ from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import storage_place
+from massive_sft.search.tags import search_tags
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
 
@@ -97,7 +98,8 @@ def mirror(file: File, overlay: Overlays = None) -> None:
         return
     plan, ledger = read_plan(file, overlay)
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
-    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, AsPlanAsks(plan), _say)
+    as_asked = AsPlanAsks(plan, search_tags(plan.sweep, plan.storage))
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, as_asked, _say)
     _tell(left, len(ledger.entries(names)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from massive_sft.core.fingerprint import fingerprint
@@ -45,18 +45,28 @@ class AsPlanAsks:
 
     It reads reasons through a ledger of its own, so another thread may call it.
 
+    Args:
+        plan: of the sweep.
+        tags: what else is to be said of cells, by their ids.
+
     Attributes:
         templates: as of ``requirements.several_templates``.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, tags: Mapping[str, Mapping[str, str]] | None = None):
         self._items = {item.cell.id: item for item in plan.cells}
         self._ledger = Ledger(plan.storage)
         self.templates = several_templates(item for cell in plan.cells for item in cell.requirements)
+        self._tags: Mapping[str, Mapping[str, str]] = tags or {}
 
-    def add(self, plan: Plan) -> None:
-        """Take note of cells that came later."""
+    def add(self, plan: Plan, tags: Mapping[str, Mapping[str, str]]) -> None:
+        """Take note of cells that came later, and of what is to be said of them."""
         self._items = self._items | {item.cell.id: item for item in plan.cells}
+        self._tags = {**self._tags, **tags}
+
+    def tags(self, cell: str) -> Mapping[str, str]:
+        """Return what else is to be said of a cell."""
+        return self._tags.get(cell, {})
 
     def __call__(self, record: Record) -> Record:
         """Return the record as far as its sweep asks for it, under the sweep's names."""

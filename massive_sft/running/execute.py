@@ -26,6 +26,7 @@ from massive_sft.running.peers import requirements_left, run_with_peers
 from massive_sft.running.search_work import SearchWork
 from massive_sft.running.work import WorkSource
 from massive_sft.search.plan import make_whole_plan
+from massive_sft.search.tags import search_tags, tags_of
 from massive_sft.study.results import Results, results_of
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.mirror import Mirror
@@ -104,7 +105,7 @@ def execute(
     """
     file, ledger = plan.sweep.file, plan.open_ledger()
     names = {cell.cell.id: cell.cell.coordinates for cell in whole.cells}
-    as_asked = AsPlanAsks(whole)
+    as_asked = AsPlanAsks(whole, search_tags(plan.sweep, plan.storage))
     mirror = Mirror.open(ledger, file.name, names, file.tracking.mlflow, as_asked)
     listen = _Listener(progress, mirror, names, as_asked, run, requirements_left(plan))
     listen.work = work = SearchWork(plan, ledger, listen, progress.say) if decides and file.search else None
@@ -154,7 +155,7 @@ class _Listener:
         with self._turn:
             if isinstance(event, Decided):
                 self.names.update({cell.cell.id: cell.cell.coordinates for cell in event.plan.cells})
-                self.as_asked.add(event.plan)
+                self.as_asked.add(event.plan, tags_of(event.search, event.entries))
                 self.wanted |= requirements_left(event.plan)
                 publish_requirements(self.run, self.wanted)
             self.progress.listen(event)

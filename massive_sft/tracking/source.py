@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from massive_sft.core.errors import MassiveSFTError
@@ -34,6 +35,9 @@ class AsAsked(Protocol):
     def stamp(self, cell: str) -> str:
         """Return what is the same as long as the same is asked of a cell."""
 
+    def tags(self, cell: str) -> Mapping[str, str]:
+        """Return what else is to be said of a cell."""
+
 
 class AsRecorded:
     """Takes records as they are."""
@@ -51,6 +55,10 @@ class AsRecorded:
         """Return the same for every cell."""
         return ""
 
+    def tags(self, cell: str) -> Mapping[str, str]:
+        """Return nothing."""
+        return {}
+
 
 class CellSource:
     """The records of a sweep's cells, as the sweep asks for them. For one thread.
@@ -63,14 +71,14 @@ class CellSource:
 
     def __init__(self, ledger: Ledger, cells: Mapping[str, Coordinates], as_asked: AsAsked):
         self._ledger = ledger
-        self._cells = dict(cells)
+        self._cells = cells  # more may come while a search goes on
         self._base_rows = {names.model: cell for cell, names in cells.items() if names.method == "none"}
         self._as_asked = as_asked
         self._templates = as_asked.templates
 
     def began(self) -> int:
         """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
-        records = (self.newest(cell) for cell in self._cells)
+        records = (self.newest(cell) for cell in tuple(self._cells))
         return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
 
     def newest(self, cell: str) -> Record | None:
@@ -103,6 +111,7 @@ class CellSource:
             base = None if names is None else self._base_of(names.model)
             content, place = self._ledger.read_cell(cell), str(self._ledger.storage)
             run = describe_record(record, content, names, place, base, self._templates)
+            run = replace(run, tags={**run.tags, **self._as_asked.tags(cell)})
             return record, run, loss_curve(self._ledger, record)
         except OSError as error:
             raise Unreadable(f"{cell} cannot be read: {error}") from error
@@ -113,10 +122,11 @@ class CellSource:
         A record is opened only where neither it, nor its base model's, nor what is asked of them is known to be as
         when it was last compared; what that finds is noted down in ``shown``.
         """
-        entries = self._ledger.entries(self._cells)
+        cells = tuple(self._cells)
+        entries = self._ledger.entries(cells)
         bases: dict[str, Record | None] = {}
         missed, stamps = [], {}
-        for cell in (cell for cell in self._cells if cell in entries and cell not in but):
+        for cell in (cell for cell in cells if cell in entries and cell not in but):
             known, stamp = shown.cells.get(cell), self._stamp(cell, entries)
             if known is not None and known.stamp == stamp:
                 continue
