@@ -17,11 +17,12 @@ from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
-from massive_sft.planning.plan import make_plan
+from massive_sft.planning.plan import CellPlan, make_plan
+from massive_sft.running.search_work import with_first_decisions
 from massive_sft.search.decider import Decider
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome
-from massive_sft.search.plan import Planned, plan_searches
+from massive_sft.search.plan import Planned, make_whole_plan, plan_searches
 from massive_sft.search.proposing import Tried, propose, rebuilt
 from massive_sft.search.rules import Decision
 from massive_sft.search.space import Axis
@@ -167,6 +168,16 @@ def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -
     ]  # fmt: skip
     assert all(0.05 <= choice["first"] <= 0.8 and sum(choice.values()) == pytest.approx(1) for choice in shares)
     assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
+
+
+def test_nothing_is_decided_while_a_file_of_the_space_is_missing(tmp_path: Path) -> None:
+    """Its id would be that of another search once the file is there."""
+    datasets = {"first": {"path": "none.jsonl", "format": "alpaca"}}
+    changes: dict[str, Any] = {"datasets": datasets, "mixtures": {"one": {"each": "first", "samples": 10}}}
+    plan = make_whole_plan(load_sweep(sweep_file(tmp_path, search=[TPE], blocks=[], **changes)))
+    assert [problem.place.partition(": ")[2] for problem in plan.missing] == ["datasets.first.path"]
+    assert with_first_decisions(plan) is plan
+    assert not (tmp_path / "ledger").exists()
 
 
 def test_budget_ends_a_search_once_it_is_spent(tmp_path: Path) -> None:
@@ -429,3 +440,27 @@ def test_plan_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(InvalidInput) as caught:
         planned(tmp_path, TPE | change)
     assert message in str(caught.value)
+
+
+def test_constraint_against_the_base_waits_for_its_scores_and_for_nothing_else(tmp_path: Path) -> None:
+    """A base model has no perplexity of its own answers, to which a trained one may be held."""
+    limits = {"quiz": {"at_least": "base - 50"}, "perplexity": {"at_most": 9}}
+    search = TPE | {"constraints": limits, "sampler": "random", "trials": 4, "at_once": 2, "start": {"qmc": 2}}
+    (tmp_path / "sweep").mkdir()
+    sweep = load_sweep(sweep_file(tmp_path / "sweep", search=[search], blocks=[]))
+    plan = with_first_decisions(make_whole_plan(sweep))
+    ledger = plan.open_ledger()
+
+    def write(cells: Sequence[CellPlan], trajectory: str | None) -> None:
+        for cell in cells:
+            ledger.write_record(made_record(cell, trajectory))
+
+    decider = Decider.of(plan_searches(sweep)[0], ledger)
+    assert decider.lead()
+    for run in plan.runs:
+        write(run.cells, run.trajectory.id)
+    assert decider.advance() == [], "it waits for the base model"
+    write(plan.base, None)
+    assert [entry["n"] for entry in decider.advance()] == [2, 3]
+    assert [key.partition(" ")[0] for key in decider.entries[2]["given"]] == ["0", "base"]
+    decider.release()

@@ -15,10 +15,11 @@ from massive_sft.search.confirming import next_confirmation
 from massive_sft.search.deciding import next_ask
 from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
-from massive_sft.search.outcomes import Outcome, taken_s
-from massive_sft.search.plan import Asked, Planned
+from massive_sft.search.outcomes import Outcome, Reader, taken_s
+from massive_sft.search.plan import Planned
 from massive_sft.search.rules import Decision, Given, Rules
 from massive_sft.search.space import Space
+from massive_sft.search.telling import names_against_base
 
 OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
@@ -274,19 +275,27 @@ class _RecordReader:
     ledger: Ledger
 
     def outcome_of(self, entry: Decision) -> Outcome | None:
-        return self._read(self.planned.asked(entry)[0])
-
-    def base_of(self, entry: Decision) -> Outcome | None:
-        return self._read(self.planned.asked(entry)[1])
-
-    def _read(self, asked: Asked) -> Outcome | None:
+        asked, reader = self.planned.asked(entry)[0], self.planned.reader
         record = self.ledger.read_record(asked.cell)
         if record is None:
             return None
-        outcome = self.planned.reader.outcome(record, asked.requirements)
+        outcome = reader.outcome(record, asked.requirements)
         if outcome is not None:
             return outcome
+        if reader.is_void(record, asked.requirements):
+            return Outcome("given_up")
         if record.status is Status.FAILED and OUT_OF_MEMORY in (record.error or "").lower():
             return Outcome("infeasible")
         tries = sum(one.status in (Status.FAILED, Status.PARTIAL) for one in self.ledger.history(asked.cell))
         return Outcome("given_up") if tries > self.planned.search.retries else None
+
+    def base_of(self, entry: Decision) -> Outcome | None:
+        asked = self.planned.asked(entry)[1]
+        record = self.ledger.read_record(asked.cell)
+        if record is None:
+            return None
+        reader = Reader(names_against_base(self.planned.search))  # a base model has no measures, of which others may be
+        outcome = reader.outcome(record, asked.requirements)
+        # It is scored once, before anything is trained; another sweep's record may not have all yet.
+        tried = record.status is Status.FAILED or any(item.label in record.missing for item in asked.requirements)
+        return Outcome("given_up") if outcome is None and tried else outcome

@@ -88,6 +88,14 @@ class Reader:
         known = list(asked)
         return sorted(item.id for item in known if any(_is_called(item, name) for name in self.names))
 
+    def is_void(self, record: Record, asked: Iterable[Requirement]) -> bool:
+        """Whether a record answers what a name is of, but without a value: none is to come."""
+        return any(
+            _is_called(item, name) and is_answered(item.id, record.answers) and _value(record, item) is None
+            for item in asked
+            for name in self.names
+        )
+
     def outcome(self, record: Record, asked: Iterable[Requirement]) -> Outcome | None:
         """Return what came of a cell; None where it lacks a value that may still come."""
         if record.status is Status.DIVERGED:

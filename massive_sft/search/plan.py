@@ -26,6 +26,7 @@ from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
 from massive_sft.search.rules import Rules, number
 from massive_sft.search.space import Choice, Space, make_space
+from massive_sft.search.telling import names_against_base
 from massive_sft.search.weights import candidates
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents
@@ -121,8 +122,11 @@ def plan_searches(sweep: Sweep) -> tuple[Planned, ...]:
     Raises:
         InvalidInput: with everything of them that cannot be done.
     """
-    if not sweep.file.search:
-        return ()
+    return _resolved(sweep)[0] if sweep.file.search else ()
+
+
+def _resolved(sweep: Sweep) -> tuple[tuple[Planned, ...], Contents]:
+    """Return the searches of a sweep, and what their words stand for."""
     if refused := list(refusals(sweep)):
         raise InvalidInput(refused)
     contents = Contents(sweep.folder, read_lock(storage_root(sweep), sweep.file.name), FileHashes())
@@ -132,7 +136,7 @@ def plan_searches(sweep: Sweep) -> tuple[Planned, ...]:
     problems = [problem for _, found in planned for problem in found]
     if problems:
         raise InvalidInput(problems)
-    return tuple(one for one, _ in planned if one is not None)
+    return tuple(one for one, _ in planned if one is not None), contents
 
 
 def _planned(
@@ -224,11 +228,7 @@ def _meanings(reader: Reader, asked: Sequence[Sequence[Requirement]]) -> dict[st
 
 
 def _base_problems(sweep: Sweep, search: Search, place: str) -> list[Problem]:
-    against = [
-        name
-        for name, bound in search.constraints.items()
-        if any(isinstance(limit, str) for limit in (bound.at_least, bound.at_most))
-    ]
+    against = names_against_base(search)
     unscored = "is against the base model, which needs evaluation.base: true"
     unmeasured = "must be a number: base models have no measures"
     rules = [(name, unscored) for name in against if not sweep.file.evaluation.base]
@@ -246,8 +246,20 @@ def with_decisions(sweep: Sweep, searches: Sequence[Planned]) -> Sweep:
 
 
 def make_whole_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
-    """Plan a sweep as ``make_plan``, with what its searches have decided so far."""
-    return make_plan(with_decisions(sweep, plan_searches(sweep)), states_of)
+    """Plan a sweep as ``make_plan``, with what its searches have decided so far, and what they may still need."""
+    if not sweep.file.search:
+        return make_plan(sweep, states_of)
+    searches, contents = _resolved(sweep)
+    plan = make_plan(with_decisions(sweep, searches), states_of)
+    missing, unpinned = _added(plan.missing, contents.missing, sweep), _added(plan.unpinned, contents.unpinned, sweep)
+    return replace(plan, missing=missing, unpinned=unpinned)
+
+
+def _added(known: Sequence[Problem], found: Mapping[str, Problem], sweep: Sweep) -> tuple[Problem, ...]:
+    """Return problems with those of searches that are not among them."""
+    placed = {f"{sweep.path}: {item.place}": item for item in found.values()}
+    others = [Problem(place, item.rule, item.value) for place, item in placed.items()]
+    return (*known, *(item for item in others if item.place not in {one.place for one in known}))
 
 
 def plan_points(sweep: Sweep, points: Sequence[Point]) -> Plan:

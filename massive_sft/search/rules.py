@@ -13,6 +13,7 @@ from massive_sft.search.cells import CellSpace
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.proposing import spread
 from massive_sft.search.space import Choice, Space
+from massive_sft.search.telling import names_against_base
 
 Decision = Mapping[str, Any]
 
@@ -70,8 +71,7 @@ class Rules:
     @property
     def needs_bases(self) -> bool:
         """Whether a constraint is against the base models' scores."""
-        bounds = self.space.search.constraints.values()
-        return any(isinstance(limit, str) for bound in bounds for limit in (bound.at_least, bound.at_most))
+        return bool(names_against_base(self.space.search))
 
 
 @dataclass(frozen=True)

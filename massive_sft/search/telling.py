@@ -48,6 +48,12 @@ def worse_than_all(values: Sequence[tuple[float, ...]], objectives: int) -> tupl
     return tuple(min(column) - WORST_SD * (statistics.pstdev(column) or 1.0) for column in columns)
 
 
+def names_against_base(search: Search) -> list[str]:
+    """Return what constraints compare with the base model's."""
+    bounds = search.constraints.items()
+    return [name for name, bound in bounds if any(isinstance(end, str) for end in (bound.at_least, bound.at_most))]
+
+
 def limit_names(search: Search) -> list[str]:
     """Return the names of a search's constraints."""
     return [
@@ -65,8 +71,10 @@ def violations(search: Search, outcome: Outcome, base: Outcome | None) -> dict[s
         name, _, side = limit.rpartition(" ")
         written = getattr(search.constraints[name], side)
         if isinstance(written, str):
-            offset = float(written.removeprefix("base").replace(" ", "") or 0.0)
-            bound = (base.values[name] if base is not None else 0.0) + offset
+            if base is None or name not in base.values:
+                found[limit] = 0.0  # nothing is known to be broken
+                continue
+            bound = base.values[name] + float(written.removeprefix("base").replace(" ", "") or 0.0)
         else:
             bound = float(written)
         over = outcome.values[name] - bound

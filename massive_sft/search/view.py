@@ -39,7 +39,6 @@ def entry_text(entry: Mapping[str, Any]) -> str:
 def reason_of(entry: Mapping[str, Any]) -> str:
     """Return why something was asked."""
     why = entry["why"]
-    known = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in why["given"].items()) or "none"
     if entry["kind"] == "confirm":
         return f"confirms decision {entry['trial']}, place {entry['why']['place']}, with seed {entry['with_seed']}"
     if entry["kind"] == "promote":
@@ -53,6 +52,7 @@ def reason_of(entry: Mapping[str, Any]) -> str:
         expected = why["expected"][why["objective"]]
         aim = f"best of {why['objective']}" + (" of its model" if why["model"] else "")
         return f"{aim}: expects {expected['mean']:.4g} ± {1.96 * expected['sd']:.2g}, gain {why['gain']:.2g}{again}"
+    known = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in why["given"].items()) or "none"
     return f"{entry['sampler']} by outcomes: {known}; {why['pending']} pending{again}"
 
 
