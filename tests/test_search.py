@@ -26,6 +26,7 @@ from massive_sft.search.plan import Planned, make_whole_plan, plan_searches
 from massive_sft.search.proposing import Tried, propose, rebuilt
 from massive_sft.search.rules import Decision
 from massive_sft.search.space import Axis
+from massive_sft.search.view import decision_line
 from massive_sft.sweep.load import load_sweep
 
 TPE: dict[str, Any] = {
@@ -160,6 +161,7 @@ def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -
     confirmed = [entry for entry in entries if entry["kind"] == "confirm"]
     assert [entry["with_seed"] for entry in confirmed] == [1, 2, 1, 2], "seed 0 is the setting's own"
     assert len({entry["cell"] for entry in confirmed}) == 4
+    assert "confirms decision" in decision_line(confirmed[0], one.named(confirmed[0]))
     assert len(shares) == len({tuple(choice.items()) for choice in shares}) == 9
     assert shares[:3] == [
         {"first": 0.1, "second": 0.9}, {"first": 0.8, "second": 0.2}, {"first": 0.5, "second": 0.5}
