@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from massive_sft.core.errors import InvalidInput, Unsupported
 from massive_sft.evaluation import batching, token_files
 from massive_sft.evaluation.encoding import RequestEncoder
-from massive_sft.evaluation.logits import chosen_logits
+from massive_sft.evaluation.logits import chosen_logits, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.writing import cut
@@ -181,6 +181,17 @@ def test_logits_at_chosen_positions_are_the_model_s_own_in_every_family(family: 
     found = chosen_logits(model, tokens, rows, columns)
     assert torch.allclose(found, expected, atol=1e-6)
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_log_probabilities_over_a_large_vocabulary_are_nearer_to_the_truth_than_torch_s_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(8, 131072) * 3 + 10  # some large, most so small that a sum in one go loses them
+    rows, targets = torch.arange(8).repeat_interleave(64), torch.randint(131072, (512,))
+    truth = logits.double().log_softmax(dim=-1)[rows, targets]
+    found, _ = target_logprobs(logits, rows, targets)
+    off = (found - truth).abs()
+    assert off.max() < 3e-6 and off.mean() < 1e-6
+    assert off.mean() < (logits.log_softmax(dim=-1)[rows, targets] - truth).abs().mean() / 2
 
 
 def test_scores_do_not_depend_on_the_order_or_company_of_requests() -> None:
