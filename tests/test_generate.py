@@ -26,6 +26,7 @@ from massive_sft.evaluation.requests import Generation, checksum, to_line
 from massive_sft.evaluation.slots import Room, wave_of
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt
 from massive_sft.ledger.storage import Folder
+from massive_sft.models import slot_attention
 
 HEAD = "the long yellow road " * 10
 CONTEXTS = ["Question: red?\nAnswer:", "the answer is ", "two cats \n", "seven", "no " * 20, "x" * 9]
@@ -133,9 +134,37 @@ def test_draft_of_a_request_saves_steps_and_changes_no_answer() -> None:
     found, after = generator(model).generate(requests, [answer.text for answer in plain])
     assert found == plain
     assert 2 * after["steps"] <= before["steps"] and after["guessed_right"] > 0
-    model.to(torch.bfloat16)
+
+
+def test_draft_changes_no_answer_in_bf16_and_is_not_used_where_blocks_round_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, requests = writes_letters().to(torch.bfloat16), asked([HEAD + context for context in CONTEXTS], ())
     plain, before = generator(model).generate(requests)
-    assert generator(model).generate(requests, [answer.text for answer in plain]) == (plain, before)
+    own = [answer.text for answer in plain]
+    for drafts in (own, [text[: len(text) // 2] + "x" + text for text in own], own[1:] + own[:1]):
+        writer = generator(model)
+        found, after = writer.generate(requests, drafts)
+        assert found == plain
+        assert writer.uses_drafts is (after["guessed"] > 0)  # which kernels a machine has decides
+    monkeypatch.setattr(slots, "rounds_alike", lambda *_: False)
+    assert generator(model).generate(requests, own) == (plain, before)
+
+
+def test_blocks_of_tokens_are_told_from_single_ones_where_attention_rounds_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokens = family("llama").to(torch.bfloat16), [world.tokenizer().encode(HEAD + text) for text in CONTEXTS[:3]]
+    answers = [line[5:25] for line in tokens]
+    together = slot_attention.fused
+
+    def rounded(query: torch.Tensor, *others: Any) -> Any:
+        out, norm = together(query, *others)
+        return out * (1 + 0.01 * query.shape[2]), norm  # by how many queries there are
+
+    monkeypatch.setattr(slot_attention, "fused", rounded)
+    monkeypatch.setattr(slots, "head_of", lambda _: [])
+    assert not slots.rounds_alike(model, tokens, answers)
 
 
 def test_draft_proposes_what_follows_and_finds_its_place_again() -> None:

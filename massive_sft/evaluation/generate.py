@@ -22,6 +22,7 @@ CPU_SLOTS, CPU_CACHE_BYTES = 64, 2**31
 GPU_SLOTS = 512
 GPU_CACHE_SHARE = 0.6  # of a GPU's memory without the weights; activations have the rest
 PROVEN_ROWS = 2
+TRIED_ROWS = 3  # whose guesses show whether blocks of tokens round as single ones
 # How far below the largest logit that of a written token may be in a plain pass, absolute and relative to the largest:
 # rounding between two layouts. Engines that are wrong miss by several.
 _EXACT = (1e-3, 1e-4)
@@ -59,6 +60,7 @@ class Generator:
         self._disproof: str | None = None
         self._refused = refusal(model.config)
         self._told = False
+        self._rounds_alike: bool | None = True if model.dtype == torch.float32 else None  # None: not tried yet
 
     @property
     def fallback(self) -> str | None:
@@ -67,8 +69,9 @@ class Generator:
 
     @property
     def uses_drafts(self) -> bool:
-        """Whether drafts are of any use: slots write, and in fp32, where a block of tokens rounds as single ones do."""
-        return self.fallback is None and self._model.dtype == torch.float32
+        """Whether drafts are of any use: slots write, and a block of tokens is not known to round otherwise than one
+        token after another."""
+        return self.fallback is None and self._rounds_alike is not False
 
     def generate(
         self, requests: Sequence[Generation], drafts: Sequence[str] = ()
@@ -77,9 +80,9 @@ class Generator:
 
         Args:
             drafts: a text for each request that its answer may resemble, or an empty one; none: none of them. The
-                answers do not depend on them. Not used where weights have less than fp32 (``uses_drafts``): a block of
-                tokens rounds otherwise than one token after another, so that of two that are nearly as likely either
-                may win.
+                answers do not depend on them. Where weights have less than fp32, of two tokens that are nearly as
+                likely either may win by rounding; so drafts are used where a block of tokens gives the logits of one
+                token after another to the bit. That is tried on the longest of the first.
 
         Raises:
             Unsupported: an answer may be as long as the model's context, which leaves no room for a question.
@@ -121,12 +124,24 @@ class Generator:
     ) -> tuple[list[Writing] | None, dict[str, int]]:
         """Return the answers, confirmed; or None, once it is known why slots cannot be used."""
         try:
+            if not self._may_guess(prompts, guesses):
+                guesses = [[] for _ in prompts]
             written, counts = slots.write(self._model, prompts, guesses, self._endings, self._room())
         except (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             self._disproof = f"its family does not compute by slots: {error}"
             return None, {}
         self._disproof = self._unconfirmed(prompts, written)
         return (written if self._disproof is None else None), vars(counts)
+
+    def _may_guess(self, prompts: Sequence[Prompt], guesses: Sequence[Sequence[int]]) -> bool:
+        """Return whether guesses change no answer; what is not known yet is tried."""
+        places = sorted((i for i in range(len(prompts)) if len(guesses[i]) > 1), key=lambda i: -len(guesses[i]))
+        if self._rounds_alike is None and places:
+            tried = [(prompts[i].tokens, guesses[i]) for i in places[:TRIED_ROWS]]
+            self._rounds_alike = slots.rounds_alike(self._model, *zip(*tried, strict=True))
+            if not self._rounds_alike:
+                log.info("no drafts are used: blocks of tokens round otherwise than one token after another")
+        return bool(self._rounds_alike)
 
     def _room(self) -> slots.Room:
         if self._model.device.type != "cuda":

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation.drafts import Draft
+from massive_sft.evaluation.drafts import MOST_GUESSES, Draft
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.models.out_of_memory import is_out_of_memory
-from massive_sft.models.slot_attention import NAME, PASS, Piece, SlotCache, SlotRow
+from massive_sft.models.slot_attention import NAME, PASS, Piece, SlotCache, SlotRow, whole_keys
 from massive_sft.models.tree_support import computing_with
 
 HEAD_TOKENS = 32  # that all prompts begin with: fewer are kept with each
@@ -50,20 +50,26 @@ class Counts:
 
 
 @dataclass
-class _Slot:
-    """An answer in the making.
+class _Fed:
+    """A sequence in a slot.
 
     Attributes:
-        held: how many of its tokens are in the cache, behind the head.
         feed: the tokens that come next; ``guesses`` of them, the last ones, are a draft's.
+        held: how many of its tokens are in the cache, behind the head.
     """
+
+    feed: list[int]
+    held: int = 0
+    guesses: int = 0
+
+
+@dataclass(kw_only=True)
+class _Slot(_Fed):
+    """An answer in the making."""
 
     place: int
     answer: Writing
     draft: Draft
-    feed: list[int]
-    held: int = 0
-    guesses: int = 0
 
 
 @torch.inference_mode()
@@ -87,7 +93,7 @@ def write(
         bytes_a_token = _bytes_a_token(model)
         while len(finished) < len(prompts):
             left = [place for place in range(len(prompts)) if place not in finished]
-            members, slots = wave_of([_need(prompts[place]) for place in left], room, bytes_a_token)
+            members, slots = wave_of([whole_keys(_need(prompts[place])) for place in left], room, bytes_a_token)
             try:
                 wave = _Wave(model, endings, counts, finished, room.tokens)
                 wave.run(prompts, drafts, [left[i] for i in members], slots)
@@ -145,11 +151,7 @@ class _Wave:
         """Write the answers to the prompts at ``places``."""
         head = head_of([prompts[place].tokens for place in places])
         capacity = max(_need(prompts[place]) for place in places) - len(head)
-        self._cache = SlotCache(slots, capacity)
-        if head:
-            kept = SlotCache(1, len(head))
-            _start(self._model, kept, head)
-            self._cache.head = kept.as_head()
+        self._cache = _cache_of(self._model, slots, capacity, head)
         waiting = [
             self._begin(place, prompts[place], Draft(drafts[place]), len(head)) for place in reversed(list(places))
         ]
@@ -163,8 +165,9 @@ class _Wave:
             self._step()
 
     def _begin(self, place: int, prompt: Prompt, draft: Draft, head: int) -> _Slot:
-        slot = _Slot(place, Writing(prompt, self._endings), draft, prompt.tokens[head:])
-        self._guess(slot)
+        slot = _Slot(prompt.tokens[head:], place=place, answer=Writing(prompt, self._endings), draft=draft)
+        if self._model.dtype == torch.float32:  # a prompt with guesses behind it rounds otherwise than one without
+            self._guess(slot)
         return slot
 
     def _guess(self, slot: _Slot) -> None:
@@ -218,6 +221,49 @@ def head_of(prompts: Sequence[list[int]]) -> list[int]:
     return list(first[:shared]) if shared >= HEAD_TOKENS else []
 
 
+def _cache_of(model: Any, slots: int, capacity: int, head: Sequence[int]) -> SlotCache:
+    """Return an empty cache of slots for so many tokens, behind a head that is computed where there is one."""
+    cache = SlotCache(slots, whole_keys(capacity))
+    if head:
+        kept = SlotCache(1, len(head))
+        _start(model, kept, head)
+        cache.head = kept.as_head()
+    return cache
+
+
+@torch.inference_mode()
+def rounds_alike(model: Any, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> bool:
+    """Return whether tokens in blocks give the same logits to the bit as one after another, tried on some answers.
+
+    Then an answer does not depend on which of its tokens were guessed right.
+
+    Args:
+        answers: tokens to each prompt, one at least.
+    """
+    length = min(MOST_GUESSES + 1, *map(len, answers))
+    fed = [list(answer[:length]) for answer in answers]
+    with computing_with(model, NAME):
+        one, blocks = (_logits(model, prompts, fed, size) for size in (1, length))
+    return torch.equal(one, blocks)
+
+
+def _logits(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], size: int) -> torch.Tensor:
+    """Return the logits behind each token of answers of one length, fed ``size`` at once."""
+    head, length = head_of(prompts), len(answers[0])
+    cache = _cache_of(model, len(prompts), max(map(len, prompts)) + length, head)
+    slots = [_Fed(prompt[len(head) :]) for prompt in prompts]
+    found = []
+    for begin in range(0, length + size, size):
+        row, reads = _row_of(cache, slots, model.device)
+        logits = PASS.logits(model, row, row.positions, reads)
+        found.append(logits.view(len(slots), -1, logits.shape[-1]))
+        for slot, answer in zip(slots, answers, strict=True):
+            slot.held += len(slot.feed)
+            slot.feed = answer[begin : begin + size]
+            slot.guesses = len(slot.feed) - 1
+    return torch.cat(found, dim=1)
+
+
 def _start(model: Any, cache: SlotCache, tokens: Sequence[int]) -> None:
     """Compute one sequence from its beginning, into the first slot."""
     count = len(tokens)
@@ -226,7 +272,7 @@ def _start(model: Any, cache: SlotCache, tokens: Sequence[int]) -> None:
     PASS.logits(model, row, places, [0])
 
 
-def _row_of(cache: SlotCache, alive: Sequence[_Slot], device: torch.device) -> tuple[SlotRow, list[int]]:
+def _row_of(cache: SlotCache, alive: Sequence[_Fed], device: torch.device) -> tuple[SlotRow, list[int]]:
     """Return the row of all that is fed, and where in it something is read."""
     tokens: list[int] = []
     own: list[int] = []
@@ -270,7 +316,7 @@ def _piece(first: int, members: Sequence[tuple[int, int, int]], queries: int, de
     steps = [[min(i, count - 1) for i in range(queries)] for _, count, _ in members]
     tokens = [begin + i for (begin, _, _), row in zip(members, steps, strict=True) for i in row]
     positions = [[held + i for i in row] for (_, _, held), row in zip(members, steps, strict=True)]
-    longest = max(row[-1] for row in positions) + 1
+    longest = whole_keys(max(row[-1] for row in positions) + 1)
     return Piece(
         first,
         first + len(members),

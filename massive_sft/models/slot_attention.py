@@ -21,6 +21,14 @@ from massive_sft.models.lse_attention import KeysValues, attend, fused, merge
 from massive_sft.models.row_pass import RowPass
 
 NAME = "slots"
+# A CPU's kernels round fewer rows of queries than these, and a rest of keys, otherwise than whole ones: with whole ones
+# a query's attention is the same to a bit, whatever is computed beside it (seen in bf16; in fp32 with 512 keys).
+ROWS, KEYS = 4, 128
+
+
+def whole_keys(tokens: int) -> int:
+    """Return how many keys of a slot are read where it holds so many."""
+    return -(-tokens // KEYS) * KEYS
 
 
 class SlotCache:
@@ -206,9 +214,12 @@ def _continued(
     mask = row.piece_mask(piece, window)
     if groups > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    found, norm = compute(asked, keys, values, mask, False, scale, softcap)
-    found = found.view(slots, shared, groups, queries, -1).permute(1, 2, 0, 3, 4)
-    norm = norm.view(slots, shared, groups, queries).permute(1, 2, 0, 3)
+    rows = groups * queries
+    whole = _whole_rows(rows, query.device)
+    found, norm = compute(asked[:, :, whole], keys, values, mask[:, :, whole], False, scale, softcap)
+    found, norm = found[:, :, :rows], norm[:, :, :rows]
+    found = found.reshape(slots, shared, groups, queries, -1).permute(1, 2, 0, 3, 4)
+    norm = norm.reshape(slots, shared, groups, queries).permute(1, 2, 0, 3)
     return found.reshape(heads, slots * queries, -1), norm.reshape(heads, slots * queries)
 
 
@@ -219,10 +230,19 @@ def _to_head(
     heads, tokens, width = query.shape[1:]
     shared = head[0].shape[1]
     asked = query.reshape(1, shared, heads // shared * tokens, width)
+    rows = asked.shape[2]
+    whole = _whole_rows(rows, query.device)
     if mask is not None:
-        mask = mask.repeat(1, 1, heads // shared, 1)
-    found, norm = attend(asked, *head, mask, False, scale, softcap)
+        mask = mask.repeat(1, 1, heads // shared, 1)[:, :, whole]
+    found, norm = attend(asked[:, :, whole], *head, mask, False, scale, softcap)
+    found, norm = found[:, :, :rows], norm[:, :, :rows]
     return found.reshape(heads, tokens, -1), norm.reshape(heads, tokens)
+
+
+def _whole_rows(rows: int, device: torch.device) -> Any:
+    """Return the places of rows, the last one repeated until there are whole ``ROWS``."""
+    missing = -rows % ROWS
+    return torch.arange(rows + missing, device=device).clamp(max=rows - 1) if missing else slice(None)
 
 
 AttentionInterface.register(NAME, slot_attention)
