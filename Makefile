@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks clean
+.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks benchmarks-evaluation clean
 
 setup: $(VENV)/ready
 
@@ -62,6 +62,13 @@ chaos: setup
 benchmarks: setup
 	$(PIP) install --constraint constraints.txt '.[benchmarks]'
 	$(BIN)/python benchmarks/sft.py
+
+# Evaluation beside lm-eval, on a CPU at rest: ten minutes at most on two cores.
+benchmarks-evaluation: setup
+	$(PIP) install --constraint constraints.txt '.[benchmarks]'
+	$(BIN)/python benchmarks/scorer.py --threads 2 --scale 0.5
+	$(BIN)/python benchmarks/generate.py --threads 2 --scale 0.25
+	$(BIN)/python benchmarks/sweep.py --cells 3
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
