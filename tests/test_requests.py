@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from evaluation_world import own_datasets_cache, tokenizer, write_group, write_rows, write_tasks
+from jinja2 import Environment
 
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.evaluation import build, shards, tasks, wrapping
@@ -58,6 +59,23 @@ def test_requests_without_a_template_are_the_task_s_own_text(tmp_path: Path) -> 
     assert isinstance(generation, Generation)
     assert (generation.until, generation.max_tokens) == (("\n", "e"), 24)
     assert isinstance(read(ask(paths["tiny_bpb"]))[0], Rolling)
+
+
+def test_template_is_compiled_once_however_many_questions_fill_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    compile_it = Environment.compile
+
+    def note(self: Environment, source: str, *arguments: Any, **options: Any) -> Any:
+        compiled.append(source)
+        return compile_it(self, source, *arguments, **options)
+
+    monkeypatch.setattr(Environment, "compile", note)
+    own = "Q: {{q}} (as in this test alone)"
+    asked = read(ask(edited(write_tasks(tmp_path)["tiny_mc"], doc_to_text=own), 2))
+    assert len(asked) == 48 and all(request.context.count("(as in this test alone)") == 3 for request in asked)
+    assert compiled.count(own) == 1
 
 
 def test_training_template_wraps_the_context_and_keeps_one_space_before_the_answer(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class RequestSet:
 
 def to_line(request: Request) -> str:
     """Return a request as JSON; ``joined`` only where it is so: sets without such a request are as they were."""
-    entry = {"kind": request.kind, **asdict(request)}
+    entry = {"kind": request.kind, **vars(request)}
     if not entry.get("joined", True):
         del entry["joined"]
     return json.dumps(entry, ensure_ascii=False, sort_keys=True)

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,7 +74,7 @@ def shard_bytes(
     weights: str, requests: Sequence[Request], responses: list[Response], happened: dict[str, int]
 ) -> bytes:
     """Return one shard: a header with weights, checksums and what happened, then one line per response."""
-    lines = [json.dumps({"kind": r.kind, **asdict(r)}, ensure_ascii=False, sort_keys=True) for r in responses]
+    lines = [json.dumps({"kind": r.kind, **vars(r)}, ensure_ascii=False, sort_keys=True) for r in responses]
     header = {
         "schema": SCHEMA,
         "weights": weights,

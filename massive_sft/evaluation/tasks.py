@@ -1,7 +1,7 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``build``, ``sample_values``, ``aggregate``, ``metrics`` and ``code_eval`` know
-lm-eval.
+Only this module, ``task_index``, ``build``, ``sample_values``, ``aggregate``, ``metrics``, ``opencompass``,
+``templates`` and ``code_eval`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.evaluation.task_index import shipped_tasks
+from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
 from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import title
@@ -181,6 +182,7 @@ def content_of(task: schema.Task) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTasks:
+    compile_once()
     name = title(task)
     with as_task_unavailable(f"{name} cannot be loaded"):
         if _executes_code(task):
