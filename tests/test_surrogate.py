@@ -194,17 +194,22 @@ def test_only_candidates_that_are_allowed_are_proposed_until_there_are_none() ->
     assert propose(GRID, EACH, outcomes, seed=0, allowed={0}) == ()
 
 
-def test_values_that_differ_by_factors_are_modelled_by_their_logarithm() -> None:
-    features = Features.of(GRID)
-    generator = np.random.default_rng(6)
-    effects = generator.normal(size=4)
+def test_values_and_their_logarithm_both_have_their_say_and_draws_agree_with_what_is_said() -> None:
+    features, untried = Features.of(GRID), np.arange(1, 36, 2)
+    effects = np.random.default_rng(6).normal(size=4)
     logs = np.array(
         [2 * effects[DATA.index(str(data))] + MODELS.index(str(model)) for model, data, _ in GRID.candidates]
     )
-    rows = list(range(0, 36, 2))
-    assert isinstance(fit_model(features, Known.of(told(np.exp(logs), rows), 0)), Model)
-    assert fit_model(features, Known.of(told(np.exp(logs), rows), 0)).offset is not None
-    assert fit_model(features, Known.of(told(logs, rows), 0)).offset is None
+    model = fit_model(features, Known.of(told(np.exp(logs), list(range(0, 36, 2))), 0))
+    assert [member.offset is None for member in model.members] == [True, False]
+    none = np.zeros(0, dtype=np.intp)
+    for one in (*model.members, model):
+        mean, sd = one.moments(untried, none)
+        members = one.members if isinstance(one, Model) else (one,)
+        drawn = Model(members).draws(untried, 40_000, np.random.default_rng(0))
+        np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.1 * sd.max())
+        gain = np.maximum(drawn - mean - sd, 0).mean(axis=0)
+        np.testing.assert_allclose(one.gain(untried, none, mean + sd), gain, atol=0.1 * gain.max())
 
 
 def test_input_that_makes_no_sense_is_refused_with_its_place() -> None:

@@ -1,8 +1,9 @@
-"""What is expected of one objective: a Gaussian process over its values or over their logarithm, whichever fits better.
+"""What is expected of one objective: by two Gaussian processes, over its values and over their logarithm.
 
 Scores of many models differ by factors, and a few candidates stand out: then the logarithm of the distance from just
-below the worst value is nearer to a normal. Losses near each other are so as they are. Both are fitted, and the
-density of the values decides.
+below the worst value is nearer to a normal. But it is sure that the rest of a poor model is poor, too, where one over
+the values would look again. Neither is right of all benchmarks, so both have their say, and their difference is part of
+what is not known.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Known:
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Member:
     """A process over values, or over log(value + ``offset``)."""
 
     process: Process
@@ -89,12 +90,11 @@ class Model:
             return expected_improvement(mean, sd, best)
         return expected_log_improvement(mean, sd, np.maximum(best + self.offset, 1e-12))
 
-    def draws(self, asked: Indices, count: int, generator: np.random.Generator) -> Array:
-        """Return values [count, asked] drawn jointly from what is expected, without noise, in the objective's unit."""
+    def draws(self, asked: Indices, normals: Array) -> Array:
+        """Return values [draws, asked] of standard normals [draws, asked], without noise, in the objective's unit."""
         mean, covariance = self.process.joint(asked)
         lower = cholesky(covariance + 10 * JITTER * np.eye(len(asked)), lower=True)
-        drawn = mean + generator.standard_normal((count, len(asked))) @ lower.T
-        scaled = drawn * self.process.scale + self.process.shift
+        scaled = (mean + normals @ lower.T) * self.process.scale + self.process.shift
         return scaled if self.offset is None else np.exp(scaled) - self.offset
 
     def _scaled(self, asked: Indices, pending: Indices) -> tuple[Array, Array]:
@@ -102,19 +102,40 @@ class Model:
         return mean * self.process.scale + self.process.shift, sd * self.process.scale
 
 
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Members that are equally likely to be right."""
+
+    members: tuple[Member, ...]
+
+    def moments(self, asked: Indices, pending: Indices) -> tuple[Array, Array]:
+        """Return mean and standard deviation of the asked candidates, in the objective's unit."""
+        means, sds = zip(*(member.moments(asked, pending) for member in self.members), strict=True)
+        mean = np.mean(means, axis=0)
+        square = np.mean([sd**2 + (own - mean) ** 2 for own, sd in zip(means, sds, strict=True)], axis=0)
+        return mean, np.sqrt(square)
+
+    def gain(self, asked: Indices, pending: Indices, best: Array) -> Array:
+        """Return the expected improvement of each asked candidate over ``best`` [asked], in the objective's unit."""
+        return np.asarray(np.mean([member.gain(asked, pending, best) for member in self.members], axis=0))
+
+    def draws(self, asked: Indices, count: int, generator: np.random.Generator) -> Array:
+        """Return values [count, asked] drawn jointly from what is expected, without noise, in the objective's unit."""
+        normals = generator.standard_normal((count, len(asked)))
+        shares = np.array_split(normals, len(self.members))
+        return np.concatenate([member.draws(asked, own) for member, own in zip(self.members, shares, strict=True)])
+
+
 def fit_model(features: Features, known: Known) -> Model:
     """Fit a model to what is known of an objective, of at least one candidate."""
-    plain = fit(features, known.rows, known.values, known.variances)
+    plain = Member(fit(features, known.rows, known.values, known.variances), None)
     spread = float(known.values.std())
     if len(known.values) < MIN_FOR_LOG or spread <= 0:
-        return Model(plain, None)
+        return Model((plain,))
     offset = BELOW * spread - float(known.values.min())
     shifted = known.values + offset
     logarithm = fit(features, known.rows, np.log(shifted), known.variances / shifted**2)
-    # The density of a value is that of its logarithm over the distance itself.
-    if logarithm.misfit + float(np.log(shifted).sum()) < plain.misfit:
-        return Model(logarithm, offset)
-    return Model(plain, None)
+    return Model((plain, Member(logarithm, offset)))
 
 
 def expected_improvement(mean: Array, sd: Array, best: Array) -> Array:
