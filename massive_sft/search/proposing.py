@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +35,7 @@ class Tried:
     violations: Mapping[str, float] | None = None
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of what proposals rest on."""
     return {name: version(name) for name in ("numpy", "optuna", "scipy", "torch")}
