@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
 from massive_sft.running.inline import run_inline
 from massive_sft.running.search_work import SearchWork, with_first_decisions
-from massive_sft.search.plan import make_whole_plan
-from massive_sft.search.standing import Standing, find_standings
+from massive_sft.search.plan import make_whole_plan, plan_searches
+from massive_sft.search.standing import Standing, find_earlier, find_standings
 from massive_sft.search.tags import search_tags
 from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
@@ -101,6 +102,17 @@ def test_run_that_does_not_decide_sees_what_another_decides(undisturbed: tuple[P
     assert said == ["search s: another run decides; this one helps with what it decided"]
     deciding.close()
     other.close()
+
+
+def test_changed_space_is_another_search_which_is_said(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    plan = undisturbed[0]
+    before = plan_searches(plan.sweep)[0]
+    changed = before.search.model_copy(update={"seed": 1})
+    file = plan.sweep.file.model_copy(update={"search": (changed,)})
+    other = plan_searches(replace(plan.sweep, file=file))[0]
+    assert other.id != before.id
+    assert find_earlier(other, Ledger(plan.storage)) == [before.id]
+    assert find_earlier(before, Ledger(plan.storage)) == []
 
 
 def test_report_shows_each_decision_and_the_best_so_far(

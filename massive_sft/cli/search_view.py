@@ -24,7 +24,7 @@ from massive_sft.search.decider import trials_of
 from massive_sft.search.outcomes import wanted_names
 from massive_sft.search.plan import Planned, plan_points
 from massive_sft.search.rules import Decision
-from massive_sft.search.standing import Standing, count_recorded, find_standings
+from massive_sft.search.standing import Standing, count_recorded, find_earlier, find_standings
 from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of
 
 
@@ -46,6 +46,8 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
     done = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items())) or "nothing decided"
     most = trials_of(one.planned.space)
     yield f"search {search.name} ({one.planned.id}): {len(one.asks)} of {most} trials decided: {done}"
+    for earlier in find_earlier(one.planned, ledger) if not one.entries else ():
+        yield f"  another search than {earlier}, which had this name: what decides its sequence was changed since"
     if with_cost:
         yield f"  {_space(one.planned, ledger)}"
         yield f"  {_start(one.planned)}"

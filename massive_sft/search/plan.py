@@ -36,6 +36,8 @@ from massive_sft.sweep.point_cells import PointCells
 from massive_sft.sweep.schema import Search, Weights
 from massive_sft.sweep.setting import make_variant
 
+CALLED = "called"  # in what a log keeps of its search: the names it had when it began
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -71,15 +73,20 @@ class Planned:
         """Return its log under a storage root."""
         return DecisionLog(root, self.id)
 
+    @property
+    def called(self) -> dict[str, str]:
+        """What people call it, as its log keeps it beside what the id is of."""
+        return {"sweep": self.space.sweep.file.name, "search": self.search.name}
+
     def begin(self, ledger: Ledger) -> Mapping[str, Any]:
         """Return what its log is to keep: what its id is the hash of, and the choices it takes over from others."""
-        count = self.search.start.portfolio
+        count, content = self.search.start.portfolio, {**self.content, CALLED: self.called}
         if not count or not isinstance(self.space, Space):
-            return self.content
+            return content
         cells = [self.asked_at(choice, group, -1, None)[0] for choice, group in self.space.corners()]
         own = {group or "": self.rules.model_of(choice, group) for choice, group in self.space.corners()}
         found = find_portfolio(self.space, self.reader, cells[0].requirements, own, ledger, count)
-        return {**self.content, "portfolio": [dict(choice) for choice in found]}
+        return {**content, "portfolio": [dict(choice) for choice in found]}
 
     def begun(self, content: Mapping[str, Any] | None) -> Rules:
         """Return its rules once its log began."""

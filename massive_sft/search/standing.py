@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from massive_sft.ledger.paths import is_id
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.decider import Decider, trials_of
+from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.outcomes import Outcome
-from massive_sft.search.plan import Planned, plan_searches
+from massive_sft.search.plan import CALLED, Planned, plan_searches
 from massive_sft.search.rules import Decision
 from massive_sft.search.telling import limit_names, objective_values, violations
 from massive_sft.sweep.load import Sweep
@@ -107,6 +109,13 @@ def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
         known = {model: outcome for model, outcome in bases.items() if outcome is not None}
         found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over))
     return found
+
+
+def find_earlier(planned: Planned, ledger: Ledger) -> list[str]:
+    """Return the ids of other searches that had this name in this sweep: what decides their sequence was another."""
+    ids = [item.name for item in ledger.storage.list(FOLDER) if is_id(item.name) and item.name != planned.id]
+    contents = {identity: DecisionLog(ledger.storage, identity).content() or {} for identity in sorted(ids)}
+    return [identity for identity, content in contents.items() if content.get(CALLED) == planned.called]
 
 
 def count_recorded(planned: Planned, ledger: Ledger) -> int | None:
