@@ -13,6 +13,7 @@ from calling import call
 from judge_server import Answer, JudgeServer, error, judge_server, rating, says
 from small_sweep import small_sweep
 
+import massive_sft
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
@@ -90,6 +91,10 @@ def test_sweep_is_judged_resumed_and_shown_without_its_key(
     _assert_transcript_is_whole(tmp_path, found["full"])
     code, text = call("show", found["full"].cell, "--sweep", path)
     assert code == 0 and "mtbench" in text, text
+    results = massive_sft.load(path)
+    answers = results.answers()
+    assert len(answers) == 6 and set(answers["benchmark"]) == {"mtbench-0shot"}
+    assert all("Who is" in prompt for prompt in answers["prompt"])
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) > 50 and not [file for file in written if KEY.encode() in _content(file)]
 

@@ -31,7 +31,7 @@ from massive_sft.sweep.cell import Coordinates
 
 OWNER = "massive-sft invalidate"
 INVALIDATED = "invalidated: "  # how such a record's error begins
-CELL_FILES = ("responses", "scores", "layers.parquet")
+CELL_FILES = ("responses", "scores", "verdicts", "layers.parquet")
 TRAJECTORY_FILES = ("training", "snapshots", "resume", "kept", "attempts")
 
 

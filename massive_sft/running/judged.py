@@ -69,7 +69,7 @@ class JudgedScoring:
             result.happened[item.label] = dict(happened)
             result.load_seconds = self.scorer.load_seconds
             table, samples = self._judged(prepared, answers, pid, result)
-            scores = {**table, "requests": requests.id}, samples
+            scores = {**table, "requests": requests.id, "responses": written_by}, samples
             cache.put(self.weights, pid, *scores)
             result.seconds[item.label] = time.perf_counter() - began - (self.scorer.load_seconds or 0.0)
         self.confirm()

@@ -158,10 +158,11 @@ def _answer_rows(
     home, table = ledger.cell(record.cell), f"scores/{protocol}.json"
 
     def read(_: Path) -> list[Answer]:
-        requests = request_sets(ledger.cache_dir("requests") / json.loads(home.get(table).data)["requests"])
+        written = json.loads(home.get(table).data)
+        requests = request_sets(ledger.cache_dir("requests") / written["requests"])
         early, place = scores.early, home.at("responses")
-        if early is None:
-            return list(read_answers(requests, place.at(protocol)))
+        if early is None:  # answers that are judged lie under the protocol that they were written by
+            return list(read_answers(requests, place.at(written.get("responses", protocol))))
         return list(read_early_answers(requests, place.at(looks_key(early.protocol)), early.look))
 
     answers = _read(ledger, home.local(table), read)
