@@ -25,8 +25,6 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search.optuna import OptunaSearch
 from tables import BENCHMARKS
 
-from massive_sft.search.promotion import AtRung, Promotion, next_promotion
-
 logging.disable(logging.WARNING)  # Optuna and Ray say something for each study
 RUNGS, KEEP, NEAR = (1, 3, 10), 1 / 3, 0.05
 FIRST_SEED, MIN_RUNS = 2000, 18
@@ -62,18 +60,32 @@ def of_csv(path: Path) -> Iterator[tuple[str, Values]]:
 
 
 def promoted(runs: Values, order: list[str]) -> tuple[int, float]:
-    """Return the epochs trained and the best value at the last rung, promoting from parked checkpoints."""
-    known: list[AtRung] = []
-    decided: list[Promotion] = []
+    """Return the epochs trained and the best value at the last rung, promoting from parked checkpoints.
+
+    The rule is that of ``massive_sft/search/promoting.py``: the best third of those that reached a rung goes on, highest
+    rung first, and one that was not among them yet may be later; of equal values the earlier goes first.
+    """
+    reached: list[list[str]] = [[] for _ in RUNGS]
     epochs = 0
-    for number, run in enumerate(order):
-        known.append(AtRung(number, 0, runs[run][RUNGS[0]]))
-        epochs += RUNGS[0]
-        while (due := next_promotion(known, decided, len(RUNGS), KEEP)) is not None:
-            decided.append(due)
-            known.append(AtRung(due.training, due.rung, runs[order[due.training]][RUNGS[due.rung]]))
-            epochs += RUNGS[due.rung] - RUNGS[due.rung - 1]
-    return epochs, max((one.value for one in known if one.rung == len(RUNGS) - 1), default=-np.inf)
+
+    def reach(run: str, place: int) -> None:
+        nonlocal epochs
+        reached[place].append(run)
+        epochs += RUNGS[place] - (RUNGS[place - 1] if place else 0)
+
+    def due() -> tuple[str, int] | None:
+        for place in reversed(range(len(RUNGS) - 1)):
+            here = sorted(reached[place], key=lambda run: (-runs[run][RUNGS[place]], order.index(run)))
+            for run in here[: int(len(here) * KEEP + 1e-9)]:
+                if run not in reached[place + 1]:
+                    return run, place + 1
+        return None
+
+    for run in order:
+        reach(run, 0)
+        while (found := due()) is not None:
+            reach(*found)
+    return epochs, max((runs[run][RUNGS[-1]] for run in reached[-1]), default=-np.inf)
 
 
 def stopped(runs: Values, order: list[str]) -> tuple[int, float]:
