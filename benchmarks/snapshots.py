@@ -1,4 +1,4 @@
-"""How long a training stands still for its snapshots: ten epochs of a Llama of 27M parameters, each published.
+"""How long a training stands still for its snapshots: ten epochs of a Llama of 30M parameters, each published.
 
     python benchmarks/snapshots.py [--method full|lora] [--samples 64]
 
