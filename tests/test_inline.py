@@ -23,6 +23,7 @@ from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.cost.estimate import estimate
+from massive_sft.evaluation import shards, so_far
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import Lease, LeaseWatch, read_lease
@@ -39,7 +40,14 @@ from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.report.write import write_report
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
-from massive_sft.running.events import CellRecorded, CellSkipped, RunEvent, TrainingProgressed, TrainingStarted
+from massive_sft.running.events import (
+    BenchmarkProgressed,
+    CellRecorded,
+    CellSkipped,
+    RunEvent,
+    TrainingProgressed,
+    TrainingStarted,
+)
 from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.samples import samples_of
@@ -153,9 +161,16 @@ def test_show_prints_a_record(finished: Path) -> None:
     assert shown["cell"] == record.cell
 
 
-def test_new_benchmark_scores_kept_adapters_without_training(copy: Path) -> None:
+def test_new_benchmark_scores_kept_adapters_without_training_and_tells_of_its_parts(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_REQUESTS", 16)
+    monkeypatch.setattr(so_far, "EVERY_S", 0.0)
     path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
     _, result, happened = run(path)
+    parts = [event.part for event in result.happened if isinstance(event, BenchmarkProgressed)]
+    assert parts and all(part.scores.benchmark == "arith_mc-0shot" and part.answered < part.of for part in parts)
+    assert not list((copy / "ledger").rglob("so_far.json"))
     assert TrainingStarted not in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
     assert len(records(path)["lora-2"].scores) == 3

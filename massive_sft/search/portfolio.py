@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from massive_sft.core.errors import Corrupt
@@ -67,7 +68,7 @@ def _outcome(reader: Reader, asked: Sequence[Requirement], record: Record) -> Ou
 
 
 def _renamed(item: Requirement, identity: str) -> Requirement:
-    return Requirement(identity, item.task, item.shots, item.template, item.measure, item.until)
+    return replace(item, id=identity)
 
 
 def choice_of(space: Space, content: Mapping[str, Any]) -> Choice | None:
