@@ -40,7 +40,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.scheduling import cluster, end_request, package
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.cluster_paths import Answer, Wanted
-from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address
+from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address, submit_job
 from massive_sft.scheduling.package import find_tree, write_package
 from massive_sft.scheduling.portable import client_only
 from massive_sft.scheduling.submit import Command, entrypoint, submission_stem, submit_sweep
@@ -949,3 +949,18 @@ def test_job_that_ray_sends_to_another_cluster_says_so(head: tuple[str, Path], m
     with pytest.raises(ClusterLost, match="gave the job small-1 the address of another cluster"), connected():
         pass
     assert not ray.is_initialized()
+
+
+def test_cluster_that_has_just_started_is_given_time_until_it_runs_jobs() -> None:
+    class JustStarted:
+        answers: ClassVar = ["No available agent to submit job, please try again later.", "", "the disk is full"]
+
+        def submit_job(self, **job: str) -> str:
+            if refusal := self.answers.pop(0):
+                raise RuntimeError(f"Request failed with status code 500: {refusal}")
+            return job["entrypoint"]
+
+    client: Any = JustStarted()
+    assert submit_job(client, 0, entrypoint="true") == "true"
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        submit_job(client, 0, entrypoint="true")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+AGENT_S = 120.0  # seconds that a cluster which has just started may take until it runs jobs
+NO_AGENT = "No available agent"
 TIMEOUT_S = 10.0  # seconds for a cluster's first answer
 AWAITED = "massive_sft.awaited"  # marks a job whose answer is all that somebody wants of it
 POLL_S = 0.5  # seconds between looks at a job that is waited for
@@ -117,8 +119,8 @@ def send_job(address: str, entrypoint: str, package: Path, sweep: str, stem: str
         job = f"{stem}-{len(equal) + 1}"
         environment = {"working_dir": str(package)}
         try:
-            client.submit_job(
-                entrypoint=entrypoint, runtime_env=environment, metadata={"sweep": sweep}, submission_id=job
+            submit_job(
+                client, entrypoint=entrypoint, runtime_env=environment, metadata={"sweep": sweep}, submission_id=job
             )
         except (RuntimeError, OSError):
             if all(one.id != job for one in _jobs(client)):  # else only the answer was lost
@@ -257,9 +259,24 @@ def _only_address(address: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def submit_job(client: JobSubmissionClient, pause_s: float = POLL_S, **job: Any) -> str:
+    """Submit a job and return its id. What would run it comes up some seconds after a cluster has, and is awaited.
+
+    Arguments and errors are those of the client's own.
+    """
+    until_s = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > until_s:
+                raise
+        time.sleep(pause_s)
+
+
 def _run(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any], timeout_s: float) -> str:
     """Run a command to its end as a job that nobody sees; return what it printed."""
-    job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata={AWAITED: "yes"})
+    job = submit_job(client, entrypoint=entrypoint, runtime_env=environment, metadata={AWAITED: "yes"})
     end = time.monotonic() + timeout_s
     try:
         while not client.get_job_status(job).is_terminal():
