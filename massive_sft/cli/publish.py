@@ -64,7 +64,6 @@ def ui(
 ) -> None:
     """Show the sweep's MLflow pages: serve the local store until interrupted, or say where the server is."""
     from massive_sft.tracking.address import database_path, resolve_uri
-    from massive_sft.tracking.tracker import runs_page
     from massive_sft.tracking.ui import serve_ui, ui_address
 
     if is_imported(file):
@@ -73,17 +72,19 @@ def ui(
     else:
         plan, _ = read_plan(file, overlay)
         name, uri = plan.sweep.file.name, resolve_uri(plan.sweep.file.tracking.mlflow, plan.root)
-    page = ui_address(uri, port) + runs_page(uri, name)
-    if database_path(uri) is None:
-        console().print(f"open {page} in a browser", soft_wrap=True)
-        return
-    with console(is_error=True).status("starting MLflow") as starting:
+    is_local = database_path(uri) is not None
+    with console(is_error=True).status("starting MLflow" if is_local else "asking the tracker") as starting:
+        from massive_sft.tracking.tracker import runs_page  # it takes seconds, as MLflow does
+
+        page = ui_address(uri, port) + runs_page(uri, name)
 
         def ready() -> None:
             starting.stop()
             console().print(f"MLflow: {page} (Ctrl-C ends it)", soft_wrap=True)
 
-        status = serve_ui(uri, port, ready)
+        status = serve_ui(uri, port, ready) if is_local else 0
+    if not is_local:
+        console().print(f"open {page} in a browser", soft_wrap=True)
     if status:
         raise typer.Exit(status)
 
