@@ -226,3 +226,11 @@ def test_input_that_makes_no_sense_is_refused_with_its_place() -> None:
         propose(GRID, EACH, [Outcome(36, (1.0,))], seed=0)
     with pytest.raises(InvalidInput, match=r"stop.probability: must be > 0 and < 1, got 1.5"):
         judge(GRID, EACH, [], 0, regret=0.05, probability=1.5)
+
+
+def test_objective_that_nothing_has_reached_does_not_have_every_proposal() -> None:
+    """A gain over 0 is without end where it is taken relative to it."""
+    tried = [Outcome(index, (float(index % 5), 0.0)) for index in (0, 7, 14, 21, 28)]
+    found = propose(GRID, Target(("gsm8k", "humaneval")), tried, seed=0)[0]
+    assert found.objective == "gsm8k"
+    assert 0 < found.acquisition < 10

@@ -19,6 +19,7 @@ from massive_sft.search.surrogate.kernels import Array, Features, Indices
 from massive_sft.search.surrogate.model import Known, Model, fit_model
 from massive_sft.search.surrogate.threads import one_thread
 
+LEAST_SIZE = 0.01  # of the largest value, that a best value counts as where gains are relative to it
 MIN_KNOWN = 2  # outcomes, with fewer of which candidates are spread out instead
 
 
@@ -79,7 +80,7 @@ def propose(
     answers = Answers.of(space, target)
     models = [fit_model(features, known) for known in knowns]
     incumbents = [answers.incumbents(known) for known in knowns]
-    sizes = [known.sizes(best) for known, best in zip(knowns, incumbents, strict=True)]
+    sizes = [_sizes(known, best) for known, best in zip(knowns, incumbents, strict=True)]
     found: list[Proposal] = []
     for _ in range(min(count, len(rest))):
         found.append(_best_of(target, answers, models, incumbents, sizes, rest, pending))
@@ -102,6 +103,15 @@ def check_outcomes(space: Space, target: Target, outcomes: Sequence[Outcome]) ->
             problems.append(Problem(f"outcome {index}", "must have finite values, or NaN", outcome.values))
     if problems:
         raise InvalidInput(problems)
+
+
+def _sizes(known: Known, best: Array) -> Array:
+    """Return what gains over the best values are relative to.
+
+    Where all is 0 yet no gain counts, for an objective that nothing has reached would have every proposal.
+    """
+    least = LEAST_SIZE * float(np.abs(known.values).max())
+    return np.maximum(known.sizes(best), least) if least > 0 else np.full(best.shape, np.inf)
 
 
 def _best_of(
