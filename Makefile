@@ -7,6 +7,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One thread a process: the sizes here are too small to share a product between cores.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
+# Where it is set, each of some hundred processes would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks benchmarks-evaluation clean
 
