@@ -239,7 +239,7 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
         for field, value in {
             "when": {"model": "all"}, "gpus": 2, "workers": 1, "zero": 3, "offload": "optimizer", "micro_batch": 4,
             "packing": True, "gradient_checkpointing": True, "attention": "eager", "kernels": "plain", "gpu": "H100",
-            "gpus_per_replica": 1, "replicas": 1,
+            "gpus_per_replica": 1, "replicas": 1, "lora_at_once": 2,
         }.items()
     },
     **{

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -312,7 +313,9 @@ class Knot:
     itself: Knot
 
 
-def test_heavy_imports_go_without_the_garbage_collector_and_are_left_out_afterwards() -> None:
+def test_heavy_imports_go_without_the_garbage_collector_and_are_left_out_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     collections: list[str] = []
 
     def note(phase: str, _: dict[str, int]) -> None:
@@ -326,8 +329,13 @@ def test_heavy_imports_go_without_the_garbage_collector_and_are_left_out_afterwa
             assert gone() is None, "what was garbage before is not kept for good"
             gc.callbacks.append(note)
             stays = [[number] for number in range(10_000)]
+            monkeypatch.setitem(sys.modules, "heavy", ModuleType("heavy"))
             assert not collections
-        assert gc.isenabled() and gc.get_freeze_count() >= len(stays)
+        assert gc.isenabled() and (left_out := gc.get_freeze_count()) >= len(stays)
+        made = [[number] for number in range(10_000)]
+        with heavy_imports():
+            pass
+        assert gc.get_freeze_count() == left_out and made, "what is there already is imported by no block"
     finally:
         gc.callbacks.remove(note)
         gc.unfreeze()

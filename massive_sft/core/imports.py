@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,13 +14,15 @@ def heavy_imports() -> Iterator[None]:
 
     Modules stay, and it would look through those that are there again and again while more come: two of the seven
     seconds that torch, transformers, lm-eval and MLflow take. What is garbage before the block is collected first.
+    A block that imports nothing new leaves nothing out: that would keep what a process made meanwhile.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, imported = gc.isenabled(), len(sys.modules)
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > imported:
+            gc.freeze()
         if was_enabled:
             gc.enable()

@@ -151,5 +151,6 @@ def find_remedies(plan: Plan, among: Collection[str] | None = None) -> list[str]
 
 
 def _shown(path: Path) -> str:
-    """Return a path as a command in this folder takes it, the shorter of its two forms."""
-    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    """Return a path as a command in this folder takes it: relative where it is below, absolute elsewhere."""
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative

@@ -23,6 +23,7 @@ from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.optimizer import adamw
 from massive_sft.training.packing import MicroBatch
+from massive_sft.training.shares import full_shape
 
 PREFETCHED_WEIGHTS = 5 * 10**7  # at most, at stage 3: DeepSpeed's default
 
@@ -79,7 +80,7 @@ def partitioned_loading(setting: Setting, layout: Layout) -> Iterator[None]:
     """Within it transformers makes models in parts, for stage 3: each rank has its share of each weight, and no more.
 
     Rank 0 alone reads the files, a tensor at a time, and gives the others theirs; all ranks must load the same. Shares
-    lie where the layout computes. ``full_shape`` tells what a weight is a share of.
+    lie where the layout computes. ``shares.full_shape`` tells what a weight is a share of.
     """
     import_deepspeed(layout)
     from transformers.integrations import HfDeepSpeedConfig
@@ -89,12 +90,6 @@ def partitioned_loading(setting: Setting, layout: Layout) -> Iterator[None]:
         yield
     finally:
         del asked  # transformers holds it weakly, and loads as ever once it is gone
-
-
-def full_shape(weight: torch.Tensor) -> torch.Size:
-    """Return the shape of a weight, of which this rank may have but its share."""
-    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
-    return shape
 
 
 class DeepSpeedEngine:

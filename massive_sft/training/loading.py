@@ -17,9 +17,10 @@ from massive_sft.models.tokenizer import token_problems
 from massive_sft.sweep.schema import Model
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import lora
-from massive_sft.training.deepspeed_engine import full_shape, partitioned_loading
+from massive_sft.training.deepspeed_engine import partitioned_loading
 from massive_sft.training.engine import Engine
 from massive_sft.training.loss import packs_cleanly
+from massive_sft.training.shares import full_shape
 
 
 def require_no_problems(problems: list[Problem]) -> None:

@@ -20,7 +20,6 @@ from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.company import MemberSteps, Place
-from massive_sft.training.deepspeed_engine import full_shape
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
@@ -29,6 +28,7 @@ from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
 from massive_sft.training.ranks import join_group
+from massive_sft.training.shares import full_shape
 from massive_sft.training.step import StepRunner
 from massive_sft.training.summary import Publish, TrainingSummary, publish_nothing
 from massive_sft.training.trainer import TrajectoryTrainer

@@ -13,6 +13,7 @@ from massive_sft.core.errors import Unsupported
 from massive_sft.models.chosen_positions import ChosenPositions
 from massive_sft.training.chunked_loss import Tail, chunked_loss, find_tail
 from massive_sft.training.packing import NO_TARGET, MicroBatch
+from massive_sft.training.shares import full_shape
 
 _COMPARED = 4  # positions whose logits are computed by the model itself, in each pass, and compared in the first one
 
@@ -98,7 +99,8 @@ def _targets_of_gradient(head: Any) -> int:
 
     That is 4 bytes and its own 2 (or 4) for each trained weight; logits are 12 (or 16) for each word.
     """
-    return sum(weight.numel() for weight in head.parameters() if weight.requires_grad) // (2 * head.weight.shape[0])
+    trained = sum(full_shape(weight).numel() for weight in head.parameters() if weight.requires_grad)
+    return trained // (2 * full_shape(head.weight)[0])
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from massive_sft.data.samples import Samples
 from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import packing
-from massive_sft.training.deepspeed_engine import full_shape
 from massive_sft.training.engine import Engine, free_memory
+from massive_sft.training.shares import full_shape
 
 
 class MemoryProbe:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from massive_sft.sweep.schema import Optimizer
+from massive_sft.training.shares import full_shape
 
 
 def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -19,8 +20,8 @@ def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, 
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not optimizer.weight_decay or optimizer.decay == "all":
         return [{"params": trained}]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    others = [parameter for parameter in trained if parameter.dim() < 2]
+    matrices = [parameter for parameter in trained if len(full_shape(parameter)) > 1]
+    others = [parameter for parameter in trained if len(full_shape(parameter)) < 2]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
