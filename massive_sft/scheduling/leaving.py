@@ -59,12 +59,14 @@ def leave(
 
 
 def _end_by_force(threads: Sequence[threading.Thread], lanes: Lanes) -> None:
-    """Kill what threads wait for until they end: one that starts things may start another of them meanwhile."""
+    """Kill what is left in Ray, until the threads end: one that starts things may start another of them meanwhile."""
     until_s = time.monotonic() + LEAVE_S
     if any(thread.is_alive() for thread in threads):
         hush()
-    while any(thread.is_alive() for thread in threads) and time.monotonic() < until_s:
+    while True:
         with suppress(RayError):
             lanes.give_up()
             kill_actors()
+        if not any(thread.is_alive() for thread in threads) or time.monotonic() > until_s:
+            return
         join(threads, AGAIN_S)
