@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, StatesOf
 from massive_sft.planning.selection import parse_where, select_cells
@@ -39,7 +38,7 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
 
 def _planned(file: str | Path, overlays: Iterable[str | Path], states_of: StatesOf) -> Plan:
     sweep = load_sweep(Path(file), [Path(overlay) for overlay in overlays])
-    return with_gpu_counts(make_whole_plan(sweep, states_of))
+    return make_whole_plan(sweep, states_of)
 
 
 def pin_revisions(whole: Plan, say: Callable[[str], None]) -> Plan:

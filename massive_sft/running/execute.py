@@ -11,7 +11,6 @@ from typing import Protocol
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
 from massive_sft.core.stop import StopSignal
 from massive_sft.cost.calibrate import calibrate
-from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.lease import this_process
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import Run, register_run
@@ -117,7 +116,7 @@ def execute(
                 beside = f"the tracker also has runs of a sweep {file.name} of another ledger"
                 progress.say(f"{beside}, {mirror.elsewhere}: the tag massive_sft.ledger tells whose each is")
             run_with_peers(plan, ledger, runner, listen, progress.say, stop, work)
-        after = with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
+        after = make_whole_plan(plan.sweep, Ledger.states)
         if work is not None:
             save_last_plan(after, ledger)  # with what searches decided
         _learn(after, ledger, progress.say)

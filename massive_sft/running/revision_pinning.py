@@ -10,7 +10,6 @@ from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import json_bytes
-from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
 from massive_sft.planning.plan import LOCK, Plan
@@ -52,7 +51,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
         known.setdefault(repository.revision, commit)
         say(f"pinned {repository.id}@{repository.revision} to {known[repository.revision][:12]}")
     place.put(LOCK, json_bytes(lock | {"commits": commits.model_dump(mode="json")}))
-    return with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
+    return make_whole_plan(plan.sweep, Ledger.states)
 
 
 def _unpinned(plan: Plan) -> list[hub.Repository]:

@@ -18,7 +18,7 @@ from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import Planned, make_whole_plan, plan_points, plan_searches
-from massive_sft.search.rules import Decision
+from massive_sft.search.rules import Decision, trained_of
 from massive_sft.search.view import decision_line
 
 LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
@@ -40,7 +40,7 @@ def with_first_decisions(plan: Plan) -> Plan:
                 decider.advance()
         finally:
             decider.release()
-    return with_gpu_counts(make_whole_plan(plan.sweep, Ledger.states))
+    return make_whole_plan(plan.sweep, Ledger.states)
 
 
 @dataclass
@@ -142,7 +142,7 @@ class SearchWork:
 
     def _queue(self, search: _Search, fresh: Sequence[Decision], left: Sequence[Decision]) -> None:
         """Queue the trainings of new decisions, and of older ones that have no outcome and nobody's care."""
-        asked = [entry for entry in fresh if "cell" in entry]
+        asked = trained_of(fresh)
         for entry in fresh:
             if entry["kind"] == "drop":
                 self._drop(search, entry["trial"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.search.outcomes import Outcome
-from massive_sft.search.rules import Decision, Given, Rules
+from massive_sft.search.rules import Decision, Given, Rules, asks_of
 from massive_sft.search.telling import limit_names, objective_values, violations
 
 
@@ -44,7 +44,7 @@ def next_confirmation(rules: Rules, log: Sequence[Decision], given: Given) -> di
 def _best(rules: Rules, log: Sequence[Decision], given: Given, group: int) -> list[Decision]:
     """Return a group's complete decisions that keep the constraints, the best in the first objective first."""
     search = rules.space.search
-    own = [entry for entry in log if entry["kind"] == "ask" and entry["group"] == group]
+    own = [entry for entry in asks_of(log) if entry["group"] == group]
     complete = [(entry, given.outcomes[entry["n"]]) for entry in own if entry["n"] in given.outcomes]
     able = [
         (entry, one) for entry, one in complete if one.kind == "complete" and _is_able(rules, entry, one, given.bases)

@@ -17,7 +17,7 @@ from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome, Reader, taken_s
 from massive_sft.search.plan import Planned
-from massive_sft.search.rules import Decision, Given, Rules
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, trained_of
 from massive_sft.search.space import Space
 from massive_sft.search.telling import names_against_base
 
@@ -80,12 +80,12 @@ class Decider:
     @property
     def asks(self) -> list[Decision]:
         """The decisions that asked for something new."""
-        return [entry for entry in self.entries if entry["kind"] == "ask"]
+        return asks_of(self.entries)
 
     @property
     def trained(self) -> list[Decision]:
         """The decisions that had something trained: for the first time, or further."""
-        return [entry for entry in self.entries if "cell" in entry]
+        return trained_of(self.entries)
 
     def lead(self) -> bool:
         """Take the right to decide, or keep it; return whether this process has it."""

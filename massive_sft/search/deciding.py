@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.search.promoting import next_promotion, ranked
 from massive_sft.search.proposing import Tried, propose, versions
-from massive_sft.search.rules import Decision, Given, Rules, number, why_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, why_of
 from massive_sft.search.space import Choice, Space
 from massive_sft.search.telling import count_objectives, limit_names, objective_values, violations, worse_than_all
 
@@ -24,7 +24,7 @@ FITS = "fits"  # the constraint that a training has room
 
 def next_ask(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, Any] | None:
     """Return the next decision, but for its number and the hash of the one before; None where all was asked."""
-    asks = [entry for entry in log if entry["kind"] == "ask"]
+    asks = asks_of(log)
     assert isinstance(rules.space, Space)
     if (promotion := next_promotion(rules, log, given)) is not None:
         return promotion

@@ -10,14 +10,14 @@ from massive_sft.search.cells import CANDIDATE, CellSpace
 from massive_sft.search.observations import Outcome as Observation
 from massive_sft.search.outcomes import Outcome, objective_names
 from massive_sft.search.proposing import versions
-from massive_sft.search.rules import Decision, Given, Rules, number, why_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, why_of
 from massive_sft.search.telling import objective_values
 from massive_sft.sweep.schema import Mean
 
 
 def next_cell(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, Any] | None:
     """Return the next decision, but for its number and the hash of the one before; None where all were asked."""
-    space, asks = rules.space, [entry for entry in log if entry["kind"] == "ask"]
+    space, asks = rules.space, asks_of(log)
     assert isinstance(space, CellSpace)
     from massive_sft.search.surrogate.asking import propose
 
@@ -94,7 +94,7 @@ def _variances(rules: Rules, outcome: Outcome) -> tuple[float, ...]:
 def judge_stop(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, Any] | None:
     """Return the decision to stop a search over cells, or not to; None where that is not to be judged now."""
     search, space = rules.space.search, rules.space
-    asks = [entry for entry in log if entry["kind"] == "ask"]
+    asks = asks_of(log)
     if search.stop is None or not isinstance(space, CellSpace) or not asks or len(asks) % search.at_once:
         return None
     if log[-1]["kind"] in ("stop", "go_on") or not any(one.kind == "complete" for one in given.outcomes.values()):

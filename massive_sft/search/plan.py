@@ -11,6 +11,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import parse_size
 from massive_sft.core.fingerprint import FileHashes, fingerprint
 from massive_sft.cost.disk import checkpoint_bytes
+from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.cost.shapes import shape_of
 from massive_sft.ledger.marker import NAME as MARKER
 from massive_sft.ledger.storage import Root
@@ -24,7 +25,7 @@ from massive_sft.search.outcomes import Reader, wanted_names
 from massive_sft.search.portfolio import find_portfolio
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
-from massive_sft.search.rules import Rules, number
+from massive_sft.search.rules import Rules, number, trained_of
 from massive_sft.search.space import Choice, Space, make_space
 from massive_sft.search.telling import names_against_base
 from massive_sft.search.weights import candidates
@@ -119,7 +120,7 @@ class Planned:
     def points(self, log: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
         """Return what all decisions have trained, each training once."""
         dropped = {entry["trial"] for entry in log if entry["kind"] == "drop"}
-        last = {(trial_of(entry), entry.get("with_seed")): entry for entry in log if "cell" in entry}
+        last = {(trial_of(entry), entry.get("with_seed")): entry for entry in trained_of(log)}
         return tuple(self.point(entry, trial in dropped) for (trial, _), entry in last.items())
 
 
@@ -253,13 +254,16 @@ def with_decisions(sweep: Sweep, searches: Sequence[Planned]) -> Sweep:
 
 
 def make_whole_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
-    """Plan a sweep as ``make_plan``, with what its searches have decided so far, and what they may still need."""
+    """Plan a sweep as ``make_plan``, with what its searches have decided so far, and what they may still need.
+
+    Trainings under ``gpus: auto`` have their number of GPUs.
+    """
     if not sweep.file.search:
-        return make_plan(sweep, states_of)
+        return with_gpu_counts(make_plan(sweep, states_of))
     searches, contents = _resolved(sweep)
     plan = make_plan(with_decisions(sweep, searches), states_of)
     missing, unpinned = _added(plan.missing, contents.missing, sweep), _added(plan.unpinned, contents.unpinned, sweep)
-    return replace(plan, missing=missing, unpinned=unpinned)
+    return with_gpu_counts(replace(plan, missing=missing, unpinned=unpinned))
 
 
 def _added(known: Sequence[Problem], found: Mapping[str, Problem], sweep: Sweep) -> tuple[Problem, ...]:

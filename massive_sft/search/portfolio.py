@@ -17,6 +17,7 @@ from massive_sft.planning.requirements import Requirement
 from massive_sft.search.outcomes import Outcome, Reader
 from massive_sft.search.space import Axis, Choice, Space
 from massive_sft.search.telling import objective_values
+from massive_sft.sweep.content import flattened
 
 NEAR = 0.02  # of the length of an axis: values this near are one choice
 
@@ -73,8 +74,8 @@ def _renamed(item: Requirement, identity: str) -> Requirement:
 
 def choice_of(space: Space, content: Mapping[str, Any]) -> Choice | None:
     """Return the choice nearest to what a cell is; None where the space has none like it."""
-    fields = dict(_fields(content["setting"]))
-    own = dict(_fields(space.content_of_setting()))
+    fields = dict(flattened(content["setting"]))
+    own = dict(flattened(space.content_of_setting()))
     if fields.get("method") != own.get("method"):
         return None
     choice: dict[str, float | int] = {}
@@ -109,14 +110,6 @@ def _nearest(axis: Axis, value: Any) -> float | int | None:
 def _ratio(one: float, other: float) -> float:
     """Return how far two numbers are apart, as the logarithm of their ratio."""
     return math.log(max(one, 1e-30) / max(other, 1e-30))
-
-
-def _fields(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _is_near(space: Space, one: Choice, other: Choice) -> bool:

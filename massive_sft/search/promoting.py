@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from massive_sft.search.proposing import versions
-from massive_sft.search.rules import Decision, Given, Rules, why_of
+from massive_sft.search.rules import Decision, Given, Rules, trained_of, why_of
 from massive_sft.search.telling import objective_values
 
 
@@ -38,7 +38,7 @@ def ranked(rules: Rules, log: Sequence[Decision], given: Given, rung: int, group
 
 
 def _at(log: Sequence[Decision], rung: int, group: int) -> list[Decision]:
-    return [entry for entry in log if "cell" in entry and entry["group"] == group and entry["rung"] == rung]
+    return [entry for entry in trained_of(log) if entry["group"] == group and entry["rung"] == rung]
 
 
 def _kind(given: Given, entry: Decision) -> str:
@@ -86,7 +86,7 @@ def _promoted(
 
 def parked(log: Sequence[Decision], given: Given, top: int) -> Iterator[Decision]:
     """Yield the last decision of each training that waits for a promotion."""
-    last: dict[int, Decision] = {trial_of(entry): entry for entry in log if "cell" in entry}
+    last: dict[int, Decision] = {trial_of(entry): entry for entry in trained_of(log)}
     gone = _dropped(log)
     yield from (
         entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,16 @@ from massive_sft.search.space import Choice, Space
 from massive_sft.search.telling import names_against_base
 
 Decision = Mapping[str, Any]
+
+
+def asks_of(log: Iterable[Decision]) -> list[Decision]:
+    """Return the decisions that asked for something new."""
+    return [entry for entry in log if entry["kind"] == "ask"]
+
+
+def trained_of(log: Iterable[Decision]) -> list[Decision]:
+    """Return the decisions that had something trained: for the first time, or further."""
+    return [entry for entry in log if "cell" in entry]
 
 
 @dataclass(frozen=True)

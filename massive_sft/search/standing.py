@@ -13,7 +13,7 @@ from massive_sft.search.decider import Decider, trials_of
 from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import CALLED, Planned, plan_searches
-from massive_sft.search.rules import Decision
+from massive_sft.search.rules import Decision, asks_of, trained_of
 from massive_sft.search.telling import limit_names, objective_values, violations
 from massive_sft.sweep.load import Sweep
 
@@ -41,12 +41,12 @@ class Standing:
     @cached_property
     def asks(self) -> list[Decision]:
         """The decisions that asked for something new."""
-        return [entry for entry in self.entries if entry["kind"] == "ask"]
+        return asks_of(self.entries)
 
     @cached_property
     def trained(self) -> list[Decision]:
         """The decisions that had something trained: for the first time, or further."""
-        return [entry for entry in self.entries if "cell" in entry]
+        return trained_of(self.entries)
 
     @property
     def counts(self) -> Counter[str]:

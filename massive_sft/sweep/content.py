@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -271,3 +271,12 @@ def _name_within(file: Path, folder: Path) -> str:
 def _extension(file: Path) -> str:
     match = re.search(r"\.[^.]+(\.gz)?$", file.name.lower())
     return match[0] if match else ""
+
+
+def flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested content by their dotted names."""
+    for key, item in content.items():
+        if isinstance(item, Mapping):
+            yield from flattened(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.study.text_sets import shown_name
 from massive_sft.sweep.cell import Coordinates
+from massive_sft.sweep.content import flattened
 from massive_sft.tracking.metric_names import (
     clean_name,
     finite_numbers,
@@ -189,7 +190,7 @@ def _params(names: Mapping[str, Any], content: Mapping[str, Any], mixture: Mixtu
     fingerprint of what they hold; ``cell.json`` has it all.
     """
     told = {key: value for key, value in content.items() if key not in ("setting", "data")}
-    flat = {**dict(_flattened(content.get("setting", {}))), **dict(_flattened(told)), **names}
+    flat = {**dict(flattened(content.get("setting", {}))), **dict(flattened(told)), **names}
     flat["mixture"] = flat.pop("data", None)
     if mixture is not None:
         flat |= {"mixture.id": mixture.digest, "mixture.parts": mixture.parts}
@@ -199,14 +200,6 @@ def _params(names: Mapping[str, Any], content: Mapping[str, Any], mixture: Mixtu
         for key, value in sorted(shown.items())
         if value != "null"
     }
-
-
-def _flattened(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flattened(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _tags(record: Record, ledger: str) -> dict[str, str]:
