@@ -30,7 +30,7 @@ from massive_sft.models import peak_memory
 from massive_sft.models.kept_base import KeptBase
 from massive_sft.sweep.schema import Dataset, Lora, Model, Schedule, Setting
 from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
-from massive_sft.training.company import Company, Place
+from massive_sft.training.adapter_group import AdapterGroup, GroupMember
 from massive_sft.training.events import Event, StepDone
 from massive_sft.training.loop import train_trajectory
 
@@ -78,7 +78,11 @@ def make_spec(base: Path, number: int, batch: int, at_once: int, gpu: bool) -> T
 
 
 def train(
-    spec: TrainingSpec, folder: Path, losses: list[float], bases: KeptBase | None = None, place: Place | None = None
+    spec: TrainingSpec,
+    folder: Path,
+    losses: list[float],
+    bases: KeptBase | None = None,
+    member: GroupMember | None = None,
 ) -> None:
     """Train one adapter and keep its losses."""
 
@@ -86,7 +90,7 @@ def train(
         if isinstance(event, StepDone):
             losses.append(event.loss)
 
-    train_trajectory(spec, make_samples(), folder, report, bases=bases, place=place)
+    train_trajectory(spec, make_samples(), folder, report, bases=bases, member=member)
 
 
 def measured(function: Callable[[Losses], None], gpu: bool) -> tuple[float, float, Losses]:
@@ -120,10 +124,10 @@ def main() -> None:
         def at_once(batch: int, adapters: int, losses: Losses) -> None:
             specs = [make_spec(base, number, batch, adapters, gpu) for number in range(adapters)]
 
-            def member(number: int, place: Place) -> None:
-                train(specs[number], run / str(number), losses.setdefault(number, []), place=place)
+            def one(number: int, member: GroupMember) -> None:
+                train(specs[number], run / str(number), losses.setdefault(number, []), member=member)
 
-            errors = Company(specs[0].layout, bases).train([partial(member, number) for number in range(adapters)])
+            errors = AdapterGroup(specs[0].layout, bases).train([partial(one, number) for number in range(adapters)])
             assert not any(errors), errors
 
         print(

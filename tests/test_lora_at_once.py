@@ -11,7 +11,7 @@ from adapter_sweep import adapter_sweep, assert_same_results, records
 from commands import end, start_session
 
 from massive_sft.ledger.record import Record
-from massive_sft.planning.beside import with_others_beside
+from massive_sft.planning.adapter_groups import grouped
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.running.inline import run_inline
@@ -40,8 +40,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
 
 def test_adapters_at_once_have_the_records_that_each_has_alone(alone: dict[str, Record], tmp_path: Path) -> None:
     path = adapter_sweep(tmp_path, 2)
-    (first, second) = with_others_beside((runs := make_plan(load_sweep(path)).runs), {r.trajectory.id for r in runs})
-    assert [run.trajectory for run in (first, *first.beside, second)] == [run.trajectory for run in runs]
+    (first, second) = grouped((runs := make_plan(load_sweep(path)).runs), {r.trajectory.id for r in runs})
+    assert [run.trajectory for run in (first, *first.grouped_with, second)] == [run.trajectory for run in runs]
     taken = steps(run(path))
     assert taken[:12] == [(name, step) for step in range(1, 7) for name in ("one", "two")]
     assert taken[12:] == [("three", step) for step in range(1, 7)]

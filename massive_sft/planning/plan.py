@@ -86,7 +86,7 @@ class RunPlan:
         gpu, chooses_gpus: the kind that its resources name, if any; whether ``cost.gpu_counts`` chooses how many.
         keeps_state: whether its training keeps its last state, for a later epoch.
         settled: epochs whose snapshots a training need not give, known once it is ordered.
-        beside: the runs that take their steps with it, see ``planning.beside``.
+        grouped_with: the runs that take their steps with it, see ``planning.adapter_groups``.
     """
 
     trajectory: Trajectory
@@ -101,7 +101,7 @@ class RunPlan:
     keeps_state: bool = False
     settled: frozenset[int] = frozenset()
     chooses_gpus: bool = False
-    beside: tuple[RunPlan, ...] = ()
+    grouped_with: tuple[RunPlan, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from massive_sft.core.stop import never_stop
-from massive_sft.planning.beside import with_others_beside
+from massive_sft.planning.adapter_groups import grouped
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
@@ -48,7 +48,7 @@ def run_inline(
         if not (cell.is_done or stop()):
             evaluate_cell(cell, None, evaluator, listen)
     to_train = {run.trajectory.id for run in trainings_left(plan, recorder.ledger, retrain)}
-    source = work or FixedWork(with_others_beside(plan.todo, to_train))
+    source = work or FixedWork(grouped(plan.todo, to_train))
 
     def told(event: RunEvent) -> None:
         if isinstance(event, CellRecorded):
@@ -60,7 +60,7 @@ def run_inline(
         if given is None:
             time.sleep(POLL_S)  # for what another run on the root has
             continue
-        runs = (given[0], *given[0].beside)
+        runs = (given[0], *given[0].grouped_with)
         trained: dict[str, list[CellPlan]] = {}
         train_runs(runs, recorder, submit, told, partial(_collect, trained), retrain)
         for run in runs:

@@ -10,7 +10,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.models.kept_base import KeptBase
 from massive_sft.running.training import train
 from massive_sft.running.trial import Order
-from massive_sft.training.company import Company, Place
+from massive_sft.training.adapter_group import AdapterGroup, GroupMember
 from massive_sft.training.events import Event
 
 
@@ -20,20 +20,20 @@ def serve(
     stop: Callable[[], bool] = never_stop,
     bases: KeptBase | None = None,
 ) -> Sequence[Exception | None]:
-    """Train what an order and those beside it ask for; return what each raised, the order first.
+    """Train what an order and those grouped with it ask for; return what each raised, the order first.
 
-    An order with nothing beside it raises what its training does (``running.training.train``).
+    An order by itself raises what its training does (``running.training.train``).
 
     Args:
         report: called with each event, and the number of the order that it is of.
         stop, bases: as of ``train``.
     """
 
-    def serve_one(number: int, one: Order, place: Place | None = None) -> None:
-        train(one.run, Ledger.open(one.root), one.attempt, partial(report, number), stop, bases, place)
+    def serve_one(number: int, one: Order, member: GroupMember | None = None) -> None:
+        train(one.run, Ledger.open(one.root), one.attempt, partial(report, number), stop, bases, member)
 
-    if not order.beside:
+    if not order.grouped_with:
         serve_one(0, order)
         return (None,)
-    company = Company(order.run.layout, bases)
-    return company.train([partial(serve_one, *each) for each in enumerate((order, *order.beside))])
+    group = AdapterGroup(order.run.layout, bases)
+    return group.train([partial(serve_one, *each) for each in enumerate((order, *order.grouped_with))])

@@ -22,8 +22,8 @@ from massive_sft.running.samples import samples_of
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.sweep.unchanged_files import require_same_model
+from massive_sft.training.adapter_group import GroupMember
 from massive_sft.training.checkpoints.disk import CheckpointStore
-from massive_sft.training.company import Place
 from massive_sft.training.engine import warm_up
 from massive_sft.training.events import Begun, Event
 from massive_sft.training.loop import train_trajectory
@@ -64,7 +64,7 @@ def train(
     report: Callable[[Event], None],
     stop: Callable[[], bool] = never_stop,
     bases: KeptBase | None = None,
-    place: Place | None = None,
+    member: GroupMember | None = None,
 ) -> None:
     """Train a run under an attempt, on from its last checkpoint or the state that was kept of it.
 
@@ -80,7 +80,7 @@ def train(
         report: called on rank 0 with every event.
         stop: asked on rank 0 once a step; when true, training ends there with a checkpoint.
         bases: keeps the base model for the trainings to come; without it, it is read from its files.
-        place: among trainings that take their steps together; None for one alone.
+        member: of a group of trainings that take their steps together; None for one alone.
 
     Raises:
         Interrupted: it was stopped; called again, under any attempt, it goes on.
@@ -100,7 +100,7 @@ def train(
     publisher = Publisher(run, ledger, attempt, counts, cost, report)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
         publish, spec, folder = publisher.publish_epoch, training_spec(run), attempt.folder
-        summary = train_trajectory(spec, samples, folder, report, checkpoints, stop, publish, bases, place)
+        summary = train_trajectory(spec, samples, folder, report, checkpoints, stop, publish, bases, member)
     if is_rank0():
         if run.keeps_state:
             checkpoints.keep(summary.steps)  # before the outcome, after which nobody would come back to it

@@ -35,13 +35,13 @@ class Order:
     """What a lane is asked to do: train one run under an attempt. Can be sent to other processes.
 
     Attributes:
-        beside: orders that are served with it, in common passes; ``Layout.lora_at_once``.
+        grouped_with: orders that are served with it, in common passes; ``Layout.lora_at_once``.
     """
 
     run: RunPlan
     attempt: Attempt
     root: Root
-    beside: tuple[Order, ...] = ()
+    grouped_with: tuple[Order, ...] = ()
 
     @property
     def id(self) -> str:
@@ -143,7 +143,7 @@ def train_runs(
 
     def serve(asked: Mapping[int, _Asked]) -> dict[int, Exception | None]:
         (first, *others), reports = zip(*asked.values(), strict=True)
-        ended = submit(replace(first, beside=tuple(others)), lambda number, event: reports[number](event))
+        ended = submit(replace(first, grouped_with=tuple(others)), lambda number, event: reports[number](event))
         return dict(zip(asked, ended, strict=True))
 
     for turn in take_turns([partial(train, run) for run in runs], serve):

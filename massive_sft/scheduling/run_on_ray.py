@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from massive_sft.core.errors import ClusterLost, Interrupted
 from massive_sft.core.fingerprint import digest
 from massive_sft.core.stop import StopSignal
-from massive_sft.planning.beside import with_others_beside
+from massive_sft.planning.adapter_groups import grouped
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.recorder import RecordWriter
@@ -105,7 +105,7 @@ def run_on_ray(
     say(str(demand))
     if work is None:
         by_length = sorted(to_train, key=lambda run: -demand.chain_s[run.trajectory.id])
-        work = FixedWork(with_others_beside(by_length, {run.trajectory.id for run in to_train}))
+        work = FixedWork(grouped(by_length, {run.trajectory.id for run in to_train}))
     _Run(plan, demand, work, ready, recorder, listen, say, retrain, stop, wait_s).run()
 
 
@@ -308,7 +308,7 @@ class _Run:
         return self.demand.shape_of(run)
 
     def _expect(self, run: RunPlan) -> None:
-        for one in (run, *run.beside):
+        for one in (run, *run.grouped_with):
             self.by_cell.update({cell.cell.id: one for cell in one.cells})
             self.left[one.trajectory.id] = len(todo(one))
 

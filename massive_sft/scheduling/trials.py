@@ -117,7 +117,7 @@ def _run_trial(trial: str, setup: Setup) -> Iterator[dict[str, Any]]:
 def _train(trial: _Trial) -> None:
     setup = trial.setup
     try:
-        runs = (trial.run, *trial.run.beside)
+        runs = (trial.run, *trial.run.grouped_with)
         train_runs(runs, setup.recorder, trial.submit, trial.tell, trial.hand_over, setup.retrain)
     except Exception as error:  # noqa: BLE001 - Tune would print it and go on; it ends the run, as it does inline
         ask(setup.relay.tell.remote(error_bytes(error)))
@@ -155,8 +155,8 @@ class _Trial:
                 if message.kind == "event":
                     report(*pickle.loads(message.content))
                     continue
-                errors = _errors(message, 1 + len(order.beside))
-                if not order.beside and errors[0] is not None:
+                errors = _errors(message, 1 + len(order.grouped_with))
+                if not order.grouped_with and errors[0] is not None:
                     raise errors[0]
                 return errors
 

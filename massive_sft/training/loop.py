@@ -16,10 +16,10 @@ from massive_sft.models.kept_base import KeptBase
 from massive_sft.models.pretrained import quiet
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training import loading, micro_batch
+from massive_sft.training.adapter_group import GroupMember, MemberSteps
 from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
-from massive_sft.training.company import MemberSteps, Place
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
@@ -43,7 +43,7 @@ def train_trajectory(
     stop: Callable[[], bool] = never_stop,
     publish: Publish = publish_nothing,
     bases: KeptBase | None = None,
-    place: Place | None = None,
+    member: GroupMember | None = None,
 ) -> TrainingSummary:
     """Train one trajectory to its last snapshot epoch.
 
@@ -61,7 +61,7 @@ def train_trajectory(
             it raises ends the training on all ranks.
         bases: gives copies of the base model, which it keeps for the next training; without it, it is read from its
             files.
-        place: among trainings that share their passes and give it its base; None for one alone.
+        member: of a group of trainings that share their passes and give it its base; None for one alone.
 
     Returns:
         The summary; a run that diverges is a result, not an error.
@@ -80,8 +80,8 @@ def train_trajectory(
     loading.require_no_problems(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
     warm_up(spec.layout)
     try:
-        with quiet() if place is None else nullcontext():  # which threads cannot leave in any order; the company does
-            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases, place)
+        with quiet() if member is None else nullcontext():  # which threads cannot leave in any order; the group does
+            return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases, member)
     finally:
         free_memory()  # here, where nothing holds the model any more
 
@@ -95,19 +95,19 @@ def _load_and_train(
     stop: Callable[[], bool],
     publish: Publish,
     bases: KeptBase | None,
-    place: Place | None,
+    member: GroupMember | None,
 ) -> TrainingSummary:
     rank, ranks = join_group(spec.layout)
-    model = loading.load_for_training(spec, samples, bases if place is None else place)
+    model = loading.load_for_training(spec, samples, bases if member is None else member)
     vocabulary = full_shape(model.get_output_embeddings().weight)[0]
     loss = SummedLoss(model, chunk_targets(vocabulary, spec.layout))
     device = torch.device(device_of(spec.layout.gpus > 0))
-    kernels = choose_kernels(loss, spec, samples, device) if place is None else PLAIN
+    kernels = choose_kernels(loss, spec, samples, device) if member is None else PLAIN
     torch.manual_seed(spec.setting.seed * ranks + rank)  # dropout differs from rank to rank
     per_epoch = steps_per_epoch(len(samples), spec.setting.batch)
     monitor = DivergenceMonitor(spec.snapshots, per_epoch, vocabulary)
     probe = MemoryProbe(loss, spec, samples) if ranks > 1 else None
-    engine = (make_engine if place is None else place.make_engine)(loss, spec.setting, spec.layout)
+    engine = (make_engine if member is None else member.make_engine)(loss, spec.setting, spec.layout)
     try:
         if spec.layout.stage == 3 and spec.layout.packing:
             loading.require_clean_packing_at_stage_3(spec, model, engine)
@@ -117,7 +117,7 @@ def _load_and_train(
         manager = (
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )
-        steps = (StepRunner if place is None else MemberSteps)(spec, samples, engine, rank, limit, directory)
+        steps = (StepRunner if member is None else MemberSteps)(spec, samples, engine, rank, limit, directory)
         trainer = TrajectoryTrainer(
             spec, samples, loss, kernels, engine, steps, monitor, manager, directory, report, stop, publish
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from massive_sft.planning.plan import RunPlan, token_key
 
 
-def with_others_beside(runs: Iterable[RunPlan], to_train: Container[str]) -> list[RunPlan]:
+def grouped(runs: Iterable[RunPlan], to_train: Container[str]) -> list[RunPlan]:
     """Return runs in their order, each that can be trained with an earlier one beside that, not by itself.
 
     They must have their base, the samples of each step and the layers that are adapted in common; a rule's
@@ -28,7 +28,7 @@ def with_others_beside(runs: Iterable[RunPlan], to_train: Container[str]) -> lis
         if most > 1:
             open_groups[_in_common(run)] = group
         group.append(run)
-    return [replace(first, beside=tuple(others)) for first, *others in groups]
+    return [replace(first, grouped_with=tuple(others)) for first, *others in groups]
 
 
 def _in_common(run: RunPlan) -> tuple[object, ...]:

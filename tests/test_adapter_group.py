@@ -18,8 +18,8 @@ from massive_sft.core.errors import Interrupted, Unsupported
 from massive_sft.core.turns import Turn, take_turns
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
+from massive_sft.training.adapter_group import AdapterGroup, GroupMember
 from massive_sft.training.checkpoints.disk import CheckpointStore
-from massive_sft.training.company import Company, Place
 from massive_sft.training.events import Resumed, StepDone
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loop import train_trajectory
@@ -51,19 +51,19 @@ def specs(base: Path, at_once: int, **layout: Any) -> list[TrainingSpec]:
 Result = tuple[TrainingSummary, list[StepDone], dict[str, torch.Tensor]]
 
 
-def train(spec: TrainingSpec, folder: Path, place: Place | None = None) -> Result:
+def train(spec: TrainingSpec, folder: Path, member: GroupMember | None = None) -> Result:
     told = Told()
-    summary = train_trajectory(spec, make_samples(), folder, told, place=place)
+    summary = train_trajectory(spec, make_samples(), folder, told, member=member)
     return summary, told.of(StepDone), load_file(summary.snapshots[max(spec.snapshots)] / "adapter_model.safetensors")
 
 
 def train_together(wanted: list[TrainingSpec], folder: Path) -> list[Result]:
     found: dict[int, Result] = {}
 
-    def one(number: int, place: Place) -> None:
-        found[number] = train(wanted[number], folder / str(number), place)
+    def one(number: int, member: GroupMember) -> None:
+        found[number] = train(wanted[number], folder / str(number), member)
 
-    errors = Company(wanted[0].layout).train([partial(one, number) for number in range(len(wanted))])
+    errors = AdapterGroup(wanted[0].layout).train([partial(one, number) for number in range(len(wanted))])
     assert errors == [None] * len(wanted)
     return [found[number] for number in range(len(wanted))]
 
@@ -108,7 +108,7 @@ def test_trainings_that_stopped_at_different_steps_go_on_together(
     wanted = specs(base, 3)
     told: list[Told] = []
 
-    def one(until: list[int], number: int, place: Place) -> None:
+    def one(until: list[int], number: int, member: GroupMember) -> None:
         told.append(heard := Told())
 
         def stop() -> bool:
@@ -116,11 +116,11 @@ def test_trainings_that_stopped_at_different_steps_go_on_together(
 
         with begin(tmp_path / str(number)) as attempt:
             store = CheckpointStore(attempt.storage, attempt.claim, None)
-            train_trajectory(wanted[number], make_samples(), attempt.folder, heard, store, stop, place=place)
+            train_trajectory(wanted[number], make_samples(), attempt.folder, heard, store, stop, member=member)
 
     def train_until(until: list[int]) -> list[Exception | None]:
         told.clear()
-        return Company(wanted[0].layout).train([partial(one, until, number) for number in range(3)])
+        return AdapterGroup(wanted[0].layout).train([partial(one, until, number) for number in range(3)])
 
     errors = train_until([0, 3, 1])  # after as many steps, and the one that is begun
     assert [type(error) for error in errors] == [Interrupted] * 3
@@ -137,17 +137,17 @@ def test_training_that_fails_leaves_the_others(base: Path, tmp_path: Path, alone
     wanted = specs(base, 3)
     found: dict[int, Result] = {}
 
-    def fails(place: Place) -> None:
+    def fails(member: GroupMember) -> None:
         def at_step(event: object) -> None:
             if isinstance(event, StepDone):
                 raise OSError("disk full")
 
-        train_trajectory(wanted[0], make_samples(), tmp_path / "0", at_step, place=place)
+        train_trajectory(wanted[0], make_samples(), tmp_path / "0", at_step, member=member)
 
-    def one(number: int, place: Place) -> None:
-        found[number] = train(wanted[number], tmp_path / str(number), place)
+    def one(number: int, member: GroupMember) -> None:
+        found[number] = train(wanted[number], tmp_path / str(number), member)
 
-    errors = Company(wanted[0].layout).train([fails, partial(one, 1), partial(one, 2)])
+    errors = AdapterGroup(wanted[0].layout).train([fails, partial(one, 1), partial(one, 2)])
     assert [str(error) if error else "" for error in errors] == ["disk full", "", ""]
     assert_equal([found[1], found[2]], alone[1:])
 
@@ -157,7 +157,7 @@ def test_base_that_drops_out_is_refused(tmp_path: Path) -> None:
     config = base / "config.json"
     config.write_text(config.read_text().replace('"resid_pdrop": 0.0', '"resid_pdrop": 0.1'))
     (spec, *_) = specs(base, 2)
-    errors = Company(spec.layout).train([partial(train, spec, tmp_path / "one")])
+    errors = AdapterGroup(spec.layout).train([partial(train, spec, tmp_path / "one")])
     assert isinstance(errors[0], Unsupported) and "drops out" in str(errors[0])
 
 

@@ -50,11 +50,11 @@ class Pass:
     target_total: int
 
 
-Member = Turn[Pass, torch.Tensor, None]
+PassTurn = Turn[Pass, torch.Tensor, None]
 
 
 @dataclass
-class Company:
+class AdapterGroup:
     """Trainings that share a base and their passes.
 
     Attributes:
@@ -69,20 +69,20 @@ class Company:
     _joint: SummedLoss | None = None
     _present: list[int] = field(default_factory=list)  # whose rows there are in the pass
 
-    def train(self, trainings: Sequence[Callable[[Place], None]]) -> list[Exception | None]:
-        """Run trainings to their ends, each with its place here; return what each raised, if it did."""
+    def train(self, trainings: Sequence[Callable[[GroupMember], None]]) -> list[Exception | None]:
+        """Run trainings to their ends, each as a member; return what each raised, if it did."""
 
-        def placed(number: int, training: Callable[[Place], None]) -> Callable[[Member], None]:
-            return lambda member: training(Place(self, number, member))
+        def joined(number: int, training: Callable[[GroupMember], None]) -> Callable[[PassTurn], None]:
+            return lambda turn: training(GroupMember(self, number, turn))
 
         try:
             with pretrained.quiet():
-                members = take_turns([placed(*each) for each in enumerate(trainings)], self._serve)
+                turns = take_turns([joined(*each) for each in enumerate(trainings)], self._serve)
         finally:
             self._base = self._joint = None
             self._adapted.clear()
             free_memory()
-        return [member.error for member in members]
+        return [turn.error for turn in turns]
 
     def copy_of_base(self, model: Model, *wanted: Any) -> Any:
         """Return the base with modules of its own and the weights of all; arguments as of ``pretrained.load_model``.
@@ -141,21 +141,21 @@ class Company:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A training's place in a company."""
+class GroupMember:
+    """A training that is one of a group."""
 
-    company: Company
+    group: AdapterGroup
     number: int
-    member: Member
+    turn: PassTurn
 
     def load(self, model: Model, dtype: str, attention: str, gpu: bool, packed: bool) -> Any:
         """Return a copy of the base, as ``loading.Bases``."""
-        return self.company.copy_of_base(model, dtype, attention, gpu, packed)
+        return self.group.copy_of_base(model, dtype, attention, gpu, packed)
 
     def make_engine(self, module: SummedLoss, setting: Setting, layout: Layout) -> MemberEngine:
         """Return what trains the member's adapter."""
         engine = MemberEngine(module, setting, layout, self)
-        self.company.add(self.number, module.model)
+        self.group.add(self.number, module.model)
         return engine
 
 
@@ -166,15 +166,15 @@ class MemberEngine(PlainEngine):
         coming: the step that comes, counted from 0.
     """
 
-    def __init__(self, module: SummedLoss, setting: Setting, layout: Layout, place: Place):
+    def __init__(self, module: SummedLoss, setting: Setting, layout: Layout, member: GroupMember):
         super().__init__(module, setting, layout)
-        self._place = place
+        self._member = member
         self._most = layout.lora_at_once
         self.coming = 0
 
     def accumulate(self, batches: Sequence[MicroBatch], target_total: int) -> torch.Tensor:
         """See ``Engine.accumulate``."""
-        return self._place.member.ask(Pass(self.coming, batches, target_total))
+        return self._member.turn.ask(Pass(self.coming, batches, target_total))
 
     def free_bytes(self) -> int:
         """See ``Engine.free_bytes``: a member's share, for each has rows in the passes."""
