@@ -63,6 +63,7 @@ def test_waiting_cells_say_what_is_asked_of_them(plan: Plan) -> None:
 def test_running_cell_is_shown_as_running(plan: Plan) -> None:
     with Ledger.open(plan.root).begin_attempt(plan.runs[0].trajectory.id, "test") as attempt:  # type: ignore[union-attr]
         assert attempt.number == 1
+        attempt.take_up()
         code, text = call("show", plan.runs[0].cells[0].cell.id)
     assert code == 0 and "RUNNING" in text
 

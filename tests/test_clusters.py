@@ -23,6 +23,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import allocation, lanes, run_on_ray
+from massive_sft.scheduling.cluster import what_was_lost
 from massive_sft.scheduling.demand import make_demand
 from massive_sft.scheduling.process_group import ProcessGroupConfig
 from massive_sft.sweep.load import load_sweep
@@ -224,3 +225,10 @@ def test_scorers_that_die_while_they_import_end_the_run_with_the_reason(tmp_path
     done = poisoned_run(tmp_path, "MapWorker")
     assert "the scorers cannot be started: their processes died 2 times" in done.stderr, done.stderr[-2000:]
     assert done.returncode == 1
+
+
+def test_memory_that_ran_out_is_told_in_a_clause_and_another_loss_as_ray_tells_it() -> None:
+    memory = "8 worker(s) were killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, ID: b3) was "
+    told = what_was_lost(f"{memory}22.81GB used / 23.54GB limit (0.969071) OOM kill reason: Memory usage 24055672832B")
+    assert told.startswith("a machine ran out of memory (22.81GB of 23.54GB in use") and "OOM kill" not in told
+    assert what_was_lost("the GCS\n is gone") == "the cluster was lost (the GCS is gone)"

@@ -251,7 +251,7 @@ def finish_in_its_place(root: Path) -> None:
     now = [0.0]
     ledger._watch._clock = lambda: now[0]
     assert ledger.begin_attempt(TRAJECTORY, "other") is None
-    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.RUNNING}
+    assert ledger.statuses({CELL: TRAJECTORY}) == {CELL: Status.WAITING}  # it took no step
     now[0] = 60.0
     with ledger.begin_attempt(TRAJECTORY, "other") as attempt:
         assert attempt.number == 2
@@ -434,7 +434,11 @@ def test_cell_with_path_for_an_id_is_refused(ledger):
 def test_statuses_without_record_follow_the_leases(ledger):
     cells = {CELL: TRAJECTORY, cell_id(1): None}
     assert set(ledger.statuses(cells).values()) == {Status.WAITING}
-    with ledger.begin_attempt(TRAJECTORY, "a"), ledger.lease_cell(cell_id(1), "b"):
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt, ledger.lease_cell(cell_id(1), "b"):
+        assert ledger.statuses(cells) == {CELL: Status.WAITING, cell_id(1): Status.RUNNING}  # no worker has it yet
+        attempt.lease.beat()
+        assert ledger.statuses(cells)[CELL] is Status.WAITING
+        attempt.take_up()
         assert set(ledger.statuses(cells).values()) == {Status.RUNNING}
         assert ledger.begin_attempt(TRAJECTORY, "c") is None
     assert set(ledger.statuses(cells).values()) == {Status.WAITING}

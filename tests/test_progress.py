@@ -7,6 +7,7 @@ import os
 import re
 import select
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from commands import end, start
 from rich.console import Console
 from small_sweep import small_sweep
 
-from massive_sft.cli.progress import RunProgress, headline_text
+from massive_sft.cli.progress import RunProgress, headline_text, run_event_line
 from massive_sft.cli.status import status_view
 from massive_sft.cost.time_left import GUESS_S, PRIOR_S, TimeLeft
 from massive_sft.ledger import scores_so_far
@@ -80,6 +81,10 @@ def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(p
     shown = rows(progress)
     assert re.search(r"1/2 +0 now *$", shown["trained"])
     assert re.search(r"1/5 +0 now, 1 COMPLETE, facts_mc", shown["scored"])
+    scored = [sample_records.benchmark(f"quiz-{n}", {"acc,none": sample_records.score(0.5)}) for n in range(6)]
+    told = run_event_line(CellRecorded(plan.base[0].cell, base.model_copy(update={"scores": dict(enumerate(scored))})))
+    four = ", ".join(f"quiz-{n}-0shot acc 50.0 %" for n in range(4))
+    assert told.plain.endswith(f" llama (base): {four}, and 2 more")
 
 
 def test_status_tells_what_is_scored_so_far_while_a_cell_is_in_work(plan: Plan) -> None:
@@ -138,24 +143,57 @@ def test_time_left_of_a_plan_counts_every_part(plan: Plan) -> None:
         left.trained(run.trajectory.id)
     trained = left.seconds(0.0)
     for cell in plan.cells:
-        left.recorded(cell.cell.id)
+        left.recorded(cell.cell.id, 0.0)
     assert whole > trained > left.seconds(0.0) == 0.0
+    left.add(plan)  # what is known already
+    assert left.seconds(0.0) == 0.0
 
 
-def test_time_left_is_the_estimate_at_first_and_what_was_seen_later() -> None:
-    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 2000.0})
-    assert left.seconds(0.0) == 4000.0
-    left.trained("a")
-    assert left.seconds(500.0) == pytest.approx(3000.0 * (PRIOR_S + 500.0) / (PRIOR_S + 1000.0))  # twice as fast
-    left.trained("b", 0.5)
-    left.trained("b", 0.25)  # what was done stays done, also where a training began again
-    assert left.seconds(0.0) == pytest.approx(2500.0 * PRIOR_S / (PRIOR_S + 1500.0))
+def test_time_left_is_the_estimate_at_first_and_then_what_was_seen_of_trainings_and_cells_apart() -> None:
+    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 2000.0, "d": 2000.0})
+    assert left.seconds(50.0) == 6000.0
+    left.scoring("c", 100.0)
+    left.answered("c", "facts", 0.5, 120.0)  # of all that is asked of it
+    left.recorded("c", 140.0)  # fifty times as fast as was thought; trainings may take what they were thought to take
+    cells = 2000.0 * (PRIOR_S + 40.0) / (PRIOR_S + 2000.0)
+    assert left.seconds(140.0) == pytest.approx(2000.0 + cells)
+    for step in range(1, 11):
+        left.stepped("a", step, 10, 200.0, 140.0 + 200.0 * step)  # twice as slow
+    trainings = 1000.0 * (PRIOR_S + 2000.0) / (PRIOR_S + 1000.0)
+    assert left.seconds(2140.0) == pytest.approx(trainings + cells)
+    left.scoring("d", 2140.0)  # a cell that takes long is no reason to think that everything does
+    assert left.seconds(4000.0) <= trainings + cells
+
+
+def test_time_left_of_what_goes_on_from_a_checkpoint_and_of_what_failed_teaches_no_speed() -> None:
+    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 50.0, "d": 50.0})
+    left.stepped("a", 91, 100, 10.0, 10.0)
+    assert left.seconds(10.0) == pytest.approx(90.0 + 1000.0 + 100.0)
+    left.scoring("c", 10.0)
+    left.recorded("c", 10.0, went_well=False)
+    assert left.seconds(10.0) == pytest.approx(90.0 + 1000.0 + 50.0)
+
+
+def test_time_left_that_is_shown_passes_with_the_clock_and_never_jumps() -> None:
+    left = TimeLeft({}, {"a": 1000.0, "b": 1000.0})
+    shown = [left.shown(0.0)]
+    left.scoring("a", 0.0)
+    left.recorded("a", 10.0)
+    left.scoring("b", 10.0)
+    times = [10.0 + 0.5 * tick for tick in range(240)]
+    shown += [left.shown(now) for now in times]
+    assert shown[0] == 2000.0
+    steps = [before - after for before, after in pairwise(shown[1:])]
+    assert max(map(abs, steps)) < 0.05 * shown[0]
+    assert abs(shown[-1] - left.seconds(times[-1])) < 20.0
+    left.recorded("b", 131.0)
+    assert left.shown(131.0) == 0.0
 
 
 def test_time_left_of_unknown_parts_is_a_number() -> None:
     assert TimeLeft({"a": None}, {"b": 100.0, "c": 300.0}).seconds(0.0) == 600.0
     assert TimeLeft({"a": None}, {"b": None}).seconds(0.0) == 2 * GUESS_S
     left = TimeLeft({}, {"b": None})
-    left.recorded("not of this run")
-    left.recorded("b")
+    left.recorded("not of this run", 0.0)
+    left.recorded("b", 0.0)
     assert left.seconds(10.0) == 0.0

@@ -293,13 +293,15 @@ def test_broken_json_lines_are_all_named_by_file_and_line(tmp_path):
     assert f"{path}:4: must be an object, got 'text'" in said
 
 
-def test_more_than_ten_problems_of_a_kind_are_counted_and_other_kinds_still_listed(tmp_path):
-    path = lines(tmp_path / "d.jsonl", [{"question": "q", "answer": None}] * 25 + [{"question": 1.5, "answer": "a"}])
+def test_problem_of_many_rows_is_said_once_with_its_first_places_and_many_of_a_kind_are_counted(tmp_path):
+    lacking, odd = [{"question": "q", "answer": None}] * 25, [{"question": 1.5 + n, "answer": "a"} for n in range(12)]
+    path = lines(tmp_path / "d.jsonl", [*lacking, *odd])
     said = problems(path).splitlines()
     assert len(said) == 12
-    assert said[9] == f"{path}:10: has no completion: column answer is missing or null"
-    assert said[10].endswith("and 15 more: no completion")
-    assert said[11] == f"{path}:26: column question must be text or an integer, got 1.5"
+    assert said[0] == f"{path}:1, 2, 3, 4, 5 and 20 more: has no completion: column answer is missing or null"
+    assert said[1] == f"{path}:26: column question must be text or an integer, got 1.5"
+    assert said[10] == f"{path}:35: column question must be text or an integer, got 10.5"
+    assert said[11].startswith(f"{path}:35: and 2 more: ")
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])

@@ -224,6 +224,12 @@ def test_mistake_in_the_defaults_is_reported_once(raw: dict[str, Any]) -> None:
 
 
 def test_template_of_ones_own_is_judged_as_one(raw: dict[str, Any]) -> None:
+    put(raw, "settings|full|template", {"prompt": "{prompt}", "systm": "x", "promt": "y"})
+    with pytest.raises(InvalidInput) as caught:
+        check_sweep(raw, NAME)
+    first, second = caught.value.lines()  # what is valid is listed once
+    assert first == "sweeps/x.yaml: settings.full.template: unknown key, got 'systm'; valid: prompt"
+    assert second == "sweeps/x.yaml: settings.full.template: unknown key, got 'promt' (did you mean 'prompt'?)"
     put(raw, "settings|full|template", {"prompt": "{prompt}", "system": "x"})
     assert problems(raw) == ["sweeps/x.yaml: settings.full.template: unknown key, got 'system'; valid: prompt"]
     put(raw, "settings|full|template", {})

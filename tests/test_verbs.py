@@ -135,6 +135,11 @@ def test_logs_of_a_running_cell_show_the_steps_written_so_far(sweep: Path, copie
     with ledger.begin_attempt(plan.runs[0].trajectory.id, "test") as attempt:
         steps(attempt.folder, [4.0, 3.0, "nan", 2.0], rest='{"step": 5, "ep')
         _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
+        assert "WAITING" in text and "attempt 1: waits for its workers" in text
+        attempt.take_up()
+        _, shown = call("status", sweep, "--overlay", overlay)
+        assert "training: step 4 of 6, loss 2.000" in " ".join(shown.split())
+        _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
     assert "RUNNING" in text and "attempt 1: at work" in text
     assert "at step 4" in text
     assert "█" in text and "!" in text

@@ -97,8 +97,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except InvalidInput as error:
-        for problem in error.problems:
-            err.print(str(problem), style="red", highlight=False, soft_wrap=True)
+        for line in error.lines():
+            err.print(line, style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except MassiveSFTError as error:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)

@@ -31,7 +31,8 @@ class AttemptLog:
     """One attempt at a trajectory.
 
     Attributes:
-        state: ``published``, ``at work``, ``failed`` (it left a traceback) or ``not finished`` (stopped or killed).
+        state: ``published``, ``at work``, ``waits for its workers``, ``failed`` (it left a traceback) or
+            ``not finished`` (stopped or killed).
         losses: its curve as far as it got; None when it took no step.
         traceback: why it failed; empty when it left none.
     """
@@ -56,7 +57,7 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     """Return the attempts at a trajectory that left anything, the newest last."""
     home = ledger.trajectory(trajectory)
     seen = read_lease(home.at("lease"))
-    live = seen.number if seen is not None and seen.seems_live() else 0
+    live = {seen.number: "waits for its workers" if seen.waits else "at work"} if seen and seen.seems_live() else {}
     folders = [path for path in ledger.training_dirs(trajectory) if path.name.startswith("attempt-")]
     published = {int(path.name.rpartition("-")[2]): path for path in folders}
     names = {item.name for item in home.list("attempts")} | {path.name for path in home.local("attempts").glob("*")}
@@ -67,9 +68,22 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
         trace = home.fetch_file(f"attempts/{number}/{TRACEBACK}")
         text = trace.read_text() if trace.is_file() else ""
         ended = "failed" if text else "not finished"
-        state = "published" if number in published else "at work" if number == live else ended
+        state = "published" if number in published else live.get(number, ended)
         logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
     return logs
+
+
+def last_step(ledger: Ledger, trajectory: str) -> StepDone | None:
+    """Return the last step of the training in hand; None where nobody takes steps, or their curve is not here."""
+    home = ledger.trajectory(trajectory)
+    seen = read_lease(home.at("lease"))
+    if seen is None or seen.waits or not seen.seems_live():
+        return None
+    try:
+        steps = list(read_steps(home.local(f"attempts/{seen.number}/{LOSSES}")))
+    except (OSError, ValueError):
+        return None
+    return steps[-1] if steps else None
 
 
 def shown_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:

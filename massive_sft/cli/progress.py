@@ -47,6 +47,7 @@ from massive_sft.training.events import (
 )
 
 PAUSE_S = 2.0  # seconds without a step, beside three of its longest, after which a training is doing something else
+TOLD = 4  # scores of a cell on its line
 STEPS = 20  # of a training, over which its speed is counted
 
 
@@ -104,9 +105,9 @@ class RunProgress:
         self._last_score = ""
         self._statuses: Counter[Status] = Counter()
         self._began = time.monotonic()
-        self._working_since: float | None = None  # the start of a cluster says nothing of its speed
         # Estimates of a large plan take seconds, and only the bar shows them.
-        self._left = TimeLeft.of(plan, retrain) if console.is_terminal else TimeLeft({}, {})
+        self._is_shown = console.is_terminal
+        self._left = TimeLeft.of(plan, retrain) if self._is_shown else TimeLeft({}, {})
         self._bar = _Rows(self.clock, console)
         self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
         self._to_score = sum(not cell.is_done for cell in plan.cells)
@@ -114,8 +115,6 @@ class RunProgress:
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
-        if self._working_since is None and isinstance(event, ScoringStarted | TrainingProgressed):
-            self._working_since = time.monotonic()
         match event:
             case TrainingStarted():
                 self._training[event.trajectory.id] = _Training()
@@ -125,10 +124,14 @@ class RunProgress:
                 self._end_training(event.trajectory.id)
             case ScoringStarted():
                 self._scoring.add(event.cell.id)
+                self._left.scoring(event.cell.id, time.monotonic())
             case BenchmarkScored():
                 self._last_score = headline_text(event.scores) or self._last_score
+                self._left.answered(event.cell.id, event.scores.benchmark, 1.0, time.monotonic())
             case BenchmarkProgressed():
-                self._last_score = part_text(event.part) or self._last_score
+                self._last_score, part = part_text(event.part) or self._last_score, event.part
+                share = part.answered / max(1, part.of)
+                self._left.answered(event.cell.id, part.scores.benchmark, share, time.monotonic())
             case CellRecorded():
                 self._note_record(event.record)
             case Decided():
@@ -145,18 +148,22 @@ class RunProgress:
         self._bar.update(self._trainings, total=len(self._runs))
         self._to_score += sum(not cell.is_done for run in more.values() for cell in run.cells)
         self._bar.update(self._cells, total=self._to_score)
+        if self._is_shown:
+            self._left.add(plan)
 
     def _note_training(self, trajectory: str, event: Event) -> None:
         run = self._runs.get(trajectory)
         if isinstance(event, StepDone):
             self._training.setdefault(trajectory, _Training()).add(event)
             if run is not None and run.steps_per_epoch:
-                self._left.trained(trajectory, event.step / (run.steps_per_epoch * run.trajectory.epochs))
+                steps = run.steps_per_epoch * run.trajectory.epochs
+                self._left.stepped(trajectory, event.step, steps, event.seconds, time.monotonic())
 
     def _note_record(self, record: Record) -> None:
         self._statuses[record.status] += 1
         self._scoring.discard(record.cell)
-        self._left.recorded(record.cell)
+        went_well = record.status in (Status.COMPLETE, Status.PARTIAL)
+        self._left.recorded(record.cell, time.monotonic(), went_well)
         self._bar.advance(self._cells)
 
     def _end_training(self, trajectory: str) -> None:
@@ -177,8 +184,7 @@ class RunProgress:
     def clock(self) -> str:
         """Return how long the run has taken, and what it still takes."""
         now = time.monotonic()
-        worked = now - self._working_since if self._working_since else 0.0
-        return f"{_duration(now - self._began)}, about {_duration(self._left.seconds(worked))} left"
+        return f"{_duration(now - self._began)}, about {_duration(self._left.shown(now))} left"
 
     def _training_detail(self) -> str:
         now = [training for training in self._training.values() if training.is_stepping]
@@ -294,14 +300,20 @@ def run_event_line(event: RunEvent) -> Text:
     if isinstance(event, CellRecorded):
         record = event.record
         missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
-        detail = f": {record.error}" if record.error else f": missing {missing}" if missing else ""
+        detail = record.error or "; ".join([*([f"missing {missing}"] if missing else []), *_scores_told(record)])
         status = (str(record.status), STYLES[record.status])
-        return Text.assemble(status, f" {record.cell} {event.cell.coordinates}{detail}")
+        return Text.assemble(status, f" {record.cell} {event.cell.coordinates}", f": {detail}" if detail else "")
     if isinstance(event, Decided):
         return Text("\n").join(Text(f"search {event.search}: {line}") for line in event.lines)
     if isinstance(event, CellSkipped):
         return Text(f"skipped, somebody else works on it: {event.what}")
     return Text(_training_line(event.trajectory, event.event) if isinstance(event, TrainingProgressed) else "")
+
+
+def _scores_told(record: Record) -> list[str]:
+    found = [text for text in map(headline_text, record.scores.values()) if text]
+    more = [f"and {len(found) - TOLD} more"] if len(found) > TOLD else []
+    return [", ".join([*found[:TOLD], *more])] if found else []
 
 
 def _training_line(trajectory: Trajectory, event: Event) -> str:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from massive_sft.cli import import_table
 from massive_sft.cli.cell_names import short_names
+from massive_sft.cli.logs import last_step
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
 from massive_sft.cli.progress import part_text
 from massive_sft.cli.search_view import searches_view
@@ -18,7 +19,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.outcome import explain, find_gone, find_remedies
-from massive_sft.planning.plan import CellPlan, Plan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
 
@@ -57,16 +58,25 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
     table = make_table("cell", "what", "status", "why")
     gone = find_gone(plan)
     cells = sorted(plan.cells, key=lambda item: item.is_done)
+    runs = {cell.cell.id: run for run in plan.runs for cell in run.cells}
     names = short_names([item.cell.coordinates._asdict() for item in cells])
     for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
-        why = Text("\n".join(explain(item, ledger, item.cell.id in gone)) or _so_far(item, ledger))
-        table.add_row(item.cell.id, Text(name), status, why)
+        why = "\n".join(explain(item, ledger, item.cell.id in gone)) or _so_far(item, runs.get(item.cell.id), ledger)
+        table.add_row(item.cell.id, Text(name), status, Text(why))
     remedies = [Text(sentence, style="yellow") for sentence in find_remedies(plan)]
     return Group(table, *remedies, Text(), *plan_totals(plan), warnings_view(plan))
 
 
-def _so_far(item: CellPlan, ledger: Ledger) -> str:
-    """Return the score of the benchmark that a cell is being scored on, as far as it is answered."""
-    part = scores_so_far.read(ledger.cell(item.cell.id)) if item.status is Status.RUNNING else None
-    return "" if part is None else f"so far {part_text(part)}"
+def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger) -> str:
+    """Return how far a cell in work is: the score of the benchmark in hand, else its training's last step."""
+    if item.status is not Status.RUNNING:
+        return ""
+    part = scores_so_far.read(ledger.cell(item.cell.id))
+    if part is not None:
+        return f"so far {part_text(part)}"
+    step = None if run is None else last_step(ledger, run.trajectory.id)
+    if run is None or step is None:
+        return ""
+    of = "" if run.steps_per_epoch is None else f" of {run.steps_per_epoch * run.trajectory.epochs:,}"
+    return f"training: step {step.step:,}{of}, loss {step.loss:.3f}"

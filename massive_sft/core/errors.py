@@ -37,6 +37,14 @@ class Problem:
     choices: Sequence[str] = ()
 
     def __str__(self) -> str:
+        return self.tell()
+
+    def tell(self, listed: bool = True) -> str:
+        """Return it as a sentence.
+
+        Args:
+            listed: whether with all valid values; else with the closest one alone.
+        """
         text = f"{self.place}: {self.rule}"
         if self.value is not UNSET:
             text += f", got {self.value!r}"
@@ -44,7 +52,7 @@ class Problem:
             close = difflib.get_close_matches(str(self.value), list(self.choices), n=1)
             if close:
                 text += f" (did you mean {close[0]!r}?)"
-            text += f"; valid: {', '.join(map(str, self.choices))}"
+            text += f"; valid: {', '.join(map(str, self.choices))}" if listed else ""
         return text
 
 
@@ -80,8 +88,17 @@ class InvalidInput(MassiveSFTError):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__(self.problems)
 
+    def lines(self) -> list[str]:
+        """Return a sentence a problem; what is valid in one place is listed once."""
+        seen, lines = set[object](), []
+        for problem in self.problems:
+            valid = problem.place, tuple(problem.choices)
+            lines.append(problem.tell(valid not in seen))
+            seen.add(valid)
+        return lines
+
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        return "\n".join(self.lines())
 
 
 class LedgerError(MassiveSFTError):

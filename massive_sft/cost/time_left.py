@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from massive_sft.cost.estimate import Estimator, runs_to_train
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.trained import needs_retraining
 
 # What an estimate counts for beside what was seen: until about as long has passed, it decides.
 PRIOR_S = 30.0
 GUESS_S = 60.0  # of a part of which nothing is known, where nothing is known of the others either
+SMOOTH_S = 15.0  # in which what is shown comes nearer to what is reckoned, by two thirds of the way
+
+Parts = Mapping[str, float | None]
+
+
+@dataclass
+class _Kind:
+    """Trainings, or cells: what is left of them is corrected by how long what was done of them took.
+
+    Attributes:
+        estimates: seconds by id.
+        shares: how much of each is done, from 0 to 1, by this run or before.
+        todo: estimated seconds of what is left.
+        worked: estimated seconds of what was done in this run.
+        took: seconds that it took.
+    """
+
+    estimates: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    todo: float = 0.0
+    worked: float = 0.0
+    took: float = 0.0
+
+    def expect(self, parts: Parts, otherwise: float) -> None:
+        """Add parts that are new. One of which nothing is known counts as the mean of the others, or ``otherwise``."""
+        mean = _mean(parts.values())
+        for part, seconds in parts.items():
+            if part not in self.estimates:
+                own = (otherwise if mean is None else mean) if seconds is None else seconds
+                self.estimates[part] = own
+                self.todo += own
+
+    def note(self, part: str, share: float) -> float:
+        """Take note of how much of a part is done; return the estimated seconds of what is new of it."""
+        before = self.shares.get(part, 0.0)
+        share = max(before, min(1.0, share))
+        done = (share - before) * self.estimates.get(part, 0.0)
+        self.shares[part] = share
+        self.todo -= done
+        return done
+
+    def left(self) -> float:
+        """Return the seconds that its parts still take, one after another."""
+        return max(0.0, round(self.todo, 6)) * (PRIOR_S + self.took) / (PRIOR_S + self.worked)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class TimeLeft:
     """The parts of a run, trainings and cells, with the seconds that each is estimated to take.
 
-    A part that cannot be estimated counts as the mean of those that can. They are done side by side, so their seconds
-    pass at another rate than those of the clock. That is taken from what was done since the first was begun, and from
-    the estimate itself (one after another) as if it had been right for ``PRIOR_S``.
+    A part that cannot be estimated counts as the mean of those of its kind that can. Trainings and cells are corrected
+    apart, each by what theirs took. Parts are done side by side, and between them a run waits, so their seconds pass at
+    another rate than those of the clock: that is the time since the first was begun over what all in hand took since
+    then, as if it had been 1 for ``PRIOR_S``.
 
     Args:
         trainings, cells: estimated seconds by id; None for unknown.
     """
 
-    def __init__(self, trainings: Mapping[str, float | None], cells: Mapping[str, float | None]):
-        known = [seconds for seconds in (*trainings.values(), *cells.values()) if seconds is not None]
-        mean = sum(known) / len(known) if known else GUESS_S
-        parts = {("training", name): value for name, value in trainings.items()}
-        parts |= {("cell", name): value for name, value in cells.items()}
-        self._seconds = {part: mean if seconds is None else seconds for part, seconds in parts.items()}
-        self._share = dict.fromkeys(parts, 0.0)
+    def __init__(self, trainings: Parts, cells: Parts):
+        self._trainings, self._cells = _Kind(), _Kind()
+        self._items = dict[str, int]()  # what is asked of a cell
+        self._answered: dict[str, dict[str, float]] = {}  # the share of each benchmark, by cell
+        self._in_hand: dict[str, float] = {}  # when something was last heard of a cell
+        self._first: float | None = None
+        self._shown: tuple[float, float] | None = None
+        self._expect(trainings, cells)
 
     @classmethod
     def of(cls, plan: Plan, retrain: bool = False) -> TimeLeft:
@@ -39,30 +92,82 @@ class TimeLeft:
         Args:
             retrain: whether trainings whose snapshots were removed are done again.
         """
+        left = cls({}, {})
+        left.add(plan, retrain)
+        return left
+
+    def add(self, plan: Plan, retrain: bool = False) -> None:
+        """Take in what a plan leaves to do, and is not known yet."""
         estimator = Estimator(plan)
-        estimates = {run.trajectory.id: estimator.training(run) for run in runs_to_train(plan, retrain)}
-        cells = {cell.cell.id: estimator.cell(cell, None, cell.unmet).value for cell in plan.base if not cell.is_done}
+        trained = {run.trajectory.id: estimator.training(run) for run in runs_to_train(plan, retrain)}
+        todo: list[tuple[CellPlan, RunPlan | None]] = [(cell, None) for cell in plan.base if not cell.is_done]
         for run in plan.todo:
             for cell in run.cells:
                 if not cell.is_done and (retrain or not needs_retraining(plan.storage, run.trajectory, [cell])):
-                    cells[cell.cell.id] = estimator.cell(cell, run, cell.unmet).value
-        trained = {name: None if seconds is None else seconds.value for name, seconds in estimates.items()}
-        return cls(trained, {name: seconds or None for name, seconds in cells.items()})
+                    todo.append((cell, run))
+        self._items |= {cell.cell.id: len(cell.unmet) for cell, _ in todo}
+        self._expect(
+            {name: None if seconds is None else seconds.value for name, seconds in trained.items()},
+            {cell.cell.id: estimator.cell(cell, run, cell.unmet).value or None for cell, run in todo},
+        )
 
-    def trained(self, trajectory: str, share: float = 1.0) -> None:
-        """Take note of how much of a training is done, from 0 to 1."""
-        self._note(("training", trajectory), share)
+    def _expect(self, trainings: Parts, cells: Parts) -> None:
+        mean = _mean((*trainings.values(), *cells.values()))
+        for kind, parts in ((self._trainings, trainings), (self._cells, cells)):
+            kind.expect(parts, GUESS_S if mean is None else mean)
 
-    def recorded(self, cell: str) -> None:
-        """Take note that a cell has its record."""
-        self._note(("cell", cell), 1.0)
+    def stepped(self, trajectory: str, step: int, of: int, seconds: float, now: float) -> None:
+        """Take note of a step of a training that took ``seconds``, ``step`` of ``of``."""
+        self._begin(now - seconds)
+        kind = self._trainings
+        if trajectory in kind.estimates:
+            kind.note(trajectory, step / of)  # more than this step, where it goes on from a checkpoint
+            kind.worked += kind.estimates[trajectory] / of
+            kind.took += seconds
 
-    def _note(self, part: tuple[str, str], share: float) -> None:
-        if part in self._share:
-            self._share[part] = max(self._share[part], min(1.0, share))
+    def trained(self, trajectory: str) -> None:
+        """Take note that nothing is left of a training."""
+        self._trainings.note(trajectory, 1.0)
 
-    def seconds(self, elapsed_s: float) -> float:
-        """Return the seconds left, ``elapsed_s`` after the first part was begun; 0 when every part is done."""
-        done = sum(self._seconds[part] * share for part, share in self._share.items())
-        left = sum(self._seconds.values()) - done
-        return left * (PRIOR_S + elapsed_s) / (PRIOR_S + done)
+    def scoring(self, cell: str, now: float) -> None:
+        """Take note that somebody begins with a cell."""
+        self._begin(now)
+        self._in_hand[cell] = now
+
+    def answered(self, cell: str, benchmark: str, share: float, now: float) -> None:
+        """Take note of how much of a cell's benchmark is answered, from 0 to 1."""
+        shares = self._answered.setdefault(cell, {})
+        shares[benchmark] = max(share, shares.get(benchmark, 0.0))
+        self._advance(cell, sum(shares.values()) / max(self._items.get(cell, 1), len(shares)), now)
+
+    def recorded(self, cell: str, now: float, went_well: bool = True) -> None:
+        """Take note that a cell has its record; one that did not go well tells nothing of how long others take."""
+        if went_well:
+            self._advance(cell, 1.0, now)
+        self._cells.note(cell, 1.0)
+        self._in_hand.pop(cell, None)
+
+    def _advance(self, cell: str, share: float, now: float) -> None:
+        if cell in self._in_hand:
+            self._cells.worked += self._cells.note(cell, share)
+            self._cells.took += now - self._in_hand[cell]
+            self._in_hand[cell] = now
+
+    def _begin(self, now: float) -> None:
+        self._first = now if self._first is None else min(self._first, now)
+
+    def seconds(self, now: float) -> float:
+        """Return the seconds left, as of ``now`` by a clock that never goes back; 0 when every part is done."""
+        elapsed = 0.0 if self._first is None else now - self._first
+        seen = self._trainings.took + self._cells.took + sum(now - since for since in self._in_hand.values())
+        return (self._trainings.left() + self._cells.left()) * (PRIOR_S + elapsed) / (PRIOR_S + seen)
+
+    def shown(self, now: float) -> float:
+        """Return the seconds left as people are told: they pass as the clock does, and come nearer to what is so."""
+        found = self.seconds(now)
+        if self._shown is not None and found:
+            last, when = self._shown
+            passed = last - (now - when)
+            found += (passed - found) * math.exp(-(now - when) / SMOOTH_S)
+        self._shown = max(0.0, found), now
+        return self._shown[0]

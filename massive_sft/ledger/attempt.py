@@ -62,9 +62,12 @@ class Attempt:
     def begin(
         cls, trajectory: str, storage: Root, owner: str, watch: LeaseWatch, ttl_s: float = TTL_S
     ) -> Attempt | None:
-        """Take the lease of a trajectory and make the attempt's folder; None while another holds it."""
+        """Take the lease of a trajectory and make the attempt's folder; None while another holds it.
+
+        It counts as waiting until ``take_up``.
+        """
         while True:
-            lease = Lease.acquire(storage.at("lease"), owner, watch, ttl_s)
+            lease = Lease.acquire(storage.at("lease"), owner, watch, ttl_s, waits=True)
             if lease is None:
                 return None
             attempt = cls(trajectory, storage, lease.claim, lease)
@@ -165,6 +168,11 @@ class Attempt:
         except LeaseLost:
             self.storage.upload(aside, relative)
             raise
+
+    def take_up(self) -> None:
+        """Say that its training is in hand. Without effect in a process the attempt was sent to."""
+        if self.lease is not None:
+            self.lease.begin()
 
     def release(self) -> None:
         """Give the trajectory back. Harmless when the lease is lost or lives in another process."""

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -46,6 +47,7 @@ class LeaseState:
         beat: the counter, -1 before the first.
         released: the owner gave it back.
         modified: time of the last write by the storage's own clock, seconds.
+        waits: the owner keeps others away, and waits itself for what it needs to begin.
     """
 
     number: int
@@ -53,6 +55,7 @@ class LeaseState:
     beat: int
     released: bool
     modified: float
+    waits: bool = False
 
     def owner_is_gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
@@ -103,7 +106,8 @@ def read_lease(lease: Storage, least: int = 0) -> LeaseState | None:
             owner = {}
         beat, _, state = tail.partition(b" ")
         counter = int(beat) if beat.isdigit() else -1
-        return LeaseState(number, owner, counter, state.strip() == b"released", blob.modified)
+        word = state.strip()
+        return LeaseState(number, owner, counter, word == b"released", blob.modified, word == b"waiting")
     return LeaseState(number, {}, -1, False, time.time()) if number == listed else None
 
 
@@ -172,13 +176,20 @@ class Lease:
     claim: Claim
     _head: bytes
     _ttl_s: float
+    _state: str = "held"
     _beat: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def acquire(
-        cls, lease: Storage, owner: str, watch: LeaseWatch | None = None, ttl_s: float = TTL_S, above: int = 0
+        cls,
+        lease: Storage,
+        owner: str,
+        watch: LeaseWatch | None = None,
+        ttl_s: float = TTL_S,
+        above: int = 0,
+        waits: bool = False,
     ) -> Lease | None:
         """Try once to take a lease; return None when another process holds it or was faster.
 
@@ -188,6 +199,7 @@ class Lease:
             watch: shared between tries, so that an owner elsewhere can be seen to stand still.
             ttl_s: seconds without a beat after which others may take this lease over.
             above: a number that was held once, though the lease may not know it any more (removed by hand).
+            waits: whether what it is taken for is still to begin: ``begin`` says so.
 
         Raises OSError when the storage refuses.
         """
@@ -203,8 +215,8 @@ class Lease:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": process_identity(os.getpid()),
         }
-        taken = cls(claim, json.dumps(head).encode() + b"\n", ttl_s)
-        if not lease.put_if_absent(str(claim.number), taken._content("held")):
+        taken = cls(claim, json.dumps(head).encode() + b"\n", ttl_s, "waiting" if waits else "held")
+        if not lease.put_if_absent(str(claim.number), taken._content(taken._state)):
             return None
         threading.Thread(target=taken._keep_beating, name=f"lease-{claim.number}", daemon=True).start()
         return taken
@@ -212,7 +224,14 @@ class Lease:
     def beat(self) -> None:
         """Raise the counter by one. Raises OSError when the disk refuses."""
         with self._lock:
-            self._write("held")
+            self._write(self._state)
+
+    def begin(self) -> None:
+        """Say that the work is in hand, not waited for any more. What the disk refuses now, a later beat says."""
+        with self._lock, suppress(OSError):
+            self._state = "held"
+            if not self._stop.is_set():
+                self._write(self._state)
 
     def held(self) -> bool:
         """Whether this process still holds the lease."""

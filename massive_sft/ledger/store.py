@@ -181,7 +181,8 @@ class Ledger(LedgerPaths):
         Args:
             cells: trajectory id by cell id; None for a base model's cell.
 
-        A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING.
+        A cell without a record is RUNNING while a lease on it or on its trajectory looks live, else WAITING: so too
+        where the owner only waits, as a training does for its workers.
         """
         return self._states(cells, self._records.entries(cells))
 
@@ -212,7 +213,7 @@ class Ledger(LedgerPaths):
 
     def _is_live(self, home: Path) -> bool:
         seen = read_lease(self.lease_of(home))
-        return seen is not None and seen.seems_live()
+        return seen is not None and not seen.waits and seen.seems_live()
 
     def report_corrupt(self, path: Path, error: str) -> None:
         """Note that something on disk is unsound and counts as not there: warned of once, kept in ``corrupt``."""

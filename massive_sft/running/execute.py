@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,6 +79,8 @@ def checked(plan: Plan, whole: Plan, say: Callable[[str], None], warn: Callable[
     with _registered(plan) as (run, ledger):
         require_runnable(plan, say, warn)
         save_last_plan(whole, ledger)
+        with suppress(OSError):  # what a run took that was killed counts for this one's estimates
+            calibrate(whole, ledger)
         yield run
 
 

@@ -202,6 +202,7 @@ class _Trial:
             self.listen(TrainingProgressed(self.run.trajectory, event))
         elif not self.begun:  # else its workers were lost, and others have it in hand
             self.begun = True
+            self.attempt.take_up()
             self.listen(TrainingStarted(self.run.trajectory, self.attempt.number))
         if isinstance(event, SnapshotPublished):
             self.hand_over([cell for cell in self.remaining if cell.cell.epoch == event.epoch])

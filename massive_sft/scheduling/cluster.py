@@ -66,10 +66,18 @@ def connected(starting: AbstractContextManager[None] | None = None) -> Iterator[
     except RayTaskError:  # raised by code that ran there
         raise
     except RayError as error:
-        lost = redact(" ".join(str(error).split()))[:500]
-        raise ClusterLost(f"the cluster was lost ({lost}); run the same command to go on") from error
+        raise ClusterLost(f"{what_was_lost(str(error))}; run the same command to go on") from error
     finally:
         ray.shutdown()
+
+
+def what_was_lost(error: str) -> str:
+    """Return in a clause what an error of Ray's means for a run: by itself Ray's is half a page."""
+    memory = re.search(r"low on memory.*?was ([\d.]+ ?[KMGT]?B) used / ([\d.]+ ?[KMGT]?B) limit", error, re.DOTALL)
+    if memory:
+        used = f"{memory[1]} of {memory[2]} in use, by this run and by others"
+        return f"a machine ran out of memory ({used}), so Ray ended processes of this run; it needs more that is free"
+    return f"the cluster was lost ({redact(' '.join(error.split()))[:500]})"
 
 
 def kill_actors() -> None:
