@@ -94,12 +94,21 @@ def _distribution(axis: Axis) -> Any:
 
     low, high = axis.ends
     if axis.is_range and takes_whole_numbers(axis.name):
-        return IntDistribution(int(low), int(high), log=axis.kind == "log")
+        return _shared(IntDistribution)(int(low), int(high), log=axis.kind == "log")
     if axis.is_range:
-        return FloatDistribution(low, high, log=axis.kind == "log")
+        return _shared(FloatDistribution)(low, high, log=axis.kind == "log")
     if axis.kind == "ordered":
-        return IntDistribution(0, len(axis.values) - 1)
-    return CategoricalDistribution(tuple(range(len(axis.values))))
+        return _shared(IntDistribution)(0, len(axis.values) - 1)
+    return _shared(CategoricalDistribution)(tuple(range(len(axis.values))))
+
+
+@cache
+def _shared(kind: type) -> type:
+    """Return a kind of distribution that copies of a trial share: Optuna copies each trial that a study is given.
+
+    Of several hundred trials, that would be most of what a proposal takes.
+    """
+    return type(kind.__name__, (kind,), {"__deepcopy__": lambda self, memo: self})
 
 
 def spread(axes: Sequence[Axis], count: int, seed: int) -> list[Choice]:
