@@ -18,14 +18,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from methods import METHODS
 from pools import Study, first_below, mean_curve, run
+from scipy.stats import binomtest
 from tables import Table, read
 
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.search.observations import Outcome, Target
 from massive_sft.search.surrogate.asking import propose
 
@@ -34,9 +37,13 @@ MOST = 0.6  # of a pool that is searched
 EVALUATIONS = 40  # of mixtures
 
 
-def models(table: Table, each: str | None, method: str, seeds: range, stop: bool) -> None:
+Areas = dict[tuple[str, int], float]
+"""Of each objective and seed the mean regret over a study, by which methods are compared in pairs."""
+
+
+def models(table: Table, each: str | None, method: str, seeds: range, stop: bool) -> Areas:
     """Print the share of cells at which the mean regret is small, one objective at a time."""
-    curves, by_objective, judged = [], {}, []
+    curves, by_objective, judged, areas = [], {}, [], Areas()
     size = len(table.values)
     for objective in table.objectives:
         pool = table.only(objective)
@@ -44,6 +51,9 @@ def models(table: Table, each: str | None, method: str, seeds: range, stop: bool
         by_objective[objective] = mean_curve([study.regret[:, 0] for study in studies])
         curves += [study.regret[:, 0] for study in studies]
         judged += studies
+        areas |= {
+            (objective, seed): float(curve.mean()) for seed, curve in zip(seeds, curves[-len(seeds) :], strict=True)
+        }
     mean = mean_curve(curves)
     needed = {level: first_below(mean, level) for level in (0.05, 0.01)}
     print(
@@ -52,10 +62,11 @@ def models(table: Table, each: str | None, method: str, seeds: range, stop: bool
     print("  5 % by objective: ", {name: share(first_below(curve, 0.05), size) for name, curve in by_objective.items()})
     print(
         "  regret at 18 / 24 / 33 / 46 %:",
-        [round(float(mean[int(at * size) - 1]), 4) for at in (0.18, 0.24, 0.33, 0.46)],
+        [round(after(mean, int(at * size)), 4) for at in (0.18, 0.24, 0.33, 0.46)],
     )
     if stop and method == "ours":
         stops(judged, size)
+    return areas
 
 
 def stops(studies: list[Study], size: int) -> None:
@@ -82,7 +93,7 @@ def stops(studies: list[Study], size: int) -> None:
     )
 
 
-def together(table: Table, each: str, method: str, seeds: range) -> None:
+def together(table: Table, each: str, method: str, seeds: range) -> Areas:
     """Print the share of cells at which each objective's mean regret is small, one sequence for all of them."""
     size = len(table.values)
     studies = [run(table, each, method, seed, int(0.5 * size)) for seed in seeds]
@@ -92,18 +103,47 @@ def together(table: Table, each: str, method: str, seeds: range) -> None:
         f"{method}: one sequence: 10th objective <= 5 % at {share(sorted(needed)[9] if len(needed) > 9 else max(needed), size)}"
     )
     print("  ", {name: share(at, size) for name, at in zip(table.objectives, needed, strict=True)})
+    return {
+        (name, seed): float(study.regret[:, column].mean())
+        for seed, study in zip(seeds, studies, strict=True)
+        for column, name in enumerate(table.objectives)
+    }
 
 
-def mixtures(table: Table, method: str, seeds: range) -> None:
+def mixtures(table: Table, method: str, seeds: range) -> Areas:
     """Print after how many evaluations the mean normalised regret is small, of each objective."""
+    areas = Areas()
     for objective in table.objectives:
         pool = table.only(objective)
         studies = [run(pool, None, method, seed, EVALUATIONS, batch=1) for seed in seeds]
         mean = mean_curve([study.normalised[:, 0] for study in studies])
         needed = [first_below(mean, level) or f"> {EVALUATIONS}" for level in (0.2, 0.1, 0.05)]
         print(
-            f"{method}: {pool.name} ({len(pool.values)}): 20 / 10 / 5 % after {needed}, at 20: {mean[19]:.3f}, at 40: {mean[-1]:.3f}"
+            f"{method}: {pool.name} ({len(pool.values)}): 20 / 10 / 5 % after {needed}, at 20: {after(mean, 20):.3f}, at 40: {mean[-1]:.3f}"
         )
+        own = {(objective, seed): float(study.normalised.mean()) for seed, study in zip(seeds, studies, strict=True)}
+        areas |= own
+    return areas
+
+
+def compare(areas: dict[str, Areas]) -> None:
+    """Print how often the first method's mean regret is the smaller one, from the same starts, by a sign test.
+
+    The seeds of an objective are not independent of one another, so a test over the objectives' means is there too.
+    """
+    first, *others = areas
+    for other in others:
+        apart = {key: areas[other][key] - area for key, area in areas[first].items()}
+        means = [
+            np.mean([gain for (of, _), gain in apart.items() if of == name])
+            for name in dict.fromkeys(of for of, _ in apart)
+        ]
+        for what, gains in (("studies", list(apart.values())), ("objectives", means)):
+            better, worse = int(np.sum(np.array(gains) > 0)), int(np.sum(np.array(gains) < 0))
+            chance = binomtest(better, better + worse).pvalue if better + worse else 1.0
+            print(
+                f"{first} against {other}: better in {better}, worse in {worse} of {len(gains)} {what}, p = {chance:.2g}"
+            )
 
 
 def transfer(table: Table) -> None:
@@ -132,6 +172,11 @@ def transfer(table: Table) -> None:
     print("  mean excess:", np.mean(excess, axis=0).round(4).tolist())
 
 
+def after(curve: np.ndarray, count: int) -> float:
+    """Return a curve's value after so many candidates; of a shorter one its last."""
+    return float(curve[min(max(count, 1), len(curve)) - 1])
+
+
 def share(count: int | None, size: int) -> str:
     """Return a count as a share of a pool."""
     return "never" if count is None else f"{count / size:.1%}"
@@ -147,19 +192,27 @@ def main() -> None:
     parser.add_argument("--stop", action="store_true", help="also judge after each batch whether to stop")
     args = parser.parse_args()
     table = read(args.table[0], [Path(path) for path in args.table[1:]])
+    if args.seeds < 1:
+        raise InvalidInput(Problem("--seeds", "must be >= 1", args.seeds))
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    areas: dict[str, Areas] = {}
     for method in args.methods:
         began = time.process_time()
         if args.study in ("models", "winner"):
-            models(table, "model" if args.study == "models" else None, method, seeds, args.stop)
+            areas[method] = models(table, "model" if args.study == "models" else None, method, seeds, args.stop)
         elif args.study == "together":
-            together(table, "model", method, seeds)
+            areas[method] = together(table, "model", method, seeds)
         elif args.study == "mixtures":
-            mixtures(table, method, seeds)
+            areas[method] = mixtures(table, method, seeds)
         else:
             transfer(table)
         print(f"  {time.process_time() - began:.0f} s of the processor", flush=True)
+    if areas:
+        compare(areas)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InvalidInput as problem:
+        sys.exit(str(problem))

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ import pandas as pd
 from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search.optuna import OptunaSearch
 from tables import BENCHMARKS
+
+from massive_sft.core.errors import InvalidInput, Problem
 
 logging.disable(logging.WARNING)  # Optuna and Ray say something for each study
 RUNGS, KEEP, NEAR = (1, 3, 10), 1 / 3, 0.05
@@ -50,13 +53,20 @@ def block_c(path: Path) -> Iterator[tuple[str, Values]]:
 def of_csv(path: Path) -> Iterator[tuple[str, Values]]:
     """Yield each objective of a file of the stated format with its runs' values by epoch."""
     frame = pd.read_csv(path)
-    for column in (name for name in frame.columns if name.startswith(("max:", "min:"))):
+    scores = [name for name in frame.columns if name.startswith(("max:", "min:"))]
+    if not {"run", "epoch"} <= set(frame.columns) or not scores:
+        rule = "must have the columns run, epoch and at least one of max:NAME, min:NAME"
+        raise InvalidInput(Problem(str(path), rule, ", ".join(map(str, frame.columns))))
+    for column in scores:
         sign = 1 if column.startswith("max:") else -1
         groups = frame.dropna(subset=[column]).groupby("run")
         runs = {
             str(run): dict(zip(group.epoch.astype(int), sign * group[column], strict=True)) for run, group in groups
         }
-        yield column, {run: values for run, values in runs.items() if set(RUNGS) <= set(values)}
+        whole = {run: values for run, values in runs.items() if set(RUNGS) <= set(values)}
+        if not whole:
+            raise InvalidInput(Problem(f"{path}: {column}", f"must have a run with the epochs {RUNGS}"))
+        yield column, whole
 
 
 def promoted(runs: Values, order: list[str]) -> tuple[int, float]:
@@ -153,4 +163,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InvalidInput as problem:
+        sys.exit(str(problem))
