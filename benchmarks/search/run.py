@@ -167,7 +167,7 @@ def transfer(table: Table) -> None:
         excess.append(found + [found[-1]] * (4 - len(found)))
     near = (np.array(excess) <= 0.005).mean(axis=0)
     print(
-        f"ours: {len(excess)} models, within 0.5 % after 1 / 2 / 4 runs: {[round(float(near[at - 1]), 3) for at in (1, 2, 4)]}"
+        f"ours: {table.objectives[0]}: {len(excess)} models, within 0.5 % after 1 / 2 / 4 runs: {[round(float(near[at - 1]), 3) for at in (1, 2, 4)]}"
     )
     print("  mean excess:", np.mean(excess, axis=0).round(4).tolist())
 
@@ -205,7 +205,8 @@ def main() -> None:
         elif args.study == "mixtures":
             areas[method] = mixtures(table, method, seeds)
         else:
-            transfer(table)
+            for objective in table.objectives:
+                transfer(table.only(objective))
         print(f"  {time.process_time() - began:.0f} s of the processor", flush=True)
     if areas:
         compare(areas)

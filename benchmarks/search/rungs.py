@@ -21,10 +21,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search.optuna import OptunaSearch
-from tables import BENCHMARKS
+from tables import BENCHMARKS, read_frame
 
 from massive_sft.core.errors import InvalidInput, Problem
 
@@ -37,7 +36,7 @@ Values = dict[str, dict[int, float]]
 
 def block_c(path: Path) -> Iterator[tuple[str, Values]]:
     """Yield each benchmark of block C with its runs' values by epoch, masked as the protocol says."""
-    frame = pd.read_csv(path)
+    frame = read_frame(path)
     frame = frame[(frame.data_size == 1000) & (frame.lr_strategy == "constant") & (frame.data_name != "lima")]
     for name in BENCHMARKS:
         runs: Values = {}
@@ -52,7 +51,7 @@ def block_c(path: Path) -> Iterator[tuple[str, Values]]:
 
 def of_csv(path: Path) -> Iterator[tuple[str, Values]]:
     """Yield each objective of a file of the stated format with its runs' values by epoch."""
-    frame = pd.read_csv(path)
+    frame = read_frame(path)
     scores = [name for name in frame.columns if name.startswith(("max:", "min:"))]
     if not {"run", "epoch"} <= set(frame.columns) or not scores:
         rule = "must have the columns run, epoch and at least one of max:NAME, min:NAME"

@@ -64,7 +64,7 @@ def read(form: str, paths: list[Path]) -> Table:
         need = ", ".join(f"{known} ({FILES.get(known, 1)})" for known in ["csv", *published])
         found = " ".join([form, *map(str, paths)])
         raise InvalidInput(Problem("--table", f"must be a form and as many files as it has: {need}", found))
-    name, frames = paths[0].stem, [_frame(path) for path in paths]
+    name, frames = paths[0].stem, [read_frame(path) for path in paths]
     if form == "csv":
         return of_frame(name, frames[0])
     try:
@@ -73,7 +73,7 @@ def read(form: str, paths: list[Path]) -> Table:
         raise InvalidInput(Problem(f"{paths[0]}", f"must have the columns of {form}", str(problem.args[0]))) from None
 
 
-def _frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> pd.DataFrame:
     """Return a CSV file as it is. Raises InvalidInput where it cannot be read."""
     try:
         header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
