@@ -278,7 +278,10 @@ def test_length_controlled_win_rate_is_that_of_the_reference_package(tmp_path: P
     pairs = [(int(theirs), int(mine)) for theirs, mine in zip(base, own, strict=True)]
     read = read_gamed(str(tmp_path / "df_gamed.csv"), "here")
     found = [length_controlled(list(chances), pairs, range(200), gamed) for gamed in (read, None)]
-    assert found == pytest.approx([0.3115336929, 0.3159711118], abs=2e-4)
+    assert [rate for rate, _ in found] == pytest.approx([0.3115336929, 0.3159711118], abs=2e-4)
+    # The rates' standard deviation over a hundred bootstrap samples of the pairs, each with a fit of its own.
+    assert [interval.stderr for _, interval in found] == pytest.approx([0.01826, 0.02055], rel=0.05)
+    assert all(interval.low < rate < interval.high and interval.method == "delta" for rate, interval in found)
 
 
 def test_published_files_of_prompts_take_the_place_of_our_own(tmp_path: Path) -> None:

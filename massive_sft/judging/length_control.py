@@ -6,6 +6,10 @@ instruction's difficulty, and 1; L1, liblinear, its strength by 5-fold cross-val
 gamed baselines, of which the file ``df_gamed.csv`` has the features, count a tenth each (0.2 / 2) and hold the weights
 in place. The rate is the mean prediction where the difference of lengths is 0. Without that file there are neither
 difficulties nor baselines (``length_controlled_minimal`` there).
+
+The interval is ours, by the delta method: it counts what each pair does to the fit and to the mean, and takes as given
+the gamed baselines, the strength of the regression, the scale of the lengths and which weights L1 has made 0. The
+published standard error is that of the predictions around their mean, as if the fit were known.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.evaluation.intervals import Interval, Z
 
 FOLDS = 5
 STRENGTHS = np.logspace(-4, 4, 10)
@@ -70,8 +75,10 @@ def length_controlled(
     lengths: Sequence[tuple[int, int]],
     numbers: Sequence[int],
     gamed: Gamed | None = None,
-) -> float | None:
-    """Return the win rate at equal lengths, from 0 to 1; None where lengths never differ or fewer than 5 pairs count.
+) -> tuple[float, Interval] | None:
+    """Return the win rate at equal lengths, from 0 to 1, and its interval.
+
+    None where lengths never differ or fewer than 5 pairs count.
 
     Args:
         preferences: for the model's answer, from 0 to 1; None where there is none.
@@ -98,7 +105,40 @@ def length_controlled(
         weights = np.concatenate([gamed_weights, np.ones(int(known.sum()))])
         wanted = np.concatenate([gamed.preferences, wanted])
         equal = np.column_stack([np.zeros(len(lengthy)), hard, ones])
-    return float(_predict(_fit(features, wanted, weights), equal).mean())
+    fit = _fit(features, wanted, weights)
+    rate = float(_predict(fit, equal).mean())
+    return rate, _interval(fit, rate, features, wanted, weights, equal, np.flatnonzero(known))
+
+
+def _interval(
+    fit: np.ndarray,
+    rate: float,
+    features: np.ndarray,
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    equal: np.ndarray,
+    own: np.ndarray,
+) -> Interval:
+    """Return the interval of the mean prediction over ``equal``, as if pairs were drawn anew.
+
+    Args:
+        fit: the regression's coefficients.
+        features, wanted, weights: of all pairs, the model's own ones last.
+        equal: the model's pairs with their lengths made equal.
+        own: of which of these there is a preference.
+    """
+    used = fit != 0
+    chances, at_equal = _predict(fit, features), _predict(fit, equal)
+    moved = np.zeros(len(equal))
+    if used.any():
+        inner = features[:, used]
+        curvature = inner.T @ (inner * (weights * chances * (1 - chances))[:, None])
+        slope = (equal[:, used] * (at_equal * (1 - at_equal))[:, None]).mean(axis=0)
+        pulls = (inner * (weights * (wanted - chances))[:, None])[len(features) - len(own) :]
+        moved[own] = pulls @ np.linalg.pinv(curvature) @ slope
+    moved += (at_equal - rate) / len(equal)
+    stderr = math.sqrt(len(moved) / (len(moved) - 1) * float(moved @ moved))
+    return Interval(max(0.0, rate - Z * stderr), min(1.0, rate + Z * stderr), stderr, "delta")
 
 
 def _fit(features: np.ndarray, wanted: np.ndarray, weights: np.ndarray) -> np.ndarray:

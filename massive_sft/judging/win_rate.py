@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from massive_sft.evaluation.intervals import Interval
 from massive_sft.judging.endpoint import Reply
 from massive_sft.judging.length_control import Gamed, length_controlled
 from massive_sft.judging.prompts import COMPARE, Prompt
@@ -86,7 +88,7 @@ def tables(
         means = {key: SCALE.mean([parts])["value"] for key, parts in by_question.items()}
         controlled = length_controlled(list(means.values()), lengths, list(means), gamed)
         known = sum(value is not None for value in means.values())
-        entries[f"{CONTROLLED},{name}"] = plain(controlled, known, higher_is_better=True)
+        entries[f"{CONTROLLED},{name}"] = _controlled_entry(controlled, known)
         entries[f"without_verdict,{name}"] = plain(float(failures(verdicts)), len(verdicts))
         found.add_rows(title, METRIC, name, means)
         if number:
@@ -94,3 +96,11 @@ def tables(
             entries |= {f"{metric},{name}": entry for metric, entry in agreement(first, verdicts, WITHIN).items()}
     entries["mean_characters,none"] = plain(sum(own for _, own in lengths) / len(lengths), len(lengths))
     return found
+
+
+def _controlled_entry(controlled: tuple[float, Interval] | None, known: int) -> dict[str, Any]:
+    if controlled is None:
+        return plain(None, known, higher_is_better=True)
+    rate, interval = controlled
+    found = {"stderr": interval.stderr, "interval": [interval.low, interval.high], "method": interval.method}
+    return plain(rate, known, higher_is_better=True) | found
