@@ -118,6 +118,14 @@ def test_mistakes_in_judging_are_told_with_their_places(server: JudgeServer, tmp
     path = judged_sweep(tmp_path, server, budget=5.0)
     code, text = call("plan", path)
     assert code == 2 and "evaluation.judging" in text and "budget needs the price of judge-1" in text
+    priced = {"name": "judge-1", "endpoint": server.url, "price": {"input": 2.5, "output": 10}, "max_tokens": 100}
+    path = judged_sweep(tmp_path, server, judges=[priced], budget=0.01)
+    code, text = call("plan", path)  # two turns of three questions, of two cells
+    assert code == 0 and "judging: 12 calls at most" in text and "of the budget of 0.01, 0.00 are spent" in text
+    assert "budget is likely too small" in text
+    code, text = call("plan", path, "--json")
+    cost = json.loads(text)["judging"]
+    assert cost["calls"] == 12 and cost["written"] == 12 * 100 and cost["cost"] < cost["most"] < 0.03
     path = judged_sweep(tmp_path, server, benchmarks=[{"kind": "win_rate", "questions": "questions.jsonl"}])
     code, text = call("plan", path)
     assert code == 2 and "win_rate needs a baseline" in text

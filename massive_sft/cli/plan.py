@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate, runs_to_train
 from massive_sft.cost.formatting import budget_json, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
 from massive_sft.cost.gpu_counts import compare_gpu_counts
+from massive_sft.cost.judging import judging_cost, judging_lines
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
@@ -75,6 +77,7 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
         Text(),
         *plan_totals(plan, retrain),
         *map(indented, cost_lines(estimate(plan))),
+        *map(indented, judging_lines(judging_cost(plan))),
         *map(indented, gpu_count_lines(compare_gpu_counts(plan, runs_to_train(plan)))),
         warnings_view(plan),
     )
@@ -138,6 +141,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for run in plan.runs
         ],
         "cost": cost_json(estimate(plan)),
+        "judging": None if (judging := judging_cost(plan)) is None else asdict(judging),
         "gpu_counts": gpu_counts_json(compare_gpu_counts(plan, runs_to_train(plan))),
         "warnings": [str(item) for item in plan.warnings],
         "missing": [str(item) for item in plan.missing],
