@@ -10,6 +10,7 @@ from evaluation_world import own_datasets_cache, write_rows
 from massive_sft.evaluation import build, wrapping
 from massive_sft.evaluation.aggregate import aggregate
 from massive_sft.evaluation.opencompass import PROGRAMS
+from massive_sft.evaluation.opencompass_letters import first_capital, first_option
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import GenerationResponse, answer_requests
 from massive_sft.ledger.storage import Folder
@@ -43,15 +44,34 @@ CASES = {
     ),
     "hendrycks_math_algebra": (
         ("EleutherAI/hendrycks_math", "algebra", ("train", "test")),
-        [{"problem": "p", "solution": SOLUTION.format(gold)} for gold in ("\\frac{1}{2}", "7", "7", "12")],
+        [{"problem": "p", "solution": SOLUTION.format(gold)} for gold in ("\\frac{1}{2}", "7", "7", "12", "7")],
         [
             ("Half. The final answer is $\\frac12$", 1, 1),
             ("The final answer is 7. Done", 0, 1),
             ("It is $7$ for $x$", 0, 0),
             ("$12$", 1, 1),
+            ("The answer is 7", 0, 1),
+        ],
+    ),
+    "truthfulqa_gen": (
+        ("truthfulqa/truthful_qa", "generation", ("validation",)),
+        [
+            {
+                "question": "q",
+                "correct_answers": ["A cat is a small animal"],
+                "incorrect_answers": ["A cat is a large fish"],
+            }
+        ]
+        * 4,
+        [
+            ("A cat is a small animal.", 1, 1),
+            ("A cat is large", 0, 0),
+            ("One small animal sleeps here", 1, 0),  # no four words in a row
+            ("", 0, 0),
         ],
     ),
 }
+METRICS = {"truthfulqa_gen": "bleu_acc"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,9 +94,9 @@ def test_answers_have_a_score_by_each_of_two_rules(name: str, tmp_path: Path, mo
     result = aggregate(benchmark, Folder(tmp_path / "cell"), "w")
     values = {
         metric: result.samples.filter([found == metric for found in result.samples["metric"].to_pylist()])
-        for metric in ("exact_match", "opencompass_acc")
+        for metric in (METRICS.get(name, "exact_match"), "opencompass_acc")
     }
-    own = values["exact_match"]
+    own = values[METRICS.get(name, "exact_match")]
     last = own["filter"].to_pylist()[-1]  # gsm8k's flexible-extract
     lm_eval = [
         value for value, used in zip(own["value"].to_pylist(), own["filter"].to_pylist(), strict=True) if used == last
@@ -147,3 +167,24 @@ def test_code_of_mbpp_is_taken_from_between_its_marks(answer: str, code: str) ->
 def test_body_of_humaneval_is_taken_from_what_stands_around_it(answer: str, body: str) -> None:
     doc = {"prompt": "def f():\n", "test": "def check(g): pass", "entry_point": "f"}
     assert PROGRAMS["humaneval"](doc, answer) == f"def f():\n{body}\ndef check(g): pass\ncheck(f)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "option", "capital"),
+    [
+        ("B", "B", "B"),
+        ("The answer is (C).", "C", "T"),
+        ("C. Because A is wrong", "C", "C"),
+        ("I think it is B", "B", "I"),
+        ("Answer: D\nA is wrong", "D", "A"),
+        ("答案是：B，因为A不对", "B", "B"),
+        ("选C", "C", "C"),
+        ("故选A只有选项B对", "A", "A"),  # the two patterns that are one there
+        ("1. Bob knows", "B", "B"),
+        ("none of them", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_letter_of_an_answer_is_the_one_that_opencompass_takes(answer: str, option: str, capital: str) -> None:
+    """As its 0.5.4 reads these answers; "Answer" begins with a letter that is an option."""
+    assert (first_option(answer), first_capital(answer)) == (option, capital)

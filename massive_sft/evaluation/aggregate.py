@@ -225,10 +225,13 @@ def _opencompass_entry(group: Group, tasks: dict[str, Any]) -> dict[str, Any]:
     """Return a group's score by OpenCompass's rules, all questions alike; none where a task of it has none."""
     key = f"{OPENCOMPASS},none"
     parts = [tasks[task.task_name].get(key) for task in group.get_all_tasks()]
-    if not parts or any(part is None or part["stderr"] is None for part in parts):
+    if not parts or any(part is None for part in parts):
         return {}
     n = sum(part["n"] for part in parts)
     value = sum(part["n"] * part["value"] for part in parts) / n
+    if any(part["stderr"] is None for part in parts):  # a task of one question
+        entry = {"value": value, "stderr": None, "interval": None, "method": None, "n": n}
+        return {key: entry | {"higher_is_better": True}}
     stderr = math.sqrt(sum((part["n"] * part["stderr"]) ** 2 for part in parts)) / n
     interval = [value - intervals.Z * stderr, value + intervals.Z * stderr]
     entry = {"value": value, "stderr": stderr, "interval": interval, "method": "normal", "n": n}

@@ -1,8 +1,9 @@
 """OpenCompass's rules for generated answers, beside lm-eval's: a second score of the same stored answers.
 
 Published tables such as that of Harada et al. 2025 were made by them. What differs in the prompt stays different: these
-rules are given the answers that lm-eval's prompts got. Written after open-compass/opencompass, ``datasets/gsm8k.py``,
-``natural_question.py``, ``math.py``, ``mbpp.py``, ``humaneval.py`` and ``utils/text_postprocessors.py``.
+rules are given the answers that lm-eval's prompts got. Written after open-compass/opencompass 0.5.4,
+``datasets/gsm8k.py``, ``natural_question.py``, ``math.py``, ``mbpp.py`` and ``utils/text_postprocessors.py``, and after
+its ``humaneval.py`` from before 0.3, for later versions ask for whole functions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
+from massive_sft.evaluation.opencompass_letters import bleu_accuracy, first_capital, first_option
 from massive_sft.sandbox.run import choose, run_all
 
 METRIC = "opencompass_acc"
@@ -44,6 +46,8 @@ def _rule_name(task: Task) -> str:
         return ""
     name, metadata = str(task.config.task), task.get_config("metadata") or {}
     declared = metadata.get(DECLARED) if isinstance(metadata, dict) else None
+    if name.startswith("mmlu_") and name.endswith("_generative"):
+        name = "first_option"
     return str(declared or (_MATH if name.startswith(f"{_MATH}_") else name))
 
 
@@ -83,8 +87,14 @@ _REMOVED = (
     "childrentickets", "multiples", "\\text{s}", "\\text{.}", "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}",
     "\\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', "\\dots", "\n", "\r", "\f",
 )  # fmt: skip
-_UNWRAPPED = (r"\\text\{(.*?)\}", r"\\textbf\{(.*?)\}", r"\\overline\{(.*?)\}", r"\\boxed\{(.*)\}")
-_WITHIN = (r"finalansweris(.*)", r"oxed\{(.*?)\}", r"\$(.*?)\$")  # the last of each counts
+_UNWRAPPED = (
+    r"\\text\{\((.*?)\)\}",
+    r"\\text\{(.*?)\}",
+    r"\\textbf\{(.*?)\}",
+    r"\\overline\{(.*?)\}",
+    r"\\boxed\{(.*)\}",
+)
+_WITHIN = (r"finalansweris(.*)", r"answer?is:?(.*)", r"oxed\{(.*?)\}", r"\$(.*?)\$")  # the last of each counts
 
 
 def _math(task: Task, doc: Any, answer: str) -> bool:
@@ -149,6 +159,23 @@ def _humaneval(doc: Any, answer: str) -> str:
     return f"{doc['prompt']}{text}\n{doc['test']}\ncheck({doc['entry_point']})"
 
 
-RULES: Mapping[str, Rule] = {"gsm8k": _gsm8k, "nq_open": _natural_questions, _MATH: _math}
+def _truthfulqa(_: Task, doc: Any, answer: str) -> bool:
+    """An answer without a word is wrong here; OpenCompass leaves it out of the mean."""
+    return bleu_accuracy(answer, doc["correct_answers"], doc["incorrect_answers"])
+
+
+def _letter(found: Callable[[str], str]) -> Rule:
+    """The letter in an answer, against the one that the task has for its target."""
+    return lambda task, doc, answer: found(answer) == str(task.doc_to_target(doc)).strip()
+
+
+RULES: Mapping[str, Rule] = {
+    "gsm8k": _gsm8k,
+    "nq_open": _natural_questions,
+    _MATH: _math,
+    "truthfulqa_gen": _truthfulqa,
+    "first_option": _letter(first_option),
+    "first_capital": _letter(first_capital),
+}
 PROGRAMS: Mapping[str, Callable[[Any, str], str]] = {"mbpp": _mbpp, "humaneval": _humaneval}
 """What is run of an answer; where programs may run at all was decided when the task was loaded."""
