@@ -18,9 +18,10 @@ cells.
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from massive_sft.scheduling.clearing import Clearing, clear, find_places
+from massive_sft.scheduling.clearing import Clearing, Holder, clear, find_places
 from massive_sft.scheduling.nodes import Room, Shape
 from massive_sft.scheduling.situation import Decision, Group, Lane, Orders, ScoringRules, Situation, size_of
 
@@ -64,6 +65,7 @@ class _Deciding:
         self.kept = dict(kept)
         self.lanes = {lane.name: lane for lane in now.lanes if not lane.leaving}
         self.groups = {group.name: group for group in now.groups if not group.leaving}
+        self.counts = Counter(lane.shape for lane in self.lanes.values())  # with the lanes that are started now
         self.orders = {} if holding else {shape: orders for shape, orders in now.orders.items() if orders.left > 0}
         trains = bool(now.lanes or any(orders.left for orders in now.orders.values()))
         self.lane_share = 1 - rules.share if rules.apart and trains else 1.0
@@ -111,7 +113,7 @@ class _Deciding:
     def _lanes_wanted(self, shape: Shape, orders: int) -> int:
         """Return how many more lanes of a shape so many orders are worth: each has a start's time of work."""
         busy = sum(lane.busy for lane in self.lanes.values() if lane.shape == shape)
-        lanes, seconds = self._count(shape), self.orders[shape].seconds
+        lanes, seconds = self.counts[shape], self.orders[shape].seconds
         worth = max(1, math.floor(orders * seconds / START_S)) if seconds else lanes + orders
         return max(0, min(orders - (lanes - busy), worth - lanes))
 
@@ -150,16 +152,11 @@ class _Deciding:
             quotas[shape] = max(0, min(round(fair), math.floor((room - scorer) / lane)))
         return quotas
 
-    def _count(self, shape: Shape) -> int:
-        """Return how many lanes a shape has, with those that are started now."""
-        started = sum(other == shape for other, _ in self.decision.start_lanes)
-        return started + sum(lane.shape == shape for lane in self.lanes.values())
-
     def _most_lanes(self) -> int:
         """Return how many lanes the nodes could hold together, of the shape with most."""
         counts = [0]
         for shape, orders in self.now.orders.items():
-            counts.append(min(self.room.slots(shape) // shape.workers, orders.left + self._count(shape)))
+            counts.append(min(self.room.slots(shape) // shape.workers, orders.left + self.counts[shape]))
         return max(counts)
 
     # What is started
@@ -167,10 +164,9 @@ class _Deciding:
     def _start_lanes(self, orders: Mapping[Shape, int]) -> dict[Shape, int]:
         """Start lanes for orders where there is room, most work a GPU first; return how many more are wanted."""
         unmet = {shape: self._lanes_wanted(shape, count) for shape, count in orders.items()}
-        held = {shape: self._count(shape) for shape in orders}
         open_ = {shape for shape, count in unmet.items() if count > 0}
         while open_ and len(self.decision.start_lanes) < STARTS_AT_ONCE:
-            shape = max(open_, key=lambda shape: (self._work_a_gpu(shape, held[shape]), size_of(shape), shape))
+            shape = max(open_, key=lambda shape: (self._work_a_gpu(shape), size_of(shape), shape))
             nodes = self.room.place(shape, self._not_for(shape))
             if nodes is None:
                 open_.discard(shape)
@@ -178,16 +174,16 @@ class _Deciding:
             self.room.take(shape, nodes)
             self.decision.start_lanes.append((shape, nodes))
             self.kept.pop(shape, None)
-            held[shape] += 1
+            self.counts[shape] += 1
             unmet[shape] -= 1
             if not unmet[shape]:
                 open_.discard(shape)
         return unmet
 
-    def _work_a_gpu(self, shape: Shape, lanes: int) -> float:
+    def _work_a_gpu(self, shape: Shape) -> float:
         """Return the seconds that a shape's GPUs would take for its orders, had it one lane more."""
         orders = self.orders[shape]
-        return orders.left * max(1.0, orders.seconds) / (lanes + 1)
+        return orders.left * max(1.0, orders.seconds) / (self.counts[shape] + 1)
 
     def _start_scorers(self, wanted: int) -> int:
         """Start groups of scorers where there is room; return how many have none."""
@@ -234,6 +230,7 @@ class _Deciding:
     def _end(self, holder: Lane | Group) -> None:
         if isinstance(holder, Lane):
             del self.lanes[holder.name]
+            self.counts[holder.shape] -= 1
             self.decision.end_lanes.append(holder.name)
         else:
             del self.groups[holder.name]
@@ -278,7 +275,12 @@ class _Deciding:
 
     def _keep_nodes(self, unmet: Mapping[Shape, int]) -> None:
         """Keep nodes for shapes that have orders and no room, and let end there what is in the way."""
-        alive = {node.id for node in self.now.nodes}
+        if not any(unmet.values()):
+            self.kept.clear()
+            return
+        for group in self.beyond:  # they end in any case
+            self.room.give(self.rules.scorer, [group.node] * group.size)
+        alive, on = {node.id for node in self.now.nodes}, self._holders()
         for shape in [*self.kept]:
             if not unmet.get(shape) or not alive.issuperset(self.kept[shape]):
                 del self.kept[shape]
@@ -286,7 +288,7 @@ class _Deciding:
             closed = self._not_for(shape)
             nodes = [node for node in self.now.nodes if node.id not in closed]
             places = [self.kept[shape]] if shape in self.kept else find_places(shape, nodes, self.lane_share)
-            ways = [way for place in places if (way := self._clear(shape, place)) is not None]
+            ways = [way for place in places if (way := self._clear(shape, place, on)) is not None]
             if ways:
                 way = min(ways, key=lambda way: (way.waste_s, way.wait_s, way.nodes))
                 self.kept[shape] = way.nodes
@@ -294,26 +296,27 @@ class _Deciding:
                     if holder.name in self.lanes or holder.name in self.groups:
                         self._end(holder)
 
-    def _clear(self, shape: Shape, place: tuple[str, ...]) -> Clearing | None:
-        """Return what must end for a shape to have room in a place; None where what is there may not end."""
-        room = Room((node for node in self.now.nodes if node.id in place), self.lane_share)
-        holders: list[tuple[Lane | Group, Shape, tuple[str, ...]]] = [
-            (lane, lane.shape, lane.nodes) for lane in self.now.lanes if not set(place).isdisjoint(lane.nodes)
-        ]
+    def _holders(self) -> Mapping[str, list[Holder]]:
+        """Return what is on each node and may end for a shape of lanes."""
+        holders: list[Holder] = [(lane, lane.shape, lane.nodes) for lane in self.now.lanes]
         if not self.rules.apart:
             scorer = self.rules.scorer
-            holders += [(group, scorer, (group.node,) * group.size) for group in self.now.groups if group.node in place]
-            for node, size in self.decision.start_groups:
-                room.take(scorer, [node] * size)
-        for _, worker, nodes in holders:
-            room.take(worker, nodes)
-        for started, nodes in self.decision.start_lanes:
-            room.take(started, nodes)
-        return clear(shape, room, place, holders, lambda holder, taken: self._may_end(holder, shape, taken))
+            holders += [(group, scorer, (group.node,) * group.size) for group in self.now.groups]
+        on = defaultdict[str, list[Holder]](list)
+        for holder in holders:
+            for node in set(holder[2]):
+                on[node].append(holder)
+        return on
+
+    def _clear(self, shape: Shape, place: tuple[str, ...], on: Mapping[str, list[Holder]]) -> Clearing | None:
+        """Return what must end for a shape to have room in a place; None where what is there may not end."""
+        there = {holder[0].name: holder for node in place for holder in on.get(node, ())}.values()
+        room = self.room.part(place)
+        return clear(shape, room, place, there, lambda holder, taken: self._may_end(holder, shape, taken))
 
     def _may_end(self, holder: Lane | Group, shape: Shape, taken: float) -> bool:
         """Return whether something ends, or may, for a shape that has no room; ``taken``: scorers' GPUs before it."""
-        lanes = self._count(shape)
+        lanes = self.counts[shape]
         if isinstance(holder, Lane):
             had_its_turn = not lanes and holder.up_s >= TURN_S
             return holder.name not in self.lanes or self._is_idle(holder) or (had_its_turn and holder.shape != shape)
@@ -328,7 +331,7 @@ class _Deciding:
         leaving = [lane for lane in self.now.lanes if lane.name not in self.lanes]
         needed = owed * size_of(self.rules.scorer) - sum(size_of(lane.shape) for lane in leaving)
         for lane in sorted(self.lanes.values(), key=lambda lane: (lane.busy, lane.left_s, lane.name)):
-            spare = self._count(lane.shape) > self.quotas.get(lane.shape, 0)
+            spare = self.counts[lane.shape] > self.quotas.get(lane.shape, 0)
             may_end = spare and (self.holding or lane.up_s >= TURN_S)
             may_end |= self.holding and lane.idle_s > self._moving_s() / 4
             if needed > 0 and may_end and self._serves(lane, self.rules.scorer):

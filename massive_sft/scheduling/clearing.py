@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from massive_sft.scheduling.nodes import Node, Room, Shape
 from massive_sft.scheduling.situation import Group, Lane, size_of
 
+Holder = tuple[Lane | Group, Shape, tuple[str, ...]]  # what is held, the shape of its workers, and their nodes
+
 
 @dataclass
 class Clearing:
@@ -50,14 +52,14 @@ def clear(
     shape: Shape,
     room: Room,
     nodes: tuple[str, ...],
-    holders: Collection[tuple[Lane | Group, Shape, tuple[str, ...]]],
+    holders: Collection[Holder],
     may_end: Callable[[Lane | Group, float], bool],
 ) -> Clearing | None:
     """Return what must end for a shape to have room on these nodes, the soonest first; None where it may not.
 
     Args:
         room: of these nodes, with all that is on them taken.
-        holders: what is on them, with the shape of its workers and their nodes.
+        holders: what is on them.
         may_end: whether something may be let end, or is ending, when so many GPUs are taken from scorers before it.
     """
     clearing, freed, from_scorers = Clearing(nodes), list[tuple[float, float]](), 0.0

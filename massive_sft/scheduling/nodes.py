@@ -69,6 +69,13 @@ class Room:
         self._free = dict(self._nodes)
         self._fit_one: dict[Shape, bool] = {}
 
+    def part(self, nodes: Iterable[str]) -> Room:
+        """Return what is free on some of the nodes, to be taken and given apart from this."""
+        part = Room(())
+        for name in nodes:
+            part._nodes[name], part._free[name] = self._nodes[name], self._free[name]
+        return part
+
     def take(self, shape: Shape, nodes: Iterable[str]) -> None:
         """Take the room of one worker on each of these nodes, which may repeat; those that are gone have none."""
         self._change(shape, nodes, 1)
