@@ -11,7 +11,8 @@ from pathlib import Path
 from commands import Fault, install, kill
 
 CELL = "DEADLY_CELL"  # the variable that names a cell
-SIGNAL = "DEADLY_SIGNAL"  # the variable that says what a lane's workers get
+SIGNAL = "DEADLY_SIGNAL"  # the variable that says what workers get
+TITLE = "DEADLY_TITLE"  # the variable that says how their titles begin: a lane's, if there is none
 
 
 def scorers() -> None:
@@ -20,12 +21,12 @@ def scorers() -> None:
 
 
 def workers() -> None:
-    """Whoever becomes a lane's worker gets the signal: SIGKILL, or SIGSTOP for a process that never comes up."""
+    """Whoever becomes such a worker gets the signal: SIGKILL, or SIGSTOP for a process that never comes up."""
     threading.Thread(target=_strike_worker, daemon=True).start()
 
 
 def _strike_worker() -> None:
-    title = Path("/proc/self/cmdline")
-    while not title.read_text(errors="replace").startswith("ray::RayTrainWorker"):
+    title, begins = Path("/proc/self/cmdline"), os.environ.get(TITLE, "ray::RayTrainWorker")
+    while not title.read_text(errors="replace").startswith(begins):
         time.sleep(0.002)
     os.kill(os.getpid(), signal.Signals[os.environ[SIGNAL]])

@@ -20,8 +20,9 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import CellRecorded, RunEvent
-from massive_sft.scheduling import lanes
+from massive_sft.scheduling import lanes, scorers
 from massive_sft.scheduling.run_on_ray import run_on_ray
+from massive_sft.scheduling.scoring_actor import ScorersFailed
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -99,3 +100,18 @@ def test_workers_that_cannot_be_started_fail_their_cells_with_the_reason(
     for record in found.values():
         assert record.status is Status.FAILED
         assert reason in str(record.error), record.error
+
+
+@pytest.mark.long
+def test_scorers_that_do_not_come_up_end_the_run_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the watchdog would, which lanes that train keep waiting."""
+    monkeypatch.setattr(scorers, "UP_S", 6.0)
+    plan, said = make_plan(load_sweep(one_lora(tmp_path))), list[str]()
+    with (
+        deadly_ray("workers", **{deadly.SIGNAL: "SIGSTOP", deadly.TITLE: "ray::MapWorker"}),
+        pytest.raises(ScorersFailed, match="cannot be started: their processes did not come up for 6 s"),
+    ):
+        run_on_ray(plan, lambda _: None, said.append)
+    assert any("are lost: their processes did not come up" in line for line in said), said

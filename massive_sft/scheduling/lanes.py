@@ -28,7 +28,7 @@ from massive_sft.core.imports import heavy_imports
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
 from massive_sft.scheduling.live_nodes import NODE
-from massive_sft.scheduling.node_health import STARTS
+from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.process_group import ProcessGroupConfig
@@ -36,7 +36,6 @@ from massive_sft.scheduling.situation import Lane
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 
-UP_S = 600.0  # that a lane's processes may take to come up, before they import anything, once it has its place
 # Between looks at a lane's workers, which cost the run's process: a fiftieth of a second for each lane that there is
 # when it starts, within limits. The upper one is Ray Train's own.
 POLL_S, POLL_A_LANE_S, MOST_POLL_S = 0.1, 0.02, 2.0

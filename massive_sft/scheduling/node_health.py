@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from massive_sft.scheduling.nodes import Shape
 
+UP_S = 600.0  # that processes may take to come up, before they import anything, once they have their place
 STARTS = 2  # times workers may die on a node before they ask for work, which is while they import
 
 

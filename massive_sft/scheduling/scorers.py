@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,16 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import ActorHandleNotFoundError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.lease import TTL_S
 from massive_sft.running.events import CellRecorded, RunEvent, skipped
 from massive_sft.running.recorder import RecordWriter
-from massive_sft.scheduling.live_nodes import NODE
-from massive_sft.scheduling.node_health import STARTS
+from massive_sft.scheduling.cluster import kill_actor
+from massive_sft.scheduling.live_nodes import NODE, is_alone, starting_actors
+from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import heard
 from massive_sft.scheduling.scoring_actor import ScorersFailed, ScoringActor
@@ -90,6 +92,7 @@ class _Group:
 
     Attributes:
         late_s: how late they were when that was said last.
+        given_up: why they are to end before they are up; empty where they are not.
     """
 
     name: str
@@ -98,6 +101,7 @@ class _Group:
     since_s: float
     leaving: bool = False
     late_s: float = 0.0
+    given_up: str = ""
     out_from_s: dict[str, float] = field(default_factory=dict)
     error: BaseException | None = None
     thread: threading.Thread = field(default_factory=threading.Thread)
@@ -196,32 +200,44 @@ class ScorerGroups:
             elif group.error is not None:
                 self.fail(group.error)
         self._take_up_lost(state["lost"])
-        self._tell_late(state)
+        self._see_to_late(state)
 
-    def _tell_late(self, state: Mapping[str, Any]) -> None:
-        """Say which scorers are not up yet, though lanes may be busy all the while, and what there is for them."""
+    def _see_to_late(self, state: Mapping[str, Any]) -> None:
+        """Say which scorers are not up yet, though lanes may be busy all the while, and what there is for them.
+
+        Where no other job can be in their way they are given up in the end, for Ray would wait for ever.
+        """
         for group in self._groups.values():
             late_s = time.monotonic() - group.since_s
-            if group.name in state["entered"] or group.leaving or late_s < max(LATE_S, 5 * group.late_s):
+            if group.name in state["entered"] or group.leaving:
                 continue
-            group.late_s = late_s
-            left = ray._private.state.available_resources_per_node().get(group.node, {})
-            free = ", ".join(f"{left.get(name, 0.0):g} {name}" for name, count in self.scorer.needs().items() if count)
-            told = (
-                f"{group.name} ({group.size} of {self.scorer}, node {group.node[:8]}) are not up after {late_s:.0f} s"
-            )
-            self.say(f"{told}; free there: {free}; where nobody else holds it, see Ray's logs of that node")
+            if late_s > UP_S and not group.given_up and is_alone():
+                group.given_up = f"their processes did not come up for {UP_S:g} s"
+                for actor in starting_actors(group.node):
+                    with suppress(ActorHandleNotFoundError):
+                        kill_actor(actor)
+            elif late_s >= max(LATE_S, 5 * group.late_s):
+                group.late_s = late_s
+                self._tell_late(group)
+
+    def _tell_late(self, group: _Group) -> None:
+        left = ray._private.state.available_resources_per_node().get(group.node, {})
+        free = ", ".join(f"{left.get(name, 0.0):g} {name}" for name, count in self.scorer.needs().items() if count)
+        told = f"{group.name} ({group.size} of {self.scorer}, node {group.node[:8]}) are not up"
+        told += f" after {group.late_s:.0f} s; free there: {free}"
+        self.say(f"{told}; where nobody else holds it, see Ray's logs of that node")
 
     def _lose(self, group: _Group, error: GroupLost, was_up: bool, places: Collection[str]) -> None:
-        self.say(f"{group.name} are lost: {error}")
+        self.say(f"{group.name} are lost: {group.given_up or error}")
         if error.is_reader:
             ray.get(self.queue.lost.remote(group.name))
         else:
             ray.get(self.queue.died.remote(group.name, error.scorer))
-        self._failed[group.node] += not was_up and group.node in places
+        if not was_up and group.node in places:
+            self._failed[group.node] += STARTS if group.given_up else 1
         if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
-            died = f"their processes died {STARTS} times before they could take a cell"
-            self.fail(ScorersFailed(f"the scorers cannot be started: {died}; see Ray's logs of the workers"))
+            why = group.given_up or f"their processes died {STARTS} times before they could take a cell"
+            self.fail(ScorersFailed(f"the scorers cannot be started: {why}; see Ray's logs of the workers"))
 
     def _take_up_lost(self, deaths: Mapping[str, int]) -> None:
         """Give cells out again once their lost scorers hold them no more; give up those that cost too many.
