@@ -35,7 +35,7 @@ AUTOSCALER: dict[str, Any] = {
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-        "small": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 2},
+        "small": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
     "max_workers": 2,
     "upscaling_speed": 1.0,
@@ -52,18 +52,32 @@ LISTS += tuple(f"{of}setup_commands" for of in ("", "head_", "worker_"))
 LISTS += tuple(f"{of}_start_ray_commands" for of in ("head", "worker"))
 
 
-@pytest.fixture(scope="module")
-def growing() -> Iterator[str]:
+# Of Ray's second autoscaler, that of Kubernetes. Ray's wheel lacks the defaults of the provider ``fake_multinode``; as an
+# external one the same code needs none.
+HEAD_ID = f"{'f' * 51}00000"
+SECOND = {"type": "external", "launch_multiple": True, "head_node_id": HEAD_ID}
+SECOND |= {"module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"}
+SECOND_ENVIRONMENT = {"RAY_enable_autoscaler_v2": "1"}
+SECOND_ENVIRONMENT |= dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
+FIRST = {"type": "fake_multinode", "use_node_id_as_ip": True}  # else all nodes would have one address
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(SECOND, SECOND_ENVIRONMENT), pytest.param((FIRST, {}), marks=pytest.mark.long)],
+    ids=["second", "first"],
+)
+def growing(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a head of one CPU whose autoscaler adds nodes."""
     folder, port = tempfile.mkdtemp(prefix="msft-", dir="/tmp"), free_port()
     config = Path(folder, "autoscaler.json")
-    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"}
-    provider |= {"use_node_id_as_ip": True, "disable_node_updaters": True}  # all have one address, and no login
+    provider, environment = request.param
+    provider = provider | {"gcs_address": f"127.0.0.1:{port}", "disable_node_updaters": True}
     config.write_text(json.dumps(AUTOSCALER | {"provider": provider} | {name: [] for name in LISTS}))
     options = node_options(port=port, dashboard_agent_listen_port=free_port(), ray_client_server_port=free_port())
     options += ["--head", "--num-cpus=1", f"--temp-dir={folder}", f"--autoscaling-config={config}"]
-    fast = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    process = start_session(start_ray, options, node_environment(Path(folder)) | fast, folder)
+    environment = environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    process = start_session(start_ray, options, node_environment(Path(folder)) | environment, folder)
     try:
         yield f"127.0.0.1:{port}"
     finally:
