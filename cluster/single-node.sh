@@ -24,6 +24,22 @@ ray get-auth-token --generate >/dev/null
 # `job --stop`: SIGKILL follows SIGTERM after so many seconds; 3 without this, too few for a checkpoint.
 export RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-600}"
 
-exec ray start --head --block \
-  --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" \
-  --disable-usage-stats "$@"
+# Ray gives its node 30 seconds to start, which a busy machine may not keep, and has no setting for that: then once more.
+said=$(mktemp)
+trap 'rm -f -- "$said"' EXIT
+trap 'kill -TERM "$!" 2>/dev/null || true' TERM INT
+for _ in 1 2 3; do
+  ray start --head --block \
+    --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" \
+    --disable-usage-stats "$@" 2> >(tee -- "$said" >&2) &
+  head=$!
+  code=0
+  wait "$head" || code=$?
+  while kill -0 "$head" 2>/dev/null; do # a signal ended the wait, not Ray
+    code=0
+    wait "$head" || code=$?
+  done
+  sleep 0.2 # for what it said to be read
+  grep -q "timed out during startup" "$said" || break
+done
+exit "$code"
