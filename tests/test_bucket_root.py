@@ -26,6 +26,7 @@ from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.inline import run_inline
+from massive_sft.study.results import load
 from massive_sft.sweep.load import load_sweep
 
 pytestmark = pytest.mark.timeout(240)
@@ -185,6 +186,10 @@ def test_sweep_killed_on_machine_after_machine_gives_the_same_results(
     snapshots = {(run.trajectory.id, f"epoch-{epoch}") for run in planned(path).runs for epoch in (1, 2)}
     assert weights == snapshots
     assert ROOT.leftovers() == []
+
+    loaded = load(str(ROOT))
+    assert loaded.records.keys() == local.keys() and set(loaded.cells["cell"]) == set(local)
+    assert set(loaded.scores["cell"]) == set(local)
 
     (run,) = planned(path).runs
     place = ROOT.at(f"trajectories/{run.trajectory.id}")

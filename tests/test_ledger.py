@@ -644,7 +644,7 @@ def test_ledger_of_thousand_cells_answers_in_time(ledger):
     "root", ["s3://bucket/x", "gs://bucket", "abfss://c@host/x", "file:///tmp/x", Path("s3://b/x")]
 )
 def test_root_on_object_store_is_refused(root):
-    with pytest.raises(Unsupported, match="not supported yet"):
+    with pytest.raises(Unsupported, match="must be a folder of a local disk, NFS or Lustre"):
         Ledger.open(root)
 
 

@@ -261,8 +261,8 @@ def _folder_at(root: str | Path, place: str) -> Folder:
     """Return the folder that a path means. Raises Unsupported for an address."""
     scheme = _SCHEME.match(str(root))
     if scheme:
-        rule = f"{scheme[1]}: is not supported yet, only folders of a local disk, NFS or Lustre"
-        raise Unsupported(f"{place}: {redact(str(root))}: {rule}; mount it or choose a folder")
+        rule = "must be a folder of a local disk, NFS or Lustre (a sweep's storage.root may be s3://BUCKET/PREFIX)"
+        raise Unsupported(f"{place}: {rule}, got {redact(str(root))}")
     return Folder(Path(root).expanduser().absolute())
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import pandas as pd
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import named_templates
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.planning.snapshot_address import bucket_address
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
@@ -167,8 +169,8 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
     """Open results.
 
     Args:
-        source: a sweep file (its cells, under its names, with the scores that it asks for), a storage root (all that
-            lies there), or an imported table's ``table.json``.
+        source: a sweep file (its cells, under its names, with the scores that it asks for), a storage root, a folder or
+            ``s3://BUCKET/PREFIX`` (all that lies there), or an imported table's ``table.json``.
         overlays: files merged over the sweep file.
         where: only these cells of the sweep, as ``--where``.
 
@@ -177,13 +179,17 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
         Unsupported: a newer version of massive-sft wrote there.
     """
     path, merged = Path(source), [Path(overlay) for overlay in overlays]
-    if path.is_dir() or is_imported(path):
+    is_bucket = str(source).startswith("s3://")
+    if is_bucket or path.is_dir() or is_imported(path):
         if merged or where is not None:
-            raise InvalidInput(Problem(str(path), "overlays and where go with a sweep file"))
-        ledger = open_imported(path).ledger if is_imported(path) else Ledger.open(path, create=False, place=str(path))
-        cells = open_imported(path).table.cells if is_imported(path) else ledger.ids("cells")
-        found = ((cell, ledger.read_record(cell)) for cell in cells)
-        records = {cell: record for cell, record in found if record is not None}
+            raise InvalidInput(Problem(str(source), "overlays and where go with a sweep file"))
+        if is_imported(path):
+            imported = open_imported(path)
+            ledger, records = imported.ledger, {cell: record for cell, record in imported.records().items() if record}
+        else:
+            root = BucketRoot.of(bucket_address(str(source), str(source))) if is_bucket else path
+            ledger = Ledger.open(root, create=False, place=str(source))
+            records = {record.cell: record for record in ledger.records()}
         return Results(ledger, records, frames.cell_frame(()), ledger.read_cell)
     selection = parse_where(where)
     return results_of(select_cells(make_whole_plan(load_sweep(path, merged)), selection))
