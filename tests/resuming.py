@@ -14,7 +14,7 @@ from tiny_training import make_samples, make_spec
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import LeaseWatch
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Root
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
@@ -86,10 +86,12 @@ class Told:
         return [event.loss for event in self.of(StepDone)]
 
 
-def begin(home: Path) -> Attempt:
+def begin(home: Path | Root) -> Attempt:
     """Take a trajectory for another attempt."""
-    home.mkdir(parents=True, exist_ok=True)
-    attempt = Attempt.begin(home.name, Folder(home), "test", LeaseWatch())
+    if isinstance(home, Path):
+        home.mkdir(parents=True, exist_ok=True)
+        home = Folder(home)
+    attempt = Attempt.begin("home", home, "test", LeaseWatch())
     assert attempt is not None
     return attempt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from small_sweep import small_sweep
 
 from massive_sft.core.errors import InvalidInput
+from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling.capacity import unused_gpus
 from massive_sft.scheduling.demand import Demand, NoRoom, make_demand
@@ -97,6 +99,16 @@ def test_what_no_node_can_hold_is_refused_with_what_there_is(world: Path) -> Non
     assert "1 node with 4 A100, 9 CPU; 1 node with 4 H100, 9 CPU" in reason
     four = (*two, Node("c", 9.0, 4.0, "A100"))
     assert "has: 2 nodes with 4 A100, 9 CPU; 1 node with 4 H100, 9 CPU, got 16" in refused(world, four, {"gpus": 16})
+
+
+def test_gang_of_a_ledger_in_an_object_store_must_fit_one_node(world: Path) -> None:
+    plan = make_plan(load_sweep(small_sweep(world, resources=[{"gpus": 8, "zero": 3}])))
+    far = replace(plan, storage=BucketRoot("bucket", "study"))
+    two = (Node("a", 9.0, 4.0), Node("b", 9.0, 4.0))
+    assert shapes(make_demand(plan, plan.todo, [], two)) == {Shape(8, 2.0, 1.0)}
+    with pytest.raises(NoRoom, match=r"must fit on one node, for .* in an object store: 2 nodes with 4 GPU"):
+        make_demand(far, far.todo, [], two)
+    assert shapes(make_demand(far, far.todo, [], (*two, Node("c", 17.0, 8.0)))) == {Shape(8, 2.0, 1.0)}
 
 
 def test_rule_that_lacks_nodes_is_named_and_what_it_asks_for_is_known(world: Path) -> None:

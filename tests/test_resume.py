@@ -10,7 +10,7 @@ import pickle
 import shutil
 import signal
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import combinations, product
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_server
 from commands import call, end, start_function, torchrun
 from resuming import (
     CASE,
@@ -164,8 +165,21 @@ EXTENDED = [case for case in MATRIX if case.workers == 2 and (case.zero, case.pr
 WIDENED = [Case(2, "bf16", "full", 1, 3), Case(3, "fp32", "lora", 1, 6), Case(0, "fp32", "full", 1, 4)]
 
 
+MOVED = EXTENDED[0]
+
+
 @pytest.fixture(scope="module")
-def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bucket() -> Iterator[None]:
+    """What lets processes that are started find a bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.started().environment.items():
+            patch.setenv(name, value)
+        s3_server.empty(s3_server.started().address)
+        yield
+
+
+@pytest.fixture(scope="module")
+def two_workers(base: Path, bucket: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two workers did: the matrix's cases, one that was killed, and those that one worker had begun."""
     folder = tmp_path_factory.mktemp("two")
     orders = [order("stop", case, base, folder / case.name) for case in MATRIX if case.workers == 2]
@@ -178,6 +192,8 @@ def two_workers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hand_over(held.enter_context(begin(folder / "killed")), folder / "killed")
         hand_over(held.enter_context(begin(folder / "short")), folder / "short")
         orders += [order("extend", case, base, folder / f"{case.name}-extended") for case in EXTENDED]
+        orders.append(order("move", MOVED, base, folder / "moved"))
+        (folder / "moved").mkdir()
         orders.append(order("short", SHORT, base, folder / "short"))
         _, printed = run_orders([*orders, order("kill", KILLED, base, folder / "killed")], folder)
         assert "Signal 9 (SIGKILL)" in printed, printed[-3000:]
@@ -209,6 +225,15 @@ def test_two_workers_go_on_from_a_kept_state_bit_identically(two_workers: Path, 
     assert extended and extended.items() < weights(undisturbed).items()
     (entry,) = json.loads((folder / "rank-1.json").read_text())
     assert (entry["source"], entry["step"], entry["notes"]) == (1, STEPS // 3, [])
+
+
+def test_two_workers_whose_ledger_is_a_bucket_go_on_on_another_machine_bit_identically(two_workers: Path) -> None:
+    folder = two_workers / "moved"
+    assert_same(folder / "attempt-2", two_workers / MOVED.name / "undisturbed")
+    (entry,) = json.loads((folder / "rank-1.json").read_text())
+    assert (entry["source"], entry["step"], entry["notes"]) == (1, MOVED.step, [])
+    for rank in (0, 1):
+        assert "must be on one machine" in (folder / f"apart-{rank}").read_text()
 
 
 def test_two_workers_killed_in_a_step_go_on_in_the_same_attempt_bit_identically(two_workers: Path) -> None:

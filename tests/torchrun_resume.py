@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
 
+import s3_server
 import torch
 import torch.distributed as dist
 from resuming import SAMPLES, Told, begin, finish, go, kill_at
 from small_memory import SmallMemory
 from tiny_training import make_samples
 
-from massive_sft.core.errors import Interrupted, TrainAgain
+from massive_sft.core.errors import Interrupted, TrainAgain, Unsupported
+from massive_sft.core.stop import never_stop
+from massive_sft.ledger.bucket_root import BucketRoot
+from massive_sft.running.training import require_shared_folder
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.events import StepDone
 from massive_sft.training.loop import train_trajectory
-from massive_sft.training.ranks import broadcast_from_rank0
+from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
 from massive_sft.training.summary import TrainingSummary
 
 
@@ -34,6 +39,26 @@ def stop_and_go_on(spec: TrainingSpec, folder: Path, step: int) -> None:
     attempt = broadcast_from_rank0(lambda: begin(folder / "home"))
     keep(folder, go(spec, attempt, Told(), every=None))
     attempt.release()
+
+
+def move(spec: TrainingSpec, folder: Path, step: int) -> None:
+    """Train with a ledger in a bucket until after a step, and go on with an empty disk, as another machine."""
+    home, told = BucketRoot(s3_server.BUCKET, folder.name), Told()
+    for machine, stop in enumerate((lambda: len(told.of(StepDone)) == step - 1, never_stop)):
+        os.environ["MASSIVE_SFT_CACHE"] = str(folder / f"machine-{machine}")
+        dist.barrier()
+        attempt = broadcast_from_rank0(lambda: begin(home))
+        require_shared_folder(attempt)
+        with contextlib.suppress(Interrupted):
+            keep(folder, go(spec, attempt, told, every=None, stop=stop))
+        if is_rank0():
+            attempt.folder.rename(folder / f"attempt-{attempt.number}")
+        attempt.release()
+    os.environ["MASSIVE_SFT_CACHE"] = str(folder / f"machine of rank {dist.get_rank()}")
+    try:
+        require_shared_folder(attempt)
+    except Unsupported as error:
+        (folder / f"apart-{dist.get_rank()}").write_text(str(error))
 
 
 def extend(spec: TrainingSpec, folder: Path, step: int) -> None:
@@ -73,7 +98,7 @@ def keep(folder: Path, summary: TrainingSummary) -> None:
     (folder / f"micro-batch-{dist.get_rank()}.json").write_text(json.dumps(dict(summary.micro_batch)))
 
 
-SERVE = {"stop": stop_and_go_on, "extend": extend, "short": run_short, "kill": be_killed, "go on": go_on}
+SERVE = {"stop": stop_and_go_on, "move": move, "extend": extend, "short": run_short, "kill": be_killed, "go on": go_on}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from massive_sft.core.errors import Corrupt, InvalidInput
+from massive_sft.core.errors import Corrupt, InvalidInput, Unsupported
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.manifest import verify_folder
+from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import peak_memory
 from massive_sft.models.device import device_name
@@ -27,7 +28,7 @@ from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.engine import warm_up
 from massive_sft.training.events import Begun, Event
 from massive_sft.training.loop import train_trajectory
-from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
+from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 
 
 def training_spec(run: RunPlan) -> TrainingSpec:
@@ -90,8 +91,8 @@ def train(
     """
     if broadcast_from_rank0(lambda: _is_published(attempt)):
         return
+    require_shared_folder(attempt)
     if is_rank0():
-        attempt.folder.mkdir(parents=True, exist_ok=True)  # of a root in an object store it is this machine's own
         report(Begun())
     warm_up(run.layout)
     cost = _cost_meter(run.layout.gpus > 0)
@@ -121,6 +122,17 @@ def _requiring_planned_base(recipe: Recipe, attempt: Attempt) -> Iterator[None]:
             except InvalidInput:
                 attempt.remove_checkpoint()  # nothing may go on from other weights
                 raise
+
+
+def require_shared_folder(attempt: Attempt) -> None:
+    """Make the folder of an attempt. All ranks call it.
+
+    Under a root in an object store it is of one machine. Raises Unsupported when not all ranks are on that.
+    """
+    broadcast_from_rank0(lambda: attempt.folder.mkdir(parents=True, exist_ok=True))
+    if not isinstance(attempt.storage, Folder) and not all_ranks(attempt.folder.is_dir()):
+        rule = "the workers of a training must be on one machine where storage.root is in an object store"
+        raise Unsupported(f"{rule}: they write one checkpoint together, and {attempt.folder} is not on all of theirs")
 
 
 def _is_published(attempt: Attempt) -> bool:

@@ -16,6 +16,7 @@ from massive_sft.cost.disk import parse_size, snapshot_bytes
 from massive_sft.cost.estimate import Estimator
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.memory import trained_weights
+from massive_sft.ledger.storage import Folder
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.trial import todo
 from massive_sft.scheduling.nodes import Node, Room, Shape
@@ -201,6 +202,9 @@ def _unplaceable(
             yield shape, Problem(place, rule, shape.workers)
         elif not room.could_hold(shape):
             rule = f"asks for what no nodes of one kind have room for, even empty: {there}"
+            yield shape, Problem(place, rule, _needs(shape))
+        elif shape.workers > 1 and not isinstance(plan.storage, Folder) and not room.one_could_hold(shape):
+            rule = f"must fit on one node, for storage.root is in an object store: {there}"
             yield shape, Problem(place, rule, _needs(shape))
 
 

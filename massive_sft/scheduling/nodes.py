@@ -99,9 +99,10 @@ class Room:
 
     def could_hold(self, shape: Shape) -> bool:
         """Return whether a shape has room on these nodes when nothing else is on them."""
-        return _place(shape, self._nodes.values(), self._fits_one(shape)) is not None
+        return _place(shape, self._nodes.values(), self.one_could_hold(shape)) is not None
 
-    def _fits_one(self, shape: Shape) -> bool:
+    def one_could_hold(self, shape: Shape) -> bool:
+        """Return whether one of these nodes has room for all workers of a shape when nothing else is on it."""
         if shape not in self._fit_one:
             self._fit_one[shape] = any(_holds(node, shape) >= shape.workers for node in self._nodes.values())
         return self._fit_one[shape]
@@ -116,7 +117,7 @@ class Room:
             apart: nodes that are kept for somebody else.
         """
         kept = set(apart)
-        return _place(shape, [node for node in self._free.values() if node.id not in kept], self._fits_one(shape))
+        return _place(shape, [node for node in self._free.values() if node.id not in kept], self.one_could_hold(shape))
 
 
 def _less(node: Node, shape: Shape, count: int) -> Node:

@@ -25,9 +25,6 @@ def snapshot_store_problems(plan: Plan) -> Iterator[Problem]:
         yield from _problems(f"{plan.sweep.path}: storage.snapshots", address)
     if not isinstance(plan.storage, Folder):
         yield from _problems(storage_place(plan.sweep), str(plan.storage))
-        if any(run.layout.workers > 1 for run in plan.runs):
-            rule = "must be a folder where trainings have several workers, which write one checkpoint together"
-            yield Problem(storage_place(plan.sweep), rule, str(plan.storage))
 
 
 def _problems(place: str, address: str) -> Iterator[Problem]:

@@ -112,8 +112,8 @@ class Storage(StrictModel):
 
     root: Text
     """The folder of all results, which sweeps may share; relative to the sweep file, ``${NAME}`` expanded. Or a place
-    in an object store, ``s3://BUCKET/PREFIX``, for trainings of one worker each: then files in work, token caches and
-    the local MLflow store lie on each machine, below ``MASSIVE_SFT_CACHE``; needs the extra ``s3``."""
+    in an object store, ``s3://BUCKET/PREFIX`` (a training's workers are on one node then): files in work, token caches
+    and the local MLflow store lie on each machine, below ``MASSIVE_SFT_CACHE``; needs the extra ``s3``."""
     snapshots: Text | None = None
     """A place in an object store for the weights of snapshots, ``s3://BUCKET/PREFIX``, ``${NAME}`` expanded; left out:
     under the root. Endpoint and keys come from the environment (``AWS_*``); needs the extra ``s3``."""
