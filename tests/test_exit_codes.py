@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def test_answer_that_ray_can_no_longer_give_is_a_lost_cluster_and_a_mistake_is_n
         raise ActorUnavailableError("The actor's node has died.", None)
     with pytest.raises(RayTaskError), cluster.connected():
         raise RayTaskError("lacks", "Traceback", ValueError("x"))
+
+
+def test_request_is_heard_after_a_moment_in_which_the_store_could_not_be_asked() -> None:
+    stop, said, answers = StopSignal(), list[str](), iter([PermissionError("the token has expired"), None])
+
+    def is_requested() -> bool:
+        error = next(answers)
+        if error is not None:
+            raise error
+        return True
+
+    with stop.handle_signals(is_requested, said.append):
+        until_s = time.monotonic() + 10
+        while not said and time.monotonic() < until_s:
+            time.sleep(0.01)
+    assert stop.reason == "massive-sft cancel"
+    assert len(said) == 1

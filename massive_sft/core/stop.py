@@ -102,8 +102,9 @@ class StopSignal:
     def _poll(self, end_requested: Callable[[], bool], say: Callable[[str], None], over: threading.Event) -> None:
         """Poll for requests, and report: a signal handler must not print, for it may have interrupted a print."""
         while not over.is_set():
-            if end_requested():
-                self.request("massive-sft cancel")
+            with suppress(OSError):  # a store that cannot be asked now is asked again; who needs it will say so
+                if end_requested():
+                    self.request("massive-sft cancel")
             if self():
                 say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
                 return
