@@ -276,6 +276,23 @@ def test_database_is_a_problem_when_its_folder_or_its_content_is_wrong(tmp_path)
     assert not problem_of(f"sqlite:///{tmp_path}/new.db")
 
 
+def test_store_whose_writer_was_killed_amid_a_transaction_can_be_used(tmp_path):
+    """SQLite rolls back what is half written when it is opened next, which it cannot where that is only to be read."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as made:
+        made.execute("create table alembic_version (a)")
+        made.execute("create table experiments (a)")
+        made.commit()
+    if (writer := os.fork()) == 0:
+        database = sqlite3.connect(tmp_path / "mlflow.db")
+        database.execute("pragma cache_size = 1")  # so that pages are written before the transaction ends
+        database.execute("begin")
+        database.executemany("insert into experiments values (?)", [("x" * 4000,)] * 50)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(writer, 0)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size
+    assert store.database_problem(tmp_path / "mlflow.db", "p") is None
+
+
 def test_local_store_is_looked_at_though_no_address_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "LOCKED_S", 0.1)
     assert tracking_problem("", "p", tmp_path / "new" / "root") is None

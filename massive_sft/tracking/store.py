@@ -75,7 +75,8 @@ def database_problem(path: Path, place: str) -> Problem | None:
 
 def tables_of(path: Path) -> set[str]:
     """Return the names of a database's tables. Raises sqlite3.Error."""
-    address = f"{path.absolute().as_uri()}?mode=ro"
+    # Not read-only: what a process left half written that was killed is rolled back by whoever opens it next.
+    address = f"{path.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LOCKED_S)) as connection:
         return {name for (name,) in connection.execute("select name from sqlite_master")}
 
