@@ -108,6 +108,13 @@ def test_idle_lane_ends_as_soon_as_others_could_use_its_room() -> None:
     assert decide(replace(now, cells=cells(1))).end_lanes == ["two"], "scoring could use it as well"
 
 
+def test_idle_lane_stays_while_a_search_may_ask_for_more_and_nobody_could_use_its_room() -> None:
+    now = at(nodes(1), lanes=(lane("one", ONE, "a", busy=False),), orders={ONE: Orders(0, 0, 600.0)}, grows=True)
+    assert not decide(now).end_lanes
+    assert decide(replace(now, cells=cells(1))).end_lanes == ["one"], "what the search waits for has no other room"
+    assert decide(replace(now, grows=False)).end_lanes == ["one"]
+
+
 def test_what_is_idle_ends_for_what_waits_long_for_its_place() -> None:
     """Another run on the cluster has the place, and may wait for what is idle here: neither would ever go on."""
     waiting = replace(lane("waits", ONE, "a", busy=False), idle_s=0.0, waits_s=PLACE_S / 2)

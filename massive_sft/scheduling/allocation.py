@@ -11,6 +11,7 @@ cells.
   them back before the cells run out. The lanes that keep pace with scoring stay.
 - A shape that has orders and no room gets nodes kept for it. A lane that had its turn ends for it, or for scoring.
 - Where CPUs are halved, scoring has the lanes' half too while nothing trains, and gives it back when something does.
+- A lane without an order stays while a search may ask for more, and ends for whoever could use its room.
 - What waits long for its place waits for another run, which may wait for what is idle here: so that ends.
 - Snapshots that wait beyond ``storage.max_waiting`` turn GPUs to scoring: no order is given out until fewer do.
 """
@@ -220,7 +221,7 @@ class _Deciding:
 
     def _end_what_is_done(self) -> None:
         for lane in list(self.lanes.values()):
-            if not lane.busy and not self.now.orders.get(lane.shape, _NONE).left:
+            if not (lane.busy or self.now.grows or self.now.orders.get(lane.shape, _NONE).left):
                 self._end(lane)
         is_scored = not self.now.cells.waiting and not self.now.cells.more
         for group in list(self.groups.values()):

@@ -102,6 +102,7 @@ class Roles:
             cells=Cells(
                 queue["waiting"], queue["seconds"], queue["size_bytes"], not queue["closed"], self._groups.unfit
             ),
+            grows=pool["grows"],
         )
 
     def _carry_out(self, decision: Decision) -> None:

@@ -96,7 +96,11 @@ class Cells:
 
 @dataclass(frozen=True)
 class Situation:
-    """All that a decision rests on, at one moment."""
+    """All that a decision rests on, at one moment.
+
+    Attributes:
+        grows: whether orders may come that nobody knows of yet, as from a search.
+    """
 
     elapsed_s: float
     nodes: tuple[Node, ...]
@@ -104,6 +108,7 @@ class Situation:
     groups: tuple[Group, ...]
     orders: Mapping[Shape, Orders]
     cells: Cells
+    grows: bool = False
 
 
 @dataclass
