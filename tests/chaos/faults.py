@@ -139,6 +139,7 @@ TARGETS: dict[str, Callable[[Stage, str, str], list[int]]] = {
     "kill a raylet": _raylet,
     "kill a node": _node,
     "kill the driver": _driver,
+    "kill who decides": _driver,
     "kill the tracker": _tracker,
     "stop a lease holder": _owner,
     "stop a worker": _worker,

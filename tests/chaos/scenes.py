@@ -36,6 +36,7 @@ ONE_LANE = Scene(
         "kill a scorer": ("scoring", "measuring", "recording"),
         "kill a raylet": ("after a checkpoint", "scoring"),
         "kill the driver": ("after a checkpoint", "saving a checkpoint", "scoring", "measuring", "mirroring"),
+        "kill who decides": ("deciding",),
         "kill the tracker": ("mirroring",),
         "stop a lease holder": ("after a checkpoint", "scoring", "mirroring"),
     },

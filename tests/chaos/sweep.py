@@ -19,9 +19,13 @@ TASKS = ("facts_mc", "facts_gen")
 SETTINGS = {
     "defaults": {"max_length": 128, "precision": "fp32", "batch": BATCH},
     "full": {"method": "full", "lr": 1e-3},
-    "other": {"method": "full", "lr": 5e-4},
     "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}},
 }
+# The second trial is decided by what came of the first.
+SEARCH = {"name": "searched", "model": "llama", "mixture": "one", "setting": "full", "schedule": "constant"} | {
+    "space": {"lr": [2e-4, 5e-4, 2e-3]}, "objective": {"maximize": TASKS[0]}, "trials": 2, "at_once": 1,
+    "start": {"qmc": 1}, "sampler": "tpe",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def write_sweep(
             }
             | {"schedule": "constant", "horizon": length.epochs, "snapshots": [1, length.epochs]}
         ],
+        "search": [SEARCH | {"horizon": length.epochs, "snapshots": [1, length.epochs]}],
         "resources": [dict(rule) for rule in length.resources],
         "evaluation": {
             "protocol": {"dtype": "fp32"},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 
 from chaos.sweep import NAME
+from chaos.watch import decisions_of
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.record import Record, Status
@@ -39,9 +40,18 @@ def problems(root: Path, undisturbed: Path, tracker: str, steps: int) -> Iterato
         yield from _cell(ledger, found[cell], wanted[cell])
     for home in sorted((undisturbed / "trajectories").glob("*")):
         yield from _trajectory(ledger, home, steps)
+    yield from different(decisions_of(root), decisions_of(undisturbed))
     yield from _unnamed(root)
     yield from _tracked(found, tracker)
     yield from (f"{path}: {why}" for path, why in ledger.corrupt.items())
+
+
+def different(found: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield the decisions of searches that are missing, too many or not the same to the byte."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            how = "too many" if name not in wanted else "missing" if name not in found else "another"
+            yield f"searches/{name}: is {how}"
 
 
 def _cell(ledger: Ledger, found: Record, wanted: Record) -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from processes import Process, started, titled
 
-from chaos.sweep import NAME, TASKS
+from chaos.sweep import NAME, SEARCH, TASKS
+from massive_sft.core.checksummed_json import read_sealed
 from massive_sft.core.files import read_json
 from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
 from massive_sft.ledger.lease import read_lease
@@ -112,6 +113,23 @@ def mirroring(root: Path) -> Iterator[str]:
     yield from recorded - set(mirrored(store_of(root)))
 
 
+def decisions_of(root: Path) -> dict[str, bytes]:
+    """Return what the searches of a root are and have decided, to the byte, by path."""
+    folder = root / "searches"
+    names = ("*/search.json", "*/decisions/*.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for name in names for path in folder.glob(name)}
+
+
+def deciding(root: Path) -> Iterator[str]:
+    """What a search decided last has its record, and it is to decide more."""
+    for folder in (root / "searches").glob("*"):
+        decisions = sorted((folder / "decisions").glob("*.json"))
+        if 0 < len(decisions) < SEARCH["trials"]:
+            cell = read_sealed(decisions[-1])["cell"]
+            if any(records_of(root, cell)):
+                yield folder.name
+
+
 def store_of(root: Path) -> Path:
     """Return the database of the tracking server that a root is mirrored to."""
     return root.with_suffix(".db")
@@ -139,6 +157,7 @@ PHASES: dict[str, Callable[[Path], Iterator[str]]] = {
     "measuring": measuring,
     "recording": recording,
     "mirroring": mirroring,
+    "deciding": deciding,
 }
 
 
@@ -146,6 +165,8 @@ def owner(root: Path, phase: str, where: str) -> int | None:
     """Return the process that holds the lease on what is in a phase."""
     if phase == "mirroring":
         folder = root / "sweeps" / NAME / "mirror-lease"
+    elif phase == "deciding":
+        folder = root / "searches" / where / "lease"
     elif PHASES[phase] in (scoring, measuring, recording):
         folder = root / "cells" / where / "lease"
     else:
@@ -182,5 +203,6 @@ def state_of(root: Path) -> dict[str, Any]:
         "trained": sorted(path.parts[-3] for path in (root / "trajectories").glob("*/training/attempt-*")),
         "attempts": len(list((root / "trajectories").glob("*/attempts/*"))),
         "shards": len(list((root / "cells").glob("*/responses/*/*/*.gz"))),
+        "decisions": sorted(decisions_of(root)),
         "records": sorted(path.name for path in records_of(root)),
     }
