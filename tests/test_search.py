@@ -19,13 +19,17 @@ from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.search_work import with_first_decisions
+from massive_sft.search.coordinates import Coordinate
 from massive_sft.search.decider import Decider
 from massive_sft.search.decision_log import DecisionLog
+from massive_sft.search.importance import importances
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned, make_whole_plan, plan_searches
 from massive_sft.search.proposing import Tried, propose, rebuilt
 from massive_sft.search.rules import Decision
 from massive_sft.search.space import Axis
+from massive_sft.search.standing import Standing
+from massive_sft.search.untried import untried
 from massive_sft.search.view import decision_line
 from massive_sft.sweep.load import load_sweep
 
@@ -151,6 +155,27 @@ def test_search_over_cells_stops_when_it_is_sure_enough_and_is_the_same_with_kil
     judged = [entry for entry in entries if entry["kind"] in ("stop", "go_on")]
     assert [entry["why"]["probability"] >= 0.9 for entry in judged] == [entry["kind"] == "stop" for entry in judged]
     assert World(tmp_path / "again", one, 4, 1, deaths=0.2).run() == first
+    outcomes = World(tmp_path / "first", one).decider().outcomes()
+    found = Standing(one, entries, outcomes, {}, (), is_over=True)
+    best = {answer.of: [one.named(entry)["cell"] for entry in answer.entries] for answer in found.answers}
+    assert list(best) == ["quiz, large", "prose, large", "quiz, small", "prose, small"], "an answer each, as was asked"
+    assert all(model in cells[0] for model in ("large", "small") for of, cells in best.items() if model in of)
+    said = list(untried(found))
+    assert said[0].startswith(f"{16 - len(found.asks)} of 16 cells were not tried: ")
+    assert said[-1].startswith("of most promise: ")
+
+
+def test_axis_that_decides_explains_more_than_chance_and_one_that_does_not_no_more() -> None:
+    levels = [0, 1] * 10
+    deciding = Coordinate("deciding", ("0", "1"), levels, levels)
+    other = Coordinate(
+        "other", ("0", "1"), [0.1 * (n % 7) for n in range(20)], [0.1 * (n % 7) for n in range(20)], True
+    )
+    values = [level + 0.01 * (n % 3) for n, level in enumerate(levels)]
+    first, second = importances([other, deciding], values)
+    assert (first.name, first.is_sure, second.is_sure) == ("deciding", True, False)
+    assert first.low > second.share
+    assert not importances([deciding], values[:5]), "too few to tell"
 
 
 def test_weights_keep_their_limits_and_are_the_same_with_kills(tmp_path: Path) -> None:

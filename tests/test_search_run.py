@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from small_sweep import small_sweep
 
+from massive_sft.ledger.lease import LeaseWatch
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import Plan
@@ -16,7 +19,9 @@ from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
 from massive_sft.running.inline import run_inline
 from massive_sft.running.search_work import SearchWork, with_first_decisions
+from massive_sft.search.decider import Decider
 from massive_sft.search.plan import make_whole_plan, plan_searches
+from massive_sft.search.replay import replay
 from massive_sft.search.standing import Standing, find_earlier, find_standings
 from massive_sft.search.tags import search_tags
 from massive_sft.study.results import results_of
@@ -124,6 +129,10 @@ def test_report_shows_each_decision_and_the_best_so_far(
     assert f"decisions of search s ({found.planned.id})" in page
     assert "promoted to rung 2: place 1 of" in page
     assert all(entry["cell"] in page for entry in found.trained)
+    assert "regret in perplexity" in page
+    assert "what search s found" in page
+    assert "s: its ranges hold more values than were tried: trials: 3 is used up." in page
+    assert "s: 2 trials ended at epoch 1: not among the better 50% there; 2 of them are parked, 0 dropped." in page
 
 
 def test_tracker_is_told_by_which_decision_a_cell_was_asked_for(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
@@ -136,3 +145,49 @@ def test_tracker_is_told_by_which_decision_a_cell_was_asked_for(undisturbed: tup
         tags = {"massive_sft.search": "s", "massive_sft.decision": str(entry["n"])}
         assert tags.items() <= shown[entry["cell"]].items()
         assert shown[entry["cell"]]["massive_sft.rung"] == str(entry["rung"] + 1)
+
+
+def copied(plan: Plan, folder: Path) -> Ledger:
+    """Return a copy of a plan's ledger, to be changed."""
+    return Ledger.open(Path(shutil.copytree(plan.root, folder / "copy")), create=False)
+
+
+def test_log_is_decided_again_equal_and_the_first_decision_that_differs_is_named(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    planned = plan_searches(undisturbed[0].sweep)[0]
+    ledger = copied(undisturbed[0], tmp_path)
+    found = replay(planned, ledger)
+    assert (found.equal, found.believed, found.differs, found.stale) == (4, 0, None, ())
+    entries = planned.log(ledger.storage).read()
+    shutil.rmtree(tmp_path / "copy" / "searches")
+    forged = planned.log(ledger.storage)
+    forged.begin(planned.begin(ledger))
+    lease = forged.lease("a test", LeaseWatch())
+    assert lease is not None
+    for entry in entries:  # a chain that is whole, of decisions that nobody would make
+        forged.write(entry | ({"seed": 1} if entry["n"] == 1 else {}), lease)
+    lease.release()
+    found = replay(planned, ledger)
+    assert found.equal == 1
+    assert (found.differs or "").startswith("decision 1 has seed 1, decided now ")
+
+
+def test_nothing_is_decided_on_an_outcome_that_was_invalidated(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    planned = plan_searches(undisturbed[0].sweep)[0]
+    ledger = copied(undisturbed[0], tmp_path)
+    more = replace(planned, search=planned.search.model_copy(update={"trials": 4}))
+    more = replace(more, rules=replace(more.rules, space=replace(planned.space, search=more.search)))
+    cell = planned.log(ledger.storage).read()[0]["cell"]
+    record = ledger.read_record(cell)
+    assert record is not None
+    ledger.write_record(record.model_copy(update={"status": Status.FAILED, "error": "invalidated", "measures": {}}))
+    decider = Decider.of(more, ledger)
+    assert decider.lead()
+    assert decider.stale() == [0]
+    assert (decider.advance(), decider.is_over, [entry["n"] for entry in decider.left()]) == ([], False, [0])
+    ledger.write_record(record)  # made again, and the same
+    assert decider.advance(), "it goes on"
+    decider.release()

@@ -13,9 +13,14 @@ from rich.text import Text
 from massive_sft.cli import machine_checks
 from massive_sft.cli.machine_checks import CheckResult, Level
 from massive_sft.cli.options import Json, Overlays, console, print_json
-from massive_sft.core.errors import InvalidInput
+from massive_sft.core.errors import Corrupt, InvalidInput, Unsupported
+from massive_sft.core.wording import counted
 from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import storage_root
+from massive_sft.search.plan import plan_searches
+from massive_sft.search.replay import replay
+from massive_sft.search.view import stale_text
 from massive_sft.sweep.load import Sweep, load_sweep
 from massive_sft.tracking import tracking_problem
 from massive_sft.tracking.address import local_folder, resolve_uri
@@ -47,6 +52,7 @@ def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
         yield machine_checks.check_disk(Path.cwd(), "disk")
     else:
         yield from _storage(sweep)
+        yield from _searches(sweep)
     yield machine_checks.check_gpus()
     yield machine_checks.check_compiler()
     yield machine_checks.check_open_files()
@@ -73,6 +79,28 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
         yield CheckResult(Level.BAD, "tracker", str(problem))
     else:
         yield CheckResult(Level.OK, "tracker", redact(resolve_uri(uri, root)))
+
+
+def _searches(sweep: Sweep) -> Iterator[CheckResult]:
+    """Yield whether the log of each search is whole, and decides the same again."""
+    try:
+        planned, ledger = plan_searches(sweep), Ledger(storage_root(sweep))
+    except (InvalidInput, Unsupported):
+        return  # `plan` says so
+    for one in planned:
+        what = f"search {one.search.name}"
+        try:
+            found = replay(one, ledger)
+        except Corrupt as error:
+            yield CheckResult(Level.BAD, what, str(error))
+            continue
+        if found.differs is not None:
+            yield CheckResult(Level.BAD, what, f"{found.differs}: the log was made by other code, or edited")
+        elif found.equal or found.believed:
+            rest = f"; {found.believed} cannot be decided again and are believed" if found.believed else ""
+            yield CheckResult(Level.OK, what, f"{counted(found.equal, 'decision')} made again, equal{rest}")
+        if found.stale:
+            yield CheckResult(Level.WARN, what, stale_text(found.stale))
 
 
 def _uses_hub(sweep: Sweep) -> bool:

@@ -25,7 +25,7 @@ from massive_sft.search.outcomes import wanted_names
 from massive_sft.search.plan import Planned, plan_points
 from massive_sft.search.rules import Decision
 from massive_sft.search.standing import Standing, count_recorded, find_earlier, find_standings
-from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of
+from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of, stale_text
 
 
 def searches_view(plan: Plan, with_cost: bool = False) -> Group:
@@ -57,6 +57,8 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
             yield f"  {_rungs(one)}"
     for line in best_lines(one):
         yield f"  {line}"
+    if one.stale:
+        yield f"  {stale_text(one.stale)}"
     if one.waits_for and one.left:
         yield f"  the next decision waits for the outcome of {', '.join(map(str, one.waits_for))}"
 
@@ -85,7 +87,9 @@ def _start(planned: Planned) -> str:
     if isinstance(planned.space, CellSpace):
         proposes = f"{counted(planned.space.start, 'mixture')}, then" if planned.space.start else "spread out, then"
         proposes += " a Gaussian process over all candidates"
-    start = f"start: {proposes}"
+    taken_over = search.start.portfolio
+    others = f"{taken_over} of what was best for other models in the ledger, " if taken_over else ""
+    start = f"start: {others}{proposes}"
     return f"{start}; at most {search.at_once} without an outcome; {order}"
 
 
@@ -114,13 +118,11 @@ def _worst(one: Standing, plan: Plan) -> str:
 
 
 def best_lines(one: Standing) -> Iterator[str]:
-    """Yield what is best so far, of each group."""
-    groups: Sequence[str | None] = one.planned.space.groups or (None,)
-    for position, group in enumerate(groups):
-        of = f" of {group}" if group is not None and len(groups) > 1 else ""
-        best = one.best(position)
-        for entry in best:
-            what = "best" if len(best) == 1 else "none is better in all than"
+    """Yield what is best so far, of each answer that is asked for."""
+    for answer in one.answers:
+        of = f" of {answer.of}" if answer.of else ""
+        for entry in answer.entries:
+            what = "best" if len(answer.entries) == 1 else "none is better in all than"
             outcome = outcome_text(one.outcomes.get(entry["n"]))
             yield f"{what}{of}: {entry['cell']}, decision {entry['n']}: {_values(one.planned, entry)}: {outcome}"
             if again := one.confirmed(entry):
@@ -144,7 +146,7 @@ def find_search(name: str, sweep: Path | None, overlays: Sequence[Path] | None) 
 def search_view(one: Standing) -> Group:
     """Return each decision of a search with its reason and what came of it."""
     table = make_table("n", "cell", "what", "outcome", "why", right=("n",))
-    best = {entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)}
+    best = {entry["n"] for entry in one.best}
     for entry in one.entries:
         if "cell" not in entry:
             table.add_row(str(entry["n"]), "", Text(entry_text(entry)))
@@ -156,13 +158,13 @@ def search_view(one: Standing) -> Group:
         table.add_row(str(entry["n"]), entry["cell"], what, outcome, reason_of(entry), style=style)
     names = ", ".join(wanted_names(one.planned.search))
     head = f"search {one.planned.search.name} ({one.planned.id}) looks at {names}; bold: the best so far"
-    return Group(Text(head), table)
+    return Group(Text(head), table, *([Text(stale_text(one.stale))] if one.stale else ()))
 
 
 def search_json(one: Standing) -> dict[str, Any]:
     """Return a search as JSON values."""
     outcomes = {str(number): outcome.as_json() for number, outcome in sorted(one.outcomes.items())}
-    best = [entry["n"] for position in range(max(1, len(one.planned.space.groups))) for entry in one.best(position)]
+    best = [entry["n"] for entry in one.best]
     return {
         "schema": 1,
         "search": one.planned.search.name,
@@ -171,4 +173,5 @@ def search_json(one: Standing) -> dict[str, Any]:
         "outcomes": outcomes,
         "best": best,
         "waits_for": list(one.waits_for),
+        "stale": list(one.stale),
     }

@@ -46,7 +46,10 @@ class Dot:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. ``caption`` stands below the title, ``zero`` draws a line at y = 0."""
+    """One chart. ``caption`` stands below the title, ``zero`` draws a line at y = 0.
+
+    ``places`` names the whole numbers of x, from 0 on, in place of the numbers.
+    """
 
     title: str
     x: str
@@ -58,6 +61,7 @@ class Panel:
     log_y: bool = False
     zero: bool = False
     whole_x: bool = False
+    places: Sequence[str] = ()
 
     @property
     def svg(self) -> Markup:
@@ -136,10 +140,11 @@ def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
         at = y(tick)
         yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, at, right)
         yield Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 6, at + 3.5, _label(tick))
-    for tick in x.ticks(5, panel.whole_x):
+    ticks = [(tick, _label(tick)) for tick in x.ticks(5, panel.whole_x)]
+    for tick, label in [(float(place), name) for place, name in enumerate(panel.places)] or ticks:
         at = x(tick)
         yield Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(at, bottom, bottom + 4)
-        yield Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(at, bottom + 15, _label(tick))
+        yield Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(at, bottom + 15, label)
     if panel.zero:
         yield Markup('<path class="zero" d="M{} {:.1f}H{}"/>').format(_LEFT, y(0.0), right)
     yield Markup('<text x="{}" y="{}" class="mid axis">{}</text>').format(

@@ -1,22 +1,18 @@
-"""The searches of a sweep: what was best by decision, each decision with its reason, what objectives trade."""
+"""The searches of a sweep: what is best, each decision with its reason, what matters, what was not tried."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from massive_sft.planning.plan import Plan
-from massive_sft.report.chart import Dot, Key, Line, Panel
+from massive_sft.report.search_charts import KEYS, choice_text, differing, labels_of, panels, teams
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.report.table import Column, Table
-from massive_sft.search.outcomes import Outcome, objective_names
+from massive_sft.search.importance import importances
 from massive_sft.search.standing import Standing, find_standings
-from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of
+from massive_sft.search.untried import untried
+from massive_sft.search.view import entry_text, outcome_text, reason_of, stale_text
 from massive_sft.study.results import Results
-
-Z95 = 1.96  # standard errors to each side of a 95 % interval
-KEYS = (Key("tried, with its 95 % interval", 0, shape=0), Key("best so far", 1))
 
 
 def searches_section(plan: Plan, results: Results) -> Section | None:
@@ -27,8 +23,8 @@ def searches_section(plan: Plan, results: Results) -> Section | None:
     if not found:
         return None
     notes = [note for one in found for note in _notes(one)]
-    figures = {one.planned.search.name: [*_curves(one), *_fronts(one)] for one in found}
-    tables = [TableBlock(_table(one)) for one in found]
+    figures = {one.planned.search.name: panels(one) for one in found}
+    tables = [TableBlock(table) for one in found for table in (*_answers(one), *_matters(one), _table(one))]
     return Section("searches", "Searches", notes, [FigureBlock(figures, KEYS), *tables])
 
 
@@ -44,67 +40,61 @@ def _notes(one: Standing) -> Iterator[str]:
     for entry in one.entries:
         if entry["kind"] == "stop":
             yield f"{search.name}: decision {entry['n']}: {entry_text(entry)}."
+    yield from (f"{search.name}: {sentence}." for sentence in untried(one))
+    if one.stale:
+        yield f"{search.name}: {stale_text(one.stale)}."
 
 
-def _groups(one: Standing) -> Sequence[str]:
-    return [str(group) for group in one.planned.space.groups] or [""]
-
-
-def _curves(one: Standing) -> Iterator[Panel]:
-    """Yield a chart for each objective and group: the scores by decision, and the best so far."""
-    low = one.planned.search.objective.minimize is not None
-    for position, group in enumerate(_groups(one)):
-        for name in objective_names(one.planned.search):
-            dots, best = [], list[tuple[float, float]]()
-            for entry in one.trained:
-                outcome = one.outcomes.get(entry["n"])
-                if entry["group"] != position or outcome is None or outcome.kind != "complete":
-                    continue
-                value, half = outcome.values[name], Z95 * outcome.errors.get(name, math.nan)
-                label = f"decision {entry['n']}: {_values(one, entry)}: {outcome_text(outcome)}"
-                dots.append(Dot(label, float(entry["n"]), value, 0, 0, value - half, value + half))
-                ahead = best[-1][1] if best else value
-                best.append((float(entry["n"]), min(ahead, value) if low else max(ahead, value)))
-            if dots:
-                title = f"{name} {group}".strip()
-                yield Panel(title, "decision", name, [Line("best so far", best, 1)], dots, whole_x=True)
-
-
-def _fronts(one: Standing) -> Iterator[Panel]:
-    """Yield a chart of the first two objectives for each group, where there are several."""
-    names = objective_names(one.planned.search)
-    if len(names) < 2:
-        return
-    for position, group in enumerate(_groups(one)):
-        best = {entry["n"] for entry in one.best(position)}
-        known = [entry for entry in one.trained if entry["group"] == position]
-        done = [(entry, one.outcomes[entry["n"]]) for entry in known if _is_complete(one.outcomes.get(entry["n"]))]
-        dots = [
-            Dot(
-                f"decision {entry['n']}: {_values(one, entry)}: {outcome_text(outcome)}",
-                outcome.values[names[0]],
-                outcome.values[names[1]],
-                int(entry["n"] in best),
-            )
-            for entry, outcome in done
+def _answers(one: Standing) -> Iterator[Table]:
+    """Yield the table of what is best, of each answer that the search is to give."""
+    rows = [
+        [
+            answer.of,
+            str(entry["n"]),
+            entry["cell"],
+            choice_text(one, entry),
+            outcome_text(one.outcomes[entry["n"]]),
+            "; ".join(map(outcome_text, one.confirmed(entry))),
         ]
-        if dots:
-            caption = "in the second colour: no other is better in all objectives"
-            yield Panel(f"what is traded {group}".strip(), names[0], names[1], dots=dots, caption=caption)
+        for answer in one.answers
+        for entry in answer.entries
+    ]
+    columns = [Column("of", "facet"), Column("decision", "number"), Column("cell"), Column("choice", "long")]
+    columns += [Column("outcome", "long"), Column("with other seeds", "long")]
+    if rows:
+        name = one.planned.search.name
+        yield Table(f"answers-{name}", f"what search {name} found; several where none is better in all", columns, rows)
 
 
-def _is_complete(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.kind == "complete"
-
-
-def _values(one: Standing, entry: Any) -> str:
-    return ", ".join(f"{name} {as_text(value)}" for name, value in one.planned.named(entry).items())
+def _matters(one: Standing) -> Iterator[Table]:
+    """Yield the table of how much each axis matters, where enough was tried to say so."""
+    rows = []
+    for team, entries in teams(one):
+        values = {
+            number: own for group in {entry["group"] for entry in entries} for number, own in one.values(group).items()
+        }
+        known = [entry for entry in entries if entry["n"] in values]
+        axes = differing(one, known)
+        for position, label in enumerate(labels_of(one)):
+            for found in importances(axes, [values[entry["n"]][position] for entry in known]):
+                interval = f"{found.low:.0%} to {found.high:.0%}"
+                told = "yes" if found.is_sure else "not told from chance"
+                rows.append([label, team, found.name, f"{found.share:.0%}", interval, f"{found.by_chance:.0%}", told])
+    columns = [Column("objective", "facet"), Column("model", "facet"), Column("axis"), Column("share", "number")]
+    columns += [Column("95 % interval"), Column("by chance up to", "number"), Column("matters", "facet")]
+    if rows:
+        name = one.planned.search.name
+        caption = (
+            f"how much each axis of search {name} matters: the share of the variance of what was tried that lies "
+            "between its values (ranges in three parts), each axis by itself"
+        )
+        yield Table(f"matters-{name}", caption, columns, rows)
 
 
 def _table(one: Standing) -> Table:
     columns = [Column("decision", "number"), Column("what", "facet"), Column("cell"), Column("choice", "long")]
     columns += [Column("outcome", "long"), Column("why", "long"), Column("best", "facet")]
-    best = {entry["n"] for position in range(len(_groups(one))) for entry in one.best(position)}
+    best, ahead = {entry["n"] for entry in one.best}, one.was_ahead
     rows = []
     for entry in one.entries:
         number, kind = str(entry["n"]), str(entry["kind"]).replace("_", " ")
@@ -112,7 +102,7 @@ def _table(one: Standing) -> Table:
             rows.append([number, kind, "", "", "", entry_text(entry), ""])
             continue
         outcome = outcome_text(one.outcomes.get(entry["n"]))
-        is_best = "best" if entry["n"] in best else ""
-        rows.append([number, kind, entry["cell"], _values(one, entry), outcome, reason_of(entry), is_best])
+        is_best = "best" if entry["n"] in best else "was best" if entry["n"] in ahead else ""
+        rows.append([number, kind, entry["cell"], choice_text(one, entry), outcome, reason_of(entry), is_best])
     name = one.planned.search.name
     return Table(f"search-{name}", f"decisions of search {name} ({one.planned.id})", columns, rows)

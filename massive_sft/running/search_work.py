@@ -19,7 +19,7 @@ from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Liste
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import Planned, make_whole_plan, plan_points, plan_searches
 from massive_sft.search.rules import Decision, trained_of
-from massive_sft.search.view import decision_line
+from massive_sft.search.view import decision_line, stale_text
 
 LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
 
@@ -131,6 +131,7 @@ class SearchWork:
         try:
             if search.decider.lead():
                 search.decider.advance()
+                self._tell_stale(search)
                 return
         except LeaseLost as error:
             search.decider.release()
@@ -139,6 +140,12 @@ class SearchWork:
         if name not in self._said:
             self._said.add(name)
             self._say(f"search {name}: another run decides; this one helps with what it decided")
+
+    def _tell_stale(self, search: _Search) -> None:
+        stale, key = search.decider.stale(), f"stale {search.planned.search.name}"
+        if stale and key not in self._said:
+            self._said.add(key)
+            self._say(f"search {search.planned.search.name}: {stale_text(stale)}")
 
     def _queue(self, search: _Search, fresh: Sequence[Decision], left: Sequence[Decision]) -> None:
         """Queue the trainings of new decisions, and of older ones that have no outcome and nobody's care."""

@@ -59,6 +59,7 @@ class Decider:
     _settled: dict[int, Outcome] = field(default_factory=dict)
     _bases: dict[str, Outcome] = field(default_factory=dict)
     _replayed: int = 0
+    _stale: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, planned: Planned, ledger: Ledger) -> Decider:
@@ -95,6 +96,7 @@ class Decider:
                 content = self.log.content() or self.log.begin(self.begin())
                 self.rules = replace(self.rules, portfolio=tuple(content.get("portfolio") or ()))
                 self.look()
+                self._stale = set(self.find_stale())
         return self._lease is not None
 
     def release(self) -> None:
@@ -103,9 +105,28 @@ class Decider:
             self._lease.release()
             self._lease = None
 
+    def find_stale(self) -> list[int]:
+        """Return the decisions whose outcomes later ones were given and that have no longer the same: invalidated."""
+        self._replay()
+        given = [entry for entry in self.trained if entry["n"] in self._settled]
+        return [entry["n"] for entry in given if self._is_stale(entry)]
+
+    def _is_stale(self, entry: Decision) -> bool:
+        known, now = self._settled[entry["n"]], self.outcome_of(entry)
+        if known.kind in ("given_up", "infeasible"):
+            return False  # what became of it since is another try's
+        return now is None or now.as_json() != known.as_json()
+
+    def stale(self) -> list[int]:
+        """Return the stale decisions that are left of those it met when it began to decide: it decides nothing more."""
+        self._stale = {number for number in self._stale if self._is_stale(self.entries[number])}
+        return sorted(self._stale)
+
     @property
     def is_over(self) -> bool:
         """Whether it decides nothing more, unless the sweep file asks for more."""
+        if self._stale and self.stale():
+            return all(self.outcome_of(self.entries[number]) is not None for number in self._stale)
         if not self.asks_no_more or self.rules.space.search.confirm is None:
             return self.asks_no_more
         given = self._given_of_all()
@@ -133,7 +154,7 @@ class Decider:
         Raises LeaseLost when somebody else took over.
         """
         before = len(self.entries)
-        while not self.is_over and self._lease is not None:
+        while not (self._stale and self.stale()) and not self.is_over and self._lease is not None:
             decided = self._confirmation() if self.asks_no_more else self._next()
             if decided is None:
                 break
@@ -167,7 +188,7 @@ class Decider:
         bases = self._new_bases()
         if bases is None:
             return None
-        while (draft := self._draft(Given(self._settled | arrived, self._bases | bases))) is None:
+        while (draft := self.decided(self.entries, Given(self._settled | arrived, self._bases | bases))) is None:
             later = [entry for entry in self.trained if entry["n"] not in self._settled | arrived]
             if self.rules.space.search.rungs is None or not later:
                 self.is_exhausted = True
@@ -182,22 +203,16 @@ class Decider:
         new |= {f"{_BASE}{model}": outcome for model, outcome in bases.items()}
         return draft | {"given": {key: outcome.as_json() for key, outcome in new.items()}}
 
-    def _draft(self, given: Given) -> dict[str, Any] | None:
-        """Return the next decision, by what it is given; None where there is none."""
+    def decided(self, entries: Sequence[Decision], given: Given) -> dict[str, Any] | None:
+        """Return the decision after these, by what it is given, but for what confirms; None where there is none."""
         if isinstance(self.rules.space, CellSpace):
-            return judge_stop(self.rules, self.entries, given) or next_cell(self.rules, self.entries, given)
-        return next_ask(self.rules, self.entries, given)
+            return judge_stop(self.rules, entries, given) or next_cell(self.rules, entries, given)
+        return next_ask(self.rules, entries, given)
 
     def _replay(self) -> None:
         """Take over from the log what its decisions were given."""
         for entry in self.entries[self._replayed :]:
-            if "of" in entry:
-                self._settled[entry["of"]] = Outcome(entry["kind"])
-            for key, content in entry["given"].items():
-                if key.startswith(_BASE):
-                    self._bases[key.removeprefix(_BASE)] = Outcome.of_json(content)
-                else:
-                    self._settled[int(key)] = Outcome.of_json(content)
+            take_given(entry, self._settled, self._bases)
         self._replayed = len(self.entries)
 
     def waits_for(self) -> list[Decision]:
@@ -240,13 +255,26 @@ class Decider:
     def left(self) -> list[Decision]:
         """Return the decisions whose outcomes are not known."""
         self._replay()
-        return [entry for entry in self.trained if self.outcome(entry) is None]
+        again = (entry["n"] for entry in self.trained if entry["n"] in self._stale and self.outcome_of(entry) is None)
+        undone = set(again)
+        return [entry for entry in self.trained if entry["n"] in undone or self.outcome(entry) is None]
 
     def outcomes(self) -> dict[int, Outcome]:
         """Return what is known of all decisions, by their numbers: for views."""
         self._replay()
         found = {entry["n"]: self.outcome(entry) for entry in self.trained}
         return {number: outcome for number, outcome in found.items() if outcome is not None}
+
+
+def take_given(entry: Decision, outcomes: dict[int, Outcome], bases: dict[str, Outcome]) -> None:
+    """Add what a decision was given to what those before it were: outcomes by decision, and those of base models."""
+    if "of" in entry:
+        outcomes[entry["of"]] = Outcome(entry["kind"])
+    for key, content in entry["given"].items():
+        if key.startswith(_BASE):
+            bases[key.removeprefix(_BASE)] = Outcome.of_json(content)
+        else:
+            outcomes[int(key)] = Outcome.of_json(content)
 
 
 def _budget(planned: Planned, ledger: Ledger) -> tuple[float | None, Callable[[Sequence[Decision]], float]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from massive_sft.ledger.paths import is_id
 from massive_sft.ledger.store import Ledger
+from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider, trials_of
 from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.outcomes import Outcome
@@ -21,6 +23,19 @@ MOST_LISTED = 2_000  # choices of a space that are looked up in the ledger
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One answer that a search is to give.
+
+    Attributes:
+        of: which one, for people: the model, the benchmark, or nothing where there is one answer in all.
+        entries: the decisions that give it; several where no one of them is better in all objectives.
+    """
+
+    of: str
+    entries: Sequence[Decision]
+
+
+@dataclass(frozen=True)
 class Standing:
     """A search and its ledger.
 
@@ -29,6 +44,7 @@ class Standing:
         outcomes: what is known, by decision.
         bases: of base models, by ``Decision["model"]``.
         waits_for: numbers of the decisions whose outcomes the next one needs and that have none.
+        stale: numbers of those whose outcome later ones were given and that have it no longer.
     """
 
     planned: Planned
@@ -37,6 +53,7 @@ class Standing:
     bases: Mapping[str, Outcome]
     waits_for: Sequence[int]
     is_over: bool
+    stale: Sequence[int] = ()
 
     @cached_property
     def asks(self) -> list[Decision]:
@@ -80,12 +97,59 @@ class Standing:
         broken = violations(rules.space.search, self.outcomes[entry["n"]], self.bases.get(entry["model"]))
         return all(over <= 0 for over in broken.values())
 
-    def best(self, group: int) -> list[Decision]:
-        """Return a group's feasible decisions of which no other is better in all objectives, in their order."""
+    def able(self, group: int) -> list[Decision]:
+        """Return a group's complete decisions that keep all constraints, in their order."""
         values = self.values(group)
-        able = [entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)]
+        return [entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """What is best so far.
+
+        Of each model that is searched for itself: the decisions of which no other is better in all objectives. Over
+        cells, each objective has an answer of its own.
+        """
+        space = self.planned.space
+        if isinstance(space, CellSpace):
+            return list(self._answers_over_cells(space))
+        groups: Sequence[str | None] = space.groups or (None,)
+        named = len(groups) > 1
+        return [Answer(f"{group}" if named else "", self._front(position)) for position, group in enumerate(groups)]
+
+    def _front(self, group: int) -> list[Decision]:
+        values, able = self.values(group), self.able(group)
         front = [one for one in able if not any(_dominates(values[two["n"]], values[one["n"]]) for two in able)]
         return front[:1] if front and len(values[front[0]["n"]]) == 1 else front
+
+    def _answers_over_cells(self, space: CellSpace) -> Iterator[Answer]:
+        values, able = self.values(0), self.able(0)
+        models = sorted({space.cell(entry["choice"]).coordinates.model for entry in able})
+        for model in models if space.target.for_each else [""]:
+            own = [one for one in able if model in ("", space.cell(one["choice"]).coordinates.model)]
+            for position, objective in enumerate(space.target.objectives):
+                best = max(own, key=lambda one: (values[one["n"]][position], -one["n"]), default=None)
+                named = objective if len(space.target.objectives) > 1 else ""
+                yield Answer(", ".join(filter(None, (named, model))), [] if best is None else [best])
+
+    @property
+    def best(self) -> list[Decision]:
+        """The decisions that give an answer, in their order."""
+        found = {entry["n"]: entry for answer in self.answers for entry in answer.entries}
+        return [found[number] for number in sorted(found)]
+
+    @cached_property
+    def was_ahead(self) -> set[int]:
+        """The numbers of the decisions that were the best of an objective and model when their outcome came."""
+        found, ahead = set[int](), dict[tuple[int, str, int], float]()
+        groups = {entry["group"] for entry in self.trained}
+        values = {number: own for group in groups for number, own in self.values(group).items()}
+        for entry in (entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)):
+            for position, value in enumerate(values[entry["n"]]):
+                place = (entry["group"], entry["model"], position)
+                if value > ahead.get(place, -math.inf):
+                    ahead[place] = value
+                    found.add(entry["n"])
+        return found
 
     def confirmed(self, entry: Decision) -> list[Outcome]:
         """Return what came of a decision with other seeds."""
@@ -103,11 +167,14 @@ def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
     for planned in plan_searches(sweep):
         decider = Decider.of(planned, ledger)
         decider.look()
-        outcomes = decider.outcomes()
+        stale, outcomes = decider.find_stale(), decider.outcomes()
+        now = {number: decider.outcome_of(decider.entries[number]) for number in stale}
+        read = {number: now.get(number, one) for number, one in outcomes.items()}
+        outcomes = {number: one for number, one in read.items() if one is not None}
         needed = [entry["n"] for entry in decider.waits_for() if entry["n"] not in outcomes]
         bases = {entry["model"]: decider.base_of(entry) for entry in decider.asks}
         known = {model: outcome for model, outcome in bases.items() if outcome is not None}
-        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over))
+        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over, stale))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.core.files import format_bytes
@@ -54,6 +54,15 @@ def reason_of(entry: Mapping[str, Any]) -> str:
         return f"{aim}: expects {expected['mean']:.4g} ± {1.96 * expected['sd']:.2g}, gain {why['gain']:.2g}{again}"
     known = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in why["given"].items()) or "none"
     return f"{entry['sampler']} by outcomes: {known}; {why['pending']} pending{again}"
+
+
+def stale_text(numbers: Sequence[int]) -> str:
+    """Return what it means that decisions have no longer the outcome that later ones were given."""
+    which = f"decision {', '.join(map(str, numbers))}"
+    return (
+        f"later decisions rest on an outcome of {which} that the ledger has no longer: nothing more is decided until "
+        "it is the same again; another `seed` makes another search, for which all that the ledger has counts"
+    )
 
 
 def as_text(value: Any) -> str:
