@@ -95,6 +95,8 @@ def test_status_tells_what_is_scored_so_far_while_a_cell_is_in_work(plan: Plan) 
         console.print(status_view(replace(plan, base=(replace(base, recorded=status),)), ledger))
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         assert ("so far facts_mc-0shot acc 37.5 % ±10.0, 256 of 1,319" in shown) is told
+    console.print(status_view(replace(plan, runs=()), ledger))
+    assert console.file.getvalue().count("training run") == shown.count("training run") > 0  # type: ignore[attr-defined]
     scores_so_far.remove(ledger.cell(base.cell.id))
     assert scores_so_far.read(ledger.cell(base.cell.id)) is None
 

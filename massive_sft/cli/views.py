@@ -106,28 +106,41 @@ def _early_lines(plan: Plan) -> list[str]:
     ]
 
 
+def _sharing_lines(plan: Plan) -> list[str]:
+    """Return what trainings a plan has, and what they save by giving several cells each."""
+    saved = plan.sharing
+    samples = ""
+    if saved.run_samples is not None and saved.cell_samples is not None and saved.cell_samples > saved.run_samples:
+        samples = f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
+    lines = [
+        f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, give "
+        f"{counted(saved.cells, 'trained cell')}, which one by one would take {counted(saved.cell_epochs, 'epoch')}"
+        + samples
+    ]
+    if saved.split_by_horizon:
+        lines.append(
+            f"{saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule: "
+            "the shorter is no prefix of the longer, so they are not shared"
+        )
+    return lines
+
+
 def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
     """Return what a plan comes to, a line a fact.
 
     Args:
         retrain: whether trainings whose snapshots were removed are done again.
     """
-    saved, counts = plan.sharing, plan.statuses
+    counts = plan.statuses
     statuses = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     lines = [
         f"{counted(len(plan.cells), 'cell')}: {statuses}; {sum(not cell.is_done for cell in plan.cells)} to do",
-        f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, give "
-        f"{counted(saved.cells, 'trained cell')}, which one by one would take {counted(saved.cell_epochs, 'epoch')}",
     ]
-    if saved.run_samples is not None and saved.cell_samples is not None and saved.cell_samples > saved.run_samples:
-        lines[-1] += f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
-    if saved.split_by_horizon:
-        lines.append(
-            f"{saved.split_by_horizon} training runs differ only in the horizon of a decaying schedule: "
-            "the shorter is no prefix of the longer, so they are not shared"
-        )
+    if plan.runs:
+        lines += _sharing_lines(plan)
     lines += _early_lines(plan)
-    lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
+    if plan.runs:
+        lines.append(f"training runs: {describe_layouts(run.layout for run in plan.runs)}")
     gone = sum(run.needs_retraining for run in plan.runs)
     if gone:
         then = "trained again" if retrain else "their cells stay PARTIAL unless you run with --retrain"

@@ -79,7 +79,7 @@ def _trainings(count: int) -> str:
 
 
 def _disk_lines(peak: Disk | None) -> list[str]:
-    if peak is None:
+    if peak is None or not peak.peak:
         return []
     parts = [
         (peak.kept, "kept"),
