@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
 from massive_sft.training import snapshot
 from massive_sft.training.divergence import DivergenceMonitor, LossCurve
-from massive_sft.training.events import SnapshotWritten
+from massive_sft.training.events import SnapshotWritten, StepDone
 from massive_sft.training.loop import train_trajectory
+from massive_sft.training.summary import TrainingSummary
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def test_trajectory_learns_and_reports_every_step_and_snapshot(base: Path, tmp_p
     spec = make_spec(base, (2, 4), lr=1e-2)
     summary = train_trajectory(spec, make_samples(), tmp_path, events.append)
     steps = [event for event in events if not isinstance(event, SnapshotWritten)]
-    assert [type(event).__name__ for event in events].index("SnapshotWritten") == 6
+    assert [event.epoch for event in events if isinstance(event, SnapshotWritten)] == [2, 4]
+    assert all(isinstance(event, StepDone) for event in events[:6])
     assert [(step.step, step.epoch) for step in steps] == [(i + 1, i // 3 + 1) for i in range(12)]
     assert summary.status == "COMPLETE" and summary.steps == 12
     assert summary.last_loss < summary.first_loss - 0.2
@@ -53,6 +57,48 @@ def test_trajectory_learns_and_reports_every_step_and_snapshot(base: Path, tmp_p
     assert summary.snapshots == {epoch: tmp_path / "snapshots" / f"epoch-{epoch}" for epoch in (2, 4)}
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert lines == [dataclasses.asdict(step) for step in steps]
+
+
+def test_training_goes_on_while_a_snapshot_is_published(base: Path, tmp_path: Path) -> None:
+    goes_on, published, events = threading.Event(), [], []
+
+    def report(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.epoch == 2:
+            goes_on.set()
+
+    def publish(epoch: int, summary: TrainingSummary) -> bool:
+        assert goes_on.wait(60)
+        published.append((epoch, summary.steps, snapshot.verify(summary.snapshots[epoch])["step"]))
+        return epoch == 1
+
+    train_trajectory(make_spec(base, (1, 2)), make_samples(), tmp_path / "beside", report, publish=publish)
+    assert published == [(1, 3, 3), (2, 6, 6)], "each as it was at the end of its epoch"
+    told = [event for event in events if not isinstance(event, StepDone)]
+    assert [(type(event).__name__, event.epoch) for event in told] == [
+        ("SnapshotWritten", 1), ("SnapshotPublished", 1), ("SnapshotWritten", 2)
+    ]  # fmt: skip
+    assert isinstance(events[3], StepDone), "the first step of the second epoch, before the first is published"
+    train(make_spec(base, (1,)), make_samples(), tmp_path / "alone")
+    assert same(tensors(tmp_path / "beside", 1), tensors(tmp_path / "alone", 1))
+
+
+def test_snapshot_that_cannot_be_published_ends_the_training(base: Path, tmp_path: Path) -> None:
+    steps: list[Any] = []
+    is_full = threading.Event()
+
+    def publish(epoch: int, summary: TrainingSummary) -> bool:
+        is_full.set()
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    def report(event: Any) -> None:
+        steps.append(event)
+        if len(steps) > 3:
+            assert is_full.wait(60)
+
+    with pytest.raises(OSError, match="No space left"):
+        train_trajectory(make_spec(base, (1, 9)), make_samples(), tmp_path, report, publish=publish)
+    assert 3 <= len(steps) <= 6, "one step more, and one while the thread ends"
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,8 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
         "gathered": number * min(shape.parameters, most_gathered(layout)) if stage == 3 else 0,
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
-    if not layout.gpus:  # the process holds the snapshot beside the weights, when no activation is left
-        estimated["snapshot"] = max(0, number * trained - activations - logits)
+    if not layout.gpus:  # the process holds what is written of a snapshot while it takes the next steps
+        estimated["snapshot"] = number * trained
     return Memory(certain, {name: size for name, size in estimated.items() if size})
 
 

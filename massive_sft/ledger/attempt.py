@@ -7,6 +7,7 @@ import logging
 import math
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Attempt:
         """The attempt's number, from 1."""
         return self.claim.number
 
-    def publish(self, relative: str, source: Path | None = None) -> Published:
+    def publish(self, relative: str, source: Path | None = None, known: Mapping[str, str] | None = None) -> Published:
         """Move a finished folder of this attempt to a place under its trajectory, whole or not at all.
 
         A manifest with the SHA-256 of every file is written into it first. Where an earlier attempt published a
@@ -104,6 +105,7 @@ class Attempt:
         Args:
             relative: the place, below the trajectory.
             source: the folder; by default what lies at the same place below this attempt.
+            known: as of ``seal_folder``.
 
         Raises:
             LeaseLost: another attempt owns the trajectory; nothing was moved.
@@ -113,7 +115,7 @@ class Attempt:
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise ValueError(f"must be a path below the attempt, got {relative!r}")
         source, target = source or self.folder / relative, self.home / relative
-        hashes = seal_folder(source)
+        hashes = seal_folder(source, known)
         self.claim.verify()
         is_own = self.storage.upload(source, relative)
         while not is_own:
@@ -128,7 +130,9 @@ class Attempt:
         place = f"trajectories/{self.trajectory}/{Path(relative).as_posix()}"
         return Published(target, {f"{place}/{name}": value for name, value in hashes.items()}, is_own)
 
-    def publish_stored(self, relative: str, source: Path, store: Bucket, copied: str) -> Published:
+    def publish_stored(
+        self, relative: str, source: Path, store: Bucket, copied: str, known: Mapping[str, str] | None = None
+    ) -> Published:
         """Upload a finished folder of this attempt, and publish a folder that says where it lies now.
 
         Args:
@@ -136,6 +140,7 @@ class Attempt:
             source: the folder; it is gone from here then.
             store: where all trajectories' lie.
             copied: a file of it that the ledger gets a copy of.
+            known: as of ``seal_folder``.
 
         Raises:
             LeaseLost: another attempt owns the trajectory; nothing is left of what was uploaded.
@@ -147,7 +152,7 @@ class Attempt:
         shutil.copyfile(source / copied, pointer / copied)
         key = f"attempts/{self.number}/{pointer.name}"
         place = store.at(f"{self.trajectory}/{Path(relative).name}")
-        stored = store_folder(source, pointer, place, lambda: self.storage.push(key))
+        stored = store_folder(source, pointer, place, lambda: self.storage.push(key), known)
         try:
             self.claim.verify()
             return self.publish(relative, pointer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from massive_sft.core import files
@@ -14,8 +15,12 @@ from massive_sft.core.fingerprint import hash_file
 NAME = "manifest.json"
 
 
-def seal_folder(folder: Path) -> dict[str, str]:
+def seal_folder(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Write the manifest of a finished folder and flush all of it to the disk.
+
+    Args:
+        folder: the folder.
+        known: SHA-256 of files in it that ``hash_and_flush`` gave before: they are not read again.
 
     Returns the SHA-256 by path below the folder, the manifest's own included.
 
@@ -26,7 +31,8 @@ def seal_folder(folder: Path) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    hashes = {name: hash_and_flush(folder / name) for name in _names(folder)}
+    known = known or {}
+    hashes = {name: known[name] if name in known else hash_and_flush(folder / name) for name in _names(folder)}
     if not hashes:
         raise LedgerError(f"{folder}: is empty, there is nothing to publish")
     files.write_json(folder / NAME, {"schema": 1, "files": hashes})

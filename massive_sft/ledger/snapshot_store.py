@@ -124,7 +124,13 @@ class StoredFolder:
             return False
 
 
-def store_folder(source: Path, pointer: Path, place: Bucket, told: Callable[[], None]) -> StoredFolder:
+def store_folder(
+    source: Path,
+    pointer: Path,
+    place: Bucket,
+    told: Callable[[], None],
+    known: Mapping[str, str] | None = None,
+) -> StoredFolder:
     """Seal a finished folder and upload it; it is gone from here then.
 
     Args:
@@ -132,11 +138,12 @@ def store_folder(source: Path, pointer: Path, place: Bucket, told: Callable[[], 
         pointer: the folder that is to be published in its place.
         place: where those of one trajectory and epoch lie; each upload is given a prefix of its own below.
         told: called once ``pointer`` names it, before anything is uploaded.
+        known: as of ``seal_folder``.
 
     Raises:
         OSError: the store refuses, or cannot be asked. What is there of it by then, ``pointer`` names.
     """
-    hashes = seal_folder(source)
+    hashes = seal_folder(source, known)
     sizes = {name: (source / name).stat().st_size for name in hashes}
     stored = StoredFolder(place.at(secrets.token_hex(8)), hashes, sizes)
     stored.write(pointer)

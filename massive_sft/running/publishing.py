@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from massive_sft.core.files import write_json
+from massive_sft.core.files import read_json, write_json
 from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket import Bucket
@@ -23,7 +23,7 @@ from massive_sft.sweep.unchanged_files import require_same_model
 from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
 from massive_sft.training.divergence import window_of
-from massive_sft.training.events import Event, SnapshotPublished, StepDone
+from massive_sft.training.events import StepDone
 from massive_sft.training.summary import TrainingSummary
 
 
@@ -43,7 +43,6 @@ class Publisher:
         attempt: the right to.
         counts: of its samples.
         cost: returns what it took so far: ``wall_seconds``, ``peak_bytes``, ``device``.
-        report: called with each snapshot that can be scored.
     """
 
     run: RunPlan
@@ -51,11 +50,12 @@ class Publisher:
     attempt: Attempt
     counts: Counts
     cost: Callable[[], Mapping[str, Any]]
-    report: Callable[[Event], None]
     _published: set[int] = field(default_factory=set)
 
-    def publish_epoch(self, epoch: int, summary: TrainingSummary) -> None:
+    def publish_epoch(self, epoch: int, summary: TrainingSummary) -> bool:
         """Publish an epoch's snapshot, then ``training/epoch-<n>``; the last one's comes with the outcome.
+
+        Training may be further meanwhile. Returns whether the epoch counts now, and can be scored.
 
         Raises:
             InvalidInput: the base model is no longer the one that was planned; nothing was published.
@@ -63,13 +63,13 @@ class Publisher:
             OSError: the disk refuses.
         """
         if epoch == self.run.trajectory.epochs:
-            return
+            return False
         recipe = self.run.trajectory.recipe
         require_same_model(recipe.model, recipe.parts["base"])
         self._snapshot(epoch)
         if find_trained(self.ledger, self.run.trajectory.id, epoch) is None:
             self._outcome(f"training/epoch-{epoch}", summary, {epoch: summary.diverged[epoch]})
-        self.report(SnapshotPublished(epoch))
+        return True
 
     def publish_outcome(self, summary: TrainingSummary) -> None:
         """Publish the snapshots that are left, then ``training/attempt-<n>`` with all epochs.
@@ -94,16 +94,18 @@ class Publisher:
             self.attempt.set_aside(place)
         finished = self.attempt.folder / f"epoch-{epoch}"
         link_folder(own, finished)
+        hashes = {name: file["sha256"] for name, file in read_json(own / snapshot.NAME)["files"].items()}
         if self.run.snapshots is None:
-            self.attempt.publish(place, finished)
+            self.attempt.publish(place, finished, hashes)
         else:
-            self.attempt.publish_stored(place, finished, Bucket.of(self.run.snapshots), snapshot.NAME)
+            self.attempt.publish_stored(place, finished, Bucket.of(self.run.snapshots), snapshot.NAME, hashes)
         self._published.add(epoch)
 
     def _outcome(self, place: str, summary: TrainingSummary, diverged: Mapping[int, str]) -> None:
         folder = self.attempt.folder / "outcome"
         folder.mkdir(exist_ok=True)
-        shutil.copyfile(self.attempt.folder / LOSSES, folder / LOSSES)
+        with (self.attempt.folder / LOSSES).open() as losses, (folder / LOSSES).open("w") as up_to_here:
+            up_to_here.writelines(islice(losses, summary.steps))
         outcome = {
             "schema": 1,
             "attempt": self.attempt.number,

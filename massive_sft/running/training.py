@@ -69,7 +69,7 @@ def train(
 ) -> None:
     """Train a run under an attempt, on from its last checkpoint or the state that was kept of it.
 
-    Each snapshot is published as it comes, then the outcome.
+    Each snapshot is published while training goes on, then the outcome.
 
     In a process group every rank calls it with the same arguments; rank 0 writes, reports and publishes. It may be
     called again with an attempt whose process was killed.
@@ -98,7 +98,7 @@ def train(
     cost = _cost_meter(run.layout.gpus > 0)
     samples, counts = samples_of(run, ledger)
     checkpoints = CheckpointStore(attempt.storage, attempt.claim, run.resume_every_s, run.keeps_state, run.settled)
-    publisher = Publisher(run, ledger, attempt, counts, cost, report)
+    publisher = Publisher(run, ledger, attempt, counts, cost)
     with _requiring_planned_base(run.trajectory.recipe, attempt):
         publish, spec, folder = publisher.publish_epoch, training_spec(run), attempt.folder
         summary = train_trajectory(spec, samples, folder, report, checkpoints, stop, publish, bases, member)

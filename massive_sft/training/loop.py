@@ -29,6 +29,7 @@ from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
 from massive_sft.training.ranks import join_group
 from massive_sft.training.shares import full_shape
+from massive_sft.training.snapshot_writer import SnapshotWriter
 from massive_sft.training.step import StepRunner
 from massive_sft.training.summary import Publish, TrainingSummary, publish_nothing
 from massive_sft.training.trainer import TrajectoryTrainer
@@ -57,8 +58,8 @@ def train_trajectory(
         report: called on rank 0 with every event.
         checkpoints: where to go on from and where to write on the way; without it a training begins at its start.
         stop: asked on rank 0 once a step; when true, training ends after that step with a checkpoint.
-        publish: called on rank 0 with each epoch whose snapshot was just written; the folder must stay as it is. What
-            it raises ends the training on all ranks.
+        publish: called on rank 0 with each epoch whose snapshot was just written, while the steps after it are taken
+            (``summary.Publish``); the folder must stay as it is. What it raises ends the training on all ranks.
         bases: gives copies of the base model, which it keeps for the next training; without it, it is read from its
             files.
         member: of a group of trainings that share their passes and give it its base; None for one alone.
@@ -118,8 +119,9 @@ def _load_and_train(
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )
         steps = (StepRunner if member is None else MemberSteps)(spec, samples, engine, rank, limit, directory)
+        writer = SnapshotWriter(spec, engine, model, report, publish)
         trainer = TrajectoryTrainer(
-            spec, samples, loss, kernels, engine, steps, monitor, manager, directory, report, stop, publish
+            spec, samples, loss, kernels, engine, steps, monitor, manager, writer, directory, report, stop
         )
         return trainer.train()
     finally:

@@ -29,6 +29,7 @@ class Decision(IntEnum):
     GO_ON = 0
     CHECKPOINT = 1
     STOP = 2
+    SNAPSHOT = 3  # the one in the making has come to its end
 
 
 class StepRunner:

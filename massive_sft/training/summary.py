@@ -54,9 +54,11 @@ class TrainingSummary:
         return "DIVERGED" if self.reason else "COMPLETE"
 
 
-# Called on rank 0 with an epoch and the training so far, right after its snapshot was written.
-Publish = Callable[[int, TrainingSummary], None]
+# Called on rank 0, on another thread than the training's, with an epoch whose snapshot was just written and the
+# training up to its end; returns whether its cell can be scored now.
+Publish = Callable[[int, TrainingSummary], bool]
 
 
-def publish_nothing(epoch: int, summary: TrainingSummary) -> None:
+def publish_nothing(epoch: int, summary: TrainingSummary) -> bool:
     """A ``Publish`` for trainings whose snapshots stay in their directory."""
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -14,18 +15,19 @@ from massive_sft.data.samples import Samples
 from massive_sft.ledger.loss_curve import LOSSES, to_line
 from massive_sft.models.attention import attention_of
 from massive_sft.sweep.spec import TrainingSpec
-from massive_sft.training import micro_batch, snapshot
+from massive_sft.training import micro_batch
 from massive_sft.training.batches import batches_between, steps_per_epoch
 from massive_sft.training.checkpoints.manager import CheckpointManager
 from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import Engine
-from massive_sft.training.events import Event, SnapshotWritten, StepDone
+from massive_sft.training.events import Event, StepDone
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import Limit
 from massive_sft.training.ranks import broadcast_from_rank0, is_rank0
+from massive_sft.training.snapshot_writer import SnapshotWriter
 from massive_sft.training.step import Decision, StepRunner
-from massive_sft.training.summary import Publish, TrainingSummary
+from massive_sft.training.summary import TrainingSummary
 
 
 @dataclass
@@ -40,7 +42,8 @@ class TrajectoryTrainer:
         runner: takes the optimizer steps.
         monitor: judges the losses.
         checkpoints: read and written on the way; None for a training that cannot be resumed.
-        directory, report, stop, publish: as of ``loop.train_trajectory``.
+        writer: writes its snapshots and has them published.
+        directory, report, stop: as of ``loop.train_trajectory``.
     """
 
     spec: TrainingSpec
@@ -51,10 +54,10 @@ class TrajectoryTrainer:
     runner: StepRunner
     monitor: DivergenceMonitor
     checkpoints: CheckpointManager | None
+    writer: SnapshotWriter
     directory: Path
     report: Callable[[Event], None]
     stop: Callable[[], bool]
-    publish: Publish
     _step: int = 0  # done so far, like the next two
     _tokens: int = 0
     _trainable_tokens: int = 0
@@ -76,8 +79,9 @@ class TrajectoryTrainer:
             self._go_on_from(start)
         self.runner.limit = broadcast_from_rank0(lambda: micro_batch.read_limit(self.directory)) or self.runner.limit
         self._since = time.perf_counter() - (sum(done.seconds for done in start.steps) if start else 0.0)
-        with self._open_losses(append=start is not None) as losses:
+        with self._open_losses(append=start is not None) as losses, closing(self.writer):
             self._take_steps(losses)
+            self.writer.finish()
         return self.summary()
 
     def summary(self) -> TrainingSummary:
@@ -126,11 +130,13 @@ class TrajectoryTrainer:
                 self.report(done)
             if self._count(done):
                 return
+            if decision is not Decision.GO_ON:
+                self.writer.finish()
             if batch.ends_epoch and batch.epoch in self.spec.snapshots:
-                self._write_snapshot(batch.epoch)
+                self._begin_snapshot(batch.epoch)
             if self._step == self.last_step:
                 self._write_last_checkpoint()
-            elif decision is not Decision.GO_ON:
+            elif decision in (Decision.CHECKPOINT, Decision.STOP):
                 self._write_checkpoint(decision)
 
     def _count(self, done: StepDone) -> str | None:
@@ -144,7 +150,9 @@ class TrajectoryTrainer:
         if self.stop():
             return Decision.STOP
         is_due = self.checkpoints is not None and self.checkpoints.due(self._left_s())
-        return Decision.CHECKPOINT if is_due else Decision.GO_ON
+        if is_due:
+            return Decision.CHECKPOINT
+        return Decision.SNAPSHOT if self.writer.has_ended else Decision.GO_ON
 
     def _left_s(self) -> float:
         """Return the seconds that the steps after the one in hand should take, by those so far."""
@@ -153,6 +161,7 @@ class TrajectoryTrainer:
 
     def _write_checkpoint(self, decision: Decision) -> None:
         """Write a checkpoint, and end there when that was decided. Raises Interrupted."""
+        self.writer.finish()  # a checkpoint counts the snapshots before it
         failure = "nothing keeps checkpoints here"
         if self.checkpoints is not None:
             failure = self.checkpoints.write(self._step, self.runner.limit, self._snapshots)
@@ -163,24 +172,13 @@ class TrajectoryTrainer:
     def _write_last_checkpoint(self) -> None:
         """Write the state that a longer run goes on from, where one is kept."""
         if self.checkpoints is not None and self.checkpoints.keeps_state:
+            self.writer.finish()
             self.checkpoints.write(self._step, self.runner.limit, self._snapshots)
 
     def _snapshot_folder(self, epoch: int) -> Path:
         return self.directory / "snapshots" / f"epoch-{epoch}"
 
-    def _write_snapshot(self, epoch: int) -> None:
-        """Write the weights at the end of an epoch and have them published. All ranks call it."""
-        folder = self._snapshot_folder(epoch)
-        weights = snapshot.gather(self.engine, self.loss.model)
-        if is_rank0():
-            facts = {
-                "trajectory": self.spec.trajectory,
-                "epoch": epoch,
-                "step": self._step,
-                "method": self.spec.setting.method,
-                "precision": self.spec.setting.precision,
-            }
-            snapshot.write(folder, self.loss.model, weights, facts)
-            self.report(SnapshotWritten(epoch, folder))
-        self._snapshots[epoch] = folder
-        broadcast_from_rank0(lambda: self.publish(epoch, self.summary()))
+    def _begin_snapshot(self, epoch: int) -> None:
+        """Have the weights at the end of an epoch written and published while training goes on. All ranks call it."""
+        folder = self._snapshots[epoch] = self._snapshot_folder(epoch)
+        self.writer.begin(folder, epoch, self._step, self.summary())
