@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,6 @@ from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import StepDone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
-
-TRIAL = "ray::Trial"  # begins the title of a trial's process
 
 
 @pytest.fixture(scope="module")
@@ -231,43 +229,37 @@ def test_error_in_the_run_itself_ends_its_lanes_as_a_cancellation_does(cluster: 
     assert not records(tmp_path)
 
 
-@pytest.mark.parametrize("queue", ["LanePool", "CellQueue"])
-def test_run_that_loses_a_queue_ends_with_a_sentence_and_leaves_nothing_in_ray(
-    cluster: None, tmp_path: Path, queue: str
-) -> None:
+def test_run_that_loses_a_queue_ends_with_a_sentence_and_leaves_nothing_in_ray(cluster: None, tmp_path: Path) -> None:
     """A thread that still waits for a lane when Ray is left would take this process with it."""
+    path = one_training(tmp_path)
+    for queue in ("LanePool", "CellQueue"):
+        with pytest.raises(ClusterLost, match="run the same command to go on"):
+            run_on_ray(make_plan(load_sweep(path)), kill_when_it_trains(f"ray::{queue}"), lambda _: None)
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("1 x", "scorers", "tune"))]
+        assert not left, queue
+    run(path)
+    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-10": Status.COMPLETE}
+
+
+def kill_when_it_trains(title: str) -> Callable[[RunEvent], None]:
+    """Return a listener that kills the one process whose title begins so, once something trains."""
     killed: list[int] = []
 
     def listen(event: RunEvent) -> None:
         if isinstance(event, TrainingProgressed) and not killed:
-            killed.extend(process.pid for process in descendants() if process.title.startswith(f"ray::{queue}"))
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
+            killed.extend(process.pid for process in descendants() if process.title.startswith(title))
+            assert len(killed) == 1, title
+            os.kill(killed[0], signal.SIGKILL)
 
-    path = one_training(tmp_path, epochs=20)
-    with pytest.raises(ClusterLost, match="run the same command to go on"):
-        run_on_ray(make_plan(load_sweep(path)), listen, lambda _: None)
-    assert len(killed) == 1
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("1 x", "scorers", "tune"))]
-    run(path)
-    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-20": Status.COMPLETE}
+    return listen
 
 
 def test_killed_trial_begins_again_and_its_cell_gets_its_record(cluster: None, tmp_path: Path) -> None:
     """As the kernel does on a head that is out of memory: the lane goes on, and nobody would queue the cell."""
-    killed: list[int] = []
-
-    def listen(event: RunEvent) -> None:
-        if isinstance(event, TrainingProgressed) and not killed:
-            killed.extend(process.pid for process in descendants() if TRIAL in process.title)
-            for trial in killed:
-                os.kill(trial, signal.SIGKILL)
-
-    path, said = one_training(tmp_path), list[str]()
-    run_on_ray(make_plan(load_sweep(path)), listen, said.append)
-    assert len(killed) == 1
+    path, said = one_training(tmp_path, epochs=5), list[str]()
+    run_on_ray(make_plan(load_sweep(path)), kill_when_it_trains("ray::Trial"), said.append)
     assert any("was killed; it begins again" in line for line in said), said
-    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-10": Status.COMPLETE}
+    assert {name: record.status for name, record in records(tmp_path).items()} == {"full-5": Status.COMPLETE}
 
 
 class Halving:
