@@ -170,7 +170,7 @@ def lead_session(function: Callable[..., None], *arguments: object) -> None:
 def start_hiding(folders: tuple[object, ...], function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a function of a module in a session of its own, which sees empty folders in the place of some.
 
-    A Ray that it starts has workers that do so too, so they are no forks. ``end`` must be called.
+    So do the workers of a Ray that it starts. ``end`` must be called.
     """
     process = _CONTEXT.Process(target=_hide_and_call, args=(folders, function, *arguments))
     process.start()
@@ -178,11 +178,10 @@ def start_hiding(folders: tuple[object, ...], function: Callable[..., None], *ar
 
 
 def _hide_and_call(folders: tuple[object, ...], function: Callable[..., None], *arguments: object) -> None:
-    os.setsid()
     _unshare()
     for folder in folders:
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
-    function(*arguments)
+    lead_session(function, *arguments)
 
 
 def start_session(function: Callable[..., None], *arguments: object) -> BaseProcess:

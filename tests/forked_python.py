@@ -160,7 +160,8 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - its own, as are these
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.execvp = execute  # type: ignore[assignment]
-    run(order["arguments"])
+    with forked_ray(Path(os.environ[ADDRESS])):  # an autoscaler starts further nodes
+        run(order["arguments"])
 
 
 def run(arguments: list[str]) -> None:
