@@ -326,3 +326,5 @@ def test_layers_are_shown_in_their_order() -> None:
     change = {"relative": 0.5, "by_layer": {str(layer): layer / 10 for layer in (0, 1, 10, 11, 2)}}
     shown = " ".join(_tree(change).plain.split())
     assert shown == "relative: 0.5 by_layer 0: 0 1: 0.1 2: 0.2 10: 1 11: 1.1"
+    many = {"by_layer": {str(layer): layer / 10 for layer in range(12)}}
+    assert _tree(many).plain == "  by_layer: 0 ▁▂▂▃▄▄▅▅▆▇▇█ 1.1 (12 layers)"

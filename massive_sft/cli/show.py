@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
+from massive_sft.cli.logs import sparkline
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.search_view import find_search, search_json, search_view
 from massive_sft.cli.views import STYLES, format_interval, indented, make_table
@@ -23,6 +24,8 @@ from massive_sft.planning.outcome import find_remedies
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.suites.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
+
+LAYERS = 8  # that are listed each on a line; more are drawn on one
 
 
 def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
@@ -200,11 +203,24 @@ def _tree(value: Any, depth: int = 1) -> Text:
         return Text("  " * depth + _plain(value))
     lines = []
     for key, item in _in_order(value):
-        if isinstance(item, dict):
+        if _is_series(item):
+            values = [value for _, value in _in_order(item)]
+            line = f"{key}: {_plain(values[0])} {sparkline(values)} {_plain(values[-1])} ({len(values)} layers)"
+            lines.append(Text("  " * depth + line))
+        elif isinstance(item, dict):
             lines += [Text("  " * depth + str(key)), _tree(item, depth + 1)]
         elif key != "schema":
             lines.append(Text("  " * depth + f"{key}: {_plain(item)}"))
     return Text("\n").join(lines)
+
+
+def _is_series(value: Any) -> bool:
+    """Return whether a value is a number for each of so many layers that a line a layer would fill the screen."""
+    return (
+        isinstance(value, dict)
+        and len(value) > LAYERS
+        and all(key.isdecimal() and isinstance(item, int | float) for key, item in value.items())
+    )
 
 
 def _in_order(value: dict[str, Any]) -> list[tuple[str, Any]]:
