@@ -66,7 +66,7 @@ def test_family_s_tree_scores_equal_those_of_its_own_forward_pass(family: str) -
     model: Any = AutoModelForCausalLM.from_config(small(family, **EXACT[family])).eval()
     tree = TreeScorer(model, world.tokenizer())
     found, happened = tree.score(asked())
-    assert tree.fallback is None and "plain_requests" not in happened
+    assert tree.fallback is None and "plain_requests" not in happened and tree.last_layer_refused is None
     expected, _ = PlainScorer(model, world.tokenizer()).score(asked())
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
     assert max(abs(a.logprob - b.logprob) / b.tokens for a, b in zip(found, expected, strict=True)) < 1e-5
@@ -76,8 +76,27 @@ def test_family_s_tree_scores_equal_those_of_its_own_forward_pass(family: str) -
         model, world.tokenizer(), token_budget=64
     )  # each goes on from the head's keys and values
     found, _ = in_small_rows.score(asked())
-    assert in_small_rows.fallback is None
+    assert in_small_rows.fallback is None and in_small_rows.last_layer_refused is None
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
+
+
+def test_last_layer_that_is_wrong_for_a_part_of_the_tokens_is_computed_for_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = world.llama(positions=1024)
+    computed = []
+
+    def louder(_module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        computed.append(output.shape[1])
+        return output * 2 if output.shape[1] < 100 else output
+
+    model.model.layers[-1].mlp.register_forward_hook(louder)
+    tree = TreeScorer(model, world.tokenizer())
+    with caplog.at_level("INFO"):
+        found, _ = tree.score(asked())
+    assert min(computed) < 100 and tree.fallback is None and "the last layer is computed for all tokens" in caplog.text
+    expected = [r.logprob for r in PlainScorer(model, world.tokenizer()).score(asked())[0]]
+    assert [r.logprob for r in found] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", REFUSED)

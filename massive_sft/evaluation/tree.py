@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,17 @@ from massive_sft.evaluation.beginnings import common
 from massive_sft.evaluation.logits import dense_budget
 from massive_sft.evaluation.scorer import PlainScorer, Row, Value, in_groups, reads, summed
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
+from massive_sft.models.last_layer import at_reads
 from massive_sft.models.lse_attention import KeysValues
 from massive_sft.models.tree_attention import NAME, PASS
+from massive_sft.models.tree_row import TreeRow
 from massive_sft.models.tree_support import as_tree, refusal
 
 log = logging.getLogger(__name__)
 CPU_ROW_TOKENS = 2048
 GPU_ROW_TOKENS = 32768
 HEAD_TOKENS = 32  # that all rows begin with: fewer are computed again for each row of trees
+READ_SHARE = 0.5  # of a row's tokens: where more is read, there is nothing to save in the last layer
 PROOF_ROWS = 8
 PROOF_SHARE = 50  # of the tokens that the plain engine would compute, one in so many proves the tree
 # How far a log-probability may be from that of a plain forward pass. In fp32: a fixed part and one for each token, or
@@ -40,10 +43,16 @@ _ROUNDED_MEAN = 0.1
 
 @dataclass(frozen=True)
 class Trees:
-    """Rows whose tokens form a trie, a trie a forward pass."""
+    """Rows whose tokens form a trie, a trie a forward pass.
+
+    Attributes:
+        row_tokens: of a pass.
+        last_at_reads: whether the last layer is computed where something is read alone.
+    """
 
     model: Any
     row_tokens: int
+    last_at_reads: bool
 
     def values(self, rows: Sequence[Row]) -> tuple[list[list[Value]], int]:
         """Return the value of every span of every row, and the memory splits.
@@ -62,7 +71,7 @@ class Trees:
         if head:
             row, _ = tree_row([head])
             row.keep = kept
-            _tree_logits(self.model, row.to(self.model.device), [len(head) - 1])
+            self._logits(row, [len(head) - 1])
         return kept
 
     def _groups(self, rows: Sequence[Row], head: int) -> list[list[int]]:
@@ -74,17 +83,30 @@ class Trees:
     def _answer(self, before: Sequence[KeysValues], rows: Sequence[Row]) -> list[list[Value]]:
         head = before[0][0].shape[2] if before else 0
         row, paths = tree_row([spans[0].tokens[head:] for spans in rows], before, head)
-        places: dict[int, int] = {}  # of a token, among the chosen
-        chosen: list[int] = []
-        targets: list[int] = []
-        for spans, path in zip(rows, paths, strict=True):
-            for span in spans:
-                for position in path[-len(span.continuation) :]:
-                    chosen.append(places.setdefault(position, len(places)))
-                targets += span.continuation
-        logits = _tree_logits(self.model, row.to(self.model.device), list(places))
-        wanted = torch.tensor([chosen, targets], device=logits.device)
+        read = [
+            (position, target)
+            for spans, path in zip(rows, paths, strict=True)
+            for span in spans
+            for position, target in zip(path[-len(span.continuation) :], span.continuation, strict=True)
+        ]
+        places = sorted({position for position, _ in read})
+        number = {position: i for i, position in enumerate(places)}
+        logits = self._logits(row, places)
+        wanted = torch.tensor([[number[position], target] for position, target in read], device=logits.device).T
         return summed(rows, logits, wanted)
+
+    @torch.inference_mode()
+    def _logits(self, row: TreeRow, reads: Sequence[int]) -> torch.Tensor:
+        """Return logits of the tree's tokens at ``reads``, in order, shape (reads, vocabulary).
+
+        Raises:
+            Unsupported: as ``RowPass.logits`` and ``last_layer.at_reads``.
+        """
+        row = row.to(self.model.device)
+        with as_tree(self.model), exact_head(self.model):
+            few = self.last_at_reads and len(reads) <= READ_SHARE * len(row.tokens)
+            with at_reads(self.model, row, reads) if few else nullcontext():
+                return PASS.logits(self.model, row, row.depths, reads)
 
 
 def _head(rows: Sequence[Row]) -> int:
@@ -109,11 +131,7 @@ class TreeScorer(PlainScorer):
     engine = "trie"
     _proven_tokens = 0  # of the longest sequence that the tree was right for
     _disproof: str | None = None
-
-    @functools.cached_property
-    def _trees(self) -> Trees:
-        own = CPU_ROW_TOKENS if self.model.device.type == "cpu" else GPU_ROW_TOKENS
-        return Trees(self.model, self.token_budget or own)
+    _last_refused: str | None = None
 
     @functools.cached_property
     def _refusal(self) -> str | None:
@@ -126,6 +144,11 @@ class TreeScorer(PlainScorer):
     def fallback(self) -> str | None:
         """Why the plain engine answers; None while the tree does."""
         return self._refusal or self._disproof
+
+    @property
+    def last_layer_refused(self) -> str | None:
+        """Why the tree's last layer is computed for all tokens; None while it is for those that are read alone."""
+        return self._last_refused
 
     @property
     def attention(self) -> str:
@@ -145,9 +168,26 @@ class TreeScorer(PlainScorer):
         return values, happened
 
     def _proven(self, rows: Sequence[Row]) -> tuple[tuple[list[list[Value]], dict[str, int]] | None, str | None]:
-        """Return what the tree gives, proven; or None, and why it cannot be used."""
+        """Return what the tree gives, proven; or None, and why it cannot be used.
+
+        On a CPU the last layer is computed where something is read alone, until that gives something else.
+        """
+        trying = self._last_refused is None and self.model.device.type == "cpu"
+        if trying:
+            found, self._last_refused = self._tried(rows, last_at_reads=True)
+            if found is not None:
+                return found, None
+        found, why = self._tried(rows, last_at_reads=False)
+        if trying and found is not None:
+            log.info("the last layer is computed for all tokens: %s", self._last_refused)
+        return found, why
+
+    def _tried(
+        self, rows: Sequence[Row], last_at_reads: bool
+    ) -> tuple[tuple[list[list[Value]], dict[str, int]] | None, str | None]:
+        own = CPU_ROW_TOKENS if self.model.device.type == "cpu" else GPU_ROW_TOKENS
         try:
-            values, splits = self._trees.values(rows)
+            values, splits = Trees(self.model, self.token_budget or own, last_at_reads).values(rows)
         except (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             return None, f"the tree fails: {error}"  # where the requests are at fault, the plain engine says so
         longest = max(len(row[0].tokens) for row in rows)
@@ -205,17 +245,6 @@ def find_difference(compared: Sequence[tuple[int, float, float]], dtype: torch.d
     if dtype != torch.float32 and mean > _ROUNDED_MEAN:
         return f"the tree's log-probabilities differ from the plain engine's by {mean:.3g} in the mean"
     return None
-
-
-@torch.inference_mode()
-def _tree_logits(model: Any, row: Any, positions: Sequence[int]) -> torch.Tensor:
-    """Return logits of the tree's tokens at ``positions``, shape (positions, vocabulary).
-
-    Raises:
-        Unsupported: as ``RowPass.logits``.
-    """
-    with as_tree(model), exact_head(model):
-        return PASS.logits(model, row, row.depths, positions)
 
 
 @contextmanager

@@ -21,11 +21,15 @@ class Row(Protocol):
 
     Attributes:
         tokens: int64, shape (tokens,).
+        queries: how many of them attend in the layer that comes.
         layers: how often a layer has asked for its attention.
     """
 
     tokens: torch.Tensor
     layers: int
+
+    @property
+    def queries(self) -> int: ...
 
 
 R = TypeVar("R", bound=Row)
@@ -49,7 +53,7 @@ class RowPass(Generic[R]):
             Unsupported: outside of ``logits``, or the layer brings a mask of its own.
         """
         row = self._row.get()
-        if row is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != len(row.tokens):
+        if row is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != row.queries:
             raise Unsupported(f"a layer asks for attention that is not that of {self._whose}")
         row.layers += 1
         return row, row.layers - 1

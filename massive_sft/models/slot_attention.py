@@ -115,6 +115,11 @@ class SlotRow:
         self.own = self.positions - self.cache.head_tokens
         self.longest = int(self.positions.max()) + 1
 
+    @property
+    def queries(self) -> int:
+        """How many tokens attend to others: all."""
+        return len(self.tokens)
+
     def piece_mask(self, piece: Piece, window: int | None) -> torch.Tensor:
         """Return which keys of its slot each query sees: bool, shape (slots, 1, queries, keys)."""
         return self._once((piece.first, piece.last, window), lambda: self._near(piece, window))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from massive_sft.models import last_layer
 from massive_sft.models.lse_attention import KeysValues, attend
 from massive_sft.models.row_pass import RowPass
-from massive_sft.models.tree_row import TreeRow
+from massive_sft.models.tree_row import Queries, TreeRow
 
 NAME = "token_tree"
 PASS = RowPass[TreeRow]("the tree")
@@ -39,8 +40,8 @@ def tree_attention(
     """The attention function that transformers' layers call.
 
     Args:
-        query: shape (1, heads, tokens, width).
-        key, value: shape (1, key heads, tokens, width); heads are a multiple of key heads.
+        query: shape (1, heads, queries, width): of all tokens, or in the last layer of those that are read.
+        key, value: shape (1, key heads, queries, width); heads are a multiple of key heads.
         attention_mask: None: the row says who sees whom.
         scaling: of the logits; the inverse root of the width when None.
         sliding_window: keys further back than this, itself included, are not seen.
@@ -48,12 +49,14 @@ def tree_attention(
         s_aux: one more logit of each head that attends to nothing, shape (heads,).
 
     Returns:
-        Shape (1, tokens, heads, value width), and None for the weights.
+        Shape (1, queries, heads, value width), and None for the weights.
 
     Raises:
         Unsupported: as ``RowPass.enter_layer``.
+        KeysKnown: as ``last_layer.keys_values``.
     """
     row, layer = PASS.enter_layer(query, attention_mask)
+    key, value = last_layer.keys_values(row, key, value)
     if row.keep is not None:
         row.keep.append((key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -62,17 +65,18 @@ def tree_attention(
         window = None
     before = row.before[layer] if row.before else None
     fused = softcap is None and query.shape[-1] == value.shape[-1]
-    if fused and query.is_cuda and query.dtype != torch.float32 and window is None and before is None:
+    kernel = fused and query.is_cuda and query.dtype != torch.float32 and row.read is None
+    if kernel and window is None and before is None:
         out, lse = _varlen(row, query[0], key[0], value[0], scale)
     else:
-        out, lse = _by_pieces(row, query, (key, value), before, scale, window, softcap)
+        out, lse = _by_pieces(row.read or row.every, query, (key, value), before, scale, window, softcap)
     if s_aux is not None:
         out = out * torch.sigmoid(lse - s_aux.float().reshape(-1, 1))[..., None]
     return out.to(query.dtype).transpose(0, 1)[None], None
 
 
 def _by_pieces(
-    row: TreeRow,
+    queries: Queries,
     query: torch.Tensor,
     own: KeysValues,
     before: KeysValues | None,
@@ -85,10 +89,10 @@ def _by_pieces(
     # A token's heads lie side by side, as the model's output projection reads them.
     out = torch.empty(tokens, heads, own[1].shape[-1], dtype=torch.float32, device=query.device).transpose(0, 1)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=query.device)
-    for piece in (*row.own, *row.above):
+    for piece in (*queries.own, *queries.above):
         here = slice(piece.first, piece.last)
         causal = piece.kind == "causal" and window is None
-        mask = None if causal else row.mask(piece, window)
+        mask = None if causal else queries.mask(piece, window)
         mask = None if mask is None else mask[None, None]
         key, value = before if piece.kind == "before" and before is not None else own
         keys, values = key[:, :, piece.low : piece.high], value[:, :, piece.low : piece.high]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class Node:
 class Piece:
     """Queries ``first:last`` attend to keys ``low:high``.
 
-    ``kind`` is ``causal``, ``tree`` (masked), ``dense``, or ``before``: keys that stand before the row.
+    ``kind`` is ``causal``, ``tree`` (masked), ``dense``, or ``before``: keys that stand before the row. Queries are
+    numbered as those that attend, keys by their places in the row.
     """
 
     kind: str
@@ -36,6 +38,58 @@ class Piece:
     last: int
     low: int
     high: int
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Tokens of a row that attend to others.
+
+    Attributes:
+        places: int64, shape (queries,): where in the row each is, in order.
+        depths, ends: of all tokens of the row, as in ``TreeRow``.
+        own: pieces that hold the queries' own keys, every query in one.
+        above: pieces of ancestors only.
+    """
+
+    places: torch.Tensor
+    depths: torch.Tensor
+    ends: torch.Tensor
+    own: Sequence[Piece]
+    above: Sequence[Piece]
+    masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
+
+    def at(self, places: torch.Tensor) -> Queries:
+        """Return those of all tokens of a row that are at some places, in order: their pieces have a mask each."""
+        listed = places.tolist()
+
+        def cut(pieces: Sequence[Piece]) -> list[Piece]:
+            bounds = [(bisect_left(listed, one.first), bisect_left(listed, one.last)) for one in pieces]
+            return [
+                replace(one, kind="tree" if one.kind == "causal" else one.kind, first=first, last=last)
+                for one, (first, last) in zip(pieces, bounds, strict=True)
+                if first < last
+            ]
+
+        return Queries(places, self.depths, self.ends, cut(self.own), cut(self.above))
+
+    def mask(self, piece: Piece, window: int | None) -> torch.Tensor | None:
+        """Return which keys the queries see, bool, shape (queries, keys); None where they see all."""
+        key = (piece, window)
+        if key not in self.masks:
+            self.masks[key] = self._mask(piece, window)
+        return self.masks[key]
+
+    def _mask(self, piece: Piece, window: int | None) -> torch.Tensor | None:
+        device = self.depths.device
+        query = self.places[piece.first : piece.last]
+        keys = torch.arange(piece.high, device=device) if piece.kind == "before" else self.depths
+        distance = self.depths[query, None] - keys[None, piece.low : piece.high]
+        near = None if window is None or int(distance.max()) < window else distance < window
+        if piece.kind in ("dense", "before"):
+            return near
+        key = torch.arange(piece.low, piece.high, device=device)[None]
+        seen = (key <= query[:, None]) & (query[:, None] < self.ends[None, piece.low : piece.high])
+        return seen if near is None else seen & near
 
 
 @dataclass
@@ -51,6 +105,9 @@ class TreeRow:
             width). None of them: the roots begin their sequences.
         keep: where each layer's keys and values are put, for rows that go on from this one; None: nowhere.
         layers: how often a layer has asked for its attention.
+        known: keys and values of the last layer, where only a part of the tokens attends in it; see ``last_layer``.
+        read: that part, while the layer is computed for it.
+        every: all tokens, as those that attend.
     """
 
     roots: tuple[Node, ...]
@@ -60,12 +117,20 @@ class TreeRow:
     before: Sequence[KeysValues] = ()
     keep: list[KeysValues] | None = None
     layers: int = 0
-    masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
+    known: list[KeysValues] | None = None
+    read: Queries | None = None
 
     def __post_init__(self) -> None:
-        self.own, self.above = _pieces(self.roots)
+        own, above = _pieces(self.roots)
         if self.before:
-            self.above.append(Piece("before", 0, len(self.tokens), 0, self.before[0][0].shape[2]))
+            above.append(Piece("before", 0, len(self.tokens), 0, self.before[0][0].shape[2]))
+        places = torch.arange(len(self.tokens), device=self.ends.device)
+        self.every = Queries(places, self.depths, self.ends, own, above)
+
+    @property
+    def queries(self) -> int:
+        """How many tokens attend to others."""
+        return len(self.tokens if self.read is None else self.read.places)
 
     def to(self, device: torch.device) -> TreeRow:
         """Return the row on a device."""
@@ -76,25 +141,6 @@ class TreeRow:
     def levels(self) -> list[Level]:
         """The calls of a kernel for sequences of unequal lengths."""
         return _levels(self)
-
-    def mask(self, piece: Piece, window: int | None) -> torch.Tensor | None:
-        """Return which keys the queries see, bool, shape (queries, keys); None where they see all."""
-        key = (piece, window)
-        if key not in self.masks:
-            self.masks[key] = self._mask(piece, window)
-        return self.masks[key]
-
-    def _mask(self, piece: Piece, window: int | None) -> torch.Tensor | None:
-        device = self.depths.device
-        keys = torch.arange(piece.high, device=device) if piece.kind == "before" else self.depths
-        distance = self.depths[piece.first : piece.last, None] - keys[None, piece.low : piece.high]
-        near = None if window is None or int(distance.max()) < window else distance < window
-        if piece.kind in ("dense", "before"):
-            return near
-        query = torch.arange(piece.first, piece.last, device=device)[:, None]
-        key = torch.arange(piece.low, piece.high, device=device)[None]
-        seen = (key <= query) & (query < self.ends[None, piece.low : piece.high])
-        return seen if near is None else seen & near
 
 
 def _pieces(roots: Sequence[Node]) -> tuple[list[Piece], list[Piece]]:
