@@ -185,6 +185,7 @@ TASK: Edit = ("evaluation.tasks", [{"name": "gsm8k"}])
 RATED = {"kind": "mt_bench", "questions": "q"}
 JUDGE: dict[str, Any] = {"name": "judge", "endpoint": "http://a", "price": {"input": 1, "output": 1}}
 JUDGING = {"judges": [JUDGE], "benchmarks": [{"kind": "win_rate", "questions": "q", "baseline": "q"}, RATED]}
+SERVED: Edit = ("evaluation", {"protocol": {"engine": "vllm"}, "vllm": {"servers": "http://here/v1"}})
 STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Model.gated": [(("models.m1.gated", True),)],
     "MixtureEntry.max_repeats": [(("mixtures.each.max_repeats", 3),)],
@@ -208,6 +209,10 @@ STAYS: dict[str, list[tuple[Edit, ...]]] = {
     "Evaluation.until": [(("evaluation.until", 2),)],
     "Evaluation.sandbox": [(("evaluation.sandbox", "rlimits"),)],
     "Evaluation.judging": [(("evaluation.judging", JUDGING),)],
+    "Evaluation.vllm": [(SERVED,)],
+    "Vllm.servers": [(SERVED, ("evaluation.vllm.servers", ["http://elsewhere/v1"]))],
+    "Vllm.at_once": [(SERVED, ("evaluation.vllm.at_once", 2))],
+    "Vllm.timeout": [(SERVED, ("evaluation.vllm.timeout", 2))],
     **{
         f"{kind}.{field}": [(("evaluation.judging", JUDGING), (f"evaluation.judging.{place}{field}", value))]
         for kind, place, fields in (

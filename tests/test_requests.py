@@ -214,15 +214,18 @@ def written(most: int) -> list[sets.Request]:
 
 def test_shards_hold_whole_documents_in_order_at_about_the_same_cost() -> None:
     short, long = made_up(250), made_up(4000)
-    for listed, shared, counts in (
-        (made_up(1, count=500), False, [1024, 976]),  # however little they cost
-        (short, False, [256]),
-        (long, False, [28] * 9 + [4]),  # of 10,000 tokens each
-        (long, True, [208, 48]),  # of which a head is computed once a shard, and a question once for its choices
-        (written(4096), False, [512] * 2 + [176]),
-        (written(256), False, [1024, 176]),
+    plain, sharing, gpu = shards.Cut(), shards.Cut(shared=True), shards.Cut(slots=512)
+    for listed, cut, counts in (
+        (made_up(1, count=500), plain, [1024, 976]),  # however little they cost
+        (made_up(1, count=500), gpu, [1024, 976]),
+        (short, plain, [256]),
+        (long, plain, [28] * 9 + [4]),  # of 10,000 tokens each
+        (long, sharing, [208, 48]),  # of which a head is computed once a shard, and a question once for its choices
+        (written(4096), plain, [512] * 2 + [176]),
+        (written(256), plain, [1024, 176]),
+        (written(4096), gpu, [1200]),  # all are planned at once
     ):
-        parts = list(shards.shards(listed, shared))
+        parts = list(shards.shards(listed, cut))
         assert [request for part in parts for request in part] == listed
         assert [len(part) for part in parts] == counts
         documents = [{request.doc for request in part} for part in parts]
@@ -231,8 +234,9 @@ def test_shards_hold_whole_documents_in_order_at_about_the_same_cost() -> None:
 
 def test_what_follows_a_shard_does_not_depend_on_it() -> None:
     listed = made_up(4000)
-    first, *others = shards.shards(listed, shared=True)
-    assert list(shards.shards(listed[len(first) :], shared=True)) == others
+    sharing = shards.Cut(shared=True)
+    first, *others = shards.shards(listed, sharing)
+    assert list(shards.shards(listed[len(first) :], sharing)) == others
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests, PreparedBenchmarks
 from massive_sft.evaluation.early import EarlyScores, FindBase, early_protocol, score_early
+from massive_sft.evaluation.generate import CPU_SLOTS, GPU_SLOTS
 from massive_sft.evaluation.looks import Looks, looks_key
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response, answer_requests
 from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.scorer import Scorer
+from massive_sft.evaluation.shards import Cut
 from massive_sft.evaluation.so_far import ScoresSoFar, SoFar
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.ledger.storage import Storage
@@ -65,13 +67,13 @@ class LazyScorer:
     """A scorer that is made, its model loaded, when something is left to answer.
 
     Attributes:
-        shares: whether what requests begin with alike is computed once.
+        cut: how requests are cut into shards.
         load_seconds: what that took; None when nothing was loaded.
     """
 
-    def __init__(self, make: Callable[[], Scorer], engine: str):
+    def __init__(self, make: Callable[[], Scorer], engine: str, gpu: bool = False):
         self._make, self._engine = make, engine
-        self.shares = engine == "trie"
+        self.cut = Cut(engine == "trie", GPU_SLOTS if gpu or engine == "vllm" else CPU_SLOTS)
         self._scorer: Scorer | None = None
         self.load_seconds: float | None = None
 
@@ -102,6 +104,7 @@ def evaluate(
     ends: Collection[int] = (),
     until: Until | None = None,
     told: Callable[[ScoresSoFar], None] = _untold,
+    gpu: bool = False,
 ) -> EvaluationResult:
     """Score one model's weights on every prepared benchmark.
 
@@ -115,9 +118,10 @@ def evaluate(
         ends: the tokens that the scorer ends an answer at.
         until: when an early answer is enough; None where all questions are asked.
         told: called with the scores of what is answered of a benchmark, now and then.
+        gpu: whether the scorer's model is on a GPU.
     """
     result = EvaluationResult(missing=dict(prepared.missing))
-    scorer = LazyScorer(make_scorer, protocol.engine)
+    scorer = LazyScorer(make_scorer, protocol.engine, gpu)
     for benchmark in prepared.benchmarks:
         label, pid = benchmark.requests.label, protocol_id(protocol, benchmark.requests, ends)
         scores = cache.get(weights, pid)
@@ -185,7 +189,7 @@ class _Benchmark:
         begun = self.responses.list(looks_key(self.protocol))
         if not begun and (until is None or self.responses.list(self.protocol)):
             return None
-        looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)), self.scorer.shares)
+        looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)), self.scorer.cut)
         happened = dict[str, int]()
         points = 0.0 if until is None else until.points
         with self._timed():
@@ -210,7 +214,7 @@ class _Benchmark:
         requests, place = self.benchmark.requests, self.responses.at(self.protocol)
         with self._timed():
             so_far = SoFar(self.benchmark, self.sandbox, self.told)
-            happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.shares, so_far)
+            happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.cut, so_far)
             scores = aggregate.aggregate(self.benchmark, place, self.weights, self.sandbox)
         self.result.happened.setdefault(requests.label, happened)
         return {**scores.table, "protocol": self.protocol}, parquet(scores.samples)

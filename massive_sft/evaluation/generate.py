@@ -90,7 +90,7 @@ class Generator:
         if not requests:
             return [], {"memory_splits": 0}
         eos = self._tokenizer.decode([self._tokenizer.eos_token_id])
-        prompts = [self._prompt(request, eos) for request in requests]
+        prompts = [prompt_of(request, self._encoder, eos, self._max_length) for request in requests]
         written = None
         if self.fallback is None:
             written, happened = self._in_slots(prompts, self._guesses(requests, drafts))
@@ -100,16 +100,6 @@ class Generator:
                 self._told = True
             written, happened = self._padded(prompts)
         return [answer.answer() for answer in written], happened
-
-    def _prompt(self, request: Generation, eos: str) -> Prompt:
-        tokens, lead = self._encoder.prompt(request.context, request.lead)
-        prompt = Prompt(tokens, lead, (*request.until, eos), request.max_tokens)
-        room = self._max_length - prompt.most
-        if room <= 0:
-            raise Unsupported(
-                f"an answer of up to {prompt.most} tokens leaves no room in the model's {self._max_length}"
-            )
-        return Prompt(tokens[-room:], lead, prompt.until, prompt.limit)
 
     def _guesses(self, requests: Sequence[Generation], drafts: Sequence[str]) -> list[list[int]]:
         if not drafts or not self.uses_drafts:
@@ -180,6 +170,24 @@ class Generator:
                 return difference
         self._proven_tokens = longest
         return None
+
+
+def prompt_of(request: Generation, encoder: RequestEncoder, eos: str, max_length: int) -> Prompt:
+    """Return what is read for a request; a context too long loses its beginning.
+
+    Args:
+        eos: the text of the tokenizer's EOS, which is one more stop.
+        max_length: of the model's context, in tokens.
+
+    Raises:
+        Unsupported: an answer may be as long as the context, which leaves no room for a question.
+    """
+    tokens, lead = encoder.prompt(request.context, request.lead)
+    prompt = Prompt(tokens, lead, (*request.until, eos), request.max_tokens)
+    room = max_length - prompt.most
+    if room <= 0:
+        raise Unsupported(f"an answer of up to {prompt.most} tokens leaves no room in the model's {max_length}")
+    return Prompt(tokens[-room:], lead, prompt.until, prompt.limit)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation import responses
 from massive_sft.evaluation.requests import Request, RequestSet
 from massive_sft.evaluation.responses import AnswerShard, Response
-from massive_sft.evaluation.shards import shards
+from massive_sft.evaluation.shards import Cut, shards
 from massive_sft.ledger.storage import Storage
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -56,11 +56,11 @@ class Looks:
     Args:
         requests: all of the benchmark's.
         place: of ``looks_key``.
-        shared: as of ``shards``.
+        cut: as of ``shards``.
     """
 
-    def __init__(self, requests: RequestSet, place: Storage, shared: bool = False):
-        self._requests, self._place, self._shared = requests, place, shared
+    def __init__(self, requests: RequestSet, place: Storage, cut: Cut):
+        self._requests, self._place, self._cut = requests, place, cut
         self._asked = {leaf.name: sets.read_requests(requests, leaf) for leaf in requests.leaves}
         questions = shuffled(self._asked)
         self.sizes = tuple(math.ceil(share * len(questions)) for share in SHARES)
@@ -83,7 +83,7 @@ class Looks:
         totals = Counter[str]()
         place, folder = self._place.at(str(look)), self._requests.folder
         for leaf, added in self._added(look):
-            totals.update(responses.answer_list(place, leaf, weights, added, folder, answer, self._shared))
+            totals.update(responses.answer_list(place, leaf, weights, added, folder, answer, self._cut))
         return dict(totals)
 
     def read(self, look: int, weights: str | None) -> dict[str, tuple[list[Request], list[Response]]]:
@@ -103,7 +103,7 @@ class Looks:
         """Put the answers to all questions where those lie that were asked in the benchmark's own order."""
         for leaf, (asked, answered) in self.read(len(SHARES), weights).items():
             begin = 0
-            for number, shard in enumerate(shards(asked, self._shared)):
+            for number, shard in enumerate(shards(asked, self._cut)):
                 part = answered[begin : begin + len(shard)]
                 place.put(responses.shard_key(leaf, number), responses.shard_bytes(weights, shard, part, {}))
                 begin += len(shard)

@@ -16,11 +16,12 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import decompress_lines
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.requests import Leaf, Request, RequestSet
-from massive_sft.evaluation.shards import shards
+from massive_sft.evaluation.shards import Cut, shards
 from massive_sft.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+WHOLE = Cut()  # of an engine that shares nothing, on a CPU
 TOKENS = "tokens"  # the folder of a request set where its tokens are kept
 
 
@@ -126,19 +127,19 @@ def checksum_of(requests: Sequence[Request]) -> str:
 
 
 def answer_requests(
-    requests: RequestSet, place: Storage, weights: str, answer: AnswerShard, shared: bool = False, tell: Tell = untold
+    requests: RequestSet, place: Storage, weights: str, answer: AnswerShard, cut: Cut = WHOLE, tell: Tell = untold
 ) -> dict[str, int]:
     """Answer every shard that is not valid in ``place`` yet; return the sums of what happened.
 
     Args:
         answer: the ``score`` of a scorer of these weights.
-        shared: whether it computes once what requests begin with alike.
+        cut: how requests are cut into shards.
         tell: called with each shard's leaf task, requests and responses.
     """
     totals = Counter[str]()
     for leaf in requests.leaves:
         asked = sets.read_requests(requests, leaf)
-        totals.update(answer_list(place, leaf.name, weights, asked, requests.folder, answer, shared, tell))
+        totals.update(answer_list(place, leaf.name, weights, asked, requests.folder, answer, cut, tell))
     return dict(totals)
 
 
@@ -149,7 +150,7 @@ def answer_list(
     requests: Sequence[Request],
     folder: Path,
     answer: AnswerShard,
-    shared: bool,
+    cut: Cut,
     tell: Tell = untold,
 ) -> dict[str, int]:
     """Answer a leaf task's requests, as ``answer_requests``.
@@ -173,7 +174,7 @@ def answer_list(
             if isinstance(error, Corrupt):
                 log.warning("%s; it is answered again", error)
                 totals["shards_replaced"] += 1
-            shard = next(shards(left, shared))
+            shard = next(shards(left, cut))
             answered, happened = answer(shard, folder / TOKENS)
             place.put(key, shard_bytes(weights, shard, answered, happened))
         totals.update(happened)

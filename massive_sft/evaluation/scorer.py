@@ -171,9 +171,9 @@ class PlainScorer:
         """
         likelihoods = [i for i, request in enumerate(requests) if not isinstance(request, Generation)]
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
-        rows = rows_of(self._spans(requests, likelihoods, tokens))
+        rows = rows_of(spans_of(requests, likelihoods, self._encoder, self._max_length, tokens))
         values, happened = self.values(rows)
-        scored = _totals(rows, values)
+        scored = totals(rows, values)
         responses: dict[int, Response] = {
             i: LikelihoodResponse(requests[i].index, *scored.get(i, _NOTHING)) for i in likelihoods
         }
@@ -205,7 +205,7 @@ class PlainScorer:
         ]
         rows = rows_of(spans)
         values, _ = self.values(rows)
-        found = _totals(rows, values)
+        found = totals(rows, values)
         scores = [found.get(place, _NOTHING) for place in range(len(texts))]
         return [(logprob, count) for logprob, _, count in scores]
 
@@ -214,25 +214,37 @@ class PlainScorer:
         values, splits = self._batches.values(rows)
         return values, {"memory_splits": splits}
 
-    def _spans(self, requests: Sequence[Request], places: Sequence[int], kept: Path | None) -> list[Span]:
-        """Return the spans of likelihood and rolling requests; their owners are their places among ``requests``."""
-        asked = [request for i in places if isinstance(request := requests[i], (Likelihood, Rolling))]
-        found = []
-        for place, request, encoded in zip(places, asked, token_files.encode(asked, self._encoder, kept), strict=True):
-            pairs = [encoded]
-            if isinstance(request, Rolling):
-                pairs = windows(encoded[1], self._encoder.prefix, self._max_length)
-            for context, continuation in pairs:
-                if len(continuation) > self._max_length:
-                    raise Unsupported(
-                        f"a continuation of {len(continuation)} tokens is longer than the model's {self._max_length}"
-                    )
-                fed = tuple(truncated(context, continuation, self._max_length))
-                found.append(Span(place, fed, tuple(continuation)))
-        return found
+
+def spans_of(
+    requests: Sequence[Request], places: Sequence[int], encoder: RequestEncoder, max_length: int, kept: Path | None
+) -> list[Span]:
+    """Return the spans of likelihood and rolling requests; their owners are their places among ``requests``.
+
+    Args:
+        places: of these requests.
+        max_length: context length in tokens.
+        kept: the folder where their tokens are kept; None: they are not.
+
+    Raises:
+        Unsupported: a continuation is longer than the context, or a text has a token that the model does not know.
+    """
+    asked = [request for i in places if isinstance(request := requests[i], (Likelihood, Rolling))]
+    found = []
+    for place, request, encoded in zip(places, asked, token_files.encode(asked, encoder, kept), strict=True):
+        pairs = [encoded]
+        if isinstance(request, Rolling):
+            pairs = windows(encoded[1], encoder.prefix, max_length)
+        for context, continuation in pairs:
+            if len(continuation) > max_length:
+                raise Unsupported(
+                    f"a continuation of {len(continuation)} tokens is longer than the model's {max_length}"
+                )
+            fed = tuple(truncated(context, continuation, max_length))
+            found.append(Span(place, fed, tuple(continuation)))
+    return found
 
 
-def _totals(rows: Sequence[Row], values: Sequence[Sequence[Value]]) -> dict[int, tuple[float, bool, int]]:
+def totals(rows: Sequence[Row], values: Sequence[Sequence[Value]]) -> dict[int, tuple[float, bool, int]]:
     """Return (log-probability, greedy, tokens) by request, summed over its spans."""
     totals: dict[int, tuple[float, bool, int]] = {}
     for row, found in zip(rows, values, strict=True):

@@ -11,6 +11,7 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.requests import Generation, Leaf, Request, RequestSet
 from massive_sft.evaluation.responses import (
+    WHOLE,
     AnswerShard,
     GenerationResponse,
     Response,
@@ -128,7 +129,7 @@ def answer_turns(
             if len(question.turns) > turn
         ]
         name = f"{leaf.name}-turn-{turn + 1}"
-        happened.update(answer_list(place, name, weights, asked, requests.folder, answer, shared=False))
+        happened.update(answer_list(place, name, weights, asked, requests.folder, answer, WHOLE))
         for request, response in zip(asked, read_list(place, name, weights, asked), strict=True):
             answers[request.index].append(_text(response))
     return answers, dict(happened)

@@ -20,11 +20,13 @@ from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.scorer import PlainScorer, Scorer
 from massive_sft.evaluation.so_far import ScoresSoFar
 from massive_sft.evaluation.tree import TreeScorer
+from massive_sft.evaluation.vllm import VllmScorer, vllm_scorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import BenchmarkScores, Score
 from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
+from massive_sft.models.configuration import load_config
 from massive_sft.models.device import device_of
 from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.models.warm_model import WarmModel
@@ -106,7 +108,7 @@ class _CellModel:
         warm: WarmModel,
         earlier: EarlierAnswers,
     ):
-        self._answering: PlainScorer | None = None
+        self._answering: PlainScorer | VllmScorer | None = None
         self._earlier = earlier
         self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
         self._warm = warm
@@ -152,6 +154,7 @@ class _CellModel:
             self._ends(),
             None if points is None else Until(points, digest(self._cell.base)),
             told,
+            self._gpu,
         )
 
     def judge(self, item: Requirement, wrapping: Wrapping, weights: str, ledger: Ledger) -> EvaluationResult:
@@ -179,6 +182,16 @@ class _CellModel:
     def _load(self) -> Scorer:
         tokenizer, protocol = self.tokenizer(), self._evaluation.protocol
         self._guards.confirm()
+        if self._evaluation.vllm is not None:
+            self._answering = vllm_scorer(
+                self._evaluation.vllm,
+                self._cell.model,
+                load_config(self._cell.model),
+                tokenizer,
+                self._ends(),
+                self._snapshot,
+            )
+            return _GuardedScorer(self._answering, self._guards)
         device = device_of(self._gpu)
         model = self._warm.load(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device)
         engine = _ENGINES[protocol.engine]

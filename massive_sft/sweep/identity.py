@@ -41,8 +41,9 @@ UNHASHED: dict[str, frozenset[str]] = {
     "Task": frozenset({"name", "path", "shots", "limit"}),
     "TextSet": frozenset({"texts", "name", "column", "limit"}),
     "Evaluation": frozenset(
-        {"base", "protocol", "suites", "tasks", "until", "allow_code_execution", "sandbox", "judging"}
+        {"base", "protocol", "vllm", "suites", "tasks", "until", "allow_code_execution", "sandbox", "judging"}
     ),
+    "Vllm": frozenset({"servers", "at_once", "timeout"}),
     "Judging": frozenset({"judges", "benchmarks", "budget", "max_failures"}),  # and these: see planning.judged
     "Judge": frozenset({"name", "endpoint", "key", "max_tokens", "concurrency", "per_minute", "timeout", "price"}),
     "Price": frozenset({"input", "output"}),

@@ -14,6 +14,7 @@ from massive_sft.running.check.data import clock_cautions, data_problems, distin
 from massive_sft.running.check.disk_space import disk_space_problems
 from massive_sft.running.check.judges import judge_problems
 from massive_sft.running.check.models import Models, unreachable
+from massive_sft.running.check.servers import server_problems
 from massive_sft.running.check.snapshot_store import snapshot_store_problems
 from massive_sft.running.check.training_sets import TrainingSets
 from massive_sft.sweep.load import TABLE
@@ -92,5 +93,6 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
         sets.begin(say)
         of_benchmarks = list(benchmark_problems(plan, ledger, models, say, warn))  # while others tokenise
         of_benchmarks += judge_problems(plan, ledger, models, say, warn)
+        of_benchmarks += server_problems(plan, say)
         problems += data_problems(plan, models, sets.outcomes(say), warn)
     return problems + of_benchmarks

@@ -4,7 +4,7 @@ The classes accept or reject; what spans several entries (names, counts, horizon
 fields enter a cell's identity is listed in ``sweep.identity``.
 """
 
-from massive_sft.sweep.schema.evaluation import Evaluation, Fewshot, Measure, Protocol, Task, TextSet
+from massive_sft.sweep.schema.evaluation import Evaluation, Fewshot, Measure, Protocol, Task, TextSet, Vllm
 from massive_sft.sweep.schema.execution import Budget, Cluster, KeepSnapshots, Resource, Storage, Tracking, When
 from massive_sft.sweep.schema.judging import Judge, JudgedBenchmark, Judging, Price
 from massive_sft.sweep.schema.search import Mean, Objective, Range, Search, Weights
@@ -17,5 +17,6 @@ __all__ = [
     "FORMATS", "SCHEDULES", "Block", "Budget", "Cluster", "Columns", "Dataset", "Evaluation", "Fewshot", "Judge",
     "JudgedBenchmark", "Judging", "KeepSnapshots", "Lora", "Mean", "Measure", "MixtureEntry", "Mixtures", "Model",
     "Objective", "Optimizer", "Price", "Protocol", "Range", "Resource", "Schedule", "Search", "Setting", "Storage",
-    "StrictModel", "SweepFile", "Task", "TemplateText", "TextSet", "Tracking", "Weights", "When",
+    "StrictModel", "SweepFile", "Task", "TemplateText", "TextSet", "Tracking", "Vllm", "Weights",
+    "When",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from massive_sft.sweep.schema.field_types import Distinct, Flag, HalfWidth, NotNegative, OneOrMore, Positive, Seed, Text
-from massive_sft.sweep.schema.judging import Judging
+from massive_sft.sweep.schema.judging import Address, Judging
 from massive_sft.sweep.schema.strict_model import StrictModel, exactly_one
 
 TEXT_SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -28,10 +28,11 @@ class Fewshot(StrictModel):
 class Protocol(StrictModel):
     """How scores are made, the same for base and tuned models."""
 
-    engine: Literal["plain", "trie"] = "plain"
+    engine: Literal["plain", "trie", "vllm"] = "plain"
     """How answers are computed. ``plain``: each sequence by itself. ``trie``: what prompts share is computed once, with
     likelihoods that agree within 1e-4 in fp32; a model that it is not exact for is scored plainly, and the record says
-    why. It has not been run on a GPU yet."""
+    why. It has not been run on a GPU yet. ``vllm``: the servers that ``vllm`` names answer, base models and adapters;
+    their texts and likelihoods are their own, and nothing certifies them."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """The precision that models are scored in."""
     template: Literal["none", "training", "chat"] = "training"
@@ -41,6 +42,17 @@ class Protocol(StrictModel):
     """Whether a LoRA adapter is merged into the weights before it is scored."""
     fewshot: Fewshot = Fewshot()
     """Which examples a prompt shows."""
+
+
+class Vllm(StrictModel):
+    """vLLM servers that are running already; see ``docs/guides/vllm.md``."""
+
+    servers: Annotated[tuple[Address, ...], OneOrMore, Field(min_length=1)]
+    """Where they are, such as ``http://localhost:8000/v1``; the first that serves a cell's base model is asked."""
+    at_once: Positive = 64
+    """How many calls a scorer has open at once."""
+    timeout: Positive = 600
+    """Seconds after which a call that is not answered is tried again."""
 
 
 class Task(StrictModel):
@@ -69,6 +81,8 @@ class Evaluation(StrictModel):
     """Whether base models are scored too; gains need them."""
     protocol: Protocol = Protocol()
     """How scores are made."""
+    vllm: Vllm | None = None
+    """The servers of ``protocol.engine: vllm``."""
     suites: Annotated[tuple[Text, ...], Distinct] = ()
     """Lists of benchmarks: a name that ``massive-sft suites`` lists, or the path of a YAML file, relative to the sweep
     file. A task file of one's own stands in for the benchmark of its name."""
@@ -91,6 +105,14 @@ class Evaluation(StrictModel):
     def code_sandbox(self) -> Literal["strongest", "rlimits"] | None:
         """What walls generated code in; None where none may run."""
         return self.sandbox if self.allow_code_execution else None
+
+    @model_validator(mode="after")
+    def _servers_and_engine_belong_together(self) -> Evaluation:
+        if (self.protocol.engine == "vllm") != (self.vllm is not None):
+            raise ValueError("must have vllm, with its servers, where protocol.engine is vllm, and only there")
+        if self.vllm is not None and self.protocol.adapters == "merged":
+            raise ValueError("a vLLM server does not merge adapters: use protocol.adapters: unmerged")
+        return self
 
     @model_validator(mode="after")
     def _early_answers_need_the_base(self) -> Evaluation:
