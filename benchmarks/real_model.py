@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning import selection
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, make_plan
-from massive_sft.running.outcome import find_snapshot
+from massive_sft.running.outcome import open_snapshot
 from massive_sft.running.samples import build_recipe_samples
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Task
@@ -156,9 +156,10 @@ def main() -> None:
     for cell, run in cells_of(plan, condition):
         if run is not None:
             print(cell.cell.coordinates)
-            record, found = ledger.read_record(cell.cell.id), find_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
-            assert record is not None and found is not None
-            plain_layer_change(run, found[0], record.measures["layer_change"])
+            record = ledger.read_record(cell.cell.id)
+            with open_snapshot(ledger, run.trajectory.id, cell.cell.epoch) as found:
+                assert record is not None and found is not None
+                plain_layer_change(run, found[0], record.measures["layer_change"])
             plain_perplexity(run, record.measures["perplexity"])
     chosen = [] if arguments.where is None else ["--where", arguments.where]
     subprocess.run([BIN / "massive-sft", "run", arguments.sweep, "--overlay", OVERLAY, "--inline", *chosen], check=True)

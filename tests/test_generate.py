@@ -251,6 +251,10 @@ def test_contexts_and_answers_of_odd_kinds() -> None:
     assert generator(model).generate([]) == ([], {"memory_splits": 0})
     with pytest.raises(Unsupported, match="leaves no room in the model's 60"):
         writer.generate(asked(["a"], (), (60,)))
+    assert writer.generate(asked(["x" * 300, "a", "x" * 90], (), (20,)))[1]["contexts_cut"] == 2
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(Unsupported, match=r"gives no numbers \(NaN\)"):
+        writer.generate(asked(["a"], (), (20,)))
 
 
 def test_family_that_does_not_compute_by_slots_answers_in_padded_batches_and_says_why(

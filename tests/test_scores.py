@@ -15,6 +15,7 @@ import lm_eval
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from evaluation_world import own_datasets_cache, write_group, write_rows, write_tasks
 from lm_eval.models.huggingface import HFLM
@@ -218,6 +219,15 @@ def test_finished_shards_are_kept_and_damaged_ones_answered_again(tmp_path: Path
     again = responses.read_responses(benchmark, benchmark.leaves[0], Folder(folder), "w")
     assert again[0] == asked
     assert [one.logprob for one in again[1]] == pytest.approx([one.logprob for one in answered], abs=1e-5)
+
+
+def test_log_probabilities_that_are_no_numbers_are_no_score(tmp_path: Path) -> None:
+    model = world.llama()
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    result = run(
+        tmp_path, prepare(tmp_path, write_tasks(tmp_path)["tiny_mc"]), lambda: PlainScorer(model, world.tokenizer())
+    )
+    assert not result.scores and "of 48 log-probabilities are no numbers (NaN)" in result.missing["tiny_mc-0shot"]
 
 
 def test_answers_of_other_weights_are_not_taken_for_a_retrained_cell_s(tmp_path: Path) -> None:

@@ -263,7 +263,8 @@ def test_odd_requests_are_answered_as_the_plain_engine_does() -> None:
     odd: list[Request] = [Likelihood(i, i, 0, "", 1, *text) for i, text in enumerate(texts)]
     odd += [Rolling(len(odd), 99, 0, "", 1, "the long yellow road " * 40), Rolling(len(odd) + 1, 100, 0, "", 1, "")]
     tree = TreeScorer(model, tokenizer)
-    found, _ = tree.score(odd)
+    found, happened = tree.score(odd)
+    assert happened == {"memory_splits": 0, "contexts_cut": 1}
     expected, _ = PlainScorer(model, tokenizer).score(odd)
     assert tree.fallback is None
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], rel=1e-6, abs=1e-4)

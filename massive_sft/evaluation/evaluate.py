@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from massive_sft.evaluation.generate import CPU_SLOTS, GPU_SLOTS
 from massive_sft.evaluation.looks import Looks, looks_key
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.requests import Request
-from massive_sft.evaluation.responses import Response, answer_requests
+from massive_sft.evaluation.responses import CONTEXTS_CUT, Response, answer_requests
 from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.shards import Cut
@@ -27,6 +28,8 @@ from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.ledger.storage import Storage
 from massive_sft.sandbox.run import Choice
 from massive_sft.sweep import schema
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ class _Benchmark:
             if early is None:
                 looks.merge(self.weights, self.responses.at(self.protocol))
                 self.responses.delete(looks_key(self.protocol))
+        self._warn_of_cuts(happened)
         self.result.happened[self.benchmark.requests.label] = happened
         return early
 
@@ -216,8 +220,14 @@ class _Benchmark:
             so_far = SoFar(self.benchmark, self.sandbox, self.told)
             happened = answer_requests(requests, place, self.weights, self.scorer.score, self.scorer.cut, so_far)
             scores = aggregate.aggregate(self.benchmark, place, self.weights, self.sandbox)
+        self._warn_of_cuts(happened)
         self.result.happened.setdefault(requests.label, happened)
         return {**scores.table, "protocol": self.protocol}, parquet(scores.samples)
+
+    def _warn_of_cuts(self, happened: dict[str, int]) -> None:
+        if happened.get(CONTEXTS_CUT):
+            told = "%s: %d contexts are longer than the model's and lost their beginning"
+            log.warning(told, self.benchmark.requests.label, happened[CONTEXTS_CUT])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching, padded, slots
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
+from massive_sft.evaluation.responses import CONTEXTS_CUT
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt, Writing
 from massive_sft.models.tree_support import refusal
 
@@ -85,7 +86,8 @@ class Generator:
                 token after another to the bit. That is tried on the longest of the first.
 
         Raises:
-            Unsupported: an answer may be as long as the model's context, which leaves no room for a question.
+            Unsupported: an answer may be as long as the model's context, which leaves no room for a question; the model
+            gives no numbers.
         """
         if not requests:
             return [], {"memory_splits": 0}
@@ -99,7 +101,8 @@ class Generator:
                 log.warning("answers are written in padded batches: %s", self.fallback)
                 self._told = True
             written, happened = self._padded(prompts)
-        return [answer.answer() for answer in written], happened
+        cut = sum(prompt.cut for prompt in prompts)
+        return [answer.answer() for answer in written], happened | ({CONTEXTS_CUT: cut} if cut else {})
 
     def _guesses(self, requests: Sequence[Generation], drafts: Sequence[str]) -> list[list[int]]:
         if not drafts or not self.uses_drafts:
@@ -187,7 +190,7 @@ def prompt_of(request: Generation, encoder: RequestEncoder, eos: str, max_length
     room = max_length - prompt.most
     if room <= 0:
         raise Unsupported(f"an answer of up to {prompt.most} tokens leaves no room in the model's {max_length}")
-    return Prompt(tokens[-room:], lead, prompt.until, prompt.limit)
+    return Prompt(tokens[-room:], lead, prompt.until, prompt.limit, cut=len(tokens) > room)
 
 
 @torch.inference_mode()
@@ -199,7 +202,6 @@ def _difference(model: Any, context: Sequence[int], made: Sequence[int]) -> str 
     below = largest - logits.gather(1, torch.tensor(made, device=model.device)[:, None])[:, 0]
     absolute, relative = _EXACT if model.dtype == torch.float32 else _ROUNDED
     wrong = ~(below <= absolute + relative * largest.abs())
-    wrong &= ~largest.isnan()  # then it is the weights that give nothing
     if not wrong.any():
         return None
     place = int(wrong.nonzero()[0])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from massive_sft.core.errors import Unsupported
 from massive_sft.models.chosen_positions import ChosenPositions
 
 # Positions whose logits are normalised, in fp32, at the same time; on a CPU so few that they stay in its cache, which
@@ -39,6 +40,18 @@ def chosen_logits(model: Any, tokens: torch.Tensor, rows: torch.Tensor, columns:
     finally:
         chosen.release()
     return logits[0] if chosen.gathered else logits[rows, columns]
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest token of each row of logits, shape (..., vocabulary).
+
+    Raises:
+        Unsupported: one has a NaN.
+    """
+    largest, tokens = logits.max(dim=-1)
+    if bool(largest.isnan().any()):
+        raise Unsupported("the model gives no numbers (NaN): its weights hold some, or its dtype is too small for it")
+    return tokens
 
 
 @torch.inference_mode()

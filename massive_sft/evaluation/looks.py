@@ -59,7 +59,7 @@ class Looks:
         cut: as of ``shards``.
     """
 
-    def __init__(self, requests: RequestSet, place: Storage, cut: Cut):
+    def __init__(self, requests: RequestSet, place: Storage, cut: Cut = responses.WHOLE):
         self._requests, self._place, self._cut = requests, place, cut
         self._asked = {leaf.name: sets.read_requests(requests, leaf) for leaf in requests.leaves}
         questions = shuffled(self._asked)

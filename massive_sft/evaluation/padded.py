@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from massive_sft.evaluation.logits import likeliest
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 
 
@@ -16,6 +17,9 @@ def write(model: Any, prompts: Sequence[Prompt], endings: Endings) -> list[Writi
 
     Args:
         prompts: of equal ``most``; padded on the left here, so that all rows end together.
+
+    Raises:
+        Unsupported: the model gives no numbers.
     """
     device = model.device
     answers = [Writing(prompt, endings) for prompt in prompts]
@@ -35,7 +39,7 @@ def write(model: Any, prompts: Sequence[Prompt], endings: Endings) -> list[Writi
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        picks = output.logits[:, -1].argmax(dim=-1)
+        picks = likeliest(output.logits[:, -1])
         for answer, token in zip(alive, picks.tolist(), strict=True):
             if answer.finish is None:
                 answer.take(token)

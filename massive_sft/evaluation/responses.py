@@ -22,6 +22,7 @@ from massive_sft.ledger.storage import Storage
 log = logging.getLogger(__name__)
 SCHEMA = 1
 WHOLE = Cut()  # of an engine that shares nothing, on a CPU
+CONTEXTS_CUT = "contexts_cut"  # counts requests whose context lost its beginning; not there where none did
 TOKENS = "tokens"  # the folder of a request set where its tokens are kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,18 @@ def values_of(
 def leaf_values(
     task: Task, leaf: Leaf, requests: list[Request], responses: list[Response], limit: int | None
 ) -> dict[tuple[str, str], dict[int, Any]]:
-    """Return {(metric, filter): {document: per-sample value}} of answers to a leaf task's requests."""
+    """Return {(metric, filter): {document: per-sample value}} of answers to a leaf task's requests.
+
+    Raises:
+        TaskUnavailable: a document is another than when its request was built, or a log-probability is no number: of
+            choices, one of them would win.
+    """
+    unknown = sum(isinstance(one, LikelihoodResponse) and math.isnan(one.logprob) for one in responses)
+    if unknown:
+        rule = "the weights hold some, or overflow in their dtype"
+        raise TaskUnavailable(
+            f"{leaf.name}: {unknown} of {len(responses)} log-probabilities are no numbers (NaN): {rule}"
+        )
     docs = dict(task.doc_iterator(limit=limit))
     instances: dict[int, list[Instance]] = defaultdict(list)
     for request, response in zip(requests, responses, strict=True):

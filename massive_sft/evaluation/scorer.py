@@ -18,7 +18,7 @@ from massive_sft.evaluation.end_tokens import ends_of
 from massive_sft.evaluation.generate import Generator
 from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
-from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
+from massive_sft.evaluation.responses import CONTEXTS_CUT, GenerationResponse, LikelihoodResponse, Response
 from massive_sft.models.attention import attention_of
 
 
@@ -171,7 +171,8 @@ class PlainScorer:
         """
         likelihoods = [i for i, request in enumerate(requests) if not isinstance(request, Generation)]
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
-        rows = rows_of(spans_of(requests, likelihoods, self._encoder, self._max_length, tokens))
+        spans, cut = spans_of(requests, likelihoods, self._encoder, self._max_length, tokens)
+        rows = rows_of(spans)
         values, happened = self.values(rows)
         scored = totals(rows, values)
         responses: dict[int, Response] = {
@@ -183,7 +184,7 @@ class PlainScorer:
         )
         for (i, request), answer in zip(generations, answers, strict=True):
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
-        for name, count in written.items():
+        for name, count in [*written.items(), *([(CONTEXTS_CUT, cut)] if cut else [])]:
             happened[name] = happened.get(name, 0) + count
         return [responses[i] for i in range(len(requests))], happened
 
@@ -217,8 +218,10 @@ class PlainScorer:
 
 def spans_of(
     requests: Sequence[Request], places: Sequence[int], encoder: RequestEncoder, max_length: int, kept: Path | None
-) -> list[Span]:
-    """Return the spans of likelihood and rolling requests; their owners are their places among ``requests``.
+) -> tuple[list[Span], int]:
+    """Return the spans of likelihood and rolling requests, and how many of the former lost their context's beginning.
+
+    The owners of spans are their places among ``requests``.
 
     Args:
         places: of these requests.
@@ -229,7 +232,7 @@ def spans_of(
         Unsupported: a continuation is longer than the context, or a text has a token that the model does not know.
     """
     asked = [request for i in places if isinstance(request := requests[i], (Likelihood, Rolling))]
-    found = []
+    found, cut = [], 0
     for place, request, encoded in zip(places, asked, token_files.encode(asked, encoder, kept), strict=True):
         pairs = [encoded]
         if isinstance(request, Rolling):
@@ -241,7 +244,8 @@ def spans_of(
                 )
             fed = tuple(truncated(context, continuation, max_length))
             found.append(Span(place, fed, tuple(continuation)))
-    return found
+            cut += isinstance(request, Likelihood) and len(context) + len(continuation) > len(fed) + 1
+    return found, cut
 
 
 def totals(rows: Sequence[Row], values: Sequence[Sequence[Value]]) -> dict[int, tuple[float, bool, int]]:

@@ -10,6 +10,7 @@ import torch
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.drafts import MOST_GUESSES, Draft
+from massive_sft.evaluation.logits import likeliest
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.models.slot_attention import NAME, PASS, Piece, SlotCache, SlotRow, whole_keys
@@ -177,7 +178,7 @@ class _Wave:
     def _step(self) -> None:
         """Compute what is fed to each slot, take the tokens that follow, and free the slots of finished answers."""
         row, reads = _row_of(self._cache, self._alive, self._model.device)
-        picks = iter(PASS.logits(self._model, row, row.positions, reads).argmax(dim=-1).tolist())
+        picks = iter(likeliest(PASS.logits(self._model, row, row.positions, reads)).tolist())
         self._counts.steps += 1
         for slot in self._alive:
             self._take(slot, [next(picks) for _ in range(slot.guesses + 1)])

@@ -18,7 +18,7 @@ from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.encoding import RequestEncoder, max_length_of
 from massive_sft.evaluation.generate import prompt_of
 from massive_sft.evaluation.requests import Generation, Request
-from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response
+from massive_sft.evaluation.responses import CONTEXTS_CUT, GenerationResponse, LikelihoodResponse, Response
 from massive_sft.evaluation.scorer import Span, Value, rows_of, spans_of, totals
 from massive_sft.evaluation.vllm_server import Served, VllmServer
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
@@ -105,7 +105,8 @@ class VllmScorer:
             Unsupported: as ``PlainScorer.score``; the server refuses, is not there, or does not use the adapter.
         """
         likelihoods = [i for i, request in enumerate(requests) if not isinstance(request, Generation)]
-        rows = rows_of(spans_of(requests, likelihoods, self._encoder, self._max_length, tokens))
+        found, cut = spans_of(requests, likelihoods, self._encoder, self._max_length, tokens)
+        rows = rows_of(found)
         spans = [span for row in rows for span in row]
         generations = [(i, request) for i, request in enumerate(requests) if isinstance(request, Generation)]
         eos = self._endings.tokenizer.decode([self._endings.tokenizer.eos_token_id])
@@ -120,7 +121,8 @@ class VllmScorer:
         for (i, request), writing in zip(generations, written, strict=True):
             answer = writing.answer()
             responses[i] = GenerationResponse(request.index, answer.text, answer.tokens, answer.finish)
-        return [responses[i] for i in range(len(requests))], {"memory_splits": 0}
+        cut += sum(prompt.cut for prompt in prompts)
+        return [responses[i] for i in range(len(requests))], {"memory_splits": 0} | ({CONTEXTS_CUT: cut} if cut else {})
 
     @contextmanager
     def _model(self) -> Iterator[str]:

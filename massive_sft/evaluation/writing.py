@@ -29,12 +29,14 @@ class Prompt:
         lead: what it writes before the answer.
         until: the texts that end the answer; a special token's among them.
         limit: tokens of the answer at most; those of the lead alone do not count.
+        cut: whether its beginning was left out, for it is longer than the model's context.
     """
 
     tokens: list[int]
     lead: str
     until: tuple[str, ...]
     limit: int
+    cut: bool = False
 
     @property
     def most(self) -> int:
