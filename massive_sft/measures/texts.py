@@ -22,7 +22,7 @@ from massive_sft.core.errors import Interrupted, InvalidInput, Problem
 from massive_sft.evaluation import intervals
 from massive_sft.evaluation.requests import Rolling
 from massive_sft.evaluation.scorer import PlainScorer
-from massive_sft.evaluation.shards import shards
+from massive_sft.evaluation.shards import Cut, shards
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 LOGPROB = "logprob"
@@ -119,7 +119,7 @@ def text_likelihoods(scorer: PlainScorer, texts: list[str], stop: Callable[[], b
         Unsupported: as ``PlainScorer.log_likelihoods``.
     """
     found: list[tuple[float, int]] = []
-    for shard in shards([Rolling(index, index, 0, "", 1, text) for index, text in enumerate(texts)], shared=False):
+    for shard in shards([Rolling(index, index, 0, "", 1, text) for index, text in enumerate(texts)], Cut()):
         if stop():
             raise Interrupted("the run ends")
         found += scorer.log_likelihoods(texts[len(found) : len(found) + len(shard)])
