@@ -858,6 +858,9 @@ def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_star
     address, runs = head
     before = len(list_jobs(address))
     own = {"datasets": {"gone": {"path": "/shared/gone.jsonl", "format": "alpaca"}}}
+    judge = {"name": "judge-1", "endpoint": "http://127.0.0.1:9/v1", "key": "JUDGE_KEY_OF_NOBODY"}
+    judged = {"kind": "mt_bench", "questions": "/shared/gone.jsonl"}
+    own["evaluation"] = {"judging": {"judges": [judge], "benchmarks": [judged]}}
     path = shared_sweep(tmp_path / "tree", tmp_path / "shared", **own, models={"unset": {"path": "${UNSET}/base"}})
     with second_node(address, runs, session, tmp_path / "shared"), pytest.raises(InvalidInput) as caught:
         submit_sweep(load_sweep(path), (), address, tmp_path / "tree", lambda _: None)
@@ -872,7 +875,10 @@ def test_every_path_that_a_node_lacks_is_named_with_the_node_and_nothing_is_star
         ("storage.root", str(shared / "runs")),
     }
     on_both = {("datasets.gone.path", "/shared/gone.jsonl"), ("models.unset.path", "${UNSET}/base")}
+    on_both |= {("evaluation.judging.judges[0].key", "JUDGE_KEY_OF_NOBODY")}
     assert told.keys() == only_second | on_both
+    rule = told["evaluation.judging.judges[0].key", "JUDGE_KEY_OF_NOBODY"]
+    assert "must be set to the key for Ray's workers, and is not on any node" in rule
     assert all("second (" in told[key] and "head (" not in told[key] for key in only_second)
     gone = told["datasets.gone.path", "/shared/gone.jsonl"]
     assert "there is no such file or folder on any node: head (" in gone and "second (" in gone

@@ -34,6 +34,7 @@ AGAIN_S = 0.5  # seconds before a node whose task was lost is asked again
 TASK_LOST = (LocalRayletDiedError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
 NAMED = 5  # nodes that a refusal names where all of them lack the same
 STORAGE = "storage.root"
+KEY = "key "  # before the name of a variable, among what a node lacks
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Wanted:
 
     Attributes:
         paths: absolute path → (place, text) of who names it.
+        keys: environment variable that holds a judge's key → place of who names it.
         problems: what is wrong on every node.
 
     Args:
@@ -77,6 +79,9 @@ class Wanted:
         self.sweep = sweep
         self.is_packaged = is_packaged
         self.paths: dict[str, tuple[str, str]] = {}
+        judging = sweep.file.evaluation.judging
+        judges = enumerate(judging.judges if judging else ())
+        self.keys = {one.key: f"evaluation.judging.judges[{number}].key" for number, one in judges if one.key}
         self.problems: list[Problem] = []
         for named in sweep_paths(sweep):
             path = self._add(named)
@@ -116,8 +121,13 @@ def look(wanted: Wanted) -> Answer:
     """Ask every node of the cluster that this process is connected to for what a sweep names."""
     problems = wanted.problems
     with _token(wanted.sweep, problems) as token:
-        missing = _ask_nodes(list(wanted.paths), token, problems)
+        missing = _ask_nodes(list(wanted.paths), list(wanted.keys), token, problems)
     names = sorted(missing)
+    for key, place in wanted.keys.items():
+        lacking = [name for name in names if KEY + key in missing[name]]
+        if lacking:
+            rule = f"must be set to the key for Ray's workers, and is not on {_told(lacking, names)}"
+            problems.append(Problem(place, rule, key))
     for path, (place, text) in wanted.paths.items():
         above = {str(folder) for folder in Path(path).parents}  # where one of these is lacking, it says so
         lacking = [name for name in names if path in missing[name] and not above & missing[name]]
@@ -161,8 +171,10 @@ def _token(sweep: Sweep, problems: list[Problem]) -> Iterator[str]:
         file.unlink(missing_ok=True)
 
 
-def _ask_nodes(paths: Sequence[str], token: str, problems: list[Problem]) -> Mapping[str, frozenset[str]]:
-    """Return what each node, by name, lacks of these paths and the token; one that does not answer is a problem.
+def _ask_nodes(
+    paths: Sequence[str], keys: Sequence[str], token: str, problems: list[Problem]
+) -> Mapping[str, frozenset[str]]:
+    """Return what each node, by name, lacks of these paths, keys and the token; one that does not answer is a problem.
 
     A node that leaves meanwhile is none; one whose task was lost is asked again for as long as it is there.
     """
@@ -170,6 +182,7 @@ def _ask_nodes(paths: Sequence[str], token: str, problems: list[Problem]) -> Map
     @ray.remote(num_cpus=0, max_retries=0)
     def lacks() -> list[str]:
         lost = [path for path in paths if not os.access(path, os.R_OK)]
+        lost += [KEY + key for key in keys if not os.environ.get(key, "").strip()]
         shared = not token or (os.access(token, os.R_OK) and os.access(os.path.dirname(token), os.W_OK))
         return lost if shared else [*lost, token]
 
