@@ -53,9 +53,9 @@ def importances(axes: Sequence[Coordinate], values: Sequence[float], seed: int =
         again = (generator.integers(0, count, count) for _ in range(DRAWS))
         drawn = [_explained(groups[rows], scores[rows]) for rows in again]
         chance = [_explained(groups, generator.permutation(scores)) for _ in range(DRAWS)]
-        low, high = np.quantile(drawn, (0.025, 0.975))
+        low, high = (float(np.quantile(drawn, end)) for end in (0.025, 0.975))
         share = _explained(groups, scores)
-        found.append(Importance(axis.name, share, float(low), float(high), float(np.quantile(chance, 0.95))))
+        found.append(Importance(axis.name, share, low, high, float(np.quantile(chance, 0.95))))
     return sorted(found, key=lambda one: (-one.share, one.name))
 
 
