@@ -17,6 +17,7 @@ from massive_sft.core.wording import counted
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import format_time
+from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.search.cells import CellSpace
@@ -110,7 +111,8 @@ def _worst(one: Standing, plan: Plan) -> str:
     space = one.planned.space
     corners = space.corners() if isinstance(space, CellSpace) else [*space.corners(), *space.corners(1.0)]
     points = [space.point(choice, group) for choice, group in corners]
-    costs = [estimate(plan_points(plan.sweep, [point])) for point in points]
+    # As if the ledger had none of them: what is left to do has not been tried.
+    costs = [estimate(with_gpu_counts(plan_points(plan.sweep, [point], lambda *_: {}))) for point in points]
     work = [cost.training + cost.evaluation for cost in costs]
     largest = max(work, key=lambda each: each.value)
     whole = Quantity(largest.value, all(each.sure for each in work), all(each.complete for each in work))

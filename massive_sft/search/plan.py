@@ -273,7 +273,7 @@ def _added(known: Sequence[Problem], found: Mapping[str, Problem], sweep: Sweep)
     return (*known, *(item for item in others if item.place not in {one.place for one in known}))
 
 
-def plan_points(sweep: Sweep, points: Sequence[Point]) -> Plan:
-    """Return the plan of these points alone."""
+def plan_points(sweep: Sweep, points: Sequence[Point], states_of: StatesOf = Ledger.states) -> Plan:
+    """Return the plan of these points alone; ``states_of`` as for ``make_plan``."""
     file = sweep.file.model_copy(update={"blocks": ()})
-    return make_plan(replace(sweep, file=file, variants=(), excludes=(), points=tuple(points)), Ledger.states)
+    return make_plan(replace(sweep, file=file, variants=(), excludes=(), points=tuple(points)), states_of)
