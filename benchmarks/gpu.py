@@ -393,7 +393,7 @@ def measure_training(check: Check) -> None:
 
 def _speed(check: Check, spec: TrainingSpec, samples: Samples, config: dict[str, Any]) -> dict[str, object]:
     began = time.perf_counter()
-    with mock.patch.object(TrajectoryTrainer, "_write_snapshot"):  # seconds of hashing that stage D tells of
+    with mock.patch.object(TrajectoryTrainer, "_begin_snapshot"):  # seconds of hashing that stage D tells of
         summary, steps = train(check, spec, samples)
     whole = time.perf_counter() - began
     late = steps[1:] or steps  # the first compiles and chooses kernels

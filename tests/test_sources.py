@@ -502,8 +502,8 @@ def test_messages_in_columns_are_told_as_such_and_one_row_of_messages_is_a_row(t
 def test_every_file_that_is_one_object_is_told(tmp_path):
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(json.dumps({"question": ["q", "r"], "answer": ["a", "b"]}))
-    said = problems(tmp_path, files=["a.json", "b.json"]).splitlines()
-    assert [line.count("it has its columns one by one") for line in said] == [1, 1]
+    said = problems(tmp_path, files=["a.json", "b.json"])
+    assert said.count("it has its columns one by one") == 1 and f"{tmp_path}/a.json, {tmp_path}/b.json" in said
 
 
 def test_rows_that_look_like_another_shape_are_read(tmp_path):

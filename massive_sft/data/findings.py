@@ -68,12 +68,11 @@ class Findings:
 
 def _joined(places: list[str], count: int) -> str:
     """Return places as one: ``d.jsonl:1, 2, 3 and 20 more``; what they begin with alike is said once."""
-    first, *others = places
-    head, _, number = first.rpartition(":")
-    if number.isdecimal():
-        others = [place.removeprefix(f"{head}:") for place in others]
     more = f" and {count - len(places):,} more" if count > len(places) else ""
-    return ", ".join([first, *others]) + more
+    heads, _, numbers = zip(*(place.rpartition(":") for place in places), strict=True)
+    if len(set(heads)) == 1 and all(number.isdecimal() for number in numbers):
+        return f"{heads[0]}:{', '.join(sorted(numbers, key=int))}{more}"
+    return ", ".join(places) + more
 
 
 def _shortened(value: Any) -> Any:
