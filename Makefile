@@ -37,7 +37,7 @@ test: setup
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
 pytest: setup
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-long: setup
 	$(BIN)/pytest -m long
