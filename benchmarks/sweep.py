@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from sft import BATCH, LR, MAX_LENGTH, encode, made_rows, make_base, make_tokenizer
+from sft import LR, MAX_LENGTH, encode, made_rows, make_base, make_tokenizer
 
-SAMPLES, QUESTIONS, TEXTS, SHOTS = 256, 195, 100, 5
+SAMPLES, BATCH, QUESTIONS, TEXTS, SHOTS = 256, 32, 195, 100, 5
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -131,6 +131,7 @@ def imports_of(path: Path) -> list[str]:
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (PACKAGE.parent / folder).rglob("*.py"))
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
 
@@ -149,6 +150,31 @@ def test_heavy_dependency_is_imported_only_by_its_owner(path: Path) -> None:
     for name in imports_of(path):
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or unit_of(path) in owners, f"{unit_of(path)} imports {name}"
+
+
+def names_bound_in(path: Path) -> set[str]:
+    """Return all names that a module's text binds somewhere, imports included."""
+    found = set()
+    for node in nodes_of(path):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_script_imports_what_there_is(path: Path) -> None:
+    """Scripts that take minutes, or what is not installed here, are run by nobody for weeks."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            beside = path.with_name(f"{node.module}.py")
+            file = beside if beside.is_file() else file_of(node.module)
+            for alias in node.names if file is not None else ():
+                there = alias.name in names_bound_in(file) or file_of(f"{node.module}.{alias.name}") is not None
+                assert there, f"line {node.lineno}: {node.module} has no {alias.name}"
 
 
 def test_root_holds_packages_alone() -> None:
