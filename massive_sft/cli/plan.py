@@ -21,7 +21,7 @@ from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate, runs_to_train
 from massive_sft.cost.formatting import budget_json, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
 from massive_sft.cost.gpu_counts import compare_gpu_counts
-from massive_sft.cost.judging import judging_cost, judging_lines
+from massive_sft.judging.cost import judging_cost, judging_lines
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from rich.console import Group
@@ -22,6 +24,7 @@ from massive_sft.planning.outcome import explain, find_gone, find_remedies
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
+from massive_sft.training.events import StepDone
 
 
 def status(file: File, overlay: Overlays = None, where: Where = None, as_json: Json = False) -> None:
@@ -59,23 +62,25 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
     gone = find_gone(plan)
     cells = sorted(plan.cells, key=lambda item: item.is_done)
     runs = {cell.cell.id: run for run in plan.runs for cell in run.cells}
+    step_of = cache(partial(last_step, ledger))  # cells share trainings
     names = short_names([item.cell.coordinates._asdict() for item in cells])
     for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
-        why = "\n".join(explain(item, ledger, item.cell.id in gone)) or _so_far(item, runs.get(item.cell.id), ledger)
+        why = "\n".join(explain(item, ledger, item.cell.id in gone))
+        why = why or _so_far(item, runs.get(item.cell.id), ledger, step_of)
         table.add_row(item.cell.id, Text(name), status, Text(why))
     remedies = [Text(sentence, style="yellow") for sentence in find_remedies(plan)]
     return Group(table, *remedies, Text(), *plan_totals(plan), warnings_view(plan))
 
 
-def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger) -> str:
+def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
     """Return how far a cell in work is: the score of the benchmark in hand, else its training's last step."""
     if item.status is not Status.RUNNING:
         return ""
     part = scores_so_far.read(ledger.cell(item.cell.id))
     if part is not None:
         return f"so far {part_text(part)}"
-    step = None if run is None else last_step(ledger, run.trajectory.id)
+    step = None if run is None else step_of(run.trajectory.id)
     if run is None or step is None:
         return ""
     of = "" if run.steps_per_epoch is None else f" of {run.steps_per_epoch * run.trajectory.epochs:,}"

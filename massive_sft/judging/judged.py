@@ -20,7 +20,7 @@ from massive_sft.judging.length_control import Gamed, read_gamed
 from massive_sft.judging.prompts import Prompt, read_prompts
 from massive_sft.judging.questions import WRONG_REFERENCES, Question, read_questions
 from massive_sft.judging.scores import Tables, Verdicts, failures
-from massive_sft.judging.spending import Spending
+from massive_sft.judging.spending import SPENT, Spending
 from massive_sft.judging.verdicts import Asked, Parse, ask_all, transcript
 from massive_sft.judging.verdicts import Verdicts as KeptVerdicts
 from massive_sft.ledger.storage import Storage
@@ -28,7 +28,7 @@ from massive_sft.sweep import semantics
 from massive_sft.sweep.schema import JudgedBenchmark, Judging
 
 SCHEMA = 1
-VERDICTS, SPENT = "verdicts", "verdicts/spent"  # below the ledger's cache
+VERDICTS = "verdicts"  # below the ledger's cache
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def read_questions(benchmark: JudgedBenchmark, place: str) -> list[Question]:
 
 
 def _mt_bench(benchmark: JudgedBenchmark, place: str) -> list[Question]:
-    entries = _entries(benchmark.questions, f"{place}.questions")
+    entries = read_entries(benchmark.questions, f"{place}.questions")
     named = {} if benchmark.references is None else _references(benchmark.references, f"{place}.references")
     questions, problems = [], []
     for number, entry in enumerate(entries):
@@ -82,7 +82,8 @@ def _mt_bench(benchmark: JudgedBenchmark, place: str) -> list[Question]:
 def _references(path: str, place: str) -> Mapping[int, tuple[str, ...]]:
     try:
         return {
-            int(entry["question_id"]): tuple(map(str, entry["choices"][0]["turns"])) for entry in _entries(path, place)
+            int(entry["question_id"]): tuple(map(str, entry["choices"][0]["turns"]))
+            for entry in read_entries(path, place)
         }
     except (KeyError, TypeError, ValueError, IndexError) as error:
         rule = f"must have question_id and choices[0].turns in each line ({_told(error)})"
@@ -90,8 +91,8 @@ def _references(path: str, place: str) -> Mapping[int, tuple[str, ...]]:
 
 
 def _win_rate(benchmark: JudgedBenchmark, place: str) -> list[Question]:
-    asked = _entries(benchmark.questions, f"{place}.questions")
-    answered = _entries(str(benchmark.baseline), f"{place}.baseline")
+    asked = read_entries(benchmark.questions, f"{place}.questions")
+    answered = read_entries(str(benchmark.baseline), f"{place}.baseline")
     try:
         texts = [str(entry["instruction"]) for entry in asked]
         baselines = [(str(entry["instruction"]), str(entry["output"])) for entry in answered]
@@ -107,8 +108,8 @@ def _win_rate(benchmark: JudgedBenchmark, place: str) -> list[Question]:
     ]
 
 
-def _entries(path: str, place: str) -> list[Any]:
-    """Return the entries of a JSON array, or of JSON lines. Raises InvalidInput."""
+def read_entries(path: str, place: str) -> list[Any]:
+    """Return the objects of a JSON array, or of JSON lines. Raises InvalidInput, about ``place``."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         entries = json.loads(text) if text.lstrip()[:1] == "[" else list(_lines(text))

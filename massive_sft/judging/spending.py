@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from massive_sft.judging.endpoint import Message, Reply
 from massive_sft.judging.errors import BudgetSpent
 from massive_sft.ledger.storage import Storage
 from massive_sft.sweep.schema import Judge
 
+if TYPE_CHECKING:  # what asks imports more than prices need
+    from massive_sft.judging.endpoint import Message, Reply
+
 log = logging.getLogger(__name__)
+SPENT = "verdicts/spent"  # below the ledger's cache: what each process has spent, an object each
 READ_EVERY_S = 5.0  # for so long what other processes have spent may be unknown
 BYTES_PER_TOKEN = 3  # of a text whose tokens nobody counted: few, so that it is not taken for cheaper than it is
 MILLION = 1_000_000
@@ -46,7 +50,7 @@ class Spending:
 
     def reserve(self, judge: Judge, messages: Sequence[Message], max_tokens: int) -> float:
         """Return what a call may cost at most, set aside until ``settle``. Raises BudgetSpent."""
-        most = _cost(judge, tokens_of(messages), max_tokens)
+        most = price_of(judge, tokens_of(messages), max_tokens)
         with self._lock:
             if self._budget is not None:
                 spent = self._spent()
@@ -67,7 +71,8 @@ class Spending:
             read = tokens_of(messages) if reply.input_tokens is None else reply.input_tokens
             wrote = len(reply.text.encode()) // BYTES_PER_TOKEN if reply.output_tokens is None else reply.output_tokens
             own = self._own.setdefault(judge.name, {"calls": 0, "input": 0, "output": 0, "cost": 0.0})
-            for name, value in (("calls", 1), ("input", read), ("output", wrote), ("cost", _cost(judge, read, wrote))):
+            cost = price_of(judge, read, wrote)
+            for name, value in (("calls", 1), ("input", read), ("output", wrote), ("cost", cost)):
                 own[name] += value
             self._place.put(self._name, json.dumps(self._own).encode())
 
@@ -94,5 +99,6 @@ def read_spending(place: Storage, but: str = "") -> float:
     return total
 
 
-def _cost(judge: Judge, read: int, wrote: int) -> float:
+def price_of(judge: Judge, read: float, wrote: float) -> float:
+    """Return what so many tokens cost; 0 for a judge without a price."""
     return 0.0 if judge.price is None else (read * judge.price.input + wrote * judge.price.output) / MILLION

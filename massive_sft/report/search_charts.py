@@ -113,9 +113,7 @@ def _regrets(one: Standing, team: str, entries: Sequence[Decision]) -> Iterator[
 
 def _values(one: Standing, entries: Sequence[Decision], position: int) -> dict[int, float]:
     """Return an objective of complete decisions of one team, better when larger, by their numbers."""
-    groups = {entry["group"] for entry in entries}
-    found = {number: values[position] for group in groups for number, values in one.values(group).items()}
-    return {entry["n"]: found[entry["n"]] for entry in entries if entry["n"] in found}
+    return {number: values[position] for number, values in one.values_of(entries).items()}
 
 
 def _error(one: Standing, name: str | None, *numbers: int) -> float:

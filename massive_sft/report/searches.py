@@ -70,9 +70,7 @@ def _matters(one: Standing) -> Iterator[Table]:
     """Yield the table of how much each axis matters, where enough was tried to say so."""
     rows = []
     for team, entries in teams(one):
-        values = {
-            number: own for group in {entry["group"] for entry in entries} for number, own in one.values(group).items()
-        }
+        values = one.values_of(entries)
         known = [entry for entry in entries if entry["n"] in values]
         axes = differing(one, known)
         for position, label in enumerate(labels_of(one)):

@@ -89,6 +89,12 @@ class Standing:
         values = objective_values(self.planned.search, [self.outcomes[number] for number in complete])
         return dict(zip(complete, values, strict=True))
 
+    def values_of(self, entries: Sequence[Decision]) -> dict[int, tuple[float, ...]]:
+        """Return those of ``values`` that are of these decisions, whichever groups they are of."""
+        groups = {entry["group"] for entry in entries}
+        found = {number: own for group in groups for number, own in self.values(group).items()}
+        return {entry["n"]: found[entry["n"]] for entry in entries if entry["n"] in found}
+
     def is_feasible(self, entry: Decision) -> bool:
         """Whether a complete decision keeps all constraints, as far as they can be judged."""
         rules = self.planned.rules
@@ -141,8 +147,7 @@ class Standing:
     def was_ahead(self) -> set[int]:
         """The numbers of the decisions that were the best of an objective and model when their outcome came."""
         found, ahead = set[int](), dict[tuple[int, str, int], float]()
-        groups = {entry["group"] for entry in self.trained}
-        values = {number: own for group in groups for number, own in self.values(group).items()}
+        values = self.values_of(self.trained)
         for entry in (entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)):
             for position, value in enumerate(values[entry["n"]]):
                 place = (entry["group"], entry["model"], position)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.evaluation.encoding import max_length_of
 from massive_sft.judging.endpoint import Endpoint, missing_key
-from massive_sft.judging.judged import SPENT, Prepared, prepare
+from massive_sft.judging.judged import Prepared, prepare
 from massive_sft.judging.questions import NEED_REFERENCES
-from massive_sft.judging.spending import Spending
+from massive_sft.judging.spending import SPENT, Spending
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.running.check.models import Models

@@ -7,20 +7,19 @@ is not asked again, so that it is the most; how long answers and verdicts become
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.workload import BYTES_PER_TOKEN, typical_answer_tokens
+from massive_sft.judging.questions import read_entries
+from massive_sft.judging.spending import MILLION, SPENT, price_of, read_spending
 from massive_sft.planning.plan import Plan
 from massive_sft.sweep.schema import Judge, JudgedBenchmark
 
-SPENT = "cache/verdicts/spent"  # below the root: what each process has spent, an object each
 CALLS = 2  # of a question and a judge: its turns, or the two orders of a pair
 PROMPT_TOKENS = 250  # of what a judge is told beside the texts
 TYPICAL_VERDICT = 300  # tokens, with its reasons
-MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def judging_cost(plan: Plan) -> JudgingCost | None:
     left = [item.judged for cell in plan.cells for item in cell.unmet if item.judged is not None]
     if judging is None or not left:
         return None
-    total = JudgingCost(budget=judging.budget, spent=_spent(plan))
+    total = JudgingCost(budget=judging.budget, spent=read_spending(plan.storage.at(f"cache/{SPENT}")))
     for benchmark in left:
         sizes = _question_bytes(benchmark.questions, benchmark.limit)
         if sizes is None:
@@ -84,37 +83,21 @@ def _added(total: JudgingCost, benchmark: JudgedBenchmark, judge: Judge, sizes: 
 
 
 def _price(judge: Judge, read: float, written: float) -> float | None:
-    if judge.price is None:
-        return None
-    return (read * judge.price.input + written * judge.price.output) / MILLION
+    return None if judge.price is None else price_of(judge, read, written)
 
 
 @functools.lru_cache(maxsize=64)
 def _question_bytes(path: str, limit: int | None) -> tuple[int, ...] | None:
     """Return the bytes of each question of a file in one of the published forms; None where it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        entries = (
-            json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(line) for line in text.split("\n") if line]
-        )
+        entries = read_entries(path, path)
         return tuple(sum(map(len, map(str.encode, _texts(entry)))) for entry in entries[:limit])
-    except (OSError, ValueError, AttributeError, TypeError):  # `check` says what is wrong with it
+    except (InvalidInput, TypeError):  # `check` says what is wrong with it
         return None
 
 
 def _texts(entry: dict[str, Any]) -> list[str]:
     return [*map(str, entry.get("turns") or [entry.get("instruction", "")]), *map(str, entry.get("reference") or [])]
-
-
-def _spent(plan: Plan) -> float:
-    place = plan.storage.at(SPENT)
-    total = 0.0
-    for listed in place.list():
-        try:
-            total += sum(float(own["cost"]) for own in json.loads(place.get(listed.name).data).values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of which judging warns
-            continue
-    return total
 
 
 def judging_lines(cost: JudgingCost | None) -> list[str]:
