@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # Where it is set, each of some hundred processes would compile what it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup test pytest test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks benchmarks-evaluation clean
+.PHONY: setup test test-long lint quickstart chaos-short chaos-s3 chaos-many chaos benchmarks benchmarks-evaluation clean
 
 setup: $(VENV)/ready
 
@@ -32,11 +32,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Side by side: both wait now and then, the tests for processes that start and end.
 test: setup
-	@$(MAKE) --no-print-directory --jobs 2 lint pytest
-
-pytest: setup
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-long: setup
