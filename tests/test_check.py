@@ -116,9 +116,9 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "kind": ({"output_type": "generate_untill"}, {}, "generate_untill"),
     "samples": (
-        {"generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 0.7}},
+        {"generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 0.7, "top_p": 0}},
         {},
-        "samples its answers",
+        "top_p must be above 0, and 1 at most",
     ),
     "shots": ({}, {"shots": 9}, "number of fewshot samples requested exceeds"),
     "long": ({"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4096, "do_sample": False}}, {}, "no room"),

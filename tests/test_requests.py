@@ -242,8 +242,8 @@ def test_what_follows_a_shard_does_not_depend_on_it() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "shots", "reason"),
     [
-        ("tiny_gen", {"generation_kwargs": {"do_sample": True, "temperature": 0.8, "until": []}}, 0, "samples its"),
-        ("tiny_gen", {"generation_kwargs": {"do_sample": True, "until": []}}, 0, "samples its answers"),
+        ("tiny_gen", {"generation_kwargs": {"temperature": -0.8, "until": []}}, 0, "must be 0 or more"),
+        ("tiny_gen", {"generation_kwargs": {"do_sample": True, "until": []}}, 0, "names no temperature"),
         ("tiny_gen", {"generation_kwargs": {"max_gen_toks": 0, "until": []}}, 0, "answers of up to 0 tokens"),
         ("tiny_gen", {"generation_kwargs": {"num_beams": 4, "until": []}}, 0, "num_beams"),
         ("tiny_gen", {"unsafe_code": True}, 0, "allow_code_execution"),

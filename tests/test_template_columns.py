@@ -78,7 +78,14 @@ def test_cells_under_two_templates_are_compared_under_both_names_each_with_its_p
     said = {"answer": "a", "extracted": None, "value": 1.0, "logprob": None, "finish": None}
     asked = [next(protocol for protocol, of in item.record.scores.items() if "quiz" in of.tasks) for item in matches]
     both = [said | {"protocol": protocol, "prompt": f"put {n}"} for n, protocol in enumerate(asked)]
-    row = {"benchmark": "quiz-0shot", "task": "quiz", "doc": 3, "protocol": asked[0], "kind": "generate_until"}
+    row = {
+        "benchmark": "quiz-0shot",
+        "task": "quiz",
+        "doc": 3,
+        "draw": 0,
+        "protocol": asked[0],
+        "kind": "generate_until",
+    }
     row |= {"prompt": "put 0", "gold": "a", "metric": "acc", "answers": both}
     text = text_of(answers_view(matches, [row], 1, ""))
     assert "quiz-0shot [paper / chat] quiz 3" in text

@@ -16,7 +16,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.wording import counted
 
 SHOWN = 10
-KEYS = ["benchmark", "task", "doc"]
+KEYS = ["benchmark", "task", "doc", "draw"]
 NONE_CHANGED = "the values of all questions that both answered are the same"
 NONE_SHARED = "no question that all of them answered"
 Rows = list[dict[str, Any]]
@@ -48,7 +48,7 @@ def answers(
 
 
 def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed: bool = False) -> list[dict[str, Any]]:
-    """Return one object a document that all cells answered: prompt, gold, and each cell's answer and value.
+    """Return one object a document (an answer, of sampled ones) that all cells answered: what each said, and its value.
 
     Raises InvalidInput where no benchmark or task has the name.
     """
@@ -133,7 +133,8 @@ def _question(cells: Sequence[CellMatch], row: dict[str, Any]) -> list[Text]:
             Text.assemble((f"asked of {cell.id}:\n", ""), (prompt, "dim"))
             for cell, prompt in zip(cells, prompts, strict=True)
         ]
-    return [Text(f"{name} {row['task']} {row['doc']}", style="bold"), *put]
+    which = f", answer {row['draw'] + 1}" if row["draw"] else ""
+    return [Text(f"{name} {row['task']} {row['doc']}{which}", style="bold"), *put]
 
 
 def _said(said: dict[str, Any], metric: str | None) -> Text:

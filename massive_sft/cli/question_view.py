@@ -14,6 +14,7 @@ from massive_sft.data.preview import CLOSE, OPEN
 from massive_sft.evaluation.encoding import RequestEncoder, windows
 from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling, read_requests
+from massive_sft.evaluation.sampling import Sampling
 
 LEGEND = f"What stands between {OPEN} and {CLOSE} is scored; the model reads what is before it."
 
@@ -45,13 +46,14 @@ def _question(asked: Sequence[Request], encoder: RequestEncoder, tokenizer: Any,
     known: list[int] | None = None
     for request in asked:
         if isinstance(request, Generation):
+            if request is not asked[0]:  # a further sampled answer
+                continue
             tokens, lead = encoder.prompt(request.context, request.lead)
             yield from _passage(tokens, [], tokenizer, max_length - request.max_tokens)
             until = ", ".join(map(repr, request.until))
             rest = f" after {lead!r}, which is no part of it" if lead else ""
-            yield Text(
-                f"generated: up to {counted(request.max_tokens, 'token')}{rest}, ended by {until}", style="magenta"
-            )
+            made = "generated" if request.sampling is None else _drawn(request.sampling, len(asked))
+            yield Text(f"{made}: up to {counted(request.max_tokens, 'token')}{rest}, ended by {until}", style="magenta")
         elif isinstance(request, Rolling):
             for before, scored in windows(encoder.encode(request.text), encoder.prefix, max_length):
                 yield from _passage(before, scored, tokenizer, max_length)
@@ -62,6 +64,11 @@ def _question(asked: Sequence[Request], encoder: RequestEncoder, tokenizer: Any,
             else:
                 yield from _passage(before, scored, tokenizer, max_length)
             known = before
+
+
+def _drawn(sampling: Sampling, times: int) -> str:
+    limits = f", top_k {sampling.top_k}" * (sampling.top_k > 0) + f", top_p {sampling.top_p:g}" * (sampling.top_p < 1)
+    return f"sampled {counted(times, 'time')} at temperature {sampling.temperature:g}{limits}"
 
 
 def _passage(before: Sequence[int], scored: Sequence[int], tokenizer: Any, max_length: int) -> Iterator[Text]:

@@ -1,4 +1,4 @@
-"""What a model was asked and what it answered, for people: one row a document, read from files without lm-eval."""
+"""What a model was asked and what it answered, for people: one row an answer, read from files without lm-eval."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Answer:
 
     Attributes:
         task, doc: lm-eval's names of them.
+        draw: which of the document's sampled answers it is, from 0.
         kind: of the request: ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``.
         prompt: all that the model read before it answered; of a rolling request the text.
         gold: the right answer; None where the task says none or none was kept.
@@ -29,6 +30,7 @@ class Answer:
 
     task: str
     doc: int
+    draw: int
     kind: str
     prompt: str
     gold: str | None
@@ -71,20 +73,23 @@ def _leaf_answers(
 ) -> Iterator[Answer]:
     golds = read_gold(requests, leaf)
     for doc, group in groupby(zip(asked, answered, strict=True), key=lambda pair: pair[0].doc):
-        yield _answer(leaf, doc, golds.get(doc), list(group))
+        pairs = list(group)
+        generated = isinstance(pairs[0][0], Generation)
+        for draw, together in enumerate([[pair] for pair in pairs] if generated else [pairs]):
+            yield _answer(leaf, doc, draw, golds.get(doc), together)
 
 
-def _answer(task: str, doc: int, gold: str | None, pairs: Sequence[tuple[Request, Response]]) -> Answer:
+def _answer(task: str, doc: int, draw: int, gold: str | None, pairs: Sequence[tuple[Request, Response]]) -> Answer:
     request, response = pairs[0]
     if isinstance(request, Generation) and isinstance(response, GenerationResponse):
-        return Answer(task, doc, request.kind, request.context, gold, response.text, None, response.finish)
+        return Answer(task, doc, draw, request.kind, request.context, gold, response.text, None, response.finish)
     if isinstance(request, Rolling) and isinstance(response, LikelihoodResponse):
-        return Answer(task, doc, request.kind, request.text, None, None, response.logprob, None)
+        return Answer(task, doc, draw, request.kind, request.text, None, None, response.logprob, None)
     choices = _choices(pairs)
     prompt = _common_beginning([asked.context for asked, _ in choices])
     chosen, likeliest = max(choices, key=lambda pair: pair[1].logprob)
     said = chosen.context[len(prompt) :] + chosen.continuation
-    return Answer(task, doc, chosen.kind, prompt, gold, said.strip(), likeliest.logprob, None)
+    return Answer(task, doc, draw, chosen.kind, prompt, gold, said.strip(), likeliest.logprob, None)
 
 
 def _choices(pairs: Sequence[tuple[Request, Response]]) -> list[tuple[Likelihood, LikelihoodResponse]]:

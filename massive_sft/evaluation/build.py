@@ -6,10 +6,12 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.gold import gold_text, write_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
+from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, config_hash, content_of, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
@@ -32,7 +35,7 @@ from massive_sft.sweep import schema
 _HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_IGNORED_WHEN_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_TOKENS}
+_KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", "seed", *_MAX_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ def _requests_of(
             fewshot_as_multiturn=wrapping.kind == "chat",
             chat_template=wrapping.render,
         )
-    return [_request(index, instance, wrapping) for index, instance in enumerate(task.instances)]
+    made = itertools.chain.from_iterable(_requests(instance, wrapping) for instance in task.instances)
+    return [replace(request, index=index) for index, request in enumerate(made)]
 
 
 def _set_shots(task: Task, defaults: TaskDefaults, shots: int, fewshot: schema.Fewshot) -> None:
@@ -232,49 +236,55 @@ def doc_hash(doc: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _request(index: int, instance: Instance, wrapping: Wrapping) -> Request:
+def _requests(instance: Instance, wrapping: Wrapping) -> Iterator[Request]:
+    """Yield what one of a task's requests asks a model: several answers where they are sampled. All with index 0."""
     common: Callable[..., dict[str, Any]] = functools.partial(
         dict,
-        index=index,
+        index=0,
         doc=int(instance.doc_id),
         choice=int(instance.idx),
         doc_hash=doc_hash(instance.doc),
         repeats=int(instance.repeats or 1),
     )
     if instance.request_type == "loglikelihood_rolling":
-        return Rolling(**common(text=instance.args[0]))
+        yield Rolling(**common(text=instance.args[0]))
+        return
     if instance.request_type == "generate_until":
-        return _generation(common, instance, wrapping)
+        yield from _generations(common, instance, wrapping)
+        return
     context, continuation = instance.args[:2]
     if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
         # The template ends in the space that the task would put before its answer; training has it once.
         continuation = continuation[1:]
     border = context[len(context.rstrip()) :]
     joined = wrapping.kind != "none" and bool(border.strip(" "))
-    return Likelihood(**common(context=context, continuation=continuation, joined=joined))
+    yield Likelihood(**common(context=context, continuation=continuation, joined=joined))
 
 
-def _generation(common: Callable[..., dict[str, Any]], instance: Instance, wrapping: Wrapping) -> Generation:
+def _generations(common: Callable[..., dict[str, Any]], instance: Instance, wrapping: Wrapping) -> Iterator[Generation]:
     """As training wrote it: white space between a training template and its answer belongs to the answer."""
     context, arguments = instance.args[:2]
     prompt = context.rstrip() if wrapping.kind == "training" else context
     lead = context[len(prompt) :] + wrapping.lead
-    return Generation(**common(context=prompt, lead=lead, **generation(arguments, wrapping.stops)))
+    asked = common(context=prompt, lead=lead, **generation(arguments, wrapping.stops))
+    sampled = sampling(arguments)
+    if sampled is None:
+        yield Generation(**asked)
+        return
+    for number in range(asked["repeats"]):
+        seed = seed_of(sampled.seed, asked["doc_hash"], asked["choice"], number)
+        yield Generation(**asked | {"repeats": 1, "sampling": replace(sampled, seed=seed)})
 
 
 def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict[str, Any]:
-    """Return ``until`` and ``max_tokens`` of a task's generation arguments, which must mean greedy decoding.
+    """Return ``until`` and ``max_tokens`` of a task's generation arguments.
 
     ``template_stops`` (see ``Wrapping.stops``) are added to the task's. EOS always stops, and is no text.
 
     Raises:
-        TaskUnavailable: for sampling, beams, penalties and anything else that greedy decoding would ignore, and for
-            answers without a token.
+        TaskUnavailable: for beams, penalties and anything else that would be ignored, and for answers without a token.
     """
-    sampled = arguments.get("do_sample") is not False and float(arguments.get("temperature") or 0.0) > 0.0
-    if sampled or (arguments.get("do_sample") and arguments.get("temperature") is None):
-        raise TaskUnavailable("the task samples its answers (do_sample); only greedy decoding is scored")
-    unknown = sorted(set(arguments) - _IGNORED_WHEN_GREEDY)
+    unknown = sorted(set(arguments) - _KNOWN)
     if unknown:
         raise TaskUnavailable(f"the task asks for generation arguments that are not supported: {', '.join(unknown)}")
     until = arguments.get("until") or []
@@ -285,3 +295,33 @@ def generation(arguments: dict[str, Any], template_stops: Sequence[str]) -> dict
     if most < 1:
         raise TaskUnavailable(f"the task asks for answers of up to {most} tokens (max_gen_toks); 1 is the least")
     return {"until": tuple(dict.fromkeys(stop for stop in stops if stop)), "max_tokens": most}
+
+
+def sampling(arguments: dict[str, Any]) -> Sampling | None:
+    """Return how a task's generation arguments have tokens drawn, with the task's seed; None: not at all.
+
+    Tokens are drawn where there is a temperature above 0 and ``do_sample`` is not false, lm-eval's rule. ``top_k`` and
+    ``top_p`` that are not named leave all tokens; ``seed`` is 0.
+
+    Raises:
+        TaskUnavailable: one is out of range, or there is no temperature.
+    """
+    if arguments.get("do_sample") and arguments.get("temperature") is None:
+        raise TaskUnavailable("the task samples its answers (do_sample) and names no temperature; 0 is greedy")
+    try:
+        temperature = float(arguments.get("temperature") or 0.0)
+        top_k = int(arguments.get("top_k") or 0)
+        top_p = 1.0 if arguments.get("top_p") is None else float(arguments["top_p"])
+        seed = int(arguments.get("seed") or 0)
+    except (TypeError, ValueError) as error:
+        raise TaskUnavailable(f"the task's generation arguments are no numbers ({error})") from error
+    ranges = {
+        "temperature must be 0 or more": math.isfinite(temperature) and temperature >= 0.0,
+        "top_k must be 0 (all) or more": top_k >= 0,
+        "top_p must be above 0, and 1 at most": 0.0 < top_p <= 1.0,
+    }
+    if wrong := [rule for rule, holds in ranges.items() if not holds]:
+        raise TaskUnavailable(f"the task's generation arguments: {'; '.join(wrong)}")
+    if arguments.get("do_sample") is False or temperature == 0.0:
+        return None
+    return Sampling(temperature, seed, top_k, top_p)

@@ -1,4 +1,4 @@
-"""Greedy answers to generation requests, by the engine that a model's family allows."""
+"""Answers to generation requests, by the engine that a model's family allows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from massive_sft.evaluation import batching, padded, slots
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
 from massive_sft.evaluation.responses import CONTEXTS_CUT
+from massive_sft.evaluation.sampled_tokens import perturbed
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt, Writing
 from massive_sft.models.tree_support import refusal
 
@@ -31,7 +32,7 @@ _ROUNDED = (0.5, 0.05)
 
 
 class Generator:
-    """Writes answers greedily. The model's own generation settings play no part.
+    """Writes answers, greedily where a request does not sample. The model's own generation settings play no part.
 
     As lm-eval's backend does, stops are looked for in the text with special tokens in it, the text of EOS is one more
     stop, and the answer is without special tokens. A context too long for the model loses its beginning.
@@ -162,13 +163,13 @@ class Generator:
 
     def _unconfirmed(self, prompts: Sequence[Prompt], written: Sequence[Writing]) -> str | None:
         """Return where a plain forward pass would have written something else; None where it would not."""
-        pairs = [(prompt.tokens, one.made) for prompt, one in zip(prompts, written, strict=True) if one.made]
-        longest_first = sorted(pairs, key=lambda pair: -len(pair[0]) - len(pair[1]))
-        longest = sum(map(len, longest_first[0])) if pairs else 0
+        pairs = [(prompt, one.made) for prompt, one in zip(prompts, written, strict=True) if one.made]
+        longest_first = sorted(pairs, key=lambda pair: -len(pair[0].tokens) - len(pair[1]))
+        longest = len(longest_first[0][0].tokens) + len(longest_first[0][1]) if pairs else 0
         if longest <= self._proven_tokens:
             return None
-        for context, made in longest_first[:: max(1, len(pairs) - 1)][:PROVEN_ROWS]:
-            difference = _difference(self._model, context, made)
+        for prompt, made in longest_first[:: max(1, len(pairs) - 1)][:PROVEN_ROWS]:
+            difference = _difference(self._model, prompt, made)
             if difference is not None:
                 return difference
         self._proven_tokens = longest
@@ -190,19 +191,27 @@ def prompt_of(request: Generation, encoder: RequestEncoder, eos: str, max_length
     room = max_length - prompt.most
     if room <= 0:
         raise Unsupported(f"an answer of up to {prompt.most} tokens leaves no room in the model's {max_length}")
-    return Prompt(tokens[-room:], lead, prompt.until, prompt.limit, cut=len(tokens) > room)
+    cut = len(tokens) > room
+    return Prompt(tokens[-room:], lead, prompt.until, prompt.limit, cut=cut, sampling=request.sampling)
 
 
 @torch.inference_mode()
-def _difference(model: Any, context: Sequence[int], made: Sequence[int]) -> str | None:
-    """Return which token a plain forward pass would not have written; None where it would have written all."""
-    tokens = torch.tensor([[*context, *made[:-1]]], device=model.device)
+def _difference(model: Any, prompt: Prompt, made: Sequence[int]) -> str | None:
+    """Return which token a plain forward pass would not have written; None where it would have written all.
+
+    A sampled token is to have won against all that are likelier: whatever may be drawn, they may be.
+    """
+    tokens = torch.tensor([[*prompt.tokens, *made[:-1]]], device=model.device)
     logits = model(input_ids=tokens, use_cache=False, logits_to_keep=len(made)).logits[0, -len(made) :].float()
-    largest = logits.max(dim=-1).values
-    below = largest - logits.gather(1, torch.tensor(made, device=model.device)[:, None])[:, 0]
     absolute, relative = _EXACT if model.dtype == torch.float32 else _ROUNDED
-    wrong = ~(below <= absolute + relative * largest.abs())
-    if not wrong.any():
-        return None
-    place = int(wrong.nonzero()[0])
-    return f"a plain pass finds token {place + 1} of an answer less likely than another, by {float(below[place]):.3g}"
+    for place, token in enumerate(made):
+        scores, draw = logits[place], prompt.draw(place)
+        allowed = absolute + relative * float(scores.max().abs())
+        if draw is not None:
+            likelier = scores >= scores[token]
+            scores = perturbed(scores[None], [draw])[0].masked_fill(~likelier, -torch.inf)
+            allowed /= draw.sampling.temperature
+        below = float(scores.max() - scores[token])
+        if not below <= allowed:
+            return f"a plain pass finds token {place + 1} of an answer less likely than another, by {below:.3g}"
+    return None

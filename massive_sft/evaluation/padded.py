@@ -1,4 +1,4 @@
-"""Greedy generation in padded batches with the model's own cache: for families whose cache is their own affair."""
+"""Generation in padded batches with the model's own cache: for families whose cache is their own affair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from massive_sft.evaluation.logits import likeliest
+from massive_sft.evaluation.sampled_tokens import picked
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 
 
@@ -39,7 +39,8 @@ def write(model: Any, prompts: Sequence[Prompt], endings: Endings) -> list[Writi
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        picks = likeliest(output.logits[:, -1])
+        draws = [answer.prompt.draw(len(answer.made)) if answer.finish is None else None for answer in alive]
+        picks = picked(output.logits[:, -1], draws)
         for answer, token in zip(alive, picks.tolist(), strict=True):
             if answer.finish is None:
                 answer.take(token)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import fingerprint
+from massive_sft.evaluation.sampling import Sampling
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -31,7 +32,7 @@ class Request:
         doc: lm-eval's document id.
         choice: which of the document's requests this is (lm-eval's ``idx``).
         doc_hash: hash of the document, checked again before it is scored.
-        repeats: how often the task wants the response; greedy decoding computes it once.
+        repeats: how often the response counts; greedy decoding computes it once.
     """
 
     kind: ClassVar[str]
@@ -66,11 +67,15 @@ class Rolling(Request):
 
 @dataclass(frozen=True)
 class Generation(Request):
-    """Greedy text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings.
+    """Text after ``context``, up to ``max_tokens`` tokens, ended before the first of the ``until`` strings.
 
     ``lead`` is what training has between the context and the answer, and encodes with the answer: white space at a
     template's end, which tokenizers join to a word, or what a chat template writes there. The model writes it, and it
     is no part of the answer.
+
+    Attributes:
+        sampling: how its tokens are drawn; None: each is the likeliest. Each answer of a task that wants several is a
+            request of its own.
     """
 
     kind: ClassVar[str] = "generate_until"
@@ -78,6 +83,7 @@ class Generation(Request):
     until: tuple[str, ...]
     max_tokens: int
     lead: str = ""
+    sampling: Sampling | None = None
 
 
 KINDS: dict[str, type[Request]] = {kind.kind: kind for kind in (Likelihood, Rolling, Generation)}
@@ -152,10 +158,13 @@ class RequestSet:
 
 
 def to_line(request: Request) -> str:
-    """Return a request as JSON; ``joined`` only where it is so: sets without such a request are as they were."""
+    """Return a request as JSON; ``joined`` and ``sampling`` only where it is so: other sets are as they were."""
     entry = {"kind": request.kind, **vars(request)}
     if not entry.get("joined", True):
         del entry["joined"]
+    if "sampling" in entry:
+        drawn = entry.pop("sampling")
+        entry |= {} if drawn is None else {"sampling": vars(drawn)}
     return json.dumps(entry, ensure_ascii=False, sort_keys=True)
 
 
@@ -164,6 +173,8 @@ def from_line(line: str) -> Request:
     kind = KINDS[entry.pop("kind")]
     if "until" in entry:
         entry["until"] = tuple(entry["until"])
+    if "sampling" in entry:
+        entry["sampling"] = Sampling(**entry["sampling"])
     return kind(**entry)
 
 

@@ -100,7 +100,11 @@ def leaf_values(
     for request, response in zip(requests, responses, strict=True):
         if request.doc not in docs or doc_hash(docs[request.doc]) != request.doc_hash:
             raise TaskUnavailable(f"{leaf.name}: document {request.doc} is not the one its request was built from")
-        instances[request.doc].append(_instance(leaf.name, docs[request.doc], request, response))
+        asked = instances[request.doc]
+        if asked and isinstance(request, Generation) and asked[-1].idx == request.choice:  # a further sampled answer
+            asked[-1].resps += _answers(request, response)
+        else:
+            asked.append(_instance(leaf.name, docs[request.doc], request, response))
     task._instances = [instance for doc in instances for instance in instances[doc]]
     task.apply_filters()
     values: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
@@ -151,19 +155,22 @@ def _instance(task: str, doc: Any, request: Request, response: Response) -> Inst
         arguments = (request.context, request.continuation)
     else:
         raise TypeError(f"no lm-eval instance for {request.kind}")
-    answer: Any
-    if isinstance(response, LikelihoodResponse):
-        answer = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
-    else:
-        answer = response.text
     return Instance(
         request_type=request.kind,  # type: ignore[arg-type]
         doc=doc,
         arguments=arguments,
         idx=request.choice,
         metadata=(task, request.doc, request.repeats),
-        resps=[answer] * request.repeats,
+        resps=_answers(request, response),
     )
+
+
+def _answers(request: Request, response: Response) -> list[Any]:
+    """Return a response as often as it counts, as lm-eval has it."""
+    if isinstance(response, LikelihoodResponse):
+        single = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
+        return [single] * request.repeats
+    return [response.text] * request.repeats
 
 
 def is_number(value: Any) -> bool:

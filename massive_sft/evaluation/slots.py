@@ -1,4 +1,4 @@
-"""Greedy generation of many answers at once: one that ends gives its slot to the next prompt in the same step."""
+"""Generation of many answers at once: one that ends gives its slot to the next prompt in the same step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation.drafts import MOST_GUESSES, Draft
-from massive_sft.evaluation.logits import likeliest
+from massive_sft.evaluation.sampled_tokens import picked
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.models.slot_attention import NAME, PASS, Piece, SlotCache, SlotRow, whole_keys
@@ -178,7 +178,12 @@ class _Wave:
     def _step(self) -> None:
         """Compute what is fed to each slot, take the tokens that follow, and free the slots of finished answers."""
         row, reads = _row_of(self._cache, self._alive, self._model.device)
-        picks = iter(likeliest(PASS.logits(self._model, row, row.positions, reads)).tolist())
+        draws = [
+            slot.answer.prompt.draw(len(slot.answer.made) + guess)
+            for slot in self._alive
+            for guess in range(slot.guesses + 1)
+        ]
+        picks = iter(picked(PASS.logits(self._model, row, row.positions, reads), draws).tolist())
         self._counts.steps += 1
         for slot in self._alive:
             self._take(slot, [next(picks) for _ in range(slot.guesses + 1)])

@@ -19,6 +19,7 @@ from massive_sft.evaluation.encoding import RequestEncoder, max_length_of
 from massive_sft.evaluation.generate import prompt_of
 from massive_sft.evaluation.requests import Generation, Request
 from massive_sft.evaluation.responses import CONTEXTS_CUT, GenerationResponse, LikelihoodResponse, Response
+from massive_sft.evaluation.sampling import Sampling
 from massive_sft.evaluation.scorer import Span, Value, rows_of, spans_of, totals
 from massive_sft.evaluation.vllm_server import Served, VllmServer
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
@@ -183,6 +184,7 @@ class VllmScorer:
             include_stop_str_in_output=True,
             skip_special_tokens=False,
             return_token_ids=True,
+            **({} if prompt.sampling is None else _sampled(prompt.sampling)),
         )
         made = choice.get("token_ids")
         if not isinstance(made, list):
@@ -196,6 +198,17 @@ class VllmScorer:
         if writing.finish is None:  # it may leave out the token that ended an answer
             writing.finish = "eos" if choice.get("finish_reason") == "stop" else "length"
         return writing
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    """Return how the server is to draw: its random numbers are its own."""
+    top_k = sampling.top_k or -1
+    return {
+        "temperature": sampling.temperature,
+        "top_k": top_k,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+    }
 
 
 def _may_begin_in(lead: str, stop: str) -> bool:

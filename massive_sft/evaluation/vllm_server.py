@@ -96,7 +96,7 @@ class VllmServer:
                 log.warning("an adapter stays loaded: %s", error)
 
     def complete(self, model: str, tokens: Sequence[int], **asked: Any) -> dict[str, Any]:
-        """Return the one choice for a prompt, greedily.
+        """Return the one choice for a prompt, greedily where nothing else is asked.
 
         Args:
             asked: further fields of the call, such as ``max_tokens``.

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from massive_sft.evaluation.sampling import Draw, Sampling
+
 # A stop may begin inside a token and a character may span four of them.
 _SLACK_TOKENS = 4
 _HALF_A_CHARACTER = "\ufffd"
@@ -30,6 +32,7 @@ class Prompt:
         until: the texts that end the answer; a special token's among them.
         limit: tokens of the answer at most; those of the lead alone do not count.
         cut: whether its beginning was left out, for it is longer than the model's context.
+        sampling: how its tokens are drawn; None: each is the likeliest.
     """
 
     tokens: list[int]
@@ -37,11 +40,16 @@ class Prompt:
     until: tuple[str, ...]
     limit: int
     cut: bool = False
+    sampling: Sampling | None = None
 
     @property
     def most(self) -> int:
         """Tokens that may be made: a lead has at most a token a byte."""
         return self.limit + len(self.lead.encode())
+
+    def draw(self, place: int) -> Draw | None:
+        """Return what draws the token at a place of the answer; None where it is the likeliest."""
+        return None if self.sampling is None else Draw(self.sampling, place)
 
 
 def cut(text: str, until: Sequence[str]) -> str:

@@ -44,7 +44,8 @@ SAMPLES: dict[str, str] = (
 ANSWERS: dict[str, str] = (
     _OF
     | dict.fromkeys(Answer.__dataclass_fields__, "string")
-    | {"doc": "int64", "logprob": "float64", "metric": "string", "value": "float64", "extracted": "string"}
+    | {"doc": "int64", "draw": "int64", "logprob": "float64"}
+    | {"metric": "string", "value": "float64", "extracted": "string"}
 )
 
 
@@ -130,7 +131,7 @@ def _sample_rows(ledger: Ledger, record: Record, protocol: str) -> pd.DataFrame:
 
 
 def answer_frame(ledger: Ledger, records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per cell, protocol, task and document: the columns of ``ANSWERS``.
+    """Return one row per cell, protocol, task, document and sampled answer: the columns of ``ANSWERS``.
 
     The fields of ``evaluation.answers.Answer``; ``value``: the document's value of ``metric``, the task's score; and
     ``extracted``: what that metric's filter took of a generated answer, which is what was compared with ``gold``. It
