@@ -89,7 +89,7 @@ def test_jmmlu_is_asked_from_the_files_of_its_repository(tmp_path: Path, monkeyp
     prepared = build.prepare((entry.task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests")
     assert "needs the environment variable JMMLU" in prepared.missing["jmmlu-0shot"]
     monkeypatch.setenv("JMMLU", str(tmp_path / "repository"))
-    tasks._load.cache_clear()
+    tasks._loaded.clear()
     prepared = build.prepare((entry.task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests")
     (benchmark,) = prepared.benchmarks
     asked = read_requests(benchmark.requests, benchmark.requests.leaves[0])
@@ -97,7 +97,7 @@ def test_jmmlu_is_asked_from_the_files_of_its_repository(tmp_path: Path, monkeyp
     assert asked[0].context.endswith("「質問」は?\nA. 甲\nB. 乙,丙\nC. 丁\n戊\nD. 己\n答え:")
     assert [request.continuation for request in asked[:4]] == [" A", " B", " C", " D"]
     monkeypatch.setenv("JMMLU", str(tmp_path / "flat"))
-    tasks._load.cache_clear()
+    tasks._loaded.clear()
     build._build.cache_clear()
     (benchmark,) = build.prepare((entry.task,), schema.Fewshot(), wrapping.NONE, tmp_path / "flat_requests").benchmarks
     assert benchmark.requests.leaves[0].documents == 3
@@ -114,6 +114,9 @@ def test_suites_are_listed_with_what_they_need_and_how_they_differ(tmp_path: Pat
         "code execution",
         "mbpp_4shot",
         "first capital",
+        "25 of train",
+        "hub: openai/gsm8k",
+        "alpaca_eval_v2-total",
     ):
         assert said in text
     (tmp_path / "own.yaml").write_text(OWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,19 @@ from massive_sft.cli.options import Json, console, print_json
 from massive_sft.cli.views import make_table
 from massive_sft.suites.declared import title
 from massive_sft.suites.suite import Suite, SuiteTask, read_suite, shipped
+
+COLUMNS = ("benchmark", "shots", "metric", "questions", "needs", "column")
+JUDGED = (
+    ("mt_bench", "0", "judge_rating", "80", "a judge, FastChat's files", "mtbench-total, mtbench-CATEGORY"),
+    ("win_rate", "0", "win_rate, lc_win_rate", "805", "a judge, AlpacaEval's files", "alpaca_eval_v2-total"),
+)
+JUDGED_DIFFER = {
+    "mt_bench": "the study's judge was gpt-4o-2024-08-06; answers are greedy here, where FastChat samples writing and "
+    "roleplay at 0.7, STEM and humanities at 0.1; of the 30 references 13 are wrong, and the score of the others "
+    "stands beside it (judge_rating_without_wrong_references)",
+    "win_rate": "OpenCompass has the judge compare in one order, takes the first letter, and leaves out what it cannot "
+    "read; here both orders are asked, and what holds no verdict is counted; lc_win_rate takes the lengths out",
+}
 
 
 def suites(
@@ -27,6 +41,8 @@ def suites(
         return
     for name, suite in read.items():
         _show(name, suite)
+    if not names:
+        _show_judged()
 
 
 def _content(name: str, suite: Suite) -> dict[str, Any]:
@@ -36,18 +52,31 @@ def _content(name: str, suite: Suite) -> dict[str, Any]:
 def _show(name: str, suite: Suite) -> None:
     out = console()
     out.print(Text.assemble((name, "bold"), f": {suite.about}"), soft_wrap=True)
-    table = make_table("benchmark", "shots", "metric", "questions", "needs", "column", right=("questions",))
-    for entry in suite.tasks:
-        table.add_row(*_row(entry))
+    _print_table(map(_row, suite.tasks), suite.differs)
+
+
+def _show_judged() -> None:
+    """Say the same of what is no suite, for the sweep file names its questions and judges."""
+    about = "benchmarks that need a judge, whose questions are files of yours"
+    console().print(Text.assemble(("evaluation.judging", "bold"), f": {about}"), soft_wrap=True)
+    _print_table(JUDGED, JUDGED_DIFFER)
+
+
+def _print_table(rows: Iterable[tuple[str, ...]], differs: Mapping[str, str]) -> None:
+    out = console()
+    table = make_table(*COLUMNS, right=("questions",))
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
-    if suite.differs:
+    if differs:
         out.print("differs from that column:")
-    for benchmark, difference in suite.differs.items():
+    for benchmark, difference in differs.items():
         out.print(f"  {benchmark}: {difference}", highlight=False, soft_wrap=True)
     out.print()
 
 
 def _row(entry: SuiteTask) -> tuple[str, ...]:
     shots = "its own" if entry.shots is None else ", ".join(map(str, entry.shots))
+    shots += f" of {entry.examples}" if entry.examples else ""
     questions = "" if entry.questions is None else f"{entry.questions:,}"
     return title(entry), shots, entry.metric or "", questions, ", ".join(entry.needs), entry.column or ""

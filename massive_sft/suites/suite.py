@@ -22,6 +22,8 @@ SUFFIXES = (".yaml", ".yml")
 class SuiteTask(Task):
     """A benchmark of a suite, and what people ask of it."""
 
+    examples: Text | None = None
+    """The split whose first rows are the shots."""
     column: Text | None = None
     """The column of a published table that it stands for."""
     metric: Text | None = None
@@ -29,7 +31,7 @@ class SuiteTask(Task):
     questions: Positive | None = None
     """How many it has."""
     needs: Annotated[tuple[Text, ...], OneOrMore] = ()
-    """What it needs beside its data."""
+    """What it needs: data sets of the hub (a network, once), code execution, packages, folders."""
 
     @property
     def task(self) -> Task:
