@@ -1,6 +1,6 @@
-"""Both suites of the paper, and both benchmarks that need a judge, end to end on small local files: scores and times.
+"""The paper's suites, and both benchmarks that need a judge, end to end on small local files: scores and times.
 
-    MODELS=... DATA=... python benchmarks/paper_suites.py FOLDER
+    MODELS=... DATA=... python benchmarks/paper_suites.py FOLDER [--only paper_generated judged]
 
 ``MODELS`` and ``DATA`` are the folders of ``sweeps/real_model.yaml``, whose model is asked as it is and after a short
 LoRA training. FOLDER gets the data sets (``paper_data.py``), found by their names on the hub through the same code, the
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,9 +30,11 @@ from paper_data import CAPITALS, write_hub
 
 from massive_sft.ledger.store import Ledger
 from massive_sft.suites.metrics import headline, primary_metric
+from massive_sft.suites.suite import shipped
 
 JUDGE = "judge-of-this-machine"
 QUESTIONS = 4  # of each benchmark that is judged
+JUDGED = "judged"  # beside the suites: what needs a judge
 
 
 class _Judge(BaseHTTPRequestHandler):
@@ -83,8 +85,8 @@ def write_judged(folder: Path, data: Path) -> None:
         (folder / name).write_text(json.dumps(entries), encoding="utf-8")
 
 
-def sweep(address: str) -> dict[str, Any]:
-    """Return the sweep: the base model, and one short LoRA training of it."""
+def sweep(address: str, only: Sequence[str]) -> dict[str, Any]:
+    """Return the sweep: the base model, and one short LoRA training of it, on suites and ``JUDGED``."""
     price = {"input": 2.5, "output": 10}
     judge = {"name": JUDGE, "endpoint": address, "key": "PAPER_JUDGE_KEY", "price": price, "max_tokens": 64}
     judged = [
@@ -93,6 +95,7 @@ def sweep(address: str) -> dict[str, Any]:
          "logprobs": True},
     ]  # fmt: skip
     lora = {"rank": 8, "alpha": 16, "targets": "all-linear"}
+    judging = {"judging": {"judges": [judge], "benchmarks": judged, "budget": 1}} if JUDGED in only else {}
     setting = {"method": "lora", "lr": 2.0e-4, "batch": 16, "max_length": 256, "precision": "fp32", "lora": lora}
     block = {"name": "A", "model": "all", "mixture": "gsm8k", "setting": "lora", "schedule": "constant"}
     return {
@@ -105,9 +108,9 @@ def sweep(address: str) -> dict[str, Any]:
         "blocks": [block | {"horizon": 1, "snapshots": [1]}],
         "evaluation": {
             "protocol": {"dtype": "fp32", "engine": "trie"},
-            "suites": ["paper_zero_shot", "paper_few_shot"],
+            "suites": [name for name in only if name != JUDGED],
             "allow_code_execution": True,
-            "judging": {"judges": [judge], "benchmarks": judged, "budget": 1},
+            **judging,
         },
         "measures": [],
         "storage": {"root": "runs"},
@@ -142,7 +145,10 @@ def table(folder: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
+    everything = [*shipped(), JUDGED]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
     data = Path(os.environ["DATA"]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_hub(folder, data)
@@ -150,7 +156,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "JMMLU": str(folder / "JMMLU"), "PAPER_JUDGE_KEY": "none"}
     os.chdir(folder)  # where `datasets` looks for a name before it asks the hub
     with judge_address() as address:
-        Path("sweep.yaml").write_text(yaml.safe_dump(sweep(address), sort_keys=False))
+        Path("sweep.yaml").write_text(yaml.safe_dump(sweep(address, arguments.only), sort_keys=False))
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "massive_sft", "run", "sweep.yaml", "--inline"])
         print(f"exit {done.returncode} after {time.perf_counter() - began:,.0f} s")
