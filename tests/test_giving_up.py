@@ -74,7 +74,7 @@ def test_reader_that_is_killed_takes_no_cell_with_it(tmp_path: Path) -> None:
 
     def listen(event: RunEvent) -> None:
         if isinstance(event, CellRecorded) and not killed:
-            killed.extend(process.pid for process in descendants() if process.title.startswith("ray::Read_Cells"))
+            killed.extend(process.pid for process in descendants() if process.title.startswith("ray::ReadCellSource"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 

@@ -68,7 +68,7 @@ MAX_FUNCTION_LINES = 50  # with signature and docstring: what fits on a screen
 # Within a package that owns one: the only module that touches it.
 ALONE = {
     "boto3": "ledger/bucket.py",
-    "datasets": "data/sources.py",
+    "datasets": "data/hub_data.py",
     "deepspeed": "training/deepspeed_engine.py",
     "huggingface_hub": "models/hub.py",
     "requests": "judging/endpoint.py",

@@ -20,7 +20,7 @@ import adapter_sweep
 import pytest
 import ray
 from commands import call, forked_workers
-from judge_server import judge_server
+from judge_server import Answer, JudgeServer, judge_server, rating
 from processes import descendants
 from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -90,20 +90,20 @@ def records(folder: Path) -> dict[str, Record]:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[str]:
-    """The address of a judge on this machine."""
+def judge() -> Iterator[JudgeServer]:
+    """A judge on this machine."""
     with judge_server() as server:
-        yield server.url
+        yield server
 
 
-def judged_sweep(folder: Path, judge: str, **changes: Any) -> Path:
+def judged_sweep(folder: Path, judge: JudgeServer, **changes: Any) -> Path:
     """Write the small sweep, of which a conversation is judged too."""
     question = {"question_id": 1, "category": "writing", "turns": ["Who?", "Why?"]}
     (folder / "questions.jsonl").write_text(json.dumps(question))
     path = small_sweep(folder, **changes)
     file = YAML(typ="safe").load(path)
     file["evaluation"]["judging"] = {
-        "judges": [{"name": "judge-1", "endpoint": judge}],
+        "judges": [{"name": "judge-1", "endpoint": judge.url}],
         "benchmarks": [{"kind": "mt_bench", "questions": "questions.jsonl", "max_tokens": 8}],
     }
     YAML(typ="safe").dump(file, path)
@@ -111,15 +111,30 @@ def judged_sweep(folder: Path, judge: str, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inline(judge: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inline(judge: JudgeServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inline")
     run_inline(make_plan(load_sweep(judged_sweep(folder, judge))), lambda _: None)
     return folder
 
 
-def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, judge: str, tmp_path: Path) -> None:
+def test_run_on_ray_gives_what_an_inline_run_gives(
+    cluster: None, inline: Path, judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the process that asks the judge, which is no scorer, is killed once: what was asked is not asked again."""
     shutil.copytree(inline / "world", tmp_path / "world")
+    calls, killed, before = list[Any](), list[int](), len(judge.bodies)
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        calls.append(body["messages"])
+        if number == before + 3:
+            killed.extend(process.pid for process in descendants() if "JudgingActor" in process.title)
+            os.kill(killed[0], signal.SIGKILL)
+        return rating(body)
+
+    monkeypatch.setattr(judge, "answer", answer)
     happened, _ = run(judged_sweep(tmp_path, judge))
+    distinct = len(set(map(str, calls)))
+    assert len(killed) == 1 and distinct >= 4 and len(calls) <= distinct + 2, "two turns of a cell at a time"
     assert sum(isinstance(event, CellRecorded) for event in happened) == 5
     assert len({event.cell.id for event in happened if isinstance(event, ScoringStarted)}) == 5
     assert sum(isinstance(event, BenchmarkScored) for event in happened) == 15  # three each
@@ -135,7 +150,7 @@ def test_run_on_ray_gives_what_an_inline_run_gives(cluster: None, inline: Path, 
     assert {name for name in started if name.startswith(("Train", "Sync", "Placement"))} == set(), (
         "on the head, by lane"
     )
-    assert {"RayTrainWorker", *ours} <= started
+    assert {"RayTrainWorker", "JudgingActor", *ours} <= started
 
 
 def test_adapters_at_once_are_one_order_and_have_the_records_that_each_has_alone(cluster: None, tmp_path: Path) -> None:
@@ -151,7 +166,9 @@ def is_step(event: RunEvent) -> bool:
     return isinstance(event, TrainingProgressed) and isinstance(event.event, StepDone)
 
 
-def test_what_is_trained_is_scored_without_a_lane(cluster: None, inline: Path, judge: str, tmp_path: Path) -> None:
+def test_what_is_trained_is_scored_without_a_lane(
+    cluster: None, inline: Path, judge: JudgeServer, tmp_path: Path
+) -> None:
     shutil.copytree(inline / "world", tmp_path / "world")
     shutil.copytree(inline / "ledger", tmp_path / "ledger")
     expected, path = records(inline), judged_sweep(tmp_path, judge)
@@ -300,7 +317,7 @@ class Halving:
 
 
 def test_source_that_decides_by_scores_proposes_promotes_and_stops(
-    cluster: None, inline: Path, judge: str, tmp_path: Path
+    cluster: None, inline: Path, judge: JudgeServer, tmp_path: Path
 ) -> None:
     """What is promoted goes on from its kept state, and its scores are those of a sweep that asks for all."""
     shutil.copytree(inline / "world", tmp_path / "world")

@@ -20,7 +20,7 @@ def pool(**changes: Any) -> State:
 
 
 def queue(**changes: Any) -> State:
-    return {"waiting": 0, "out": [], "begun": set()} | changes
+    return {"waiting": 0, "out": [], "begun": set(), "judging": set()} | changes
 
 
 class Run:

@@ -17,7 +17,8 @@ from massive_sft.core.files import format_bytes, json_bytes
 from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.storage import Folder
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import LOCK, storage_place, storage_root
+from massive_sft.planning.lock import LOCK
+from massive_sft.planning.plan import storage_place, storage_root
 from massive_sft.sweep.load import Sweep, load_sweep
 
 if TYPE_CHECKING:  # the hub library takes half a second to import, and every verb imports this module

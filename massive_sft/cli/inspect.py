@@ -17,6 +17,7 @@ from massive_sft.cli.options import File, Overlays, console, load_plan
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.imports import heavy_imports
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.lock import data_commits
 from massive_sft.planning.plan import Plan, RunPlan, require_local_files
 from massive_sft.planning.requirements import Requirement
 from massive_sft.suites.declared import own_name, title
@@ -73,9 +74,10 @@ def _inspect_task(plan: Plan, axes: tuple[str | None, str | None, str | None], n
     console().print(Text(f"for {named.model} under {named.setting}"))
     with tempfile.TemporaryDirectory() as folder:
         ledger = _ledger_of_requests(plan, Path(folder))
+        commits = data_commits(ledger.sweep(plan.sweep.file.name))
         for item in chosen:
             wrapping = choose_wrapping(evaluation.protocol, item.template or "", tokenizer)
-            done = prepare_benchmark(item, evaluation, wrapping, ledger)
+            done = prepare_benchmark(item, evaluation, wrapping, ledger, commits)
             for reason in done.missing.values():
                 raise InvalidInput(Problem("--task", reason))
             for built in done.benchmarks:

@@ -22,12 +22,11 @@ import numpy as np
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.columns import headerless
 from massive_sft.data.findings import Findings
+from massive_sft.data.hub_data import hub_records
 from massive_sft.data.misnamed_files import misnamed
 from massive_sft.data.rows import Converter, Record, Row
-from massive_sft.models.hub import pinned_folder
 from massive_sft.sweep.schema import Dataset
 
-_SAID = 200  # characters of the library's own message: it may list every extension it knows
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -66,7 +65,7 @@ def load_rows(dataset: Dataset, place: str) -> Rows:
     """
     findings = Findings()
     converter = Converter(dataset, place, findings)
-    records = _local_records(dataset, place, findings) if dataset.path is not None else _hub_records(dataset, place)
+    records = _local_records(dataset, place, findings) if dataset.path is not None else hub_records(dataset, place)
     rows, count = converter.rows(records)
     if not count and not findings:
         findings.add("empty", f"{place}.split", "has no rows", dataset.split)
@@ -232,26 +231,3 @@ READERS: dict[str, Reader] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-
-
-def _hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    name = f"{dataset.hub}[{dataset.split}]"
-    folder = pinned_folder(dataset)
-    try:
-        table = datasets.load_dataset(
-            str(folder or dataset.hub),
-            dataset.subset,
-            split=dataset.split,
-            revision=None if folder else dataset.revision,
-            data_files=list(dataset.files) if dataset.files else None,
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(Problem(f"{place}.hub", f"cannot be loaded: {said[:_SAID]}", dataset.hub)) from error
-    for batch in table.iter(batch_size=1024):
-        columns = list(batch)
-        for values in zip(*batch.values(), strict=True):
-            yield Record(dict(zip(columns, values, strict=True)), name, None)

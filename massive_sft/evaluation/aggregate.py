@@ -56,7 +56,7 @@ def aggregate(
         TaskUnavailable: the benchmark's data changed since its requests were built, or its metric fails.
         Corrupt, FileNotFoundError: responses are missing or damaged.
     """
-    loaded = load(benchmark.task, sandbox)
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     tasks: dict[str, Any] = {}
     for_groups: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def table_of(
     benchmark: BenchmarkRequests, tasks: dict[str, Any], groups: dict[str, Any], sandbox: Choice | None
 ) -> dict[str, Any]:
     """Return the table of a benchmark's scores by task and by group: see ``BenchmarkResult``."""
-    loaded = load(benchmark.task, sandbox)
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     return {
         "schema": SCHEMA,
         "benchmark": benchmark.requests.label,
@@ -94,7 +94,7 @@ def table_of(
 
 def members_of(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> dict[str, tuple[str, ...]]:
     """Return the leaf tasks of each group of a benchmark. Raises TaskUnavailable."""
-    groups = load(benchmark.task, sandbox).groups
+    groups = load(benchmark.task, sandbox, benchmark.commits).groups
     return {name: tuple(str(task.task_name) for task in group.get_all_tasks()) for name, group in groups.items()}
 
 
@@ -104,7 +104,7 @@ def metrics_without_mean(benchmark: BenchmarkRequests, sandbox: Choice | None = 
     Raises:
         TaskUnavailable: the benchmark cannot be loaded.
     """
-    loaded = load(benchmark.task, sandbox)
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     groups = {name: group for name, group in loaded.groups.items() if group.has_aggregation}
     found = []
     for kind, name in sorted(standing_for(title(benchmark.task), groups, loaded.tasks)):
@@ -124,7 +124,7 @@ def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None
         TaskUnavailable: as ``aggregate``.
         Corrupt, FileNotFoundError: the requests are missing or damaged.
     """
-    loaded = load(benchmark.task, sandbox)
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     for leaf in benchmark.requests.leaves:
         asked = read_requests(benchmark.requests, leaf)
         first = [request for request in asked if request.doc == asked[0].doc]

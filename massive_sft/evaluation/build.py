@@ -9,8 +9,7 @@ import io
 import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -26,13 +25,14 @@ from massive_sft.evaluation.gold import gold_text, write_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
-from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, config_hash, content_of, load, seeded
+from massive_sft.evaluation.task_identity import config_hash
+from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
+from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import facts_by_task, label, shots_of
 from massive_sft.sweep import schema
 
-_HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for a task that names no length
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", "seed", *_MAX_TOKENS}
@@ -40,10 +40,11 @@ _KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", "seed", *_MAX_T
 
 @dataclass(frozen=True)
 class BenchmarkRequests:
-    """A declared benchmark at one number of shots, with its requests."""
+    """A declared benchmark at one number of shots, with its requests, and the commits that its data stays at."""
 
     task: schema.Task
     requests: RequestSet
+    commits: DataCommits = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,14 @@ def prepare(
     wrapping: Wrapping,
     root: Path,
     sandbox: Choice | None = None,
+    commits: DataCommits = frozenset(),
 ) -> PreparedBenchmarks:
     """Build the requests of every benchmark at every number of shots under ``root``.
 
     What cannot be built is reported in ``missing``; the rest goes on.
+
+    Args:
+        sandbox, commits: as of ``tasks.load``.
 
     Raises:
         InvalidInput: two different benchmarks have one label.
@@ -71,11 +76,11 @@ def prepare(
     benchmarks, missing = [], {}
     for task, shots in expand(tasks):
         try:
-            built = build(task, shots, fewshot, wrapping, root, sandbox)
+            built = build(task, shots, fewshot, wrapping, root, sandbox, commits)
         except TaskUnavailable as error:
             missing[label(task, shots)] = str(error)
         else:
-            benchmarks.append(BenchmarkRequests(task, built))
+            benchmarks.append(BenchmarkRequests(task, built, commits))
     return PreparedBenchmarks(tuple(benchmarks), missing)
 
 
@@ -106,28 +111,27 @@ def build(
     wrapping: Wrapping,
     root: Path,
     sandbox: Choice | None = None,
+    commits: DataCommits = frozenset(),
 ) -> RequestSet:
     """Build one benchmark's requests and write them under ``root/<id>``; a set that is there already is read.
 
-    Built once per process and content of the task file. ``shots``: None for each of its tasks' own.
+    Built once per process and of what ``tasks.load`` loads. ``shots``: None for each of its tasks' own.
 
     Raises:
         TaskUnavailable: the benchmark cannot be loaded, takes no shots, samples, or has fewer examples than shots.
     """
-    return _build(task, content_of(task), shots, fewshot, wrapping, root, sandbox)
+    return _build(task, load(task, sandbox, commits), shots, fewshot, wrapping, root)
 
 
 @functools.lru_cache(maxsize=256)
 def _build(
     task: schema.Task,
-    _content: str,
+    loaded: LoadedTasks,
     shots: int | None,
     fewshot: schema.Fewshot,
     wrapping: Wrapping,
     root: Path,
-    sandbox: Choice | None,
 ) -> RequestSet:
-    loaded = load(task, sandbox)
     own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
     leaves, lists, golds = [], {}, {}
@@ -154,7 +158,7 @@ def _build(
             "lm_eval": metadata.version("lm_eval"),
             "datasets": metadata.version("datasets"),
             "size": _size([request for listed in lists.values() for request in listed]),
-            "data": _data_commits(loaded.tasks.values()),
+            "data": loaded.commits,
         },
         generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
@@ -162,15 +166,6 @@ def _build(
     for name, texts in golds.items():
         write_gold(built, name, texts)
     return built
-
-
-def _data_commits(tasks: Iterable[Task]) -> dict[str, str]:
-    """Return the commits of the hub's data sets that tasks were loaded from, where the data itself says so."""
-    loaded = (getattr(task, "dataset", None) for task in tasks)
-    splits = (split for splits in loaded if isinstance(splits, dict) for split in splits.values())
-    files = (file for split in splits for file in split.info.download_checksums or ())
-    found = (_HUB_FILE.match(str(file)) for file in files)
-    return {match[1]: match[2] for match in found if match}
 
 
 def _golds(task: Task) -> dict[int, str | None]:

@@ -66,7 +66,7 @@ def values_of(
     Raises:
         TaskUnavailable: as ``aggregate``.
     """
-    loaded = load(benchmark.task, sandbox)
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     found: dict[str, dict[str, dict[int, Any]]] = {}
     rows: list[dict[str, Any]] = []
     for leaf in benchmark.requests.leaves:

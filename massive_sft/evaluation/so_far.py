@@ -77,10 +77,11 @@ class SoFar:
             self._told(ScoresSoFar(asked.label, asked.shots, name, scores, self._answered, self._of))
 
     def _scores(self) -> dict[str, dict[str, Any]]:
-        loaded, asked = load(self._benchmark.task, self._sandbox), self._benchmark.requests
+        benchmark = self._benchmark
+        loaded, asked = load(benchmark.task, self._sandbox, benchmark.commits), benchmark.requests
         if any(map(executes_code, loaded.tasks.values())):
             return {}
-        if len(asked.leaves) > 1 and aggregate.metrics_without_mean(self._benchmark, self._sandbox):
+        if len(asked.leaves) > 1 and aggregate.metrics_without_mean(benchmark, self._sandbox):
             return {}
         leaves = {leaf.name: leaf for leaf in asked.leaves}
         for name, requests, responses in self._waiting:

@@ -1,7 +1,7 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``build``, ``sample_values``, ``aggregate``, ``metrics``, ``opencompass``,
-``templates`` and ``code_eval`` know lm-eval.
+Only this module, ``task_index``, ``task_identity``, ``build``, ``sample_values``, ``aggregate``, ``metrics``,
+``opencompass``, ``templates`` and ``code_eval`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import dataclasses
 import difflib
 import functools
 import glob
-import inspect
 import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,21 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from massive_sft.core.errors import Problem
-from massive_sft.core.fingerprint import fingerprint, hash_file
+from massive_sft.core.fingerprint import hash_file
+from massive_sft.data.hub_data import at_commits
 from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
 from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
+from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
 from massive_sft.suites.declared import title
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
 
+_HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
 CLOSEST = 5  # names, or reasons, that are printed
 local_files.track_changes()
 
@@ -57,13 +60,19 @@ class TaskDefaults:
 READERS = ("json", "csv", "parquet", "text", "arrow")  # of local files, as a task's ``dataset_path``
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LoadedTasks:
-    """A benchmark's leaf tasks and groups by name, and how each leaf came."""
+    """A benchmark's leaf tasks and groups by name, how each leaf came, and the commits of the hub's data sets."""
 
     tasks: dict[str, Task]
     groups: dict[str, Group]
     defaults: dict[str, TaskDefaults]
+    commits: dict[str, str]
+
+    def is_at(self, commits: DataCommits) -> bool:
+        """Return whether none of its data is of another commit."""
+        known = dict(commits)
+        return all(known.get(name, commit) == commit for name, commit in self.commits.items())
 
 
 def _quieten() -> None:
@@ -158,18 +167,28 @@ def seeded() -> Iterator[None]:
         np.random.set_state(array)
 
 
-def load(task: schema.Task, sandbox: Choice | None = None) -> LoadedTasks:
-    """Load a benchmark with its data, once per process and content of its task file.
+_Source = tuple[schema.Task, Choice | None, str]
+_loaded: deque[tuple[_Source, DataCommits, LoadedTasks]] = deque(maxlen=64)
+
+
+def load(task: schema.Task, sandbox: Choice | None = None, commits: DataCommits = frozenset()) -> LoadedTasks:
+    """Load a benchmark with its data, once per process, content of its task file and commits of its data.
 
     Args:
         sandbox: what generated code must be walled in by at least; None where none may run.
+        commits: of the hub's data sets, where they stay at one.
 
     Raises:
         TaskUnavailable: it executes generated code and that is not allowed, or cannot be walled in; its data or code
             cannot be had, or it needs images or sound.
     """
-    source = task.model_copy(update={"shots": None, "limit": None})
-    return _load(source, sandbox, content_of(task))
+    source = task.model_copy(update={"shots": None, "limit": None}), sandbox, content_of(task)
+    for known, asked, loaded in tuple(_loaded):
+        if known == source and (asked == commits or loaded.is_at(commits)):
+            return loaded
+    loaded = _load(source[0], sandbox, commits)
+    _loaded.append((source, commits, loaded))
+    return loaded
 
 
 def content_of(task: schema.Task) -> str:
@@ -180,15 +199,14 @@ def content_of(task: schema.Task) -> str:
         raise TaskUnavailable(f"{task.path} cannot be read: {error.strerror}") from error
 
 
-@functools.lru_cache(maxsize=64)
-def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTasks:
+def _load(task: schema.Task, sandbox: Choice | None, commits: DataCommits) -> LoadedTasks:
     compile_once()
     name = title(task)
     with as_task_unavailable(f"{name} cannot be loaded"):
         if _executes_code(task):
             require_walls(name, sandbox)
         asking = not_asking_in_vain() if _may_ask_hub(task) else contextlib.nullcontext()
-        with seeded(), in_place_of_the_hub_s(), asking:
+        with seeded(), in_place_of_the_hub_s(), at_commits(commits), asking:
             loaded = _load_file(Path(task.path)) if task.path is not None else _known().load([task.name])
     leaves = loaded["tasks"]
     for leaf, built in leaves.items():
@@ -198,7 +216,17 @@ def _load(task: schema.Task, sandbox: Choice | None, _content: str) -> LoadedTas
             require_walls(leaf, sandbox)
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
-    return LoadedTasks(leaves, loaded.get("groups", {}), {leaf: _defaults(built) for leaf, built in leaves.items()})
+    defaults = {leaf: _defaults(built) for leaf, built in leaves.items()}
+    return LoadedTasks(leaves, loaded.get("groups", {}), defaults, _data_commits(leaves.values()))
+
+
+def _data_commits(tasks: Iterable[Task]) -> dict[str, str]:
+    """Return the commits of the hub's data sets that tasks were loaded from, where the data itself says so."""
+    loaded = (getattr(task, "dataset", None) for task in tasks)
+    splits = (split for splits in loaded if isinstance(splits, dict) for split in splits.values())
+    files = (file for split in splits for file in split.info.download_checksums or ())
+    found = (_HUB_FILE.match(str(file)) for file in files)
+    return {match[1]: match[2] for match in found if match}
 
 
 def _may_ask_hub(task: schema.Task) -> bool:
@@ -309,40 +337,3 @@ def _below(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _configs(named)
         elif isinstance(named, list):
             yield from _below({"task": named})
-
-
-# Where data lies and what people call a task; the documents themselves are hashed with the requests.
-_NO_IDENTITY = {"task_alias", "tag", "num_fewshot", "data_files", "data_dir", "cache_dir", "config_source"}
-
-
-def config_hash(task: Task) -> str:
-    """Return the hash of a task's configuration: paths left out, functions as the hash of the file they are in."""
-    fields = {key: value for key, value in vars(task.config).items() if value is not None}
-    if os.path.isabs(str(fields.get("dataset_path", ""))):
-        del fields["dataset_path"]
-    return fingerprint({"class": type(task).__qualname__, "config": _plain(fields)})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if key not in _NO_IDENTITY}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(vars(value))
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    if isinstance(value, functools.partial):
-        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
-    if isinstance(value, re.Pattern):
-        return value.pattern
-    return _function(value) if callable(value) else value
-
-
-def _function(value: Callable[..., Any]) -> dict[str, str]:
-    named = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
-    try:
-        source = hash_file(Path(inspect.getsourcefile(named) or ""))
-    except (TypeError, OSError):
-        source = "built in"
-    return {"function": named.__qualname__, "source": source}

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from massive_sft.core.errors import Corrupt, InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import FileHashes, canonical_json, digest, join_canonical
 from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.marker import NAME as MARKER
@@ -22,13 +20,14 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import CellState, Ledger
 from massive_sft.planning.cautions import find_long_warmups, find_scaled_weights
+from massive_sft.planning.lock import read_lock
 from massive_sft.planning.requirements import Requirement, Requirements, find_unmet, judge
 from massive_sft.planning.snapshot_address import bucket_address, snapshot_address
 from massive_sft.planning.token_cache import TokenCache
 from massive_sft.planning.trained import needs_retraining
 from massive_sft.sweep import semantics
 from massive_sft.sweep.cell import Cell, Cells, Recipe, make_cells
-from massive_sft.sweep.content import Commits, Contents, Lock, resolve_path
+from massive_sft.sweep.content import Contents, resolve_path
 from massive_sft.sweep.identity import template_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point_cells import find_parked
@@ -36,12 +35,10 @@ from massive_sft.sweep.resources import ResourceRules, make_layout, scoring_reso
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.spec import Layout
 from massive_sft.sweep.trajectory import Sharing, Trajectory, count_sharing, make_trajectories
-from massive_sft.sweep.yaml_errors import format_location
 
 # Outcomes that no rerun takes up again. The others are taken up: FAILED and PARTIAL by trying again what is missing.
 FINAL_STATUSES = frozenset({Status.COMPLETE, Status.DIVERGED, Status.PRUNED})
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode: controls, lone surrogates (no UTF-8), separators of text
-LOCK = "lock.json"  # of a sweep: the commits that it is pinned to
 
 
 @dataclass(frozen=True)
@@ -186,31 +183,6 @@ def storage_root(sweep: Sweep) -> Root:
         rule = "must be a path of printable characters: no line breaks, control characters or bytes that are no text"
         raise InvalidInput(Problem(place, rule, str(root)))
     return Folder(root)
-
-
-def read_lock(storage: Root, name: str) -> Commits:
-    """Return the commits that a sweep's ``lock.json`` pins; none where there is no lock.
-
-    Raises:
-        Corrupt: when it is no lock.
-        InvalidInput: when the bucket that is the root cannot be asked.
-    """
-    place = Ledger(storage).sweep(name)
-    try:
-        return Lock.model_validate(json.loads(place.get(LOCK).data)).commits
-    except (FileNotFoundError, NotADirectoryError):
-        return Commits()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Corrupt(
-            f"{place}/{LOCK}: is no lock file ({format_location(first['loc'])}: {first['msg']}); remove it"
-        ) from error
-    except ValueError as error:
-        raise Corrupt(f"{place}/{LOCK}: is not valid JSON ({error})") from error
-    except OSError as error:
-        if isinstance(storage, BucketRoot):
-            raise InvalidInput(Problem("storage.root", f"cannot be read ({error.strerror})", str(storage))) from error
-        raise
 
 
 StatesOf = Callable[[Ledger, Mapping[str, str | None]], dict[str, CellState]]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.events import (
+    AnswersWritten,
     BenchmarkProgressed,
     BenchmarkScored,
     CellRecorded,
@@ -60,10 +61,26 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
     """Take a cell whose training came to its epoch, or a base model's (``run`` is None), to its record.
 
     What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
+    Where another process asks judges, a cell with answers for them is told of as ``AnswersWritten``.
     """
+    _to_record(cell, partial(_evaluate, cell, run), evaluator, listen)
+
+
+def judge_cell(cell: CellPlan, weights: str, evaluator: CellEvaluator, listen: Listen) -> None:
+    """Take a cell to its record that is complete but for verdicts on its answers, as ``evaluate_cell``; loads no model.
+
+    Args:
+        weights: the id of those that wrote the answers.
+    """
+    _to_record(cell, lambda judging: judging.judge(cell, weights), evaluator, listen)
+
+
+def _to_record(
+    cell: CellPlan, make: Callable[[CellEvaluator], Record | None], evaluator: CellEvaluator, listen: Listen
+) -> None:
     evaluator.progress(ScoringStarted(cell.cell))
     try:
-        record = _evaluate(cell, run, evaluator)
+        record = make(evaluator)
     except Interrupted:
         return
     except LeaseLost as error:
@@ -72,6 +89,10 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
         leave_traceback(evaluator.ledger.cell(cell.cell.id), error)
         record = evaluator.recorder.failed(cell, 1, error_text(error))
+    weights = evaluator.unjudged.pop(cell.cell.id, None) if evaluator.unjudged is not None else None
+    if weights is not None and record is not None and record.status is Status.PARTIAL:
+        listen(AnswersWritten(cell, weights))
+        return
     listen(CellRecorded(cell.cell, record) if record else skipped(str(cell.cell.coordinates), [cell]))
 
 
@@ -94,6 +115,8 @@ class CellEvaluator:
         progress: told of cells and benchmarks on the way.
         warm: the model of the cell before, for the next one of its base.
         open_snapshot: as ``outcome.open_snapshot``.
+        unjudged: gets the id of a cell's weights, by the cell's, where verdicts on its answers are left to be asked by
+            another process; None where this one asks the judges.
     """
 
     recorder: RecordWriter
@@ -102,6 +125,7 @@ class CellEvaluator:
     progress: Listen = ignore
     warm: WarmModel = field(default_factory=WarmModel)
     open_snapshot: Callable[[Ledger, str, int], OpensSnapshot] = open_snapshot
+    unjudged: MutableMapping[str, str] | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -112,7 +136,7 @@ class CellEvaluator:
 
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             weights = digest(fresh.cell.base)
-            details = self._score(fresh, None, weights, self._kept_fields(fresh), claim)
+            details = self._score(fresh, None, weights, self._kept_fields(fresh), claim, self.warm)
             self._measure(fresh, None, None, details)
             return {"attempt": claim.number, **details}
 
@@ -131,6 +155,25 @@ class CellEvaluator:
             details["files"] = {**trained.files, **details.get("files", {})}
             details["training"] = trained.summary(fresh.cell.epoch)
             return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
+
+        return self._under_lease(plan, make)
+
+    def judge(self, plan: CellPlan, weights: str) -> Record | None:
+        """Have judges asked of answers that are written, and write the cell's record; None while somebody else does.
+
+        What else the cell lacks stays as its newest record has it.
+        """
+
+        def make(fresh: CellPlan, claim: Claim) -> Fields:
+            newest = self.ledger.read_record(plan.cell.id)
+            own = replace(fresh, unmet=tuple(item for item in fresh.unmet if item.judged is not None))
+            details = self._score(own, None, weights, self._kept_fields(fresh), claim, None)
+            if newest is None:
+                return {"attempt": claim.number, **details}
+            asked = {item.label for item in own.unmet}
+            details["missing"] |= {name: why for name, why in newest.missing.items() if name not in asked}
+            details["status"] = Status.PARTIAL if details["missing"] else Status.COMPLETE
+            return {"attempt": newest.attempt, "training": newest.training, "counts": newest.counts, **details}
 
         return self._under_lease(plan, make)
 
@@ -159,8 +202,16 @@ class CellEvaluator:
         """Return what a cell has already, and an empty account of what the rest takes."""
         return self.recorder.earlier(plan) | {"cost": {"device": device_name(self.gpu), "seconds": {}}}
 
-    def _score(self, plan: CellPlan, snapshot: Path | None, weights: str, details: Fields, claim: Claim) -> Fields:
-        """Score what is lacking; add scores, their files and what is missing to ``details``."""
+    def _score(
+        self,
+        plan: CellPlan,
+        snapshot: Path | None,
+        weights: str,
+        details: Fields,
+        claim: Claim,
+        warm: WarmModel | None,
+    ) -> Fields:
+        """Score what is lacking; add scores, their files and what is missing to ``details``. ``warm``: of ``score``."""
         confirm = partial(_require_unchanged, plan.cell, claim)
         evaluation = self.recorder.evaluation
 
@@ -177,10 +228,12 @@ class CellEvaluator:
 
         scored = score(
             plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, tell_part,
-            self.gpu, self.warm,
+            self.gpu, warm, self.recorder.commits, self.unjudged is None,
         )  # fmt: skip
         if parts:
             scores_so_far.remove(place)
+        if self.unjudged is not None and scored.awaits_verdicts:
+            self.unjudged[plan.cell.id] = weights
         details["scores"] = superseding(details["scores"], scored.scores)
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:
@@ -199,7 +252,7 @@ class CellEvaluator:
             else:
                 snapshot, hashes = found
                 weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-                details = self._score(plan, snapshot, weights, details, claim)
+                details = self._score(plan, snapshot, weights, details, claim, self.warm)
             self._measure(plan, run, found[0] if found else None, details)
         return details
 

@@ -61,6 +61,18 @@ class BenchmarkProgressed:
 
 
 @dataclass(frozen=True)
+class AnswersWritten:
+    """A cell has all that it needs a model for: its record is PARTIAL until verdicts on its answers are asked.
+
+    Attributes:
+        weights: the id of the weights that wrote them.
+    """
+
+    plan: CellPlan
+    weights: str
+
+
+@dataclass(frozen=True)
 class CellRecorded:
     """A cell has a new record."""
 
@@ -105,6 +117,7 @@ RunEvent = (
     | ScoringStarted
     | BenchmarkProgressed
     | BenchmarkScored
+    | AnswersWritten
     | CellRecorded
     | CellSkipped
     | Decided

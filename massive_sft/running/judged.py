@@ -18,6 +18,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.schema import Evaluation
 
+AWAITED = "its answers are written, and verdicts on them are asked next; a run that ended meanwhile goes on with them"
 TRANSCRIPTS = "verdicts"  # of a cell: every prompt, answer and verdict, by protocol
 
 
@@ -30,6 +31,7 @@ class JudgedScoring:
         ends: the tokens that end an answer.
         weights: the id of the weights, under which scores are shared.
         cell: its id.
+        asks: whether verdicts are asked here; else another process does so, once the answers are written.
         stop: asked before each call of a judge.
         confirm: called before anything is written; raises when it may not count.
     """
@@ -42,6 +44,7 @@ class JudgedScoring:
     scorer: LazyScorer
     ledger: Ledger
     cell: str
+    asks: bool
     stop: Callable[[], bool]
     confirm: Callable[[], None]
 
@@ -68,6 +71,10 @@ class JudgedScoring:
             )
             result.happened[item.label] = dict(happened)
             result.load_seconds = self.scorer.load_seconds
+            if not self.asks:
+                result.missing[item.label] = AWAITED
+                result.seconds[item.label] = time.perf_counter() - began - (self.scorer.load_seconds or 0.0)
+                return result
             table, samples = self._judged(prepared, answers, pid, result)
             scores = {**table, "requests": requests.id, "responses": written_by}, samples
             cache.put(self.weights, pid, *scores)

@@ -9,6 +9,7 @@ from typing import Any
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.lock import DataCommits
 from massive_sft.planning.outcome import as_asked
 from massive_sft.planning.plan import CellPlan
 from massive_sft.sweep.schema import Evaluation
@@ -28,12 +29,14 @@ class RecordWriter:
         evaluation: what is scored and how.
         provenance: of the run, put into every record.
         owner: who works, for people.
+        commits: that the hub's data sets of benchmarks stay at.
     """
 
     ledger: Ledger
     evaluation: Evaluation
     provenance: Mapping[str, Any]
     owner: str
+    commits: DataCommits = frozenset()
 
     def failed(self, plan: CellPlan, attempt: int, error: str) -> Record | None:
         """Write that an error ended a cell's attempt, keeping what it has; the next run takes it up again.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import json_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.models import hub
-from massive_sft.planning.plan import LOCK, Plan
+from massive_sft.planning.lock import LOCK, lock_content
+from massive_sft.planning.plan import Plan
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.sweep.content import Commits
 
@@ -42,9 +41,7 @@ def pin(plan: Plan, say: Callable[[str], None]) -> Plan:
     if problems:
         raise InvalidInput(problems)
     place = plan.open_ledger().sweep(plan.sweep.file.name)
-    lock: dict[str, Any] = {"schema": 1, "commits": {}, "files": {}}
-    with suppress(FileNotFoundError):
-        lock |= json.loads(place.get(LOCK).data)  # sound, for the plan was made of it
+    lock = lock_content(place)
     commits = Commits.model_validate(lock["commits"])
     for repository, (commit, _) in zip(repositories, answers, strict=True):
         known = (commits.models if repository.kind == "model" else commits.datasets).setdefault(repository.id, {})

@@ -30,9 +30,10 @@ from massive_sft.models.configuration import load_config
 from massive_sft.models.device import device_of
 from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.models.warm_model import WarmModel
+from massive_sft.planning.lock import DataCommits
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import missing_on_failure
-from massive_sft.running.judged import JudgedScoring
+from massive_sft.running.judged import AWAITED, JudgedScoring
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation
@@ -82,6 +83,11 @@ class CellScores:
     attention: str | None = None
     files: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def awaits_verdicts(self) -> bool:
+        """Whether answers are written of which another process asks the judges."""
+        return AWAITED in self.missing.values()
+
     def add(self, item: Requirement, result: EvaluationResult) -> list[BenchmarkScores]:
         """Add what one benchmark came to; return its scores."""
         self.missing.update(result.missing)
@@ -105,7 +111,7 @@ class _CellModel:
         evaluation: Evaluation,
         guards: _Guards,
         gpu: bool,
-        warm: WarmModel,
+        warm: WarmModel | None,
         earlier: EarlierAnswers,
     ):
         self._answering: PlainScorer | VllmScorer | None = None
@@ -157,7 +163,9 @@ class _CellModel:
             self._gpu,
         )
 
-    def judge(self, item: Requirement, wrapping: Wrapping, weights: str, ledger: Ledger) -> EvaluationResult:
+    def judge(
+        self, item: Requirement, wrapping: Wrapping, weights: str, ledger: Ledger, asks_judges: bool
+    ) -> EvaluationResult:
         """Score a benchmark that is judged; the model is loaded only when an answer is left to write.
 
         Raises:
@@ -168,7 +176,17 @@ class _CellModel:
         closing = f"{self.tokenizer().eos_token or ''}\n"
         stop, confirm = self._guards.stop, self._guards.confirm
         return JudgedScoring(
-            self._evaluation, wrapping, closing, self._ends(), weights, scorer, ledger, self._cell.id, stop, confirm
+            self._evaluation,
+            wrapping,
+            closing,
+            self._ends(),
+            weights,
+            scorer,
+            ledger,
+            self._cell.id,
+            asks_judges,
+            stop,
+            confirm,
         ).score(item)
 
     def _ends(self) -> frozenset[int]:
@@ -180,6 +198,8 @@ class _CellModel:
         return scorer
 
     def _load(self) -> Scorer:
+        if self._warm is None:
+            raise Unsupported("an answer that was written is not there, and none is written where judges are asked")
         tokenizer, protocol = self.tokenizer(), self._evaluation.protocol
         self._guards.confirm()
         if self._evaluation.vllm is not None:
@@ -224,7 +244,9 @@ def score(
     tell: Callable[[BenchmarkScores], None],
     tell_part: Callable[[PartScores], None],
     gpu: bool,
-    warm: WarmModel,
+    warm: WarmModel | None,
+    commits: DataCommits,
+    asks_judges: bool,
 ) -> CellScores:
     """Score one model on the benchmarks in ``requirements``. Finished shards and scores in the ledger are reused.
 
@@ -234,16 +256,14 @@ def score(
         snapshot: its verified folder; None for the base model.
         weights: the id of the weights' content, under which scores are shared.
         stop: asked before each shard.
-        confirm: called before the model is loaded and before anything is written; raises when it may not count.
-        tell: called with each benchmark's scores.
-        tell_part: called now and then with what a benchmark's scores are so far.
+        confirm: called before a model is loaded or anything is written; raises when it may not count.
+        tell, tell_part: called with each benchmark's scores, and now and then with what they are so far.
         gpu: whether the model is on a GPU.
-        warm: loads the model, from what it holds of the cell before where that is of the same base.
+        warm: loads the model, or takes it from the cell before; None where none may be loaded.
+        commits: that the hub's data sets of benchmarks stay at.
+        asks_judges: whether verdicts are asked here; else answers are written for another process to ask of.
 
-    Raises:
-        Interrupted: ``stop`` said so.
-        LeaseLost: ``confirm`` said so.
-        OSError: the disk takes no more.
+    Raises Interrupted when ``stop`` said so, LeaseLost when ``confirm`` did, OSError when the disk takes no more.
     """
     result = CellScores()
     evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
@@ -254,9 +274,9 @@ def score(
             with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
                 wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
                 if item.judged is not None:
-                    scored = model.judge(item, wrapping, weights, ledger)
+                    scored = model.judge(item, wrapping, weights, ledger, asks_judges)
                 else:
-                    benchmark = prepare_benchmark(item, evaluation, wrapping, ledger)
+                    benchmark = prepare_benchmark(item, evaluation, wrapping, ledger, commits)
                     told = partial(_tell_part, item, tell_part)
                     scored = model.evaluate(benchmark, weights, ledger, item.until, told)
                 _tell_each(tell, result.add(item, scored))
@@ -270,7 +290,7 @@ def _tell_each(tell: Callable[[BenchmarkScores], None], added: Iterable[Benchmar
 
 
 def prepare_benchmark(
-    item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger
+    item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger, commits: DataCommits
 ) -> PreparedBenchmarks:
     """Build one benchmark's requests in the ledger's cache, once in a process; ``item`` is no measure."""
     shots = None if item.shots is None else (item.shots,)
@@ -280,6 +300,7 @@ def prepare_benchmark(
         wrapping,
         ledger.cache_dir("requests"),
         evaluation.code_sandbox,
+        commits,
     )
 
 

@@ -20,6 +20,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
 from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.lock import data_commits
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.retention import is_kept
 from massive_sft.running.events import CellRecorded, Listen, TrainingEnded, TrainingProgressed, TrainingStarted, skipped
@@ -58,11 +59,13 @@ SubmitAll = Callable[[Order, Callable[[int, Event], None]], Sequence[Exception |
 
 def make_record_writer(plan: Plan) -> RecordWriter:
     """Return what makes this run's records."""
+    ledger = plan.open_ledger()
     return RecordWriter(
-        ledger=plan.open_ledger(),
+        ledger=ledger,
         evaluation=plan.sweep.file.evaluation,
         provenance=capture_provenance(plan.sweep.path),
         owner=this_process(),
+        commits=data_commits(ledger.sweep(plan.sweep.file.name)),
     )
 
 

@@ -16,6 +16,8 @@ from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.scheduling.node_health import STARTS
 from massive_sft.scheduling.pool import Pool
 
+JUDGES = "judges"  # has cells in the place of a group of scorers
+
 
 def cell_bytes(cell: CellPlan, run: RunPlan | None) -> tuple[str, bytes]:
     """Return a cell as the queue takes it."""
@@ -228,6 +230,14 @@ class CellQueue(Pool):
             self.records[cell] = record or self.records.get(cell, b"")
         await self._notify()
 
+    async def hand_on(self, cell: str) -> None:
+        """Say that verdicts are all that a cell lacks: its scorer is free, and it is out until it is acknowledged."""
+        if cell in self.out:
+            group, given = self.out[cell]
+            self.warm[group] = self.bases.get(cell)
+            self.out[cell] = JUDGES, given
+        await self._notify()
+
     async def outcomes(self, cells: list[str]) -> list[bytes]:
         """Return the records of cells, as events, once something became of each; nothing of those that have none."""
         async with self.changed:
@@ -237,14 +247,15 @@ class CellQueue(Pool):
     async def state(self) -> dict[str, Any]:
         """Return what waits, is given out and is begun, and a counter that moves with every change.
 
-        ``lost`` are the cells that scorers of lost groups had begun, with how many of these each of them cost; they are
-        ``out`` of no group.
+        ``judging`` are the cells that wait for verdicts, which is what they lack. ``lost`` are those that scorers of
+        lost groups had begun, with how many of these each of them cost; they are ``out`` of no group.
         """
         return {
             "waiting": len(self.waiting),
             "seconds": sum(cell.seconds for cell in self.waiting),
             "size_bytes": sum(cell.size_bytes for cell in self.waiting),
             "out": {cell: group for cell, (group, _) in self.out.items()} | dict.fromkeys(self.lost_cells, ""),
+            "judging": {cell for cell, (group, _) in self.out.items() if group == JUDGES},
             "lost": {cell: self.deaths[cell] for cell in self.lost_cells},
             "begun": set(self.begun),
             "closed": self.closed,

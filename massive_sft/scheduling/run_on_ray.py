@@ -42,6 +42,7 @@ from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.claims import Claims, await_room
 from massive_sft.scheduling.demand import Demand, make_demand
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
+from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes
 from massive_sft.scheduling.leaving import leave
@@ -139,15 +140,9 @@ class _Run:
         self.relay = _started(Relay)
         self.relay_up = self.relay.__ray_ready__.remote()
         self.lanes = Lanes(self.pool, self.say)
-        self.scorers = ScorerGroups(
-            self.queue,
-            self.relay,
-            self.recorder,
-            self.demand.rules.scorer,
-            listen=self._told,
-            say=self.say,
-            fail=self.errors.append,
-        )
+        shared, scorer = (self.queue, self.relay, self.recorder), self.demand.rules.scorer
+        self.judges = Judges(*shared, self._told)
+        self.scorers = ScorerGroups(*shared, self.judges, scorer, self._told, self.say, self.errors.append)
         self.claims = Claims()
         lack = self.claims.ask if named_cluster() else lambda *_: None
         self.roles = Roles(self.pool, self.queue, self.demand, self.lanes, self.scorers, lack)
@@ -166,6 +161,7 @@ class _Run:
         ray.get(self.queue.put.remote([cell_bytes(cell, run) for cell, run in self.ready]))
         self._begin("hear", self._hear)
         self._begin("retain", self._retain)
+        self._begin("judge", self.judges.serve)
         try:
             self._states()  # the pool knows the nodes before a lane starts on one
             self._begin("serve", self.roles.serve)
@@ -174,6 +170,8 @@ class _Run:
                 self._watch("tune")
             ray.get(self.queue.close.remote())
             self._watch("serve")
+            self.judges.close()
+            self._watch("judge")
             self.complete.put(None)
             self._watch("retain")
         except Interrupted:
@@ -200,7 +198,8 @@ class _Run:
 
         def ended(pool: State, queue: State) -> bool:
             tuning, scoring = self._is_alive("tune"), any(thread.is_alive() for thread in self.scorers.threads())
-            return not (pool["held"] or (tuning and pool["begun"]) or (scoring and queue["begun"]))
+            judging = self._is_alive("judge") and bool(queue["begun"] & queue["judging"])
+            return not (pool["held"] or (tuning and pool["begun"]) or (scoring and queue["begun"]) or judging)
 
         self.roles.stop()
         ray.get([self.pool.stop.remote(), self.queue.stop.remote()])
@@ -211,6 +210,7 @@ class _Run:
         self.roles.stop()
         self.ended.set()
         self.complete.put(None)
+        self.judges.close()
         pools = self.pool, self.queue
         leave(self.threads, pools, self.relay, self.relay_up, self.lanes, self.scorers, self.claims)
 
@@ -254,7 +254,7 @@ class _Run:
                 continue
             if over(pool, queue):
                 break
-            lanes, scores = self.lanes.holders(), bool(self.scorers.threads())
+            lanes, scores = self.lanes.holders(), bool(self.scorers.threads() or queue["judging"])
             watchdog.look(
                 self.heard + pool["progress"] + queue["progress"],
                 is_working(pool, queue),

@@ -18,18 +18,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.exceptions import ActorHandleNotFoundError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.lease import TTL_S
-from massive_sft.running.events import CellRecorded, RunEvent, skipped
+from massive_sft.running.events import AnswersWritten, CellRecorded, RunEvent, skipped
 from massive_sft.running.recorder import RecordWriter
+from massive_sft.scheduling.cell_source import CellSource
 from massive_sft.scheduling.cluster import kill_actor
+from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.live_nodes import NODE, is_alone, starting_actors
 from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
@@ -60,30 +60,6 @@ class GroupLost(MassiveSFTError):
         super().__init__(text)
         self.is_reader = is_reader
         self.scorer = scorer
-
-
-class _Cells(Datasource):
-    """The queue as a source: one read task, one row a cell, each a block of its own."""
-
-    def __init__(self, queue: Any, group: str, size: int):
-        self._arguments = queue, group, size
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        arguments = self._arguments
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(lambda: _read(*arguments), metadata)]
-
-
-def _read(queue: Any, group: str, size: int) -> Iterator[pa.Table]:
-    reader = ray.get(queue.again.remote(group))
-    while True:
-        taken = ray.get(queue.take.remote(group, reader, size))
-        if taken is None:
-            return
-        yield pa.table({"cell": [taken[0]], "data": [taken[1]]})
 
 
 @dataclass
@@ -117,6 +93,7 @@ class ScorerGroups:
     Attributes:
         queue, relay: handles of the ``CellQueue`` and the ``Relay``.
         recorder: makes the records.
+        judges: get cells whose answers wait for verdicts.
         scorer: the shape of one.
         listen: told what happens.
         say: told of losses.
@@ -127,6 +104,7 @@ class ScorerGroups:
     queue: Any
     relay: Any
     recorder: RecordWriter
+    judges: Judges
     scorer: Shape
     listen: Callable[[RunEvent], None]
     say: Callable[[str], None]
@@ -298,6 +276,9 @@ class ScorerGroups:
             rows = _rows(self._dataset(group))
         while (row := _next(rows)) is not None:
             event = heard(row["happened"])
+            if isinstance(event, AnswersWritten):
+                self.judges.take(event)
+                continue
             self.listen(event)
             record = row["happened"] if isinstance(event, CellRecorded) else b""
             ray.get(self.queue.acknowledge.remote(row["cell"], record))
@@ -312,7 +293,7 @@ class ScorerGroups:
             cpu=group.size * self.scorer.cpus, gpu=group.size * self.scorer.gpus
         )
         on_node = {"label_selector": {NODE: group.node}}
-        cells = _Cells(self.queue, group.name, group.size)
+        cells = CellSource(self.queue, group.name, group.size)
         # A reader that Ray starts again would have its first cells taken for those that the one before gave out.
         once = {"ray_remote_args": {"max_retries": 0}}
         return ray.data.read_datasource(cells, override_num_blocks=1, num_cpus=0, **once, **on_node).map_batches(

@@ -48,7 +48,7 @@ class ScoringActor:
         warm = WarmModel()
         ahead = ReadAhead(upcoming, warm)
         self._evaluator = CellEvaluator(
-            recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), gpu, progress, warm, ahead.open
+            recorder, lambda: bool(ray.wait([stopped], timeout=0)[0]), gpu, progress, warm, ahead.open, unjudged={}
         )
         ray.get(queue.ready.remote(group))
 

@@ -119,9 +119,11 @@ def who_waits(
     waits = [f"{count} trainings wait for a lane of {shape}" for shape, count in pool["queued"].items() if count]
     late = [(shape, count) for shape, count in pool["expected"].items() if count > 0]
     waits += [f"{count} trainings for {shape} are still to begin" for shape, count in late]
-    read = [cell for cell in queue["out"] if cell not in queue["begun"]]
+    judged = queue["judging"] - queue["begun"]
+    read = [cell for cell in queue["out"] if cell not in queue["begun"] | judged]
     cells = queue["waiting"] + len(read)
     waits += [f"{cells} cells wait for a scorer"] if cells else []
+    waits += [f"{len(judged)} cells wait for verdicts"] if judged else []
     holds = [f"lane {lane} trains {order}" for lane, order in pool["held"].items()]
     holds += [f"lane {lane} {_how(lane, pool)}" for lane in lanes if lane not in pool["held"]]
     holds += [f"scorers have {', '.join(sorted(queue['begun']))}"] if queue["begun"] else []

@@ -16,7 +16,8 @@ from massive_sft.cost.shapes import shape_of
 from massive_sft.ledger.marker import NAME as MARKER
 from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan, StatesOf, make_plan, read_lock, storage_root
+from massive_sft.planning.lock import read_lock
+from massive_sft.planning.plan import Plan, StatesOf, make_plan, storage_root
 from massive_sft.planning.requirements import Requirement, Requirements
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decision_log import DecisionLog

@@ -119,7 +119,7 @@ def _raylet(stage: Stage, phase: str, where: str) -> list[int]:
 
 def _reader(stage: Stage, phase: str, where: str) -> list[int]:
     """Return what takes cells for a group of scorers, whichever: a task of Ray Data's."""
-    return [process.pid for process in titled("ray::Read_Cells")][:1]
+    return [process.pid for process in titled("ray::ReadCellSource")][:1]
 
 
 def _actor(name: str) -> Callable[[Stage, str, str], list[int]]:

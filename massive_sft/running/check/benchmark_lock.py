@@ -1,22 +1,18 @@
-"""What lm-eval's benchmarks were first built from, kept in ``lock.json``: one that changed since is told.
+"""What benchmarks were first built from, kept in ``lock.json``: their data stays there, and what changed is told.
 
 A change alone mixes nothing: requests have their content in their id, and scores theirs in the protocol's.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from massive_sft.core.files import json_bytes
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.ledger.storage import Storage
-from massive_sft.planning.plan import LOCK
-
-SECTION = "benchmarks"  # of lock.json; `massive-sft fetch` writes that anew, without it
+from massive_sft.planning.lock import BENCHMARKS, LOCK, lock_content
 
 
 def changed_benchmarks(place: Storage, built: Iterable[BenchmarkRequests]) -> dict[str, str]:
@@ -24,24 +20,25 @@ def changed_benchmarks(place: Storage, built: Iterable[BenchmarkRequests]) -> di
 
     Args:
         place: the sweep's, where its lock lies.
-        built: benchmarks with their requests; task files of one's own, which change by one's own hand, are left out.
+        built: benchmarks with their requests; task files of one's own, which change by one's own hand, count by the
+            data that they take from the hub.
 
     Raises OSError where the lock cannot be written.
     """
-    lock: dict[str, Any] = {"schema": 1, "commits": {}, "files": {}}
-    with suppress(FileNotFoundError):
-        lock |= json.loads(place.get(LOCK).data)  # sound, for the plan was made of it
-    known: dict[str, Any] = lock.get(SECTION) or {}
-    now = {_key(item): _content(item) for item in built if item.task.name is not None}
+    lock = lock_content(place)
+    known: dict[str, Any] = lock.get(BENCHMARKS) or {}
+    now = {_key(item): _content(item) for item in built if item.task.name is not None or _data(item)}
     if now.keys() - known.keys():
-        place.put(LOCK, json_bytes(lock | {SECTION: now | known}))
+        place.put(LOCK, json_bytes(lock | {BENCHMARKS: now | known}))
     told = {key: _difference(known[key], content) for key, content in now.items() if key in known}
     return {key.partition(" ")[0]: difference for key, difference in told.items() if difference}
 
 
 def _key(benchmark: BenchmarkRequests) -> str:
     asked = benchmark.requests.identity()
-    del asked["leaves"]
+    leaves = asked.pop("leaves")
+    if benchmark.task.path is not None:
+        asked["tasks"] = [leaf["config"] for leaf in leaves]
     return f"{benchmark.requests.label} {fingerprint(asked)}"
 
 
@@ -50,9 +47,15 @@ def _content(benchmark: BenchmarkRequests) -> dict[str, Any]:
     leaves = {leaf.name: [leaf.version, leaf.config, leaf.checksum] for leaf in requests.leaves}
     return {
         "versions": {leaf.name: leaf.version for leaf in requests.leaves},
-        "data": requests.provenance.get("data") or {},
+        "data": _data(benchmark),
         "leaves": fingerprint(leaves),
     }
+
+
+def _data(benchmark: BenchmarkRequests) -> dict[str, str]:
+    """Return the commits of the hub's data sets that a benchmark was built from."""
+    found: dict[str, str] = benchmark.requests.provenance.get("data") or {}
+    return found
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from massive_sft.evaluation.tasks import problems as task_problems
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.lock import data_commits
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
 from massive_sft.running.check.benchmark_lock import changed_benchmarks
@@ -86,7 +87,7 @@ def _wanted(plan: Plan, models: Models) -> Iterator[tuple[UsableModel | None, Re
 
 def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) -> BenchmarkRequests:
     evaluation = plan.sweep.file.evaluation
-    done = prepare_benchmark(item, evaluation, wrapping, ledger)
+    done = prepare_benchmark(item, evaluation, wrapping, ledger, data_commits(ledger.sweep(plan.sweep.file.name)))
     for reason in done.missing.values():
         raise TaskUnavailable(reason)
     (benchmark,) = done.benchmarks

@@ -49,13 +49,13 @@ class Judge(StrictModel):
     endpoint: Address
     """Where it is, such as ``http://localhost:8000/v1``; ``/chat/completions`` is added."""
     key: Variable | None = None
-    """The environment variable that holds the key, on the machine that scores; without one no key is sent."""
+    """The environment variable that holds the key, on the machine that asks; without one no key is sent."""
     max_tokens: Positive = 2048
     """The longest verdict with its reasons."""
     concurrency: Positive = 8
-    """How many calls a scorer has open at once."""
+    """How many calls a run has open at once."""
     per_minute: Positive | None = None
-    """How many calls a scorer begins in a minute at most."""
+    """How many calls a run begins in a minute at most."""
     timeout: Positive = 120
     """Seconds after which a call that is not answered is tried again."""
     price: Price | None = None

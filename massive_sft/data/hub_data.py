@@ -1,0 +1,83 @@
+"""Data sets of the hub through the ``datasets`` library: those that are trained on, and those that benchmarks read.
+
+Each stays at the commit that a sweep's ``lock.json`` has. The library takes seconds to import: who needs it does so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.data.rows import Record
+from massive_sft.models.hub import pinned_folder
+from massive_sft.planning.lock import DataCommits
+from massive_sft.sweep.schema import Dataset
+
+_SAID = 200  # characters of the library's own message: it may list every extension it knows
+
+
+def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
+    """Yield the rows of a dataset at its revision. Raises InvalidInput where it cannot be loaded."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name = f"{dataset.hub}[{dataset.split}]"
+    folder = pinned_folder(dataset)
+    try:
+        table = datasets.load_dataset(
+            str(folder or dataset.hub),
+            dataset.subset,
+            split=dataset.split,
+            revision=None if folder else dataset.revision,
+            data_files=list(dataset.files) if dataset.files else None,
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput(Problem(f"{place}.hub", f"cannot be loaded: {said[:_SAID]}", dataset.hub)) from error
+    for batch in table.iter(batch_size=1024):
+        columns = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield Record(dict(zip(columns, values, strict=True)), name, None)
+
+
+@contextmanager
+def at_commits(commits: DataCommits) -> Iterator[None]:
+    """Within this, ``datasets.load_dataset`` loads what is in ``commits`` at its commit, unless it is told another.
+
+    What the library keeps of that commit on this machine is taken from there, and needs no network. Where the hub does
+    not answer and there is no such thing, the library takes the newest that it keeps, of whatever commit.
+    """
+    import datasets
+
+    load, known = datasets.load_dataset, dict(commits)
+
+    def loaded(path: str, name: str | None = None, **options: Any) -> Any:
+        commit = known.get(path)
+        if commit is None or options.get("revision") is not None or Path(path).is_dir():
+            return load(path, name, **options)
+        kept = None if any(value is not None for value in options.values()) else _kept(path, name, commit)
+        return load(path, name, **(options | {"revision": commit})) if kept is None else kept
+
+    with mock.patch.object(datasets, "load_dataset", loaded):
+        yield
+
+
+def _kept(path: str, name: str | None, commit: str) -> Any:
+    """Return what the library's cache has of one configuration at a commit; None where that is nothing."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    *owner, own = path.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(own)])
+    places = sorted(folder.glob(f"{name or '*'}/*/{commit}"))
+    if len(places) != 1:
+        return None
+    config, version = places[0].parts[-3:-1]
+    builder = Cache(dataset_name=own, config_name=config, version=version, hash=commit, repo_id=path)
+    builder.download_and_prepare()
+    return builder.as_dataset()
