@@ -17,6 +17,7 @@ import massive_sft
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan
+from massive_sft.search.outcomes import Reader
 from massive_sft.sweep.load import load_sweep
 
 KEY = "canary-77b1c0d4"
@@ -89,6 +90,7 @@ def test_sweep_is_judged_resumed_and_shown_without_its_key(
     assert group["judge_rating,none"].n == 3 and group["without_verdict,none"].value == 0
     assert set(scores.tasks) == {"mtbench-reasoning", "mtbench-writing"}
     _assert_transcript_is_whole(tmp_path, found["full"])
+    _assert_search_may_look_at_it(path, found["full"])
     code, text = call("show", found["full"].cell, "--sweep", path)
     assert code == 0 and "mtbench" in text, text
     results = massive_sft.load(path)
@@ -97,6 +99,17 @@ def test_sweep_is_judged_resumed_and_shown_without_its_key(
     assert all("Who is" in prompt for prompt in answers["prompt"])
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) > 50 and not [file for file in written if KEY.encode() in _content(file)]
+
+
+def _assert_search_may_look_at_it(path: Path, record: Record) -> None:
+    (wanted,) = (cell.requirements for cell in make_plan(load_sweep(path)).cells if cell.cell.id == record.cell)
+    score = next(iter(record.scores.values())).groups["mtbench"]["judge_rating,none"]
+    for name in ("mtbench", "mtbench-0shot"):
+        outcome = Reader([name]).outcome(record, wanted)
+        assert Reader([name]).problems(wanted, "objective") == [] and outcome is not None
+        assert (outcome.values, outcome.errors) == ({name: score.value}, {name: score.stderr})
+    (problem,) = Reader(["mtbenhc"]).problems(wanted, "objective")
+    assert "mtbench-0shot" in problem.choices
 
 
 def _assert_transcript_is_whole(folder: Path, record: Record) -> None:

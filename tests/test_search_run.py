@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_server
+from rich.console import Console
+from s3_server import S3Server, s3
 from small_sweep import small_sweep
 
+from massive_sft.cli.search_view import searches_view
+from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -19,6 +25,7 @@ from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
 from massive_sft.running.inline import run_inline
 from massive_sft.running.search_work import SearchWork, with_first_decisions
+from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import make_whole_plan, plan_searches
 from massive_sft.search.replay import replay
@@ -28,6 +35,7 @@ from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.tracking.source import CellSource
 
+__all__ = ["s3"]  # a fixture
 RUNGS: dict[str, Any] = {
     "name": "s", "model": "llama", "mixture": "one", "setting": "lora", "objective": {"minimize": "perplexity"},
     "space": {"lr": {"log": [1e-4, 1e-2]}, "lora.rank": [2, 4]}, "sampler": "random", "trials": 3, "at_once": 2,
@@ -35,9 +43,9 @@ RUNGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def planned(folder: Path) -> Plan:
+def planned(folder: Path, **changes: Any) -> Plan:
     nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "blocks": []}
-    return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing))))
+    return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing | changes))))
 
 
 def run(plan: Plan, most: int = 100) -> list[RunEvent]:
@@ -96,6 +104,18 @@ def test_stopped_search_goes_on_to_the_same_decisions(undisturbed: tuple[Plan, l
     assert log_of(plan) == log_of(undisturbed[0])
 
 
+def test_search_in_a_bucket_decides_the_same_on_one_machine_after_another(
+    undisturbed: tuple[Plan, list[RunEvent]], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = BucketRoot(s3_server.BUCKET, "a/study")
+    for machine, most in enumerate((1, 100)):
+        monkeypatch.setenv("MASSIVE_SFT_CACHE", str(tmp_path / f"machine-{machine}"))
+        run(planned(tmp_path, storage={"root": str(root)}), most)
+    log = plan_searches(undisturbed[0].sweep)[0].log(root).storage
+    found = {item.name: log.get(f"decisions/{item.name}").data for item in log.list("decisions")}
+    assert found == log_of(undisturbed[0])
+
+
 def test_run_that_does_not_decide_sees_what_another_decides(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
     """It says so, and is over once everything that was decided is done."""
     plan = make_whole_plan(undisturbed[0].sweep)
@@ -133,6 +153,28 @@ def test_report_shows_each_decision_and_the_best_so_far(
     assert "what search s found" in page
     assert "s: its ranges hold more values than were tried: trials: 3 is used up." in page
     assert "s: 2 trials ended at epoch 1: not among the better 50% there; 2 of them are parked, 0 dropped." in page
+
+
+def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    """It is the price of new trials, the longest of the space."""
+    entry, root = standing(undisturbed[0]).entries[-1], undisturbed[0].root
+    values = standing(undisturbed[0]).planned.named(entry)
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
+    block |= {"snapshots": [1, 2], "override": {name: [value] for name, value in values.items()}}
+    search = {"name": "grid", "over": ["A"], "objective": {"minimize": "perplexity"}, "trials": 2}
+    search |= {"budget": {"gpu_hours": 1e-9}, "start": {"qmc": 1}}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "storage": {"root": str(root)}}
+    plan = make_whole_plan(load_sweep(small_sweep(tmp_path, blocks=[block], search=[search], **nothing)))
+    (grid,) = find_standings(plan.sweep, Ledger(plan.storage))
+    shown = StringIO()
+    Console(file=shown, width=200).print(searches_view(plan, with_cost=True))
+    assert "space: 2 cells of A; the ledger has 2 of them" in shown.getvalue()
+    assert "at most 2 more trials: training and scoring" in shown.getvalue()
+    assert "scoring 0 s" not in shown.getvalue()
+    assert isinstance(grid.planned.space, CellSpace)
+    assert [grid.planned.space.cell(choice).epoch for choice in grid.planned.space.longest()] == [2]
 
 
 def test_tracker_is_told_by_which_decision_a_cell_was_asked_for(undisturbed: tuple[Plan, list[RunEvent]]) -> None:

@@ -53,7 +53,7 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
         yield f"  {_space(one.planned, ledger)}"
         yield f"  {_start(one.planned)}"
         if one.left:
-            yield f"  at most {counted(one.left, 'more trial')}: {_worst(one, plan)}"
+            yield from (f"  {line}" for line in _left(one, plan))
         if one.planned.search.rungs is not None:
             yield f"  {_rungs(one)}"
     for line in best_lines(one):
@@ -106,17 +106,42 @@ def _rungs(one: Standing) -> str:
     return f"rungs at epochs {at}: {search.rungs.keep:.0%} of each go on; {parked}{limit}"
 
 
-def _worst(one: Standing, plan: Plan) -> str:
-    """Return what the trials that are left take if each takes as much as the largest of the space's corners."""
+def _longest(one: Standing, plan: Plan) -> tuple[Quantity, Quantity]:
+    """Return the seconds of the trial that takes longest of those that stand for all, and of GPUs in it.
+
+    Where no GPU is used, both are those of this machine.
+    """
     space = one.planned.space
-    corners = space.corners() if isinstance(space, CellSpace) else [*space.corners(), *space.corners(1.0)]
-    points = [space.point(choice, group) for choice, group in corners]
+    if isinstance(space, CellSpace):
+        points = [space.point(choice) for choice in space.longest()]
+    else:
+        points = [space.point(choice, group) for choice, group in (*space.corners(), *space.corners(1.0))]
     # As if the ledger had none of them: what is left to do has not been tried.
     costs = [estimate(with_gpu_counts(plan_points(plan.sweep, [point], lambda *_: {}))) for point in points]
-    work = [cost.training + cost.evaluation for cost in costs]
-    largest = max(work, key=lambda each: each.value)
-    whole = Quantity(largest.value, all(each.sure for each in work), all(each.complete for each in work))
-    return f"training and scoring {format_time(whole.times(one.left))}, one after another"
+    took = [cost.training + cost.evaluation for cost in costs]
+    used = [each if cost.gpu_seconds is None else cost.gpu_seconds for cost, each in zip(costs, took, strict=True)]
+    return _most(took), _most(used)
+
+
+def _most(figures: Sequence[Quantity]) -> Quantity:
+    """Return the largest figure, as sure and as complete as all are."""
+    largest = max(figures, key=lambda each: each.value)
+    return Quantity(largest.value, all(each.sure for each in figures), all(each.complete for each in figures))
+
+
+def _left(one: Standing, plan: Plan) -> Iterator[str]:
+    """Yield what the trials that are left take if each takes as long as the longest, and what the budget says to it."""
+    took, used = _longest(one, plan)
+    count, hours = counted(one.left, "more trial"), one.planned.search.budget.gpu_hours
+    yield f"at most {count}: training and scoring {format_time(took.times(one.left))}, one after another"
+    if hours is not None:
+        line = f"budget: {hours:g} GPU-hours (of this machine, without GPUs) end it, whatever comes first"
+        first = one.planned.rules.start_count * max(1, len(one.planned.space.groups))
+        if used.complete and used.times(first).value > hours * 3600:
+            line += (
+                f"; that is less than its start may take: {counted(first, 'trial')}, {format_time(used.times(first))}"
+            )
+        yield line
 
 
 def best_lines(one: Standing) -> Iterator[str]:

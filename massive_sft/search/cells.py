@@ -54,6 +54,15 @@ class CellSpace:
         first = {cell.base: index for index, cell in reversed(list(enumerate(self.cells)))}
         return [({CANDIDATE: index}, None) for index in sorted(first.values())]
 
+    def longest(self) -> list[Choice]:
+        """Return what takes longest, as far as epochs tell: a cell of each model and setting."""
+        found: dict[tuple[str, str], int] = {}
+        for index in sorted(range(self.size), key=lambda index: self.cells[index].epoch):
+            recipe = self.cells[index].recipe
+            assert recipe is not None
+            found[recipe.model_name, recipe.setting_name] = index
+        return [{CANDIDATE: index} for index in sorted(found.values())]
+
     def cell(self, choice: Choice) -> Cell:
         """Return the cell that a choice stands for."""
         return self.cells[int(choice[CANDIDATE])]

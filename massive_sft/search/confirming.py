@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from massive_sft.search.objectives import limit_names, objective_values, violations
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.rules import Decision, Given, Rules, asks_of
-from massive_sft.search.telling import limit_names, objective_values, violations
 
 
 def next_confirmation(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, Any] | None:

@@ -15,11 +15,11 @@ from massive_sft.search.confirming import next_confirmation
 from massive_sft.search.deciding import next_ask
 from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
+from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Outcome, Reader, taken_s
 from massive_sft.search.plan import Planned
 from massive_sft.search.rules import Decision, Given, Rules, asks_of, trained_of
 from massive_sft.search.space import Space
-from massive_sft.search.telling import names_against_base
 
 OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
@@ -59,7 +59,7 @@ class Decider:
     _settled: dict[int, Outcome] = field(default_factory=dict)
     _bases: dict[str, Outcome] = field(default_factory=dict)
     _replayed: int = 0
-    _stale: set[int] = field(default_factory=set)
+    _stale: list[int] | None = None
 
     @classmethod
     def of(cls, planned: Planned, ledger: Ledger) -> Decider:
@@ -96,7 +96,7 @@ class Decider:
                 content = self.log.content() or self.log.begin(self.begin())
                 self.rules = replace(self.rules, portfolio=tuple(content.get("portfolio") or ()))
                 self.look()
-                self._stale = set(self.find_stale())
+                self._stale = None
         return self._lease is not None
 
     def release(self) -> None:
@@ -105,11 +105,15 @@ class Decider:
             self._lease.release()
             self._lease = None
 
-    def find_stale(self) -> list[int]:
-        """Return the decisions whose outcomes later ones were given and that have no longer the same: invalidated."""
+    def stale(self) -> list[int]:
+        """Return the decisions whose outcomes later ones were given and that have no longer the same: invalidated.
+
+        All are looked at once, and again when this process begins to decide; afterwards those that were stale then.
+        """
         self._replay()
-        given = [entry for entry in self.trained if entry["n"] in self._settled]
-        return [entry["n"] for entry in given if self._is_stale(entry)]
+        looked_at = self._settled if self._stale is None else self._stale
+        self._stale = sorted(number for number in looked_at if self._is_stale(self.entries[number]))
+        return self._stale
 
     def _is_stale(self, entry: Decision) -> bool:
         known, now = self._settled[entry["n"]], self.outcome_of(entry)
@@ -117,16 +121,11 @@ class Decider:
             return False  # what became of it since is another try's
         return now is None or now.as_json() != known.as_json()
 
-    def stale(self) -> list[int]:
-        """Return the stale decisions that are left of those it met when it began to decide: it decides nothing more."""
-        self._stale = {number for number in self._stale if self._is_stale(self.entries[number])}
-        return sorted(self._stale)
-
     @property
     def is_over(self) -> bool:
         """Whether it decides nothing more, unless the sweep file asks for more."""
-        if self._stale and self.stale():
-            return all(self.outcome_of(self.entries[number]) is not None for number in self._stale)
+        if stale := self.stale():
+            return all(self.outcome_of(self.entries[number]) is not None for number in stale)
         if not self.asks_no_more or self.rules.space.search.confirm is None:
             return self.asks_no_more
         given = self._given_of_all()
@@ -154,7 +153,7 @@ class Decider:
         Raises LeaseLost when somebody else took over.
         """
         before = len(self.entries)
-        while not (self._stale and self.stale()) and not self.is_over and self._lease is not None:
+        while not self.stale() and not self.is_over and self._lease is not None:
             decided = self._confirmation() if self.asks_no_more else self._next()
             if decided is None:
                 break
@@ -255,8 +254,7 @@ class Decider:
     def left(self) -> list[Decision]:
         """Return the decisions whose outcomes are not known."""
         self._replay()
-        again = (entry["n"] for entry in self.trained if entry["n"] in self._stale and self.outcome_of(entry) is None)
-        undone = set(again)
+        undone = {number for number in self.stale() if self.outcome_of(self.entries[number]) is None}
         return [entry for entry in self.trained if entry["n"] in undone or self.outcome(entry) is None]
 
     def outcomes(self) -> dict[int, Outcome]:
@@ -282,12 +280,12 @@ def _budget(planned: Planned, ledger: Ledger) -> tuple[float | None, Callable[[S
 
     def spent_h(entries: Sequence[Decision]) -> float:
         training, scoring = dict[str, float](), 0.0
-        for asked in (planned.asked(entry)[0] for entry in entries):
-            record = None if asked.cell in known else ledger.read_record(asked.cell)
+        for scored in (planned.scored(entry)[0] for entry in entries):
+            record = None if scored.cell in known else ledger.read_record(scored.cell)
             if record is not None:
-                known[asked.cell] = taken_s(record)
-            trained_s, scored_s = known.get(asked.cell, (0.0, 0.0))
-            run = str(asked.trajectory)
+                known[scored.cell] = taken_s(record)
+            trained_s, scored_s = known.get(scored.cell, (0.0, 0.0))
+            run = str(scored.trajectory)
             training[run] = max(training.get(run, 0.0), trained_s)  # up to an epoch, those before it included
             scoring += scored_s
         return (sum(training.values()) + scoring) / 3600
@@ -303,27 +301,27 @@ class _RecordReader:
     ledger: Ledger
 
     def outcome_of(self, entry: Decision) -> Outcome | None:
-        asked, reader = self.planned.asked(entry)[0], self.planned.reader
-        record = self.ledger.read_record(asked.cell)
+        scored, reader = self.planned.scored(entry)[0], self.planned.reader
+        record = self.ledger.read_record(scored.cell)
         if record is None:
             return None
-        outcome = reader.outcome(record, asked.requirements)
+        outcome = reader.outcome(record, scored.requirements)
         if outcome is not None:
             return outcome
-        if reader.is_void(record, asked.requirements):
+        if reader.is_void(record, scored.requirements):
             return Outcome("given_up")
         if record.status is Status.FAILED and OUT_OF_MEMORY in (record.error or "").lower():
             return Outcome("infeasible")
-        tries = sum(one.status in (Status.FAILED, Status.PARTIAL) for one in self.ledger.history(asked.cell))
+        tries = sum(one.status in (Status.FAILED, Status.PARTIAL) for one in self.ledger.history(scored.cell))
         return Outcome("given_up") if tries > self.planned.search.retries else None
 
     def base_of(self, entry: Decision) -> Outcome | None:
-        asked = self.planned.asked(entry)[1]
-        record = self.ledger.read_record(asked.cell)
+        base = self.planned.scored(entry)[1]
+        record = self.ledger.read_record(base.cell)
         if record is None:
             return None
         reader = Reader(names_against_base(self.planned.search))  # a base model has no measures, of which others may be
-        outcome = reader.outcome(record, asked.requirements)
+        outcome = reader.outcome(record, base.requirements)
         # It is scored once, before anything is trained; another sweep's record may not have all yet.
-        tried = record.status is Status.FAILED or any(item.label in record.missing for item in asked.requirements)
+        tried = record.status is Status.FAILED or any(item.label in record.missing for item in base.requirements)
         return Outcome("given_up") if outcome is None and tried else outcome

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from massive_sft.search.objectives import count_objectives, limit_names, objective_values, violations, worse_than_all
 from massive_sft.search.promoting import next_promotion, ranked
 from massive_sft.search.proposing import Tried, propose, versions
 from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, why_of
 from massive_sft.search.space import Choice, Space
-from massive_sft.search.telling import count_objectives, limit_names, objective_values, violations, worse_than_all
 
 LAST = -1  # the rung of a search without rungs: its last snapshot
 ENOUGH = 8  # complete trainings of a rung that a sampler is told of

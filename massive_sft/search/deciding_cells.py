@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from massive_sft.search.cells import CANDIDATE, CellSpace
+from massive_sft.search.objectives import objective_values
 from massive_sft.search.observations import Outcome as Observation
 from massive_sft.search.outcomes import Outcome, objective_names
 from massive_sft.search.proposing import versions
 from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, why_of
-from massive_sft.search.telling import objective_values
 from massive_sft.sweep.schema import Mean
 
 

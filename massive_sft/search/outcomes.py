@@ -73,7 +73,7 @@ class Reader:
     def problems(self, asked: Iterable[Requirement], place: str) -> list[Problem]:
         """Return the names that nothing which is asked of a cell gives."""
         known = list(asked)
-        choices = [item.label for item in known if item.task is not None or item.measure in MEASURES]
+        choices = [item.label for item in known if item.is_benchmark or item.measure in MEASURES]
         found = []
         for name in self.names:
             count = len([item for item in known if _is_called(item, name)])
@@ -115,6 +115,8 @@ class Reader:
 
 
 def _is_called(item: Requirement, name: str) -> bool:
+    if item.judged is not None:
+        return name in (item.label, item.judged.title)
     return name in (item.label, item.measure, None if item.task is None else title(item.task))
 
 

@@ -22,13 +22,13 @@ from massive_sft.planning.requirements import Requirement, Requirements
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
+from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Reader, wanted_names
 from massive_sft.search.portfolio import find_portfolio
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
 from massive_sft.search.rules import Rules, number, trained_of
 from massive_sft.search.space import Choice, Space, make_space
-from massive_sft.search.telling import names_against_base
 from massive_sft.search.weights import candidates
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.content import Contents
@@ -42,7 +42,7 @@ CALLED = "called"  # in what a log keeps of its search: the names it had when it
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoredCell:
     """A cell, and what the sweep asks of it, by which its record is read."""
 
     cell: str
@@ -57,7 +57,7 @@ class Planned:
     Attributes:
         content: what its id is the hash of.
         reader: of the outcomes of its cells.
-        asked_at: returns the cell that a choice in a group is judged by, and that of its base model.
+        scored_at: returns the cell that a choice in a group is judged by, and that of its base model.
     """
 
     search: Search
@@ -65,7 +65,7 @@ class Planned:
     rules: Rules
     content: Mapping[str, Any]
     reader: Reader
-    asked_at: Callable[[Choice, str | None, int, int | None], tuple[Asked, Asked]]
+    scored_at: Callable[[Choice, str | None, int, int | None], tuple[ScoredCell, ScoredCell]]
 
     @property
     def id(self) -> str:
@@ -85,7 +85,7 @@ class Planned:
         count, content = self.search.start.portfolio, {**self.content, CALLED: self.called}
         if not count or not isinstance(self.space, Space):
             return content
-        cells = [self.asked_at(choice, group, -1, None)[0] for choice, group in self.space.corners()]
+        cells = [self.scored_at(choice, group, -1, None)[0] for choice, group in self.space.corners()]
         own = {group or "": self.rules.model_of(choice, group) for choice, group in self.space.corners()}
         found = find_portfolio(self.space, self.reader, cells[0].requirements, own, ledger, count)
         return {**content, "portfolio": [dict(choice) for choice in found]}
@@ -98,9 +98,9 @@ class Planned:
         """Return the model of the group that a decision is of; None where the model is an axis."""
         return self.space.groups[entry["group"]] if self.space.groups else None
 
-    def asked(self, entry: Mapping[str, Any]) -> tuple[Asked, Asked]:
+    def scored(self, entry: Mapping[str, Any]) -> tuple[ScoredCell, ScoredCell]:
         """Return the cell that a decision is judged by, and that of its base model."""
-        return self.asked_at(entry["choice"], self.group(entry), entry.get("rung", -1), entry.get("with_seed"))
+        return self.scored_at(entry["choice"], self.group(entry), entry.get("rung", -1), entry.get("with_seed"))
 
     def named(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a decision chose, as the sweep file would have it; nothing of one that has nothing trained."""
@@ -108,7 +108,7 @@ class Planned:
 
     def trajectory(self, entry: Mapping[str, Any]) -> str:
         """Return the id of what a decision has trained."""
-        return str(self.asked(entry)[0].trajectory)
+        return str(self.scored(entry)[0].trajectory)
 
     def point(self, entry: Mapping[str, Any], is_dropped: bool = False) -> Point:
         """Return what a decision has trained."""
@@ -169,19 +169,19 @@ def _planned(
     def cell_of(choice: Choice, group: str | None, rung: int = -1, seed: int | None = None) -> Cell:
         return cells_at(tuple(sorted(choice.items())), group, seed)[rung]
 
-    def asked_at(choice: Choice, group: str | None, rung: int, seed: int | None) -> tuple[Asked, Asked]:
+    def scored_at(choice: Choice, group: str | None, rung: int, seed: int | None) -> tuple[ScoredCell, ScoredCell]:
         cell, base = cell_of(choice, group, rung, seed), maker.base_of(space.point(choice, group))
         wanted, of_base = requirements.for_cell(cell), requirements.for_cell(base)
         # A base model is scored under the templates of all settings: what compares comes first.
         shared = {item.id for item in wanted}
         ordered = tuple(sorted(of_base, key=lambda item: item.id not in shared))
         trained = cell.recipe.id if cell.recipe else None
-        return Asked(cell.id, trained, wanted), Asked(base.id, None, ordered)
+        return ScoredCell(cell.id, trained, wanted), ScoredCell(base.id, None, ordered)
 
     cells = [cell_of(choice, group) for choice, group in space.corners()]
     asked = [requirements.for_cell(cell) for cell in cells]
     problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
-    problems += _parking_problems(search, cells, place)
+    problems += [*_start_problems(search, space, place), *_parking_problems(search, cells, place)]
     if problems:
         return None, problems
     rules = Rules(
@@ -194,7 +194,7 @@ def _planned(
         *_parking(search, cells),
     )
     content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)
-    return Planned(search, space, replace(rules, id=search_id(content)), content, reader, asked_at), []
+    return Planned(search, space, replace(rules, id=search_id(content)), content, reader, scored_at), []
 
 
 def _weights_space(sweep: Sweep, search: Search, contents: Contents, maker: PointCells) -> CellSpace:
@@ -209,6 +209,13 @@ def _weights_space(sweep: Sweep, search: Search, contents: Contents, maker: Poin
     model = sweep.models_of(search.model or ())[0]
     points = (Point(search.name, model, one, variant, search.schedule, search.horizon, snapshots) for one in mixtures)
     return CellSpace(sweep, search, tuple(maker.of(point)[-1] for point in points), begun)
+
+
+def _start_problems(search: Search, space: Space | CellSpace, place: str) -> list[Problem]:
+    first = space.start if isinstance(space, CellSpace) else 0  # of other spaces the sweep file alone tells
+    if search.trials is None or first <= search.trials:
+        return []
+    return [Problem(f"{place}.trials", f"is below the start, which takes {first}", search.trials)]
 
 
 def _parking(search: Search, cells: Sequence[Cell]) -> tuple[int | None, Callable[[str], int]]:

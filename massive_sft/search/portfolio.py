@@ -14,9 +14,9 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.requirements import Requirement
+from massive_sft.search.objectives import objective_values
 from massive_sft.search.outcomes import Outcome, Reader
 from massive_sft.search.space import Axis, Choice, Space
-from massive_sft.search.telling import objective_values
 from massive_sft.sweep.content import flattened
 
 NEAR = 0.02  # of the length of an axis: values this near are one choice

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from massive_sft.search.objectives import objective_values
 from massive_sft.search.proposing import versions
 from massive_sft.search.rules import Decision, Given, Rules, trained_of, why_of
-from massive_sft.search.telling import objective_values
 
 
 def next_promotion(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def replay(planned: Planned, ledger: Ledger) -> Replay:
         if differs is not None:
             return Replay(equal, believed, f"decision {entry['n']} {differs}")
         equal += 1
-    return Replay(equal, believed, None, tuple(decider.find_stale()))
+    return Replay(equal, believed, None, tuple(decider.stale()))
 
 
 def _can_be_made(rules: Rules, before: Sequence[Decision], entry: Decision, given: Given) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.search.cells import CellSpace
+from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.proposing import spread
 from massive_sft.search.space import Choice, Space
-from massive_sft.search.telling import names_against_base
 
 Decision = Mapping[str, Any]
 

@@ -13,10 +13,10 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider, trials_of
 from massive_sft.search.decision_log import FOLDER, DecisionLog
+from massive_sft.search.objectives import limit_names, objective_values, violations
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import CALLED, Planned, plan_searches
 from massive_sft.search.rules import Decision, asks_of, trained_of
-from massive_sft.search.telling import limit_names, objective_values, violations
 from massive_sft.sweep.load import Sweep
 
 MOST_LISTED = 2_000  # choices of a space that are looked up in the ledger
@@ -172,12 +172,13 @@ def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
     for planned in plan_searches(sweep):
         decider = Decider.of(planned, ledger)
         decider.look()
-        stale, outcomes = decider.find_stale(), decider.outcomes()
+        stale, outcomes = decider.stale(), decider.outcomes()
         now = {number: decider.outcome_of(decider.entries[number]) for number in stale}
         read = {number: now.get(number, one) for number, one in outcomes.items()}
         outcomes = {number: one for number, one in read.items() if one is not None}
         needed = [entry["n"] for entry in decider.waits_for() if entry["n"] not in outcomes]
-        bases = {entry["model"]: decider.base_of(entry) for entry in decider.asks}
+        first = {entry["model"]: entry for entry in reversed(decider.asks)}
+        bases = {model: decider.base_of(entry) for model, entry in first.items()}
         known = {model: outcome for model, outcome in bases.items() if outcome is not None}
         found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over, stale))
     return found

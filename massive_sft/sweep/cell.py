@@ -15,7 +15,7 @@ from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.identity import schedule_content, setting_content
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.point import Point
-from massive_sft.sweep.schema import Model, Schedule, Setting
+from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 from massive_sft.sweep.setting import Variant
 from massive_sft.sweep.spec import Mixture, Part
@@ -192,11 +192,12 @@ def _in_blocks(cell: Cell, blocks: tuple[str, ...]) -> Cell:
 
 
 class CellMaker:
-    """Serialises each model, mixture and setting once, however many cells they are part of."""
+    """Serialises each model, dataset, mixture and setting once, however many cells they are part of."""
 
     def __init__(self, sweep: Sweep, contents: Contents):
         self.sweep, self.contents = sweep, contents
         self.models: dict[str, tuple[Model, str]] = {}
+        self.datasets: dict[str, tuple[Dataset, dict[str, Any]]] = {}
         self.mixtures: dict[tuple[str, int | None], tuple[Mixture, str]] = {}
         self.used_excludes: set[tuple[int, int]] = set()
         self.problems: dict[str, Problem] = {}
@@ -255,19 +256,25 @@ class CellMaker:
             self.models[name] = (self.contents.resolve_model(declared, place), content)
         return self.models[name]
 
+    def _dataset(self, part: Part) -> tuple[Dataset, dict[str, Any]]:
+        """Return the dataset of a part resolved, and its content."""
+        if part.name not in self.datasets:
+            place = f"datasets.{part.name}"
+            rows = self.contents.dataset(part.dataset, place)
+            self.datasets[part.name] = (self.contents.resolve_dataset(part.dataset, place), rows)
+        return self.datasets[part.name]
+
     def _mixture(self, mixture: Mixture) -> tuple[Mixture, str]:
         """Return the mixture resolved, its parts in canonical order, and its content."""
         if mixture.key not in self.mixtures:
             keyed: list[tuple[str, Part]] = []
             named: dict[str, str] = {}
             for part in mixture.parts:
-                place = f"datasets.{part.name}"
-                rows = self.contents.dataset(part.dataset, place)
+                dataset, rows = self._dataset(part)
                 if (earlier := named.setdefault(canonical_json(rows), part.name)) != part.name:
                     self._refuse_equal_rows(mixture, part.name, earlier)
                 content = rows | {"count": part.count}
-                resolved = part.model_copy(update={"dataset": self.contents.resolve_dataset(part.dataset, place)})
-                keyed.append((canonical_json(content), resolved))
+                keyed.append((canonical_json(content), part.model_copy(update={"dataset": dataset})))
             keyed.sort(key=lambda item: item[0])
             resolved_mixture = mixture.model_copy(update={"parts": tuple(part for _, part in keyed)})
             text = join_canonical(

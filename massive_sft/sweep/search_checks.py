@@ -190,7 +190,7 @@ class SearchChecks:
         if mixture.at_most is not None:
             needed = sum(least > 0 for least, _ in mixture.weights.values())
             reach = math.fsum(sorted((most for _, most in mixture.weights.values()), reverse=True)[: mixture.at_most])
-            if needed > mixture.at_most or reach < 1 - 1e-9:
+            if needed > mixture.at_most or reach < 1 - 1e-9 <= high:
                 rule = f"must leave room: {needed} datasets have a least share above 0, and the {mixture.at_most} "
                 yield Problem(place("at_most"), f"{rule}with the greatest make at most {reach:g}", mixture.at_most)
 

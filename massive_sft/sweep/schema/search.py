@@ -47,7 +47,9 @@ def as_mean(value: Any) -> Any:
 
 
 def as_axis(value: Any) -> Any:
-    """Return the values of an axis as a list, where one stands for it; a range as it is."""
+    """Return the values of an axis as a list, where one stands for it; a range as it is. Raises ValueError."""
+    if value in ([], {}):
+        raise ValueError("must not be empty: give a list of values, or a range")
     return value if isinstance(value, dict | Range | tuple) else tuple(value) if isinstance(value, list) else (value,)
 
 

@@ -1,4 +1,4 @@
-"""What those who propose are told of outcomes: objectives that are better when larger, and broken constraints."""
+"""What outcomes are worth to a search: objectives, better when larger, and by how much constraints are broken."""
 
 from __future__ import annotations
 
