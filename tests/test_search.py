@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import BUCKET, S3Server, s3
 from sample_records import made_record, number_of, sweep_file
 
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.fingerprint import digest
+from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import LeaseWatch
-from massive_sft.ledger.storage import Folder
+from massive_sft.ledger.storage import Folder, Root
 from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.search_work import with_first_decisions
 from massive_sft.search.coordinates import Coordinate
@@ -33,6 +35,7 @@ from massive_sft.search.untried import untried
 from massive_sft.search.view import decision_line
 from massive_sft.sweep.load import load_sweep
 
+__all__ = ["s3"]  # a fixture
 TPE: dict[str, Any] = {
     "name": "s", "model": "small", "mixture": "first", "setting": "lora", "objective": {"maximize": "quiz"},
     "space": {"lr": {"log": [1e-5, 1e-3]}, "lora.rank": {"powers_of_2": [4, 16]}, "batch": [16, 32],
@@ -70,8 +73,9 @@ class Killed(BaseException):
 class World:
     """Trainings with outcomes that hang on the cell alone, and durations that hang on chance."""
 
-    def __init__(self, folder: Path, one: Planned, lanes: int = 1, chance: int = 0, deaths: float = 0.0):
-        self.one, self.lanes, self.root, self.deaths = one, lanes, Folder(folder / "root"), deaths
+    def __init__(self, folder: Path | Root, one: Planned, lanes: int = 1, chance: int = 0, deaths: float = 0.0):
+        root = Folder(folder / "root") if isinstance(folder, Path) else folder
+        self.one, self.lanes, self.root, self.deaths = one, lanes, root, deaths
         self.random = random.Random(chance)
         self.done: set[int] = set()
 
@@ -119,8 +123,9 @@ class World:
                 self.done.add(first)
 
     def files(self) -> dict[str, bytes]:
-        folder = self.root.root / "searches" / self.one.id
-        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
+        log = self.root.at(f"searches/{self.one.id}")
+        names = ["search.json", *sorted(f"decisions/{item.name}" for item in log.list("decisions"))]
+        return {name: log.get(name).data for name in names}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,12 @@ def test_log_is_the_same_with_any_lanes_and_kills(tmp_path: Path, search: dict[s
     assert len(cells) == len(set(cells)) == (6 if search is GRID else 12)
     for chance, lanes in enumerate((2, 8), 1):
         assert World(tmp_path / str(chance), one, lanes, chance, deaths=0.2).run() == first
+
+
+def test_log_in_a_bucket_is_that_of_a_folder(s3: S3Server, tmp_path: Path) -> None:
+    one = planned(tmp_path / "sweep", TPE)
+    far = World(BucketRoot(BUCKET, "a/study"), one, 3, 7, 0.1).run()
+    assert far == World(tmp_path / "near", one).run()
 
 
 def test_search_over_cells_stops_when_it_is_sure_enough_and_is_the_same_with_kills(tmp_path: Path) -> None:
@@ -332,6 +343,7 @@ def finished(tmp_path: Path) -> tuple[Planned, Folder, Path]:
     one = planned(tmp_path / "sweep", TPE | {"sampler": "random"})
     world = World(tmp_path, one)
     world.run()
+    assert isinstance(world.root, Folder)
     return one, world.root, world.root.root / "searches" / one.id / "decisions"
 
 

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3_server
 from rich.console import Console
-from s3_server import S3Server, s3
 from small_sweep import small_sweep
 
 from massive_sft.cli.search_view import searches_view
-from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -35,7 +32,6 @@ from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.tracking.source import CellSource
 
-__all__ = ["s3"]  # a fixture
 RUNGS: dict[str, Any] = {
     "name": "s", "model": "llama", "mixture": "one", "setting": "lora", "objective": {"minimize": "perplexity"},
     "space": {"lr": {"log": [1e-4, 1e-2]}, "lora.rank": [2, 4]}, "sampler": "random", "trials": 3, "at_once": 2,
@@ -43,9 +39,9 @@ RUNGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def planned(folder: Path, **changes: Any) -> Plan:
+def planned(folder: Path) -> Plan:
     nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "blocks": []}
-    return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing | changes))))
+    return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing))))
 
 
 def run(plan: Plan, most: int = 100) -> list[RunEvent]:
@@ -102,18 +98,6 @@ def test_stopped_search_goes_on_to_the_same_decisions(undisturbed: tuple[Plan, l
     assert log_of(plan) != log_of(undisturbed[0])
     run(with_first_decisions(make_whole_plan(plan.sweep)))
     assert log_of(plan) == log_of(undisturbed[0])
-
-
-def test_search_in_a_bucket_decides_the_same_on_one_machine_after_another(
-    undisturbed: tuple[Plan, list[RunEvent]], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = BucketRoot(s3_server.BUCKET, "a/study")
-    for machine, most in enumerate((1, 100)):
-        monkeypatch.setenv("MASSIVE_SFT_CACHE", str(tmp_path / f"machine-{machine}"))
-        run(planned(tmp_path, storage={"root": str(root)}), most)
-    log = plan_searches(undisturbed[0].sweep)[0].log(root).storage
-    found = {item.name: log.get(f"decisions/{item.name}").data for item in log.list("decisions")}
-    assert found == log_of(undisturbed[0])
 
 
 def test_run_that_does_not_decide_sees_what_another_decides(undisturbed: tuple[Plan, list[RunEvent]]) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from massive_sft.core.errors import Problem
+from massive_sft.core.fingerprint import canonical_json
 from massive_sft.ledger.asked import is_answered
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.planning.requirements import Requirement
@@ -42,6 +44,11 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Return it as a decision holds it."""
         return {"kind": self.kind, "values": dict(self.values), "errors": dict(self.errors)}
+
+    @cached_property
+    def canonical(self) -> str:
+        """``as_json`` as canonical JSON; made once, for each decision hashes all that it was given."""
+        return canonical_json(self.as_json())
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Outcome:

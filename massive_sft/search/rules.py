@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from massive_sft.core.fingerprint import fingerprint
+from massive_sft.core.fingerprint import digest, join_canonical
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Outcome
@@ -99,8 +99,8 @@ class Given:
     @property
     def hash(self) -> str:
         """Of all of it."""
-        asked = {str(key): outcome.as_json() for key, outcome in sorted(self.outcomes.items())}
-        return fingerprint({**asked, **{f"base {key}": self.bases[key].as_json() for key in sorted(self.bases)}})
+        asked = {str(key): outcome.canonical for key, outcome in self.outcomes.items()}
+        return digest(join_canonical(asked | {f"base {key}": outcome.canonical for key, outcome in self.bases.items()}))
 
 
 def number(search: str, *parts: object) -> int:
