@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -111,7 +111,7 @@ class Decider:
         All are looked at once, and again when this process begins to decide; afterwards those that were stale then.
         """
         self._replay()
-        looked_at = self._settled if self._stale is None else self._stale
+        looked_at: Iterable[int] = self._settled if self._stale is None else self._stale
         self._stale = sorted(number for number in looked_at if self._is_stale(self.entries[number]))
         return self._stale
 
