@@ -88,8 +88,15 @@ trap 'leave 75' TERM INT
 srun "${step[@]}" --nodelist="$head" bash -c "$node" - 3 \
   --head --node-ip-address="$head_ip" --port="$RAY_BASE_PORT" --ray-client-server-port=$((RAY_BASE_PORT + 1)) \
   --dashboard-host=127.0.0.1 --dashboard-port=$((RAY_BASE_PORT + 2)) &
+head_step=$!
+
+# Ray gives a node 30 seconds to start, which a busy one may not keep: then another time may.
+require_head() {
+  kill -0 "$head_step" 2>/dev/null || { echo "Ray's head on $head has ended before the run began" >&2; leave 75; }
+}
 
 for ((tries = 0; ; tries++)); do
+  require_head
   ray health-check --address="$RAY_HEAD" >/dev/null 2>&1 && break
   ((tries < 60)) || { echo "no Ray head on $head after 60 tries" >&2; leave 75; }
   sleep 2
@@ -100,11 +107,12 @@ if ((${#nodes[@]} > 1)); then
   count=$((${#nodes[@]} - 1))
   srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     --nodelist="$others" --overlap bash -c "$node" - 4 --address="$RAY_HEAD" &
-  fi
+fi
 
 # The run starts with the nodes that are there, so it waits until all are.
 wanted=${#nodes[@]}
 for ((tries = 0; ; tries++)); do
+  require_head
   there=$(RAY_ADDRESS="$RAY_HEAD" python -c \
     'import ray; ray.init(logging_level="ERROR"); print(sum(n["Alive"] for n in ray.nodes()))') || there=0
   ((there >= wanted)) && break

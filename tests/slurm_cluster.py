@@ -116,10 +116,9 @@ def running_slurm(root: Path, folder: Path, cpus: int) -> Iterator[Slurm]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     (folder / "slurm.conf").write_text(configuration(root, folder, cpus))
-    paths = {
-        "PATH": f"{root}/usr/bin:{root}/usr/sbin:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": f"{root}/{LIBRARIES}:{root}/{LIBRARIES}/slurm-wlm",
-    }
+    paths = {"PATH": f"{root}/usr/bin:{root}/usr/sbin:/usr/bin:/bin"}
+    if root != Path("/"):  # else Python would get the system's libraries before its own
+        paths["LD_LIBRARY_PATH"] = f"{root}/{LIBRARIES}:{root}/{LIBRARIES}/slurm-wlm"
     slurm = Slurm({"SLURM_CONF": str(folder / "slurm.conf"), "HOME": str(folder), **paths})
     files = {name: f"--{name}-file={folder}/munge/{name}" for name in ("pid", "log", "seed")}
     munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge/socket", f"--key-file={key}"]

@@ -27,13 +27,13 @@ SCRIPT = ROOT / "cluster/slurm.sh"
 # ---- what it decides, with stand-ins for Slurm's commands, Ray and the run
 
 STANDINS = {
-    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) echo $$ >> steps; exec sleep 1;; esac',
+    "srun": 'case "$*" in *getent*) echo "$HEAD_IP"; echo elsewhere;; *) echo $$ >> steps; exec sleep "${RAY_S:-60}";; esac',
     "scancel": "kill $(cat steps); touch signalled",
     "scontrol": 'case "$*" in *hostnames*) printf "a\\nb\\n";; *node*) echo "NodeAddr=a NodeHostName=a";;'
     ' *"show job"*) echo "JobState=$STATE Reason=None";; requeue*) echo "$2" >> requeued;; esac',
     "ray": "exit 0",
     "python": "echo 2",
-    "massive-sft": 'echo "$@" at "$RAY_ADDRESS" >> ran; exit "$CODE"',
+    "massive-sft": 'echo "$@" at "$RAY_ADDRESS" >> ran; [ "$STATE" = RUNNING ] || kill $(cat steps); exit "$CODE"',
 }
 # On the real Slurm: a Ray that stays until a signal, in its folder, and a run that takes two seconds for a checkpoint.
 IDLE = {
@@ -62,8 +62,14 @@ def standins(tmp_path: Path) -> Path:
     return environment_of(tmp_path, STANDINS)
 
 
-def run_script(folder: Path, code: int, state: str = "RUNNING", head_ip: str = "10.1.2.3", restarts: int = 0) -> int:
-    own = {"CODE": str(code), "STATE": state, "HEAD_IP": head_ip, "SLURM_RESTART_COUNT": str(restarts)}
+def run_script(folder: Path, code: int, state: str = "RUNNING", restarts: int = 0, **environment: str) -> int:
+    own = {
+        "CODE": str(code),
+        "STATE": state,
+        "HEAD_IP": "10.1.2.3",
+        "SLURM_RESTART_COUNT": str(restarts),
+        **environment,
+    }
     job = {"SLURM_JOB_ID": "4321", "SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "3"}
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **own, **job}
     return subprocess.run(["bash", str(SCRIPT), "x.yaml"], env=environment, cwd=folder, timeout=60).returncode
@@ -87,8 +93,15 @@ def test_job_goes_back_into_the_queue_where_another_time_may_get_further(
 
 
 def test_head_whose_name_is_a_loopback_address_on_other_nodes_is_refused(standins: Path) -> None:
-    assert run_script(standins, 0, head_ip="127.0.1.1") == 2
+    assert run_script(standins, 0, HEAD_IP="127.0.1.1") == 2
     assert not (standins / "ran").exists()
+
+
+def test_job_whose_ray_does_not_come_up_is_tried_another_time(standins: Path) -> None:
+    (standins / ".venv/bin/ray").write_text('#!/bin/bash\n[ "$1" != health-check ]\n')
+    assert run_script(standins, 0, RAY_S="0.2") == 75
+    assert not (standins / "ran").exists()
+    assert (standins / "requeued").read_text() == "4321\n"
 
 
 # ---- the real thing
