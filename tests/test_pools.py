@@ -99,6 +99,27 @@ def test_sick_node_costs_its_own_lanes_and_never_the_shape() -> None:
     assert set(play(scenario)) == {"bad", "worse"}
 
 
+def test_node_whose_disk_is_full_costs_its_own_lanes_and_no_order() -> None:
+    async def scenario() -> Any:
+        pool = await cluster(1, "full", "roomy")
+        await start(pool, "lane", "full")
+        assert await pool.next("lane", ONE) == b"order 0"
+        await pool.give_up("lane", ONE, "no space left")
+        assert await pool.next("lane", ONE) is None
+        state = await pool.state()
+        assert (state["queued"][ONE], state["unfit"]) == (1, {ONE: {"full"}})
+        assert not await start(pool, "lane", "full", number=1), "a gang's workers are started again once more"
+        await pool.lost("lane", ONE, "no space left")
+        await start(pool, "other", "roomy")
+        assert await pool.next("other", ONE) == b"order 0"
+        await pool.give_up("other", ONE, "no space left")
+        return state["refused"], await pool.messages("order 0")
+
+    refused, (message,) = play(scenario)
+    assert refused == {"lane": "no space left"}
+    assert (message.kind, message.content) == ("failed", "no space left"), "where it is every node"
+
+
 def test_shape_that_fails_on_two_nodes_and_never_worked_is_given_up() -> None:
     async def scenario() -> list[Message]:
         pool = await cluster(1, "first", "second", "third")

@@ -37,6 +37,7 @@ from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Storage
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, RunPlan, make_plan
+from massive_sft.running import trial
 from massive_sft.running.events import (
     BenchmarkScored,
     CellRecorded,
@@ -49,6 +50,7 @@ from massive_sft.running.events import (
     ignore,
 )
 from massive_sft.running.inline import run_inline
+from massive_sft.running.outcome import remove_snapshot
 from massive_sft.running.trial import Order, make_record_writer, train_run
 from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling import scorers
@@ -206,8 +208,25 @@ def test_first_epoch_is_scored_while_its_training_goes_on(cluster: None, tmp_pat
     assert (home / "resume" / "latest.json").exists()
 
 
-def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None, tmp_path: Path) -> None:
-    """Full tuning on two workers, LoRA on one, and a setting whose adapters fit nothing in the model."""
+def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full tuning on two workers, LoRA on one, and a setting whose adapters fit nothing in the model.
+
+    A file server takes its time to remove a snapshot: what happens meanwhile is heard.
+    """
+    recorded, over, waited = list[RunEvent](), threading.Event(), list[bool]()
+
+    def listen(event: RunEvent) -> None:
+        recorded.extend([event] if isinstance(event, CellRecorded) else [])
+        if len(recorded) == 4:
+            over.set()
+
+    def remove_slowly(ledger: Ledger, trajectory: str, epoch: int) -> None:
+        waited.append(over.wait(60))
+        remove_snapshot(ledger, trajectory, epoch)
+
+    monkeypatch.setattr(trial, "remove_snapshot", remove_slowly)
     settings = {
         "defaults": {"max_length": 128, "precision": "fp32", "batch": 8},
         "full": {"method": "full", "lr": 1e-3},
@@ -217,7 +236,9 @@ def test_mixed_shapes_all_finish_and_one_failure_leaves_the_others(cluster: None
     block = {"name": "A", "model": "all", "mixture": "one", "setting": ["broken", "lora", "full"]}
     block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
     resources = [{"when": {"setting": "full"}, "workers": 2, "zero": 2}]
-    _, said = run(small_sweep(tmp_path, settings=settings, blocks=[block], resources=resources, measures=[]))
+    path, said = small_sweep(tmp_path, settings=settings, blocks=[block], resources=resources, measures=[]), list[str]()
+    run_on_ray(make_plan(load_sweep(path)), listen, said.append)
+    assert waited and all(waited)
     found = {name: record.status for name, record in records(tmp_path).items()}
     assert found == {
         "none-0": Status.COMPLETE, "full-1": Status.COMPLETE, "lora-1": Status.COMPLETE, "broken-1": Status.FAILED

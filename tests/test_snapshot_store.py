@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from massive_sft.core.errors import Corrupt, InvalidInput, LeaseLost
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket import Bucket
-from massive_sft.ledger.folder_cache import FolderCache
+from massive_sft.ledger.bucket_root import BucketRoot
+from massive_sft.ledger.folder_cache import FolderCache, is_machine_full
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.snapshot_store import (
     NAME,
@@ -27,6 +29,7 @@ from massive_sft.ledger.snapshot_store import (
     stored_bytes,
     verify_stored,
 )
+from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.outcome import has_snapshot, open_snapshot, remove_snapshot, snapshot_folder
 
@@ -328,3 +331,23 @@ def test_local_snapshot_needs_neither_store_nor_cache(ledger: Ledger, attempt: A
     with open_folder(folder) as (place, hashes):
         assert place == folder and hashes["model.safetensors"] == hash_file(folder / "model.safetensors")
     assert has_snapshot(ledger, TRAJECTORY, 1)
+
+
+@pytest.mark.parametrize(
+    ("root", "number", "place", "is_full"),
+    [
+        (BucketRoot("b", "x"), errno.ENOSPC, None, True),
+        (BucketRoot("b", "x"), errno.ENOSPC, "/tmp/a", True),
+        (BucketRoot("b", "x"), errno.ENOSPC, "s3://b/x/records", False),  # the store's own, for all
+        (BucketRoot("b", "x"), errno.EACCES, "/tmp/a", False),
+        (Folder(Path("/shared")), errno.ENOSPC, "/shared/cells", False),
+        (Folder(Path("/shared")), errno.ENOSPC, None, False),
+        (Folder(Path("/shared")), errno.EDQUOT, "/cache/of/this/machine/snapshots/1", True),
+    ],
+)
+def test_full_disk_of_a_machine_is_told_from_one_that_all_share(
+    root: Root, number: int, place: str | None, is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASSIVE_SFT_CACHE", "/cache/of/this/machine")
+    assert is_machine_full(OSError(number, "no", place), root) is is_full
+    assert not is_machine_full(ValueError("no"), root)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.files import format_bytes, parse_size
+from massive_sft.core.files import DISK_FULL, format_bytes, parse_size
+from massive_sft.ledger.storage import Folder, Root
 
 PLACE, LIMIT = "MASSIVE_SFT_CACHE", "MASSIVE_SFT_CACHE_SIZE"  # environment variables, of each machine
 DEFAULT_LIMIT = "200GB"
@@ -27,6 +28,18 @@ def machine_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of this machine that copies lie in: ``MASSIVE_SFT_CACHE``, else in the user's cache folder."""
     user = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(environment.get(PLACE) or f"{user}/massive-sft").expanduser().absolute()
+
+
+def is_machine_full(error: Exception, root: Root) -> bool:
+    """Return whether an error says that a disk of this machine is full, and not one that all machines share.
+
+    Args:
+        root: of the ledger.
+    """
+    if not isinstance(error, OSError) or error.errno not in DISK_FULL:
+        return False
+    place = str(error.filename or "")  # which an error of a writing has not
+    return place.startswith(str(machine_folder())) or not (isinstance(root, Folder) or "://" in place)
 
 
 @dataclass(frozen=True)

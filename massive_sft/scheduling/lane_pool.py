@@ -79,7 +79,9 @@ class LanePool(OrderQueue):
         died = f"its workers died {STARTS} times before they could take an order"
         if self.health.cannot_start(shape):
             await self.break_shape(shape, died)
-        if shape in self.broken:
+        if lane in self.refused:
+            pass  # what it gave up for stands
+        elif shape in self.broken:
             self.refused[lane] = self.broken[shape]
         elif not self.health.may_start(lane):
             self.refused[lane] = died
@@ -126,7 +128,7 @@ class LanePool(OrderQueue):
         return self._give(lane, order)
 
     def _must_leave(self, lane: str) -> bool:
-        return self.stopping or lane in self.leaving or lane in self.preempted
+        return self.stopping or lane in self.leaving or lane in self.preempted or lane in self.refused
 
     def _give(self, lane: str, order: QueuedOrder) -> bytes:
         order.tries.append(self.health.nodes(lane))
@@ -164,6 +166,17 @@ class LanePool(OrderQueue):
         """Note why workers of a lane end, which may be only that another one of them was lost."""
         if lane in self.held:
             self.held[lane].reason = reason
+        await self._notify()
+
+    async def give_up(self, lane: str, shape: Shape, reason: str) -> None:
+        """Say that a lane's machine cannot serve its orders: it ends, and one elsewhere takes up what it has."""
+        self.refused[lane] = reason
+        self.health.failed_to_serve(lane)
+        if lane in self.held:
+            self.held[lane].tries.clear()
+        await self._take_back(lane, reason)
+        if self.health.cannot_start(shape):
+            await self.break_shape(shape, reason)
         await self._notify()
 
     async def again(self, lane: str) -> None:

@@ -25,6 +25,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.core.imports import heavy_imports
+from massive_sft.ledger.folder_cache import is_machine_full
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
 from massive_sft.scheduling.live_nodes import NODE
@@ -47,6 +48,7 @@ def lane_loop(config: dict[str, Any]) -> None:
     Rank 0 asks the pool and broadcasts, so that all ranks train the same. A single worker survives a failing order;
     of several, those still in a collective would wait forever, so the group is restarted. There an error that is none
     of ours may be the loss of another worker, so the order is tried again. So it is where one ran out of memory.
+    A machine whose own disk is full costs the lane, and another one takes up the order.
     """
     pool, lane, shape = config["pool"], config["lane"], config["shape"]
     rank = ray.train.get_context().get_world_rank()
@@ -65,7 +67,9 @@ def lane_loop(config: dict[str, Any]) -> None:
             raise
         except Exception as error:  # whatever a training raises fails its order, and never the lane
             reason = _reason(error)
-            if shape.workers == 1 or isinstance(error, MassiveSFTError):
+            if is_machine_full(error, order.root):
+                ray.get(pool.give_up.remote(lane, shape, reason))
+            elif shape.workers == 1 or isinstance(error, MassiveSFTError):
                 ray.get(pool.tell.remote(lane, Message("failed", reason)))
             else:
                 ray.get(pool.blame.remote(lane, reason))

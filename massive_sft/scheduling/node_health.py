@@ -100,6 +100,11 @@ class NodeHealth:
         nodes = set(nodes) - self.gone
         self._give_up(shape, nodes - self._well or nodes)
 
+    def failed_to_serve(self, lane: str) -> None:
+        """Take note that something of a lane's machine, as a full disk, keeps it from serving its orders."""
+        start = self._starts[lane]
+        self._give_up(start.shape, set(start.nodes.values()) - self.gone)
+
     def _give_up(self, shape: Shape, nodes: Collection[str]) -> None:
         unfit = self.unfit.setdefault(shape, set())
         self._places[shape] += not unfit.issuperset(nodes)

@@ -13,8 +13,8 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from massive_sft.scheduling.live_nodes import NODE, is_alone, starting_actors
 from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import heard
-from massive_sft.scheduling.scoring_actor import ScorersFailed, ScoringActor
+from massive_sft.scheduling.scoring_actor import MachineFull, ScorersFailed, ScoringActor
 from massive_sft.scheduling.situation import Group
 
 # Ray Data has no parameter of its own name for ``max_restarts`` yet.
@@ -170,10 +170,9 @@ class ScorerGroups:
         for group in [group for group in self._groups.values() if not group.thread.is_alive()]:
             del self._groups[group.name]
             was_up = state["entered"].get(group.name) == 0
-            self._proven |= was_up
             if was_up:
-                self._failed[group.node] = 0
-            if isinstance(group.error, GroupLost):
+                self._proven, self._failed[group.node] = True, 0
+            if isinstance(group.error, GroupLost | MachineFull):
                 self._lose(group, group.error, was_up, places)
             elif group.error is not None:
                 self.fail(group.error)
@@ -205,17 +204,20 @@ class ScorerGroups:
         told += f" after {group.late_s:.0f} s; free there: {free}"
         self.say(f"{told}; where nobody else holds it, see Ray's logs of that node")
 
-    def _lose(self, group: _Group, error: GroupLost, was_up: bool, places: Collection[str]) -> None:
-        self.say(f"{group.name} are lost: {group.given_up or error}")
-        if error.is_reader:
+    def _lose(self, group: _Group, error: GroupLost | MachineFull, was_up: bool, places: Collection[str]) -> None:
+        self.say(f"{group.name} (node {group.node[:8]}) are lost: {group.given_up or error}")
+        if isinstance(error, MachineFull):
+            self._failed[group.node] = STARTS
+        elif not was_up and group.node in places:
+            self._failed[group.node] += STARTS if group.given_up else 1
+        if isinstance(error, MachineFull) or error.is_reader:
             ray.get(self.queue.lost.remote(group.name))
         else:
             ray.get(self.queue.died.remote(group.name, error.scorer))
-        if not was_up and group.node in places:
-            self._failed[group.node] += STARTS if group.given_up else 1
         if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
             why = group.given_up or f"their processes died {STARTS} times before they could take a cell"
-            self.fail(ScorersFailed(f"the scorers cannot be started: {why}; see Ray's logs of the workers"))
+            why = f"the scorers cannot be started: {why}; see Ray's logs of the workers"
+            self.fail(error if isinstance(error, MachineFull) else ScorersFailed(why))
 
     def _take_up_lost(self, deaths: Mapping[str, int]) -> None:
         """Give cells out again once their lost scorers hold them no more; give up those that cost too many.
@@ -274,14 +276,15 @@ class ScorerGroups:
         """
         with self._building:  # Ray Data has one context for all; a dataset keeps what that was when it was made
             rows = _rows(self._dataset(group))
-        while (row := _next(rows)) is not None:
-            event = heard(row["happened"])
-            if isinstance(event, AnswersWritten):
-                self.judges.take(event)
-                continue
-            self.listen(event)
-            record = row["happened"] if isinstance(event, CellRecorded) else b""
-            ray.get(self.queue.acknowledge.remote(row["cell"], record))
+        with closing(rows):  # else the scorers of a machine that is full would stay
+            while (row := _next(rows)) is not None:
+                event = heard(row["happened"])
+                if isinstance(event, AnswersWritten):
+                    self.judges.take(event)
+                    continue
+                self.listen(event)
+                record = row["happened"] if isinstance(event, CellRecorded) else b""
+                ray.get(self.queue.acknowledge.remote(row["cell"], record))
 
     def _dataset(self, group: _Group) -> ray.data.Dataset:
         context = DataContext.get_current()
@@ -312,7 +315,7 @@ class ScorerGroups:
         )  # fmt: skip
 
 
-def _rows(dataset: Any) -> Iterator[Row]:
+def _rows(dataset: Any) -> Generator[Row]:
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 

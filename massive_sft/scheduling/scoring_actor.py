@@ -9,7 +9,9 @@ import pyarrow as pa
 import ray
 
 from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.files import explain_os_error
 from massive_sft.core.imports import heavy_imports
+from massive_sft.ledger.folder_cache import is_machine_full
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.running.events import RunEvent
 from massive_sft.running.recorder import RecordWriter
@@ -20,6 +22,10 @@ DONE = pa.schema({"cell": pa.string(), "happened": pa.binary()})
 
 class ScorersFailed(MassiveSFTError):
     """No scorer can be started."""
+
+
+class MachineFull(MassiveSFTError):
+    """A disk of a scorer's machine is full; the text says which."""
 
 
 class ScoringActor:
@@ -34,7 +40,7 @@ class ScoringActor:
             from massive_sft.running.cell import CellEvaluator
             from massive_sft.running.read_ahead import ReadAhead
 
-        self._queue = queue
+        self._queue, self._root = queue, recorder.ledger.storage
         self._id = ray.get_runtime_context().get_actor_id()
         stopped = queue.stopped.remote()
 
@@ -63,6 +69,8 @@ class ScoringActor:
                 try:
                     evaluate_cell(cell, run, self._evaluator, happened.append)
                 except Exception as error:  # noqa: BLE001 - it ends the run, as it does inline
+                    if isinstance(error, OSError) and is_machine_full(error, self._root):
+                        error = MachineFull(explain_os_error(error))  # which costs this machine's scorers alone
                     done.append((identity, error_bytes(error)))
             ray.get(self._queue.end.remote(identity))
             done += [(identity, pickle.dumps(item)) for item in happened]
