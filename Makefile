@@ -51,8 +51,10 @@ SEED ?= 1
 chaos-short: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED)
 
+# With an object store: S3=root has all of the ledger there, and each machine a disk of its own.
+S3 ?= snapshots
 chaos-s3: setup
-	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --s3
+	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --s3 $(S3)
 
 # Three lanes, one of them of two workers, on two nodes of pretended GPUs.
 chaos-many: setup

@@ -51,7 +51,7 @@ class Campaign:
         seed: chooses the faults and their order.
         pending: faults still to strike.
         struck: what was struck: fault, whom, in which round, after how many seconds of the campaign.
-        is_stored: whether snapshots lie in an object store.
+        stored: what lies in an object store: ``snapshots``, the ``root``, or nothing.
         rounds: sweeps that were finished and found right.
         seconds: spent before this process took it up.
         silence_s: without any change on the disk after which the sweep counts as hanging.
@@ -62,7 +62,7 @@ class Campaign:
     place: str
     seed: int
     pending: list[Fault]
-    is_stored: bool = False
+    stored: str = ""
     struck: list[dict[str, Any]] = field(default_factory=list)
     rounds: int = 0
     seconds: float = 0.0
@@ -70,11 +70,14 @@ class Campaign:
     before: frozenset[int] = frozenset()
 
     @classmethod
-    def load(cls, folder: Path, place: str, seed: int, rounds: int, is_stored: bool) -> Campaign:
+    def load(cls, folder: Path, place: str, seed: int, rounds: int, stored: str) -> Campaign:
         """Take up the campaign in ``folder``, or begin it."""
         path = folder / "campaign.json"
         if not path.exists():
-            return cls(folder, place, seed, draw(random.Random(seed), SCENES[place].aims, rounds), is_stored)
+            aims = SCENES[place].aims
+            if stored == "root":  # an object is written whole, without a temporary one that shows when
+                aims = {kind: tuple(phase for phase in phases if phase != "recording") for kind, phases in aims.items()}
+            return cls(folder, place, seed, draw(random.Random(seed), aims, rounds), stored)
         known = json.loads(path.read_text())
         if known["seed"] != seed:
             raise SystemExit(f"{folder} holds the campaign of seed {known['seed']}; choose another --folder")
@@ -109,13 +112,13 @@ class Campaign:
         """Strike with everything that is pending, in as many sweeps as that takes. Raises Failed."""
         beside = self._undisturbed()
         while self.pending or not self.rounds:
-            with Stage(self.folder, self.scene, f"round-{self.rounds + 1}", self.is_stored) as stage:
+            with Stage(self.folder, self.scene, f"round-{self.rounds + 1}", self.stored) as stage:
                 _Round(self, stage).run()
                 if beside is not None:
                     self._require_complete(beside.wait())
                     beside = None
                 tracker = f"http://127.0.0.1:{stage.port}"
-                wrong = list(problems(stage.root, self.folder / "undisturbed", tracker, self.scene.length.steps))
+                wrong = list(problems(stage.view, self.folder / "undisturbed", tracker, self.scene.length.steps))
             wrong += [f"process {process.pid} is left: {process.title[:100]}" for process in self._left()]
             if wrong:
                 raise Failed("\n".join(wrong))
@@ -208,7 +211,7 @@ class _Round:
             self._is_ending = ends_run(fault)
             where = whom.split()[0]
             if hits_training(fault):
-                self._hit[where] = watch.state_of(self._stage.root)["checkpoints"].get(where)
+                self._hit[where] = watch.state_of(self._stage.view)["checkpoints"].get(where)
             if hits_scoring(fault):
                 self._scorers_lost[where] += 1
             return
@@ -233,7 +236,8 @@ class _Round:
 
     def _mirror(self) -> None:
         """Do what the run's last words ask for when the tracker came back only after it ended."""
-        if any(watch.mirroring(self._stage.root)):
+        self._stage.view.refresh()
+        if any(watch.mirroring(self._stage.view)):
             self._campaign.say("massive-sft mirror, for the tracker lags behind")
             if self._stage.mirror() != 0:
                 raise Failed("massive-sft mirror could not catch up")
@@ -242,7 +246,7 @@ class _Round:
         now = time.monotonic()
         if now - self._looked < LOOK:
             return
-        self._looked, state = now, watch.state_of(self._stage.root)
+        self._looked, state = now, watch.state_of(self._stage.view)
         if state != self._state:
             self._state, self._changed = state, now
         for where, checkpoint in list(self._hit.items()):
@@ -261,7 +265,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scene", choices=SCENES, default="one-lane", help="which cluster, and which faults")
     parser.add_argument("--times", type=int, default=0, help="each fault in each phase so often; 0: one of each kind")
-    parser.add_argument("--s3", action="store_true", help="snapshots in an object store")
+    parser.add_argument("--s3", choices=("snapshots", "root"), default="", help="what lies in an object store")
     parser.add_argument("--silence", type=float, default=120.0, help="seconds that mean a hang; more on a busy machine")
     parser.add_argument("--folder", type=Path, help="for a campaign that can be interrupted; else a temporary one")
     arguments = parser.parse_args()

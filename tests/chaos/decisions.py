@@ -26,6 +26,7 @@ from small_sweep import small_sweep
 
 from chaos.sweep import settle
 from chaos.verify import different
+from chaos.view import View
 from chaos.watch import decisions_of
 from massive_sft.core.checksummed_json import unseal
 from massive_sft.ledger.record import Status
@@ -141,7 +142,7 @@ class Round:
 
 def problems(root: Path, expected: dict[str, bytes]) -> Iterator[str]:
     """Yield what is wrong with a root whose searches are over."""
-    yield from different(decisions_of(root), expected)
+    yield from different(decisions_of(View(root)), expected)
     for record in Ledger.open(root, create=False).records():
         if record.status is not Status.COMPLETE:
             yield f"{record.cell} is {record.status}: {record.error}"
@@ -170,7 +171,7 @@ def main() -> int:
 
     one_round("imports", 1, 0)  # the first process waits for what all are forked from
     since = time.monotonic()
-    expected = decisions_of(one_round("undisturbed", 1, 0)[0])
+    expected = decisions_of(View(one_round("undisturbed", 1, 0)[0]))
     longest_s = LONGEST * (time.monotonic() - since)
     print(f"{time.monotonic() - began:6.1f} s  undisturbed: {kinds(expected)}", flush=True)
     for lanes in arguments.lanes:

@@ -59,12 +59,13 @@ def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
 
     Who is in the phase by itself is stopped first and looked at again, so that a kill surely hits the phase.
     """
-    for where in watch.PHASES[fault.phase](stage.root):
+    for where in watch.PHASES[fault.phase](stage.view):
         targets = [] if where in spared else TARGETS[fault.kind](stage, fault.phase, where)
         if not targets:
             continue
         _signal(targets, signal.SIGSTOP)
-        if where in watch.PHASES[fault.phase](stage.root):
+        stage.view.refresh()
+        if where in watch.PHASES[fault.phase](stage.view):
             _act(fault, stage, targets)
             return f"{where} (process {', '.join(map(str, targets))})"
         _signal(targets, signal.SIGCONT)
@@ -75,7 +76,7 @@ def strike(fault: Fault, stage: Stage, spared: Collection[str]) -> str | None:
 
 
 def _owner(stage: Stage, phase: str, where: str) -> list[int]:
-    owner = watch.owner(stage.root, phase, where)
+    owner = watch.owner(stage.view, phase, where)
     return [] if owner is None else [owner]
 
 
@@ -98,7 +99,7 @@ def _lane(stage: Stage, phase: str, where: str) -> list[int]:
 
 def _driver(stage: Stage, phase: str, where: str) -> list[int]:
     """Return the driver if who is in the phase works for it, and is not left of a driver that was killed before."""
-    owner, driver = watch.owner(stage.root, phase, where), stage.driver_pid
+    owner, driver = watch.owner(stage.view, phase, where), stage.driver_pid
     began, since = (None if pid is None else started(pid) for pid in (owner, driver))
     return [] if driver is None or began is None or since is None or began < since else [driver]
 

@@ -19,9 +19,10 @@ from processes import descendants, free_port
 from ray.cluster_utils import Cluster
 from ray.core.generated import gcs_pb2
 
-from chaos import watch
 from chaos.scenes import Scene
 from chaos.sweep import write_sweep
+from chaos.view import BucketView, View
+from massive_sft.ledger.bucket_root import BucketRoot
 
 STORE = 100 << 20  # bytes of a node's object store
 MASSIVE_SFT = (sys.executable, "-m", "massive_sft")
@@ -34,23 +35,30 @@ class Stage:
         folder: of the campaign.
         scene: which cluster, and how long a sweep.
         name: of the root in there.
-        is_stored: whether snapshots lie in an object store.
+        stored: what lies in an object store: ``snapshots``, the ``root`` with all in it, or nothing.
+
+    Attributes:
+        view: what can be seen of the root.
     """
 
-    def __init__(self, folder: Path, scene: Scene, name: str, is_stored: bool = False):
+    def __init__(self, folder: Path, scene: Scene, name: str, stored: str = ""):
         self.folder = folder
         self._scene = scene
-        self.root = folder / name
         self.log = folder / f"{name}.log"
-        if is_stored:  # what an interrupted round left there is gone with its store
-            shutil.rmtree(self.root, ignore_errors=True)
-            watch.store_of(self.root).unlink(missing_ok=True)
+        root, bucket = folder / name, BucketRoot(s3_server.BUCKET, "chaos")
+        self._machines = folder / f"{name}.machines"
+        if stored:  # what an interrupted round left there is gone with its store
+            for path in (root, self._machines):
+                shutil.rmtree(path, ignore_errors=True)
+            View(root).tracked.unlink(missing_ok=True)
+        self.view = BucketView(bucket, self._machines, View(root).tracked) if stored == "root" else View(root)
         self.port = free_port()
         self.sweep = write_sweep(
-            scene.length, folder / "world", folder / f"{name}.yaml", self.root, f"http://127.0.0.1:{self.port}",
-            f"s3://{s3_server.BUCKET}/chaos" if is_stored else None,
+            scene.length, folder / "world", folder / f"{name}.yaml", str(self.view.storage),
+            f"http://127.0.0.1:{self.port}", str(bucket) if stored == "snapshots" else None,
         )  # fmt: skip
-        self._is_stored = is_stored
+        self._is_stored = bool(stored)
+        self._started = 0  # machines
         self._store: subprocess.Popen[bytes] | None = None
         self._driver: subprocess.Popen[bytes] | None = None
         self._tracker: subprocess.Popen[bytes] | None = None
@@ -64,7 +72,7 @@ class Stage:
             self._start_store()
         # The head only keeps house, so that whoever trains or scores does it on a node that can be lost.
         head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = Cluster(initialize_head=True, head_node_args=head | self._machine())
         self._nodes = [self._add_node(), self._add_node()]
         while not self.tracker_answers():
             time.sleep(0.1)
@@ -81,7 +89,7 @@ class Stage:
         port = free_port()
         self._store = self._start([sys.executable, s3_server.__file__, str(port)], "store")
         os.environ |= {**s3_server.KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-        os.environ["MASSIVE_SFT_CACHE"] = str(self.folder / "cache")
+        os.environ["MASSIVE_SFT_CACHE"] = str(self.folder / "cache")  # of who looks on
         while not s3_server.answers(f"http://127.0.0.1:{port}"):
             time.sleep(0.1)
 
@@ -89,8 +97,8 @@ class Stage:
 
     def start_tracker(self) -> None:
         """Start it on the same port and the same store as before; returns before it answers."""
-        options = {"backend-store-uri": f"sqlite:///{watch.store_of(self.root)}", "host": "127.0.0.1", "workers": "1"}
-        options |= {"port": str(self.port), "artifacts-destination": str(self.root.with_suffix(".artifacts"))}
+        options = {"backend-store-uri": f"sqlite:///{self.view.tracked}", "host": "127.0.0.1", "workers": "1"}
+        options |= {"port": str(self.port), "artifacts-destination": str(self.view.tracked.with_suffix(".artifacts"))}
         command = [sys.executable, "-m", "mlflow", "server", *(f"--{key}={value}" for key, value in options.items())]
         self._tracker = self._start(command, "tracker")
 
@@ -120,7 +128,12 @@ class Stage:
         self._nodes.append(self._add_node())
 
     def _add_node(self) -> Any:
-        return self._cluster.add_node(**self._scene.node, object_store_memory=STORE)
+        return self._cluster.add_node(**self._scene.node, **self._machine(), object_store_memory=STORE)
+
+    def _machine(self) -> dict[str, Any]:
+        """Return what gives a node a disk of its own, which is empty."""
+        self._started += 1
+        return {"env_vars": {"MASSIVE_SFT_CACHE": str(self._machines / str(self._started))}} if self._is_stored else {}
 
     def node_of(self, worker: int) -> list[int]:
         """Return the processes of the node that an actor's process is on: its raylet, then all others."""
@@ -151,8 +164,9 @@ class Stage:
     # The driver
 
     def start_driver(self) -> None:
-        """Run the sweep, with the same command each time."""
+        """Run the sweep, with the same command each time; where files are in a store, on a disk that has none yet."""
         environment = {"RAY_ADDRESS": self._cluster.address, **self._scene.driver}
+        environment |= self._machine().get("env_vars", {})
         self._driver = self._start([*MASSIVE_SFT, "run", str(self.sweep)], "driver", **environment)
 
     def mirror(self) -> int:
@@ -202,7 +216,7 @@ def _raylet_pid(node: Any) -> int:
 def run_inline(folder: Path, scene: Scene) -> subprocess.Popen[bytes]:
     """Start the same sweep without Ray and without faults, in the root ``undisturbed``."""
     root = folder / "undisturbed"
-    sweep = write_sweep(scene.length, folder / "world", folder / "undisturbed.yaml", root, "")
+    sweep = write_sweep(scene.length, folder / "world", folder / "undisturbed.yaml", str(root), "")
     with (folder / "undisturbed.log").open("wb") as log:
         return subprocess.Popen([*MASSIVE_SFT, "run", "--inline", str(sweep)], stdout=log, stderr=log)
 

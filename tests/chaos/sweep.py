@@ -57,12 +57,11 @@ def settle(folder: Path) -> None:
     os.environ |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine
 
 
-def write_sweep(
-    length: Length, world: Path, path: Path, root: Path, tracker: str, snapshots: str | None = None
-) -> Path:
+def write_sweep(length: Length, world: Path, path: Path, root: str, tracker: str, snapshots: str | None = None) -> Path:
     """Write the sweep over the offline world in ``world`` (built if missing) into the storage ``root``.
 
     Args:
+        root: a folder, or an address in an object store.
         tracker: address of the MLflow server; empty for a local store.
         snapshots: address in an object store; None to keep them under the root.
     """
@@ -91,7 +90,7 @@ def write_sweep(
         },
         "measures": ["perplexity", "layer_change", "token_length"],
         "storage": {
-            "root": str(root),
+            "root": root,
             "snapshots": snapshots,
             "resume_every": 0,
             "keep_snapshots": {"full": "all", "lora": "all"},

@@ -11,12 +11,12 @@ from typing import Any
 from mlflow import MlflowClient
 
 from chaos.sweep import NAME
-from chaos.watch import decisions_of
+from chaos.view import View
+from chaos.watch import decisions_of, records_of
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.attempt import published_folders
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.record import Record, Status
-from massive_sft.ledger.snapshot_store import NAME as STORED
-from massive_sft.ledger.snapshot_store import StoredFolder
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.outcome import open_snapshot
 from massive_sft.tracking.run_fields import CELL, RECORD, checksum
@@ -24,24 +24,25 @@ from massive_sft.tracking.run_fields import CELL, RECORD, checksum
 TIMES = {"seconds", "run_seconds"}  # what may differ of what a record says of its training
 
 
-def problems(root: Path, undisturbed: Path, tracker: str, steps: int) -> Iterator[str]:
+def problems(view: View, undisturbed: Path, tracker: str, steps: int) -> Iterator[str]:
     """Yield everything that is wrong with a disturbed sweep.
 
     Args:
-        undisturbed: the root of the same sweep that nobody disturbed.
+        undisturbed: the root, a folder, of the same sweep that nobody disturbed.
         tracker: address of the MLflow server.
         steps: of each training.
     """
-    ledger, expected = (Ledger.open(path, create=False) for path in (root, undisturbed))
+    view.refresh()
+    ledger, expected = (Ledger.open(root, create=False) for root in (view.storage, undisturbed))
     found, wanted = ({record.cell: record for record in each.records()} for each in (ledger, expected))
     if found.keys() != wanted.keys():
         yield f"cells differ: {sorted(found.keys() ^ wanted.keys())}"
     for cell in found.keys() & wanted.keys():
-        yield from _cell(ledger, found[cell], wanted[cell])
+        yield from _cell(view, found[cell], wanted[cell])
     for home in sorted((undisturbed / "trajectories").glob("*")):
         yield from _trajectory(ledger, home, steps)
-    yield from different(decisions_of(root), decisions_of(undisturbed))
-    yield from _unnamed(root)
+    yield from different(decisions_of(view), decisions_of(View(undisturbed)))
+    yield from _unnamed(ledger)
     yield from _tracked(found, tracker)
     yield from (f"{path}: {why}" for path, why in ledger.corrupt.items())
 
@@ -51,14 +52,14 @@ def different(found: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> Iterat
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             how = "too many" if name not in wanted else "missing" if name not in found else "another"
-            yield f"searches/{name}: is {how}"
+            yield f"{name}: is {how}"
 
 
-def _cell(ledger: Ledger, found: Record, wanted: Record) -> Iterator[str]:
+def _cell(view: View, found: Record, wanted: Record) -> Iterator[str]:
     name = " ".join(str(value) for value in found.coordinates.values())
     if found.status is not Status.COMPLETE:
         yield f"{name}: is {found.status}: {found.error}"
-    revisions = sorted(path.name for path in (ledger.root / "records").glob(f"*/{found.cell}.record-*.json"))
+    revisions = sorted(records_of(view, found.cell))
     if len(revisions) != 1:
         yield f"{name}: has {revisions}, not one record"
     for what in ("scores", "measures", "counts"):
@@ -74,18 +75,19 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def _trajectory(ledger: Ledger, wanted: Path, steps: int) -> Iterator[str]:
-    found = ledger.trajectory_dir(wanted.name)
-    trainings = list((found / "training").glob("attempt-*"))
+    found = ledger.trajectory(wanted.name)
+    trainings = [item.name for item in found.list("training") if item.name.startswith("attempt-")]
     if len(trainings) != 1:
-        yield f"{found.name}: was trained {len(trainings)} times"
+        yield f"{wanted.name}: was trained {len(trainings)} times"
         return
-    ours, theirs = _losses(trainings[0]), _losses(next((wanted / "training").glob("attempt-*")))
+    ours = _losses(found.fetch(f"training/{trainings[0]}"))
+    theirs = _losses(next((wanted / "training").glob("attempt-*")))
     if ours != theirs or len(ours) != steps:
         first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), steps))
-        yield f"{found.name}: another loss curve from step {first + 1} of {len(ours)}"
+        yield f"{wanted.name}: another loss curve from step {first + 1} of {len(ours)}"
     for snapshot in sorted((wanted / "snapshots").iterdir()):
-        place = f"{found.name} {snapshot.name}"
-        with open_snapshot(ledger, found.name, int(snapshot.name.removeprefix("epoch-"))) as opened:
+        place = f"{wanted.name} {snapshot.name}"
+        with open_snapshot(ledger, wanted.name, int(snapshot.name.removeprefix("epoch-"))) as opened:
             if opened is None:
                 yield f"{place}: is missing"
                 continue
@@ -94,12 +96,15 @@ def _trajectory(ledger: Ledger, wanted: Path, steps: int) -> Iterator[str]:
                     yield f"{place}: other weights"
 
 
-def _unnamed(root: Path) -> Iterator[str]:
-    """Yield what lies in the object store although nothing in the ledger says so any more."""
-    stored = [found for path in root.rglob(STORED) if (found := StoredFolder.read(path.parent)) is not None]
-    for place in {Bucket(one.place.bucket) for one in stored}:
-        named = tuple(f"{one.place.prefix}/" for one in stored)
+def _unnamed(ledger: Ledger) -> Iterator[str]:
+    """Yield what lies in an object store although nothing in the ledger says so any more."""
+    homes = (ledger.trajectory(item.name) for item in ledger.storage.list("trajectories"))
+    stored = [folder for home in homes for folder in published_folders(home)]
+    # Below ``<trajectory>/<epoch>/<upload>`` of where all weights lie.
+    for place in {Bucket(one.place.bucket, one.place.prefix.rsplit("/", 3)[0]) for one in stored}:
+        named = tuple(f"{str(one.place).removeprefix(str(place))[1:]}/" for one in stored)
         yield from (f"{place}/{name}: is named nowhere" for name in place.sizes() if not name.startswith(named))
+    yield from (f"{ledger.storage}/{name}: is an upload that was never finished" for name in ledger.storage.leftovers())
 
 
 def _losses(training: Path) -> list[dict[str, Any]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,45 +15,55 @@ from typing import Any
 from processes import Process, started, titled
 
 from chaos.sweep import NAME, SEARCH, TASKS
-from massive_sft.core.checksummed_json import read_sealed
-from massive_sft.core.files import read_json
-from massive_sft.ledger.attempt import LATEST, RESUME, find_stale_checkpoints
-from massive_sft.ledger.lease import read_lease
-from massive_sft.ledger.storage import Folder
+from chaos.view import View
+from massive_sft.core.checksummed_json import unseal
+from massive_sft.ledger.attempt import LATEST, RESUME
 from massive_sft.tracking.run_fields import CELL, RECORD
 
 # Phases. Each yields the ids (of trajectories or cells) that are in it now.
 
 
-def _trajectories(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each trajectory in training and its newest attempt's folder."""
-    for home in (root / "trajectories").glob("*"):
-        attempts = [path for path in (home / "attempts").glob("*") if path.name.isdigit()]
-        if attempts and not any((home / "training").glob("attempt-*")):
-            yield home, max(attempts, key=lambda path: int(path.name))
+def _trajectories(view: View) -> Iterator[str]:
+    """Yield each trajectory whose newest attempt is in training; its folder is on each machine that knows of it."""
+    trained, attempts = _trained(view), defaultdict[str, list[Path]](list)
+    for path in view.local("trajectories/*/attempts/*"):
+        if path.name.isdigit() and path.parts[-3] not in trained:
+            attempts[path.parts[-3]].append(path)
+    for where, paths in attempts.items():
+        newest = max(int(path.name) for path in paths)
+        if any((path / "losses.jsonl").exists() for path in paths if int(path.name) == newest):
+            yield where
 
 
-def before_checkpoint(root: Path) -> Iterator[str]:
-    for home, attempt in _trajectories(root):
-        if (attempt / "losses.jsonl").exists() and not (home / RESUME / LATEST).exists():
-            yield home.name
+def _trained(view: View) -> list[str]:
+    return sorted({name.split("/")[1] for name in view.names("trajectories/*/training/attempt-*/*")})
 
 
-def after_checkpoint(root: Path) -> Iterator[str]:
-    for home, attempt in _trajectories(root):
-        if (home / RESUME / LATEST).exists() and (attempt / "losses.jsonl").exists():
-            yield home.name
+def _latest(view: View, where: str) -> str | None:
+    """Return the name of a trajectory's checkpoint."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # there is none, or it is replaced right now
+        return str(json.loads(view.read(f"trajectories/{where}/{RESUME}/{LATEST}"))["name"])
+    return None
 
 
-def saving(root: Path) -> Iterator[str]:
+def before_checkpoint(view: View) -> Iterator[str]:
+    yield from (where for where in _trajectories(view) if _latest(view, where) is None)
+
+
+def after_checkpoint(view: View) -> Iterator[str]:
+    yield from (where for where in _trajectories(view) if _latest(view, where) is not None)
+
+
+def saving(view: View) -> Iterator[str]:
     """What a writer that was killed left there is none."""
-    for home, _ in _trajectories(root):
-        stale = (home / place / "state" for place in find_stale_checkpoints(Folder(home)))
-        states = [folder for folder in stale if folder.is_dir()]
-        worker = trainer(home.name) if states else None
+    for where in _trajectories(view):
+        states = [path for path in view.local(f"trajectories/{where}/{RESUME}/*/state") if path.is_dir()]
+        latest = _latest(view, where) if states else None
+        unfinished = [path for path in states if path.parent.name != latest]
+        worker = trainer(where) if unfinished else None
         began = None if worker is None else started(worker.pid)
-        if began is not None and any(_modified(state) > began for state in states):
-            yield home.name
+        if began is not None and any(_modified(state) > began for state in unfinished):
+            yield where
 
 
 def _modified(path: Path) -> float:
@@ -63,92 +75,89 @@ def _modified(path: Path) -> float:
     return (time.clock_gettime(time.CLOCK_BOOTTIME) - age) * os.sysconf("SC_CLK_TCK")
 
 
-def publishing(root: Path) -> Iterator[str]:
+def publishing(view: View) -> Iterator[str]:
     """What a worker that was killed has published is not this one's doing."""
-    for home, _ in _trajectories(root):
-        worker = lone_worker() if any((home / "snapshots").glob("epoch-*")) else None
+    for where in _trajectories(view):
+        places = {path.parent for path in view.local(f"trajectories/{where}/snapshots/epoch-*")}
+        worker = lone_worker() if places else None
         began = None if worker is None else started(worker.pid)
-        if began is not None and _modified(home / "snapshots") > began:
-            yield home.name
+        if began is not None and any(_modified(place) > began for place in places):
+            yield where
 
 
-def records_of(root: Path, cell: str = "*") -> Iterator[Path]:
-    """Return the records of a cell, or of all."""
-    return (root / "records").glob(f"*/{cell}.record-*.json")
+def records_of(view: View, cell: str = "*") -> Iterator[str]:
+    """Yield the keys of the records of a cell, or of all."""
+    return view.names(f"records/*/{cell}.record-*.json")
 
 
-def _finishing(root: Path) -> Iterator[Path]:
+def _finishing(view: View) -> Iterator[str]:
     """Yield each cell that somebody works on and that has no record."""
-    for folder in (root / "cells").glob("*"):
-        if not any(records_of(root, folder.name)):
-            seen = read_lease(Folder(folder / "lease"))
+    for cell in sorted({name.split("/")[1] for name in view.names("cells/*/lease/*")}):
+        if not any(records_of(view, cell)):
+            seen = view.lease(f"cells/{cell}/lease")
             if seen is not None and not seen.released:
-                yield folder
+                yield cell
 
 
-def scoring(root: Path) -> Iterator[str]:
+def _scores(view: View, cell: str) -> int:
+    return len(list(view.names(f"cells/{cell}/scores/*.json")))
+
+
+def scoring(view: View) -> Iterator[str]:
     """Some shards of a cell are answered, but not all are scored."""
-    for folder in _finishing(root):
-        if any((folder / "responses").glob("*/*/*.gz")) and len(list((folder / "scores").glob("*.json"))) < len(TASKS):
-            yield folder.name
+    for cell in _finishing(view):
+        if any(view.names(f"cells/{cell}/responses/*/*/*.gz")) and _scores(view, cell) < len(TASKS):
+            yield cell
 
 
-def measuring(root: Path) -> Iterator[str]:
-    for folder in _finishing(root):
-        if len(list((folder / "scores").glob("*.json"))) == len(TASKS) and not any(
-            (root / "records").glob(f"*/.{folder.name}.record-*.tmp")
-        ):
-            yield folder.name
+def measuring(view: View) -> Iterator[str]:
+    for cell in _finishing(view):
+        if _scores(view, cell) == len(TASKS) and not any(view.names(f"records/*/.{cell}.record-*.tmp")):
+            yield cell
 
 
-def recording(root: Path) -> Iterator[str]:
-    for folder in _finishing(root):
-        if any((root / "records").glob(f"*/.{folder.name}.record-*.tmp")):
-            yield folder.name
+def recording(view: View) -> Iterator[str]:
+    for cell in _finishing(view):
+        if any(view.names(f"records/*/.{cell}.record-*.tmp")):
+            yield cell
 
 
-def mirroring(root: Path) -> Iterator[str]:
+def mirroring(view: View) -> Iterator[str]:
     """A cell has its record, which the tracker does not show yet."""
-    recorded = {path.name.partition(".")[0] for path in records_of(root)}
-    yield from recorded - set(mirrored(store_of(root)))
+    recorded = {name.rpartition("/")[2].partition(".")[0] for name in records_of(view)}
+    yield from recorded - set(mirrored(view.tracked))
 
 
-def decisions_of(root: Path) -> dict[str, bytes]:
-    """Return what the searches of a root are and have decided, to the byte, by path."""
-    folder = root / "searches"
-    names = ("*/search.json", "*/decisions/*.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for name in names for path in folder.glob(name)}
+def decisions_of(view: View) -> dict[str, bytes]:
+    """Return what the searches of a root are and have decided, to the byte, by key."""
+    patterns = ("searches/*/search.json", "searches/*/decisions/*.json")
+    return {name: view.read(name) for pattern in patterns for name in view.names(pattern)}
 
 
-def deciding(root: Path) -> Iterator[str]:
+def deciding(view: View) -> Iterator[str]:
     """What a search decided last has its record, and it is to decide more."""
-    for folder in (root / "searches").glob("*"):
-        decisions = sorted((folder / "decisions").glob("*.json"))
+    for search in sorted({name.split("/")[1] for name in view.names("searches/*/decisions/*.json")}):
+        decisions = sorted(view.names(f"searches/{search}/decisions/*.json"))
         if 0 < len(decisions) < SEARCH["trials"]:
-            cell = read_sealed(decisions[-1])["cell"]
-            if any(records_of(root, cell)):
-                yield folder.name
+            cell = json.loads(unseal(view.read(decisions[-1]), decisions[-1]))["cell"]
+            if any(records_of(view, cell)):
+                yield search
 
 
-def store_of(root: Path) -> Path:
-    """Return the database of the tracking server that a root is mirrored to."""
-    return root.with_suffix(".db")
-
-
-def mirrored(store: Path) -> dict[str, str]:
+def mirrored(database: Path) -> dict[str, str]:
     """Return the checksum of the record that each cell's run shows, by cell."""
     query = (
         "select a.value, b.value from tags a join tags b on a.run_uuid = b.run_uuid"
         f" where a.key = '{CELL}' and b.key = '{RECORD}'"
     )
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=0.2)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0.2)) as connection:
             return dict(connection.execute(query))
     except sqlite3.Error:
         return {}  # it is being made, or written right now
 
 
-PHASES: dict[str, Callable[[Path], Iterator[str]]] = {
+PHASES: dict[str, Callable[[View], Iterator[str]]] = {
     "before a checkpoint": before_checkpoint,
     "after a checkpoint": after_checkpoint,
     "saving a checkpoint": saving,
@@ -161,17 +170,17 @@ PHASES: dict[str, Callable[[Path], Iterator[str]]] = {
 }
 
 
-def owner(root: Path, phase: str, where: str) -> int | None:
+def owner(view: View, phase: str, where: str) -> int | None:
     """Return the process that holds the lease on what is in a phase."""
     if phase == "mirroring":
-        folder = root / "sweeps" / NAME / "mirror-lease"
+        home = f"sweeps/{NAME}/mirror-lease"
     elif phase == "deciding":
-        folder = root / "searches" / where / "lease"
+        home = f"searches/{where}/lease"
     elif PHASES[phase] in (scoring, measuring, recording):
-        folder = root / "cells" / where / "lease"
+        home = f"cells/{where}/lease"
     else:
-        folder = root / "trajectories" / where / "lease"
-    seen = read_lease(Folder(folder))
+        home = f"trajectories/{where}/lease"
+    seen = view.lease(home)
     return None if seen is None or not seen.seems_live() else int(seen.owner["process"]["pid"])
 
 
@@ -192,17 +201,14 @@ def trainer(where: str) -> Process | None:
     return None
 
 
-def state_of(root: Path) -> dict[str, Any]:
+def state_of(view: View) -> dict[str, Any]:
     """Return what changes while a sweep goes on: for noticing that it does not, and for saying where it stands."""
-    latest = {}
-    for path in (root / "trajectories").glob(f"*/{RESUME}/{LATEST}"):
-        with contextlib.suppress(Exception):  # it is replaced or removed right now
-            latest[path.parts[-3]] = read_json(path)["name"]
+    begun = {name.split("/")[1] for name in view.names(f"trajectories/*/{RESUME}/{LATEST}")}
     return {
-        "checkpoints": latest,
-        "trained": sorted(path.parts[-3] for path in (root / "trajectories").glob("*/training/attempt-*")),
-        "attempts": len(list((root / "trajectories").glob("*/attempts/*"))),
-        "shards": len(list((root / "cells").glob("*/responses/*/*/*.gz"))),
-        "decisions": sorted(decisions_of(root)),
-        "records": sorted(path.name for path in records_of(root)),
+        "checkpoints": {where: _latest(view, where) for where in sorted(begun)},
+        "trained": _trained(view),
+        "attempts": len({path.parts[-3:] for path in view.local("trajectories/*/attempts/*")}),
+        "shards": len(list(view.names("cells/*/responses/*/*/*.gz"))),
+        "decisions": sorted(decisions_of(view)),
+        "records": sorted(records_of(view)),
     }
