@@ -4,7 +4,8 @@
 
 Lengths are log-normal (deviation 0.9 of their logarithm), cut at 2,048 tokens (4,096 for the longest), from a fixed seed;
 ``limit`` is the most tokens of a micro-batch. ``sorted`` deals every n-th of the sorted samples to a rank and fills
-micro-batches up, as before 2026-11-28; ``planned`` is ``training.packing.plan_step``; ``packed`` has no padding.
+micro-batches up, as before 2026-11-28; ``planned`` is ``training.packing.plan_step``; ``packed`` has no padding. ``bound``
+is what no dealing can be below, whatever it pads: a rank has the longest sample, or more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from massive_sft.training.packing import Limit, plan_step
 
 DEVIATION = 0.9
 CASES = [  # mean length, the most, batch, ranks, limit
-    (174, 2048, 32, 1, 65_536), (174, 2048, 32, 8, 5_000), (479, 2048, 32, 1, 65_536), (479, 2048, 32, 8, 21_000),
+    (174, 2048, 32, 1, 65_536), (174, 2048, 32, 2, 5_000), (174, 2048, 32, 4, 5_000), (174, 2048, 32, 8, 5_000),
+    (174, 2048, 128, 8, 5_000), (479, 2048, 32, 1, 65_536), (479, 2048, 32, 8, 21_000),
     (479, 2048, 128, 1, 16_384), (479, 2048, 128, 8, 16_384), (479, 2048, 32, 2, 2_048), (1479, 4096, 32, 8, 21_000),
 ]  # fmt: skip
 Plan = Sequence[Sequence[np.ndarray]]
@@ -67,8 +69,10 @@ def measure(case: tuple[int, int, int, int, int], steps: int) -> str:
         made = [make(np.arange(start, start + batch)) for start in range(0, steps * batch, batch)]
         seconds = time.process_time() - began if not packed else seconds
         columns += [np.mean([figures(plan, lengths, packed) for plan in made], axis=0)]
+    sums = lengths.reshape(steps, batch).sum(axis=1)
+    bound = np.mean(np.maximum(1, lengths.reshape(steps, batch).max(axis=1) * ranks / sums))
     shown = "".join(f"{padded:>9.2f}{slowest:>8.2f}" for padded, slowest in columns)
-    return f"{mean:>6,}{batch:>7}{ranks:>7}{limit:>8,}{shown}{1e3 * seconds / steps:>9.1f}"
+    return f"{mean:>6,}{batch:>7}{ranks:>7}{limit:>8,}{shown}{bound:>8.2f}{1e3 * seconds / steps:>9.1f}"
 
 
 def main() -> None:
@@ -76,7 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
     heads = "".join(f"{name:>9}{'slowest':>8}" for name in ("sorted", "planned", "packed"))
-    lines = [f"{'mean':>6}{'batch':>7}{'ranks':>7}{'limit':>8}{heads}{'plan ms':>9}"]
+    lines = [f"{'mean':>6}{'batch':>7}{'ranks':>7}{'limit':>8}{heads}{'bound':>8}{'plan ms':>9}"]
     lines += [measure(case, options.steps) for case in CASES]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -10,6 +10,8 @@ import pytest
 from adapter_sweep import adapter_sweep, assert_same_results, records
 from commands import end, start_session
 
+from massive_sft.cost.estimate import estimate
+from massive_sft.cost.formatting import cost_lines
 from massive_sft.ledger.record import Record
 from massive_sft.planning.adapter_groups import grouped
 from massive_sft.planning.plan import make_plan
@@ -42,6 +44,8 @@ def test_adapters_at_once_have_the_records_that_each_has_alone(alone: dict[str, 
     path = adapter_sweep(tmp_path, 2)
     (first, second) = grouped((runs := make_plan(load_sweep(path)).runs), {r.trajectory.id for r in runs})
     assert [run.trajectory for run in (first, *first.grouped_with, second)] == [run.trajectory for run in runs]
+    cost = estimate(make_plan(load_sweep(path)))
+    assert any("2 trainings take their steps in 1 group (lora_at_once)" in line for line in cost_lines(cost))
     taken = steps(run(path))
     assert taken[:12] == [(name, step) for step in range(1, 7) for name in ("one", "two")]
     assert taken[12:] == [("three", step) for step in range(1, 7)]

@@ -481,6 +481,12 @@ def test_plan_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], 
     assert message in str(caught.value)
 
 
+def test_plan_refuses_adapter_groups_beside_a_search(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, search=[TPE], blocks=[], resources=[{"lora_at_once": 4}]))
+    with pytest.raises(InvalidInput, match=r"resources\[0\].lora_at_once: must be 1 beside a search.*got 4"):
+        plan_searches(sweep)
+
+
 def test_constraint_against_the_base_waits_for_its_scores_and_for_nothing_else(tmp_path: Path) -> None:
     """A base model has no perplexity of its own answers, to which a trained one may be held."""
     limits = {"quiz": {"at_least": "base - 50"}, "perplexity": {"at_most": 9}}

@@ -28,6 +28,7 @@ from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.adapter_groups import grouped
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan, perplexity_key
 from massive_sft.planning.requirements import Requirement
 from massive_sft.planning.trained import epochs_to_retrain, trained_epochs
@@ -55,6 +56,8 @@ class Cost:
         retrainings, retraining: trainings whose snapshots are needed and were removed, and the seconds of repeating
             them and of what they are needed for; in none of the sums above, for only ``--retrain`` does it.
         extensions: of the trainings left, those of which a part was trained before.
+        grouped, groups: trainings left that take their steps with others, and in how many groups. They are priced as if
+            each was alone, which is the most they take: the work is the same, and a pass's own cost is paid once.
     """
 
     training: Quantity
@@ -70,6 +73,8 @@ class Cost:
     retrainings: int
     retraining: Quantity
     extensions: Extensions
+    grouped: int
+    groups: int
 
     @property
     def money(self) -> Quantity | None:
@@ -220,6 +225,7 @@ def estimate(plan: Plan) -> Cost:
             extensions = extensions.repeating(published, seconds.times(published / epochs))
         training += seconds
         gpus += seconds.times(run.layout.gpus)
+    groups = [run for run in grouped(to_train, {run.trajectory.id for run in to_train}) if run.grouped_with]
     gone = _retrainings(plan)
     for run in gone:
         again += estimator.training(run) or UNKNOWN
@@ -247,6 +253,8 @@ def estimate(plan: Plan) -> Cost:
         len(gone),
         again,
         extensions,
+        sum(1 + len(run.grouped_with) for run in groups),
+        len(groups),
     )
 
 

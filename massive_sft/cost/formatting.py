@@ -39,6 +39,9 @@ def cost_lines(cost: Cost) -> list[str]:
         shared if cost.saved.value and cost.saved.complete else "",
         f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
     ]
+    if cost.groups:
+        together = f"{counted(cost.grouped, 'training')} take their steps in {counted(cost.groups, 'group')}"
+        lines.append(f"  {together} (lora_at_once); priced as if each was alone, which is the most")
     lines += [f"  unknown, {count:,} part{'s' if count > 1 else ''}: {why}" for why, count in cost.unknown.items()]
     lines += _extension_lines(cost.extensions) + _disk_lines(cost.disk) + _fit_lines(cost.fits)
     return [line for line in (*lines, *more) if line]
@@ -207,6 +210,8 @@ def cost_json(cost: Cost) -> dict[str, Any]:
         "extensions": vars(cost.extensions) | {"again": _figure(cost.extensions.again)},
         "trainings": cost.runs,
         "measured_trainings": cost.measured,
+        "grouped_trainings": cost.grouped,
+        "groups": cost.groups,
         "memory": [_fit_json(fit) for fit in cost.fits],
     }
 

@@ -115,6 +115,8 @@ def micro_tokens(layout: Layout, longest: int, smallest: bool) -> int:
 def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest: int, smallest: bool = True) -> Memory:
     """Return the memory of training on one GPU, or of one worker's process without GPUs.
 
+    Of adapters that are trained at once it is that of as many as there may be.
+
     Args:
         shape: of the base model.
         setting: method, precision, LoRA rank.
@@ -126,8 +128,8 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
     certain = _states(shape, setting, layout)
     stage = zero_stage(setting, layout)
     number, ranks = bytes_per_number(setting.precision), layout.workers
-    trained = trained_weights(shape, setting)
-    tokens = micro_tokens(layout, longest, smallest)
+    trained = layout.lora_at_once * trained_weights(shape, setting)
+    tokens = layout.lora_at_once * micro_tokens(layout, longest, smallest)
     activations = tokens * activation_bytes(shape.layers, shape.hidden, number, layout.gradient_checkpointing)
     full = setting.method == "full"
     logits = head_bytes(tokens, shape.vocabulary, shape.hidden, number, full, layout)
@@ -143,7 +145,7 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
         "libraries": CUDA_BYTES if layout.gpus else PROCESS_BYTES,
     }
     if not layout.gpus:  # the process holds what is written of a snapshot while it takes the next steps
-        estimated["snapshot"] = number * trained
+        estimated["snapshot"] = number * math.ceil(trained / (ranks if full else 1))
     return Memory(certain, {name: size for name, size in estimated.items() if size})
 
 
@@ -155,7 +157,7 @@ def zero_stage(setting: Setting, layout: Layout) -> int:
 def _states(shape: ModelShape, setting: Setting, layout: Layout) -> dict[str, int]:
     """Return weights, gradients and AdamW's state on one rank."""
     number, ranks, stage = bytes_per_number(setting.precision), layout.workers, zero_stage(setting, layout)
-    trained = trained_weights(shape, setting)
+    trained = layout.lora_at_once * trained_weights(shape, setting)
     held = shape.parameters + (trained if setting.method == "lora" else 0)
     off = layout.offload == "optimizer" and layout.gpus > 0
     shard = trained if stage == 0 else math.ceil(trained / ranks)

@@ -11,9 +11,19 @@ from massive_sft.sweep.schema import Mean, Search, Weights
 
 def refusals(sweep: Sweep) -> Iterator[Problem]:
     """Yield what of a sweep's searches cannot be done."""
+    if sweep.file.search:
+        yield from _adapter_groups(sweep)
     for index, search in enumerate(sweep.file.search):
         for field, rule in _unbuilt(search):
             yield Problem(f"{sweep.path}: search[{index}].{field}", rule)
+
+
+def _adapter_groups(sweep: Sweep) -> Iterator[Problem]:
+    """Yield the rules that train adapters at once: a search begins each trial when it has decided it."""
+    for index, resource in enumerate(sweep.file.resources):
+        if resource.lora_at_once > 1:
+            rule = "must be 1 beside a search, which gives out its trials one by one; blocks alone can have groups"
+            yield Problem(f"{sweep.path}: resources[{index}].lora_at_once", rule, resource.lora_at_once)
 
 
 def _is_one_number(search: Search) -> bool:
