@@ -1,11 +1,11 @@
-"""Memory of each rank of a training at ZeRO-3: what grows with the model, and what with a rank's share of it.
+"""Memory of each rank of a training under ZeRO: what grows with the model, and what with a rank's share of it.
 
-    python benchmarks/shares.py [--ranks 1 2 4] [--hidden 1024 --layers 14]
+    python benchmarks/shares.py [--ranks 1 2 4] [--zero 3] [--loading] [--hidden 1024 --layers 14]
 
 A Llama of about 200M parameters, stored in bf16, is loaded by each rank, given its optimizer, trained for two steps in
 bf16 on the CPU, and gathered for a snapshot. Printed is the most anonymous memory that a rank held, over what it had
 once all was imported, until the end of each; the last column is the pages of the weight files that it mapped, which the
-system takes back when it lacks memory.
+system takes back when it lacks memory. With ``--loading`` that is all that is done.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Peak:
             time.sleep(POLL_S)
 
 
-def train(folder: Path) -> list[float]:
+def train(folder: Path, zero: int, only_load: bool) -> list[float]:
     """Train as one rank; return its peaks in MB by the end of loading, of the steps, of a snapshot; and of file pages."""
     import numpy as np
 
@@ -82,19 +82,21 @@ def train(folder: Path) -> list[float]:
         schedule=Schedule(name="constant"),
         horizon=1,
         snapshots=(1,),
-        layout=Layout(workers=int(os.environ["WORLD_SIZE"]), zero=3, micro_batch=1),
+        layout=Layout(workers=int(os.environ["WORLD_SIZE"]), zero=zero, micro_batch=1),
     )
     rank, _ = join_group(spec.layout)
     warm_up(spec.layout)
     peak = Peak()
     model = load_for_training(spec, samples)
     found = [peak.anonymous]
+    if only_load:
+        return [*found * 3, peak.files]
     engine = make_engine(SummedLoss(model), spec.setting, spec.layout)
     runner = StepRunner(spec, samples, engine, rank, Limit(samples=1), folder)
     for batch in batches_between(0, 2, SAMPLES, spec.setting.batch, spec.setting.seed):
         runner.run(batch, lambda: Decision.GO_ON)
     found.append(peak.anonymous)
-    snapshot.gather(engine, model)
+    snapshot.gather(engine, model, snapshot.Piece(rank, spec.layout.workers))
     return [*found, peak.anonymous, peak.files]
 
 
@@ -102,12 +104,14 @@ def main() -> None:
     """Run each number of ranks under torchrun and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=3)
+    parser.add_argument("--loading", action="store_true")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank_of:
-        peaks = train(arguments.rank_of)
+        peaks = train(arguments.rank_of, arguments.zero, arguments.loading)
         (arguments.rank_of / f"peaks-{os.environ['RANK']}.json").write_text(json.dumps(peaks))
         return
     import torch
@@ -122,7 +126,8 @@ def main() -> None:
         print(f"{'ranks':>5} {'rank':>5} {'loading':>9} {'steps':>9} {'snapshot':>9} {'of files':>9}")
         for ranks in arguments.ranks:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            subprocess.run([*torchrun, __file__, "--rank-of", name], check=True, stderr=subprocess.DEVNULL)
+            own = [__file__, "--rank-of", name, "--zero", str(arguments.zero), *["--loading"] * arguments.loading]
+            subprocess.run([*torchrun, *own], check=True, stderr=subprocess.DEVNULL)
             for rank in range(ranks):
                 peaks = json.loads((Path(name) / f"peaks-{rank}.json").read_text())
                 print(f"{ranks:>5} {rank:>5} " + " ".join(f"{value:>9.0f}" for value in peaks), flush=True)

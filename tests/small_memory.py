@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from massive_sft.models import pretrained
+from massive_sft.training import loading
 
 
 class SmallMemory:
@@ -33,16 +36,17 @@ class SmallMemory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def __enter__(self) -> SmallMemory:
-        """Within it every model that is loaded has room for so much."""
-        self._load = pretrained.load_model
+        """Within it every model that is loaded, or made for what another rank loads, has room for so much."""
+        self._load, self._make = pretrained.load_model, loading.meta_model
 
-        def loaded(*arguments: Any) -> Any:
-            model = self._load(*arguments)
+        def attached(make: Callable[..., Any], *arguments: Any) -> Any:
+            model = make(*arguments)
             self.attach(model)
             return model
 
-        pretrained.load_model = loaded  # type: ignore[assignment]
+        pretrained.load_model = partial(attached, self._load)  # type: ignore[assignment]
+        loading.meta_model = partial(attached, self._make)  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
-        pretrained.load_model = self._load
+        pretrained.load_model, loading.meta_model = self._load, self._make

@@ -21,15 +21,18 @@ from tiny_training import make_base, make_samples, make_spec, train
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.memory import bucket_bytes, bytes_per_number
 from massive_sft.models import pretrained
-from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
+from massive_sft.training import snapshot
+from massive_sft.training.batches import batches_between
 from massive_sft.training.engine import free_memory, make_engine
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
-from massive_sft.training.micro_batch import OutOfMemory
-from massive_sft.training.packing import collate
+from massive_sft.training.micro_batch import OutOfMemory, tried_limit
+from massive_sft.training.packing import Limit, collate
 from massive_sft.training.ranks import join_group
+from massive_sft.training.step import Decision, StepRunner
 
 # Larger than the gradients that rounding decides, so that AdamW does not blow those up to a whole learning rate.
 SMOOTH = {"eps": 1e-4, "clip": 1.0}
@@ -42,8 +45,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: Path, epoch: int = 2) -> torch.Tensor:
     """All weights of a snapshot in one float32 vector."""
-    (file,) = (folder / "snapshots" / f"epoch-{epoch}").glob("*.safetensors")
-    return torch.cat([tensor.float().reshape(-1) for _, tensor in sorted(load_file(file).items())])
+    files = (folder / "snapshots" / f"epoch-{epoch}").glob("*.safetensors")
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return torch.cat([tensor.float().reshape(-1) for _, tensor in sorted(tensors.items())])
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +152,32 @@ def test_update_of_two_ranks_is_that_of_one(two_ranks: Path, reference: dict[str
     assert one == other
 
 
+def bases(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What both ranks told of the base that they loaded."""
+    return [json.loads((folder / f"{name}-{rank}-base.json").read_text()) for rank in (0, 1)]
+
+
 def test_base_at_stage_3_is_loaded_by_shares(two_ranks: Path) -> None:
-    shares = {name: [one["share"] for one in summaries(two_ranks, name)] for name in ("fp32-full-2", "fp32-full-3")}
-    assert shares == {"fp32-full-2": [1, 1], "fp32-full-3": [pytest.approx(0.5, abs=0.01)] * 2}
+    assert [one["share"] for one in bases(two_ranks, "fp32-full-3")] == [pytest.approx(0.5, abs=0.01)] * 2
+
+
+@pytest.mark.parametrize("name", ["fp32-full-0", "fp32-lora-0", "fp32-full-1", "fp32-full-2", "bf16-1"])
+def test_base_at_other_stages_is_read_by_one_rank(two_ranks: Path, name: str) -> None:
+    one, other = bases(two_ranks, name)
+    assert (one["share"], one["digest"]) == (other["share"], other["digest"]) and one["share"] == 1
+    assert not other["mapped"] and one["mapped"] == name.startswith("fp32")  # in bf16 it is a converted copy
+
+
+@pytest.mark.parametrize("name", ["fp32-full-0", "fp32-full-3"])
+def test_snapshot_of_two_ranks_is_written_in_pieces_that_transformers_loads(two_ranks: Path, name: str) -> None:
+    folder = two_ranks / name / "snapshots" / "epoch-2"
+    sizes = {name: entry["bytes"] for name, entry in snapshot.verify(folder)["files"].items()}
+    assert sizes.keys() == {path.name for path in folder.iterdir()} - {snapshot.NAME}
+    one, other = (sizes[f"model-0000{number}-of-00002.safetensors"] for number in (1, 2))
+    assert min(one, other) > 0.4 * (one + other)
+    loaded = pretrained.load_model(Model(path=str(folder)), "fp32").named_parameters()
+    in_files = torch.cat([weight.detach().reshape(-1) for _, weight in sorted(loaded)])
+    assert torch.equal(in_files, weights(two_ranks / name))
 
 
 def test_rank_without_a_sample_in_the_last_step_takes_part(two_ranks: Path) -> None:
@@ -229,6 +256,29 @@ def test_out_of_memory_in_bf16_equals_the_smaller_micro_batch(base: Path, tmp_pa
         _, steps = train(larger, make_samples(), tmp_path / "halved")
     assert [step.loss for step in steps] == [step.loss for step in expected]
     assert torch.equal(weights(tmp_path / "plain"), weights(tmp_path / "halved"))
+
+
+@pytest.mark.parametrize("zero", ["auto", 1, 2, 3])
+def test_first_pass_of_one_rank_halves_the_micro_batch_and_leaves_no_trace(
+    base: Path, reference: dict[str, Any], tmp_path: Path, zero: int | str
+) -> None:
+    spec = make_spec(base, (2,), layout={"zero": zero, "micro_batch": 4}, optimizer=SMOOTH)
+    samples = make_samples()
+    join_group(spec.layout)
+    with SmallMemory(rows=2) as memory:
+        loss = SummedLoss(load_for_training(spec, samples))
+    engine = make_engine(loss, spec.setting, spec.layout)
+    random_state = torch.get_rng_state()
+    limit = tried_limit(spec, samples, engine, Limit(samples=4))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert limit == Limit(samples=2) and memory.raised == 1
+    runner = StepRunner(spec, samples, engine, 0, limit, tmp_path)
+    batches = batches_between(0, 6, len(samples), spec.setting.batch, spec.setting.seed)
+    steps = [runner.run(batch, lambda: Decision.GO_ON)[0] for batch in batches]
+    losses, norms, _ = reference["full"]
+    assert [step.loss for step in steps] == pytest.approx(losses, abs=2e-6)
+    assert [step.grad_norm for step in steps] == pytest.approx(norms, rel=1e-5)
+    engine.close()
 
 
 def test_out_of_memory_with_one_sample_says_what_to_do(base: Path, tmp_path: Path) -> None:

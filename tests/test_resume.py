@@ -102,9 +102,14 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("snapshots/*/*.safe*"))}
 
 
+def epochs(folder: Path) -> set[str]:
+    """The folders of the snapshots that a training left: two workers write several files into one."""
+    return {str(Path(place).parent) for place in weights(folder)}
+
+
 def assert_same(folder: Path, undisturbed: Path) -> None:
     assert losses(folder) == losses(undisturbed)
-    assert len(weights(folder)) == 2
+    assert len(epochs(folder)) == 2
     assert weights(folder) == weights(undisturbed)
 
 
@@ -592,7 +597,7 @@ def test_resume_on_one_worker_of_what_two_began(
         go(replace(case, workers=1, zero=zero or case.zero).spec(base), attempt, Told())
     undisturbed = losses(two_workers / case.name / "undisturbed")
     assert losses(attempt.folder)[: case.step + 2] == pytest.approx(undisturbed[: case.step + 2], rel=1e-2)
-    assert len(weights(attempt.folder)) == 2
+    assert len(epochs(attempt.folder)) == 2
 
 
 # Upkeep

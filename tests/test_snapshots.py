@@ -23,7 +23,7 @@ from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.running import read_ahead
+from massive_sft.running import publishing, read_ahead
 from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.events import CellRecorded, RunEvent, TrainingProgressed, TrainingStarted
 from massive_sft.running.inline import run_inline, submit_inline
@@ -72,10 +72,28 @@ def results(folder: Path) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the sweep after a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    run_inline(planned(sweep_at(folder)), lambda event: None)
+    """The folder of the sweep after a run that nobody disturbed, whose first epoch was published a step later."""
+    folder, is_further = tmp_path_factory.mktemp("whole"), threading.Event()
+    check = publishing.require_same_model
+
+    def checked_late(*arguments: Any) -> None:
+        assert is_further.wait(60)
+        check(*arguments)
+
+    def listen(event: RunEvent) -> None:
+        if told(event) == STEPS + 1:
+            is_further.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "require_same_model", checked_late)
+        run_inline(planned(sweep_at(folder)), listen)
     return folder
+
+
+def test_loss_curve_of_an_epoch_ends_with_it_though_the_training_was_further(whole: Path) -> None:
+    (home,) = (whole / "ledger" / "trajectories").iterdir()
+    lines = {path.parent.name: len(path.read_text().splitlines()) for path in home.glob("training/*/losses.jsonl")}
+    assert lines == {"epoch-1": STEPS, "epoch-2": 2 * STEPS, "attempt-1": 3 * STEPS}
 
 
 def test_each_epoch_has_its_snapshot_and_its_outcome_and_the_last_one_that_of_the_whole(whole: Path) -> None:
@@ -161,7 +179,7 @@ def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_pat
 
     begun = killed(r"/training/epoch-1$")
     assert begun and not any("training" in place.parts for place in begun), "between a snapshot and its outcome"
-    kept = killed(r"snapshots/\.epoch-2\.partial")
+    kept = killed(r"snapshots/\.epoch-2\.partial/0/adapter_config.json")
     assert kept.items() > begun.items(), "an equal snapshot stays"
     assert not {1, 2, 3} & records(tmp_path).keys()
     happened: list[RunEvent] = []

@@ -1,16 +1,17 @@
 """Run under torchrun by ``test_engine``: two ranks train the spec of each line of argv[1] and both keep the results.
 
-A line's ``memory`` is what the second rank has room for. Each rank also tells what part of its base's weights it held
-once that was loaded.
+A line's ``memory`` is what the second rank has room for. Each rank also tells of its base, once that was loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,11 +26,20 @@ from massive_sft.training.micro_batch import OutOfMemory
 from massive_sft.training.ranks import join_group
 
 
-def loaded_share(spec: TrainingSpec) -> float:
-    """Load a spec's base; return the weights that this rank then holds, over all there are."""
+def loaded(spec: TrainingSpec) -> dict[str, Any]:
+    """Load a spec's base; return what this rank has of it.
+
+    ``share`` is of all weights those that it holds, ``digest`` of the bytes of those and of the buffers, and
+    ``mapped`` says whether it has the weights' file in memory.
+    """
     model = load_for_training(spec, make_samples())
     held = {id(weight): getattr(weight, "ds_tensor", weight).numel() for weight in model.parameters()}
-    return sum(held.values()) / sum(full_shape(weight).numel() for weight in model.parameters())
+    parts = [value.detach().float().numpy().tobytes() for value in (*model.parameters(), *model.buffers())]
+    return {
+        "share": sum(held.values()) / sum(full_shape(weight).numel() for weight in model.parameters()),
+        "digest": hashlib.sha256(b"".join(parts)).hexdigest(),
+        "mapped": ".safetensors" in Path("/proc/self/maps").read_text(),
+    }
 
 
 if __name__ == "__main__":
@@ -41,10 +51,11 @@ if __name__ == "__main__":
         rank, _ = join_group(spec.layout)
         small = SmallMemory(**content["memory"]) if rank == 1 else nullcontext()
         with small:
-            share = loaded_share(spec)
+            base = loaded(spec)
             try:
                 told = asdict(train_trajectory(spec, make_samples(), folder / spec.trajectory, lambda event: None))
             except OutOfMemory as error:
                 told = {"error": str(error)}
-        (folder / f"{spec.trajectory}-{rank}.json").write_text(json.dumps({**told, "share": share}, default=str))
+        (folder / f"{spec.trajectory}-{rank}.json").write_text(json.dumps(told, default=str))
+        (folder / f"{spec.trajectory}-{rank}-base.json").write_text(json.dumps(base))
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from peft import PeftModel
 from massive_sft.core.errors import InvalidInput, Problem, Unsupported
 from massive_sft.data.samples import Samples
 from massive_sft.models import pretrained
+from massive_sft.models.attention import meta_model
 from massive_sft.models.configuration import positions_of
 from massive_sft.models.device import device_of
 from massive_sft.models.location import place_of
@@ -20,6 +22,7 @@ from massive_sft.training import lora
 from massive_sft.training.deepspeed_engine import partitioned_loading
 from massive_sft.training.engine import Engine
 from massive_sft.training.loss import packs_cleanly
+from massive_sft.training.one_reader import read_once
 from massive_sft.training.shares import full_shape
 
 
@@ -52,10 +55,11 @@ class Bases(Protocol):
 def load_for_training(spec: TrainingSpec, samples: Samples, bases: Bases | None = None) -> Any:
     """Load the base in the training dtype, checked against the samples, with adapters for LoRA.
 
-    At stage 3 each rank gets its share of the weights, on its device; else all of them, on the CPU.
+    At stage 3 each rank gets its share of the weights, on its device. Else all of them: one worker on the CPU, each of
+    several on its device, from rank 0, which alone reads the files.
 
     Args:
-        bases: gives a copy of the base; without it, and at stage 3, it is read from its files.
+        bases: gives a copy of the base; without it, and at stage 3, it is read from its files. Only rank 0's is asked.
 
     Raises:
         InvalidInput: when the samples do not fit the model.
@@ -82,10 +86,14 @@ def load_for_training(spec: TrainingSpec, samples: Samples, bases: Bases | None 
 
 def _load_base(spec: TrainingSpec, bases: Bases | None) -> Any:
     layout = spec.layout
-    wanted = (spec.model, spec.setting.precision, layout.attention, layout.gpus > 0, layout.packing)
+    computed = (layout.attention, layout.gpus > 0, layout.packing)
+    wanted = (spec.model, spec.setting.precision, *computed)
     if layout.stage == 3:
         return pretrained.load_model(*wanted, partitioned_loading(spec.setting, layout))
-    return pretrained.load_model(*wanted) if bases is None else bases.load(*wanted)
+    load = partial(pretrained.load_model if bases is None else bases.load, *wanted)
+    if layout.workers == 1:
+        return load()
+    return read_once(load, partial(meta_model, spec.model, *computed), device_of(layout.gpus > 0))
 
 
 def require_clean_packing(spec: TrainingSpec, model: Any) -> None:

@@ -115,6 +115,8 @@ def _load_and_train(
         limit = micro_batch.first_limit(spec, samples, engine, model)
         if probe is not None:
             limit = micro_batch.agreed_limit(probe, engine, limit)
+        elif spec.layout.gpus and member is None:  # a CPU lets a process take what is not there
+            limit = micro_batch.tried_limit(spec, samples, engine, limit)
         manager = (
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )

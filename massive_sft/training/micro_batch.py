@@ -6,14 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from massive_sft.core import files
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.cost.memory import CPU_TOKENS, MOST_GPU_TOKENS
 from massive_sft.data.samples import Samples
+from massive_sft.models.out_of_memory import is_out_of_memory
 from massive_sft.sweep.spec import TrainingSpec
 from massive_sft.training.engine import Engine
 from massive_sft.training.memory_probe import MemoryProbe
-from massive_sft.training.packing import Limit, fitting_tokens
+from massive_sft.training.packing import Limit, collate, fitting_tokens, fullest
 
 _NAME = "micro_batch.json"
 _REMEDIES = (
@@ -49,6 +52,37 @@ def agreed_limit(probe: MemoryProbe, engine: Engine, limit: Limit) -> Limit:
     if fits is None:
         raise OutOfMemory(f"out of memory before the first step: {_REMEDIES}")
     return fits
+
+
+def tried_limit(spec: TrainingSpec, samples: Samples, engine: Engine, limit: Limit) -> Limit:
+    """Return the largest of ``limit``, its half and so on with which a single rank has room for a pass.
+
+    Tried is the pass that takes most, beside what the first step adds (in fp32 it counts the gradients twice). Random
+    states and the engine are as before afterwards.
+
+    Raises OutOfMemory when not even one sample fits.
+    """
+    while not _fits(spec, samples, engine, limit):
+        what = f"out of memory before the first step with a micro-batch of {as_dict(limit)}"
+        limit = halved_limit(limit, samples, what)
+    return limit
+
+
+def _fits(spec: TrainingSpec, samples: Samples, engine: Engine, limit: Limit) -> bool:
+    packed = spec.layout.packing
+    batch = collate(samples, fullest(spec.setting.batch, samples.lengths, limit, packed), packed)
+    try:
+        with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
+            beside = torch.empty(engine.first_step_bytes(), dtype=torch.uint8, device=engine.device)
+            engine.accumulate([batch], 1)
+            del beside
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        engine.discard_gradients()
+    return True
 
 
 def halved_limit(limit: Limit, samples: Samples, what: str) -> Limit:

@@ -18,7 +18,9 @@ T = TypeVar("T")
 # Ranks wait for each other while one hashes a checkpoint of a terabyte, or while a lane has no order. A rank that dies
 # closes its connection, which ends the wait.
 CONTROL_LIMIT = timedelta(days=7)
-_control: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+Groups = dict[dist.ProcessGroup | None, dist.ProcessGroup]
+_control: Groups = {}
+_threads: Groups = {}
 
 
 def is_rank0() -> bool:
@@ -81,11 +83,28 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
 
 def all_ranks(yes: bool) -> bool:
     """Return whether all ranks say yes, once all have said something. All ranks must call it."""
+    return all(from_all_ranks(yes))
+
+
+def from_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return what each rank brings, by rank. All ranks must call it.
+
+    Args:
+        group: of ``group_of_a_thread``, for a thread beside the main one.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return yes
-    answers: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(answers, yes, group=_control_group())
-    return all(answers)
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group or _control_group())
+    return values
+
+
+def group_of_a_thread() -> dist.ProcessGroup | None:
+    """Return the group in which one thread of each rank talks to those of others; None for a single rank.
+
+    Main threads of all ranks must call it.
+    """
+    return _gloo_group(_threads) if dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
 def _control_group() -> dist.ProcessGroup:
@@ -93,8 +112,12 @@ def _control_group() -> dist.ProcessGroup:
 
     The process group's own collectives have a limit of half an hour, and on GPUs a wait in them spins.
     """
+    return _gloo_group(_control)
+
+
+def _gloo_group(known: Groups) -> dist.ProcessGroup:
     world = dist.group.WORLD
-    if world not in _control:
-        _control.clear()
-        _control[world] = dist.new_group(backend="gloo", timeout=CONTROL_LIMIT)
-    return _control[world]
+    if world not in known:
+        known.clear()
+        known[world] = dist.new_group(backend="gloo", timeout=CONTROL_LIMIT)
+    return known[world]
