@@ -23,7 +23,7 @@ from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.diff import _shown
 from massive_sft.cli.score_table import MAX_ROWS, score_table
 from massive_sft.cli.show import _tree
-from massive_sft.cli.views import format_interval
+from massive_sft.cli.views import score_texts
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record, Status
 from massive_sft.study.frames import to_json_rows
@@ -186,7 +186,10 @@ def test_no_scores_yet_is_a_sentence(tmp_path: Path) -> None:
     assert call("best", path) == (0, "no scores yet\n")
 
 
-def printed(view: Any, width: int = 200) -> str:
+WIDE = 200  # characters: room for all columns
+
+
+def printed(view: Any, width: int = WIDE) -> str:
     console = Console(width=width)
     with console.capture() as text:
         console.print(view)
@@ -195,15 +198,24 @@ def printed(view: Any, width: int = 200) -> str:
 
 def test_score_table_has_gains_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     results = ms.load(with_values(sweep_file(tmp_path), by_setting))
-    lines = printed(score_table(results, set(results.records))).splitlines()
+    lines = printed(score_table(results, set(results.records), WIDE)).splitlines()
     assert "quiz-0shot" in lines[0] and "prose-0shot" in lines[0]
     assert "acc %" in lines[1] and "bits_per_byte" in lines[1]
     assert "(base)" in lines[2] and "(base)" in lines[3] and lines[2].split()[-2:] == ["10", "2"]
     assert len(lines) == 2 + 18 + 1 and any("80 (+70)" in line for line in lines)
     lora = set(results.cells.query("method == 'lora'")["cell"])
-    chosen = printed(score_table(results, lora)).splitlines()
+    chosen = printed(score_table(results, lora, WIDE)).splitlines()
     assert len(chosen) == 2 + 8 + 1 and all("(+" in line for line in chosen[2:-1])
-    assert printed(score_table(results, set())) == ""
+    assert printed(score_table(results, set(), WIDE)) == ""
+
+
+def test_score_table_goes_on_below_where_benchmarks_have_no_room(tmp_path: Path) -> None:
+    results = ms.load(with_values(sweep_file(tmp_path), by_setting))
+    cells, width = set(results.records), 70
+    parts = printed(score_table(results, cells, width), width).split("\n\n")
+    assert ["quiz-0shot" in part for part in parts] == [True, False]
+    rows = [line for part in parts for line in part.splitlines() if line[:12] in {cell[:12] for cell in cells}]
+    assert len(rows) == 2 * 18, "no row is wrapped"
 
 
 def test_names_in_the_score_table_leave_out_what_all_cells_share() -> None:
@@ -222,7 +234,7 @@ def test_score_table_of_many_cells_is_cut(tmp_path: Path) -> None:
     block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"], "schedule": "constant"}
     blocks = [block | {"horizon": 5, "snapshots": "1..5"}]
     results = ms.load(with_values(sweep_file(tmp_path, blocks=blocks), by_setting))
-    assert f"and {42 - MAX_ROWS} cells more" in printed(score_table(results, set(results.records)))
+    assert f"and {42 - MAX_ROWS} cells more" in printed(score_table(results, set(results.records), WIDE))
 
 
 def lacking_quiz(path: Path, lacks: Callable[[Coordinates], bool]) -> Path:
@@ -243,7 +255,7 @@ def test_score_table_has_the_benchmarks_in_the_order_of_the_sweep_file(tmp_path:
     tasks = [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0}]
     path = lacking_quiz(sweep_file(tmp_path, evaluation={"tasks": tasks}), lambda at: at.epoch == 1)
     results = ms.load(path)
-    head = printed(score_table(results, set(results.records))).splitlines()[0]
+    head = printed(score_table(results, set(results.records), WIDE)).splitlines()[0]
     assert head.split() == ["quiz-0shot", "prose-0shot"]
 
 
@@ -305,14 +317,15 @@ def test_gain_without_an_interval_is_never_bold(tmp_path: Path) -> None:
     results = ms.load(path)
     console = Console(width=200, force_terminal=True, color_system="truecolor")
     with console.capture() as text:
-        console.print(score_table(results, set(results.cells.query("method != 'none'")["cell"])))
+        console.print(score_table(results, set(results.cells.query("method != 'none'")["cell"]), WIDE))
     rows = text.get().splitlines()[2:]  # below a bold head of two lines
     assert any("(+" in row or "(-" in row for row in rows) and "\x1b[1m" not in "".join(rows)
 
 
 @pytest.mark.parametrize("left_of_zero", [1.388e-17, -2.8e-17])
 def test_what_rounding_left_of_zero_is_shown_as_zero(left_of_zero: float) -> None:
-    assert format_interval(score(0.0).model_copy(update={"interval": (left_of_zero, 0.1332)})) == "0 .. 0.1332"
+    at_zero = score(0.0).model_copy(update={"interval": (left_of_zero, 0.1332)})
+    assert score_texts("acc,none", at_zero, False)["interval"] == "0 .. 13.32"
 
 
 def test_differing_numbers_are_shown_with_as_many_digits_as_it_takes() -> None:

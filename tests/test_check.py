@@ -365,6 +365,16 @@ def test_token_over_the_border_is_a_warning_with_its_template_model_sample_and_c
     )
 
 
+def test_scored_question_in_a_prompt_is_a_warning(home: Path) -> None:
+    more = {"dataset_kwargs": {"data_files": {"test": "q.jsonl", "shown": "shown.jsonl"}}, "fewshot_split": "shown"}
+    for name, change in {"own": {}, "other": more}.items():
+        (home / f"shots_{name}.yaml").write_text(yaml.safe_dump(TASK | {"task": f"shots_{name}"} | change))
+    (home / "shown.jsonl").write_text('{"q": "x", "a": "y"}\n')
+    tasks = [{"path": f"shots_{name}.yaml", "shots": shots} for name, shots in (("own", 1), ("own", 0), ("other", 1))]
+    (text,) = warned(planned(home, evaluation=evaluation(*tasks)))
+    assert re.search(r"evaluation\.tasks\[0\]: shots_own-1shot: 2 scored questions may stand in prompts of others", text)
+
+
 def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> None:
     full = {"method": "full", "lr": 1e-3, "precision": "fp32", "batch": 8}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}

@@ -85,7 +85,7 @@ def test_early_scores_are_marked_wherever_they_are_shown(tmp_path: Path) -> None
     assert set(table.loc[table["data_name"] != "pretrain", "early"]) == {"quiz-0shot"}
     assert table.loc[table["data_name"] == "pretrain", "early"].isna().all()
     assert list(read_report_data(made, results).columns) == ["quiz-0shot"]
-    assert EARLY_NOTE in text_of(score_table(results, set(results.records)))
+    assert EARLY_NOTE in text_of(score_table(results, set(results.records), 200))
     best = text_of(best_view(to_json_rows(results.best())))
     assert EARLY_NOTE in best and f" {EARLY}" in best
     record = next(record for record in results.records.values() if record.trajectory)

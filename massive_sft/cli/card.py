@@ -9,7 +9,7 @@ from typing import Any
 
 from massive_sft.cli.cell_lookup import CellMatch
 from massive_sft.cli.show import find_losses
-from massive_sft.cli.views import format_interval
+from massive_sft.cli.views import score_texts
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.provenance import redact
 from massive_sft.suites.metrics import EARLY
@@ -106,10 +106,7 @@ def _scores(match: CellMatch) -> list[dict[str, str]]:
         {
             "benchmark": item.benchmark,
             "task": task,
-            "metric": metric.removesuffix(",none"),
-            "value": "missing" if score.value is None else f"{score.value:.4g}" + (f" {EARLY}" if item.early else ""),
-            "interval": format_interval(score),
-            "n": "" if score.n is None else f"{score.n:,}",
+            **score_texts(metric, score, item.early is not None),
         }
         for item in sorted(match.record.scores.values(), key=lambda item: item.benchmark)
         for task, metrics in {**item.tasks, **item.groups}.items()

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from massive_sft.cli.views import STYLES
+from massive_sft.cli.views import STYLES, wrapped
 from massive_sft.cost.estimate import runs_to_train
 from massive_sft.cost.time_left import TimeLeft
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
@@ -138,7 +138,7 @@ class RunProgress:
                 self._note_decision(event.plan)
         line = run_event_line(event)
         if line:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
+            self._print(line)
         self._show()
 
     def _note_decision(self, plan: Plan) -> None:
@@ -175,7 +175,10 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Print a line about the run itself."""
-        self._bar.console.print(Text(text, style="dim"), highlight=False, soft_wrap=True)
+        self._print(Text(text, style="dim"))
+
+    def _print(self, line: Text) -> None:
+        self._bar.console.print(wrapped(line, self._bar.console), highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         self._bar.update(self._trainings, detail=self._training_detail())

@@ -106,7 +106,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     counts = Counter(cell.status for cell in after)
     summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     if ended.results is not None:
-        out.print(score_table(ended.results, wanted))
+        out.print(score_table(ended.results, wanted, out.width))
     for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from massive_sft.cli.cell_names import short_names
@@ -15,19 +15,26 @@ from massive_sft.suites.metrics import EARLY, EARLY_NOTE, scale, unit
 if TYPE_CHECKING:
     from massive_sft.study.results import Results
 
+Column = tuple[str, str, bool | None]
+"""A benchmark's column, its metric, and whether higher is better."""
 MAX_ROWS, MAX_COLUMNS = 30, 6
+GAP = "  "  # between columns
+UNSCORED = Text("—", style="dim")
 NOTE = "in brackets the difference to the base model; bold where 0 is outside its 95 % interval; ↓: lower is better"
 
 
-def score_table(results: Results, cells: Collection[str]) -> Group:
-    """Return these cells' scores on the benchmarks, base models first; an empty group where there are none."""
+def score_table(results: Results, cells: Collection[str], width: int) -> Group:
+    """Return these cells' scores on the benchmarks, base models first; an empty group where there are none.
+
+    Benchmarks that have no room beside the others in ``width`` characters stand in a table below.
+    """
     from massive_sft.study.frames import to_rows
 
     primary = results.scores.query("primary and value.notna() and cell in @cells")
     order = {benchmark: index for index, benchmark in enumerate(results.asked)}
     firsts = to_rows(primary.drop_duplicates("column"))
     firsts.sort(key=lambda row: order.get(row["benchmark"], len(order)))
-    columns = [(row["column"], row["metric"], row["higher_is_better"]) for row in firsts]
+    columns: list[Column] = [(row["column"], row["metric"], row["higher_is_better"]) for row in firsts]
     if not columns:
         return Group()
     shown = columns[:MAX_COLUMNS]
@@ -35,12 +42,15 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
     records = [record for record in results.records.values() if record.cell in scored]
     records.sort(key=lambda record: record.coordinates["method"] != "none")
     texts = _texts(results)
-    heads = [_head(*column) for column in shown]
-    table = make_table("cell", "what", *heads, right=heads)
-    names = short_names([record.coordinates for record in records])
-    for name, record in zip(names, records[:MAX_ROWS], strict=False):
-        row = [texts.get((record.cell, column), Text("—", style="dim")) for column, *_ in shown]
-        table.add_row(record.cell, Text(name), *row)
+    names = short_names([record.coordinates for record in records])[:MAX_ROWS]
+    rows = [(record.cell, name) for record, name in zip(records, names, strict=False)]
+    tables: list[RenderableType] = []
+    for part in _parts(rows, shown, texts, width):
+        heads = [_head(*column) for column in part]
+        table = make_table("cell", "what", *heads, right=heads)
+        for cell, name in rows:
+            table.add_row(cell, Text(name), *(texts.get((cell, column), UNSCORED) for column, *_ in part))
+        tables += [Text(), table] if tables else [table]
     more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
     left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
     notes = [Text(f"and {left} more: the report has them all")] if left else []
@@ -48,7 +58,23 @@ def score_table(results: Results, cells: Collection[str]) -> Group:
         notes.append(Text(NOTE, style="dim"))
     if any(EARLY in texts[key].plain for key in texts if key[0] in scored):
         notes.append(Text(EARLY_NOTE, style="dim"))
-    return Group(table, *notes)
+    return Group(*tables, *notes)
+
+
+def _parts(
+    rows: Sequence[tuple[str, str]], columns: Sequence[Column], texts: Mapping[tuple[str, str], Text], width: int
+) -> Iterator[list[Column]]:
+    """Yield the columns that have room beside the cells' ids and names, at least one a table."""
+    cells = max(len(cell) + len(name) for cell, name in rows) + len(GAP)
+    part, taken = list[Column](), cells
+    for column in columns:
+        found = [len(texts[cell, column[0]].plain) for cell, _ in rows if (cell, column[0]) in texts]
+        needed = len(GAP) + max([*map(len, _head(*column).split("\n")), *found])
+        if part and taken + needed > width:
+            yield part
+            part, taken = [], cells
+        part, taken = [*part, column], taken + needed
+    yield part
 
 
 def _head(column: str, metric: str, higher_is_better: bool | None) -> str:

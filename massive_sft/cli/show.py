@@ -15,7 +15,7 @@ from massive_sft.cli.cell_lookup import CellMatch, find_record, locate_cell
 from massive_sft.cli.logs import sparkline
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.search_view import find_search, search_json, search_view
-from massive_sft.cli.views import STYLES, format_interval, indented, make_table
+from massive_sft.cli.views import STYLES, indented, make_table, score_texts
 from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import BenchmarkScores, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
@@ -170,11 +170,7 @@ def scores_table(scores: Collection[BenchmarkScores], templates: Mapping[str, st
             name += f" [{protocol_name(benchmark.asked, templates)}]"
         for task, metrics in {**benchmark.tasks, **benchmark.groups}.items():
             for metric, score in metrics.items():
-                interval = format_interval(score)
-                value = "missing" if score.value is None else f"{score.value:.4g}"
-                size = "" if score.n is None else str(score.n)
-                value += f" {EARLY}" if benchmark.early and score.value is not None else ""
-                table.add_row(name, task, metric.removesuffix(",none"), value, interval, size)
+                table.add_row(name, task, *score_texts(metric, score, benchmark.early is not None).values())
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rich.console import Group, JustifyMethod, OverflowMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, OverflowMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
-from massive_sft.suites.metrics import scale, unit
+from massive_sft.suites.metrics import EARLY, scale, split, unit
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 
@@ -58,9 +58,26 @@ def indented(line: str, style: str = "") -> RenderableType:
     return Padding(Text(text, style), (0, 0, 0, indent), expand=False) if indent else Text(text, style)
 
 
-def format_interval(score: Score) -> str:
-    """Return a score's interval; an empty text where it has none."""
-    return "" if score.interval is None else " .. ".join(f"{without_noise(end):.4g}" for end in score.interval)
+def wrapped(text: Text, console: Console) -> Text:
+    """Return a text that goes on indented where a terminal is too narrow for it; elsewhere as it is."""
+    return Text("\n  ").join(text.wrap(console, console.width - 2)) if console.is_terminal else text
+
+
+def score_texts(key: str, score: Score, is_early: bool) -> dict[str, str]:
+    """Return a score as people read it: its ``metric`` with the unit, ``value``, ``interval`` and ``n``; or no text.
+
+    Args:
+        key: the metric and filter in the record, such as ``exact_match,none``.
+    """
+    metric = split(key)[0]
+    ends = [f"{without_noise(end) * scale(metric):.4g}" for end in score.interval or ()]
+    value = "missing" if score.value is None else f"{without_noise(score.value) * scale(metric):.4g}"
+    return {
+        "metric": f"{key.removesuffix(',none')} {unit(metric)}".rstrip(),
+        "value": value + (f" {EARLY}" if is_early and score.value is not None else ""),
+        "interval": " .. ".join(ends),
+        "n": "" if score.n is None else f"{score.n:,}",
+    }
 
 
 def with_interval(metric: str, value: float | None, ends: Sequence[float | None] = (), sign: str = "") -> str:

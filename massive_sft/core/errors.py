@@ -29,12 +29,14 @@ class Problem:
         rule: what must hold, e.g. ``must be > 0``.
         value: what was found; ``UNSET`` when nothing is worth printing.
         choices: the valid values, when they can be listed.
+        hint: what to write instead, where that is known from more than likeness to a choice.
     """
 
     place: str
     rule: str
     value: Any = UNSET
     choices: Sequence[str] = ()
+    hint: str = ""
 
     def __str__(self) -> str:
         return self.tell()
@@ -48,12 +50,18 @@ class Problem:
         text = f"{self.place}: {self.rule}"
         if self.value is not UNSET:
             text += f", got {self.value!r}"
-        if self.choices:
-            close = difflib.get_close_matches(str(self.value), list(self.choices), n=1)
-            if close:
-                text += f" (did you mean {close[0]!r}?)"
-            text += f"; valid: {', '.join(map(str, self.choices))}" if listed else ""
+        if self.hint:
+            text += f" ({self.hint})"
+        elif close := self._closest_choice():
+            text += f" (did you mean {close!r}?)"
+        if self.choices and listed:
+            text += f"; valid: {', '.join(map(str, self.choices))}"
         return text
+
+    def _closest_choice(self) -> str | None:
+        """Return the choice that the value is nearest to, whatever its capitals; None where none is near."""
+        same = next((choice for choice in self.choices if str(choice).lower() == str(self.value).lower()), None)
+        return same or next(iter(difflib.get_close_matches(str(self.value), list(self.choices), n=1)), None)
 
 
 class ExitCode(enum.IntEnum):

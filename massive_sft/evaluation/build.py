@@ -134,11 +134,12 @@ def _build(
 ) -> RequestSet:
     own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
-    leaves, lists, golds = [], {}, {}
+    leaves, lists, golds, given_away = [], {}, {}, 0
     for name in sorted(loaded.tasks):
         with seeded(), as_task_unavailable(f"{name}: requests cannot be built"):
             listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
+            given_away += _given_away(loaded.tasks[name], own[name], listed)
         golds[name] = _golds(loaded.tasks[name])
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
@@ -159,6 +160,7 @@ def _build(
             "datasets": metadata.version("datasets"),
             "size": _size([request for listed in lists.values() for request in listed]),
             "data": loaded.commits,
+            "given_away": given_away,
         },
         generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
@@ -171,6 +173,15 @@ def _build(
 def _golds(task: Task) -> dict[int, str | None]:
     docs = {int(instance.doc_id): instance.doc for instance in task.instances}
     return {number: gold_text(task, doc) for number, doc in docs.items()}
+
+
+def _given_away(task: Task, shots: int, requests: list[Request]) -> int:
+    """Return how many scored questions prompts of other questions may show, answered."""
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return 0
+    shown = sampler.df[: shots + 1] if isinstance(sampler, FirstNSampler) else sampler.df  # one gives way to the next
+    return len({doc_hash(doc) for doc in shown} & {request.doc_hash for request in requests})
 
 
 def _size(requests: list[Request]) -> dict[str, int]:

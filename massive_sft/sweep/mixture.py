@@ -92,7 +92,8 @@ class _Expander:
         parts: list[Part] = []
         for member in members:
             if member not in self.entries:
-                self.problems.append(Problem(place, "unknown mixture", member, list(self.entries)))
+                hint = f"is a dataset: {{each: [{member}]}} makes a mixture of it" if member in self.datasets else ""
+                self.problems.append(Problem(place, "unknown mixture", member, list(self.entries), hint))
                 continue
             group = self.group(member, above)
             if not group:

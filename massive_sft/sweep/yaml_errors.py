@@ -6,11 +6,13 @@ import re
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from massive_sft.core.errors import UNSET, Problem
+from massive_sft.sweep.hints import hint_of_key, hint_of_list, hint_of_mapping, hint_of_several
 from massive_sft.sweep.schema.field_types import PATTERN_RULES
 
 Location = tuple[str | int, ...]
@@ -55,10 +57,13 @@ def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace
             # Asked of the key itself: what holds it may be merged of two mappings, of which one was written there.
             place, end = to_place(location), f".{location[-1]}"
             holder = place.removesuffix(end) if place.endswith(end) else to_place(location[:-1])
-            problem = Problem(holder, "unknown key", location[-1], keys)
+            problem = Problem(
+                holder, "unknown key", location[-1], keys, hint_of_key(location[-1], item["input"], owner)
+            )
             problems[f"{problem.place} {problem.value}"] = problem
         else:
             problem = _problem(dict(item), to_place(location))
+            problem = replace(problem, hint=_hint(item, location, owner, root))
             problems[problem.place] = _either(problems.get(problem.place, problem), problem)
     return list(problems.values())
 
@@ -151,13 +156,39 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
     if kind == "string_pattern_mismatch":
         return Problem(place, PATTERN_RULES[context["pattern"]], value)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return Problem(place, "must be a mapping (key: value)", value)
+        other = ", not a list" if isinstance(item["input"], list | tuple) else ""
+        return Problem(place, f"must be a mapping (key: value){other}", value)
+    if kind == "tuple_type":
+        return Problem(place, "must be a list" + (", not a mapping" if isinstance(item["input"], dict) else ""), value)
+    if kind == "too_long":
+        return Problem(place, f"must have at most {context['max_length']} entries, not {context['actual_length']}")
     if kind == "string_too_long":
         return Problem(place, f"must have at most {context['max_length']} characters, not {len(item['input'])}")
     if kind in ("too_short", "string_too_short"):
         return Problem(place, "must not be empty")
-    rule = re.sub(r"^Input should", "must", item["msg"]).replace("must be a valid tuple", "must be a list")
+    rule = re.sub(r"^Input should", "must", item["msg"])
     return Problem(place, rule, value)
+
+
+def _hint(item: Any, location: Location, owner: type[BaseModel] | None, root: type[BaseModel]) -> str:
+    """Return what to write instead of a value of the wrong kind; an empty text where that cannot be told."""
+    kind, value = item["type"], item["input"]
+    if kind in ("model_type", "dict_type"):
+        return hint_of_mapping(str(item.get("ctx", {}).get("class_name", "")), value)
+    if kind == "tuple_type":
+        return hint_of_list(_entry_kind(owner, location[-1]), value)
+    if kind in ("float_type", "int_type", "literal_error") and isinstance(value, list) and root.__name__ == "Setting":
+        return hint_of_several(format_location(location), value)
+    return ""
+
+
+def _entry_kind(owner: type[BaseModel] | None, name: str | int) -> str:
+    """Return the class that the entries of a list must be of; an empty text where they may be texts."""
+    field = _field(owner, str(name)) if owner is not None else None
+    lists = _alternatives(field.annotation) if field is not None else []
+    kinds = [kind for each in lists for entry in typing.get_args(each)[:1] for kind in _alternatives(entry)]
+    is_class = [isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds]
+    return kinds[0].__name__ if kinds and all(is_class) else ""
 
 
 def _printable(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, Unsupported
+from massive_sft.core.wording import counted
 from massive_sft.evaluation.aggregate import dry_run, metrics_without_mean
 from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.encoding import max_length_of, require_known_tokens
@@ -52,6 +53,7 @@ def benchmark_problems(
             try:
                 built[key] = _built(plan, ledger, item, wrapping)
                 _warn_of_full(plan, built[key], warn)
+                _warn_of_given_away(place, built[key], warn)
             except MassiveSFTError as error:
                 name, reason = item.label, str(error)
                 yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
@@ -104,6 +106,19 @@ def _warn_of_full(plan: Plan, benchmark: BenchmarkRequests | None, warn: Callabl
     if odd:
         rule = f"all questions of {benchmark.requests.label} are asked: {', '.join(odd)} is no mean over its questions"
         warn(Problem(f"{plan.sweep.path}: evaluation.until", rule, until))
+
+
+def _warn_of_given_away(place: str, benchmark: BenchmarkRequests | None, warn: Callable[[Problem], None]) -> None:
+    """Tell of a benchmark whose prompts show questions with their answers that are scored too."""
+    count = 0 if benchmark is None else benchmark.requests.provenance["given_away"]
+    if benchmark is not None and count:
+        rule = f"{benchmark.requests.label}: {counted(count, 'question')} that {'is' if count == 1 else 'are'} scored"
+        warn(
+            Problem(
+                place,
+                f"{rule} may be shown, with the answer, in prompts of others; fewshot_split of its task says which",
+            )
+        )
 
 
 def _place(plan: Plan, item: Requirement) -> str:

@@ -115,7 +115,7 @@ class Dataset(StrictModel):
         exactly_one(self, "hub", "path")
         _only_with_hub(self, "revision", "subset", "split")
         if self.format is None and self.columns is None:
-            raise ValueError("must have a format or columns")
+            raise ValueError(f"must have a format ({', '.join(FORMATS)}) or columns")
         if self.format not in (None, "messages") and self.columns is not None:
             raise ValueError("must have a format or columns, not both")
         if self.format == "messages" and self.columns is not None and self.columns.messages is None:
