@@ -365,14 +365,14 @@ def test_token_over_the_border_is_a_warning_with_its_template_model_sample_and_c
     )
 
 
-def test_scored_question_in_a_prompt_is_a_warning(home: Path) -> None:
-    more = {"dataset_kwargs": {"data_files": {"test": "q.jsonl", "shown": "shown.jsonl"}}, "fewshot_split": "shown"}
-    for name, change in {"own": {}, "other": more}.items():
-        (home / f"shots_{name}.yaml").write_text(yaml.safe_dump(TASK | {"task": f"shots_{name}"} | change))
-    (home / "shown.jsonl").write_text('{"q": "x", "a": "y"}\n')
-    tasks = [{"path": f"shots_{name}.yaml", "shots": shots} for name, shots in (("own", 1), ("own", 0), ("other", 1))]
-    (text,) = warned(planned(home, evaluation=evaluation(*tasks)))
-    assert re.search(r"evaluation\.tasks\[0\]: shots_own-1shot: 2 scored questions may stand in prompts of others", text)
+def test_scored_question_in_a_prompt_is_a_warning(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"q": name, "a": name}) + "\n" for name in "abcd"))
+    (tmp_path / "shown.jsonl").write_text('{"q": "x", "a": "y"}\n')
+    files = {"data_files": {"test": "q.jsonl", "shown": "shown.jsonl"}}
+    own, other = write_task(tmp_path, "own", {}), {"dataset_kwargs": files, "fewshot_split": "shown"}
+    asked = {"path": own, "shots": [0, 1]}, {"path": write_task(tmp_path, "other", other), "shots": 1}
+    (text,) = warned(planned(home, evaluation=evaluation(*asked)))
+    assert "evaluation.tasks[0]: own-1shot: 2 scored questions may stand in prompts of others, answered" in text
 
 
 def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> None:

@@ -112,13 +112,10 @@ def _warn_of_given_away(place: str, benchmark: BenchmarkRequests | None, warn: C
     """Tell of a benchmark whose prompts show questions with their answers that are scored too."""
     count = 0 if benchmark is None else benchmark.requests.provenance["given_away"]
     if benchmark is not None and count:
-        rule = f"{benchmark.requests.label}: {counted(count, 'question')} that {'is' if count == 1 else 'are'} scored"
-        warn(
-            Problem(
-                place,
-                f"{rule} may be shown, with the answer, in prompts of others; fewshot_split of its task says which",
-            )
+        rule = (
+            f"{benchmark.requests.label}: {counted(count, 'scored question')} may stand in prompts of others, answered"
         )
+        warn(Problem(place, f"{rule}; fewshot_split in the task's file names where examples come from"))
 
 
 def _place(plan: Plan, item: Requirement) -> str:
