@@ -10,6 +10,7 @@ from gc import freeze
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from massive_sft import __version__
@@ -39,6 +40,7 @@ from massive_sft.cli import (
     tiny,
 )
 from massive_sft.cli.options import console
+from massive_sft.cli.views import print_line
 from massive_sft.core.errors import ExitCode, InvalidInput, MassiveSFTError
 from massive_sft.core.files import explain_os_error
 from massive_sft.core.stop import INTERRUPTED, redeliver_lost_interrupts
@@ -98,16 +100,16 @@ def main() -> None:
         app(standalone_mode=True)
     except InvalidInput as error:
         for line in error.lines():
-            err.print(line, style="red", highlight=False, soft_wrap=True)
+            print_line(err, Text(line, style="red"))
         sys.exit(error.exit_code)
     except MassiveSFTError as error:
-        err.print(str(error), style="red", highlight=False, soft_wrap=True)
+        print_line(err, Text(str(error), style="red"))
         sys.exit(error.exit_code)
     except OSError as error:
         explanation = explain_os_error(error)
         if explanation is None:
             raise
-        err.print(explanation, style="red", highlight=False, soft_wrap=True)
+        print_line(err, Text(explanation, style="red"))
         sys.exit(ExitCode.INCOMPLETE)
     finally:
         freeze()  # else the interpreter looks through all that torch and Ray made, for seconds after the last line

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
-from massive_sft.cli.views import warnings_view
+from massive_sft.cli.views import print_line, warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
@@ -59,4 +59,4 @@ def warn(warning: Problem, to: Console | None = None) -> None:
     Args:
         to: the console that shows a status line meanwhile, which keeps out of the warning's way; stdout without.
     """
-    (to or console()).print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    print_line(to or console(), Text(f"warning: {warning}", style="yellow"))

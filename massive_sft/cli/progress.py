@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from massive_sft.cli.views import STYLES, wrapped
+from massive_sft.cli.views import STYLES, print_line
 from massive_sft.cost.estimate import runs_to_train
 from massive_sft.cost.time_left import TimeLeft
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
@@ -138,7 +138,7 @@ class RunProgress:
                 self._note_decision(event.plan)
         line = run_event_line(event)
         if line:
-            self._print(line)
+            print_line(self._bar.console, line)
         self._show()
 
     def _note_decision(self, plan: Plan) -> None:
@@ -175,10 +175,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Print a line about the run itself."""
-        self._print(Text(text, style="dim"))
-
-    def _print(self, line: Text) -> None:
-        self._bar.console.print(wrapped(line, self._bar.console), highlight=False, soft_wrap=True)
+        print_line(self._bar.console, Text(text, style="dim"))
 
     def _show(self) -> None:
         self._bar.update(self._trainings, detail=self._training_detail())

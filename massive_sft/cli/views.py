@@ -58,9 +58,10 @@ def indented(line: str, style: str = "") -> RenderableType:
     return Padding(Text(text, style), (0, 0, 0, indent), expand=False) if indent else Text(text, style)
 
 
-def wrapped(text: Text, console: Console) -> Text:
-    """Return a text that goes on indented where a terminal is too narrow for it; elsewhere as it is."""
-    return Text("\n  ").join(text.wrap(console, console.width - 2)) if console.is_terminal else text
+def print_line(to: Console, line: Text) -> None:
+    """Print a sentence, which goes on indented where a terminal is too narrow for it; elsewhere on one line."""
+    shown = Text("\n  ").join(line.wrap(to, to.width - 2)) if to.is_terminal else line
+    to.print(shown, highlight=False, soft_wrap=True)
 
 
 def score_texts(key: str, score: Score, is_early: bool) -> dict[str, str]:
