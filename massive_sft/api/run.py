@@ -110,6 +110,7 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
 
         if stop():
             return
+        say("joining the cluster" if named_cluster() else "Ray starts")
         with without_native_log(), connected(stop.nothing_in_hand()):
             if stop():
                 return
