@@ -127,6 +127,7 @@ def test_warning_of_the_checks_stands_on_a_line_of_its_own(tmp_path: Path, monke
     os.close(slave)
     os.close(master)
     assert end(process) == 0
+    printed = re.sub(rb"(\x1b\[[\d;]*m)*\r\n  (\x1b\[[\d;]*m)*", b" ", printed)  # a sentence goes on indented
     # The line begins after what takes the status line away, whatever colour follows.
     found = re.search(rb"(.{12})(?:\x1b\[[\d;]*m)*warning: [^\n]*cuts text off", printed, re.S)
     assert found and re.search(rb"(?:\r|\n|\x1b\[\d*[A-Z])$", found[1]), printed
