@@ -172,7 +172,10 @@ def test_benchmark_under_several_templates_is_named_by_them(tmp_path: Path) -> N
 
 def test_answers_are_compared_under_the_template_that_both_cells_were_asked_in() -> None:
     """A base model answered in each; the other cell in its own, which comes first or last."""
-    base = [{"protocol": name, "benchmark": "quiz", "task": "quiz", "doc": 0, "answer": name} for name in ("a", "b")]
+    base = [
+        {"protocol": name, "benchmark": "quiz", "task": "quiz", "doc": 0, "draw": 0, "answer": name}
+        for name in ("a", "b")
+    ]
     for own in ("a", "b"):
         (found,) = by_document(base, {own}).values()
         assert found["answer"] == own

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation_world import own_datasets_cache, write_rows
 
-from massive_sft.evaluation import build, wrapping
+from massive_sft.evaluation import build, tasks, wrapping
 from massive_sft.evaluation.aggregate import aggregate
 from massive_sft.evaluation.code_eval import CodeEval
 from massive_sft.evaluation.requests import Generation, Request, read_requests
@@ -87,7 +87,7 @@ def test_several_answers_give_the_chance_that_one_of_k_passes() -> None:
 
 def test_machine_without_walls_refuses_such_a_benchmark(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "STRONG", ())
-    load.__globals__["_load"].cache_clear()
+    tasks._loaded.clear()
     with pytest.raises(TaskUnavailable, match=r"humaneval executes generated code: .*evaluation\.sandbox: rlimits"):
         load(schema.Task(name="humaneval"), "strongest")
     with pytest.raises(TaskUnavailable, match=r"set evaluation\.allow_code_execution"):

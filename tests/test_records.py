@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.view import View
 from chaos.watch import recording
 from nfs_mounts import mounts
 from s3_server import s3
@@ -227,7 +228,7 @@ def test_record_that_is_being_written_is_what_chaos_takes_for_recording(
     ledger, seen, link = Ledger.open(tmp_path), [], os.link
 
     def look_first(source: Path, target: Path) -> None:
-        seen.extend(recording(tmp_path))
+        seen.extend(recording(View(tmp_path)))
         link(source, target)
 
     monkeypatch.setattr(files.os, "link", look_first)

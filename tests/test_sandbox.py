@@ -123,7 +123,7 @@ def test_server_of_this_machine_is_not_reached(wall: Wall) -> None:
 )
 def test_program_that_does_not_end_well_ends_soon(program: str, ending: str) -> None:
     begun = time.monotonic()
-    outcome = run(program, choose("rlimits"), Limits(cpu_s=1, wall_s=3))
+    outcome = run(program, choose("rlimits"), Limits(cpu_s=1, wall_s=3, memory_bytes=1 << 29))
     assert outcome.ending == ending, outcome
     assert time.monotonic() - begun < 20
 
