@@ -10,6 +10,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
+from massive_sft.core.wording import counted
 from massive_sft.suites.metrics import EARLY, EARLY_NOTE, scale, unit
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def score_table(results: Results, cells: Collection[str], width: int) -> Group:
         for cell, name in rows:
             table.add_row(cell, Text(name), *(texts.get((cell, column), UNSCORED) for column, *_ in part))
         tables += [Text(), table] if tables else [table]
-    more = [(len(records) - MAX_ROWS, "cells"), (len(columns) - MAX_COLUMNS, "benchmarks")]
-    left = ", ".join(f"{count} {what}" for count, what in more if count > 0)
+    more = [(len(records) - MAX_ROWS, "cell"), (len(columns) - MAX_COLUMNS, "benchmark")]
+    left = ", ".join(counted(count, what) for count, what in more if count > 0)
     notes = [Text(f"and {left} more: the report has them all")] if left else []
     if any("(" in texts[key].plain for key in texts if key[0] in scored):
         notes.append(Text(NOTE, style="dim"))
