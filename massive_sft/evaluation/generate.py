@@ -15,6 +15,7 @@ from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
 from massive_sft.evaluation.responses import CONTEXTS_CUT
 from massive_sft.evaluation.sampled_tokens import perturbed
+from massive_sft.evaluation.sampling import Draw
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt, Writing
 from massive_sft.models.tree_support import refusal
 
@@ -203,15 +204,16 @@ def _difference(model: Any, prompt: Prompt, made: Sequence[int]) -> str | None:
     """
     tokens = torch.tensor([[*prompt.tokens, *made[:-1]]], device=model.device)
     logits = model(input_ids=tokens, use_cache=False, logits_to_keep=len(made)).logits[0, -len(made) :].float()
+    written = torch.tensor(made, device=model.device)[:, None]
     absolute, relative = _EXACT if model.dtype == torch.float32 else _ROUNDED
-    for place, token in enumerate(made):
-        scores, draw = logits[place], prompt.draw(place)
-        allowed = absolute + relative * float(scores.max().abs())
-        if draw is not None:
-            likelier = scores >= scores[token]
-            scores = perturbed(scores[None], [draw])[0].masked_fill(~likelier, -torch.inf)
-            allowed /= draw.sampling.temperature
-        below = float(scores.max() - scores[token])
-        if not below <= allowed:
-            return f"a plain pass finds token {place + 1} of an answer less likely than another, by {below:.3g}"
-    return None
+    allowed, scores = absolute + relative * logits.max(dim=-1).values.abs(), logits
+    if prompt.sampling is not None:
+        allowed = allowed / prompt.sampling.temperature
+        draws = [Draw(prompt.sampling, place) for place in range(len(made))]
+        scores = perturbed(logits, draws).masked_fill(logits < logits.gather(1, written), -torch.inf)
+    below = scores.max(dim=-1).values - scores.gather(1, written)[:, 0]
+    wrong = ~(below <= allowed)
+    if not wrong.any():
+        return None
+    place = int(wrong.nonzero()[0])
+    return f"a plain pass finds token {place + 1} of an answer less likely than another, by {float(below[place]):.3g}"

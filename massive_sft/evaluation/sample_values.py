@@ -167,10 +167,12 @@ def _instance(task: str, doc: Any, request: Request, response: Response) -> Inst
 
 def _answers(request: Request, response: Response) -> list[Any]:
     """Return a response as often as it counts, as lm-eval has it."""
+    answer: Any
     if isinstance(response, LikelihoodResponse):
-        single = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
-        return [single] * request.repeats
-    return [response.text] * request.repeats
+        answer = response.logprob if isinstance(request, Rolling) else (response.logprob, response.greedy)
+    else:
+        answer = response.text
+    return [answer] * request.repeats
 
 
 def is_number(value: Any) -> bool:

@@ -31,13 +31,14 @@ def picked(logits: torch.Tensor, draws: Sequence[Draw | None]) -> torch.Tensor:
         Unsupported: a row has a NaN.
     """
     tokens = likeliest(logits)
-    drawn = [row for row, draw in enumerate(draws) if draw is not None]
-    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    drawn = [(row, draw) for row, draw in enumerate(draws) if draw is not None]
+    at_once = _at_once(logits.shape[-1])
     for first in range(0, len(drawn), at_once):
-        rows = torch.tensor(drawn[first : first + at_once], device=logits.device)
-        chosen = [draw for row in drawn[first : first + at_once] if (draw := draws[row]) is not None]
-        scores = perturbed(logits[rows], chosen)
-        tokens[rows] = scores.masked_fill_(~_allowed(logits[rows], chosen), -torch.inf).argmax(dim=-1)
+        places, chosen = zip(*drawn[first : first + at_once], strict=True)
+        rows = torch.tensor(places, device=logits.device)
+        scaled = _scaled(logits[rows], chosen)
+        scores = scaled + gumbel(chosen, logits.shape[-1], logits.device)
+        tokens[rows] = scores.masked_fill_(~_allowed(scaled, chosen), -torch.inf).argmax(dim=-1)
     return tokens
 
 
@@ -47,7 +48,10 @@ def perturbed(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     Args:
         logits: shape (draws, vocabulary).
     """
-    return _scaled(logits, draws) + gumbel(draws, logits.shape[-1], logits.device)
+    size = logits.shape[-1]
+    at_once = _at_once(size)
+    parts = (draws[first : first + at_once] for first in range(0, len(draws), at_once))
+    return _scaled(logits, draws) + torch.cat([gumbel(part, size, logits.device) for part in parts])
 
 
 def gumbel(draws: Sequence[Draw], count: int, device: torch.device) -> torch.Tensor:
@@ -60,6 +64,11 @@ def gumbel(draws: Sequence[Draw], count: int, device: torch.device) -> torch.Ten
     bits = _mixed(first + torch.arange(1, count + 1, device=device) * _signed(_GOLDEN))
     uniform = (_shifted(bits, 64 - _BITS).double() + 0.5).mul_(2.0**-_BITS).float()
     return -torch.log(-torch.log1p(-uniform))
+
+
+def _at_once(size: int) -> int:
+    """Return for how many draws of a vocabulary's size noise is made together."""
+    return max(1, LOGITS_AT_ONCE // size)
 
 
 def _scaled(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -83,15 +92,15 @@ def _signed(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def _allowed(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+def _allowed(scaled: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Return which tokens may be drawn: top_k first, then top_p of what is left, as transformers does.
 
     Args:
-        logits: shape (draws, vocabulary), as is what is returned.
+        scaled: logits over the temperature, shape (draws, vocabulary), as is what is returned.
     """
-    scaled, size = _scaled(logits, draws), logits.shape[-1]
-    most = torch.tensor([[min(draw.sampling.top_k or size, size)] for draw in draws], device=logits.device)
-    shares = torch.tensor([[draw.sampling.top_p] for draw in draws], device=logits.device)
+    size = scaled.shape[-1]
+    most = torch.tensor([[min(draw.sampling.top_k or size, size)] for draw in draws], device=scaled.device)
+    shares = torch.tensor([[draw.sampling.top_p] for draw in draws], device=scaled.device)
     if bool((most == size).all()) and bool((shares == 1.0).all()):
         return torch.ones_like(scaled, dtype=torch.bool)
     ordered, order = scaled.sort(descending=True, stable=True)

@@ -202,10 +202,9 @@ class VllmScorer:
 
 def _sampled(sampling: Sampling) -> dict[str, Any]:
     """Return how the server is to draw: its random numbers are its own."""
-    top_k = sampling.top_k or -1
     return {
         "temperature": sampling.temperature,
-        "top_k": top_k,
+        "top_k": sampling.top_k or -1,  # all
         "top_p": sampling.top_p,
         "seed": sampling.seed,
     }

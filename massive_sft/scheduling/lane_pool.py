@@ -79,14 +79,12 @@ class LanePool(OrderQueue):
         died = f"its workers died {STARTS} times before they could take an order"
         if self.health.cannot_start(shape):
             await self.break_shape(shape, died)
-        if lane in self.refused:
-            pass  # what it gave up for stands
-        elif shape in self.broken:
-            self.refused[lane] = self.broken[shape]
+        if shape in self.broken:
+            self.refused.setdefault(lane, self.broken[shape])  # what it gave up for stands
         elif not self.health.may_start(lane):
-            self.refused[lane] = died
+            self.refused.setdefault(lane, died)
         elif self.restarts[lane] > RESTARTS + 1:
-            self.refused[lane] = f"its workers were restarted {RESTARTS} times without getting further"
+            self.refused.setdefault(lane, f"its workers were restarted {RESTARTS} times without getting further")
         if lane in self.refused and lane in self.held:
             await self._take_back(lane, self.refused[lane])
         await self._notify()

@@ -7,7 +7,7 @@ ranks after the step in which it did.
 
 from __future__ import annotations
 
-import platform
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -96,7 +96,7 @@ class SnapshotWriter:
         """Return what this rank writes of a snapshot, which is nothing where the files of rank 0 may be seen late."""
         if self._spec.setting.method == "lora":
             return Piece(0 if is_rank0() else None, 1)
-        nodes = from_all_ranks(platform.node() if partial.is_dir() else None)
+        nodes = from_all_ranks(socket.gethostname() if partial.is_dir() else None)
         writers = [rank for rank, node in enumerate(nodes) if node == nodes[0]][: snapshot.most_pieces(self._model)]
         own = dist.get_rank() if dist.is_initialized() else 0
         return Piece(writers.index(own) if own in writers else None, len(writers))

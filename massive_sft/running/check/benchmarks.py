@@ -15,7 +15,7 @@ from massive_sft.evaluation.tasks import problems as task_problems
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.lock import data_commits
+from massive_sft.planning.lock import DataCommits, data_commits
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.requirements import Requirement
 from massive_sft.running.check.benchmark_lock import changed_benchmarks
@@ -32,6 +32,7 @@ def benchmark_problems(
     yield from unknown
     refused = {problem.place.partition(": ")[2].partition(".name")[0].partition(".path")[0] for problem in unknown}
     built: dict[tuple[str, Wrapping], BenchmarkRequests | None] = {}
+    commits = data_commits(ledger.sweep(plan.sweep.file.name))
     for model, item in _wanted(plan, models):
         place = _place(plan, item)
         if item.task is None or item.template is None or place.partition(": ")[2] in refused:
@@ -51,7 +52,7 @@ def benchmark_problems(
             say(f"benchmark {item.label}")
             built[key] = None
             try:
-                built[key] = _built(plan, ledger, item, wrapping)
+                built[key] = _built(plan, ledger, item, wrapping, commits)
                 _warn_of_full(plan, built[key], warn)
                 _warn_of_given_away(place, built[key], warn)
             except MassiveSFTError as error:
@@ -87,9 +88,11 @@ def _wanted(plan: Plan, models: Models) -> Iterator[tuple[UsableModel | None, Re
     yield from found.values()
 
 
-def _built(plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping) -> BenchmarkRequests:
+def _built(
+    plan: Plan, ledger: Ledger, item: Requirement, wrapping: Wrapping, commits: DataCommits
+) -> BenchmarkRequests:
     evaluation = plan.sweep.file.evaluation
-    done = prepare_benchmark(item, evaluation, wrapping, ledger, data_commits(ledger.sweep(plan.sweep.file.name)))
+    done = prepare_benchmark(item, evaluation, wrapping, ledger, commits)
     for reason in done.missing.values():
         raise TaskUnavailable(reason)
     (benchmark,) = done.benchmarks
