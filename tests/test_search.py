@@ -21,6 +21,7 @@ from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.search_work import with_first_decisions
+from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.coordinates import Coordinate
 from massive_sft.search.decider import Decider
 from massive_sft.search.decision_log import DecisionLog
@@ -174,6 +175,22 @@ def test_search_over_cells_stops_when_it_is_sure_enough_and_is_the_same_with_kil
     said = list(untried(found))
     assert said[0].startswith(f"{16 - len(found.asks)} of 16 cells were not tried: ")
     assert said[-1].startswith("of most promise: ")
+
+
+def test_best_of_each_model_and_objective_are_confirmed(tmp_path: Path) -> None:
+    confirmed = OVER | {"trials": 7, "stop": None, "confirm": {"top": 1, "seeds": [0, 7]}}
+    (tmp_path / "sweep").mkdir()
+    one = plan_searches(load_sweep(sweep_file(tmp_path / "sweep", search=[confirmed])))[0]
+    world = World(tmp_path / "first", one)
+    first = world.run()
+    entries = [json.loads(data)["content"] for name, data in first.items() if name.startswith("decisions")]
+    found = Standing(one, entries, world.decider().outcomes(), {}, (), is_over=True)
+    winners = {entry["n"] for answer in found.answers for entry in answer.entries}
+    again = [entry for entry in entries if entry["kind"] == "confirm"]
+    assert {entry["trial"] for entry in again} == winners
+    assert len(again) == len(winners) > 2, "of several answers, each decision once"
+    assert {entry["why"]["objective"] for entry in again} == {"quiz", "prose"}
+    assert most_confirmations(one.space) == 4, "two models, two objectives; seed 0 is the setting's own"
 
 
 def test_axis_that_decides_explains_more_than_chance_and_one_that_does_not_no_more() -> None:
@@ -473,6 +490,7 @@ def test_ranges_are_rounded_and_lists_keep_their_order(tmp_path: Path) -> None:
             "promote by one number: give the objective one benchmark, or a mean of several",
         ),
         ({"constraints": {"perplexity": {"at_most": "base + 1"}}}, "must be a number: base models have no measures"),
+        ({"confirm": {"seeds": [0]}}, "confirm.seeds: must have another seed than the setting's own"),
     ],
 )  # fmt: skip
 def test_plan_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:

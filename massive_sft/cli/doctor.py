@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,8 @@ def doctor(
 ) -> None:
     """Look at this machine: versions, CPU, memory, disk, GPUs, compiler, limits, Ray, tracker, hub cache."""
     sweep = None if file is None else load_sweep(file, overlay or ())
-    findings = list(examine(sweep))
+    with console(is_error=True).status("looking at this machine") as status:
+        findings = list(examine(sweep, status.update))
     if as_json:
         print_json([{"level": str(result.level), "what": result.what, "text": result.text} for result in findings])
     else:
@@ -42,8 +44,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
-    """Yield what was found, on this machine and of a sweep's storage and tracker."""
+def examine(sweep: Sweep | None, say: Callable[[str], None] = lambda text: None) -> Iterator[CheckResult]:
+    """Yield what was found, on this machine and of a sweep's storage and tracker; ``say`` is told what takes long."""
     yield machine_checks.check_python()
     yield from machine_checks.check_packages(machine_checks.pinned_versions())
     yield machine_checks.check_cpu()
@@ -52,7 +54,7 @@ def examine(sweep: Sweep | None) -> Iterator[CheckResult]:
         yield machine_checks.check_disk(Path.cwd(), "disk")
     else:
         yield from _storage(sweep)
-        yield from _searches(sweep)
+        yield from _searches(sweep, say)
     yield machine_checks.check_gpus()
     yield machine_checks.check_compiler()
     yield machine_checks.check_open_files()
@@ -81,7 +83,7 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
         yield CheckResult(Level.OK, "tracker", redact(resolve_uri(uri, root)))
 
 
-def _searches(sweep: Sweep) -> Iterator[CheckResult]:
+def _searches(sweep: Sweep, say: Callable[[str], None]) -> Iterator[CheckResult]:
     """Yield whether the log of each search is whole, and decides the same again."""
     try:
         planned, ledger = plan_searches(sweep), Ledger(storage_root(sweep))
@@ -90,7 +92,7 @@ def _searches(sweep: Sweep) -> Iterator[CheckResult]:
     for one in planned:
         what = f"search {one.search.name}"
         try:
-            found = replay(one, ledger)
+            found = replay(one, ledger, partial(_say_progress, say, what))
         except Corrupt as error:
             yield CheckResult(Level.BAD, what, str(error))
             continue
@@ -101,6 +103,10 @@ def _searches(sweep: Sweep) -> Iterator[CheckResult]:
             yield CheckResult(Level.OK, what, f"{counted(found.equal, 'decision')} made again, equal{rest}")
         if found.stale:
             yield CheckResult(Level.WARN, what, stale_text(found.stale))
+
+
+def _say_progress(say: Callable[[str], None], what: str, number: int, of: int) -> None:
+    say(f"{what}: decision {number:,} of {of:,} is made again")
 
 
 def _uses_hub(sweep: Sweep) -> bool:

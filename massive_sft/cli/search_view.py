@@ -52,7 +52,7 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
     if with_cost:
         yield f"  {_space(one.planned, ledger)}"
         yield f"  {_start(one.planned)}"
-        if one.left:
+        if one.left or one.confirmations_left:
             yield from (f"  {line}" for line in _left(one, plan))
         if one.planned.search.rungs is not None:
             yield f"  {_rungs(one)}"
@@ -132,8 +132,10 @@ def _most(figures: Sequence[Quantity]) -> Quantity:
 def _left(one: Standing, plan: Plan) -> Iterator[str]:
     """Yield what the trials that are left take if each takes as long as the longest, and what the budget says to it."""
     took, used = _longest(one, plan)
-    count, hours = counted(one.left, "more trial"), one.planned.search.budget.gpu_hours
-    yield f"at most {count}: training and scoring {format_time(took.times(one.left))}, one after another"
+    hours, most = one.planned.search.budget.gpu_hours, one.left + one.confirmations_left
+    confirming = f" and {one.confirmations_left} that confirm the best" if one.confirmations_left else ""
+    count = f"{counted(one.left, 'more trial')}{confirming}"
+    yield f"at most {count}: training and scoring {format_time(took.times(most))}, one after another"
     if hours is not None:
         line = f"budget: {hours:g} GPU-hours (of this machine, without GPUs) end it, whatever comes first"
         first = one.planned.rules.start_count * max(1, len(one.planned.space.groups))

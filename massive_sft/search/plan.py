@@ -20,6 +20,7 @@ from massive_sft.planning.lock import read_lock
 from massive_sft.planning.plan import Plan, StatesOf, make_plan, storage_root
 from massive_sft.planning.requirements import Requirement, Requirements
 from massive_sft.search.cells import CellSpace
+from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.objectives import names_against_base
@@ -182,6 +183,9 @@ def _planned(
     asked = [requirements.for_cell(cell) for cell in cells]
     problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
     problems += [*_start_problems(search, space, place), *_parking_problems(search, cells, place)]
+    if search.confirm is not None and most_confirmations(space) == 0:
+        rule = "must have another seed than the setting's own, with which each trial is trained anyway"
+        problems.append(Problem(f"{place}.confirm.seeds", rule, list(search.confirm.seeds)))
     if problems:
         return None, problems
     rules = Rules(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,21 @@ class Replay:
     stale: tuple[int, ...] = ()
 
 
-def replay(planned: Planned, ledger: Ledger) -> Replay:
-    """Decide again everything that the log of a search holds. Raises Corrupt for a log whose chain is broken."""
+def replay(planned: Planned, ledger: Ledger, tell: Callable[[int, int], None] = lambda number, of: None) -> Replay:
+    """Decide again everything that the log of a search holds, which takes as long as it took at first.
+
+    Args:
+        tell: called before each decision with its number and how many there are.
+
+    Raises Corrupt for a log whose chain is broken.
+    """
     decider = Decider.of(planned, ledger)
     decider.look()
     entries, now = list(decider.entries), decider.outcomes()
     outcomes, bases = dict[int, Outcome](), dict[str, Outcome]()
     equal = believed = 0
     for place, entry in enumerate(entries):
+        tell(place, len(entries))
         take_given(entry, outcomes, bases)
         before, given = entries[:place], Given(dict(outcomes), dict(bases))
         if entry["kind"] == "confirm":  # rests on everything that was asked, which the ledger has

@@ -11,6 +11,7 @@ from functools import cached_property
 from massive_sft.ledger.paths import is_id
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.cells import CellSpace
+from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.decider import Decider, trials_of
 from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.objectives import limit_names, objective_values, violations
@@ -76,6 +77,12 @@ class Standing:
     def left(self) -> int:
         """How many trials are still to be decided, at most."""
         return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
+
+    @property
+    def confirmations_left(self) -> int:
+        """How many decisions may still confirm the best, at most."""
+        made = sum(entry["kind"] == "confirm" for entry in self.entries)
+        return 0 if self.is_over else max(0, most_confirmations(self.planned.space) - made)
 
     def values(self, group: int) -> dict[int, tuple[float, ...]]:
         """Return the objectives of a group's complete decisions, better when larger, by their numbers.

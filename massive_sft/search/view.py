@@ -40,7 +40,8 @@ def reason_of(entry: Mapping[str, Any]) -> str:
     """Return why something was asked."""
     why = entry["why"]
     if entry["kind"] == "confirm":
-        return f"confirms decision {entry['trial']}, place {entry['why']['place']}, with seed {entry['with_seed']}"
+        of = f" in {why['objective']}" if "objective" in why else ""
+        return f"confirms decision {entry['trial']}, place {why['place']}{of}, with seed {entry['with_seed']}"
     if entry["kind"] == "promote":
         return f"promoted to rung {entry['rung'] + 1}: place {why['place']} of {why['of']} below"
     again = f", proposal {entry['try'] + 1}, for earlier ones had been asked" if entry["try"] else ""
