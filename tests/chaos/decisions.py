@@ -1,14 +1,19 @@
 """Kills processes that decide for searches, train and score, at random, and asks whether the decisions are equal.
 
 ``PYTHONPATH=tests python -m chaos.decisions --kills 50`` from the repository's root. Lanes are processes of ``run
---inline`` on one root: one of them decides, all train what was decided, and whoever is killed is started again.
+--inline`` on one root: one of them decides, all train what was decided, and whoever is killed is started again. With
+``--ray`` they are the lanes of one ``run --ray``, on a head of so many pretended CPUs that half of them are the lanes';
+who is killed is the driver, which decides, and what it had on the cluster ends with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -21,9 +26,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from commands import Fault, kill, start
+from commands import Fault, forked_workers, kill, start
+from ray.cluster_utils import Cluster
 from small_sweep import small_sweep
 
+from chaos.stage import STORE
 from chaos.sweep import settle
 from chaos.verify import different
 from chaos.view import View
@@ -34,8 +41,10 @@ from massive_sft.ledger.store import Ledger
 
 LANES = (1, 2, 4, 8)
 LONGEST = 0.25  # of the time that undisturbed searches take: what a process has before it is killed, at most
+LONGEST_ON_RAY = 0.75  # where much of that time goes by before the first decision
 FILES = 12  # writes to the folder of searches, before the first of which to the last a process may be killed
 AT_DECISION = 0.5  # of the kills are at such a write, the others at any instant
+BESIDE = 4  # trainings for each lane on Ray, which starts as many lanes as there are minutes of work, by its estimate
 POLL = 0.005  # seconds between looks at the processes
 TRY_LATER = (0, -signal.SIGKILL)
 
@@ -50,11 +59,15 @@ SEARCHES: list[dict[str, Any]] = [
 ]
 
 
-def write_sweep(folder: Path) -> Path:
-    """Write three searches over the offline world, each of whose trainings takes two steps an epoch."""
+def write_sweep(folder: Path, beside: int) -> Path:
+    """Write three searches over the offline world, and so many trainings beside them, each of two steps an epoch."""
     own = {"model": "llama", "mixture": "one"}
     shared = {"objective": {"minimize": "perplexity"}, "at_once": 4, "retries": 100}
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
+    block = {"model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
+    blocks = [block | {"name": "A", "snapshots": [1, 2], "override": {"lr": [1e-2, 5e-2, 0.2]}}]
+    if beside:
+        rates = [1e-4 * (1 + place) for place in range(beside)]
+        blocks.append(block | {"name": "beside", "snapshots": [2], "override": {"lr": rates}})
     return small_sweep(
         folder,
         mixtures={"one": {"each": "facts", "samples": 8}},
@@ -62,7 +75,7 @@ def write_sweep(folder: Path) -> Path:
             "defaults": {"max_length": 64, "precision": "fp32", "batch": 4},
             "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
         },
-        blocks=[block | {"snapshots": [1, 2], "override": {"lr": [1e-2, 5e-2, 0.2]}}],
+        blocks=blocks,
         search=[shared | ({} if "over" in one else own) | one for one in SEARCHES],
         evaluation={"base": False, "tasks": []},
         measures=["perplexity"],
@@ -80,7 +93,7 @@ class Round:
     """One root, from its first start until all lanes have ended by themselves.
 
     Attributes:
-        lanes: processes at a time.
+        processes: at a time, each a ``run`` with the option ``how``.
         most: kills, after which all lanes are left alone.
         longest_s: what a process has before it is killed, at most.
         kills: those that struck: at a write of a decision, or any time.
@@ -88,7 +101,8 @@ class Round:
 
     folder: Path
     sweep: Path
-    lanes: int
+    how: str
+    processes: int
     most: int
     random: random.Random
     longest_s: float = 0.0
@@ -98,7 +112,7 @@ class Round:
 
     def run(self) -> None:
         """Return once every lane has ended with exit code 0. Raises AssertionError."""
-        running = {lane: self._start(lane) for lane in range(self.lanes)}
+        running = {lane: self._start(lane) for lane in range(self.processes)}
         try:
             while running:
                 for lane, process in list(running.items()):
@@ -130,7 +144,7 @@ class Round:
             else:
                 self._ends[lane] = time.monotonic() + self.random.uniform(0, self.longest_s)
         self._started += 1
-        return start("run", self.sweep, "--inline", out=self.folder / f"{self._started:03d}.log", fault=fault)
+        return start("run", self.sweep, self.how, out=self.folder / f"{self._started:03d}.log", fault=fault)
 
     def _strike(self, lane: int, process: BaseProcess) -> None:
         if time.monotonic() >= self._ends.get(lane, float("inf")):
@@ -148,45 +162,108 @@ def problems(root: Path, expected: dict[str, bytes]) -> Iterator[str]:
             yield f"{record.cell} is {record.status}: {record.error}"
 
 
+@contextlib.contextmanager
+def ray_head(cpus: int) -> Iterator[None]:
+    """Have what this process starts find a Ray of so many CPUs, of which the lanes of trainings get half."""
+    with forked_workers():
+        head = {"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        try:
+            yield
+        finally:
+            del os.environ["RAY_ADDRESS"]
+            cluster.shutdown()
+
+
+@dataclass
+class Campaign:
+    """Rounds on so many lanes, until enough was killed.
+
+    Attributes:
+        expected: what an undisturbed run decided, inline, by itself.
+        each: kills in one round.
+    """
+
+    folder: Path
+    random: random.Random
+    each: int
+    began: float
+    expected: dict[str, bytes] = field(default_factory=dict)
+
+    def undisturbed(self) -> float:
+        """Run the searches inline, to be compared with; return the seconds that they took."""
+        self._round("imports", "--inline", 1, 0)  # the first process waits for what all are forked from
+        since = time.monotonic()
+        self.expected = decisions_of(View(self._round("undisturbed", "--inline", 1, 0).folder / "ledger"))
+        self._say(f"undisturbed: {kinds(self.expected)}")
+        return time.monotonic() - since
+
+    def inline(self, lanes: int, kills: int, longest_s: float) -> int:
+        """Kill processes of ``run --inline``; return how many. Raises AssertionError where decisions differ."""
+        return self._rounds(f"lanes-{lanes}", "--inline", lanes, kills, longest_s)
+
+    def on_ray(self, lanes: int, kills: int) -> int:
+        """Kill drivers of ``run --ray``; return how many. Raises AssertionError, also where there are fewer lanes."""
+        with ray_head(2 * lanes):
+            since = time.monotonic()
+            whole = self._round(f"ray-{lanes}-undisturbed", "--ray", 1, 0, beside=BESIDE * lanes)
+            self._compare(whole)
+            started = re.findall(r"lane .* #\d+ starts", (whole.folder / "001.log").read_text())
+            assert len(started) >= lanes, f"only {len(started)} lanes of {lanes} were started, see {whole.folder}"
+            self._say(f"ray-{lanes}-undisturbed: {len(started)} lanes started, every decision equal")
+            longest_s = LONGEST_ON_RAY * (time.monotonic() - since)
+            return self._rounds(f"ray-{lanes}", "--ray", 1, kills, longest_s, BESIDE * lanes)
+
+    def _rounds(self, name: str, how: str, processes: int, kills: int, longest_s: float, beside: int = 0) -> int:
+        killed, number = 0, 0
+        while killed < kills:
+            number += 1
+            most = min(self.each, kills - killed)
+            one = self._round(f"{name}-round-{number}", how, processes, most, longest_s, beside)
+            killed += sum(one.kills.values())
+            self._compare(one)
+            self._say(f"{one.folder.name}: killed {one.kills}, every decision equal")
+        return killed
+
+    def _round(self, name: str, how: str, processes: int, most: int, longest_s: float = 0.0, beside: int = 0) -> Round:
+        place = self.folder / name
+        place.mkdir()
+        one = Round(place, write_sweep(place, beside), how, processes, most, self.random, longest_s)
+        one.run()
+        return one
+
+    def _compare(self, one: Round) -> None:
+        wrong = list(problems(one.folder / "ledger", self.expected))
+        assert not wrong, "\n".join([f"everything is in {one.folder}", *wrong])
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:6.1f} s  {text}", flush=True)
+
+
 def main() -> int:
     """Kill so many processes for each number of lanes; return 0 when all decided the same."""
     parser = argparse.ArgumentParser(prog="python -m chaos.decisions", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50, help="for each number of lanes")
-    parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="processes at a time")
+    parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="of one run on Ray, or processes at a time")
     parser.add_argument("--each", type=int, default=15, help="kills in one round, after which it may end")
+    parser.add_argument("--ray", action="store_true", help="lanes of a run on Ray in place of processes")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="massive-sft-decisions-"))
     settle(folder)
-    began, drawn, total = time.monotonic(), random.Random(arguments.seed), 0
-
-    longest_s = 0.0
-
-    def one_round(name: str, lanes: int, most: int) -> tuple[Path, dict[str, int]]:
-        place = folder / name
-        place.mkdir()
-        here = Round(place, write_sweep(place), lanes, most, drawn, longest_s)
-        here.run()
-        return place / "ledger", here.kills
-
-    one_round("imports", 1, 0)  # the first process waits for what all are forked from
-    since = time.monotonic()
-    expected = decisions_of(View(one_round("undisturbed", 1, 0)[0]))
-    longest_s = LONGEST * (time.monotonic() - since)
-    print(f"{time.monotonic() - began:6.1f} s  undisturbed: {kinds(expected)}", flush=True)
-    for lanes in arguments.lanes:
-        killed, number = 0, 0
-        while killed < arguments.kills:
-            number += 1
-            name = f"lanes-{lanes}-round-{number}"
-            root, kills = one_round(name, lanes, min(arguments.each, arguments.kills - killed))
-            killed += sum(kills.values())
-            if wrong := list(problems(root, expected)):
-                print("\n".join([f"FAILED: {name}, everything is in {folder}", *wrong]), file=sys.stderr)
-                return 1
-            print(f"{time.monotonic() - began:6.1f} s  {name}: killed {kills}, every decision equal", flush=True)
-        total += killed
-    print(f"{total} kills, {len(expected)} files of searches equal to the byte in every round")
+    campaign = Campaign(folder, random.Random(arguments.seed), arguments.each, time.monotonic())
+    try:
+        took_s, total = campaign.undisturbed(), 0
+        for lanes in arguments.lanes:
+            if arguments.ray:
+                total += campaign.on_ray(lanes, arguments.kills)
+            else:
+                total += campaign.inline(lanes, arguments.kills, LONGEST * took_s)
+    except AssertionError as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    print(f"{total} kills, {len(campaign.expected)} files of searches equal to the byte in every round")
     shutil.rmtree(folder)
     return 0
 

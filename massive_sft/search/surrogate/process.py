@@ -20,6 +20,7 @@ VARIANCE_DEVIATION = 0.7  # of the logarithm of an effect's variance
 NOISE_PRIOR = (np.log(0.05), 1.0)  # mean and deviation of the noise's logarithm, as a share of the values' variance
 JITTER = 1e-6
 _STEPS = 40
+_IN_CACHE = 1 << 15  # pairs of candidates that are looked at together, for memory is slower than arithmetic
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +63,15 @@ class Process:
         """Return the prior covariance [rows, others] of standardised values, without noise."""
         effects = self.features.effects
         log_lengths = self.parameters[len(effects) : -1]
-        parts, _ = correlations(self.features, self.features.distances(rows, others), log_lengths)
+        variances = [np.exp(log_variance) for log_variance in self.parameters[: len(effects)]]
+        distances = self.features.distances(rows, others)
         total = np.zeros((len(rows), len(others)))
-        for chosen, log_variance in zip(effects, self.parameters, strict=False):
-            total += np.exp(log_variance) * product(parts, chosen)
+        step = max(1, _IN_CACHE // max(1, len(others)))
+        for begin in range(0, len(rows), step):
+            block = slice(begin, begin + step)
+            parts, _ = correlations(self.features, [square[block] for square in distances], log_lengths)
+            for chosen, variance in zip(effects, variances, strict=True):
+                total[block] += variance * product(parts, chosen)
         return total
 
     def posterior(self, asked: Indices, pending: Indices) -> tuple[Array, Array]:
