@@ -43,9 +43,10 @@ from massive_sft.tracking.address import client_address, resolve_uri
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import Mirror, mirror_all
 from massive_sft.tracking.shown import Shown
+from massive_sft.tracking.source import AsRecorded
 from massive_sft.tracking.sweep_run import Origin
 from massive_sft.tracking.tracker import TOKEN, Tracker, runs_page
-from massive_sft.tracking.view import view_metrics
+from massive_sft.tracking.view import view_metrics, view_tags
 
 SWEEP = "study"
 TRAJECTORY = "00000000000000aa"
@@ -284,6 +285,19 @@ def test_experiment_opens_on_its_runs_with_columns_of_parameters_scores_and_gain
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["training/loss", "mmlu/acc", "gain/mmlu/acc"]
     key = "workflowType=machine_learning&viewStateShareKey=massive-sft"
     assert runs_page(uri_of(ledger), SWEEP) == f"/#/experiments/{experiment.experiment_id}/runs?{key}"
+
+
+class AskedBySearch(AsRecorded):
+    def tags(self, cell: str) -> dict[str, str]:
+        return {"massive_sft.search": "s", "massive_sft.decision": "3"}
+
+
+def test_view_of_a_search_has_columns_of_what_decided(ledger):
+    names = {write(ledger): coordinates(2)}
+    assert not mirror_all(ledger, SWEEP, names, "", as_asked=AskedBySearch())
+    experiment = MlflowClient(uri_of(ledger)).get_experiment_by_name(SWEEP)
+    view = experiment.tags["mlflow.sharedViewState.massive-sft"]
+    assert (view_tags(view), view_metrics(view)) == (["massive_sft.search", "massive_sft.decision"], ["mmlu/acc"])
 
 
 def test_view_gains_columns_as_scores_come_until_somebody_makes_it_their_own(ledger):

@@ -78,8 +78,10 @@ def _curves(one: Standing, team: str, entries: Sequence[Decision]) -> Iterator[P
         for entry, outcome in _complete(one, entries):
             value, half = outcome.values[name], Z95 * outcome.errors.get(name, math.nan)
             dots.append(Dot(story(one, entry), float(entry["n"]), value, 0, 0, value - half, value + half))
-            ahead = best[-1][1] if best else value
-            best.append((float(entry["n"]), min(ahead, value) if low else max(ahead, value)))
+            if entry["kind"] != "confirm":
+                ahead = best[-1][1] if best else value
+                best += [(float(entry["n"]), ahead)] if best else []
+                best.append((float(entry["n"]), min(ahead, value) if low else max(ahead, value)))
         if dots:
             yield Panel(_titled(name, team), "decision", name, [Line("best so far", best, 1)], dots, whole_x=True)
 

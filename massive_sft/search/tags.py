@@ -8,8 +8,7 @@ from typing import Any
 from massive_sft.ledger.storage import Root
 from massive_sft.search.plan import plan_searches
 from massive_sft.sweep.load import Sweep
-
-SEARCH, DECISION, RUNG = "massive_sft.search", "massive_sft.decision", "massive_sft.rung"
+from massive_sft.tracking.run_fields import DECISION, RUNG, SEARCH
 
 
 def search_tags(sweep: Sweep, storage: Root) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from massive_sft.tracking.run_fields import (
     CURVE,
     GAINS,
     RECORD,
+    SEARCH_TAGS,
     WRITTEN,
     CellRun,
     MixtureInput,
@@ -37,7 +38,7 @@ from massive_sft.tracking.sweep_run import (
     run_id,
     search,
 )
-from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics
+from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics, view_tags
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Tracker:
         self._experiment = str(experiment.experiment_id)
         view = experiment.tags.get(TAG)
         self._columns = [] if view is None else view_metrics(view)
+        self._tags = [] if view is None else view_tags(view) or []
         self._parent, self.elsewhere = find_parent(self._client, uri, self._experiment, origin, began)
         self._told: set[str] = set()
 
@@ -147,7 +149,7 @@ class Tracker:
             self._client.log_inputs(identity, datasets=[_dataset(run.mixture)])
         self._upload_what_is_taken(child, attach)
         self._client.set_terminated(identity, run.status, run.end)
-        self._show(run.main)
+        self._show(run.main, [tag for tag in SEARCH_TAGS if tag in run.tags])
         # Last: it says that all of the above is there.
         done = {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
         self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
@@ -194,17 +196,18 @@ class Tracker:
         found = self._search({CELL: last, PARENT: run_id(self._parent)})
         return any(run_id(run) == known.run and _version(run) == known.version for run in found)
 
-    def _show(self, metrics: Sequence[str]) -> None:
+    def _show(self, metrics: Sequence[str], tags: Sequence[str]) -> None:
         """Add columns to the sweep's view."""
-        self._set_columns(list(dict.fromkeys([*(self._columns or ()), *metrics])))
+        shown = [tag for tag in SEARCH_TAGS if tag in self._tags or tag in tags]
+        self._set_columns(list(dict.fromkeys([*(self._columns or ()), *metrics])), shown)
 
-    def _set_columns(self, columns: list[str]) -> None:
+    def _set_columns(self, metrics: list[str], tags: list[str]) -> None:
         """Let the sweep's view have these columns, unless somebody has made it their own."""
-        if self._columns is None or columns == self._columns:
+        if self._columns is None or (metrics, tags) == (self._columns, self._tags):
             return
-        view = make_view(columns, round(time.time() * 1000))
+        view = make_view(metrics, round(time.time() * 1000), tags)
         self._client.set_experiment_tag(self._experiment, TAG, view)
-        self._columns = columns
+        self._columns, self._tags = metrics, tags
 
     def _remove_nested(self) -> None:
         """Remove the runs that earlier versions wrote: in MLflow neither a metric nor a parameter can be renamed."""
@@ -224,7 +227,7 @@ class Tracker:
             if not stale:
                 return existing
             log.info("%s has no %s any more: its run is in the trash, and written anew", run.name, ", ".join(stale))
-            self._set_columns([name for name in self._columns or () if name not in stale])
+            self._set_columns([name for name in self._columns or () if name not in stale], self._tags)
             self._client.delete_run(run_id(existing))
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
         tags = {PARENT: run_id(self._parent), CELL: run.cell}

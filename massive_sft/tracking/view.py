@@ -21,12 +21,13 @@ CURVES, SCORES, GAINS = "training", "scores", "gains"
 _DEFLATED = "deflate;"
 
 
-def make_view(metrics: Sequence[str], time_ms: int) -> str:
-    """Return the tag's value for a view with ``PARAMS`` and these scores and gains as columns.
+def make_view(metrics: Sequence[str], time_ms: int, tags: Sequence[str] = ()) -> str:
+    """Return the tag's value for a view with ``PARAMS``, these tags and these scores and gains as columns.
 
     Its charts begin with the loss by step, then the scores and the gains of the runs beside each other.
     """
-    columns = [f"params.`{name}`" for name in PARAMS] + [f"metrics.`{name}`" for name in metrics]
+    columns = [f"params.`{name}`" for name in PARAMS] + [f"tags.`{name}`" for name in tags]
+    columns += [f"metrics.`{name}`" for name in metrics]
     charts = [_chart("LINE", CURVES, f"{CURVES}/loss")]
     charts += [_chart("BAR", GAINS if name.startswith(f"{GAIN}/") else SCORES, name) for name in metrics]
     state = {
@@ -43,12 +44,21 @@ def make_view(metrics: Sequence[str], time_ms: int) -> str:
 
 def view_metrics(value: str) -> list[str] | None:
     """Return the metrics among the columns of a view that ``make_view`` made; None for one that somebody changed."""
+    return _columns(value, "metrics")
+
+
+def view_tags(value: str) -> list[str] | None:
+    """Return the tags among the columns of a view that ``make_view`` made; None for one that somebody changed."""
+    return _columns(value, "tags")
+
+
+def _columns(value: str, kind: str) -> list[str] | None:
     try:
         view = json.loads(value)
         if view["updatedAt"] != view["createdAt"]:
             return None
         state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix(_DEFLATED))))
-        columns = [column.split("`")[1] for column in state["selectedColumns"] if column.startswith("metrics.")]
+        columns = [column.split("`")[1] for column in state["selectedColumns"] if column.startswith(f"{kind}.")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, zlib.error):
         return None
     return columns
