@@ -133,6 +133,7 @@ def _fronts(one: Standing, team: str, entries: Sequence[Decision]) -> Iterator[P
     dots = [
         Dot(story(one, entry), outcome.values[names[0]], outcome.values[names[1]], int(entry["n"] in best))
         for entry, outcome in _complete(one, entries)
+        if entry["kind"] != "confirm"
     ]
     if dots:
         over = isinstance(one.planned.space, CellSpace)
