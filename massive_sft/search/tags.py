@@ -8,7 +8,8 @@ from typing import Any
 from massive_sft.ledger.storage import Root
 from massive_sft.search.plan import plan_searches
 from massive_sft.sweep.load import Sweep
-from massive_sft.tracking.run_fields import DECISION, RUNG, SEARCH
+
+SEARCH, DECISION, RUNG = SEARCH_TAGS = ("massive_sft.search", "massive_sft.decision", "massive_sft.rung")
 
 
 def search_tags(sweep: Sweep, storage: Root) -> dict[str, dict[str, str]]:

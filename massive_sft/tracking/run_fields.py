@@ -34,8 +34,6 @@ NONE = "none"  # of a tag that has nothing to say: an empty one reads as if ther
 SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE, WRITTEN = (
     f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve", "written")
 )
-SEARCH, DECISION, RUNG = SEARCH_TAGS = ("massive_sft.search", "massive_sft.decision", "massive_sft.rung")
-"""Of a cell that a search asked for: which search, by which decision, at which rung."""
 NO_TEMPLATES: Mapping[str, str] = {}
 BY_LAYER = "layer_change/by_layer"
 """Its steps are layers, so that MLflow draws the profile."""

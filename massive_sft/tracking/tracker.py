@@ -12,6 +12,7 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from massive_sft.ledger.provenance import redact
+from massive_sft.search.tags import SEARCH_TAGS
 from massive_sft.tracking.address import database_path
 from massive_sft.tracking.client import TRACKER_ERRORS, is_outage, make_client
 from massive_sft.tracking.curve import RunCurve
@@ -20,7 +21,6 @@ from massive_sft.tracking.run_fields import (
     CURVE,
     GAINS,
     RECORD,
-    SEARCH_TAGS,
     WRITTEN,
     CellRun,
     MixtureInput,
