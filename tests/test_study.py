@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import math
@@ -76,6 +77,15 @@ def test_release_table_follows_the_released_conventions() -> None:
     assert (pretrained["data_name"], pretrained["data_size"], pretrained["epoch"]) == ("pretrain", 0, 0)
     assert pretrained[["lora", "lr_strategy"]].isna().all()
     assert table["lora"].dtype == "boolean"
+
+
+def test_lora_is_true_of_adapters_false_of_other_trainings_and_empty_of_base_models() -> None:
+    records = [pair("1", 0.5, method="lora"), pair("2", 0.5, method="full"), base()]
+    table = tables.release_table(frames.cell_frame(records), frames.tidy(records))
+    assert table["lora"].tolist() == [True, False, pd.NA]
+    *trained, pretrained = csv.DictReader(io.StringIO(tables.to_csv(table).decode()))
+    assert [row["lora"] for row in trained] == ["True", "False"]
+    assert (pretrained["data_name"], pretrained["lora"]) == ("pretrain", "")
 
 
 def test_release_table_is_read_back_as_the_same_scores() -> None:
