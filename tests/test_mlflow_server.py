@@ -240,19 +240,20 @@ def mend(stack: Stack, how: str) -> None:
 def test_database_that_fails_midway_holds_nobody_up_and_is_caught_up_run_for_run(
     how: str, ledger: Ledger, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     sweep = f"database-{how}"
     running = Mirror.open(ledger, sweep, NAMES, stack.uri)
     running.put(write(ledger, 1))
     until(lambda: not running.pending)
-    interrupt(stack, how)
-    try:
-        began = time.monotonic()
-        running.put(write(ledger, 2))
-        assert time.monotonic() - began < 1
-        until(lambda: bool(running.problem))
-    finally:
-        mend(stack, how)
+    with monkeypatch.context() as patch:  # a busy machine's server that is well may need longer
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+        interrupt(stack, how)
+        try:
+            began = time.monotonic()
+            running.put(write(ledger, 2))
+            assert time.monotonic() - began < 1
+            until(lambda: bool(running.problem))
+        finally:
+            mend(stack, how)
     until(lambda: not running.pending)
     assert not running.close()
     shown = everything(stack.uri, sweep)
