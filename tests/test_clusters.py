@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import ray
-from commands import Fault, call, end, forked_workers, run_command, start
+from commands import Fault, call, end, forked_workers, print_to, run_command, start, start_hiding
 from counted_gpu import HOOK, on_gpus
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
+from s3_server import BUCKET, S3Server, s3
 from small_sweep import one_training, small_sweep
 
 from massive_sft.ledger.record import Status
@@ -26,10 +27,12 @@ from massive_sft.scheduling import allocation, lanes, run_on_ray
 from massive_sft.scheduling.cluster import what_was_lost
 from massive_sft.scheduling.demand import make_demand
 from massive_sft.scheduling.process_group import ProcessGroupConfig
+from massive_sft.scheduling.scoring_actor import MachineFull
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+__all__ = ["s3"]  # a fixture
 
 
 def run_on_two_nodes(folder: Path) -> None:
@@ -169,6 +172,55 @@ def test_sweep_on_one_gpu_trains_then_scores_and_finishes(tmp_path: Path, monkey
             ray.shutdown()
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
     assert len(statuses(tmp_path)) == 5
+
+
+def run_with_disks(folder: Path, small: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Run the sweep in a folder on two nodes, each with a disk of its own; those named have next to no room."""
+    print_to(folder / "printed")
+    for name in small:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder / name)], check=True)
+    os.environ |= environment | {"MASSIVE_SFT_CACHE": str(folder / "driver")}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = {
+        name: cluster.add_node(num_cpus=1, env_vars={"MASSIVE_SFT_CACHE": str(folder / name)}).node_id
+        for name in ("one", "other")
+    }
+    ray.init(address=cluster.address, log_to_driver=False)
+    print("NODES", json.dumps(nodes), flush=True)  # noqa: T201
+    plan = make_plan(load_sweep(folder / "sweep.yaml"), Ledger.states)
+    try:
+        run_on_ray.run_on_ray(plan, lambda _: None, partial(print, flush=True))
+    except MachineFull as error:
+        print("ENDS", error, flush=True)  # noqa: T201
+    for record in plan.open_ledger(create=False).records():
+        print("RECORD", record.status, record.error, record.missing, flush=True)  # noqa: T201
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("small", [("one",), ("one", "other")])
+@pytest.mark.parametrize("storage", ["root", "snapshots"])
+def test_full_disk_of_a_node_costs_its_own_lanes_and_scorers(
+    s3: S3Server, tmp_path: Path, storage: str, small: tuple[str, ...]
+) -> None:
+    """Where it is every node, trainings fail with the reason, or scoring ends the run with it."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    place = f"s3://{BUCKET}/a/study"
+    root = place if storage == "root" else str(tmp_path / "ledger")
+    path = small_sweep(tmp_path, storage={"root": root} | ({"snapshots": place} if storage == "snapshots" else {}))
+    hidden = tuple(tmp_path / name for name in small)
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    code = end(start_hiding(hidden, run_with_disks, tmp_path, small, environment), 400)
+    printed = (tmp_path / "printed").read_text()
+    assert code == 0, printed[-3000:]
+    lines = [line for line in printed.splitlines() if " lost: " in line or line.startswith(("ENDS", "RECORD FAILED"))]
+    assert lines and all("No space left" in line or "no room" in line for line in lines), printed
+    if len(small) == 1:
+        assert {cell.status for cell in make_plan(load_sweep(path), Ledger.states).cells} == {Status.COMPLETE}, printed
+    else:
+        assert any(line.startswith(("ENDS", "RECORD FAILED")) for line in lines), printed
 
 
 POISONED = """

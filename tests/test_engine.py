@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import resource
 import time
 import weakref
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call, torchrun
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
 
@@ -178,6 +180,18 @@ def test_snapshot_of_two_ranks_is_written_in_pieces_that_transformers_loads(two_
     loaded = pretrained.load_model(Model(path=str(folder)), "fp32").named_parameters()
     in_files = torch.cat([weight.detach().reshape(-1) for _, weight in sorted(loaded)])
     assert torch.equal(in_files, weights(two_ranks / name))
+
+
+def test_disk_that_refuses_weights_says_so_by_its_number(tmp_path: Path) -> None:
+    """As a full one does: this one takes no files beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError) as refused, pretrained.saving(tmp_path):
+            save_file({"weight": torch.zeros(4096)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (refused.value.errno, refused.value.filename) == (errno.EFBIG, str(tmp_path))
 
 
 def test_rank_without_a_sample_in_the_last_step_takes_part(two_ranks: Path) -> None:

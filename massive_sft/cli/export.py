@@ -155,7 +155,7 @@ def _merge(model: Model, snapshot: Path, target: Path) -> None:
     from massive_sft.models.snapshots import load_for_scoring
 
     merged = load_for_scoring(model, snapshot, "fp32", adapters="merged")
-    with pretrained.no_progress_bar():
+    with pretrained.saving(target):
         merged.save_pretrained(target)
 
 

@@ -112,8 +112,8 @@ class FolderCache:
             os.rename(partial, entry)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, f"has no room for {format_bytes(size_bytes)}", str(self.place)) from error
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise OSError(error.errno, f"has no room for {format_bytes(size_bytes)}", str(self.place)) from error
             raise
         finally:
             os.close(lock)

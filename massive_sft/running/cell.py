@@ -35,7 +35,7 @@ from massive_sft.running.events import (
     ignore,
     skipped,
 )
-from massive_sft.running.failures import error_text, leave_traceback, missing_on_failure
+from massive_sft.running.failures import error_text, is_no_room, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers, measure_texts
 from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
@@ -62,6 +62,8 @@ def evaluate_cell(cell: CellPlan, run: RunPlan | None, evaluator: CellEvaluator,
 
     What goes wrong becomes a FAILED record, the traceback a file beside it. Where the run should end there is none yet.
     Where another process asks judges, a cell with answers for them is told of as ``AnswersWritten``.
+
+    Raises OSError where a disk takes no more: that is no fault of the cell.
     """
     _to_record(cell, partial(_evaluate, cell, run), evaluator, listen)
 
@@ -86,7 +88,9 @@ def _to_record(
     except LeaseLost as error:
         listen(skipped(str(error), [cell]))
         return
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other cells
+    except Exception as error:  # whatever else it is, it must not end the other cells
+        if is_no_room(error):
+            raise
         leave_traceback(evaluator.ledger.cell(cell.cell.id), error)
         record = evaluator.recorder.failed(cell, 1, error_text(error))
     weights = evaluator.unjudged.pop(cell.cell.id, None) if evaluator.unjudged is not None else None

@@ -12,8 +12,12 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.storage import Storage
 
 TRACEBACK = "traceback.txt"
-# Where nothing more can be written, the others would do their work for nothing.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def is_no_room(error: Exception) -> bool:
+    """Return whether an error says that a disk takes no more: then other work would be for nothing."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def missing_on_failure(missing: MutableMapping[str, str], name: str, place: Stor
     except (Interrupted, LeaseLost):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if is_no_room(error):
             raise
         leave_traceback(place, error)
         missing[name] = redact(describe_error(error))

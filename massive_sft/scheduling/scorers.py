@@ -112,6 +112,7 @@ class ScorerGroups:
     _groups: dict[str, _Group] = field(default_factory=dict)
     _started: int = 0
     _failed: Counter[str] = field(default_factory=Counter)  # starts on each node, in a row
+    _full: set[str] = field(default_factory=set)  # nodes with a full disk
     _proven: bool = False
     _left_behind: list[threading.Thread] = field(default_factory=list)
     _lost_from_s: dict[str, float] = field(default_factory=dict)  # cells of lost groups
@@ -151,8 +152,8 @@ class ScorerGroups:
 
     @property
     def unfit(self) -> frozenset[str]:
-        """The nodes on which scorers died as often as they may before they could take a cell."""
-        return frozenset(node for node, failed in self._failed.items() if failed >= STARTS)
+        """The nodes with a full disk, or on which scorers died as often as they may before they could take a cell."""
+        return frozenset({node for node, failed in self._failed.items() if failed >= STARTS} | self._full)
 
     def reap(self, state: Mapping[str, Any], alive: Collection[str], places: Collection[str]) -> None:
         """Take leave of groups that have ended, or whose node is gone; see to the cells of those that were lost before.
@@ -172,8 +173,10 @@ class ScorerGroups:
             was_up = state["entered"].get(group.name) == 0
             if was_up:
                 self._proven, self._failed[group.node] = True, 0
-            if isinstance(group.error, GroupLost | MachineFull):
+            if isinstance(group.error, GroupLost):
                 self._lose(group, group.error, was_up, places)
+            elif isinstance(group.error, MachineFull):
+                self._leave_full(group, group.error, places)
             elif group.error is not None:
                 self.fail(group.error)
         self._take_up_lost(state["lost"])
@@ -204,20 +207,30 @@ class ScorerGroups:
         told += f" after {group.late_s:.0f} s; free there: {free}"
         self.say(f"{told}; where nobody else holds it, see Ray's logs of that node")
 
-    def _lose(self, group: _Group, error: GroupLost | MachineFull, was_up: bool, places: Collection[str]) -> None:
+    def _lose(self, group: _Group, error: GroupLost, was_up: bool, places: Collection[str]) -> None:
+        """Leave the cells of a group of which a process died to others, and its node, if it died too often there."""
         self.say(f"{group.name} (node {group.node[:8]}) are lost: {group.given_up or error}")
-        if isinstance(error, MachineFull):
-            self._failed[group.node] = STARTS
-        elif not was_up and group.node in places:
+        if not was_up and group.node in places:
             self._failed[group.node] += STARTS if group.given_up else 1
-        if isinstance(error, MachineFull) or error.is_reader:
+        if error.is_reader:
             ray.get(self.queue.lost.remote(group.name))
         else:
             ray.get(self.queue.died.remote(group.name, error.scorer))
+        why = group.given_up or f"their processes died {STARTS} times before they could take a cell"
+        why = f"the scorers cannot be started: {why}; see Ray's logs of the workers"
+        self._fail_if_nowhere(ScorersFailed(why), places)
+
+    def _leave_full(self, group: _Group, error: MachineFull, places: Collection[str]) -> None:
+        """Leave the cells of a group, and its node, whose disk is full, to others."""
+        self.say(f"{group.name} (node {group.node[:8]}) are lost: {error}")
+        self._full.add(group.node)
+        ray.get(self.queue.lost.remote(group.name))
+        self._fail_if_nowhere(error, places)
+
+    def _fail_if_nowhere(self, error: MassiveSFTError, places: Collection[str]) -> None:
+        """End the run with an error where scorers can be started nowhere any more."""
         if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
-            why = group.given_up or f"their processes died {STARTS} times before they could take a cell"
-            why = f"the scorers cannot be started: {why}; see Ray's logs of the workers"
-            self.fail(error if isinstance(error, MachineFull) else ScorersFailed(why))
+            self.fail(error)
 
     def _take_up_lost(self, deaths: Mapping[str, int]) -> None:
         """Give cells out again once their lost scorers hold them no more; give up those that cost too many.

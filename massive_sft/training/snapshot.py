@@ -156,10 +156,11 @@ def write(partial: Path, model: Any, weights: Mapping[str, torch.Tensor], piece:
     assert piece.number is not None
     own = partial / str(piece.number)  # apart from what other ranks write at the same time
     own.mkdir()
-    if isinstance(model, PeftModel):
-        expected = _write_adapter(own, model, weights)
-    else:
-        expected = _write_full(own, model, weights, piece)
+    with pretrained.saving(own):
+        if isinstance(model, PeftModel):
+            expected = _write_adapter(own, model, weights)
+        else:
+            expected = _write_full(own, model, weights, piece)
     _check_tensors(own, expected)
     names = {path.name: path.name for path in own.iterdir()}
     if piece.of > 1:
@@ -189,8 +190,7 @@ def _write_full(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], p
     stored = revert_weight_conversion(model, dict(weights))
     if piece.number == 0:
         most = _MOST if piece.of == 1 else sys.maxsize
-        with pretrained.no_progress_bar():
-            model.save_pretrained(folder, state_dict=dict(weights), max_shard_size=most)
+        model.save_pretrained(folder, state_dict=dict(weights), max_shard_size=most)
     else:
         contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
         save_file(contiguous, folder / _WEIGHTS, metadata={"format": "pt"})
