@@ -1,12 +1,12 @@
 """What a trial costs beside its training: Ray Tune, the product's trials, queues and scorers, and lanes that train nothing.
 
-    python benchmarks/trials.py [--trajectories 1000]
+    python benchmarks/trials.py [--trajectories 1000] [--trials 1000]
 
 A run of the product on two CPUs of a local Ray. Its lanes say at once that each order is done, so that nothing is
-trained or published, and the scorers fail each cell with that reason. What a trial takes is told by the difference
-between the moments at which a tenth and all of the cells have their records: seconds, and seconds of the processor by
-the kind of process. ``the run`` is the process that plans and decides, and its memory what it holds of all
-trajectories.
+trained or published, and the scorers fail each cell with that reason. ``--trials`` of the trajectories are done, then
+the run is stopped. What a trial takes is told by the difference between the moments at which a tenth of them and all
+have their records: seconds, and seconds of the processor by the kind of process. ``the run`` is the process that plans
+and decides, and its memory what it holds of all trajectories.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import ray
 from head import children_of, kind_of
 from lanes import make_sweep
 
+from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import make_plan
 from massive_sft.running.events import CellRecorded, RunEvent
 from massive_sft.scheduling import lanes
@@ -67,7 +68,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trajectories", type=int, default=1000)
-    trajectories = parser.parse_args().trajectories
+    parser.add_argument("--trials", type=int, default=1000)
+    arguments = parser.parse_args()
+    trajectories, last = arguments.trajectories, min(arguments.trials, arguments.trajectories)
+    first, stop = last // 10, StopSignal()
     lanes.lane_loop = empty_loop
     seen: dict[int, tuple[float, Counter[str], float]] = {}  # by records: moment, seconds of processors, memory
     recorded = 0
@@ -76,19 +80,21 @@ def main() -> None:
         nonlocal recorded
         if isinstance(event, CellRecorded):
             recorded += 1
-            if recorded in (trajectories // 10, trajectories):
+            if recorded in (first, last):
                 seen[recorded] = time.perf_counter(), processor_s(), resident_mb()
+            if recorded == last:
+                stop.request("it was measured")
 
     with tempfile.TemporaryDirectory(prefix="massive-sft-bench-") as folder:
         plan = make_plan(load_sweep(make_sweep(Path(folder), trajectories, evaluate=False)))
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        run_on_ray(plan, listen, lambda text: None)
+        run_on_ray(plan, listen, lambda text: None, stop=stop)
         ray.shutdown()
-    (first, (began_s, before, before_mb)), (last, (ended_s, after, after_mb)) = seen.items()
+    (began_s, before, before_mb), (ended_s, after, after_mb) = seen[first], seen[last]
     trials = last - first
     print(f"{trajectories:,} trajectories on {platform.machine()}, {os.cpu_count()} cores, Ray {ray.__version__}")
     print(f"a trial: {1000 * (ended_s - began_s) / trials:.1f} ms")
-    for kind, used_s in (after - before).most_common(8):
+    for kind, used_s in (after - before).most_common(10):
         print(f"  {kind:24}{1000 * used_s / trials:8.1f} ms of the processor")
     print(f"the run: {before_mb:.0f} MB after {first:,} trials, {after_mb:.0f} MB after {last:,}")
 
