@@ -39,7 +39,7 @@ from massive_sft.running.failures import error_text, is_no_room, leave_traceback
 from massive_sft.running.measuring import measure_data, measure_layers, measure_texts
 from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
-from massive_sft.running.scoring import score
+from massive_sft.running.scoring import CellScoring, Weights
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.unchanged_files import require_same_model
 
@@ -139,8 +139,8 @@ class CellEvaluator:
         """Score a base model and write its record; None while somebody else works on it."""
 
         def make(fresh: CellPlan, claim: Claim) -> Fields:
-            weights = digest(fresh.cell.base)
-            details = self._score(fresh, None, weights, self._kept_fields(fresh), claim, self.warm)
+            weights = Weights(digest(fresh.cell.base))
+            details = self._score(fresh, weights, self._kept_fields(fresh), claim, self._scoring)
             self._measure(fresh, None, None, details)
             return {"attempt": claim.number, **details}
 
@@ -171,7 +171,8 @@ class CellEvaluator:
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             newest = self.ledger.read_record(plan.cell.id)
             own = replace(fresh, unmet=tuple(item for item in fresh.unmet if item.judged is not None))
-            details = self._score(own, None, weights, self._kept_fields(fresh), claim, None)
+            no_model = replace(self._scoring, warm=None)
+            details = self._score(own, Weights(weights), self._kept_fields(fresh), claim, no_model)
             if newest is None:
                 return {"attempt": claim.number, **details}
             asked = {item.label for item in own.unmet}
@@ -206,18 +207,13 @@ class CellEvaluator:
         """Return what a cell has already, and an empty account of what the rest takes."""
         return self.recorder.earlier(plan) | {"cost": {"device": device_name(self.gpu), "seconds": {}}}
 
-    def _score(
-        self,
-        plan: CellPlan,
-        snapshot: Path | None,
-        weights: str,
-        details: Fields,
-        claim: Claim,
-        warm: WarmModel | None,
-    ) -> Fields:
-        """Score what is lacking; add scores, their files and what is missing to ``details``. ``warm``: of ``score``."""
-        confirm = partial(_require_unchanged, plan.cell, claim)
-        evaluation = self.recorder.evaluation
+    @property
+    def _scoring(self) -> CellScoring:
+        recorder, asks = self.recorder, self.unjudged is None
+        return CellScoring(recorder.evaluation, recorder.ledger, recorder.commits, self.stop, self.gpu, self.warm, asks)
+
+    def _score(self, plan: CellPlan, weights: Weights, details: Fields, claim: Claim, scoring: CellScoring) -> Fields:
+        """Score what is lacking; add scores, their files and what is missing to ``details``."""
 
         def tell(scores: BenchmarkScores) -> None:
             self.progress(BenchmarkScored(plan.cell, scores))
@@ -230,14 +226,12 @@ class CellEvaluator:
             scores_so_far.write(place, part)
             self.progress(BenchmarkProgressed(plan.cell, part))
 
-        scored = score(
-            plan.cell, snapshot, weights, plan.unmet, evaluation, self.ledger, self.stop, confirm, tell, tell_part,
-            self.gpu, warm, self.recorder.commits, self.unjudged is None,
-        )  # fmt: skip
+        confirm = partial(_require_unchanged, plan.cell, claim)
+        scored = scoring.score(plan.cell, weights, plan.unmet, confirm, tell, tell_part)
         if parts:
             scores_so_far.remove(place)
         if self.unjudged is not None and scored.awaits_verdicts:
-            self.unjudged[plan.cell.id] = weights
+            self.unjudged[plan.cell.id] = weights.id
         details["scores"] = superseding(details["scores"], scored.scores)
         details["cost"]["seconds"] |= scored.seconds
         if scored.attention is not None:
@@ -255,8 +249,8 @@ class CellEvaluator:
                 details["missing"] = {item.label: why for item in plan.unmet if item.needs_weights}
             else:
                 snapshot, hashes = found
-                weights = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
-                details = self._score(plan, snapshot, weights, details, claim, self.warm)
+                content = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
+                details = self._score(plan, Weights(content, snapshot), details, claim, self._scoring)
             self._measure(plan, run, found[0] if found else None, details)
         return details
 

@@ -42,26 +42,31 @@ _ENGINES = {engine.engine: engine for engine in (PlainScorer, TreeScorer)}
 
 
 @dataclass(frozen=True)
-class _Guards:
-    """``stop`` says that the run should end; ``confirm`` raises when what is scored may not count."""
+class Weights:
+    """Weights that are scored.
 
-    stop: Callable[[], bool]
-    confirm: Callable[[], None]
+    Attributes:
+        id: of their content, under which scores are shared.
+        snapshot: their verified folder; None for a base model's, and where no model is loaded.
+    """
+
+    id: str
+    snapshot: Path | None = None
 
 
 class _GuardedScorer:
     """Takes up no further shard once the run should end, and gives none away that may not count."""
 
-    def __init__(self, scorer: Scorer, guards: _Guards):
+    def __init__(self, scorer: Scorer, stop: Callable[[], bool], confirm: Callable[[], None]):
         self.engine = scorer.engine
-        self._scorer, self._guards = scorer, guards
+        self._scorer, self._stop, self._confirm = scorer, stop, confirm
 
     def score(self, requests: Sequence[Request], tokens: Path | None = None) -> tuple[list[Response], dict[str, int]]:
         """As ``Scorer.score``. Raises Interrupted, and what ``confirm`` raises."""
-        if self._guards.stop():
+        if self._stop():
             raise Interrupted("the run ends")
         answered = self._scorer.score(requests, tokens)
-        self._guards.confirm()  # the weights may be read from their files as late as this
+        self._confirm()  # the weights may be read from their files as late as this
         return answered
 
 
@@ -101,23 +106,71 @@ class CellScores:
         return list(added.values())
 
 
+@dataclass(frozen=True)
+class CellScoring:
+    """How a process scores cells.
+
+    Attributes:
+        evaluation: what is scored and how.
+        ledger: finished shards and scores in it are reused.
+        commits: that the hub's data sets of benchmarks stay at.
+        stop: asked before each shard, and each call of a judge.
+        gpu: whether models are on a GPU.
+        warm: loads the model, or takes it from the cell before; None where none may be loaded.
+        asks_judges: whether verdicts are asked here; else answers are written for another process to ask of.
+    """
+
+    evaluation: Evaluation
+    ledger: Ledger
+    commits: DataCommits
+    stop: Callable[[], bool]
+    gpu: bool
+    warm: WarmModel | None
+    asks_judges: bool
+
+    def score(
+        self,
+        cell: Cell,
+        weights: Weights,
+        requirements: Sequence[Requirement],
+        confirm: Callable[[], None],
+        tell: Callable[[BenchmarkScores], None],
+        tell_part: Callable[[PartScores], None],
+    ) -> CellScores:
+        """Score one model on the benchmarks in ``requirements``.
+
+        A benchmark that fails, for whatever reason, is missing; the others are scored.
+
+        Args:
+            confirm: called before a model is loaded or anything is written; raises when it may not count.
+            tell, tell_part: called with each benchmark's scores, and now and then with what they are so far.
+
+        Raises Interrupted when ``stop`` said so, LeaseLost when ``confirm`` did, OSError when the disk takes no more.
+        """
+        result, place = CellScores(), self.ledger.cell(cell.id)
+        model = _CellModel(cell, weights, self, confirm)
+        for item in requirements:
+            if item.template is not None:
+                with missing_on_failure(result.missing, item.label, place):
+                    wrapping = choose_wrapping(model.evaluation.protocol, item.template, model.tokenizer())
+                    if item.judged is not None:
+                        scored = model.judge(item, wrapping)
+                    else:
+                        benchmark = prepare_benchmark(item, model.evaluation, wrapping, self.ledger, self.commits)
+                        scored = model.evaluate(benchmark, item.until, partial(_tell_part, item, tell_part))
+                    _tell_each(tell, result.add(item, scored))
+        result.attention = model.attention
+        return result
+
+
 class _CellModel:
     """A cell's tokenizer and scorer, each loaded when it is first needed; what failed once is not tried again."""
 
-    def __init__(
-        self,
-        cell: Cell,
-        snapshot: Path | None,
-        evaluation: Evaluation,
-        guards: _Guards,
-        gpu: bool,
-        warm: WarmModel | None,
-        earlier: EarlierAnswers,
-    ):
+    def __init__(self, cell: Cell, weights: Weights, scoring: CellScoring, confirm: Callable[[], None]):
+        protocol = cell_protocol(scoring.evaluation.protocol, cell)
+        self.evaluation = scoring.evaluation.model_copy(update={"protocol": protocol})
+        self._cell, self._weights, self._scoring, self._confirm = cell, weights, scoring, confirm
         self._answering: PlainScorer | VllmScorer | None = None
-        self._earlier = earlier
-        self._cell, self._snapshot, self._evaluation, self._guards, self._gpu = cell, snapshot, evaluation, guards, gpu
-        self._warm = warm
         self._made: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
 
@@ -131,12 +184,7 @@ class _CellModel:
         return self._once("tokenizer", lambda: load_tokenizer(self._cell.model))
 
     def evaluate(
-        self,
-        prepared: PreparedBenchmarks,
-        weights: str,
-        ledger: Ledger,
-        points: float | None,
-        told: Callable[[ScoresSoFar], None],
+        self, prepared: PreparedBenchmarks, points: float | None, told: Callable[[ScoresSoFar], None]
     ) -> EvaluationResult:
         """Score what was prepared; the model is loaded only when something is left to answer.
 
@@ -146,47 +194,43 @@ class _CellModel:
 
         Raises:
             Unsupported: the tokenizer cannot be loaded.
-            LeaseLost, Interrupted: as the guards say.
+            LeaseLost, Interrupted: as of ``CellScoring.score``.
         """
+        ledger = self._scoring.ledger
         return evaluate(
             prepared,
-            self._evaluation.protocol,
-            weights,
+            self.evaluation.protocol,
+            self._weights.id,
             self._scorer,
             ledger.cell(self._cell.id),
             ScoreCache(ledger.storage.at("cache/scores")),
-            self._evaluation.code_sandbox,
-            self._guards.confirm,
+            self.evaluation.code_sandbox,
+            self._confirm,
             self._ends(),
             None if points is None else Until(points, digest(self._cell.base)),
             told,
-            self._gpu,
+            self._scoring.gpu,
         )
 
-    def judge(
-        self, item: Requirement, wrapping: Wrapping, weights: str, ledger: Ledger, asks_judges: bool
-    ) -> EvaluationResult:
+    def judge(self, item: Requirement, wrapping: Wrapping) -> EvaluationResult:
         """Score a benchmark that is judged; the model is loaded only when an answer is left to write.
 
         Raises:
             Unsupported: the tokenizer cannot be loaded.
             MassiveSFTError: as ``JudgedScoring.score``.
         """
-        scorer = LazyScorer(self._scorer, self._evaluation.protocol.engine)
-        closing = f"{self.tokenizer().eos_token or ''}\n"
-        stop, confirm = self._guards.stop, self._guards.confirm
         return JudgedScoring(
-            self._evaluation,
+            self.evaluation,
             wrapping,
-            closing,
+            f"{self.tokenizer().eos_token or ''}\n",
             self._ends(),
-            weights,
-            scorer,
-            ledger,
+            self._weights.id,
+            LazyScorer(self._scorer, self.evaluation.protocol.engine),
+            self._scoring.ledger,
             self._cell.id,
-            asks_judges,
-            stop,
-            confirm,
+            self._scoring.asks_judges,
+            self._scoring.stop,
+            self._confirm,
         ).score(item)
 
     def _ends(self) -> frozenset[int]:
@@ -198,25 +242,20 @@ class _CellModel:
         return scorer
 
     def _load(self) -> Scorer:
-        if self._warm is None:
+        if self._scoring.warm is None:
             raise Unsupported("an answer that was written is not there, and none is written where judges are asked")
-        tokenizer, protocol = self.tokenizer(), self._evaluation.protocol
-        self._guards.confirm()
-        if self._evaluation.vllm is not None:
-            self._answering = vllm_scorer(
-                self._evaluation.vllm,
-                self._cell.model,
-                load_config(self._cell.model),
-                tokenizer,
-                self._ends(),
-                self._snapshot,
-            )
-            return _GuardedScorer(self._answering, self._guards)
-        device = device_of(self._gpu)
-        model = self._warm.load(self._cell.model, self._snapshot, protocol.dtype, protocol.adapters, device)
-        engine = _ENGINES[protocol.engine]
-        self._answering = engine(model, tokenizer, ends=self._ends(), earlier=self._earlier)
-        return _GuardedScorer(self._answering, self._guards)
+        cell, snapshot, protocol = self._cell, self._weights.snapshot, self.evaluation.protocol
+        tokenizer, ends = self.tokenizer(), self._ends()
+        self._confirm()
+        if self.evaluation.vllm is not None:
+            config = load_config(cell.model)
+            self._answering = vllm_scorer(self.evaluation.vllm, cell.model, config, tokenizer, ends, snapshot)
+        else:
+            device = device_of(self._scoring.gpu)
+            model = self._scoring.warm.load(cell.model, snapshot, protocol.dtype, protocol.adapters, device)
+            earlier = EarlierAnswers([self._scoring.ledger.cell(before).at("responses") for before in cell.before])
+            self._answering = _ENGINES[protocol.engine](model, tokenizer, ends=ends, earlier=earlier)
+        return _GuardedScorer(self._answering, self._scoring.stop, self._confirm)
 
     def _once(self, what: str, load: Callable[[], Any]) -> Any:
         if what not in self._made and what not in self._failed:
@@ -230,58 +269,6 @@ class _CellModel:
         if what in self._failed:
             raise Unsupported(self._failed[what])
         return self._made[what]
-
-
-def score(
-    cell: Cell,
-    snapshot: Path | None,
-    weights: str,
-    requirements: Sequence[Requirement],
-    evaluation: Evaluation,
-    ledger: Ledger,
-    stop: Callable[[], bool],
-    confirm: Callable[[], None],
-    tell: Callable[[BenchmarkScores], None],
-    tell_part: Callable[[PartScores], None],
-    gpu: bool,
-    warm: WarmModel | None,
-    commits: DataCommits,
-    asks_judges: bool,
-) -> CellScores:
-    """Score one model on the benchmarks in ``requirements``. Finished shards and scores in the ledger are reused.
-
-    A benchmark that fails, for whatever reason, is missing; the others are scored.
-
-    Args:
-        snapshot: its verified folder; None for the base model.
-        weights: the id of the weights' content, under which scores are shared.
-        stop: asked before each shard.
-        confirm: called before a model is loaded or anything is written; raises when it may not count.
-        tell, tell_part: called with each benchmark's scores, and now and then with what they are so far.
-        gpu: whether the model is on a GPU.
-        warm: loads the model, or takes it from the cell before; None where none may be loaded.
-        commits: that the hub's data sets of benchmarks stay at.
-        asks_judges: whether verdicts are asked here; else answers are written for another process to ask of.
-
-    Raises Interrupted when ``stop`` said so, LeaseLost when ``confirm`` did, OSError when the disk takes no more.
-    """
-    result = CellScores()
-    evaluation = evaluation.model_copy(update={"protocol": cell_protocol(evaluation.protocol, cell)})
-    earlier = EarlierAnswers([ledger.cell(before).at("responses") for before in cell.before])
-    model = _CellModel(cell, snapshot, evaluation, _Guards(stop, confirm), gpu, warm, earlier)
-    for item in requirements:
-        if item.template is not None:
-            with missing_on_failure(result.missing, item.label, ledger.cell(cell.id)):
-                wrapping = choose_wrapping(evaluation.protocol, item.template, model.tokenizer())
-                if item.judged is not None:
-                    scored = model.judge(item, wrapping, weights, ledger, asks_judges)
-                else:
-                    benchmark = prepare_benchmark(item, evaluation, wrapping, ledger, commits)
-                    told = partial(_tell_part, item, tell_part)
-                    scored = model.evaluate(benchmark, weights, ledger, item.until, told)
-                _tell_each(tell, result.add(item, scored))
-    result.attention = model.attention
-    return result
 
 
 def _tell_each(tell: Callable[[BenchmarkScores], None], added: Iterable[BenchmarkScores]) -> None:
