@@ -352,7 +352,7 @@ def test_token_over_the_border_is_a_warning_with_its_template_model_sample_and_c
     settings["lora"] = {"method": "lora", "lr": 1e-3, "lora": {"rank": 4}}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": list(settings)[1:], "schedule": "constant"}
     plan = planned(home, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}], **changes)
-    place = r"sweep\.yaml: settings\.(full|lora)\.template: lets the tokenizer of m make one token of a prompt's end"
+    place = r"sweep\.yaml: settings\.defaults\.template: lets the tokenizer of m make one token of a prompt's end"
     rule = r"in 16 of 32 samples of d \(row \d+: ' Paris'\); let the template end in a space or a new line, got 'plain'"
     for text in (warned(plan), warned(plan)):  # as it is built, and from the cache
         assert len(text) == 1 and re.search(place, text[0]) and re.search(rule, text[0])

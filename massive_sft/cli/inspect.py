@@ -51,7 +51,7 @@ def inspect(
         require_local_files(plan)  # what is missing is the reason; weights may be: samples need the tokenizer alone
         raise
     out.print(Text.assemble((recipe.mixture.name, "bold"), f" for {recipe.model_name} under {recipe.setting_name}"))
-    place = f"{file}: settings.{recipe.setting_name}"
+    place = plan.sweep.setting_place(recipe.setting_name, "template")
     for caution in cautions.joined(recipe.setting, counts.parts, place, recipe.model_name):
         warn(caution)
     shown = min(samples, len(built))

@@ -296,7 +296,8 @@ def run_event_line(event: RunEvent) -> Text:
     """Return a progress line for what happened, or an empty text when it is not worth one."""
     if isinstance(event, TrainingStarted):
         cell = event.trajectory.cells[-1]
-        return Text(f"training {cell.coordinates} (attempt {event.attempt})")
+        again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+        return Text(f"training {cell.coordinates}{again}")
     if isinstance(event, CellRecorded):
         record = event.record
         missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())

@@ -25,7 +25,7 @@ def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str
     same, from what other samples taught it: nothing is refused.
 
     Args:
-        place: of the setting in the sweep file.
+        place: of the setting's template in the sweep file.
         model: whose tokenizer it is, as the file names it.
     """
     form = setting.template
@@ -38,7 +38,7 @@ def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str
         remedy = "take white space off the answers" if form == CHAT else "let the template end in a space or a new line"
         rule = f"lets the tokenizer of {model} make one token of a prompt's end and its answer's beginning, which no "
         rule += f"generation prompt can hold, in {', '.join(found)}; {remedy}"
-        yield Problem(f"{place}.template", rule, form.prompt if isinstance(form, TemplateText) else form)
+        yield Problem(place, rule, form.prompt if isinstance(form, TemplateText) else form)
 
 
 def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:
@@ -46,7 +46,7 @@ def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model:
 
     Args:
         totals: the counts of whole mixtures under the setting.
-        place: of the setting in the sweep file.
+        place: of the setting's maximum length in the sweep file.
         model: whose tokens are counted, as the file names it.
     """
     cut = [total for total in totals if total.truncated > MUCH_TRUNCATED * total.samples]
@@ -56,7 +56,7 @@ def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model:
         more = f" and of {len(cut) - NAMED} mixtures more" if len(cut) > NAMED else ""
         rule = f"cuts text off {named}{more}, counted in tokens of {model}, of which the longest has "
         rule += f"{max(one.longest for one in cut):,}; raise it, or leave such samples out (truncation: drop)"
-        yield Problem(f"{place}.max_length", rule, setting.max_length)
+        yield Problem(place, rule, setting.max_length)
 
 
 def clock(tokenizer: PreTrainedTokenizerFast, place: str) -> Iterator[Problem]:

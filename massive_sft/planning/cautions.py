@@ -20,7 +20,7 @@ def find_long_warmups(sweep: Sweep, runs: Iterable[RunPlan]) -> Iterable[Problem
         setting, name = run.trajectory.recipe.setting, run.trajectory.recipe.setting_name
         steps = None if run.steps_per_epoch is None else run.steps_per_epoch * run.trajectory.epochs
         if steps is not None and setting.warmup_steps >= steps:
-            place = f"{sweep.path}: settings.{name}.warmup_steps"
+            place = sweep.setting_place(name, "warmup_steps")
             problems.setdefault(
                 name, Problem(place, f"is not over when a training run of {steps} steps ends", setting.warmup_steps)
             )

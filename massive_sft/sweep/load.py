@@ -16,7 +16,7 @@ from massive_sft.sweep.mixture import Groups, expand_mixtures
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import SCHEDULES, Block, Search, Setting, SweepFile
 from massive_sft.sweep.search_checks import SearchChecks, inherit
-from massive_sft.sweep.setting import Settings, Variant
+from massive_sft.sweep.setting import Settings, Variant, written_in
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
 from massive_sft.sweep.unused_fields import find_unused
@@ -64,6 +64,11 @@ class Sweep:
             axis = search.space.get("model", ())
             named += [*(search.model or ()), *(map(str, axis) if isinstance(axis, tuple) else ())]
         return self.models_of(named)
+
+    def setting_place(self, name: str, field: str) -> str:
+        """Return where a setting's field is in the file, for people: ``x.yaml: settings.defaults.max_length``."""
+        entry = written_in(self.file.settings, name, tuple(field.split("."))) if name in self.file.settings else name
+        return f"{self.path}: settings.{entry}.{field}"
 
     def models_of(self, names: Sequence[str]) -> list[str]:
         """Return model names with sets expanded, each once, in the order given."""

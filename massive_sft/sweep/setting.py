@@ -157,9 +157,7 @@ class Settings:
             return None
 
     def _origin(self, name: str, location: Location) -> str:
-        """Return where a field was written: in the setting itself, or in the defaults it is merged over."""
-        inherited = location and not _holds(self._raw[name], location) and _holds(self._raw.get(DEFAULTS, {}), location)
-        return self._where((DEFAULTS if inherited else name, *location))
+        return self._where((written_in(self._raw, name, location), *location))
 
 
 def _axis(field: str, value: Any) -> tuple[Any, ...]:
@@ -193,6 +191,12 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _always(place: str, location: Location) -> str:
     return place
+
+
+def written_in(raw: Mapping[str, Mapping[str, Any]], name: str, location: Location) -> str:
+    """Return which entry of ``settings`` has a setting's field: its own, or the defaults that it is merged over."""
+    inherited = location and not _holds(raw[name], location) and _holds(raw.get(DEFAULTS, {}), location)
+    return DEFAULTS if inherited else name
 
 
 def _holds(value: Any, location: Location) -> bool:

@@ -79,17 +79,17 @@ def data_problems(
             for part in outcome.counts.parts:
                 parts[part.name] = max(part, parts.get(part.name, part), key=lambda one: one.joined)
     told = [
-        *(cautions.joined(recipe.setting, parts.values(), _place(plan, recipe), recipe.model_name)
+        *(cautions.joined(recipe.setting, parts.values(), _place(plan, recipe, "template"), recipe.model_name)
           for recipe, parts in joined.values()),
-        *(cautions.truncated(recipe.setting, whole, _place(plan, recipe), recipe.model_name)
+        *(cautions.truncated(recipe.setting, whole, _place(plan, recipe, "max_length"), recipe.model_name)
           for recipe, whole in totals.values()),
     ]  # fmt: skip
     for caution in itertools.chain.from_iterable(told):
         warn(caution)
 
 
-def _place(plan: Plan, recipe: Recipe) -> str:
-    return f"{plan.sweep.path}: settings.{recipe.setting_name}"
+def _place(plan: Plan, recipe: Recipe, field: str) -> str:
+    return plan.sweep.setting_place(recipe.setting_name, field)
 
 
 def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
@@ -104,7 +104,7 @@ def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
 def _unfit(plan: Plan, recipe: Recipe, samples: TokenisedSet, model: UsableModel) -> Iterator[Problem]:
     """Yield what of the samples the model cannot take: too many positions, tokens that it has no embedding for."""
     if model.positions and samples.longest > model.positions:
-        place = f"{plan.sweep.path}: settings.{recipe.setting_name}.max_length"
+        place = _place(plan, recipe, "max_length")
         rule = (
             f"lets through samples of {samples.longest} tokens, but {recipe.model_name} has {model.positions} positions"
         )

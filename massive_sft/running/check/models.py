@@ -107,7 +107,7 @@ class Models:
                 yield Problem(place, rule)
             for setting, lora in adapted.items():
                 for item in target_problems(made, lora):
-                    place = f"{self._plan.sweep.path}: settings.{setting}.{item.place}"
+                    place = self._plan.sweep.setting_place(setting, item.place)
                     yield Problem(place, f"{item.rule} {name}", item.value, item.choices)
 
 
