@@ -18,7 +18,7 @@ import pytest
 from tiny_training import make_base, make_samples, make_spec
 
 from massive_sft.training import deepspeed_engine
-from massive_sft.training.deepspeed_engine import DeepSpeedEngine
+from massive_sft.training.deepspeed_engine import DeepSpeedEngine, torch_restored
 from massive_sft.training.engine import free_memory
 from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
@@ -87,6 +87,13 @@ def test_every_internal_that_the_engine_touches_is_named() -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """An engine of stage 3 that a test makes by itself changes nothing for others."""
+    with torch_restored():
+        yield
 
 
 @contextmanager

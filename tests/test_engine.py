@@ -27,6 +27,7 @@ from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training import snapshot
 from massive_sft.training.batches import batches_between
+from massive_sft.training.deepspeed_engine import torch_restored
 from massive_sft.training.engine import free_memory, make_engine
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loading import load_for_training
@@ -43,6 +44,13 @@ SMOOTH = {"eps": 1e-4, "clip": 1.0}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """An engine of stage 3 that a test makes by itself changes nothing for others."""
+    with torch_restored():
+        yield
 
 
 def weights(folder: Path, epoch: int = 2) -> torch.Tensor:
@@ -94,6 +102,17 @@ def test_update_any_layout_on_one_rank_is_the_same(
     assert [step.loss for step in steps] == pytest.approx(losses, abs=2e-6)
     assert [step.grad_norm for step in steps] == pytest.approx(norms, rel=1e-5)
     assert (weights(tmp_path) - expected).abs().max() < 1e-6
+
+
+def test_stage_3_leaves_what_is_computed_after_it_as_it_was(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, values = torch.nn.Linear(64, 48).bfloat16(), torch.randn(3, 7, 64).bfloat16()
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)  # whatever tests before left
+    before = layer(values)
+    train(make_spec(base, layout={"zero": 3}), make_samples(4), tmp_path)
+    assert torch.equal(layer(values), before)
 
 
 def two_rank_specs(base: Path) -> Iterator[tuple[str, TrainingSpec, dict[str, int]]]:

@@ -32,7 +32,9 @@ def cost_lines(cost: Cost) -> list[str]:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
     if cost.money is not None and cost.money.complete:
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
-    measured = f"priced by finished ones of their model, method and layout: {cost.measured} of {cost.runs} trainings left"
+    measured = (
+        f"priced by finished ones of their model, method and layout: {cost.measured} of {cost.runs} trainings left"
+    )
     shared = f"  a training run for each cell would take {format_time(cost.saved)} longer"
     lines = [
         total,

@@ -102,6 +102,20 @@ def partitioned_loading(setting: Setting, layout: Layout) -> Iterator[None]:
         del asked  # transformers holds it weakly, and loads as ever once it is gone
 
 
+@contextmanager
+def torch_restored() -> Iterator[None]:
+    """Undo at the end that stage 3 replaces ``torch.nn.functional.linear`` for the process's life.
+
+    Its own multiplies and adds the bias apart, so in bf16 it rounds otherwise, and it takes longer: what is trained or
+    scored next in the process would depend on what was trained before.
+    """
+    linear = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
+
+
 class DeepSpeedEngine:
     """An ``engine.Engine`` of one or several ranks under ZeRO (Rajbhandari et al. 2020).
 

@@ -20,6 +20,7 @@ from massive_sft.training.adapter_group import GroupMember, MemberSteps
 from massive_sft.training.batches import steps_per_epoch
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.manager import CheckpointManager
+from massive_sft.training.deepspeed_engine import torch_restored
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
@@ -81,7 +82,7 @@ def train_trajectory(
     loading.require_no_problems(layout_problems(spec.setting, spec.layout) + loading.sample_problems(samples))
     warm_up(spec.layout)
     try:
-        with quiet() if member is None else nullcontext():  # which threads cannot leave in any order; the group does
+        with quiet() if member is None else nullcontext(), torch_restored():  # threads leave it to their group
             return _load_and_train(spec, samples, directory, report, checkpoints, stop, publish, bases, member)
     finally:
         free_memory()  # here, where nothing holds the model any more
