@@ -42,7 +42,7 @@ GO_ON = "run the same command to go on"
 # Within which nobody is left: seconds on an idle machine, but the agents of a Ray that was killed look for their raylet
 # now and then, and write down what became of it before they end.
 LEFT_S = 60
-STEPS = 360  # of a training: long enough to be met in it
+STEPS = 240  # of a training: long enough to be met in it
 
 
 def long_sweep(folder: Path) -> Path:
@@ -52,7 +52,7 @@ def long_sweep(folder: Path) -> Path:
         "full": {"method": "full", "lr": 1e-3},
     }
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "full"}
-    block |= {"schedule": "constant", "horizon": 6, "snapshots": [1, 2, 3, 4, 5, 6]}
+    block |= {"schedule": "constant", "horizon": 4, "snapshots": [1, 2, 3, 4]}
     return small_sweep(folder, mixtures={"one": {"each": "facts", "samples": 240}}, settings=settings, blocks=[block])
 
 
