@@ -1,10 +1,12 @@
-"""MLflow's tables, made once: its migrations take half a second of the processor for each new store, copying nothing.
+"""MLflow's tables, made once: its migrations take half a second of the processor for each new store, copying nothing,
+and finding the latest of them takes 25 ms for each store that is opened.
 
 Servers of MLflow, which are processes of their own, make theirs.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 from contextlib import closing
@@ -14,7 +16,7 @@ FOLDER = "TESTS_MLFLOW_TABLES"  # the variable that names where the first ones l
 
 
 def copy_tables() -> None:
-    """Have each new SQLite store of this process, and of its forks, begin as a copy of the first."""
+    """Have each new SQLite store of this process, and of its forks, begin as a copy of the first, the latest."""
     from mlflow.store.db import utils
     from sqlalchemy import Engine, create_engine
     from sqlalchemy.exc import OperationalError
@@ -39,3 +41,5 @@ def copy_tables() -> None:
             raise OperationalError("backup", None, error) from error
 
     utils._initialize_tables = copy
+    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
+    utils._get_latest_schema_revision()
