@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ QUESTIONS, DISTINCT = 1100, 50  # of two short answers each: three shards, and s
 BLOCK = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"]}
 BLOCK |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
 TRAINING = ("steps", "tokens", "trainable_tokens", "first_loss", "last_loss", "micro_batch", "layout")
+STARTED = re.compile(r"^training .* epoch \d+$", re.M)  # a line for each training that a run begins
 KEEP = {"keep_snapshots": {"full": "all", "lora": "all"}}
 MANY = """\
 task: many
