@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from massive_sft.cost.dealing import deal_longest_first, deal_padded, padded_tokens
 from massive_sft.cost.memory import CPU_TOKENS, TYPICAL_GPU_TOKENS
@@ -20,11 +21,12 @@ def computed_tokens(workload: TrainingWorkload, setting: Setting, layout: Layout
     if not workload.widths:
         return USUAL * workload.tokens
     batch = min(setting.batch, workload.samples)
-    widths = list(typical_widths(workload.widths, batch))
+    widths = tuple(typical_widths(workload.widths, batch))
     return workload.samples / batch * sum(map(sum, dealt_tokens(widths, layout)))
 
 
-def dealt_tokens(widths: Sequence[int], layout: Layout) -> list[list[int]]:
+@lru_cache(maxsize=1024)  # the trainings of a sweep have few typical steps
+def dealt_tokens(widths: tuple[int, ...], layout: Layout) -> Sequence[Sequence[int]]:
     """Return the tokens of each rank's micro-batches with their padding, of a step's samples from wide to narrow."""
     if layout.packing:
         return [[sum(widths[place] for place in share)] for share in deal_longest_first(widths, layout.workers)]
