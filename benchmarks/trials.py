@@ -3,10 +3,10 @@
     python benchmarks/trials.py [--trajectories 1000] [--trials 1000]
 
 A run of the product on two CPUs of a local Ray. Its lanes say at once that each order is done, so that nothing is
-trained or published, and the scorers fail each cell with that reason. ``--trials`` of the trajectories are done, then
-the run is stopped. What a trial takes is told by the difference between the moments at which a tenth of them and all
-have their records: seconds, and seconds of the processor by the kind of process. ``the run`` is the process that plans
-and decides, and its memory what it holds of all trajectories.
+trained or published, and the scorers, which come after, fail each cell with that reason. ``--trials`` of the
+trajectories are done, then the run is stopped. What a trial takes is told by the difference between the moments at which
+a tenth of them and all have ended: seconds, and seconds of the processor by the kind of process. ``the run`` is the
+process that plans and decides, and its memory what it holds of all trajectories.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lanes import make_sweep
 
 from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import make_plan
-from massive_sft.running.events import CellRecorded, RunEvent
+from massive_sft.running.events import RunEvent, TrainingEnded
 from massive_sft.scheduling import lanes
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.run_on_ray import run_on_ray
@@ -73,16 +73,16 @@ def main() -> None:
     trajectories, last = arguments.trajectories, min(arguments.trials, arguments.trajectories)
     first, stop = last // 10, StopSignal()
     lanes.lane_loop = empty_loop
-    seen: dict[int, tuple[float, Counter[str], float]] = {}  # by records: moment, seconds of processors, memory
-    recorded = 0
+    seen: dict[int, tuple[float, Counter[str], float]] = {}  # by trials: moment, seconds of processors, memory
+    ended = 0
 
     def listen(event: RunEvent) -> None:
-        nonlocal recorded
-        if isinstance(event, CellRecorded):
-            recorded += 1
-            if recorded in (first, last):
-                seen[recorded] = time.perf_counter(), processor_s(), resident_mb()
-            if recorded == last:
+        nonlocal ended
+        if isinstance(event, TrainingEnded):
+            ended += 1
+            if ended in (first, last):
+                seen[ended] = time.perf_counter(), processor_s(), resident_mb()
+            if ended == last:
                 stop.request("it was measured")
 
     with tempfile.TemporaryDirectory(prefix="massive-sft-bench-") as folder:
