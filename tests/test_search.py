@@ -45,6 +45,7 @@ TPE: dict[str, Any] = {
 }  # fmt: skip
 GRID = TPE | {
     "space": {"lr": [1e-5, 1e-4, 1e-3], "mixture": "one"},
+    "mixture": "one",
     "trials": 9,
     "sampler": "auto",
     "start": {"qmc": 2},
@@ -497,6 +498,19 @@ def test_plan_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(InvalidInput) as caught:
         planned(tmp_path, TPE | change)
     assert message in str(caught.value)
+
+
+def test_search_over_fewer_than_two_cells_is_refused(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "small", "mixture": "first", "setting": "lora", "schedule": "constant",
+             "horizon": 1, "snapshots": 1, "exclude": [{"model": "small"}]}  # fmt: skip
+    with pytest.raises(InvalidInput, match=r"search\[0\].over: must leave cells to choose from, but there are 0"):
+        planned(tmp_path, OVER, blocks=[block])
+
+
+def test_search_that_is_there_twice_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
+    again = {"name": "t", "from": "s", "trials": 20}
+    with pytest.raises(InvalidInput, match=r"search\[1\]: is the same search as s"):
+        plan_searches(load_sweep(sweep_file(tmp_path, search=[TPE, again], blocks=[])))
 
 
 def test_plan_refuses_adapter_groups_beside_a_search(tmp_path: Path) -> None:

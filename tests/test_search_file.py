@@ -101,9 +101,60 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
             {"name": "s", "over": ["B"], "objective": {"maximize": "quiz"}},
             "search[0].over: unknown block, got 'B'; valid: A",
         ),
+        (without(space={"optimizer.betas": {"linear": [0.9, 0.99]}}), 'search[0].space."optimizer.betas": must be a list'),
+        (
+            without(space={"lora.alpha": {"times": "loss_on", "by": 2}, "loss_on": ["all", "completion"]}),
+            'search[0].space."lora.alpha".times: must be a numeric field of the setting',
+        ),
+        (
+            without(space={"lora.rank": {"times": "batch", "by": [0.3, 2]}, "batch": [32, 64]}),
+            'search[0].space."lora.rank": must be a valid integer, got 9.6',
+        ),
+        (
+            without(space={"lora.rank": {"times": "batch", "by": [0.5, 1]}, "batch": {"linear": [2, 64]}}),
+            'search[0].space."lora.rank": must give whole numbers',
+        ),
+        (
+            without(space={"lora.alpha": {"times": "lora.rank", "by": 2}, "lora.rank": {"times": "batch", "by": [1, 2]}}),
+            'search[0].space."lora.alpha".times: must be a field that is no multiple itself',
+        ),
+        (without(space={"batch": [32, 32]}), "search[0].space.batch: must name each once, but 32 is there twice"),
+        (
+            without(space={"model": ["tiny", "small"], "batch": [1, 2]}, model="small"),
+            "search[0].model: is another than space.model",
+        ),
+        (
+            without("model", space={"model": ["all"]}, objective={"maximize": "quiz", "for_each": "model"}),
+            "search[0].objective.for_each: has no effect on models in space",
+        ),
+        (
+            without(space={"seed": [0, 1]}, confirm={"seeds": [2]}),
+            "search[0].confirm: has no effect beside space.seed",
+        ),
+        (
+            without(constraints={"prose": {"at_least": "base * 2"}}),
+            "search[0].constraints.prose.at_least: must be a number, or one against the base model's score",
+        ),
+        (
+            without(constraints={"prose": {"at_least": 5, "at_most": 4}}),
+            "search[0].constraints.prose: cannot be kept: at_least 5 is above at_most 4",
+        ),
+        (
+            without(mixture={"samples": 9, "weights": {"first": [0, 1]}}),
+            "search[0].mixture.weights: must have at least 2 entries, not 1",
+        ),
         (without(objective={"maximize": "quiz", "minimize": "prose"}), "search[0].objective: must have exactly one of"),
     ],
 )  # fmt: skip
 def test_search_that_cannot_be_done_is_refused(tmp_path: Path, search: dict[str, Any], expected: str) -> None:
     found = problems(tmp_path, search)
     assert any(line.startswith(expected) for line in found), found
+
+
+def test_value_is_judged_as_the_list_or_mapping_that_it_is(tmp_path: Path) -> None:
+    wrong = without(space={"lr": {"log": [0, 1e-3]}, "batch": [8, 8]}, objective={"maximize": []})
+    assert sorted(line.split(",")[0] for line in problems(tmp_path, wrong)) == [
+        "search[0].objective.maximize: must not be empty",
+        "search[0].space.batch: must name each once",
+        "search[0].space.lr.log[0]: must be > 0.0",
+    ]

@@ -6,7 +6,7 @@ Nothing in an outcome depends on when, where or in which attempt a cell was made
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -77,17 +77,17 @@ class Reader:
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
 
-    def problems(self, asked: Iterable[Requirement], place: str) -> list[Problem]:
-        """Return the names that nothing which is asked of a cell gives."""
+    def problems(self, asked: Iterable[Requirement], place: Callable[[str], str]) -> list[Problem]:
+        """Return the names that nothing which is asked of a cell gives; ``place`` says where one is written."""
         known = list(asked)
         choices = [item.label for item in known if item.is_benchmark or item.measure in MEASURES]
         found = []
         for name in self.names:
             count = len([item for item in known if _is_called(item, name)])
             if count == 0 or (name not in MEASURES and name in {item.measure for item in known}):
-                found.append(Problem(place, "no benchmark or measure of the sweep gives it", name, choices))
+                found.append(Problem(place(name), "no benchmark or measure of the sweep gives it", name, choices))
             elif count > 1:
-                found.append(Problem(place, f"{count} benchmarks have this name; say which", name, choices))
+                found.append(Problem(place(name), f"{count} benchmarks have this name; say which", name, choices))
         return found
 
     def requirements(self, asked: Iterable[Requirement]) -> list[str]:

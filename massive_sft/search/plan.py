@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -24,7 +24,7 @@ from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.identity import search_content, search_id
 from massive_sft.search.objectives import names_against_base
-from massive_sft.search.outcomes import Reader, wanted_names
+from massive_sft.search.outcomes import Reader, objective_names, wanted_names
 from massive_sft.search.portfolio import find_portfolio
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.refusals import refusals
@@ -146,7 +146,20 @@ def _resolved(sweep: Sweep) -> tuple[tuple[Planned, ...], Contents]:
     problems = [problem for _, found in planned for problem in found]
     if problems:
         raise InvalidInput(problems)
-    return tuple(one for one, _ in planned if one is not None), contents
+    found = [one for one, _ in planned if one is not None]
+    if again := list(_same(found, sweep)):
+        raise InvalidInput(again)
+    return tuple(found), contents
+
+
+def _same(found: Sequence[Planned], sweep: Sweep) -> Iterator[Problem]:
+    """Yield the searches that would decide what another one decides."""
+    first: dict[str, str] = {}
+    for index, one in enumerate(found):
+        name = first.setdefault(one.id, one.search.name)
+        if name != one.search.name:
+            rule = f"is the same search as {name}: both would decide the same; change its seed, or leave it out"
+            yield Problem(f"{sweep.path}: search[{index}]", rule, one.search.name)
 
 
 def _planned(
@@ -162,6 +175,9 @@ def _planned(
         space = CellSpace(sweep, search, tuple(cell for _, cell in sorted(maker.of_blocks(search.over).items())))
     else:
         space = make_space(sweep, search, contents)
+    if isinstance(space, CellSpace) and space.size < 2:
+        what, field = ("mixture", "mixture.weights") if space.has_weights else ("cell", "over")
+        return None, [Problem(f"{place}.{field}", f"must leave {what}s to choose from, but there are {space.size}")]
 
     @cache
     def cells_at(key: tuple[tuple[str, float | int], ...], group: str | None, seed: int | None) -> tuple[Cell, ...]:
@@ -181,7 +197,10 @@ def _planned(
 
     cells = [cell_of(choice, group) for choice, group in space.corners()]
     asked = [requirements.for_cell(cell) for cell in cells]
-    problems = [*reader.problems(asked[0], f"{place}.objective"), *_base_problems(sweep, search, place)]
+    problems = [
+        *reader.problems(asked[0], lambda name: _place_of(name, search, place)),
+        *_base_problems(sweep, search, place),
+    ]
     problems += [*_start_problems(search, space, place), *_parking_problems(search, cells, place)]
     if search.confirm is not None and most_confirmations(space) == 0:
         rule = "must have another seed than the setting's own, with which each trial is trained anyway"
@@ -220,6 +239,11 @@ def _start_problems(search: Search, space: Space | CellSpace, place: str) -> lis
     if search.trials is None or first <= search.trials:
         return []
     return [Problem(f"{place}.trials", f"is below the start, which takes {first}", search.trials)]
+
+
+def _place_of(name: str, search: Search, place: str) -> str:
+    """Return where a search names a benchmark or measure."""
+    return f"{place}.objective" if name in objective_names(search) else f"{place}.constraints"
 
 
 def _parking(search: Search, cells: Sequence[Cell]) -> tuple[int | None, Callable[[str], int]]:

@@ -38,6 +38,12 @@ def _unbuilt(search: Search) -> Iterator[tuple[str, str]]:
         yield "sampler", "has no effect over cells, of which a Gaussian process of our own proposes; leave it out"
     if isinstance(search.mixture, Weights) and (search.space or search.rungs or search.constraints):
         yield "mixture", "are searched alone: space, rungs and constraints do not go with weights yet"
+    if isinstance(search.mixture, Weights) and search.sampler not in ("auto", "gp"):
+        yield "sampler", "has no effect on weights, of which a Gaussian process of our own proposes; leave it out"
+    if isinstance(search.mixture, Weights) and search.objective.for_each:
+        yield "objective.for_each", "does not go with weights yet: make a search for each model"
+    if search.start.qmc is not None and (search.over is not None or isinstance(search.mixture, Weights)):
+        yield "start.qmc", "goes with a space of its own, not with cells or weights; leave it out"
     if search.proxy is not None:
         yield "proxy", "is not built yet: leave it out, every candidate that is tried is trained"
     if search.rungs is not None and not _is_one_number(search):

@@ -9,7 +9,7 @@ from typing import Any
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Range, Search, Setting, Weights
 from massive_sft.sweep.schema.search import Rungs
-from massive_sft.sweep.setting import FIELDS, field_value, field_values, takes_whole_numbers
+from massive_sft.sweep.setting import FIELDS, field_value, field_values, takes_numbers, takes_whole_numbers
 from massive_sft.sweep.yaml_errors import Location, ToPlace
 
 NAMES = ("model", "mixture")  # axes of a space that are no fields of a setting
@@ -80,6 +80,10 @@ class SearchChecks:
         for name, bound in search.constraints.items():
             if bound.at_least is None and bound.at_most is None:
                 yield Problem(place("constraints", name), "must have at_least or at_most")
+            least, most = bound.at_least, bound.at_most
+            if isinstance(least, float) and isinstance(most, float) and least > most:
+                rule = f"cannot be kept: at_least {least:g} is above at_most {most:g}"
+                yield Problem(place("constraints", name), rule)
 
     def _over(self, search: Search, place: Any) -> Iterator[Problem]:
         yield from self._known("block", search.over or (), place("over"))
@@ -104,6 +108,7 @@ class SearchChecks:
         else:
             yield from self._several("mixture", search.mixture or (), search, place)
         yield from self._axes(search, place)
+        yield from _said_twice(search, place)
         if search.rungs is not None:
             yield from _rungs(search, search.rungs, place)
         else:
@@ -150,7 +155,10 @@ class SearchChecks:
         if field.startswith("lora.") and setting is not None and setting.method != "lora":
             yield Problem(at, f"has no effect in a setting of method {setting.method}; leave it out")
         if not isinstance(axis, Range):
-            yield from field_values(field, list(axis), at)[1]
+            yield from (problem for value in axis for problem in field_values(field, value, at)[1])
+            return
+        if not takes_numbers(field):
+            yield Problem(at, "must be a list of values, not a range: they are no numbers")
             return
         kinds = [name for name in ("log", "linear", "powers_of_2", "times") if getattr(axis, name) is not None]
         if len(kinds) != 1:
@@ -161,9 +169,7 @@ class SearchChecks:
             return
         ends = getattr(axis, kinds[0])
         if axis.times is not None:
-            value = field_value(setting, axis.times) if setting is not None and axis.times in FIELDS else None
-            if axis.times == field or (axis.times not in search.space and not isinstance(value, int | float)):
-                yield Problem(f"{at}.times", "must be a numeric field of the setting", axis.times, FIELDS)
+            yield from self._multiples(field, axis, search, at)
             return
         if axis.powers_of_2 and any(end & (end - 1) for end in axis.powers_of_2):
             yield Problem(f"{at}.powers_of_2", "must be two powers of 2", str(list(ends)))
@@ -172,6 +178,33 @@ class SearchChecks:
         else:
             whole = takes_whole_numbers(field) and all(float(end).is_integer() for end in ends)
             yield from field_values(field, [int(end) if whole else end for end in ends], at)[1]
+
+    def _multiples(self, field: str, axis: Range, search: Search, at: str) -> Iterator[Problem]:
+        """Yield what is wrong with an axis of multiples of another field, at all its values or the ends of a range."""
+        times, setting = str(axis.times), self._settings.get(search.setting or "")
+        base = search.space.get(times)
+        if isinstance(base, Range) and base.times is not None:
+            yield Problem(f"{at}.times", "must be a field that is no multiple itself", times)
+            return
+        bases = _numbers(base) if base is not None else ()
+        if base is None and setting is not None and times in FIELDS:
+            bases = (field_value(setting, times),)
+        if not bases or times in NAMES or not all(_is_number(value) for value in bases):
+            numeric = [name for name in FIELDS if takes_numbers(name) and name != field]
+            yield Problem(f"{at}.times", "must be a numeric field of the setting", times, numeric)
+            return
+        is_open = isinstance(base, Range) and base.powers_of_2 is None
+        broken = [by for by in axis.by or () if not float(by).is_integer()] if is_open else []
+        if takes_whole_numbers(field) and is_open and (broken or not takes_whole_numbers(times)):
+            rule = f"must give whole numbers: {times} must take whole numbers, and by be some"
+            yield Problem(at, rule, ", ".join(f"{by:g}" for by in axis.by or ()))
+            return
+        products = dict.fromkeys(value * by for value in bases for by in axis.by or ())
+        for product in products:
+            whole = int(product) if float(product).is_integer() else float(product)
+            if found := field_values(field, whole, at)[1]:
+                yield found[0]
+                return
 
     def _weights(self, mixture: Weights, search: Search, place: Any) -> Iterator[Problem]:
         yield from self._known("dataset", list(mixture.weights), place("weights"))
@@ -193,6 +226,30 @@ class SearchChecks:
             if needed > mixture.at_most or reach < 1 - 1e-9 <= high:
                 rule = f"must leave room: {needed} datasets have a least share above 0, and the {mixture.at_most} "
                 yield Problem(place("at_most"), f"{rule}with the greatest make at most {reach:g}", mixture.at_most)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(axis: Any) -> tuple[Any, ...]:
+    """Return the values of an axis that is no multiple: all of a list, the ends of a range."""
+    return tuple(axis.log or axis.linear or axis.powers_of_2 or ()) if isinstance(axis, Range) else tuple(axis)
+
+
+def _said_twice(search: Search, place: Any) -> Iterator[Problem]:
+    """Yield the keys that have no effect beside others of a search with a space of its own."""
+    for name in () if isinstance(search.mixture, Weights) else NAMES:
+        axis, own = search.space.get(name), getattr(search, name)
+        if own is not None and isinstance(axis, tuple) and set(own) != set(axis):
+            yield Problem(
+                place(name), f"is another than space.{name}, which is what is tried; leave out one", ", ".join(own)
+            )
+    if "model" in search.space and search.objective.for_each:
+        rule = "has no effect on models in space, of which one is best; put them into model instead"
+        yield Problem(place("objective", "for_each"), rule)
+    if "seed" in search.space and search.confirm is not None:
+        yield Problem(place("confirm"), "has no effect beside space.seed, by which seeds are searched; leave out one")
 
 
 def _size(axis: Any) -> float:

@@ -33,6 +33,12 @@ class Variant:
 
 
 @functools.cache
+def takes_numbers(field: str) -> bool:
+    """Whether a dotted field takes numbers."""
+    return not field_values(field, 8, "")[1] or not field_values(field, 0.5, "")[1]
+
+
+@functools.cache
 def takes_whole_numbers(field: str) -> bool:
     """Whether a dotted field takes whole numbers alone."""
     return bool(field_values(field, 0.5, "")[1]) and not field_values(field, 8, "")[1]

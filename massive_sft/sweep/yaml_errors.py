@@ -47,10 +47,11 @@ def independent_errors(error: ValidationError) -> list[Any]:
 def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace) -> list[Problem]:
     """Return one problem per field that failed; ``where`` turns a location within ``root`` into the place to print."""
     problems: dict[str, Problem] = {}
-    # What may be a name or a mapping, and is a mapping, is judged as one; that it is no name is said last, if at all.
-    for item in sorted(independent_errors(error), key=_is_no_name):
+    # What may be a name, a list or a mapping is judged as what it is; that it is none of the others is said last, if
+    # at all.
+    for item in sorted(independent_errors(error), key=_is_other_form):
         location, owner = _walk(root, item["loc"])
-        if _is_no_name(item) and any(place.startswith(to_place(location)) for place in problems):
+        if _is_other_form(item) and any(_is_within(one.place, to_place, location) for one in problems.values()):
             continue
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
@@ -77,8 +78,20 @@ def _either(first: Problem, other: Problem) -> Problem:
     return Problem(named.place, rule, free.value if named.value is UNSET else named.value, named.choices)
 
 
-def _is_no_name(item: Any) -> bool:
-    return item["type"] == "literal_error" and isinstance(item["input"], dict)
+def _is_other_form(item: Any) -> int:
+    """Return 0 unless a value failed as what it was not meant to be; what is of an entry comes before its list."""
+    kind, value = item["type"], item["input"]
+    if kind in ("literal_error", "string_type") and isinstance(value, dict):
+        return 1
+    is_list, is_mapping = isinstance(value, list | tuple), isinstance(value, dict)
+    return 2 if (kind == "model_type" and is_list) or (kind == "tuple_type" and is_mapping) else 0
+
+
+def _is_within(place: str, to_place: ToPlace, location: Location) -> bool:
+    """Whether a place is at a location or in it; a mapping that was put into a list of one is at the list's place."""
+    whole = to_place(location)
+    is_wrapped = location[-1:] == (0,) and place.startswith(f"{to_place(location[:-1])}.")
+    return is_wrapped or place == whole or place.startswith((f"{whole}.", f"{whole}["))
 
 
 def _walk(root: type[BaseModel], raw: Location) -> tuple[Location, type[BaseModel] | None]:
@@ -164,6 +177,8 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
         return Problem(place, f"must have at most {context['max_length']} entries, not {context['actual_length']}")
     if kind == "string_too_long":
         return Problem(place, f"must have at most {context['max_length']} characters, not {len(item['input'])}")
+    if kind == "too_short" and context["min_length"] > 1:
+        return Problem(place, f"must have at least {context['min_length']} entries, not {context['actual_length']}")
     if kind in ("too_short", "string_too_short"):
         return Problem(place, "must not be empty")
     rule = re.sub(r"^Input should", "must", item["msg"])

@@ -25,6 +25,8 @@ from massive_sft.sweep.schema.field_types import (
 from massive_sft.sweep.schema.strict_model import StrictModel
 from massive_sft.sweep.schema.training import Schedule
 
+AGAINST_BASE = r"^base( ?[+-] ?\d+(\.\d+)?)?$"
+
 
 def as_share(value: Any) -> Any:
     """Return the number behind a fraction such as ``1/3`` or a percentage such as ``5%``. Raises ValueError."""
@@ -34,6 +36,13 @@ def as_share(value: Any) -> Any:
     if not match or (match[2] is not None and int(match[2]) == 0):
         raise ValueError("must be a number between 0 and 1, a fraction such as 1/3 or a percentage such as 5%")
     return float(match[3]) / 100 if match[3] is not None else int(match[1]) / int(match[2])
+
+
+def as_limit(value: Any) -> Any:
+    """Return a limit as it is. Raises ValueError for a text that is none."""
+    if isinstance(value, str) and not re.fullmatch(AGAINST_BASE, value):
+        raise ValueError("must be a number, or one against the base model's score such as `base - 1.0`")
+    return value
 
 
 def as_schedule(value: Any) -> Any:
@@ -56,8 +65,7 @@ def as_axis(value: Any) -> Any:
 Share = Annotated[float, Field(strict=True, gt=0, lt=1), BeforeValidator(as_share)]
 Value = Annotated[int, Field(strict=True)] | Number | Text
 OneSchedule = Annotated[Schedule, BeforeValidator(as_schedule)]
-AGAINST_BASE = r"^base( ?[+-] ?\d+(\.\d+)?)?$"
-Limit = Number | Annotated[str, Field(pattern=AGAINST_BASE)]
+Limit = Annotated[Number | Annotated[str, Field(pattern=AGAINST_BASE)], BeforeValidator(as_limit)]
 
 
 class Range(StrictModel):
