@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 from small_sweep import small_sweep
 
+from massive_sft.cli.gc import collect
 from massive_sft.cli.search_view import searches_view
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import Plan
 from massive_sft.report.write import write_report
@@ -90,6 +92,27 @@ def test_search_runs_to_its_end_and_promotes(undisturbed: tuple[Plan, list[RunEv
     kept = {path.parent.name for path in (plan.root / "trajectories").glob("*/kept")}
     assert parked <= kept, "what may be promoted keeps what it goes on from"
     assert len(parked) == 2
+
+
+def test_gc_leaves_the_state_that_a_promotion_is_to_go_on_from(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    plan = make_whole_plan(undisturbed[0].sweep)
+    parked = next(run for run in plan.runs if run.keeps_state)
+    ended = replace(parked, keeps_state=False)
+    waiting = tuple(replace(cell, recorded=Status.WAITING, unmet=cell.requirements) for cell in parked.cells)
+    removed = [
+        [item.kind for item in collect(replace(plan, runs=(one,)), plan.open_ledger()).waste]
+        for one in (parked, replace(ended, cells=waiting), ended)
+    ]
+    assert removed == [[], [], ["state"]]
+
+
+def test_cells_that_a_search_decided_are_no_change_of_the_sweep(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    plan, ledger = make_whole_plan(undisturbed[0].sweep), undisturbed[0].open_ledger()
+    first = replace(plan, runs=plan.runs[:1])
+    save_last_plan(first, ledger)
+    assert find_changes(plan) == []
+    save_last_plan(plan, ledger)
+    assert len(find_changes(first)) == 2
 
 
 def test_stopped_search_goes_on_to_the_same_decisions(undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path) -> None:

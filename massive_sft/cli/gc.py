@@ -170,9 +170,10 @@ def unkept_snapshots(run: RunPlan, plan: Plan, ledger: Ledger) -> Iterator[Garba
 
 
 def _unkept_states(run: RunPlan, ledger: Ledger) -> Iterator[Garbage]:
-    """Yield the state that a run's training could go on from, where the plan keeps none."""
+    """Yield the state that a run's training could go on from, where the plan keeps none and has all of it."""
     home = ledger.trajectory_dir(run.trajectory.id)
-    if not run.keeps_state and _is_there(ledger, home / KEPT):
+    is_needed = run.keeps_state or not all(cell.is_done for cell in run.cells)
+    if not is_needed and _is_there(ledger, home / KEPT):
         yield Garbage("state", home / KEPT, _size(ledger, home / KEPT), home)
 
 

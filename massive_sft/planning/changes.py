@@ -51,7 +51,8 @@ def find_changes(plan: Plan) -> list[str]:
     places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
     lines = list(dict.fromkeys(_line(place, before, now) for place in places))
     known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
-    if known != cells:
+    has_grown = bool(plan.sweep.points) and known <= cells  # by what its searches decided since, which is no change
+    if known != cells and (lines or not has_grown):
         if not lines:
             lines.append("what the file names: data, weights, the commits they are pinned to, or training semantics")
         lines.append(

@@ -310,7 +310,7 @@ class _NameChecks:
         return str(self.where((*at, *location)))
 
     def _names(self) -> None:
-        """Blocks and searches are told apart by name: ``--where block=...`` asks for either."""
+        """Blocks and searches are told apart by name, in messages and tables."""
         blocks, searches = [block.name for block in self.file.blocks], [search.name for search in self.file.search]
         for section, names in (("blocks", blocks), ("search", searches)):
             what = "blocks" if section == "blocks" else "searches"

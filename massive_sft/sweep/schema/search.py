@@ -209,7 +209,7 @@ class Search(StrictModel):
     """A search: decides one after another which cells of a space are trained, by the outcomes of those before."""
 
     name: Text
-    """For people, and for ``--where block=...``."""
+    """For people, for ``show``, and for another search's ``from``."""
     from_: Annotated[Text | None, Field(alias="from")] = None
     """Another search, of which this one has everything that it does not say itself."""
     over: Strings | None = None

@@ -36,7 +36,7 @@ class Block(StrictModel):
     """A full cross of models × mixtures × settings × schedules × snapshots, less its excludes."""
 
     name: Text
-    """For people, and for ``--where block=...``."""
+    """For people, and for a search's ``over``."""
     model: Strings
     """Models or model sets; ``all``: every model."""
     mixture: Strings
