@@ -369,7 +369,7 @@ def test_edited_decision_is_refused_with_its_number(finished: tuple[Planned, Fol
     one, root, decisions = finished
     edited = decisions / "000003.json"
     edited.write_bytes(edited.read_bytes().replace(b'"try":0', b'"try":1'))
-    with pytest.raises(Corrupt, match=r"000003\.json"):
+    with pytest.raises(Corrupt, match=r"000003\.json: .*: decision 3 was edited; put it back"):
         DecisionLog(root, one.id).read()
 
 

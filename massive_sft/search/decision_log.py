@@ -91,7 +91,11 @@ class DecisionLog:
             data = self.storage.get(_key(number)).data
         except FileNotFoundError:
             raise Corrupt(f"{place}: decision {number} was removed while it was read") from None
-        entry: dict[str, Any] = json.loads(unseal(data, place))
+        try:
+            entry: dict[str, Any] = json.loads(unseal(data, place))
+        except Corrupt as error:
+            remedy = "put it back, or remove it and those after it, which are then decided again"
+            raise Corrupt(f"{error}: decision {number} was edited; {remedy}") from None
         if entry.get("n") != number or entry.get("previous") != self._last_hash:
             raise Corrupt(
                 f"{place}: decision {number} does not follow from decision {number - 1}, of which it holds another "
