@@ -108,7 +108,7 @@ def _assert_search_may_look_at_it(path: Path, record: Record) -> None:
         outcome = Reader([name]).outcome(record, wanted)
         assert Reader([name]).problems(wanted, "objective") == [] and outcome is not None
         assert (outcome.values, outcome.errors) == ({name: score.value}, {name: score.stderr})
-    (problem,) = Reader(["mtbenhc"]).problems(wanted, "objective")
+    (problem,) = Reader(["mtbenhc"]).problems(wanted, lambda _: "objective")
     assert "mtbench-0shot" in problem.choices
 
 

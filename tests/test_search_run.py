@@ -171,7 +171,7 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
     block |= {"snapshots": [1, 2], "override": {name: [value] for name, value in values.items()}}
     search = {"name": "grid", "over": ["A"], "objective": {"minimize": "perplexity"}, "trials": 2}
-    search |= {"budget": {"gpu_hours": 1e-9}, "start": {"qmc": 1}}
+    search |= {"budget": {"gpu_hours": 1e-9}}
     nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "storage": {"root": str(root)}}
     plan = make_whole_plan(load_sweep(small_sweep(tmp_path, blocks=[block], search=[search], **nothing)))
     (grid,) = find_standings(plan.sweep, Ledger(plan.storage))

@@ -168,13 +168,7 @@ def _planned(
     search = sweep.file.search[index]
     maker, reader = PointCells(sweep, contents), Reader(wanted_names(search))
     place = f"{sweep.path}: search[{index}]"
-    space: Space | CellSpace
-    if isinstance(search.mixture, Weights):
-        space = _weights_space(sweep, search, contents, maker)
-    elif search.over is not None:
-        space = CellSpace(sweep, search, tuple(cell for _, cell in sorted(maker.of_blocks(search.over).items())))
-    else:
-        space = make_space(sweep, search, contents)
+    space = _space(sweep, search, contents, maker)
     if isinstance(space, CellSpace) and space.size < 2:
         what, field = ("mixture", "mixture.weights") if space.has_weights else ("cell", "over")
         return None, [Problem(f"{place}.{field}", f"must leave {what}s to choose from, but there are {space.size}")]
@@ -202,9 +196,7 @@ def _planned(
         *_base_problems(sweep, search, place),
     ]
     problems += [*_start_problems(search, space, place), *_parking_problems(search, cells, place)]
-    if search.confirm is not None and most_confirmations(space) == 0:
-        rule = "must have another seed than the setting's own, with which each trial is trained anyway"
-        problems.append(Problem(f"{place}.confirm.seeds", rule, list(search.confirm.seeds)))
+    problems += _confirm_problems(search, space, place)
     if problems:
         return None, problems
     rules = Rules(
@@ -218,6 +210,14 @@ def _planned(
     )
     content = search_content(space, contents, _meanings(reader, asked), rules.start_count, rules.sampler)
     return Planned(search, space, replace(rules, id=search_id(content)), content, reader, scored_at), []
+
+
+def _space(sweep: Sweep, search: Search, contents: Contents, maker: PointCells) -> Space | CellSpace:
+    if isinstance(search.mixture, Weights):
+        return _weights_space(sweep, search, contents, maker)
+    if search.over is not None:
+        return CellSpace(sweep, search, tuple(cell for _, cell in sorted(maker.of_blocks(search.over).items())))
+    return make_space(sweep, search, contents)
 
 
 def _weights_space(sweep: Sweep, search: Search, contents: Contents, maker: PointCells) -> CellSpace:
@@ -239,6 +239,13 @@ def _start_problems(search: Search, space: Space | CellSpace, place: str) -> lis
     if search.trials is None or first <= search.trials:
         return []
     return [Problem(f"{place}.trials", f"is below the start, which takes {first}", search.trials)]
+
+
+def _confirm_problems(search: Search, space: Space | CellSpace, place: str) -> list[Problem]:
+    if search.confirm is None or most_confirmations(space) > 0:
+        return []
+    rule = "must have another seed than the setting's own, with which each trial is trained anyway"
+    return [Problem(f"{place}.confirm.seeds", rule, list(search.confirm.seeds))]
 
 
 def _place_of(name: str, search: Search, place: str) -> str:
