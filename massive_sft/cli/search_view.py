@@ -45,9 +45,8 @@ def searches_view(plan: Plan, with_cost: bool = False) -> Group:
 def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterator[str]:
     search, counts = one.planned.search, one.counts
     done = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items())) or "nothing decided"
-    again = sum(entry["kind"] == "confirm" for entry in one.entries)
     trials = f"{len(one.asks)} of {trials_of(one.planned.space)} trials decided"
-    trials += f", {again} with other seeds to confirm the best" if again else ""
+    trials += f", {one.confirmations} with other seeds to confirm the best" if one.confirmations else ""
     yield f"search {search.name} ({one.planned.id}): {trials}: {done}"
     for earlier in find_earlier(one.planned, ledger) if not one.entries else ():
         yield f"  another search than {earlier}, which had this name: what decides its sequence was changed since"

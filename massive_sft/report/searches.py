@@ -33,8 +33,7 @@ def _notes(one: Standing) -> Iterator[str]:
     said = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()))
     size = one.planned.space.size
     of = "" if size is None else f" of {size:,} cells"
-    again = sum(entry["kind"] == "confirm" for entry in one.entries)
-    confirming = f", and {again} trainings with other seeds" if again else ""
+    confirming = f", and {one.confirmations} trainings with other seeds" if one.confirmations else ""
     yield (
         f"{search.name}: {len(one.asks)} trials{of}{confirming}: {said}. Only what was tried can be "
         "called best; the best of many is partly luck."

@@ -8,11 +8,12 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 
 from massive_sft.core.errors import Interrupted, LeaseLost, describe_error
+from massive_sft.core.files import DISK_FULL
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.storage import Storage
 
 TRACEBACK = "traceback.txt"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_ROOM = DISK_FULL | {errno.EROFS}
 
 
 def is_no_room(error: Exception) -> bool:

@@ -79,10 +79,14 @@ class Standing:
         return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
 
     @property
+    def confirmations(self) -> int:
+        """How many decisions confirm the best with another seed."""
+        return sum(entry["kind"] == "confirm" for entry in self.entries)
+
+    @property
     def confirmations_left(self) -> int:
         """How many decisions may still confirm the best, at most."""
-        made = sum(entry["kind"] == "confirm" for entry in self.entries)
-        return 0 if self.is_over else max(0, most_confirmations(self.planned.space) - made)
+        return 0 if self.is_over else max(0, most_confirmations(self.planned.space) - self.confirmations)
 
     def values(self, group: int) -> dict[int, tuple[float, ...]]:
         """Return the objectives of a group's complete decisions, better when larger, by their numbers.
