@@ -257,7 +257,7 @@ def train(check: Check, spec: TrainingSpec, samples: Samples) -> tuple[TrainingS
 LAYOUTS: list[dict[str, Any]] = [
     {}, {"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"gradient_checkpointing": True}, {"packing": True},
     {"zero": 1, "offload": "optimizer"}, {"micro_batch": 2}, {"packing": True, "attention": "sdpa"},
-    {"zero": 3, "packing": True, "gradient_checkpointing": True},
+    {"zero": 3, "packing": True, "gradient_checkpointing": True}, {"gradient_checkpointing": "selective"},
 ]  # fmt: skip
 COMPILED: list[dict[str, Any]] = [  # on a GPU alone: a CPU compiles for minutes
     {"kernels": "compiled", **rest}

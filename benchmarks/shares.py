@@ -40,6 +40,10 @@ class Peak:
         anonymous, files, shared = (int(lines[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile", "RssShmem"))
         return anonymous + shared, files
 
+    def anonymous_now(self) -> float:
+        """Return the anonymous memory of this moment, over what it was at first."""
+        return self._now()[0] - self._first[0]
+
     def _watch(self) -> None:
         while True:
             anonymous, files = self._now()

@@ -85,7 +85,9 @@ def assert_equal(found: list[Result], expected: list[Result]) -> None:
         assert max(float((weights[name] - expected_weights[name]).abs().max()) for name in weights) < 2e-6
 
 
-@pytest.mark.parametrize("layout", [{}, {"packing": True, "micro_batch": "auto", "gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "layout", [{}, {"packing": True, "micro_batch": "auto", "gradient_checkpointing": "selective"}]
+)
 def test_trainings_together_are_what_each_is_alone(
     base: Path, tmp_path: Path, alone: list[Result], layout: dict[str, Any]
 ) -> None:

@@ -178,6 +178,8 @@ def test_checkpointing_saves_activations_and_longer_samples_take_more() -> None:
     plain = training_memory(LLAMA, FULL, on(8, 3), 2048).estimated
     lean = training_memory(LLAMA, FULL, on(8, 3, gradient_checkpointing=True), 2048).estimated
     short = training_memory(LLAMA, FULL, on(8, 3), 1024).estimated
+    between = training_memory(LLAMA, FULL, on(8, 3, gradient_checkpointing="selective"), 2048).estimated
+    assert lean["activations"] < between["activations"] < plain["activations"]
     assert lean["activations"] < plain["activations"] / 10
     assert short["activations"] == plain["activations"] / 2
     assert short["logits"] == plain["logits"] / 2 == 1024 * LLAMA.vocabulary * 12
@@ -243,7 +245,7 @@ def test_cheapest_remedy_comes_first() -> None:
     device = find_gpu("H200")
     assert device is not None
     found = find_remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
-    assert str(found) == "set gradient_checkpointing: true"
+    assert str(found) == "set gradient_checkpointing: selective"
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,16 @@ def training_operations(
 ) -> float:
     """Return the operations of a training: 2 a weight and token forward, and twice that backward (Kaplan et al. 2020).
 
-    LoRA needs no gradients of frozen weights, so half the backward pass; checkpointing repeats the forward pass. The
-    LM head counts where there is loss. Attention adds 2 × layers × width × length a token under a causal mask.
+    LoRA needs no gradients of frozen weights, so half the backward pass; checkpointing repeats the forward pass,
+    selective only what is hardly work. The LM head counts where there is loss. Attention adds 2 × layers × width ×
+    length a token under a causal mask.
     """
     width = shape.heads * shape.head_size
     forward = workload.tokens * (2 * shape.body + 2 * shape.layers * width * workload.length)
     passes = 3 if setting.method == "full" else 2
     head = passes * 2 * shape.head * workload.targets
-    return epochs * ((passes + layout.gradient_checkpointing) * forward + head)
+    again = layout.gradient_checkpointing is True
+    return epochs * ((passes + again) * forward + head)
 
 
 def scoring_operations(shape: ModelShape, load: ScoringWorkload) -> float:

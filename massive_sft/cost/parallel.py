@@ -46,7 +46,7 @@ def communication_seconds(
     passes = micro_batches(workload, setting, layout)
     moved = 2.0 * gradients if stage < 2 else passes * gradients
     if stage == 3:
-        moved += passes * (2 + layout.gradient_checkpointing) * number * shape.parameters
+        moved += passes * (2 + bool(layout.gradient_checkpointing)) * number * shape.parameters
     elif stage:
         moved += weights
     return steps * moved * (ranks - 1) / ranks / (LINK_SHARE * device.link)

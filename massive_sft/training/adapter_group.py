@@ -33,6 +33,7 @@ from massive_sft.training.lora import drops_out
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import MicroBatch
 from massive_sft.training.plain_engine import PlainEngine
+from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.step import Decision, StepRunner
 
 
@@ -133,8 +134,7 @@ class AdapterGroup:
             parent, _, own = name.rpartition(".")
             layers = {number: found[name] for number, found in adapted.items()}
             setattr(model.get_submodule(parent), own, JointLayer(model.get_submodule(name), layers, self._present))
-        if self.layout.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model, self.layout)
         head = model.get_output_embeddings().weight
         joint = SummedLoss(model, chunk_targets(head.shape[0], self.layout))
         return joint.to(head.device).train()

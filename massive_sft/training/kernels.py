@@ -38,7 +38,8 @@ def choose_kernels(loss: nn.Module, spec: TrainingSpec, samples: Samples, device
     """Compile the layers of a model where its layout says so.
 
     ``auto`` does on a GPU where the training is long enough for it to pay, not at stage 3, whose hooks fetch weights
-    within a layer, and not with packing, whose attention is compiled anyway. What cannot be compiled as a whole, or
+    within a layer, not with packing, whose attention is compiled anyway, and not with selective checkpointing, which
+    sees nothing within a compiled layer. What cannot be compiled as a whole, or
     differs in the trial, stays as it was.
 
     Args:
@@ -66,7 +67,8 @@ def choose_kernels(loss: nn.Module, spec: TrainingSpec, samples: Samples, device
 def _pays(layout: Layout, loss: nn.Module, spec: TrainingSpec, samples: Samples) -> bool:
     parameters = sum(weight.numel() for weight in loss.parameters())
     operations = 6.0 * parameters * int(samples.lengths.sum()) * spec.horizon
-    return layout.gpus > 0 and layout.stage != 3 and not layout.packing and operations >= _WORTH_OPERATIONS
+    kept_apart = layout.stage == 3 or layout.packing or layout.gradient_checkpointing == "selective"
+    return layout.gpus > 0 and not kept_apart and operations >= _WORTH_OPERATIONS
 
 
 def _missing(layout: Layout) -> str | None:

@@ -32,6 +32,9 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
     if layout.kernels == "compiled" and layout.zero == 3:
         rule = "cannot be compiled under zero: 3, which fetches weights within a layer; use auto"
         problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
+    if layout.kernels == "compiled" and layout.gradient_checkpointing == "selective":
+        rule = "cannot be compiled under gradient_checkpointing: selective, which looks into a layer; use auto"
+        problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
     if layout.lora_at_once > 1:
         place = f"{place}.lora_at_once"
         problems += [Problem(place, rule, layout.lora_at_once) for rule in _why_not_at_once(setting, layout)]

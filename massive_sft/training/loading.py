@@ -23,6 +23,7 @@ from massive_sft.training.deepspeed_engine import partitioned_loading
 from massive_sft.training.engine import Engine
 from massive_sft.training.loss import packs_cleanly
 from massive_sft.training.one_reader import read_once
+from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.shares import full_shape
 
 
@@ -79,8 +80,7 @@ def load_for_training(spec: TrainingSpec, samples: Samples, bases: Bases | None 
     if layout.packing and layout.stage != 3:
         # Where it will train: FlashAttention knows no CPU, and for one flex_attention would be compiled apart.
         require_clean_packing(spec, model.to(device_of(layout.gpus > 0)))
-    if layout.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model, layout)
     return lora.add_adapter(model, spec.setting) if spec.setting.method == "lora" else model
 
 
