@@ -76,7 +76,11 @@ def test_selective_checkpointing_of_adapters_repeats_their_second_halves_alone()
     assert {**some.products, "aten::mm": 0} == {**kept.products, "aten::mm": 0}
 
 
-def test_selective_checkpointing_of_compiled_layers_is_refused_before_training() -> None:
-    layout = Layout(kernels="compiled", gradient_checkpointing="selective")
-    (problem,) = layout_problems(Setting(method="full", lr=1e-5, batch=4), layout)
-    assert problem.place == "resources.kernels" and "gradient_checkpointing: selective" in problem.rule
+@pytest.mark.parametrize(
+    ("layout", "key"), [({"kernels": "compiled"}, "kernels"), ({"zero": 3}, "gradient_checkpointing")]
+)
+def test_selective_checkpointing_of_what_it_cannot_look_into_is_refused(layout: dict[str, Any], key: str) -> None:
+    setting = Setting(method="full", lr=1e-5, batch=4)
+    (problem,) = layout_problems(setting, Layout(**layout, gradient_checkpointing="selective"))
+    assert problem.place == f"resources.{key}" and "selective" in str(problem)
+    assert layout_problems(setting, Layout(**layout, gradient_checkpointing=True)) == []

@@ -256,7 +256,7 @@ def find_remedy(shape: ModelShape, setting: Setting, layout: Layout, longest: in
 def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
     """Yield layouts that need less and less, each with what differs from the first; the cheapest change first."""
     steps: list[tuple[str, dict[str, object]]] = []
-    if not layout.gradient_checkpointing:
+    if not layout.gradient_checkpointing and layout.stage != 3:
         selective = "gradient_checkpointing: selective"
         yield Remedy((selective,), layout.model_copy(update={"gradient_checkpointing": "selective"}), longest)
     if layout.gradient_checkpointing is not True:

@@ -32,7 +32,11 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
     if layout.kernels == "compiled" and layout.zero == 3:
         rule = "cannot be compiled under zero: 3, which fetches weights within a layer; use auto"
         problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
-    if layout.kernels == "compiled" and layout.gradient_checkpointing == "selective":
+    selective = layout.gradient_checkpointing == "selective"
+    if selective and layout.zero == 3:
+        rule = "cannot be selective under zero: 3, which fetches weights within a layer; use true"
+        problems.append(Problem(f"{place}.gradient_checkpointing", rule, layout.gradient_checkpointing))
+    if selective and layout.kernels == "compiled":
         rule = "cannot be compiled under gradient_checkpointing: selective, which looks into a layer; use auto"
         problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
     if layout.lora_at_once > 1:

@@ -67,8 +67,8 @@ class Resource(StrictModel):
     """Whether several samples share a row, kept apart by the attention, instead of being padded to one length."""
     gradient_checkpointing: Flag | Literal["selective"] = False
     """Whether activations are computed again in the backward pass: less memory, a third more work (LoRA: half).
-    ``selective``: those between matrix products and attention alone, which are little work; not with
-    ``kernels: compiled``."""
+    ``selective``: those between matrix products and attention alone, which are little work; not under
+    ``zero: 3``, nor with ``kernels: compiled``."""
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """The implementation. ``auto`` takes one that computes the model's family exactly."""
     kernels: Literal["auto", "plain", "compiled"] = "auto"
