@@ -216,6 +216,21 @@ def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_or_that_th
     assert entry["text"].startswith("RAY_ADDRESS: names no cluster that answers")
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"attention": "flex_attention"}, "[0].attention: needs a GPU; use auto, got 'flex_attention'"),
+        ({"lora_at_once": 2}, "[0].lora_at_once: is for adapters, not for full tuning; give the rule when: {method"),
+    ],
+    ids=str,
+)
+def test_layout_that_cannot_be_had_is_told_by_plan(home: Path, rule: dict[str, Any], said: str) -> None:
+    small_sweep(home, resources=[rule])
+    done = CliRunner().invoke(app, ["plan", str(home / "sweep.yaml"), "--json"])
+    (refused,) = json.loads(done.stdout)["refused"]
+    assert f"sweep.yaml: resources{said}" in refused
+
+
 def copied(home: Path, name: str, source: str = "tiny-llama") -> Path:
     """Copy a model of the world."""
     small_sweep(home)

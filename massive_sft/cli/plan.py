@@ -26,6 +26,7 @@ from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
+from massive_sft.training.layout import refused_layouts
 
 ROWS = 40  # rows of the plan shown before "and N rows more"
 
@@ -146,6 +147,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "warnings": [str(item) for item in plan.warnings],
         "missing": [str(item) for item in plan.missing],
         "undecided": [str(item) for item in plan.undecided],
+        "refused": [str(item) for item in refused_layouts(plan)],
         "unpinned": [str(item) for item in plan.unpinned],
     }
 

@@ -20,6 +20,7 @@ from massive_sft.planning.snapshot_address import snapshot_address
 from massive_sft.suites.metrics import EARLY, scale, split, unit
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
+from massive_sft.training.layout import refused_layouts
 
 STYLES = {
     Status.COMPLETE: "green",
@@ -190,6 +191,7 @@ def warnings_view(plan: Plan) -> Group:
     notes = [
         *(("missing", "red", item) for item in plan.missing),
         *(("undecided", "red", item) for item in plan.undecided),
+        *(("refused", "red", item) for item in refused_layouts(plan)),
         *(("warning", "yellow", item) for item in plan.warnings),
         *(("provisional", "yellow", item) for item in plan.unpinned),
     ]

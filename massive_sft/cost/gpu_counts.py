@@ -221,5 +221,6 @@ def _candidates(layout: Layout, number: int) -> Iterator[Layout]:
     """Yield layouts on so many GPUs: at the stage of ZeRO that is asked for, else sharing little, then all."""
     wide = layout.model_copy(update={"gpus": number, "workers": number})
     yield wide
-    if layout.zero == "auto" and number > 1 and layout.kernels != "compiled":
+    whole_layers = layout.kernels == "compiled" or layout.gradient_checkpointing == "selective"  # not at stage 3
+    if layout.zero == "auto" and number > 1 and not whole_layers:
         yield wide.model_copy(update={"zero": 3})

@@ -272,7 +272,9 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
         # Stage 1 would keep the gradients on the GPU.
         steps.append(("zero: 2, offload: optimizer", {"offload": "optimizer", "zero": 2}))
     for text, change in steps:
-        if layout.zero != 0 or "offload" not in change or "zero" in change:  # offloading begins at stage 1
+        too_early = layout.zero == 0 and "offload" in change and "zero" not in change  # offloading begins at stage 1
+        not_there = layout.gradient_checkpointing == "selective" and change.get("zero") == 3  # refused together
+        if not (too_early or not_there):
             yield Remedy((text,), layout.model_copy(update=change), longest)
     words: tuple[str, ...] = ()
     changed = on_gpu = layout  # the latter without offload, which is slow

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from massive_sft.core.errors import Problem
+from massive_sft.planning.plan import Plan
+from massive_sft.sweep.resources import ResourceRules
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
+
+
+def refused_layouts(plan: Plan) -> list[Problem]:
+    """Return why training runs of a plan cannot be trained with the layouts that ``resources`` give them, each once."""
+    rules = ResourceRules(plan.sweep)
+    found: dict[Problem, None] = {}
+    for run in plan.runs:
+        recipe = run.trajectory.recipe
+        found.update(dict.fromkeys(layout_problems(recipe.setting, run.layout, rules.place(recipe))))
+    return list(found)
 
 
 def layout_problems(setting: Setting, layout: Layout, place: str = "resources") -> list[Problem]:

@@ -19,7 +19,7 @@ from massive_sft.running.check.snapshot_store import snapshot_store_problems
 from massive_sft.running.check.training_sets import TrainingSets
 from massive_sft.sweep.load import TABLE
 from massive_sft.tracking import tracking_problem
-from massive_sft.training.layout import layout_problems
+from massive_sft.training.layout import refused_layouts
 
 Say = Callable[[str], None]
 Warn = Callable[[Problem], None]
@@ -79,8 +79,7 @@ def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[P
     found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root, file.name)
     problems += [found] if found else []
     say("layouts")
-    for run in plan.runs:
-        problems += layout_problems(run.trajectory.recipe.setting, run.layout, f"{path}: resources")
+    problems += refused_layouts(plan)
     problems += text_problems(plan)
     say("hub")
     lost = unreachable(plan)
