@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_training import CONFIGS, VOCABULARY, make_samples, tiny_config
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BloomConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
 from massive_sft.cost.dealing import MICRO_BATCH_TOKENS, cut_by_cost, padded_tokens
 from massive_sft.data.samples import Samples, padded_width
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
+from massive_sft.training.kernels import find_layers
 from massive_sft.training.loss import SummedLoss, packs_cleanly
 from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_tokens, fullest, plan_step
 
@@ -218,3 +222,56 @@ def test_packs_cleanly_a_model_that_sees_across_samples_is_refused() -> None:
         lambda module, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
     )
     assert not packs_cleanly(model, VOCABULARY)
+
+
+class Waits(TorchDispatchMode):
+    """Counts, within a model's layers, what a GPU's host would wait for: values that it reads to go on."""
+
+    READS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"})
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self._depth = 0
+        for layer in find_layers(model):
+            layer.register_forward_pre_hook(lambda *_: setattr(self, "_depth", self._depth + 1))
+            layer.register_forward_hook(lambda *_: setattr(self, "_depth", self._depth - 1))
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if self._depth and operator.name() in self.READS:
+            self.found[operator.name()] += 1
+        return operator(*arguments, **(keywords or {}))
+
+
+def _varlen(query: Any, key: Any, value: Any, cu_seqlens_q: Any, max_seqlen_q: Any, **_: Any) -> torch.Tensor:
+    """Compute what flash_attn_varlen_func does, shape (tokens, heads, width), on a CPU; the borders are to be right."""
+    assert type(max_seqlen_q) is int  # a tensor's value would be waited for
+    places = torch.arange(len(query))
+    sample = torch.searchsorted(cu_seqlens_q[1:].long(), places, right=True)
+    mask = (sample[:, None] == sample) & (places[:, None] >= places)
+    mixed = [part.transpose(0, 1) for part in (query, key, value)]
+    out = functional.scaled_dot_product_attention(*mixed, attn_mask=mask, enable_gqa=True)
+    return out.transpose(0, 1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_no_layer_waits_for_the_borders_of_packed_samples(
+    attention: str, adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, model = make_samples(6), _model("llama")
+    with torch.no_grad():
+        expected = float(SummedLoss(model)(collate(samples, np.arange(6), packing=True)))
+    functions = (
+        (None, _varlen, None, None, None),
+        (lambda **keywords: {"max_seqlen_q": keywords["max_seqlen_q"]}, None),
+    )
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda _: functions)
+    model.config._attn_implementation = attention
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    batch, loss = collate(samples, np.arange(6), packing=True), SummedLoss(model)
+    with torch.no_grad(), Waits(model) as waits:
+        packed = float(loss(batch))
+    assert packed == pytest.approx(expected, rel=1e-5)
+    assert waits.found == {}

@@ -6,10 +6,12 @@ import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.models.attention import attention_of
 from massive_sft.models.chosen_positions import ChosenPositions
 from massive_sft.training.chunked_loss import Tail, chunked_loss, find_tail
 from massive_sft.training.packing import NO_TARGET, MicroBatch
@@ -40,6 +42,7 @@ class SummedLoss(nn.Module):
         self._chunk = chunk
         self._most_whole = 0 if chunk is None else chunk + _targets_of_gradient(model.get_output_embeddings())
         self._tail: Tail | None = None
+        self._takes_borders = _takes_borders(model)
 
     def release(self) -> None:
         """Give the model back as it was."""
@@ -73,8 +76,13 @@ class SummedLoss(nn.Module):
         ]
 
     def _logits(self, batch: MicroBatch) -> torch.Tensor:
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        logits: torch.Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **positions).logits
+        packed: dict[str, Any] = {}
+        if batch.position_ids is not None:
+            packed["position_ids"] = batch.position_ids
+            if self._takes_borders:
+                packed |= {"cu_seq_lens_q": batch.borders, "cu_seq_lens_k": batch.borders}
+                packed |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
+        logits: torch.Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **packed).logits
         return logits
 
     def _by_chunks(self, batch: MicroBatch, chunk: int, parts: int) -> list[torch.Tensor] | None:
@@ -92,6 +100,16 @@ class SummedLoss(nn.Module):
             chunked_loss(head, tail, some, targets, chunk)
             for some, targets in zip(hidden.chunk(parts, dim=1), batch.targets.chunk(parts), strict=True)
         ]
+
+
+def _takes_borders(model: Any) -> bool:
+    """Return whether a model's FlashAttention gets the samples' borders, which each layer would look for otherwise.
+
+    Looking for them in the position ids makes the host wait for the GPU. Others make one mask for all layers.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    kinds = {parameter.kind for parameter in inspect.signature(base.forward).parameters.values()}
+    return attention_of(base) == "flash_attention_2" and inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _targets_of_gradient(head: Any) -> int:

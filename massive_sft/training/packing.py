@@ -68,6 +68,9 @@ class MicroBatch:
         targets: int64, shape (targets,); token ids, ``NO_TARGET`` where ``keep`` only fills up.
         counted: False for the stand-in of a rank without samples: it takes part and adds nothing.
         tokens: tokens without padding.
+        borders: int32, shape (samples + 1,); where each sample of a packed row begins, the padding as one more, and
+            where the last ends. None where samples are not packed.
+        longest: tokens of the longest of these.
     """
 
     input_ids: torch.Tensor
@@ -76,6 +79,8 @@ class MicroBatch:
     targets: torch.Tensor
     counted: bool
     tokens: int
+    borders: torch.Tensor | None = None
+    longest: int = 0
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the same on a device."""
@@ -166,13 +171,17 @@ def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
     tokens = np.concatenate([part[0] for part in parts]).astype(np.int64)
     trainable = np.concatenate([part[1] for part in parts])
     lengths = np.array([len(part[0]) for part in parts])
-    positions = None
+    positions = borders = None
+    longest = int(lengths.max())
     if packing:
         width = padded_width(len(tokens))
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         # The padding counts from 0 again: it is one more sample that nothing else sees.
         row = np.concatenate([np.arange(len(tokens)) - starts, np.arange(width - len(tokens))])
         positions = torch.from_numpy(row[None])
+        spans = np.append(lengths, [width - len(tokens)] if width > len(tokens) else [])
+        borders = torch.from_numpy(np.append([0], np.cumsum(spans)).astype(np.int32))
+        longest = int(spans.max())
         inside = (np.arange(width) < len(tokens))[None]
     else:
         inside = np.arange(padded_width(int(lengths.max()))) < lengths[:, None]
@@ -190,4 +199,6 @@ def collate(samples: Samples, indices: np.ndarray, packing: bool) -> MicroBatch:
         torch.from_numpy(np.concatenate([grid.reshape(-1)[where], np.full(spare, NO_TARGET)])),
         counted=True,
         tokens=len(tokens),
+        borders=borders,
+        longest=longest,
     )
