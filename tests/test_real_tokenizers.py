@@ -57,6 +57,16 @@ def test_text_template_trains_the_answer_and_eos(kind, form, answer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_scoring_encodes_as_the_tokenizer_does_and_never_cuts(kind):
+    tokenizer = real_tokenizer(kind)
+    texts = [*ANSWERS, *SPACED, "What is the name? " * 50, "Paris" + tokenizer.eos_token]
+    expected = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    encoder = RequestEncoder(tokenizer)
+    tokenizer("a b", truncation=True, max_length=1, padding="max_length" if tokenizer.pad_token else False)
+    assert [encoder.pair("", text)[1] for text in texts] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_prompt_without_its_last_space_is_how_the_training_text_begins(kind, answer):
     tokenizer = real_tokenizer(kind)

@@ -15,6 +15,7 @@ from small_models import SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from massive_sft.core.errors import Unsupported
+from massive_sft.evaluation.beginnings import common
 from massive_sft.evaluation.requests import Likelihood, Request, Rolling
 from massive_sft.evaluation.scorer import PlainScorer, Span
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
@@ -181,7 +182,7 @@ def test_family_s_tree_in_bf16_is_proven_and_within_rounding(family: str) -> Non
     assert find_difference(logprobs, torch.bfloat16) is None and found != expected
 
 
-def test_head_of_all_sequences_is_computed_once_for_several_rows() -> None:
+def test_head_of_all_sequences_and_the_output_layer_are_computed_once_for_several_rows() -> None:
     model = world.llama(positions=1024)
     computed: list[int] = []
     model.register_forward_pre_hook(
@@ -196,6 +197,10 @@ def test_head_of_all_sequences_is_computed_once_for_several_rows() -> None:
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-4)
     rows = [tokens for tokens in computed if tokens <= 64]
     assert len(rows) > 1 and computed[0] >= head and found == scorer.score(asked())[0]
+    read: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: read.append(logits.shape[1]))
+    scorer.score(asked())
+    assert len(read) == 1 + len(rows) and len([count for count in read if count > 1]) == 1  # of all rows, in the last
 
 
 def test_model_that_calls_no_attention_function_is_scored_plainly() -> None:
@@ -215,7 +220,7 @@ def test_scores_that_are_no_numbers_are_given_as_such() -> None:
     assert all(r.logprob != r.logprob for r in found)
 
 
-def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() -> None:
+def test_rows_hold_every_sequence_once_within_the_budget_behind_their_beginning_whatever_the_order() -> None:
     sequences = [(1, 2, 3, 4), (1, 2, 5), (9,), (1, 2), (1, 2, 3, 6, 7), (8,) * 20, (1, 2, 3, 4, 4)]
     reads = [1] * len(sequences)
     rows = plan_rows(sequences, 8, reads, 100)
@@ -224,12 +229,15 @@ def test_rows_hold_every_sequence_once_within_the_budget_whatever_the_order() ->
     assert [[sequences[i] for i in row] for row in rows] == [[sequences[::-1][i] for i in row] for row in again]
     for row in rows:
         laid, paths = tree_row([sequences[i] for i in row])
-        assert len(laid.tokens) <= 8 or len(row) == 1
+        head = common(sequences[row[0]], sequences[row[-1]])
+        assert len(laid.tokens) - head <= 8
         assert [tuple(laid.tokens[path].tolist()) for path in paths] == [sequences[i] for i in row]
         assert all(laid.depths[path].tolist() == list(range(len(path))) for path in paths)
         parents = {(a, b) for path in paths for a, b in itertools.pairwise(path)}
         assert all(a < b < laid.ends[a] for a, b in parents)
     assert max(map(len, plan_rows(sequences, 100, [2] * len(sequences), 5))) == 2
+    choices_of_a_long_text = [(*range(20), choice) for choice in range(9)]
+    assert [len(row) for row in plan_rows(choices_of_a_long_text, 8, [1] * 9, 100)] == [8, 1]
 
 
 def test_chain_of_sequences_that_each_go_on_is_no_recursion() -> None:

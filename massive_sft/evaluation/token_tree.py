@@ -14,26 +14,29 @@ Tokens = tuple[int, ...]
 
 
 def plan_rows(sequences: Sequence[Tokens], budget: int, reads: Sequence[int], most_reads: int) -> list[list[int]]:
-    """Group sequences, in their order as tuples, into rows whose trees have at most ``budget`` tokens.
+    """Group sequences, in their order as tuples, into rows whose trees are small behind what all of them begin with.
 
-    One that is longer is alone. A pure function of the sequences: their order does not count.
+    A pure function of the sequences: their order does not count.
 
     Args:
+        budget: tokens of a tree, without those that all of the row's sequences begin with.
         reads: at how many positions of each something is predicted.
         most_reads: of a row.
     """
     rows: list[list[int]] = []
-    size = read = 0
+    size = head = read = 0  # of the last row: tokens, those that its sequences begin with, positions read
     for index in sorted(range(len(sequences)), key=lambda i: (sequences[i], i)):
         length = len(sequences[index])
-        added = length - common(sequences[rows[-1][-1]], sequences[index]) if rows else length
-        if rows and size + added <= budget and read + reads[index] <= most_reads:
+        shared = common(sequences[rows[-1][-1]], sequences[index]) if rows else 0
+        grown, behind = size + length - shared, min(head, shared)
+        if rows and grown - behind <= budget and read + reads[index] <= most_reads:
             rows[-1].append(index)
-            size += added
+            size, head = grown, behind
             read += reads[index]
         else:
             rows.append([index])
-            size, read = length, reads[index]
+            size = head = length
+            read = reads[index]
     return rows
 
 

@@ -20,14 +20,16 @@ from massive_sft.evaluation.scorer import PlainScorer, Row, Value, in_groups, re
 from massive_sft.evaluation.token_tree import plan_rows, tree_row
 from massive_sft.models.last_layer import at_reads
 from massive_sft.models.lse_attention import KeysValues
+from massive_sft.models.row_pass import Asked
 from massive_sft.models.tree_attention import NAME, PASS
 from massive_sft.models.tree_row import TreeRow
 from massive_sft.models.tree_support import as_tree, refusal
 
 log = logging.getLogger(__name__)
-CPU_ROW_TOKENS = 2048
+CPU_ROW_TOKENS = 1024  # of twice as many the activations are given back to the system and fetched again, layer by layer
 GPU_ROW_TOKENS = 32768
 HEAD_TOKENS = 32  # that all rows begin with: fewer are computed again for each row of trees
+READS_AT_ONCE = 256  # of rows whose output layer is computed at once: its weights take longer to read than few products
 READ_SHARE = 0.5  # of a row's tokens: where more is read, there is nothing to save in the last layer
 PROOF_ROWS = 8
 PROOF_SHARE = 50  # of the tokens that the plain engine would compute, one in so many proves the tree
@@ -46,7 +48,7 @@ class Trees:
     """Rows whose tokens form a trie, a trie a forward pass.
 
     Attributes:
-        row_tokens: of a pass.
+        row_tokens: of a pass, behind what its sequences begin with.
         last_at_reads: whether the last layer is computed where something is read alone.
     """
 
@@ -63,7 +65,8 @@ class Trees:
         groups = self._groups(rows, head)
         if len(groups) == 1:
             head = 0
-        return in_groups(groups, rows, functools.partial(self._answer, self._keep(rows[0][0].tokens[:head])))
+        answer = functools.partial(self._answer, self._keep(rows[0][0].tokens[:head]))
+        return in_groups(_joined(groups, rows), rows, answer)
 
     def _keep(self, head: tuple[int, ...]) -> list[KeysValues]:
         """Return the keys and values of each layer for what all rows begin with; nothing for no tokens."""
@@ -71,7 +74,7 @@ class Trees:
         if head:
             row, _ = tree_row([head])
             row.keep = kept
-            self._logits(row, [len(head) - 1])
+            self._logits([(row, [len(head) - 1])])
         return kept
 
     def _groups(self, rows: Sequence[Row], head: int) -> list[list[int]]:
@@ -82,31 +85,52 @@ class Trees:
 
     def _answer(self, before: Sequence[KeysValues], rows: Sequence[Row]) -> list[list[Value]]:
         head = before[0][0].shape[2] if before else 0
-        row, paths = tree_row([spans[0].tokens[head:] for spans in rows], before, head)
-        read = [
-            (position, target)
-            for spans, path in zip(rows, paths, strict=True)
-            for span in spans
-            for position, target in zip(path[-len(span.continuation) :], span.continuation, strict=True)
-        ]
-        places = sorted({position for position, _ in read})
-        number = {position: i for i, position in enumerate(places)}
-        logits = self._logits(row, places)
-        wanted = torch.tensor([[number[position], target] for position, target in read], device=logits.device).T
-        return summed(rows, logits, wanted)
+        asked: list[tuple[TreeRow, list[int]]] = []
+        read: list[tuple[int, int]] = []  # of each target: its place among the logits, and the token
+        for group in self._groups(rows, head):  # in order already
+            own = [rows[i] for i in group]
+            row, paths = tree_row([spans[0].tokens[head:] for spans in own], before, head)
+            found = [
+                (position, target)
+                for spans, path in zip(own, paths, strict=True)
+                for span in spans
+                for position, target in zip(path[-len(span.continuation) :], span.continuation, strict=True)
+            ]
+            places = sorted({position for position, _ in found})
+            number = {position: i for i, position in enumerate(places, sum(len(earlier) for _, earlier in asked))}
+            read += [(number[position], target) for position, target in found]
+            asked.append((row, places))
+        logits = self._logits(asked)
+        return summed(rows, logits, torch.tensor(read, device=logits.device).T)
 
     @torch.inference_mode()
-    def _logits(self, row: TreeRow, reads: Sequence[int]) -> torch.Tensor:
-        """Return logits of the tree's tokens at ``reads``, in order, shape (reads, vocabulary).
+    def _logits(self, asked: Sequence[tuple[TreeRow, Sequence[int]]]) -> torch.Tensor:
+        """Return logits of trees' tokens at some places each, in order, shape (reads, vocabulary).
 
         Raises:
-            Unsupported: as ``RowPass.logits`` and ``last_layer.at_reads``.
+            Unsupported: as ``RowPass.logits_of`` and ``last_layer.at_reads``.
         """
-        row = row.to(self.model.device)
         with as_tree(self.model), exact_head(self.model):
-            few = self.last_at_reads and len(reads) <= READ_SHARE * len(row.tokens)
-            with at_reads(self.model, row, reads) if few else nullcontext():
-                return PASS.logits(self.model, row, row.depths, reads)
+            return PASS.logits_of(self.model, [self._asked(row.to(self.model.device), reads) for row, reads in asked])
+
+    def _asked(self, row: TreeRow, reads: Sequence[int]) -> Asked[TreeRow]:
+        few = self.last_at_reads and len(reads) <= READ_SHARE * len(row.tokens)
+        return Asked(row, row.depths, reads, at_reads(self.model, row, reads) if few else nullcontext())
+
+
+def _joined(groups: Sequence[list[int]], rows: Sequence[Row]) -> list[list[int]]:
+    """Join groups that follow each other while few logits are read: the output layer is computed at once for them."""
+    found: list[list[int]] = []
+    read = 0
+    for group in groups:
+        more = sum(reads(rows[i]) for i in group)
+        if found and read + more <= READS_AT_ONCE:
+            found[-1] = found[-1] + group
+            read += more
+        else:
+            found.append(group)
+            read = more
+    return found
 
 
 def _head(rows: Sequence[Row]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ class ChosenPositions:
 
     Attributes:
         gathered: whether the output layer was called since ``at`` was entered; some families do without it.
-        hidden: what was gathered within ``at`` for all of its positions, shape (1, positions, hidden).
+        hidden: what was gathered within ``at``, shape (1, positions, hidden): ``before``, and all of its positions.
     """
 
     def __init__(self, model: Any):
@@ -28,28 +28,35 @@ class ChosenPositions:
         self.hidden: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
         self._computed: int | None = None
+        self._before: Sequence[torch.Tensor] = ()
         self._hook = model.get_output_embeddings().register_forward_pre_hook(self._gather)
 
     @contextmanager
-    def at(self, positions: torch.Tensor, computed: int | None = None) -> Iterator[None]:
+    def at(
+        self, positions: torch.Tensor, computed: int | None = None, before: Sequence[torch.Tensor] = ()
+    ) -> Iterator[None]:
         """Within it the model's logits are those of ``positions`` alone, shape (1, positions, vocabulary).
 
         Args:
             positions: int64, shape (positions,), in the input with its rows one after another.
             computed: of the first so many alone, where the hidden states of the others are all that is wanted.
+            before: hidden states of other passes, shapes (1, positions, hidden), whose logits come first.
         """
         self.gathered, self.hidden, self._positions, self._computed = False, None, positions, computed
+        self._before = before
         try:
             yield
         finally:
             self._positions = self.hidden = None
+            self._before = ()
 
     def _gather(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._positions is None:
             return None
         self.gathered = True
         hidden = inputs[0]
-        self.hidden = hidden.reshape(1, -1, hidden.shape[-1]).index_select(1, self._positions)
+        own = hidden.reshape(1, -1, hidden.shape[-1]).index_select(1, self._positions)
+        self.hidden = torch.cat([*self._before, own], dim=1) if self._before else own
         return (self.hidden if self._computed is None else self.hidden[:, : self._computed], *inputs[1:])
 
     def release(self) -> None:

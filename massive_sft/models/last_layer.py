@@ -66,6 +66,7 @@ def at_reads(model: Any, row: TreeRow, reads: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         del vars(layer)["forward"]
+        row.known = row.read = None
 
 
 def _last_layer(model: Any) -> nn.Module:

@@ -6,8 +6,9 @@ transformers calls an attention function with a layer's tensors alone. Who sees 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -35,6 +36,22 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
+@dataclass(frozen=True)
+class Asked(Generic[R]):
+    """What is asked of a row.
+
+    Attributes:
+        positions: int64, shape (tokens,): of each token in its sequences.
+        reads: the tokens whose logits are asked for, in order.
+        within: what the pass runs in.
+    """
+
+    row: R
+    positions: torch.Tensor
+    reads: Sequence[int]
+    within: AbstractContextManager[Any] = field(default_factory=nullcontext)
+
+
 class RowPass(Generic[R]):
     """The passes of one kind of row.
 
@@ -59,28 +76,44 @@ class RowPass(Generic[R]):
         return row, row.layers - 1
 
     def logits(self, model: Any, row: R, positions: torch.Tensor, reads: Sequence[int]) -> torch.Tensor:
-        """Return the logits at the row's tokens ``reads``, shape (reads, vocabulary).
+        """As ``logits_of`` a single row."""
+        return self.logits_of(model, [Asked(row, positions, reads)])
+
+    def logits_of(self, model: Any, asked: Sequence[Asked[R]]) -> torch.Tensor:
+        """Return the logits that are asked for, row after row, shape (reads, vocabulary).
+
+        A row is a forward pass; the output layer, whose weights take long to read, is computed once, in the last.
 
         Args:
             model: which computes with this attention.
-            positions: int64, shape (tokens,): of each token in its sequences.
 
         Raises:
             Unsupported: not every layer asked for this attention.
         """
-        places = torch.tensor(reads, device=row.tokens.device)
         chosen = ChosenPositions(model)
+        hidden: list[torch.Tensor] = []
+        found = []
         try:
-            with self._attending(row), chosen.at(places):
-                logits: torch.Tensor = model(
-                    input_ids=row.tokens[None], position_ids=positions[None], use_cache=False
-                ).logits
+            for one in asked:
+                places = torch.tensor(one.reads, device=one.row.tokens.device)
+                computed = None if one is asked[-1] else 0
+                with one.within, self._attending(one.row), chosen.at(places, computed, hidden):
+                    logits = self._pass(model, one)
+                    hidden = [] if chosen.hidden is None else [chosen.hidden]
+                found.append(logits[0] if chosen.gathered else logits[0, places])
         finally:
             chosen.release()
+        return found[-1] if chosen.gathered else torch.cat(found)
+
+    def _pass(self, model: Any, asked: Asked[R]) -> torch.Tensor:
+        row = asked.row
+        logits: torch.Tensor = model(
+            input_ids=row.tokens[None], position_ids=asked.positions[None], use_cache=False
+        ).logits
         layers = model.config.get_text_config().num_hidden_layers
         if row.layers != layers:
             raise Unsupported(f"{row.layers} of {layers} layers asked for the attention of {self._whose}")
-        return logits[0] if chosen.gathered else logits[0, places]
+        return logits
 
     @contextmanager
     def _attending(self, row: R) -> Iterator[None]:

@@ -12,7 +12,8 @@ import torch
 
 from massive_sft.models.lse_attention import KeysValues
 
-BLOCK_TOKENS = 256  # subtrees up to this size share one masked block
+# Subtrees up to this size share one masked block: on a CPU a call costs less than the logits that a mask leaves out.
+CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class TreeRow:
     read: Queries | None = None
 
     def __post_init__(self) -> None:
-        own, above = _pieces(self.roots)
+        block = CPU_BLOCK_TOKENS if self.ends.device.type == "cpu" else GPU_BLOCK_TOKENS
+        own, above = _pieces(self.roots, block)
         if self.before:
             above.append(Piece("before", 0, len(self.tokens), 0, self.before[0][0].shape[2]))
         places = torch.arange(len(self.tokens), device=self.ends.device)
@@ -143,18 +145,22 @@ class TreeRow:
         return _levels(self)
 
 
-def _pieces(roots: Sequence[Node]) -> tuple[list[Piece], list[Piece]]:
-    """Return the pieces that hold each token's own key, every token in one, and those of ancestors only."""
+def _pieces(roots: Sequence[Node], block: int) -> tuple[list[Piece], list[Piece]]:
+    """Return the pieces that hold each token's own key, every token in one, and those of ancestors only.
+
+    Args:
+        block: tokens of the subtrees that share one masked block.
+    """
     own: list[Piece] = []
     above: list[Piece] = []
     levels = [list(roots)]
     while levels:
         small: list[Node] = []
         for node in levels.pop():
-            if small and (node.last - small[0].start > BLOCK_TOKENS or node.start != small[-1].last):
+            if small and (node.last - small[0].start > block or node.start != small[-1].last):
                 own.append(_forest(small))
                 small = []
-            if node.last - node.start <= BLOCK_TOKENS:
+            if node.last - node.start <= block:
                 small.append(node)
                 continue
             own.append(Piece("causal", node.start, node.end, node.start, node.end))
