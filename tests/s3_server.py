@@ -1,4 +1,4 @@
-"""A real S3 server (moto's) on this machine, behind a proxy that loses answers, or gives its own in place of them.
+"""A real S3 server (moto's) on this machine; answers can be lost, or replaced.
 
 ``python tests/s3_server.py PORT`` serves one, without the proxy, until it is ended.
 """
@@ -23,13 +23,19 @@ from types import SimpleNamespace
 
 import botocore.endpoint
 import pytest
+from moto import backends
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.server import ThreadedMotoServer
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from massive_sft.ledger.bucket import Bucket
 
 BUCKET = "snapshots"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs each request
+_SERVICES = list(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: _SERVICES  # it looks through a folder for each request
+_MOTO = DomainDispatcherApplication(create_backend_app)
 _OF_ONE_HOP = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
@@ -92,11 +98,8 @@ def denied(method: str) -> Callable[[Request], tuple[int, str] | None]:
 @lru_cache(maxsize=1)
 def started() -> S3Server:
     """Return the server of this process; one is enough, for the clients take a while to be made."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
     proxy = _ProxyServer(("127.0.0.1", 0), _Proxy)
     proxy.daemon_threads = True
-    proxy.target = moto.get_host_and_port()  # type: ignore[attr-defined]
     proxy.server = server = S3Server("http://{}:{}".format(*proxy.server_address))  # type: ignore[attr-defined]
     Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
     return server
@@ -147,13 +150,11 @@ class _Proxy(BaseHTTPRequestHandler):
         if refusal is not None:
             self._answer(refusal[0], {"Content-Type": "application/xml"}, _error(refusal[1]))
             return
-        connection = http.client.HTTPConnection(*self.server.target, timeout=60)  # type: ignore[attr-defined]
         dropped = _OF_ONE_HOP | server.ignores
         headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
-        connection.request(self.command, self.path, body=data or None, headers=headers)
-        answer = connection.getresponse()
-        body, headers = answer.read(), dict(answer.getheaders())
-        connection.close()
+        asked = EnvironBuilder(self.path, server.address, method=self.command, headers=headers, data=data)
+        parts, status, answered = run_wsgi_app(_MOTO, asked.get_environ(), buffered=True)
+        body, headers = b"".join(parts), dict(answered)
         for name in headers:
             if name.lower() in ("date", "last-modified"):
                 headers[name] = format_datetime(
@@ -163,7 +164,7 @@ class _Proxy(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        self._answer(answer.status, headers, body)
+        self._answer(int(status.split()[0]), headers, body)
 
     def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response_only(status)
