@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -322,29 +321,6 @@ def test_pages_of_a_server_are_its_own():
     with pytest.raises(InvalidInput, match="open its address") as refusal:
         ui_command("https://me:hunter2@tracker.example")
     assert "hunter2" not in str(refusal.value)
-
-
-def test_pages_of_a_mirrored_sweep_open_until_interrupted(tmp_path):
-    sqlite3.connect(tmp_path / "mlflow.db").close()
-    (tmp_path / "mlflow.db").touch()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ready = "lambda: print('ready', flush=True)"
-    code = f"from massive_sft.tracking.ui import serve_ui; exit(serve_ui('sqlite:///{tmp_path}/mlflow.db', {port}, {ready}))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n", "told once it answers"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
-            assert b"<title>MLflow</title>" in page.read()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        process.wait(timeout=30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_signal_while_the_server_is_forked_ends_it_too(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import urllib.request
@@ -22,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 from calling import call
+from commands import command as command_in_process
+from commands import end, run_command, start_session
 from peft import PeftModel
 from processes import adopt_orphans, descendants, free_port
 from rich.console import Console
@@ -603,50 +604,34 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     assert (runs_page(f"sqlite:///{absent}", "small"), absent.exists()) == ("", False)
 
 
-def test_ui_prints_its_address_alone_and_what_the_server_fails_at(sweep: Path, copied: Callable[..., Path]) -> None:
-    overlay, port = copied(), free_port()
-    assert call("mirror", sweep, "--overlay", overlay)[0] == 0
-    command = [sys.executable, "-m", "massive_sft", "ui", str(sweep), "--overlay", str(overlay), "--port", str(port)]
-    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert served.stdout is not None
-        address = served.stdout.readline()  # which comes once it answers
+def test_ui_prints_its_address_alone_and_what_the_server_fails_at_and_leaves_nobody(
+    sweep: Path, copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    overlay, port, out = copied(), free_port(), tmp_path / "printed"
+    assert command_in_process("mirror", sweep, "--overlay", overlay, out=out)[0] == 0
+    command = ("ui", str(sweep), "--overlay", str(overlay), "--port", str(port))
+    adopt_orphans()
+    for number, code in ((signal.SIGINT, 0), (signal.SIGHUP, 128 + signal.SIGHUP)):  # of a terminal: to everybody
+        before = {process.pid for process in descendants()}
+        out.unlink()
+        served = start_session(run_command, command, out)
+        deadline = time.monotonic() + 60
+        while not (out.exists() and out.read_text().endswith("\n")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        address = out.read_text()  # which comes once it answers
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
             assert b"<title>MLflow</title>" in page.read()
-        served.send_signal(signal.SIGINT)
-        printed, _ = served.communicate(timeout=20)
-        assert (served.returncode, printed) == (0, "")
+        assert len({process.pid for process in descendants()} - before) >= 3, "the verb, its server, a worker of that"
+        os.killpg(served.pid or 0, number)
+        assert (end(served, 20), out.read_text()) == (code, address)
         assert address.startswith(f"MLflow: http://127.0.0.1:{port}/#/experiments/")
-    finally:
-        served.kill()
+        while (left := {process.pid for process in descendants()} - before) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == set()
     with closing(sqlite3.connect(plan_of(sweep, overlay).root / "mlflow.db", isolation_level=None)) as store:
         store.execute("update alembic_version set version_num = 'of another MLflow'")
-    failed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
-    assert failed.returncode and "out-of-date database schema" in failed.stdout
-
-
-def test_pages_and_their_workers_end_when_the_terminal_is_closed(sweep: Path, copied: Callable[..., Path]) -> None:
-    overlay, port = copied(), free_port()
-    assert call("mirror", sweep, "--overlay", overlay)[0] == 0
-    command = [sys.executable, "-m", "massive_sft", "ui", str(sweep), "--overlay", str(overlay), "--port", str(port)]
-    adopt_orphans()
-    before = {process.pid for process in descendants()}
-
-    def family() -> set[int]:
-        return {process.pid for process in descendants()} - before
-
-    served = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while len(family()) < 3 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(family()) >= 3, "the verb, its server and a worker of that"
-        served.send_signal(signal.SIGHUP)
-        assert served.wait(20) == 128 + signal.SIGHUP
-        assert family() == set()
-    finally:
-        for process in family():
-            os.kill(process, signal.SIGKILL)
+    failed, text = command_in_process(*command, out=out)
+    assert failed and "out-of-date database schema" in text
 
 
 def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> None:
