@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
