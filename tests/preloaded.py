@@ -16,6 +16,13 @@ MODULES = [
     *("deepspeed.comm.mori", "scipy.io"),
     *("ray.autoscaler._private.monitor", "ray._private.log_monitor", "ray.dashboard.dashboard", "ray.dashboard.agent"),
     *("ray.dashboard.modules.usage_stats.usage_stats_head", "ray.dashboard.modules.reporter.reporter_agent"),
+    *("ray.dashboard.modules.aggregator.aggregator_agent", "ray.dashboard.modules.data.data_head"),
+    *("ray.dashboard.modules.job.cli", "ray.dashboard.modules.job.job_head", "ray.dashboard.modules.log.log_manager"),
+    *("ray.dashboard.modules.node.node_head", "ray.dashboard.modules.reporter.reporter_head"),
+    *("ray.data._internal.execution.operators.actor_pool_map_operator", "ray._private.thirdparty.pynvml"),
+    *("ray.data._internal.issue_detection.issue_detector_configuration", "ray._private.arrow_serialization"),
+    *("pydantic.v1.fields", "rich._emoji_codes", "sqlalchemy.dialects.sqlite"),
+    *("transformers.models.llama.modeling_llama", "commands", "deadly"),
 ]
 # Ray keeps what these are when it is imported: no job yet, a process that lives as long as Ray's workers do, and how its
 # agents learn that Ray is gone.
