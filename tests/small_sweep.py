@@ -29,6 +29,17 @@ def one_training(folder: Path, epochs: int = 10, batch: int = 4) -> Path:
     return small_sweep(folder, mixtures=mixtures, settings=settings, blocks=[block], **nothing)
 
 
+def one_lora(folder: Path, **changes: Any) -> Path:
+    """Write a sweep of one adapter of two epochs, which measures nothing."""
+    settings = {
+        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
+        "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
+    }
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora"}
+    block |= {"schedule": "constant", "horizon": 2, "snapshots": [1, 2]}
+    return small_sweep(folder, **{"settings": settings, "blocks": [block], "measures": []} | changes)
+
+
 def copy_world(folder: Path) -> None:
     """Make what ``tiny.build`` makes in ``folder``: a copy of the session's first one, whose files name its paths."""
     first = made_once("world", _build)

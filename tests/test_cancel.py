@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import command, end, run_command, start, start_session
+from commands import end, run_command, start, start_session
 from processes import Process, adopt_orphans, descendants
 from small_sweep import small_sweep
 from typer.testing import CliRunner
@@ -188,20 +188,6 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     assert results(path) == undisturbed
 
 
-@pytest.mark.slow
-def test_inline_run_is_cancelled_alike(undisturbed: dict[str, tuple[object, object]], tmp_path: Path) -> None:
-    path = long_sweep(tmp_path)
-    for number, code in ((signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TRY_AGAIN)):
-        run = Runner(path, "--inline")
-        run.until(lambda: trains(path))
-        run.press(number)
-        run.ended(20, code)
-        assert_true_statuses(path)
-    code, printed = command("run", "--inline", path, out=tmp_path / "printed")
-    assert code == 0, printed
-    assert results(path) == undisturbed
-
-
 def lose_the_terminal(path: Path, hang_up: bool) -> int:
     """Run a sweep in this process's stead on a terminal that is gone once it trains; return how the run ended."""
     master, slave = os.openpty()
@@ -218,10 +204,17 @@ def lose_the_terminal(path: Path, hang_up: bool) -> int:
     return end(process)
 
 
-def test_closed_terminal_ends_a_run_where_it_goes_on_and_a_lost_one_costs_only_lines(
+@pytest.mark.slow
+def test_inline_run_is_cancelled_alike_also_by_a_closed_terminal_and_a_lost_one_costs_only_lines(
     undisturbed: dict[str, tuple[object, object]], tmp_path: Path
 ) -> None:
     path = long_sweep(tmp_path)
+    for number, code in ((signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TRY_AGAIN)):
+        run = Runner(path, "--inline")
+        run.until(lambda: trains(path))
+        run.press(number)
+        run.ended(20, code)
+        assert_true_statuses(path)
     assert lose_the_terminal(path, hang_up=True) == 130
     assert list((plan_root(path) / "trajectories").glob("*/resume/latest.json")), "it left no checkpoint"
     assert_true_statuses(path)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import deadly
 import pytest
 import ray
 from commands import forked_workers
-from processes import descendants
-from small_sweep import small_sweep
+from small_sweep import one_lora
 
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
@@ -40,16 +36,6 @@ def deadly_ray(hook: str = "", **variables: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def one_lora(folder: Path, **changes: Any) -> Path:
-    settings = {
-        "defaults": {"max_length": 128, "precision": "fp32", "batch": 32},
-        "lora": {"method": "lora", "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
-    }
-    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora"}
-    block |= {"schedule": "constant", "horizon": 2, "snapshots": [1, 2]}
-    return small_sweep(folder, **{"settings": settings, "blocks": [block], "measures": []} | changes)
-
-
 def records(folder: Path) -> dict[str, Record]:
     return {record.cell: record for record in Ledger.open(folder / "ledger", create=False).records()}
 
@@ -66,22 +52,6 @@ def test_cell_that_kills_its_scorers_fails_and_the_others_are_scored(tmp_path: P
     assert "3 scorers died while they had it" in str(found[fatal].error)
     assert sum("are lost" in line for line in said) == 3, said
     assert sum(isinstance(event, CellRecorded) for event in happened) == len(found)
-
-
-def test_reader_that_is_killed_takes_no_cell_with_it(tmp_path: Path) -> None:
-    """It has given out a cell before: one that Ray starts again would give out the next in vain."""
-    plan, killed = make_plan(load_sweep(one_lora(tmp_path))), list[int]()
-
-    def listen(event: RunEvent) -> None:
-        if isinstance(event, CellRecorded) and not killed:
-            killed.extend(process.pid for process in descendants() if process.title.startswith("ray::ReadCellSource"))
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-
-    with deadly_ray():
-        run_on_ray(plan, listen, lambda _: None)
-    assert killed
-    assert [record.status for record in records(tmp_path).values()] == [Status.COMPLETE] * 3
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util.placement_group import placement_group_table
 from ruamel.yaml import YAML
-from small_sweep import one_training, small_sweep
+from small_sweep import one_lora, one_training, small_sweep
 
 from massive_sft.core.errors import ClusterLost, ExitCode, Interrupted
 from massive_sft.core.stop import StopSignal
@@ -359,6 +359,21 @@ def test_source_that_decides_by_scores_proposes_promotes_and_stops(
             steps[event.trajectory.id].append(event.event.step)
     other = next(identity for identity in steps if identity != work.promoted)
     assert steps == {work.promoted: [1, 2, 3, 4, 5, 6], other: [1, 2, 3]}
+
+
+def test_reader_that_is_killed_takes_no_cell_with_it(cluster: None, tmp_path: Path) -> None:
+    """It has given out a cell before: one that Ray starts again would give out the next in vain."""
+    plan, killed = make_plan(load_sweep(one_lora(tmp_path))), list[int]()
+
+    def listen(event: RunEvent) -> None:
+        if isinstance(event, CellRecorded) and not killed:
+            killed.extend(process.pid for process in descendants() if process.title.startswith("ray::ReadCellSource"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    run_on_ray(plan, listen, lambda _: None)
+    assert killed
+    assert [record.status for record in records(tmp_path).values()] == [Status.COMPLETE] * len(plan.cells)
 
 
 def run_beside_a_holder(path: Path) -> None:
