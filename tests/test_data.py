@@ -152,7 +152,7 @@ def test_problems_of_all_parts_are_said_at_once(folder):
     said = problems(part(folder, "lima", 61), part(folder, "maths", 1), part(folder, "code", 1)).splitlines()
     assert said[0].startswith("mixtures.m: lima: must be at most 60 samples: it has 60 rows; ask for fewer")
     assert said[1].startswith(f"{folder}/maths.jsonl:1: is not valid JSON")
-    assert said[2].startswith(f"code: {folder}/code.jsonl:1: holds the text of a special token")
+    assert said[2].startswith(f"datasets.code: {folder}/code.jsonl:1: holds the text of a special token")
 
 
 def test_special_tokens_that_strip_removes_are_no_problem(folder):
@@ -165,7 +165,7 @@ def test_samples_without_a_trainable_token_left_are_named_with_the_remedy(folder
     write(folder, "code", [("q", "a"), ("0123456789", "a")])
     said = problems(part(folder, "code", None), max_length=8)
     assert said == (
-        f"code: {folder}/code.jsonl:2: has no trainable token left in max_length 8; "
+        f"datasets.code: {folder}/code.jsonl:2: has no trainable token left in max_length 8; "
         "raise it, or set truncation left or drop"
     )
     assert len(build(part(folder, "code", None), max_length=8, truncation="left")[0]) == 2

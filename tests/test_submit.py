@@ -970,3 +970,18 @@ def test_cluster_that_has_just_started_is_given_time_until_it_runs_jobs() -> Non
     assert submit_job(client, 0, entrypoint="true") == "true"
     with pytest.raises(RuntimeError, match="the disk is full"):
         submit_job(client, 0, entrypoint="true")
+
+
+def test_ray_that_comes_too_late_on_a_busy_machine_is_started_again_and_then_left_for_another_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+
+    def late(**options: object) -> None:
+        told.append("asked")
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ClusterLost, match="less busy") as lost, connected():
+        pass
+    assert (len(told), lost.value.exit_code) == (cluster.STARTS, 75)

@@ -32,7 +32,8 @@ Sweep = Annotated[
 ]
 CellId = Annotated[str, typer.Argument(help="A cell's id, or its beginning.", show_default=False)]
 Overlays = Annotated[
-    list[Path] | None, typer.Option("--overlay", help="A file merged over the sweep file; repeatable.")
+    list[Path] | None,
+    typer.Option("--overlay", metavar="<path>", help="A file merged over the sweep file; repeatable."),
 ]
 Where = Annotated[
     str | None,

@@ -28,7 +28,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The folder to write into; in the storage if not given.")] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="A storage root or table.json of imported tables, shown beside the own cells; repeatable."),
+        typer.Option(
+            metavar="<path>",
+            help="A storage root or table.json of imported tables, shown beside the own cells; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""

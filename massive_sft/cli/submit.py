@@ -35,6 +35,7 @@ def submit(
         list[str] | None,
         typer.Option(
             "--include",
+            metavar="<path>",
             help="A file, folder or pattern below it to take along though it would be left out; repeatable.",
         ),
     ] = None,

@@ -145,14 +145,15 @@ def _place(mixture: spec.Mixture) -> str:
 
 
 def _build_part(part: spec.Part, mixture: spec.Mixture, setting: Setting, encoder: RowEncoder) -> _Part:
-    loaded = load_rows(part.dataset, f"datasets.{part.name}")
+    dataset = f"datasets.{part.name}"
+    loaded = load_rows(part.dataset, dataset)
     place = f"{_place(mixture)}: {part.name}"
     rows = loaded.at(draw(loaded.indices, part.count, mixture.sample_seed, part.max_repeats, place))
     built = _Part(part.name, rows, loaded.source_rows, len(loaded.rows))
     findings = Findings()
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
-        samples = encoder.encode(batch, part.name, findings)
+        samples = encoder.encode(batch, dataset, findings)
         if not findings:  # with problems, rows and samples no longer pair up, and nothing will be returned
             for row, sample in zip(batch, samples, strict=True):
                 _add(built, row, sample, setting, findings)
@@ -162,7 +163,7 @@ def _build_part(part: spec.Part, mixture: spec.Mixture, setting: Setting, encode
 
 def _add(built: _Part, row: Row, sample: Encoded, setting: Setting, findings: Findings) -> None:
     """Truncate one sample and add it to its part."""
-    place = f"{built.name}: {row.place}"
+    place = f"datasets.{built.name}: {row.place}"
     built.longest = max(built.longest, len(sample))
     if setting.truncation == "refuse" and len(sample) > setting.max_length:
         rule = f"is longer than max_length {setting.max_length} (truncation: refuse); raise it, or truncate or drop"

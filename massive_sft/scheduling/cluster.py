@@ -42,7 +42,8 @@ def connected(starting: AbstractContextManager[None] | None = None) -> Iterator[
 
     Raises:
         InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
-        ClusterLost: what the block asked of Ray was not answered, for it is gone; or this is another cluster's job.
+        ClusterLost: what the block asked of Ray was not answered, for it is gone; Ray came too late on a busy machine; or
+            this is another cluster's job.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
@@ -114,8 +115,10 @@ def _start(address: str | None) -> None:
             _start_once(address)
         except InvalidInput as error:
             # It gives a node 30 seconds, which are not enough on a busy machine, and has no setting for that.
-            if not left or LATE not in str(error):
+            if LATE not in str(error):
                 raise
+            if not left:
+                raise ClusterLost(f"{error}; a machine that is less busy starts it") from error
         else:
             return
 
