@@ -42,8 +42,8 @@ def connected(starting: AbstractContextManager[None] | None = None) -> Iterator[
 
     Raises:
         InvalidInput: ``RAY_ADDRESS`` names no cluster that answers, or Ray refuses to start or to let this process in.
-        ClusterLost: what the block asked of Ray was not answered, for it is gone; Ray came too late on a busy machine; or
-            this is another cluster's job.
+        ClusterLost: what the block asked of Ray was not answered, for it is gone; this is another cluster's job; or Ray
+            came too late on a busy machine.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs hidden from CPU workers
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables; this package prints what happens
