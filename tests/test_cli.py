@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "special token in data": (data('{"prompt": "a", "completion": "b</s>"}\n'), "strip"),
     "no trainable token left": (setting(max_length=8), "trainable token"),
     "too long for the model": (lambda f: edited_model(f, max_position_embeddings=32), "positions"),
-    "no such task file": (lambda _: {"evaluation": {"tasks": [{"path": "none.yaml"}]}}, "evaluation.tasks[0].path: there is no such file"),
+    "no such task file": (lambda _: {"evaluation": {"tasks": [{"path": "sweeep.yaml"}]}}, "evaluation.tasks[0].path: there is no such file (did you mean sweep.yaml?)"),
     "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k'?)"),
     "unknown suite": (lambda _: {"evaluation": {"suites": ["paper"]}}, "valid: paper_few_shot, paper_generated, paper_zero_shot"),
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
@@ -130,6 +130,7 @@ def test_check_refuses_bad_input_in_a_sentence(
     assert message in text
     assert code == 2
     assert "Traceback" not in text
+    assert text.count("evaluation.tasks[0].path") <= 1  # plan finds a missing file, and what builds requests does
     assert "hunter2" not in text
 
 

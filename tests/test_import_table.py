@@ -360,7 +360,7 @@ def test_verbs_on_what_is_no_imported_table_say_so(
     assert code == 2
     assert "did you mean 'paper'?" in told
     code, told = call("export-table", root, "paper", tmp_path)
-    assert (code, "OUT: cannot be written (Is a directory)" in told) == (2, True)
+    assert (code, "out: cannot be written (Is a directory)" in told) == (2, True)
     code, told = call("import-table", odd, root, "--name", "x", "--mlflow", "http://me:password@there")
     assert code == 2
     assert "holds a secret" in told

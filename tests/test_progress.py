@@ -101,6 +101,16 @@ def test_status_tells_what_is_scored_so_far_while_a_cell_is_in_work(plan: Plan) 
     assert scores_so_far.read(ledger.cell(base.cell.id)) is None
 
 
+def test_status_tells_which_waiting_cells_are_trained(plan: Plan, tmp_path: Path) -> None:
+    run, console = plan.todo[0], Console(file=io.StringIO(), width=200)
+    ledger = Ledger.open(tmp_path)
+    ledger.trajectory(run.trajectory.id).put("snapshots/epoch-1/published", b"")
+    console.print(status_view(plan, ledger))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    trained = [cell.cell.id for cell in run.cells if cell.cell.epoch == 1]
+    assert [line.split()[0] for line in lines if "trained, not scored yet" in line] == trained
+
+
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])
 def test_training_that_failed_is_no_longer_shown_as_training(plan: Plan, status: Status) -> None:
     progress = RunProgress(plan, Console(file=io.StringIO(), force_terminal=True, width=200))

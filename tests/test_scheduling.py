@@ -557,6 +557,17 @@ def test_training_that_lost_its_lease_in_a_lane_is_left_to_who_took_it(tmp_path:
     assert not list(recorder.ledger.records())
 
 
+def test_training_that_its_run_ended_is_not_told_to_be_over(tmp_path: Path) -> None:
+    plan = make_plan(load_sweep(small_sweep(tmp_path)))
+    happened = list[RunEvent]()
+
+    def ends(order: Order, report: object) -> None:
+        raise Interrupted("the run ends")
+
+    train_run(plan.todo[0], make_record_writer(plan), ends, happened.append, lambda cells: None)
+    assert not happened
+
+
 def test_workers_that_died_while_they_waited_take_no_order_with_them() -> None:
     async def scenario() -> None:
         pool = Pool(Counter({ONE: 1}))

@@ -367,7 +367,7 @@ def test_export_refuses_every_wrong_thing_at_once(sweep: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     code, text = call("export", cell_of(plan, "full", 1), tmp_path, "--sweep", sweep, "--merge")
     assert code == 2
-    assert "DIR: must not exist, or be an empty folder" in text and "--merge: needs an adapter" in text
+    assert "folder: must not exist, or be an empty folder" in text and "--merge: needs an adapter" in text
     assert "is a base model" in call("export", plan.base[0].cell.id, tmp_path / "new", "--sweep", sweep)[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
@@ -581,7 +581,7 @@ def test_place_that_cannot_be_written_is_told_in_a_sentence(sweep: Path, tmp_pat
     lora = cell_of(plan_of(sweep), "lora", 2)
     for option, arguments in {
         "--out": ("report", sweep, "--out", below),
-        "DIR": ("export", lora, below, "--sweep", sweep),
+        "folder": ("export", lora, below, "--sweep", sweep),
     }.items():
         code, text = call(*arguments)
         assert (code, f"{option}: cannot be written (" in text) == (2, True), text

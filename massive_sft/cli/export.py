@@ -62,7 +62,7 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
 
 def _write(match: CellMatch, snapshot: Path, hashes: dict[str, str], folder: Path, merge: bool) -> None:
     model = _model(match)
-    with report_write_errors("DIR", folder):
+    with report_write_errors("folder", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     try:
@@ -88,7 +88,7 @@ def _require_exportable(match: CellMatch, folder: Path, merge: bool) -> None:
     """Raise as ``export_model`` for what can be told without the snapshot."""
     problems = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        problems.append(Problem("DIR", "must not exist, or be an empty folder", str(folder)))
+        problems.append(Problem("folder", "must not exist, or be an empty folder", str(folder)))
     if match.coordinates.method == "none":
         problems.append(Problem("cell", "is a base model: nothing was trained, load it from where it is", match.id))
         raise InvalidInput(problems)

@@ -153,7 +153,7 @@ def export_table(
     table_ledger = open_imported(paths[name])
     table = table_ledger.table
     content = write_table(table.header, table.newline, read_rows(table_ledger))
-    with report_write_errors("OUT", out):
+    with report_write_errors("out", out):
         write_bytes(out, content)
     same = "byte for byte" if hash_file(out) == table.sha256 else "value for value"
     console().print(f"{out}: {len(table.cells)} rows, {same} as in {table.file}", soft_wrap=True)

@@ -32,8 +32,8 @@ def init(
 ) -> None:
     """Write a commented sweep file to start from, and beside it the JSON Schema by which editors complete it."""
     if file.exists():
-        raise InvalidInput(Problem("FILE", "is there already; init overwrites nothing", str(file)))
-    with report_write_errors("FILE", file):
+        raise InvalidInput(Problem("file", "is there already; init overwrites nothing", str(file)))
+    with report_write_errors("file", file):
         write_bytes(file, MODELINE.encode() + (_SWEEPS / f"{machine}.yaml").read_bytes())
         write_bytes(file.parent / SCHEMA, _schema_text().encode())
     console().print(f"{file} and {file.parent / SCHEMA}; next: massive-sft plan {file}", soft_wrap=True)

@@ -74,7 +74,13 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
 
 
 def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
-    """Return how far a cell in work is: the score of the benchmark in hand, else its training's last step."""
+    """Return how far a cell in work is: the score of the benchmark in hand, else its training's last step.
+
+    Of one that waits, that it is trained.
+    """
+    if item.status is Status.WAITING and run is not None:
+        there = f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
+        return "trained, not scored yet" if there else ""
     if item.status is not Status.RUNNING:
         return ""
     part = scores_so_far.read(ledger.cell(item.cell.id))

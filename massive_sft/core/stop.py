@@ -106,7 +106,7 @@ class StopSignal:
                 if end_requested():
                     self.request("massive-sft cancel")
             if self():
-                say(f"{self.reason}: ending after the step or shard in hand; Ctrl-C ends at once")
+                say(f"{self.reason}: ending after the step or shard in hand; another Ctrl-C ends at once")
                 return
             self._wake.wait(POLL_S)
 

@@ -29,6 +29,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from massive_sft.core.errors import Problem
+from massive_sft.core.files import name_beside
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.hub_data import at_commits
 from massive_sft.evaluation import local_files, metrics
@@ -116,7 +117,7 @@ def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> l
 
 def _file_problem(path: Path) -> str | None:
     if not path.is_file():
-        return "there is no such file"
+        return f"there is no such file{name_beside(path)}"
     try:
         with as_task_unavailable("must be a YAML task file"):
             config = dict(load_yaml(path, resolve_func=False))

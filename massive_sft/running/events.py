@@ -32,7 +32,7 @@ class TrainingProgressed:
 
 @dataclass(frozen=True)
 class TrainingEnded:
-    """A trajectory's training is over in this run: published here or found so, failed, or ended with the run."""
+    """A trajectory's training is over: published here or found so, or failed. One that ended with its run is not."""
 
     trajectory: Trajectory
 

@@ -186,8 +186,11 @@ class _Trial:
                 last = max(epoch for epoch in run.trajectory.snapshots if epoch not in settled)
                 self.run = run = replace(run, trajectory=run.trajectory.up_to(last), settled=settled)
                 submit(Order(run, self.attempt, self.ledger.storage), self._on_event)
-        finally:
-            self.listen(TrainingEnded(run.trajectory))
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                self.listen(TrainingEnded(run.trajectory))
+            raise
+        self.listen(TrainingEnded(run.trajectory))
         self.hand_over(self.remaining)
 
     def hand_over(self, cells: Sequence[CellPlan]) -> None:
