@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,20 @@ from massive_sft.training import loading
 class SmallMemory:
     """Makes passes fail as a GPU's allocator does: once for every micro-batch of more than ``rows`` or ``tokens``.
 
-    The first ``passes`` of each model succeed, as where memory gets scarce later.
+    The first ``passes`` of each model succeed, as where memory gets scarce later. ``ways``: those of checkpointing for
+    which there is room at all.
     """
 
-    def __init__(self, rows: float = math.inf, tokens: float = math.inf, backward: bool = False, passes: int = 0):
+    def __init__(
+        self,
+        rows: float = math.inf,
+        tokens: float = math.inf,
+        backward: bool = False,
+        passes: int = 0,
+        ways: Sequence[Any] = (False, "selective", True),
+    ):
         self.rows, self.tokens, self.backward, self.passes, self.raised = rows, tokens, backward, passes, 0
+        self.ways = ways
 
     def attach(self, model: Any) -> None:
         """Give a model room for so much."""
@@ -31,7 +40,8 @@ class SmallMemory:
     def _refuse(self, module: Any, tensors: Any, *_: Any) -> None:
         rows, width = tensors[0].shape[:2]
         self.passes -= 1
-        if self.passes < 0 and (rows > self.rows or rows * width > self.tokens):
+        large = rows > self.rows or rows * width > self.tokens or _way(module) not in self.ways
+        if self.passes < 0 and large:
             self.raised += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -50,3 +60,10 @@ class SmallMemory:
 
     def __exit__(self, *_: object) -> None:
         pretrained.load_model, loading.meta_model = self._load, self._make
+
+
+def _way(layer: Any) -> bool | str:
+    """Return a layer's ``gradient_checkpointing``."""
+    if not getattr(layer, "gradient_checkpointing", False):
+        return False
+    return "selective" if "context_fn" in layer._gradient_checkpointing_func.keywords else True

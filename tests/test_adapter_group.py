@@ -172,6 +172,7 @@ def test_base_that_drops_out_is_refused(tmp_path: Path) -> None:
         ({}, {"zero": 1}, "without DeepSpeed"),
         ({}, {"offload": "optimizer"}, "without DeepSpeed"),
         ({}, {"kernels": "compiled"}, "kernels: auto"),
+        ({}, {"gradient_checkpointing": "auto"}, "use false, selective or true"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused_in_one_sentence(

@@ -40,7 +40,7 @@ from massive_sft.cost.estimate import Cost, estimate, must_train, runs_to_train
 from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
 from massive_sft.cost.gpu_counts import compare_gpu_counts, with_gpu_counts
 from massive_sft.cost.lack import NO_GPU_KIND
-from massive_sft.cost.memory import capacity, find_remedy, judge, training_memory
+from massive_sft.cost.memory import capacity, find_remedy, judge, planned_layout, training_memory
 from massive_sft.cost.padding import USUAL, computed_tokens
 from massive_sft.cost.parallel import communication_seconds, slowest_over_mean
 from massive_sft.cost.shapes import known_models, shape_of
@@ -246,6 +246,43 @@ def test_cheapest_remedy_comes_first() -> None:
     assert device is not None
     found = find_remedy(known_models()["Qwen/Qwen2.5-7B"], FULL, on(1, 1), 2048, device)
     assert str(found) == "set gradient_checkpointing: selective"
+
+
+@pytest.mark.parametrize(
+    ("layout", "longest", "kind", "way"),
+    [
+        (on(1, 1), 2048, "H100", False),
+        (on(1, 1, micro_batch=10), 2048, "H100", "selective"),
+        (on(1, 1, micro_batch=16), 2048, "H100", True),
+        (on(2, 3, micro_batch=10), 2048, "H100", True),  # not selective: refused
+        (on(1, 1, kernels="compiled", micro_batch=10), 2048, "H100", True),
+        (on(1, 1), 4096, "T4", True),  # nothing fits
+        (on(0, 1), 4096, "H100", False),
+        (on(1, 1), 4096, None, False),
+    ],
+    ids=str,
+)
+def test_automatic_checkpointing_is_the_least_that_fits(
+    layout: Layout, longest: int, kind: str | None, way: bool | str
+) -> None:
+    device = (find_gpu(kind) if kind else None) if layout.gpus else this_machine()
+    auto = layout.model_copy(update={"gradient_checkpointing": "auto"})
+    found = planned_layout(known_models()["Qwen/Qwen2.5-1.5B"], FULL, auto, longest, device)
+    assert found == layout.model_copy(update={"gradient_checkpointing": way})
+
+
+def test_plan_shows_the_checkpointing_that_it_counts_with(tmp_path: Path) -> None:
+    rule = {"gpus": 1, "gpu": "H100", "micro_batch": 4}
+    named = {"models": LLAMA_FULL["models"], "blocks": [block(setting=["lora"])]}
+    auto, full = (
+        make_plan(sweep_in(tmp_path, **named, resources=[{**rule, "gradient_checkpointing": way}]))
+        for way in ("auto", True)
+    )
+    found = estimate(auto)
+    assert found.fits[0].gradient_checkpointing == "selective"
+    assert any(line.endswith("with gradient_checkpointing: selective") for line in cost_lines(found))
+    assert estimate(full).fits[0].gradient_checkpointing is None
+    assert [cell.cell.id for cell in auto.cells] == [cell.cell.id for cell in full.cells]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec, train
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.cost.memory import bucket_bytes, bytes_per_number
+from massive_sft.cost.memory import bucket_bytes, bytes_per_number, checkpointing_choices
 from massive_sft.models import pretrained
 from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
@@ -32,7 +32,7 @@ from massive_sft.training.engine import free_memory, make_engine
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loading import load_for_training
 from massive_sft.training.loss import SummedLoss
-from massive_sft.training.micro_batch import OutOfMemory, tried_limit
+from massive_sft.training.micro_batch import OutOfMemory, first_trials, less_and_less, tried
 from massive_sft.training.packing import Limit, collate
 from massive_sft.training.ranks import join_group
 from massive_sft.training.step import Decision, StepRunner
@@ -130,6 +130,8 @@ def two_rank_specs(base: Path) -> Iterator[tuple[str, TrainingSpec, dict[str, in
             layout = {"workers": 2, "zero": zero, "micro_batch": 1}
             yield f"bf16-{zero}", make_spec(base, (2,), layout=layout, precision="bf16", optimizer=SMOOTH), {}
     yield "small-auto", make_spec(base, (2,), layout={"workers": 2, "zero": 2}, optimizer=SMOOTH), {"tokens": 32}
+    auto = {"workers": 2, "zero": 2, "micro_batch": 2, "gradient_checkpointing": "auto"}
+    yield "ways", make_spec(base, (2,), layout=auto, method="lora"), {"ways": ["selective"]}
     yield "none", make_spec(base, layout={"workers": 2, "zero": 3}), {"rows": 0}
     yield "last", make_spec(base, (2,), layout={"workers": 2, "zero": 2, "micro_batch": 1}, batch=10), {}
 
@@ -225,6 +227,11 @@ def test_micro_batch_that_one_of_two_ranks_has_no_memory_for_is_halved_on_both(t
     assert size[0] in {("samples", 1), ("tokens", 32)}
 
 
+def test_two_ranks_recompute_what_the_one_with_less_memory_must(two_ranks: Path) -> None:
+    for summary in summaries(two_ranks, "ways"):
+        assert summary["gradient_checkpointing"] == "selective" and summary["micro_batch"] == {"samples": 2}
+
+
 def test_sample_that_one_of_two_ranks_has_no_memory_for_ends_both_with_the_remedy(two_ranks: Path) -> None:
     one, other = summaries(two_ranks, "none")
     assert one == other and "lower max_length" in one["error"]
@@ -304,7 +311,7 @@ def test_first_pass_of_one_rank_halves_the_micro_batch_and_leaves_no_trace(
         loss = SummedLoss(load_for_training(spec, samples))
     engine = make_engine(loss, spec.setting, spec.layout)
     random_state = torch.get_rng_state()
-    limit = tried_limit(spec, samples, engine, Limit(samples=4))
+    limit = tried(spec, samples, engine, loss.model, first_trials(spec, samples, engine, loss.model, False)).limit
     assert torch.equal(torch.get_rng_state(), random_state)
     assert limit == Limit(samples=2) and memory.raised == 1
     runner = StepRunner(spec, samples, engine, 0, limit, tmp_path)
@@ -314,6 +321,37 @@ def test_first_pass_of_one_rank_halves_the_micro_batch_and_leaves_no_trace(
     assert [step.loss for step in steps] == pytest.approx(losses, abs=2e-6)
     assert [step.grad_norm for step in steps] == pytest.approx(norms, rel=1e-5)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("room", "way", "rows"),
+    [({"ways": ("selective", True)}, "selective", 4), ({"ways": (True,)}, True, 4), ({"rows": 2}, True, 2)],
+)
+def test_first_pass_recomputes_more_before_it_halves_the_micro_batch(
+    base: Path, room: dict[str, Any], way: bool | str, rows: int
+) -> None:
+    spec = make_spec(base, layout={"micro_batch": 4, "gradient_checkpointing": "auto"}, method="lora")
+    samples = make_samples()
+    join_group(spec.layout)
+    with SmallMemory(**room):
+        loss = SummedLoss(load_for_training(spec, samples))
+    engine = make_engine(loss, spec.setting, spec.layout)
+    trial = tried(spec, samples, engine, loss.model, first_trials(spec, samples, engine, loss.model, False))
+    assert (trial.layout.gradient_checkpointing, trial.limit) == (way, Limit(samples=rows))
+    engine.close()
+
+
+def test_automatic_micro_batches_shrink_to_what_is_enough_before_more_is_recomputed() -> None:
+    choices = checkpointing_choices(Layout(gradient_checkpointing="auto"))
+    trials = less_and_less(choices, Limit(tokens=9000), longest=600, enough=4096)
+    assert [(trial.layout.gradient_checkpointing, trial.limit.tokens) for trial in trials] == [
+        (False, 9000), (False, 4500), ("selective", 4500), (True, 4500), (True, 2250), (True, 1125), (True, 600)
+    ]  # fmt: skip
+
+
+def test_training_on_a_cpu_takes_no_checkpointing_by_itself(base: Path, tmp_path: Path) -> None:
+    summary, _ = train(make_spec(base, layout={"gradient_checkpointing": "auto"}), make_samples(4), tmp_path)
+    assert summary.gradient_checkpointing is False
 
 
 def test_out_of_memory_with_one_sample_says_what_to_do(base: Path, tmp_path: Path) -> None:

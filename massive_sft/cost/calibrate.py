@@ -110,6 +110,8 @@ class _Calibrator:
             layout, device = facts["layout"], facts["device"]
             wall, whole = float(facts["wall_seconds"]), float(facts["run_seconds"])  # type: ignore[arg-type]
             used_layout = Layout.model_validate(layout)
+            if used_layout.gradient_checkpointing == "auto":
+                used_layout = used_layout.model_copy(update={"gradient_checkpointing": facts["gradient_checkpointing"]})
             steps = [(step.tokens, step.seconds) for step in read_steps(self.ledger.storage.fetch_file(str(curve)))]
         except (OSError, KeyError, TypeError, ValueError):
             return  # of a version that did not measure, or the curve is gone

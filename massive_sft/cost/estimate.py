@@ -23,7 +23,7 @@ from massive_sft.cost.extension import Extensions, trained_part
 from massive_sft.cost.fit import Fit, check_fits
 from massive_sft.cost.inputs import CostInputs
 from massive_sft.cost.lack import NO_GPU_KIND, NO_REQUESTS, NO_ROWS, NO_SIZE, NO_SUCH_GPU, Lack, told
-from massive_sft.cost.memory import bytes_per_number
+from massive_sft.cost.memory import bytes_per_number, planned_layout
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.ledger.asked import full_id
 from massive_sft.ledger.record import Status
@@ -109,7 +109,7 @@ class Estimator:
         return training_seconds(
             shape,
             recipe.setting,
-            run.layout,
+            planned_layout(shape, recipe.setting, run.layout, workload.longest, device),
             workload,
             run.trajectory.epochs,
             len(run.trajectory.snapshots),

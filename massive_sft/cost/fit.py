@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import Memory, Verdict, capacity, find_remedy, judge, scoring_memory, training_memory
+from massive_sft.cost.memory import (
+    Memory,
+    Verdict,
+    capacity,
+    find_remedy,
+    judge,
+    planned_layout,
+    scoring_memory,
+    training_memory,
+)
 from massive_sft.planning.plan import RunPlan
 from massive_sft.sweep.schema import Model
 
@@ -26,6 +35,7 @@ class Fit:
         verdict: ``does not fit`` only where weights, gradients and optimizer alone are too much.
         remedy: what to change; empty when it fits.
         measured: whether ``needed`` rests on a measurement.
+        gradient_checkpointing: that ``memory`` counts with where it is ``auto``; None where it is not.
     """
 
     what: str
@@ -37,6 +47,7 @@ class Fit:
     verdict: Verdict
     remedy: str
     measured: bool
+    gradient_checkpointing: bool | str | None = None
 
 
 def check_fits(inputs: CostInputs) -> list[Fit]:
@@ -58,28 +69,30 @@ def check_fits(inputs: CostInputs) -> list[Fit]:
 
 def _training(inputs: CostInputs, group: list[RunPlan]) -> Fit | None:
     run = group[0]
-    recipe, layout = run.trajectory.recipe, run.layout
+    recipe = run.trajectory.recipe
     shape, device, workload = inputs.shape(recipe.model), inputs.device(run), inputs.workload(recipe)
     if shape is None:
         return None
     longest = workload.longest if workload else recipe.setting.max_length
+    layout = planned_layout(shape, recipe.setting, run.layout, longest, device)
+    chosen = layout.gradient_checkpointing if layout != run.layout else None
     memory = training_memory(shape, recipe.setting, layout, longest)
     where = f"{layout.gpus} × {run.gpu or 'GPU'}" if layout.gpus else "cpu"
     what = f"{recipe.model_name} {recipe.setting_name}"
     if device is None:
-        return Fit(what, where, len(group), memory, memory.total, None, "unknown", "", measured=False)
+        return Fit(what, where, len(group), memory, memory.total, None, "unknown", "", False, chosen)
     begun = training_memory(shape, recipe.setting, layout, longest, smallest=False)
     alike, available = inputs.trained_alike(run, shape, device), capacity(device, layout)
     if alike is not None and alike.peak:
         # What the libraries really take beside the formula was seen once for this kind.
         needed = max(alike.peak + begun.total - alike.peak_formula, 0)
-        return Fit(what, where, len(group), begun, needed, available, "fits", "", measured=True)
+        return Fit(what, where, len(group), begun, needed, available, "fits", "", True, chosen)
     # The longest sample is known only once it is tokenised, so until then a batch proves nothing.
     verdict = judge(memory, available, certain=shape.source != "name")
     advice = ""
     if verdict != "fits":
         advice = str(find_remedy(shape, recipe.setting, layout, longest, device) or NO_REMEDY)
-    return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, measured=False)
+    return Fit(what, where, len(group), memory, begun.total, available, verdict, advice, False, chosen)
 
 
 def _scoring(inputs: CostInputs, model: Model, name: str) -> Fit | None:

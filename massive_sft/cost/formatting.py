@@ -119,7 +119,9 @@ def _judgement(fit: Fit) -> str:
 def _fit(fit: Fit) -> str:
     runs = f", each of {fit.runs} training runs" if fit.runs > 1 else ""
     needed = f"{'' if fit.measured else '≈ '}{format_bytes(fit.needed)} of {format_bytes(fit.available or 0)}"
-    return f"{fit.what} on {fit.where} needs {needed}{runs}"
+    chosen = fit.gradient_checkpointing
+    way = "" if chosen is None else f" with gradient_checkpointing: {str(chosen).lower()}"
+    return f"{fit.what} on {fit.where} needs {needed}{way}{runs}"
 
 
 def gpu_count_lines(compared: Sequence[GpuCounts]) -> list[str]:
@@ -224,5 +226,5 @@ def _figure(figure: Quantity | None) -> dict[str, Any] | None:
 
 def _fit_json(fit: Fit) -> dict[str, Any]:
     addends: Mapping[str, int] = {**fit.memory.certain, **fit.memory.estimated}
-    named = ("what", "where", "runs", "needed", "available", "verdict", "remedy", "measured")
+    named = ("what", "where", "runs", "needed", "available", "verdict", "remedy", "measured", "gradient_checkpointing")
     return {**{name: getattr(fit, name) for name in named}, "least": fit.memory.least, "addends": dict(addends)}

@@ -11,7 +11,7 @@ from massive_sft.core.files import format_bytes
 from massive_sft.cost.devices import Device, find_gpu, gpus_here, known_gpus
 from massive_sft.cost.duration import training_seconds, useful_operations
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import capacity, find_remedy, training_memory
+from massive_sft.cost.memory import ROOM, capacity, find_remedy, planned_layout, training_memory
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.planning.plan import Plan, RunPlan
@@ -20,7 +20,6 @@ from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
 COUNTS = (1, 2, 4, 8)  # GPUs of a node, between which the links of ``devices.json`` are
-ROOM = 0.95  # of a GPU's memory that may be needed: the rest is for fragments and for what formulas leave out
 NO_KIND = (
     "auto counts GPUs of one known kind, and neither a GPU of this machine nor what was measured tells which: name it "
     "(gpu: H100, A100-80GB, ...), or say how many gpus"
@@ -186,12 +185,15 @@ class _Kind:
         return GpuCount(layout, needed, fits, used, useful / used)
 
     def _needed(self, setting: Setting, layout: Layout) -> int:
-        return training_memory(self._shape, setting, layout, self._longest).total
+        return training_memory(self._shape, setting, self._planned(setting, layout), self._longest).total
+
+    def _planned(self, setting: Setting, layout: Layout) -> Layout:
+        return planned_layout(self._shape, setting, layout, self._longest, self.device)
 
     def _seconds(self, work: _Work, layout: Layout) -> float:
         """Return the seconds of a training by the formulas alone, which are alike for all layouts."""
         setting, workload, epochs, snapshots = work
-        shape, table = self._shape, self._inputs.table
+        shape, table, layout = self._shape, self._inputs.table, self._planned(setting, layout)
         return training_seconds(shape, setting, layout, workload, epochs, snapshots, self.device, None, table).value
 
     def _peak_seconds(self, work: _Work, layout: Layout) -> float:
@@ -204,7 +206,8 @@ class _Kind:
         recipe, most = self._group[0].trajectory.recipe, counts[-1]
         numbers = ", ".join(str(count.layout.gpus) for count in counts)
         needed = f"{format_bytes(most.needed)} of {format_bytes(self.device.memory)}"
-        remedy = find_remedy(self._shape, recipe.setting, most.layout, self._longest, self.device)
+        layout = self._planned(recipe.setting, most.layout)
+        remedy = find_remedy(self._shape, recipe.setting, layout, self._longest, self.device)
         ways = [str(remedy)] if remedy else []
         lora = recipe.setting.model_copy(update={"method": "lora"})
         lora_fits = (

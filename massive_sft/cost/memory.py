@@ -23,6 +23,7 @@ from massive_sft.sweep.spec import Layout
 CPU_TOKENS = 2048
 MOST_GPU_TOKENS = 65536
 TYPICAL_GPU_TOKENS = 16384
+ENOUGH_GPU_TOKENS = 4096  # keep a GPU busy: more is not worth computing activations again for
 # Logits that are there at a time: in float32 with their gradients 1.6 GB on a GPU, 200 MB on a CPU.
 GPU_LOGITS = 2**27
 CPU_LOGITS = 2**24
@@ -32,6 +33,7 @@ GATHERED_WEIGHTS = 10**9
 # The same on a CPU at stage 3, which is there for models that are large for the memory: no network waits for more.
 CPU_BUCKET_ELEMENTS = 2**24
 CPU_GATHERED_WEIGHTS = 2**26
+ROOM = 0.95  # of a GPU's memory that may be needed: the rest is for fragments and for what formulas leave out
 CUDA_BYTES = 700 * 10**6  # the driver's context and libraries on a GPU
 # A process on a CPU with torch, transformers and DeepSpeed imported, before it loads a model; measured.
 PROCESS_BYTES = 750 * 10**6
@@ -67,15 +69,16 @@ def bytes_per_number(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
 
-def activation_bytes(layers: int, hidden: int, number: int, checkpointing: bool | Literal["selective"]) -> int:
+def activation_bytes(layers: int, hidden: int, number: int, checkpointing: bool | str) -> int:
     """Return the bytes that a token leaves behind for the backward pass.
 
     Per layer about 34 values of the hidden size (Korthikanti et al. 2022, without their attention matrices), with
     checkpointing the layer's input alone and one layer in full. Their 34 are bytes, at two a value; here they are
     values, which leaves room for wider MLPs and for the gradients on their way back. With selective checkpointing a
     layer keeps its input and what its products gave: 13 values in Llama 3, 15 with an MLP of 4 and whole keys.
+    ``auto`` must have been chosen (``checkpointing_choices``).
     """
-    kept = {False: 34 * layers, True: 2 * layers + 34, "selective": 20 * layers + 34}
+    kept: dict[bool | str, int] = {False: 34 * layers, True: 2 * layers + 34, "selective": 20 * layers + 34}
     return kept[checkpointing] * hidden * number
 
 
@@ -122,7 +125,7 @@ def training_memory(shape: ModelShape, setting: Setting, layout: Layout, longest
     Args:
         shape: of the base model.
         setting: method, precision, LoRA rank.
-        layout: workers, ZeRO stage, offload, micro-batch, checkpointing.
+        layout: workers, ZeRO stage, offload, micro-batch, checkpointing (``planned_layout`` takes its ``auto``).
         longest: tokens of the longest sample.
         smallest: with the smallest micro-batch, which decides whether it fits; else with the one it begins with
             (on a GPU sized automatically that takes what is free, so there it is the smallest as well).
@@ -213,6 +216,31 @@ def scoring_memory(shape: ModelShape, dtype: str, device: Device) -> Memory:
 def capacity(device: Device, layout: Layout) -> int:
     """Return the bytes that one worker may take: a GPU, or its part of the machine's memory."""
     return device.memory if device.is_gpu else device.memory // layout.workers
+
+
+def checkpointing_choices(layout: Layout, compiled: bool = False) -> tuple[Layout, ...]:
+    """Return what ``gradient_checkpointing: auto`` chooses from, what costs least first; else the layout alone.
+
+    Selective is left out where it is refused: at stage 3 and with ``compiled`` kernels.
+    """
+    if layout.gradient_checkpointing != "auto":
+        return (layout,)
+    whole = layout.stage == 3 or compiled or layout.kernels == "compiled"
+    ways = (False, True) if whole else (False, "selective", True)
+    return tuple(layout.model_copy(update={"gradient_checkpointing": way}) for way in ways)
+
+
+def planned_layout(shape: ModelShape, setting: Setting, layout: Layout, longest: int, device: Device | None) -> Layout:
+    """Return a layout with the least checkpointing that fits by the formulas where it is ``auto``, the most if none.
+
+    That is without any where a kind of GPU is not known, and on a CPU. A run looks at what its GPU really has free.
+    """
+    choices = checkpointing_choices(layout)
+    if device is None or not device.is_gpu:
+        return choices[0]
+    tokens = max(longest, ENOUGH_GPU_TOKENS) if layout.micro_batch == "auto" else longest
+    needed = ((choice, training_memory(shape, setting, choice, tokens, smallest=False).total) for choice in choices)
+    return next((choice for choice, size in needed if size <= ROOM * capacity(device, choice)), choices[-1])
 
 
 def judge(memory: Memory, available: int, certain: bool = True) -> Verdict:

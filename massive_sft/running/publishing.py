@@ -139,6 +139,7 @@ def _run_facts(summary: TrainingSummary) -> dict[str, Any]:
         "micro_batch": summary.micro_batch,
         "attention": summary.attention,
         "kernels": summary.kernels,
+        "gradient_checkpointing": summary.gradient_checkpointing,
         "head": summary.head,
         "run_steps": summary.steps,
         "run_seconds": summary.seconds,

@@ -47,7 +47,7 @@ class Layout(StrictModel):
     offload: Literal["none", "optimizer"] = "none"
     micro_batch: Positive | Literal["auto"] = "auto"
     packing: Flag = False
-    gradient_checkpointing: Flag | Literal["selective"] = False
+    gradient_checkpointing: Flag | Literal["selective", "auto"] = False
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     kernels: Literal["auto", "plain", "compiled"] = "auto"
     lora_at_once: Positive = 1

@@ -68,6 +68,8 @@ def _why_not_at_once(setting: Setting, layout: Layout) -> Iterator[str]:
         yield "is for training without DeepSpeed; use zero: auto without offload"
     if setting.lora.dropout:
         yield "is for lora.dropout 0: adapters together would drop out others than each alone"
+    if layout.gradient_checkpointing == "auto":
+        yield "cannot have gradient_checkpointing chosen; use false, selective or true"
     if layout.kernels == "compiled":
         yield "cannot have compiled kernels; use kernels: auto"
     if layout.packing and layout.attention == "flash_attention_2":

@@ -24,11 +24,12 @@ from massive_sft.training.deepspeed_engine import torch_restored
 from massive_sft.training.divergence import DivergenceMonitor
 from massive_sft.training.engine import free_memory, make_engine, warm_up
 from massive_sft.training.events import Event
-from massive_sft.training.kernels import PLAIN, choose_kernels
+from massive_sft.training.kernels import COMPILED, PLAIN, choose_kernels
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
 from massive_sft.training.ranks import join_group
+from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.shares import full_shape
 from massive_sft.training.snapshot_writer import SnapshotWriter
 from massive_sft.training.step import StepRunner
@@ -113,15 +114,18 @@ def _load_and_train(
     try:
         if spec.layout.stage == 3 and spec.layout.packing:
             loading.require_clean_packing_at_stage_3(spec, model, engine)
-        limit = micro_batch.first_limit(spec, samples, engine, model)
+        trials = micro_batch.first_trials(spec, samples, engine, model, kernels == COMPILED)
+        trial = trials[0]
         if probe is not None:
-            limit = micro_batch.agreed_limit(probe, engine, limit)
+            trial = micro_batch.agreed(probe, engine, trials)
         elif spec.layout.gpus and member is None:  # a CPU lets a process take what is not there
-            limit = micro_batch.tried_limit(spec, samples, engine, limit)
+            trial = micro_batch.tried(spec, samples, engine, model, trials)
+        recompute_activations(model, trial.layout)
+        spec = spec.model_copy(update={"layout": trial.layout})
         manager = (
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )
-        steps = (StepRunner if member is None else MemberSteps)(spec, samples, engine, rank, limit, directory)
+        steps = (StepRunner if member is None else MemberSteps)(spec, samples, engine, rank, trial.limit, directory)
         writer = SnapshotWriter(spec, engine, model, report, publish)
         trainer = TrajectoryTrainer(
             spec, samples, loss, kernels, engine, steps, monitor, manager, writer, directory, report, stop

@@ -8,7 +8,8 @@ workers must go on (``errors.TrainAgain``).
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,20 @@ from torch import nn
 from massive_sft.cost.memory import most_gathered
 from massive_sft.data.samples import Samples
 from massive_sft.models.out_of_memory import is_out_of_memory
-from massive_sft.sweep.spec import TrainingSpec
+from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training import packing
 from massive_sft.training.engine import Engine, free_memory
+from massive_sft.training.loss import SummedLoss
+from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.shares import full_shape
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A layout whose checkpointing is chosen, and a micro-batch: what is tried before the first step."""
+
+    layout: Layout
+    limit: packing.Limit
 
 
 class MemoryProbe:
@@ -32,28 +43,27 @@ class MemoryProbe:
         spec, samples: what it will be trained on.
     """
 
-    def __init__(self, module: nn.Module, spec: TrainingSpec, samples: Samples):
+    def __init__(self, module: SummedLoss, spec: TrainingSpec, samples: Samples):
         without = {id(p): _without_values(p) for p in module.parameters()}
         self._module = copy.deepcopy(module, dict(without))
         self._spec = spec
         self._samples = samples
 
-    def agree(self, engine: Engine, limit: packing.Limit) -> packing.Limit | None:
-        """Return the largest of ``limit``, its half and so on that fits on every rank; None when none does.
+    def agree(self, engine: Engine, trials: Sequence[Trial]) -> Trial | None:
+        """Return the first of trials that need less and less that fits on every rank; None when none does.
 
-        All ranks must call it once, with equal limits. Random states are as before afterwards.
+        All ranks must call it once, with equal trials. Random states are as before afterwards.
         """
-        smaller: packing.Limit | None = limit
+        number = 0
         with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
             self._place(engine.device)
-            while smaller is not None and not self._fits(engine, smaller):
-                smaller = smaller.halved(int(self._samples.lengths.max()))
+            while number < len(trials) and not self._fits(engine, trials[number]):
+                number += 1
         del self._module
         free_memory()
-        (name,) = [field.name for field in fields(limit) if getattr(limit, field.name) is not None]
-        least = torch.tensor(getattr(smaller, name) if smaller else 0, device=engine.device)
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        return packing.Limit(**{name: int(least)}) if least else None
+        last = torch.tensor(number, device=engine.device)
+        dist.all_reduce(last, dist.ReduceOp.MAX)
+        return trials[int(last)] if last < len(trials) else None
 
     def _place(self, device: torch.device) -> None:
         """Give all weights one piece of memory, whose values do not matter."""
@@ -71,10 +81,11 @@ class MemoryProbe:
             if weight.requires_grad:  # the engine takes gradients away as they come, too
                 weight.register_post_accumulate_grad_hook(_forget_gradient)
 
-    def _fits(self, engine: Engine, limit: packing.Limit) -> bool:
+    def _fits(self, engine: Engine, trial: Trial) -> bool:
         """Try one forward and backward pass over the longest micro-batch, beside what the first step adds."""
-        layout = self._spec.layout
-        first = packing.fullest(self._spec.setting.batch, self._samples.lengths, limit, layout.packing)
+        layout = trial.layout
+        recompute_activations(self._module.model, layout)
+        first = packing.fullest(self._spec.setting.batch, self._samples.lengths, trial.limit, layout.packing)
         batch = packing.collate(self._samples, first, layout.packing).to(engine.device)
         gathered = min(sum(p.numel() * p.element_size() for p in self._module.parameters()), 2 * most_gathered(layout))
         coming = engine.first_step_bytes() + (gathered if layout.stage == 3 else 0)

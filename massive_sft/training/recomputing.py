@@ -21,10 +21,11 @@ _WIDENING = 8
 def recompute_activations(model: Any, layout: Layout) -> None:
     """Have a transformers model compute activations again as its layout says; without it, leave it as it is.
 
+    ``auto`` leaves it too: what it becomes is tried later, and may be called with again for more (``micro_batch``).
     ``selective`` keeps what matrix products and attention kernels gave, but for the second halves of adapters. An
     attention that is compiled (flex_attention) is one whole, which is computed again.
     """
-    if not layout.gradient_checkpointing:
+    if layout.gradient_checkpointing in (False, "auto"):
         return
     how: dict[str, Any] = {"use_reentrant": False}
     if layout.gradient_checkpointing == "selective":

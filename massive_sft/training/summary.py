@@ -23,6 +23,7 @@ class TrainingSummary:
         micro_batch: the final limit of a micro-batch, such as ``{"samples": 4}`` or ``{"tokens": 4096}``.
         attention: the implementation that computed it.
         kernels: ``compiled`` or ``plain``, see ``kernels.choose_kernels``.
+        gradient_checkpointing: what of activations was computed again, as in ``resources``; never ``auto``.
         head: how the output layer was computed, see ``loss.SummedLoss``.
         resumed: one entry for each time that it went on from a checkpoint or began again, see
             ``checkpoints.continuity.Resumption``.
@@ -41,6 +42,7 @@ class TrainingSummary:
     micro_batch: dict[str, int]
     attention: str
     kernels: str
+    gradient_checkpointing: bool | str
     head: str
     resumed: tuple[Mapping[str, Any], ...] = ()
 

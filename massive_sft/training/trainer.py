@@ -35,7 +35,7 @@ class TrajectoryTrainer:
     """One training on this rank, from its start or its checkpoint to its last snapshot.
 
     Attributes:
-        spec, samples: what is trained and how.
+        spec, samples: what is trained and how; its checkpointing is chosen.
         loss: the engine's module; its model gives the snapshots.
         kernels: that compute its layers.
         engine: before its first step.
@@ -100,6 +100,7 @@ class TrajectoryTrainer:
             micro_batch=micro_batch.as_dict(self.runner.limit),
             attention=attention_of(self.loss.model),
             kernels=self.kernels,
+            gradient_checkpointing=self.spec.layout.gradient_checkpointing,
             head=self.loss.head,
             resumed=self.checkpoints.history if self.checkpoints else (),
         )

@@ -65,10 +65,12 @@ class Resource(StrictModel):
     runs out."""
     packing: Flag = False
     """Whether several samples share a row, kept apart by the attention, instead of being padded to one length."""
-    gradient_checkpointing: Flag | Literal["selective"] = False
+    gradient_checkpointing: Flag | Literal["selective", "auto"] = False
     """Whether activations are computed again in the backward pass: less memory, a third more work (LoRA: half).
     ``selective``: those between matrix products and attention alone, which are little work; not under
-    ``zero: 3``, nor with ``kernels: compiled``."""
+    ``zero: 3``, nor with ``kernels: compiled``. ``auto``: the first of ``false``, ``selective`` and ``true`` that
+    should fit the GPU (on a CPU ``false``), and the next where memory runs out before the first step; not with
+    ``lora_at_once``."""
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """The implementation. ``auto`` takes one that computes the model's family exactly."""
     kernels: Literal["auto", "plain", "compiled"] = "auto"
