@@ -28,7 +28,7 @@ from massive_sft.training.kernels import COMPILED, PLAIN, choose_kernels
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.memory_probe import MemoryProbe
-from massive_sft.training.ranks import join_group
+from massive_sft.training.ranks import broadcast_from_rank0, join_group
 from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.shares import full_shape
 from massive_sft.training.snapshot_writer import SnapshotWriter
@@ -114,7 +114,8 @@ def _load_and_train(
     try:
         if spec.layout.stage == 3 and spec.layout.packing:
             loading.require_clean_packing_at_stage_3(spec, model, engine)
-        trials = micro_batch.first_trials(spec, samples, engine, model, kernels == COMPILED)
+        compiled = broadcast_from_rank0(lambda: kernels == COMPILED)  # a trial of kernels may fail on one rank alone
+        trials = micro_batch.first_trials(spec, samples, engine, model, compiled)
         trial = trials[0]
         if probe is not None:
             trial = micro_batch.agreed(probe, engine, trials)
