@@ -29,6 +29,7 @@ os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of i
 # The files that take longest, most of it waiting, begin first: one that began last would keep one process busy while the
 # others have nothing left. Those that start clusters are spread, for clusters that start together time out.
 LONGEST = (
+    "test_task_index",  # which reads what all others then find
     *("test_scheduling", "test_resume", "test_engine", "test_cancel", "test_guides", "test_disk"),
     *("test_bucket_root", "test_mirror"),
     *("test_clusters", "test_extending", "test_submit", "test_verbs", "test_giving_up", "test_stored_snapshots"),

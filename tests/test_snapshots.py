@@ -167,7 +167,7 @@ def told(event: RunEvent) -> object:
     return event.event.step if is_step else None  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("every", ["auto", 0])
+@pytest.mark.parametrize("every", [pytest.param("auto", marks=pytest.mark.long), 0])
 def test_killed_training_keeps_the_epochs_that_it_published(whole: Path, tmp_path: Path, every: object) -> None:
     """With checkpoints after every step, and with none, where it begins anew."""
     path = sweep_at(tmp_path, storage={"root": str(tmp_path / "ledger"), "resume_every": every})
