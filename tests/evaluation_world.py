@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import deque
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,13 +25,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from massive_sft.evaluation import tasks
+
 WORDS = ["red", "blue", "green", "a dog", "two cats", "the long yellow road", "ünï", "seven", "no", "yes"]
 
 
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the datasets library caches inside the test's folder."""
+    """Keep what the datasets library caches inside the test's folder, and the tasks that were loaded from there."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(tasks, "_loaded", deque(maxlen=tasks._loaded.maxlen))
     datasets.disable_progress_bars()
 
 
