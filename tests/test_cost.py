@@ -490,7 +490,7 @@ def test_unknown_model_and_benchmark_are_named(tmp_path: Path) -> None:
     assert unknown == {"the size of m1 is not known until it is on the disk": 3}
     tasks = [{"name": "mine", "shots": 0}, {"name": "other", "shots": 5}]
     mine = cost_of(tmp_path, **NAMED, **H100, evaluation={"tasks": tasks}).unknown
-    assert mine == {"the size of mine-0shot, other-5shot is not known until its requests are built (check does)": 4}
+    assert mine == {"the size of mine-0shot, other-5shot is not known until requests are built (check does)": 4}
 
 
 def test_sum_that_lacks_a_part_is_not_known_rather_than_too_small(tmp_path: Path) -> None:
@@ -977,7 +977,7 @@ def test_plan_of_a_budget_prints_what_it_takes_and_leaves_out(tmp_path: Path) ->
     assert content["cost"]["gpu_seconds"]["value"] / 3600 <= 0.6
     told = CliRunner().invoke(app, ["plan", path, "--budget-gpu-hours", "0.6"]).stdout
     assert "GPU-hours" in told
-    assert f"left out are {len(content['budget']['left_out'])} training runs" in told
+    assert f"left out: {len(content['budget']['left_out'])} training run" in told
 
 
 def test_budget_that_is_no_number_or_pays_for_nothing_is_said(tmp_path: Path) -> None:

@@ -289,7 +289,9 @@ def test_broken_json_lines_are_all_named_by_file_and_line(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n{"question": \n[1, 2\n"text"\n')
     said = problems(path)
-    assert f"{path}:2: is not valid JSON" in said and f"{path}:3: is not valid JSON" in said
+    assert (
+        f"{path}:2: is not valid JSON: Expecting value at column 14" in said and f"{path}:3: is not valid JSON" in said
+    )
     assert f"{path}:4: must be an object, got 'text'" in said
 
 

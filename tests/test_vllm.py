@@ -134,7 +134,7 @@ def test_sweep_whose_servers_cannot_score_it_is_refused(server: StandIn, tmp_pat
 
     unserved, whole = problems(server.url)
     assert "evaluation.vllm.servers: no vLLM server has" in unserved and f"served: base ({server.root})" in unserved
-    assert "scores base models and adapters, the other engines whole models too, got 'full'" in whole
+    assert "evaluation.protocol.engine: vllm scores base models and adapters alone; engine plain or trie" in whole
     server.root = str(tmp_path / "world" / "models" / "tiny-llama")
     assert problems(server.url) == [whole]
     by_name = served_by(Model(path="base"), Vllm(servers=(server.url,)))

@@ -100,6 +100,8 @@ def test_value_that_no_cell_has_is_refused_with_those_that_are_there(plan: Plan)
     )
     assert "epoch: no cell of the sweep has it, got '7'; valid: 1, 2, 0" in str(refusal.value)
     assert len(refusal.value.problems) == 3
+    with pytest.raises(InvalidInput, match="mixture: is an entry whose mixtures have names of their own, got 'one'"):
+        select_cells(plan, parse_where("mixture=one"))
 
 
 def test_names_that_look_like_syntax_are_reached_by_quotes_alone(tmp_path: Path) -> None:

@@ -171,12 +171,11 @@ def gpu_counts_json(compared: Sequence[GpuCounts]) -> list[dict[str, Any]]:
 def budget_lines(portion: BudgetedPlan) -> list[str]:
     """Return what a budget takes of a plan and what it leaves out, for people."""
     kept, hours = portion.plan, f"{_about(portion.taken)}{_number(portion.taken.value)}"
-    head = (
-        f"budget of {portion.hours:g} hours: {len(kept.base)} base rows and {len(kept.runs)} training runs take {hours}"
-    )
+    taken = f"{counted(len(kept.base), 'base row')} and {counted(len(kept.runs), 'training run')}"
+    head = f"budget of {portion.hours:g} hours, what is done counted too: {taken} take {hours}"
     if not portion.left_out:
         return [f"{head}; nothing is left out"]
-    lines = [f"{head}; left out are {portion.runs_left_out} training runs:"]
+    lines = [f"{head}; left out: {counted(portion.runs_left_out, 'training run')}:"]
     lines += [f"  {item}" for item in portion.left_out[:MAX_LINES]]
     if len(portion.left_out) > MAX_LINES:
         lines.append(f"  and {len(portion.left_out) - MAX_LINES} more (--json lists them all)")

@@ -26,7 +26,7 @@ NO_GPU_KIND = Lack("no kind of GPU is named: say resources[].gpu (H100, A100-80G
 NO_SUCH_GPU = "the kind of GPU {} is not known here"
 NO_SIZE = "the size of {} is not known until it is on the disk"
 NO_ROWS = "how many rows {} has is not known until they are counted (check does)"
-NO_REQUESTS = "the size of {} is not known until its requests are built (check does)"
+NO_REQUESTS = "the size of {} is not known until requests are built (check does)"
 
 
 def told(lacks: Mapping[Lack, int]) -> dict[str, int]:

@@ -146,7 +146,7 @@ def _read_json_lines(file: Path, numbered: bool, findings: Findings) -> Iterator
             if not line.strip():
                 continue
             try:
-                value = json.loads(line.decode())
+                value = json.loads(line.rstrip(b"\r\n").decode())
             except json.JSONDecodeError as error:
                 rule = f"is not valid JSON: {error.msg} at column {error.colno}"
                 findings.add("broken JSON", f"{name}:{number}", rule)

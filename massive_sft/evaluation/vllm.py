@@ -26,7 +26,7 @@ from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.models.location import place_of
 from massive_sft.sweep.schema import Model, Vllm
 
-REMEDY = "protocol.engine: vllm scores base models and adapters, the other engines whole models too"
+REMEDY = "vllm scores base models and adapters alone; engine plain or trie scores whole models too"
 CANARY_TOKENS = 16
 # A token to predict and one that is written, which the server cannot do without.
 BEYOND_CONTEXT = 2

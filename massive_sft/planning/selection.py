@@ -172,4 +172,6 @@ def _foreign(plan: Plan, condition: Clause) -> Iterable[Problem]:
     for value in condition.values:
         if not any(_is(plan_of, condition.key, value) for plan_of in plan.cells):
             known = () if condition.key in IDS else tuple({_text(item, condition.key): None for item in plan.cells})
-            yield Problem(f"{OPTION}: {condition.key}", "no cell of the sweep has it", value, known)
+            is_entry = condition.key == "mixture" and value in plan.sweep.file.mixtures.entries
+            rule = "is an entry whose mixtures have names of their own" if is_entry else "no cell of the sweep has it"
+            yield Problem(f"{OPTION}: {condition.key}", rule, value, known)
