@@ -295,8 +295,9 @@ def _score_cells(row: Pair) -> tuple[str, ...]:
 def _difference(row: Pair, metric: str) -> str:
     """Return a difference, of the questions that both answered where they are known, with what says how sure it is."""
     paired = row.paired
-    if paired is not None:
-        left_out = f", {paired.unpaired:,} questions of one alone left out" if paired.unpaired else ""
-        return with_interval(metric, paired.mean, paired.interval or (), "+") + left_out
     overlap = {True: ", intervals overlap", False: ", intervals apart", None: ""}[row.overlap]
-    return with_interval(metric, row.difference, sign="+") + overlap
+    if paired is None:
+        return with_interval(metric, row.difference, sign="+") + overlap
+    left_out = f", {paired.unpaired:,} questions of one alone left out" if paired.unpaired else ""
+    sure = overlap if paired.interval is None else ""
+    return with_interval(metric, paired.mean, paired.interval or (), "+") + sure + left_out
