@@ -321,6 +321,12 @@ def test_broken_section_does_not_make_its_names_unknown(raw: dict[str, Any], sec
     assert problems(raw) == [f"sweeps/x.yaml: {section}: {rule}"]
 
 
+def test_file_without_schema_is_told_to_be_an_overlay(raw: dict[str, Any]) -> None:
+    del raw["schema"]
+    rule = "is required; a file that only changes another one goes with it, as --overlay"
+    assert problems(raw) == [f"sweeps/x.yaml: schema: {rule}"]
+
+
 def test_clip_of_a_setting_may_be_none_over_defaults(raw: dict[str, Any]) -> None:
     for spelling in (None, "none"):
         put(raw, "settings|full|optimizer", {"clip": spelling})

@@ -268,7 +268,7 @@ def _state_bytes(cell: Cell) -> int | None:
 def _parking_problems(search: Search, cells: Sequence[Cell], place: str) -> list[Problem]:
     if search.rungs is None or search.rungs.parked.at_most is None:
         return []
-    rule = "cannot be kept: how large a model is is not known before `massive-sft fetch` has it"
+    rule = "cannot be kept without the model's size, which is not known until it is on the disk"
     unknown = [cell.coordinates.model for cell in cells if _state_bytes(cell) is None]
     return [Problem(f"{place}.rungs.parked.at_most", rule, name) for name in unknown]
 

@@ -157,7 +157,8 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
     kind, context = item["type"], item.get("ctx", {})
     value = _printable(item["input"])
     if kind == "missing":
-        return Problem(place, "is required")
+        more = "; a file that only changes another one goes with it, as --overlay" if item["loc"] == ("schema",) else ""
+        return Problem(place, f"is required{more}")
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in re.split(r", | or ", str(context["expected"]))]
         return Problem(place, "must be one of the valid values", value, choices)
