@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from paper_grid import SCORING_S, Trajectory, trajectories
 
 from massive_sft.scheduling.allocation import Allocator
-from massive_sft.scheduling.nodes import Node, Shape
-from massive_sft.scheduling.situation import (
+from massive_sft.scheduling.cluster_state import (
     Cells,
     Group,
     Lane,
@@ -32,6 +31,7 @@ from massive_sft.scheduling.situation import (
     Situation,
     size_of,
 )
+from massive_sft.scheduling.nodes import Node, Shape
 
 START_S = 45.0  # of a lane or a scorer, as it turns out
 TICK_S = 120.0  # between decisions when nothing happens

@@ -15,7 +15,7 @@ from small_memory import SmallMemory
 from tiny_training import make_base, make_samples, make_spec
 
 from massive_sft.core.errors import Interrupted, Unsupported
-from massive_sft.core.turns import Turn, take_turns
+from massive_sft.core.turn_taking import Turn, take_turns
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.adapter_group import AdapterGroup, GroupMember

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from massive_sft.scheduling.allocation import PLACE_S, START_S, TURN_S, Allocator
+from massive_sft.scheduling.cluster_state import Cells, Decision, Group, Lane, Orders, ScoringRules, Situation
 from massive_sft.scheduling.nodes import Node, Room, Shape
-from massive_sft.scheduling.situation import Cells, Decision, Group, Lane, Orders, ScoringRules, Situation
 
 ONE, TWO, FOUR = (Shape(workers, 1, 1) for workers in (1, 2, 4))
 CPU = Shape(1, 1, 0)

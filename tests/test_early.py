@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_world import own_datasets_cache, write_group, write_tasks
 
-from massive_sft.evaluation import aggregate, build, early, looks, wrapping
+from massive_sft.evaluation import aggregate, build, early, interim_looks, wrapping
 from massive_sft.evaluation.build import PreparedBenchmarks
 from massive_sft.evaluation.evaluate import EvaluationResult, Until, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
@@ -46,7 +46,7 @@ def test_early_answers_miss_the_full_difference_in_less_than_one_of_twenty(
     for _ in range(orders):
         order = draw.permutation(differences)
         for points in missed:
-            for share in looks.SHARES:
+            for share in interim_looks.SHARES:
                 asked = order[: math.ceil(share * questions)]
                 half = early.half_width(asked, questions)
                 if half <= points / 100:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from massive_sft.cli.app import app
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.core.fingerprint import hash_file
-from massive_sft.data.sources import load_rows
+from massive_sft.data.file_readers import load_rows
 from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.storage import Folder
 from massive_sft.models import hub

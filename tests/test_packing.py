@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
-from massive_sft.cost.dealing import MICRO_BATCH_TOKENS, cut_by_cost, padded_tokens
+from massive_sft.cost.rank_loads import MICRO_BATCH_TOKENS, cut_by_cost, padded_tokens
 from massive_sft.data.samples import Samples, padded_width
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from massive_sft.data.sources import load_rows
+from massive_sft.data.file_readers import load_rows
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Dataset, SweepFile
 

@@ -15,7 +15,7 @@ from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import Record, Status
-from massive_sft.report import chart, formatting, report_data, table
+from massive_sft.report import chart, formatting, html_table, report_data
 from massive_sft.report.write import write_report
 from massive_sft.study.results import results_of
 
@@ -384,7 +384,7 @@ def test_chart_ticks_are_round_and_inside() -> None:
 
 
 def test_json_in_a_script_cannot_end_it() -> None:
-    text = table.safe_json({"a": "</script><!--\u2028"})
+    text = html_table.safe_json({"a": "</script><!--\u2028"})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028"}
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.sources import load_rows
+from massive_sft.data.file_readers import load_rows
 from massive_sft.sweep.schema import Dataset
 
 PAIRS = [{"question": f"q{number}", "answer": f"a{number}"} for number in range(4)]

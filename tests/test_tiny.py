@@ -193,7 +193,7 @@ def test_tasks_load_offline_and_yield_documents(world, monkeypatch, tmp_path):
 
 
 def test_sweep_file_is_valid_and_reads_the_rows(world):
-    from massive_sft.data.sources import load_rows
+    from massive_sft.data.file_readers import load_rows
     from massive_sft.sweep.load import load_sweep
 
     sweep = load_sweep(world.sweep).file

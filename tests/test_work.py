@@ -13,7 +13,7 @@ from massive_sft.planning.plan import RunPlan
 from massive_sft.running.events import CellRecorded
 from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.scheduling.nodes import Shape
-from massive_sft.scheduling.work import Assigner
+from massive_sft.scheduling.trial_source import Assigner
 
 ONE = Shape(1, 1.0, 0.0)
 

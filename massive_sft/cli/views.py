@@ -12,7 +12,7 @@ from rich.text import Text
 from massive_sft.core.wording import counted
 from massive_sft.cost.budget import BudgetedPlan
 from massive_sft.cost.formatting import budget_lines
-from massive_sft.evaluation.looks import SHARES
+from massive_sft.evaluation.interim_looks import SHARES
 from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed

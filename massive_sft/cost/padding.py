@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from massive_sft.cost.dealing import deal_longest_first, deal_padded, padded_tokens
 from massive_sft.cost.memory import CPU_TOKENS, TYPICAL_GPU_TOKENS
+from massive_sft.cost.rank_loads import deal_longest_first, deal_padded, padded_tokens
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout

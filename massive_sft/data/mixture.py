@@ -9,11 +9,11 @@ import numpy as np
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.encoding import Encoded, RowEncoder, truncate
+from massive_sft.data.file_readers import load_rows
 from massive_sft.data.findings import Findings
 from massive_sft.data.row_sampling import draw
 from massive_sft.data.rows import Row
 from massive_sft.data.samples import Samples
-from massive_sft.data.sources import load_rows
 from massive_sft.sweep import spec
 from massive_sft.sweep.schema import Setting, StrictModel
 
@@ -81,7 +81,7 @@ def build_samples(
         The samples in canonical order (parts as given, within a part the order in which it draws), and the counts.
 
     Raises:
-        InvalidInput: with the problems of all parts at once: files and rows (``sources.load_rows``), counts
+        InvalidInput: with the problems of all parts at once: files and rows (``file_readers.load_rows``), counts
             (``sampling.draw``), special-token texts in data, samples beyond ``max_length`` under ``refuse``,
             samples without a trainable token, a mixture that is empty after ``drop``.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from massive_sft.evaluation.gold import read_gold
-from massive_sft.evaluation.looks import Looks
+from massive_sft.evaluation.interim_looks import Looks
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.ledger.storage import Storage

@@ -21,8 +21,8 @@ from scipy import stats
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests
+from massive_sft.evaluation.interim_looks import SHARES, Looks
 from massive_sft.evaluation.intervals import Z
-from massive_sft.evaluation.looks import SHARES, Looks
 from massive_sft.evaluation.responses import AnswerShard
 from massive_sft.evaluation.sample_values import is_number, values_of
 from massive_sft.sandbox.run import Choice

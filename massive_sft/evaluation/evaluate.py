@@ -16,7 +16,7 @@ from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests, PreparedBenchmarks
 from massive_sft.evaluation.early import EarlyScores, FindBase, early_protocol, score_early
 from massive_sft.evaluation.generate import CPU_SLOTS, GPU_SLOTS
-from massive_sft.evaluation.looks import Looks, looks_key
+from massive_sft.evaluation.interim_looks import Looks, looks_key
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import CONTEXTS_CUT, Response, answer_requests

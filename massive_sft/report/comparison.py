@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from massive_sft.report.formatting import MISSING, format_number, is_missing
+from massive_sft.report.html_table import Column, of_texts
 from massive_sft.report.scores import ScoreData
 from massive_sft.report.section import Section, TableBlock
-from massive_sft.report.table import Column, of_texts
 from massive_sft.study import frames, tables
 from massive_sft.study.comparison import compare_with_imported
 from massive_sft.study.imported import ImportedLedger

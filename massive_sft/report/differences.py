@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import pandas as pd
 
 from massive_sft.report.formatting import early_notes
-from massive_sft.report.heat import heat_labels, heat_table
+from massive_sft.report.heat_table import heat_labels, heat_table
+from massive_sft.report.html_table import Table
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import Section, TableBlock
-from massive_sft.report.table import Table
 from massive_sft.study import contrasts, tables
 from massive_sft.study.frames import last_epochs
 

@@ -19,9 +19,9 @@ from massive_sft.report.formatting import (
     format_number,
     is_missing,
 )
+from massive_sft.report.html_table import Column, Table, of_texts, without
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import FactBlock, Section, TableBlock
-from massive_sft.report.table import Column, Table, of_texts, without
 from massive_sft.study.findings import Finding
 from massive_sft.study.frames import last_epochs, to_rows
 from massive_sft.sweep.schema import Measure

@@ -9,10 +9,10 @@ from typing import Any
 from massive_sft.core.wording import counted
 from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
+from massive_sft.report.html_table import Column, of_texts
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.scores import LineStyles, numbering
 from massive_sft.report.section import FigureBlock, Section, TableBlock
-from massive_sft.report.table import Column, of_texts
 from massive_sft.study import correlate, tables
 from massive_sft.study.frames import BASE, grouped, last_epochs, to_rows
 from massive_sft.suites import metrics

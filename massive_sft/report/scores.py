@@ -18,9 +18,9 @@ from massive_sft.report.formatting import (
     format_score,
     is_missing,
 )
-from massive_sft.report.heat import ROW, count_comparisons, heat_labels, heat_table, metric_name
+from massive_sft.report.heat_table import ROW, count_comparisons, heat_labels, heat_table, metric_name
+from massive_sft.report.html_table import Column, of_texts
 from massive_sft.report.section import FigureBlock, Section, TableBlock
-from massive_sft.report.table import Column, of_texts
 from massive_sft.study import tables
 from massive_sft.study.frames import BASE, COORDINATES, grouped, last_epochs, to_rows
 from massive_sft.suites import metrics

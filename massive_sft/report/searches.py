@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from massive_sft.planning.plan import Plan
+from massive_sft.report.html_table import Column, Table
 from massive_sft.report.search_charts import KEYS, choice_text, differing, labels_of, panels, teams
 from massive_sft.report.section import FigureBlock, Section, TableBlock
-from massive_sft.report.table import Column, Table
 from massive_sft.search.importance import importances
 from massive_sft.search.standing import Standing, find_standings
 from massive_sft.search.untried import untried

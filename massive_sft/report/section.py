@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from massive_sft.report.chart import Key, Panel
-from massive_sft.report.table import Table
+from massive_sft.report.html_table import Table
 
 
 @dataclass(frozen=True)

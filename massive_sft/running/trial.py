@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from massive_sft.core.errors import Interrupted, LeaseLost
-from massive_sft.core.turns import Turn, take_turns
+from massive_sft.core.turn_taking import Turn, take_turns
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process

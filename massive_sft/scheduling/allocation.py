@@ -23,8 +23,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from massive_sft.scheduling.clearing import Clearing, Holder, clear, find_places
+from massive_sft.scheduling.cluster_state import Decision, Group, Lane, Orders, ScoringRules, Situation, size_of
 from massive_sft.scheduling.nodes import Room, Shape
-from massive_sft.scheduling.situation import Decision, Group, Lane, Orders, ScoringRules, Situation, size_of
 
 START_S = 60.0  # of a lane or a scorer: processes, imports, models
 PAYBACK = 20.0  # seconds of work that a second of moving GPUs must be for

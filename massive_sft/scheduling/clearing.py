@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from massive_sft.scheduling.cluster_state import Group, Lane, size_of
 from massive_sft.scheduling.nodes import Node, Room, Shape
-from massive_sft.scheduling.situation import Group, Lane, size_of
 
 Holder = tuple[Lane | Group, Shape, tuple[str, ...]]  # what is held, the shape of its workers, and their nodes
 

@@ -19,8 +19,8 @@ from massive_sft.cost.memory import trained_weights
 from massive_sft.ledger.storage import Folder
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.trial import todo
+from massive_sft.scheduling.cluster_state import ScoringRules
 from massive_sft.scheduling.nodes import Node, Room, Shape
-from massive_sft.scheduling.situation import ScoringRules
 from massive_sft.sweep.resources import ResourceRules, scoring_resources
 
 UNKNOWN_SNAPSHOT_BYTES = 20 * 10**9  # of a base model whose size is not known: 8B parameters in bf16, and some more

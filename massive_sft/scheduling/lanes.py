@@ -27,13 +27,13 @@ from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.core.imports import heavy_imports
 from massive_sft.ledger.folder_cache import is_machine_full
 from massive_sft.running.trial import Order
+from massive_sft.scheduling.cluster_state import Lane
 from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
 from massive_sft.scheduling.live_nodes import NODE
 from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.process_group import ProcessGroupConfig
-from massive_sft.scheduling.situation import Lane
 from massive_sft.training.events import CheckpointWritten, Event, Resumed, StepDone
 from massive_sft.training.ranks import all_ranks, broadcast_from_rank0, is_rank0
 

@@ -10,12 +10,12 @@ from typing import Any
 import ray
 
 from massive_sft.scheduling.allocation import Allocator
+from massive_sft.scheduling.cluster_state import Cells, Decision, Orders, Situation
 from massive_sft.scheduling.demand import Demand
 from massive_sft.scheduling.lanes import Lanes
 from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
 from massive_sft.scheduling.nodes import Node, Room, Shape
 from massive_sft.scheduling.scorers import ScorerGroups
-from massive_sft.scheduling.situation import Cells, Decision, Orders, Situation
 
 POLL_S = 0.2  # seconds between decisions
 

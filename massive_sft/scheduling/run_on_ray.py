@@ -53,9 +53,9 @@ from massive_sft.scheduling.pool import MAX_CONCURRENCY
 from massive_sft.scheduling.relay import Relay, heard
 from massive_sft.scheduling.roles import Roles
 from massive_sft.scheduling.scorers import ScorerGroups
+from massive_sft.scheduling.trial_source import Assigner
 from massive_sft.scheduling.trials import Setup
 from massive_sft.scheduling.watchdog import Limits, State, Watchdog, is_starting, is_working, who_waits
-from massive_sft.scheduling.work import Assigner
 
 QUEUE_DIED = "the process of a queue died; run the same command to go on"
 LIMITS = Limits()  # of silence

@@ -29,13 +29,13 @@ from massive_sft.running.events import AnswersWritten, CellRecorded, RunEvent, s
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.cell_source import CellSource
 from massive_sft.scheduling.cluster import kill_actor
+from massive_sft.scheduling.cluster_state import Group
 from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.live_nodes import NODE, is_alone, starting_actors
 from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import heard
 from massive_sft.scheduling.scoring_actor import MachineFull, ScorersFailed, ScoringActor
-from massive_sft.scheduling.situation import Group
 
 # Ray Data has no parameter of its own name for ``max_restarts`` yet.
 warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated", RayDeprecationWarning)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.wording import counted
 from massive_sft.evaluation.answers import Answer, read_answers, read_early_answers
-from massive_sft.evaluation.looks import looks_key
+from massive_sft.evaluation.interim_looks import looks_key
 from massive_sft.evaluation.requests import RequestSet, read_set
 from massive_sft.ledger.loss_curve import StepDone, curve_file, read_end_losses, read_steps
 from massive_sft.ledger.record import BenchmarkScores, Record

@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import decompress_lines
-from massive_sft.evaluation.looks import looks_key
+from massive_sft.evaluation.interim_looks import looks_key
 from massive_sft.evaluation.responses import shard_name
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record

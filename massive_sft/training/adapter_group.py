@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.core.turns import Turn, take_turns
+from massive_sft.core.turn_taking import Turn, take_turns
 from massive_sft.cost.memory import chunk_targets
 from massive_sft.models import pretrained
 from massive_sft.models.kept_base import KeptBase

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from massive_sft.cost.dealing import deal_longest_first, deal_padded
 from massive_sft.cost.memory import activation_bytes, bytes_per_number, chunk_targets, head_bytes, logit_bytes
 from massive_sft.cost.padding import samples_per_micro_batch
+from massive_sft.cost.rank_loads import deal_longest_first, deal_padded
 from massive_sft.data.samples import Samples, padded_width
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout

@@ -27,7 +27,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import hash_file
-from massive_sft.cost.dealing import deal_longest_first
+from massive_sft.cost.rank_loads import deal_longest_first
 from massive_sft.ledger.manifest import hash_and_flush
 from massive_sft.models import pretrained
 from massive_sft.models.host_memory import may_keep

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from massive_sft.report.formatting import MISSING, early_mark, format_count, format_interval, format_score, is_missing
-from massive_sft.report.table import Column, Heat, Table, Value, without
+from massive_sft.report.html_table import Column, Heat, Table, Value, without
 from massive_sft.study.frames import CONDITION, grouped, to_rows
 from massive_sft.suites import metrics
 
