@@ -11,7 +11,7 @@ from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.findings import Findings
-from massive_sft.data.sources import READERS
+from massive_sft.data.file_readers import READERS
 
 KINDS = (*READERS, ".txt")
 
