@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.data.findings import Findings
 from massive_sft.data.file_readers import READERS
+from massive_sft.data.findings import Findings
 
 KINDS = (*READERS, ".txt")
 
