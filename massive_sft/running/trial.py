@@ -178,7 +178,7 @@ class _Trial:
     def train(self, submit: Submit, retrain: bool) -> None:
         """Train where that is needed; hand over each cell as soon as it can be scored, in the end all of them."""
         cells = tuple(cell.with_record(self.ledger.read_record(cell.cell.id)) for cell in self.run.cells)
-        run = replace(self.run, cells=cells)
+        run, is_over = replace(self.run, cells=cells), True
         try:
             if todo(run) and self._must_train(run, retrain):  # not by somebody else, since the plan was made
                 self.hand_over([cell for cell in self.remaining if self._is_complete(cell)])
@@ -186,11 +186,12 @@ class _Trial:
                 last = max(epoch for epoch in run.trajectory.snapshots if epoch not in settled)
                 self.run = run = replace(run, trajectory=run.trajectory.up_to(last), settled=settled)
                 submit(Order(run, self.attempt, self.ledger.storage), self._on_event)
-        except Exception as error:
-            if not isinstance(error, Interrupted):
-                self.listen(TrainingEnded(run.trajectory))
+        except (Interrupted, KeyboardInterrupt):
+            is_over = False
             raise
-        self.listen(TrainingEnded(run.trajectory))
+        finally:
+            if is_over:
+                self.listen(TrainingEnded(run.trajectory))
         self.hand_over(self.remaining)
 
     def hand_over(self, cells: Sequence[CellPlan]) -> None:
