@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import massive_sft
 from massive_sft.cli.app import app
-from massive_sft.cli.init import MODELINE, SCHEMA, Machine
+from massive_sft.cli.init import MACHINES, MODELINE, SCHEMA
 from massive_sft.core.errors import InvalidInput
 from massive_sft.planning.plan import make_plan
 from massive_sft.sweep.json_schema import json_schema
@@ -35,9 +35,9 @@ def as_json(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("machine", Machine)
+@pytest.mark.parametrize("machine", MACHINES)
 def test_init_writes_a_sweep_that_loads_and_fits_its_schema(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROOT", str(tmp_path / "runs"))
     file = tmp_path / "my.yaml"
@@ -45,7 +45,7 @@ def test_init_writes_a_sweep_that_loads_and_fits_its_schema(
     assert (done.exit_code, str(file) in done.output.replace("\n", "")) == (0, True), done.output
     plan = make_plan(load_sweep(file))
     assert plan.runs and plan.base and not plan.missing
-    assert plan.uses_gpus == (machine is not Machine.LAPTOP)
+    assert plan.uses_gpus == (machine != "laptop")
     assert file.read_text().startswith(MODELINE)
     assert json.loads((tmp_path / SCHEMA).read_text()) == json_schema()
     SCHEMA_OF_FILES.validate(as_json(file))
@@ -57,6 +57,13 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["init", str(file)])
     assert isinstance(done.exception, InvalidInput) and "is there already" in str(done.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"] and file.read_text() == "mine"
+
+
+def test_init_for_an_unknown_machine_lists_those_there_are(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "my.yaml"), "--for", "lap"])
+    assert str(done.exception) == (
+        "--for: must be one of the valid values, got 'lap' (did you mean 'laptop'?); valid: laptop, gpu, cluster"
+    )
 
 
 def test_schema_is_one_and_is_printed() -> None:

@@ -245,7 +245,7 @@ def test_gain_over_the_base_is_a_metric_and_follows_the_bases_record(ledger):
     names = {write(ledger, 1): coordinates(2), cell_id(2): base}
     mirror(ledger, names)
     assert not [key for key in child_of(ledger, cell_id(1)).data.metrics if key.startswith("gain")]
-    for before, gain in ((0.125, 0.125), (0.75, -0.5)):
+    for before, gain in ((0.125, 0.125), (0.75, -0.5), (0.3, -0.05)):
         scores = {"aaaaaaaaaaaa": benchmark(before), "cccccccccccc": benchmark(0.5, asked="mmlu@0 other")}
         write(ledger, 2, coordinates=base._asdict(), trajectory=None, scores=scores, training={})
         mirror(ledger, names)

@@ -77,7 +77,8 @@ BAD = [
     ("blocks|2|snapshots", 12, "blocks[2].snapshots: 12 is beyond horizon 10"),
     ("blocks|2|snapshots", "3..1", "blocks[2].snapshots: must be an epoch, a list of epochs or a range"),
     ("blocks|2|snapshots", [0], "blocks[2].snapshots[0]: must be > 0, got 0"),
-    ("blocks|2|schedule", "cosin", "blocks[2].schedule[0].name: must be one of the valid values, got 'cosin' (did you mean 'cosine'?)"),
+    ("blocks|2|schedule", "cosin", "blocks[2].schedule: must be one of the valid values, got 'cosin' (did you mean 'cosine'?)"),
+    ("blocks|2|schedule", ["constant", {"name": "cosin"}], "blocks[2].schedule[1].name: must be one of the valid values, got 'cosin'"),
     ("blocks|0|model", "Qwen2.5-8B", "blocks[0].model: unknown model, got 'Qwen2.5-8B' (did you mean 'Qwen2.5-7B'?)"),
     ("blocks|0|mixture", "each", "blocks[0].mixture: unknown mixture, got 'each'"),
     ("blocks|0|mixture", "alpaca_cleaned", "blocks[0].mixture: is ambiguous, it comes in sizes 1000, 20000"),
@@ -122,11 +123,11 @@ BAD = [
     ("settings|full|lr", None, "settings.full.lr: must be a valid number, got None"),
     ("settings|lora|lora|targets", [], "settings.lora.lora.targets: must"),
     ("blocks|2|snapshots", "1..900000000", "blocks[2].snapshots: must end by epoch 10000"),
-    ("blocks|2|snapshots", True, "blocks[2].snapshots[0]: must be a valid integer, got True"),
+    ("blocks|2|snapshots", True, "blocks[2].snapshots: must be a valid integer, got True"),
     ("blocks|2|horizon", 10_001, "blocks[2].horizon: must be <= 10000"),
     ("blocks|2|exclude", [{"snapshot": [[1]]}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
-    ("blocks|2|exclude", [{"snapshot": {"a": 1}}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
-    ("blocks|2|exclude", [{"snapshot": None}], "blocks[2].exclude[0].snapshot[0]: must be a valid integer"),
+    ("blocks|2|exclude", [{"snapshot": {"a": 1}}], "blocks[2].exclude[0].snapshot: must be a valid integer"),
+    ("blocks|2|exclude", [{"snapshot": None}], "blocks[2].exclude[0].snapshot: must be a valid integer"),
     ("blocks|2|exclude", [{"model": [["a"]]}], "blocks[2].exclude[0].model[0]: must be a valid string"),
     ("blocks|2|exclude", [{"seed": "0"}], "blocks[2].exclude[0].seed: must be a valid integer, got '0'"),
     ("blocks|2|exclude", [{"lr": ["5e-4"]}], "blocks[2].exclude[0].lr: must be a valid number, got '5e-4'"),
@@ -156,7 +157,7 @@ BAD = [
     ("settings|full|optimizer", {"eps": 1e-50}, "settings.full.optimizer.eps: must be >= 1e-30"),
     ("settings|lora|lora|rank", 10**9, "settings.lora.lora.rank: must be <= 65536"),
     ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full and weight_decay 0; leave it out"),
-    ("blocks|2|schedule", {"name": "constant", "final": 0.1}, "blocks[2].schedule[0].final: has no effect in a constant schedule"),
+    ("blocks|2|schedule", {"name": "constant", "final": 0.1}, "blocks[2].schedule.final: has no effect in a constant schedule"),
     ("blocks|1|schedule", [{"name": "cosine", "decay": 0.2}], "blocks[1].schedule[0].decay: has no effect in a cosine schedule"),
     ("blocks|2|override", {"lora": {"rank": [4, 8]}}, "blocks[2].override.lora.rank: has no effect in any setting of the block"),
     ("blocks|2|schedule", ["constant", "constant"], "blocks[2].schedule: must name each once, but constant is there twice"),
@@ -222,7 +223,7 @@ def test_problems_of_all_sections_are_reported_at_once(raw: dict[str, Any]) -> N
     put(raw, "blocks|2|snapshots", 12)
     put(raw, "settings|lora|lr", -1)
     found = "\n".join(problems(raw))
-    for place in ("models.my-base", "blocks[1].schedule[0].name", "blocks[2].snapshots", "settings.lora.lr"):
+    for place in ("models.my-base", "blocks[1].schedule", "blocks[2].snapshots", "settings.lora.lr"):
         assert f"sweeps/x.yaml: {place}: " in found
 
 

@@ -74,12 +74,13 @@ def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> 
     base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
     shown = [ranked[0], *tied[:MAX_TIED], *base]
     numbers = ("value [95 %]", "difference [95 %]")
-    table = make_table(ranked[0]["model"], "", *numbers, right=numbers, whole=(ranked[0]["model"], *numbers))
+    model, mark = ranked[0]["model"], ""
+    table = make_table(model, "what", mark, *numbers, right=numbers, whole=(model, mark, *numbers))
     for row in shown:
         table.add_row(*_cells(row, names[row["cell"]]), style="bold" if row is ranked[0] else "")
     more = sum(row not in shown for row in tied)
     if more:
-        table.add_row("", f"and {more} more that cannot be told apart", style="dim")
+        table.add_row("", f"and {more} more", "*", style="dim")
     return table
 
 
@@ -91,10 +92,10 @@ def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _cells(row: dict[str, Any], name: str) -> list[Text]:
-    mark = {True: " *", False: "", None: " ?"}[row["tied"]] if row["rank"] > 1 else ""
     from massive_sft.suites.metrics import EARLY
 
+    mark = {True: "*", False: "", None: "?"}[row["tied"]] if row["rank"] > 1 else ""
     metric, ends = row["metric"], (row["difference_low"], row["difference_high"])
     value = with_interval(metric, row["value"], (row["low"], row["high"])) + (f" {EARLY}" if row["early"] else "")
     difference = with_interval(metric, row["difference"], ends, "+")
-    return [Text(row["cell"]), Text(name + mark), Text(value), Text(difference)]
+    return [Text(row["cell"]), Text(name), Text(mark), Text(value), Text(difference)]

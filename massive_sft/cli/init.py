@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,22 +14,25 @@ from massive_sft.core.files import write_bytes
 
 SCHEMA = "sweep.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"  # read by editors
+MACHINES = ("laptop", "gpu", "cluster")  # what a sweep is to run on; each has a file of its name
 _SWEEPS = Path(__file__).parent / "sweeps"
-
-
-class Machine(StrEnum):
-    """What a sweep is to run on; each has a file of its name."""
-
-    LAPTOP = "laptop"
-    GPU = "gpu"
-    CLUSTER = "cluster"
 
 
 def init(
     file: Annotated[Path, typer.Argument(help="The sweep file to write.", show_default=False)],
-    machine: Annotated[Machine, typer.Option("--for", help="What it is to run on.")] = Machine.LAPTOP,
+    machine: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            metavar=f"<{'|'.join(MACHINES)}>",
+            autocompletion=lambda: list(MACHINES),
+            help="What it is to run on.",
+        ),
+    ] = MACHINES[0],
 ) -> None:
     """Write a commented sweep file to start from, and beside it the JSON Schema by which editors complete it."""
+    if machine not in MACHINES:
+        raise InvalidInput(Problem("--for", "must be one of the valid values", machine, MACHINES))
     if file.exists():
         raise InvalidInput(Problem("file", "is there already; init overwrites nothing", str(file)))
     with report_write_errors("file", file):

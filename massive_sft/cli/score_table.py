@@ -11,7 +11,7 @@ from rich.text import Text
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
 from massive_sft.core.wording import counted
-from massive_sft.suites.metrics import EARLY, EARLY_NOTE, scale, unit
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE, LOWER, LOWER_NOTE, scale, unit
 
 if TYPE_CHECKING:
     from massive_sft.study.results import Results
@@ -21,7 +21,7 @@ Column = tuple[str, str, bool | None]
 MAX_ROWS, MAX_COLUMNS = 30, 6
 GAP = "  "  # between columns
 UNSCORED = Text("—", style="dim")
-NOTE = "in brackets the difference to the base model; bold where 0 is outside its 95 % interval; ↓: lower is better"
+GAIN_NOTE = "in brackets the difference to the base model; bold where 0 is outside its 95 % interval"
 
 
 def score_table(results: Results, cells: Collection[str], width: int) -> Group:
@@ -55,8 +55,10 @@ def score_table(results: Results, cells: Collection[str], width: int) -> Group:
     more = [(len(records) - MAX_ROWS, "cell"), (len(columns) - MAX_COLUMNS, "benchmark")]
     left = ", ".join(counted(count, what) for count, what in more if count > 0)
     notes = [Text(f"and {left} more: the report has them all")] if left else []
-    if any("(" in texts[key].plain for key in texts if key[0] in scored):
-        notes.append(Text(NOTE, style="dim"))
+    has_gains = any("(" in texts[key].plain for key in texts if key[0] in scored)
+    legend = [GAIN_NOTE] * has_gains + [LOWER_NOTE] * any(higher_is_better is False for *_, higher_is_better in shown)
+    if legend:
+        notes.append(Text("; ".join(legend), style="dim"))
     if any(EARLY in texts[key].plain for key in texts if key[0] in scored):
         notes.append(Text(EARLY_NOTE, style="dim"))
     return Group(*tables, *notes)
@@ -80,7 +82,8 @@ def _parts(
 
 def _head(column: str, metric: str, higher_is_better: bool | None) -> str:
     """Return two lines such as ``gsm8k-5shot`` and ``exact_match %``, with an arrow where lower is better."""
-    return "\n".join((column, " ".join(filter(None, (metric, unit(metric), "↓" if higher_is_better is False else "")))))
+    arrow = LOWER if higher_is_better is False else ""
+    return f"{column}\n{' '.join(filter(None, (metric, unit(metric), arrow)))}"
 
 
 def _texts(results: Results) -> dict[tuple[str, str], Text]:

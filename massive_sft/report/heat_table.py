@@ -60,9 +60,9 @@ def _score_column(means: pd.DataFrame, column: str) -> Column:
     if metric.empty:
         return Column(column, "number", "no score")
     lower = ((rows["gain"] * rows["improvement"]) < 0).any()
-    unit = metrics.unit(metric.iloc[0])
     name = metric_name(to_rows(rows.dropna(subset=["metric"]).head(1))[0])
-    return Column(column, "number", f"{name}{' ' + unit if unit else ''}{' ↓' if lower else ''}\n{size}".rstrip())
+    head = " ".join(filter(None, (name, metrics.unit(metric.iloc[0]), metrics.LOWER if lower else "")))
+    return Column(column, "number", f"{head}\n{size}".rstrip())
 
 
 def metric_name(row: dict[str, Any]) -> str:

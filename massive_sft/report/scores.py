@@ -85,11 +85,11 @@ def heatmap_section(data: ScoreData) -> Section:
     table = heat_table("gains", "Gains over the base model", means, heat_labels(data.planned), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
     last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
+    arrow = f" ({metrics.LOWER_NOTE})" if any(metrics.LOWER in column.note for column in table.columns) else ""
     notes = [
         f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
-        "interval is below it. Blue is better than the base, orange worse, whichever way the metric points (↓: lower "
-        "is better); the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: "
-        "missing.",
+        f"interval is below it. Blue is better than the base, orange worse, whichever way the metric points{arrow}; "
+        "the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: missing.",
         f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "
         "excludes 0 by chance alone.",
         *early_notes(means),

@@ -25,6 +25,9 @@ FRACTIONS = frozenset(
 EARLY = "†"
 """Stands behind the score of an early answer, wherever it is shown."""
 EARLY_NOTE = f"{EARLY} early answer: not all questions were asked; within evaluation.until of the full score"
+LOWER = "↓"
+"""Stands behind the name of a metric that is better when low, at the head of a column."""
+LOWER_NOTE = f"{LOWER}: lower is better"
 
 
 def scale(metric: str) -> float:

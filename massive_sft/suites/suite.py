@@ -12,7 +12,7 @@ from massive_sft.sweep.content import resolve_path
 from massive_sft.sweep.schema import Task
 from massive_sft.sweep.schema.field_types import OneOrMore, Positive, Text
 from massive_sft.sweep.schema.strict_model import StrictModel
-from massive_sft.sweep.yaml_errors import format_location, to_problems
+from massive_sft.sweep.yaml_errors import as_written, format_location, to_problems
 from massive_sft.sweep.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
@@ -77,7 +77,7 @@ def read_suite(name: str, folder: Path, place: str) -> Suite:
         suite = Suite.model_validate(raw)
     except ValidationError as error:
         raise InvalidInput(
-            to_problems(error, Suite, lambda location: f"{path}: {format_location(location)}".removesuffix(": "))
+            to_problems(error, Suite, lambda at: f"{path}: {format_location(as_written(at, raw))}".removesuffix(": "))
         ) from None
     tasks = [_located(task, path.parent, f"{path}: tasks[{number}]") for number, task in enumerate(suite.tasks)]
     return suite.model_copy(update={"tasks": tuple(tasks)})

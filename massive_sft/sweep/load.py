@@ -20,7 +20,7 @@ from massive_sft.sweep.setting import Settings, Variant, written_in
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
 from massive_sft.sweep.unused_fields import find_unused
-from massive_sft.sweep.yaml_errors import Location, format_location, independent_errors, to_problems
+from massive_sft.sweep.yaml_errors import Location, as_written, format_location, independent_errors, to_problems
 from massive_sft.sweep.yaml_file import merge_overlay, read_yaml, with_text_keys
 
 ALL_MODELS = "all"
@@ -109,7 +109,7 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     """
 
     def to_place(location: Location) -> str:
-        return f"{path}: {format_location(location)}".removesuffix(": ")
+        return f"{path}: {format_location(as_written(location, raw))}".removesuffix(": ")
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(to_place(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]

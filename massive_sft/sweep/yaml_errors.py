@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,27 @@ def format_location(location: Location) -> str:
         else:
             text += ("." if text else "") + (f'"{step}"' if re.search(r"[.\[\]\s]", step) else step)
     return text
+
+
+def as_written(location: Location, raw: Any) -> Location:
+    """Return a location as the file has it: without the list and the mapping that one value may stand for.
+
+    ``schedule: cosine`` is read as ``[{name: cosine}]``; the location of its name is that of ``schedule``.
+    """
+    written: list[str | int] = []
+    for number, step in enumerate(location):
+        if isinstance(raw, Mapping):
+            if isinstance(step, int):
+                continue
+            if step not in raw:  # it is required
+                return (*written, *location[number:])
+            raw = raw[step]
+        elif isinstance(raw, list | tuple) and isinstance(step, int):
+            raw = raw[step]
+        else:
+            break
+        written.append(step)
+    return tuple(written)
 
 
 def independent_errors(error: ValidationError) -> list[Any]:
@@ -88,10 +109,9 @@ def _is_other_form(item: Any) -> int:
 
 
 def _is_within(place: str, to_place: ToPlace, location: Location) -> bool:
-    """Whether a place is at a location or in it; a mapping that was put into a list of one is at the list's place."""
+    """Whether a place is at a location or in it."""
     whole = to_place(location)
-    is_wrapped = location[-1:] == (0,) and place.startswith(f"{to_place(location[:-1])}.")
-    return is_wrapped or place == whole or place.startswith((f"{whole}.", f"{whole}["))
+    return place == whole or place.startswith((f"{whole}.", f"{whole}["))
 
 
 def _walk(root: type[BaseModel], raw: Location) -> tuple[Location, type[BaseModel] | None]:

@@ -17,6 +17,7 @@ MetricPath = tuple[str, ...]
 """A metric's name before it is cleaned and joined: ``("gain", "gsm8k", "exact_match.strict-match")``."""
 
 GAIN = "gain"
+GAIN_DECIMALS = 12  # what lies beyond them is the error of the subtraction, -0.050000000000000044 for -0.05
 PARTS = "parts"
 
 
@@ -44,7 +45,7 @@ def gain_values(record: Record, base: Record | None, templates: Mapping[str, str
         return {}
     titles = _titles(record, templates)
     return {
-        (GAIN, *_path(titles[protocol], scores, part, metric)): score.value - before
+        (GAIN, *_path(titles[protocol], scores, part, metric)): round(score.value - before, GAIN_DECIMALS)
         for protocol, scores in record.scores.items()
         if (full := scores.full_protocol(protocol)) in base.scores
         for kind, part, metrics in _parts(scores)
