@@ -13,7 +13,7 @@ from rich.console import Console
 from small_sweep import small_sweep
 
 from massive_sft.cli.gc import collect
-from massive_sft.cli.search_view import searches_view
+from massive_sft.cli.search_view import searches_view, trials_left
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -170,7 +170,7 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     values = standing(undisturbed[0]).planned.named(entry)
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
     block |= {"snapshots": [1, 2], "override": {name: [value] for name, value in values.items()}}
-    search = {"name": "grid", "over": ["A"], "objective": {"minimize": "perplexity"}, "trials": 2}
+    search = {"name": "grid", "over": ["A"], "objective": {"minimize": "perplexity"}, "trials": 3}
     search |= {"budget": {"gpu_hours": 1e-9}}
     nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "storage": {"root": str(root)}}
     plan = make_whole_plan(load_sweep(small_sweep(tmp_path, blocks=[block], search=[search], **nothing)))
@@ -180,6 +180,8 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     assert "space: 2 cells of A; the ledger has 2 of them" in shown.getvalue()
     assert "at most 2 more trials: training and scoring" in shown.getvalue()
     assert "scoring 0 s" not in shown.getvalue()
+    assert "its space has no more than 2 cells, so it ends before trials: 3" in shown.getvalue()
+    assert trials_left(plan) == ["at most 2 more trials of search grid, a training each"]
     assert isinstance(grid.planned.space, CellSpace)
     assert [grid.planned.space.cell(choice).epoch for choice in grid.planned.space.longest()] == [2]
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, load_plan, print_json
+from massive_sft.cli.search_view import trials_left
 from massive_sft.cli.views import print_line, warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.imports import heavy_imports
@@ -35,8 +36,9 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
         out.print(warnings_view(plan))
-        amount = f"{counted(len(plan.todo), 'training run')} and {counted(len(plan.cells), 'cell')}"
-        out.print(Text.assemble(("ready", "green"), f": {amount}, nothing stands in the way"))
+        amounts = [counted(len(plan.todo), "training run"), counted(len(plan.cells), "cell"), *trials_left(plan)]
+        what = f"{', '.join(amounts[:-1])} and {amounts[-1]}"
+        out.print(Text.assemble(("ready", "green"), f": {what}, nothing stands in the way"), soft_wrap=True)
 
 
 def _layout_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:

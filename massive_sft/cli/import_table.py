@@ -88,7 +88,7 @@ def write_ledger(root: Path, name: str, table: ReleasedTable, mlflow: str) -> tu
     if not NAME.fullmatch(name):
         rule = f"must be at most {MAX_NAME_BYTES} letters, digits, dots, dashes and underscores"
         raise InvalidInput(Problem("--name", rule, name))
-    ledger = Ledger.open(root, place="ROOT")
+    ledger = Ledger.open(root, place="root")
     path = ledger.sweep_dir(name) / TABLE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
@@ -146,10 +146,10 @@ def export_table(
     out: Annotated[Path, typer.Argument(help="The CSV file to write.", show_default=False)],
 ) -> None:
     """Write an imported table back from its records: the same columns, rows and values."""
-    ledger = Ledger.open(root, create=False, place="ROOT")
+    ledger = Ledger.open(root, create=False, place="root")
     paths = find_tables(ledger.root)
     if name not in paths:
-        raise InvalidInput(Problem("NAME", "is no imported table of this ledger", name, tuple(paths)))
+        raise InvalidInput(Problem("name", "is no imported table of this ledger", name, tuple(paths)))
     table_ledger = open_imported(paths[name])
     table = table_ledger.table
     content = write_table(table.header, table.newline, read_rows(table_ledger))

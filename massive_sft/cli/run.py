@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
 from massive_sft.api import plan
@@ -58,16 +59,16 @@ def run(
     selected = budgeted.plan if budgeted else selected
     out.print(budget_view(budgeted))
     out.print(changes_view(find_changes(whole)))
+    searches = searches_view(whole) if decides else Group()
     if all(cell.is_done for cell in selected.cells):
         if selected.cells:
             with suppress(OSError):  # of a root that cannot be written nothing can be removed either
                 save_last_plan(whole, selected.open_ledger(create=False))
         none = "no such cell" if budgeted is None else "the budget pays for no cell"
-        out.print(f"nothing to do: {_counts(selected) if selected.cells else none}")
+        out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
         return
     out.print(plan_view(selected, retrain))
-    if decides:
-        out.print(searches_view(whole))
+    out.print(searches)
     execute_plan(selected, whole, inline, retrain, decides)
 
 
@@ -111,6 +112,8 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
     out.print(f"{summary}; results in {selected.storage}", soft_wrap=True)
+    if decides:
+        out.print(searches_view(done))
     if len(after) < len(wanted):
         lost = len(wanted) - len(after)
         others = "1 cell is another" if lost == 1 else f"{lost:,} cells are others"

@@ -42,18 +42,32 @@ def searches_view(plan: Plan, with_cost: bool = False) -> Group:
     return Group(Text(), *map(indented, lines))
 
 
+def trials_left(plan: Plan) -> list[str]:
+    """Return what each search may still have trained, for people: ``at most 8 more trials of search lora``."""
+    if not plan.sweep.file.search:
+        return []
+    standings = find_standings(plan.sweep, Ledger(plan.storage))
+    return [
+        f"at most {_count_left(one)} of search {one.planned.search.name}, a training each"
+        for one in standings
+        if one.is_open
+    ]
+
+
 def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterator[str]:
     search, counts = one.planned.search, one.counts
     done = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items())) or "nothing decided"
     trials = f"{len(one.asks)} of {trials_of(one.planned.space)} trials decided"
     trials += f", {one.confirmations} with other seeds to confirm the best" if one.confirmations else ""
     yield f"search {search.name} ({one.planned.id}): {trials}: {done}"
+    if one.shortage:
+        yield f"  {one.shortage}"
     for earlier in find_earlier(one.planned, ledger) if not one.entries else ():
         yield f"  another search than {earlier}, which had this name: what decides its sequence was changed since"
     if with_cost:
         yield f"  {_space(one.planned, ledger)}"
         yield f"  {_start(one.planned)}"
-        if one.left or one.confirmations_left:
+        if one.is_open:
             yield from (f"  {line}" for line in _left(one, plan))
         if one.planned.search.rungs is not None:
             yield f"  {_rungs(one)}"
@@ -134,9 +148,7 @@ def _left(one: Standing, plan: Plan) -> Iterator[str]:
     """Yield what the trials that are left take if each takes as long as the longest, and what the budget says to it."""
     took, used = _longest(one, plan)
     hours, most = one.planned.search.budget.gpu_hours, one.left + one.confirmations_left
-    confirming = f" and {one.confirmations_left} that confirm the best" if one.confirmations_left else ""
-    count = f"{counted(one.left, 'more trial')}{confirming}"
-    yield f"at most {count}: training and scoring {format_time(took.times(most))}, one after another"
+    yield f"at most {_count_left(one)}: training and scoring {format_time(took.times(most))}, one after another"
     if hours is not None:
         line = f"budget: {hours:g} GPU-hours (of this machine, without GPUs) end it, whatever comes first"
         first = one.planned.rules.start_count * max(1, len(one.planned.space.groups))
@@ -145,6 +157,11 @@ def _left(one: Standing, plan: Plan) -> Iterator[str]:
                 f"; that is less than its start may take: {counted(first, 'trial')}, {format_time(used.times(first))}"
             )
         yield line
+
+
+def _count_left(one: Standing) -> str:
+    confirming = f" and {one.confirmations_left} that confirm the best" if one.confirmations_left else ""
+    return f"{counted(one.left, 'more trial')}{confirming}"
 
 
 def best_lines(one: Standing) -> Iterator[str]:

@@ -35,7 +35,7 @@ def suites(
     as_json: Json = False,
 ) -> None:
     """List suites of benchmarks for `evaluation.suites`: shots, metrics, questions, needs, columns, differences."""
-    read = {name: read_suite(name, Path.cwd(), "SUITE") for name in names or shipped()}
+    read = {name: read_suite(name, Path.cwd(), "names") for name in names or shipped()}
     if as_json:
         print_json([_content(name, suite) for name, suite in read.items()])
         return

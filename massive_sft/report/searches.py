@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from massive_sft.core.wording import counted
 from massive_sft.planning.plan import Plan
 from massive_sft.report.html_table import Column, Table
 from massive_sft.report.search_charts import KEYS, choice_text, differing, labels_of, panels, teams
 from massive_sft.report.section import FigureBlock, Section, TableBlock
+from massive_sft.search.decider import points_of
 from massive_sft.search.importance import importances
 from massive_sft.search.standing import Standing, find_standings
 from massive_sft.search.untried import untried
@@ -31,13 +33,15 @@ def searches_section(plan: Plan, results: Results) -> Section | None:
 def _notes(one: Standing) -> Iterator[str]:
     search, counts = one.planned.search, one.counts
     said = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()))
-    size = one.planned.space.size
-    of = "" if size is None else f" of {size:,} cells"
+    points = points_of(one.planned.space)
+    of = "" if points is None else f" of {counted(points, 'cell')}"
     confirming = f", and {one.confirmations} trainings with other seeds" if one.confirmations else ""
     yield (
         f"{search.name}: {len(one.asks)} trials{of}{confirming}: {said}. Only what was tried can be "
         "called best; the best of many is partly luck."
     )
+    if one.shortage:
+        yield f"{search.name}: {one.shortage}."
     for entry in one.entries:
         if entry["kind"] == "stop":
             yield f"{search.name}: decision {entry['n']}: {entry_text(entry)}."

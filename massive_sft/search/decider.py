@@ -25,10 +25,14 @@ OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had 
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
 
 
+def points_of(space: Space | CellSpace) -> int | None:
+    """Return how many cells a space has, in all its groups; None where an axis is a range."""
+    return None if space.size is None else space.size * max(1, len(space.groups))
+
+
 def trials_of(space: Space | CellSpace) -> int:
     """Return how many cells a search tries at most."""
-    most = space.search.trials
-    return most if most is not None else space.size if space.size is not None else 0
+    return min((most for most in (space.search.trials, points_of(space)) if most is not None), default=0)
 
 
 OutcomeOf = Callable[[Decision], Outcome | None]

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from massive_sft.core.wording import counted
 from massive_sft.ledger.paths import is_id
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.confirming import most_confirmations
-from massive_sft.search.decider import Decider, trials_of
+from massive_sft.search.decider import Decider, points_of, trials_of
 from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.objectives import limit_names, objective_values, violations
 from massive_sft.search.outcomes import Outcome
@@ -77,6 +78,19 @@ class Standing:
     def left(self) -> int:
         """How many trials are still to be decided, at most."""
         return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still decide to have something trained."""
+        return self.left + self.confirmations_left > 0
+
+    @property
+    def shortage(self) -> str:
+        """That its space has fewer cells than it is to try, as a sentence; empty where it has enough."""
+        trials, points = self.planned.search.trials, points_of(self.planned.space)
+        if trials is None or points is None or trials <= points:
+            return ""
+        return f"its space has no more than {counted(points, 'cell')}, so it ends before trials: {trials:,}"
 
     @property
     def confirmations(self) -> int:
@@ -204,8 +218,8 @@ def find_earlier(planned: Planned, ledger: Ledger) -> list[str]:
 
 def count_recorded(planned: Planned, ledger: Ledger) -> int | None:
     """Return how many cells of a search's space have a record; None where they cannot be listed."""
-    space = planned.space
-    if space.size is None or space.size * max(1, len(space.groups)) > MOST_LISTED:
+    space, points = planned.space, points_of(planned.space)
+    if points is None or points > MOST_LISTED:
         return None
     places = [(choice, group) for group in space.groups or (None,) for choice in space.choices()]
     return len(ledger.entries({planned.rules.cell_of(choice, group, -1) for choice, group in places}))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from massive_sft.core.wording import counted
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.coordinates import coordinates
-from massive_sft.search.decider import trials_of
+from massive_sft.search.decider import points_of, trials_of
 from massive_sft.search.deciding_cells import observed
 from massive_sft.search.promoting import trial_of
 from massive_sft.search.rules import Given
@@ -19,7 +19,7 @@ SHOWN = 3  # cells that were not tried and of which most was expected
 def untried(one: Standing) -> Iterator[str]:
     """Yield sentences on what was not tried, or not to its end, and why."""
     space = one.planned.space
-    size = None if space.size is None else space.size * max(1, len(space.groups))
+    size = points_of(space)
     if size is not None and size > len(one.asks):
         yield f"{size - len(one.asks):,} of {size:,} cells were not tried: {_why(one)}"
     elif size is None:

@@ -77,16 +77,16 @@ Text = Annotated[str, Field(min_length=1)]
 # Of the hub: ``name`` or ``owner/name``; a branch, tag or commit. Both become parts of paths.
 _HUB_NAME = r"^([\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$"
 _HUB_REVISION = r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$"
-_SWEEP_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _SIZE = r"^\d+(\.\d+)? ?[kMGT]?B$"
 HubName = Annotated[Text, Field(pattern=_HUB_NAME)]
 HubRevision = Annotated[Text, Field(pattern=_HUB_REVISION, max_length=MAX_NAME_BYTES)]
-SweepName = Annotated[str, Field(pattern=_SWEEP_NAME, max_length=MAX_NAME_BYTES)]
+Name = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME_BYTES)]
 Size = Annotated[str, Field(pattern=_SIZE)]
 PATTERN_RULES = {  # what people are told who broke one
     _HUB_NAME: "must be an id of the hub, `name` or `owner/name`",
     _HUB_REVISION: "must be a branch, a tag or a commit",
-    _SWEEP_NAME: "must be of the letters A to Z, digits, `.`, `_` and `-`, a letter or digit first",
+    _NAME: "must be of the letters A to Z, digits, `.`, `_` and `-`, a letter or digit first",
     _SIZE: "must be a size such as 500GB",
 }
 FileName = Annotated[Text, AfterValidator(_below)]

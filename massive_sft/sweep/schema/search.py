@@ -13,6 +13,7 @@ from massive_sft.sweep.schema.field_types import (
     Epoch,
     Epochs,
     Flag,
+    Name,
     NotNegative,
     Number,
     OneOrMore,
@@ -208,7 +209,7 @@ class Confirm(StrictModel):
 class Search(StrictModel):
     """A search: decides one after another which cells of a space are trained, by the outcomes of those before."""
 
-    name: Text
+    name: Name
     """For people, for ``show``, and for another search's ``from``."""
     from_: Annotated[Text | None, Field(alias="from")] = None
     """Another search, of which this one has everything that it does not say itself."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from massive_sft.sweep.schema.evaluation import Evaluation, Measure, TextSet
 from massive_sft.sweep.schema.execution import Budget, Cluster, Resource, Storage, Tracking
-from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Strings, SweepName, Text
+from massive_sft.sweep.schema.field_types import Distinct, Epoch, Epochs, Integer, Name, Strings, Text
 from massive_sft.sweep.schema.search import Search
 from massive_sft.sweep.schema.sources import Dataset, Mixtures, Model
 from massive_sft.sweep.schema.strict_model import StrictModel
@@ -64,7 +64,7 @@ class SweepFile(StrictModel):
 
     schema_: Annotated[Literal[1], Integer, Field(alias="schema")]
     """Of sweep files: 1."""
-    name: SweepName
+    name: Name
     """Of the sweep: of its folder in the storage root, and of the MLflow experiment."""
     models: dict[str, Model]
     """Base models, by name."""
