@@ -58,6 +58,7 @@ from massive_sft.sweep.schema import Model, Setting
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 from massive_sft.sweep.spec import Layout
 from massive_sft.tiny import WEIGHTS
+from massive_sft.training.layout import layout_problems
 from massive_sft.training.packing import Limit, plan_step
 
 FULL, LORA = Setting(method="full", lr=1e-5, batch=32), Setting(method="lora", lr=1e-4, batch=32)
@@ -221,6 +222,7 @@ def test_does_not_fit_is_said_where_states_alone_are_too_much_and_never_of_a_gue
 
 
 LAYOUTS = [on(1, 0), on(1, 1), on(1, 1, micro_batch=16), on(2, 2), on(8, 1), on(8, 3, gradient_checkpointing=True)]
+LAYOUTS += [on(2, 1, kernels="compiled"), on(2, 1, gradient_checkpointing="selective")]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,7 @@ def test_remedy_is_enough_by_the_same_formulas(hub: str, kind: str) -> None:
         if found is not None:
             assert training_memory(shape, setting, found.layout, found.longest).total <= capacity(device, found.layout)
             assert found.layout != layout or found.longest < 2048
+            assert set(layout_problems(setting, found.layout)) <= set(layout_problems(setting, layout))
             changed = {name for name in Layout.model_fields if getattr(found.layout, name) != getattr(layout, name)}
             assert all(f"{name}: " in str(found) for name in changed - {"workers"}), (str(found), changed)
 
@@ -820,6 +823,18 @@ def test_resumed_training_tells_its_steps_and_not_its_start(tmp_path: Path) -> N
     plan = learned(tmp_path, resumed=[{"attempt": 1, "step": 2}])
     row = next(iter(read_cost_table(plan.storage).training.values()))
     assert (row.steps, row.starts, row.snapshots) == (7, 0, 0)
+
+
+def test_training_under_automatic_checkpointing_is_learned_from_by_what_it_took(tmp_path: Path) -> None:
+    rows = []
+    for asked, took in (("auto", True), (True, True), ("auto", False)):
+        layout = Layout(gradient_checkpointing=asked).model_dump(mode="json")
+        folder = tmp_path / f"{asked}-{took}"
+        folder.mkdir()
+        plan = learned(folder, layout=layout, gradient_checkpointing=took)
+        rows += read_cost_table(plan.storage).training.values()
+    assert rows[0] == rows[1] != rows[2]
+    assert rows[2].operations < rows[0].operations and rows[2].peak_formula > rows[0].peak_formula
 
 
 @pytest.mark.parametrize("broken", [{"device": None}, {"layout": None}, {"wall_seconds": None}])

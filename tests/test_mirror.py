@@ -46,7 +46,7 @@ from massive_sft.tracking.shown import Shown
 from massive_sft.tracking.source import AsRecorded
 from massive_sft.tracking.sweep_run import Origin
 from massive_sft.tracking.tracker import TOKEN, Tracker, runs_page
-from massive_sft.tracking.view import view_metrics, view_tags
+from massive_sft.tracking.view import view_columns
 
 SWEEP = "study"
 TRAJECTORY = "00000000000000aa"
@@ -297,7 +297,7 @@ def test_view_of_a_search_has_columns_of_what_decided(ledger):
     assert not mirror_all(ledger, SWEEP, names, "", as_asked=AskedBySearch())
     experiment = MlflowClient(uri_of(ledger)).get_experiment_by_name(SWEEP)
     view = experiment.tags["mlflow.sharedViewState.massive-sft"]
-    assert (view_tags(view), view_metrics(view)) == (["massive_sft.search", "massive_sft.decision"], ["mmlu/acc"])
+    assert view_columns(view) == (["mmlu/acc"], ["massive_sft.search", "massive_sft.decision"])
 
 
 def test_view_gains_columns_as_scores_come_until_somebody_makes_it_their_own(ledger):
@@ -309,7 +309,7 @@ def test_view_gains_columns_as_scores_come_until_somebody_makes_it_their_own(led
     write(ledger, scores=more)
     mirror(ledger, {cell: coordinates(2)})
     grown = client.get_experiment(experiment.experiment_id).tags[tag]
-    assert view_metrics(grown) == ["mmlu/acc", "arc/acc"]
+    assert view_columns(grown) == (["mmlu/acc", "arc/acc"], [])
     own = json.dumps(json.loads(grown) | {"updatedAt": 1 + json.loads(grown)["updatedAt"]})
     client.set_experiment_tag(experiment.experiment_id, tag, own)
     write(ledger, scores=more | {"cccccccccccc": benchmark(0.5, "piqa-0shot", "piqa@0 abc")})

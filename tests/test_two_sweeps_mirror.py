@@ -24,7 +24,7 @@ from massive_sft.running.events import Listen
 from massive_sft.running.execute import execute
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import mirror_all
-from massive_sft.tracking.view import TAG, view_metrics
+from massive_sft.tracking.view import TAG, view_columns
 
 QUIZ, PROSE, BROKEN = ({"name": name, "shots": 0} for name in ("quiz", "prose", "broken"))
 WHY = "UndefinedError: 'quest' is undefined"
@@ -102,7 +102,8 @@ def benchmarks(plan: Plan) -> set[str]:
 
 def columns(plan: Plan) -> list[str] | None:
     experiment = client_of(plan).get_experiment_by_name(plan.sweep.file.name)
-    return view_metrics(experiment.tags[TAG])
+    shown = view_columns(experiment.tags[TAG])
+    return None if shown is None else shown[0]
 
 
 def test_what_another_sweep_added_and_failed_at_is_not_shown_in_this_sweeps_experiment(root: Path) -> None:

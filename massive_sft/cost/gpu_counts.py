@@ -15,7 +15,6 @@ from massive_sft.cost.memory import ROOM, capacity, find_remedy, planned_layout,
 from massive_sft.cost.shapes import ModelShape
 from massive_sft.cost.workload import TrainingWorkload
 from massive_sft.planning.plan import Plan, RunPlan
-from massive_sft.sweep.resources import ResourceRules
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 
@@ -92,12 +91,12 @@ def with_gpu_counts(plan: Plan) -> Plan:
     choosing = [run for run in plan.runs if run.chooses_gpus]
     if not choosing:
         return plan
-    inputs, rules = CostInputs(plan), ResourceRules(plan.sweep)
+    inputs = CostInputs(plan)
     chosen: dict[str, RunPlan] = {}
     undecided: dict[Problem, None] = {}
     left = {run.trajectory.id for run in plan.todo}
     for group in _groups(choosing):
-        found = _choose(inputs, group, rules.place(group[0].trajectory.recipe))
+        found = _choose(inputs, group, plan.rules.place(group[0].trajectory.recipe))
         if not isinstance(found, Problem):
             layout, device = found
             chosen |= {run.trajectory.id: replace(run, layout=layout, gpu=device.name) for run in group}
@@ -224,6 +223,5 @@ def _candidates(layout: Layout, number: int) -> Iterator[Layout]:
     """Yield layouts on so many GPUs: at the stage of ZeRO that is asked for, else sharing little, then all."""
     wide = layout.model_copy(update={"gpus": number, "workers": number})
     yield wide
-    whole_layers = layout.kernels == "compiled" or layout.gradient_checkpointing == "selective"  # not at stage 3
-    if layout.zero == "auto" and number > 1 and not whole_layers:
+    if layout.zero == "auto" and number > 1 and not layout.within_layers:  # which exclude stage 3
         yield wide.model_copy(update={"zero": 3})

@@ -221,12 +221,11 @@ def capacity(device: Device, layout: Layout) -> int:
 def checkpointing_choices(layout: Layout, compiled: bool = False) -> tuple[Layout, ...]:
     """Return what ``gradient_checkpointing: auto`` chooses from, what costs least first; else the layout alone.
 
-    Selective is left out where it is refused: at stage 3 and with ``compiled`` kernels.
+    Selective is left out where it is refused (``Layout.within_layers``), and with kernels that ``auto`` ``compiled``.
     """
     if layout.gradient_checkpointing != "auto":
         return (layout,)
-    whole = layout.stage == 3 or compiled or layout.kernels == "compiled"
-    ways = (False, True) if whole else (False, "selective", True)
+    ways = (False, True) if compiled or layout.within_layers else (False, "selective", True)
     return tuple(layout.model_copy(update={"gradient_checkpointing": way}) for way in ways)
 
 
@@ -284,7 +283,7 @@ def find_remedy(shape: ModelShape, setting: Setting, layout: Layout, longest: in
 def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
     """Yield layouts that need less and less, each with what differs from the first; the cheapest change first."""
     steps: list[tuple[str, dict[str, object]]] = []
-    if not layout.gradient_checkpointing and layout.stage != 3:
+    if not layout.gradient_checkpointing and not layout.within_layers:
         selective = "gradient_checkpointing: selective"
         yield Remedy((selective,), layout.model_copy(update={"gradient_checkpointing": "selective"}), longest)
     if layout.gradient_checkpointing is not True:
@@ -292,8 +291,10 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
     if layout.micro_batch not in ("auto", 1):
         steps.append(("micro_batch: 1", {"micro_batch": 1}))
     stage = layout.stage or 0
+    sharing: dict[str, object] = {"zero": 3} | ({"kernels": "auto"} if "kernels" in layout.within_layers else {})
+    share = ", ".join(f"{field}: {value}" for field, value in sharing.items())
     if stage < 3 and layout.workers > 1:
-        steps.append(("zero: 3", {"zero": 3}))
+        steps.append((share, sharing))
     if layout.offload == "none" and layout.gpus and (stage > 1 or layout.workers > 1):
         steps.append(("offload: optimizer", {"offload": "optimizer"}))
     if layout.offload == "none" and layout.gpus and stage < 2 and layout.workers == 1:
@@ -301,9 +302,9 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
         steps.append(("zero: 2, offload: optimizer", {"offload": "optimizer", "zero": 2}))
     for text, change in steps:
         too_early = layout.zero == 0 and "offload" in change and "zero" not in change  # offloading begins at stage 1
-        not_there = layout.gradient_checkpointing == "selective" and change.get("zero") == 3  # refused together
-        if not (too_early or not_there):
-            yield Remedy((text,), layout.model_copy(update=change), longest)
+        alone = layout.model_copy(update=change)
+        if not too_early and len(alone.within_layers) < 2:
+            yield Remedy((text,), alone, longest)
     words: tuple[str, ...] = ()
     changed = on_gpu = layout  # the latter without offload, which is slow
     for text, change in steps:
@@ -313,8 +314,8 @@ def _changes(layout: Layout, longest: int) -> Iterator[Remedy]:
     cheap = tuple(text for text in words if not text.startswith(("offload", "zero")))
     gpus = 2 * layout.gpus
     while layout.gpus and gpus <= MAX_GPUS:
-        more = on_gpu.model_copy(update={"gpus": gpus, "workers": gpus, "zero": 3})
-        yield Remedy((*cheap, "zero: 3", f"gpus: {gpus}"), more, longest)
+        more = on_gpu.model_copy(update={"gpus": gpus, "workers": gpus, **sharing})
+        yield Remedy((*cheap, share, f"gpus: {gpus}"), more, longest)
         gpus *= 2
     length = longest // 2
     while length >= MIN_LENGTH:

@@ -131,6 +131,11 @@ class Plan:
         return self.storage.local()
 
     @cached_property
+    def rules(self) -> ResourceRules:
+        """Which rule of ``resources`` each training run has."""
+        return ResourceRules(self.sweep)
+
+    @cached_property
     def cells(self) -> tuple[CellPlan, ...]:
         return (*(cell for run in self.runs for cell in run.cells), *self.base)
 

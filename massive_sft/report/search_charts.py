@@ -9,7 +9,7 @@ from massive_sft.report.chart import Dot, Key, Line, Panel
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.coordinates import Coordinate, coordinates
 from massive_sft.search.outcomes import Outcome, objective_names
-from massive_sft.search.rules import Decision
+from massive_sft.search.rules import Decision, is_confirmation
 from massive_sft.search.standing import Standing
 from massive_sft.search.view import as_text, outcome_text
 from massive_sft.sweep.schema import Mean
@@ -78,7 +78,7 @@ def _curves(one: Standing, team: str, entries: Sequence[Decision]) -> Iterator[P
         for entry, outcome in _complete(one, entries):
             value, half = outcome.values[name], Z95 * outcome.errors.get(name, math.nan)
             dots.append(Dot(story(one, entry), float(entry["n"]), value, 0, 0, value - half, value + half))
-            if entry["kind"] != "confirm":
+            if not is_confirmation(entry):
                 ahead = best[-1][1] if best else value
                 best += [(float(entry["n"]), ahead)] if best else []
                 best.append((float(entry["n"]), min(ahead, value) if low else max(ahead, value)))
@@ -133,7 +133,7 @@ def _fronts(one: Standing, team: str, entries: Sequence[Decision]) -> Iterator[P
     dots = [
         Dot(story(one, entry), outcome.values[names[0]], outcome.values[names[1]], int(entry["n"] in best))
         for entry, outcome in _complete(one, entries)
-        if entry["kind"] != "confirm"
+        if not is_confirmation(entry)
     ]
     if dots:
         over = isinstance(one.planned.space, CellSpace)

@@ -21,7 +21,7 @@ from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.trial import todo
 from massive_sft.scheduling.cluster_state import ScoringRules
 from massive_sft.scheduling.nodes import Node, Room, Shape
-from massive_sft.sweep.resources import ResourceRules, scoring_resources
+from massive_sft.sweep.resources import scoring_resources
 
 UNKNOWN_SNAPSHOT_BYTES = 20 * 10**9  # of a base model whose size is not known: 8B parameters in bf16, and some more
 OFFLOADED_BYTES = 16  # of host memory for each trained weight: its master copy, two moments and a gradient in fp32
@@ -184,8 +184,8 @@ def _unplaceable(
     plan: Plan, runs: Sequence[RunPlan], shapes: Mapping[str, Shape], scorer: Shape, nodes: Sequence[Node], share: float
 ) -> Iterator[tuple[Shape, Problem]]:
     """Yield the shapes that these nodes could never hold, and why: with the rule that asks for it and what there is."""
-    rules, room = ResourceRules(plan.sweep), Room(nodes, share)
-    places = {shapes[run.trajectory.id]: rules.place(run.trajectory.recipe) for run in reversed(runs)}
+    room = Room(nodes, share)
+    places = {shapes[run.trajectory.id]: plan.rules.place(run.trajectory.recipe) for run in reversed(runs)}
     named = {shapes[run.trajectory.id]: run.gpu for run in runs}
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     kinds, there = gpu_kinds(nodes), describe_nodes(nodes)

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.objectives import count_objectives, limit_names, objective_values, violations
 from massive_sft.search.outcomes import Outcome, objective_names
-from massive_sft.search.rules import Decision, Given, Rules, asks_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, is_confirmation
 from massive_sft.search.space import Space
 
 
@@ -22,7 +22,7 @@ def next_confirmation(rules: Rules, log: Sequence[Decision], given: Given) -> di
     confirm = rules.space.search.confirm
     if confirm is None:
         return None
-    decided = {(entry["trial"], entry["with_seed"]) for entry in log if entry["kind"] == "confirm"}
+    decided = {(entry["trial"], entry["with_seed"]) for entry in log if is_confirmation(entry)}
     for objective, ordered in _answers(rules, log, given):
         for place, entry in enumerate(ordered[: confirm.top]):
             group = rules.space.groups[entry["group"]] if rules.space.groups else None

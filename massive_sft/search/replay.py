@@ -13,7 +13,7 @@ from massive_sft.search.decider import Decider, take_given
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned
 from massive_sft.search.proposing import versions
-from massive_sft.search.rules import Decision, Given, Rules, asks_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, is_confirmation
 
 LEDGERS = ("given_up", "infeasible")  # kinds that say what the ledger has, which nothing that was given tells
 WRITTEN = ("n", "previous", "given")  # fields that are not decided
@@ -54,12 +54,12 @@ def replay(planned: Planned, ledger: Ledger, tell: Callable[[int, int], None] = 
         tell(place, len(entries))
         take_given(entry, outcomes, bases)
         before, given = entries[:place], Given(dict(outcomes), dict(bases))
-        if entry["kind"] == "confirm":  # rests on everything that was asked, which the ledger has
+        if is_confirmation(entry):  # rests on everything that was asked, which the ledger has
             given = Given({one["n"]: now[one["n"]] for one in asks_of(before) if one["n"] in now}, given.bases)
         if not _can_be_made(decider.rules, before, entry, given):
             believed += 1
             continue
-        confirms = entry["kind"] == "confirm"
+        confirms = is_confirmation(entry)
         draft = next_confirmation(decider.rules, before, given) if confirms else decider.decided(before, given)
         if "drop" in (entry["kind"], (draft or {}).get("kind")) and _limit(entry) != decider.rules.parked_most:
             believed += 1
@@ -76,7 +76,7 @@ def _can_be_made(rules: Rules, before: Sequence[Decision], entry: Decision, give
     search = rules.space.search
     if entry["kind"] in LEDGERS or entry.get("versions", versions()) != versions():
         return False
-    if entry["kind"] == "confirm":
+    if is_confirmation(entry):
         return search.confirm is not None and given.hash == entry["given_hash"]
     if entry["kind"] in ("stop", "go_on"):
         return search.stop is not None and (search.stop.regret, search.stop.probability) == (

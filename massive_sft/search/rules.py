@@ -23,6 +23,11 @@ def asks_of(log: Iterable[Decision]) -> list[Decision]:
     return [entry for entry in log if entry["kind"] == "ask"]
 
 
+def is_confirmation(entry: Decision) -> bool:
+    """Whether a decision trains one of the best with another seed; it is none of those that may be the best."""
+    return bool(entry["kind"] == "confirm")
+
+
 def trained_of(log: Iterable[Decision]) -> list[Decision]:
     """Return the decisions that had something trained: for the first time, or further."""
     return [entry for entry in log if "cell" in entry]

@@ -18,7 +18,7 @@ from massive_sft.search.decision_log import FOLDER, DecisionLog
 from massive_sft.search.objectives import limit_names, objective_values, violations
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import CALLED, Planned, plan_searches
-from massive_sft.search.rules import Decision, asks_of, trained_of
+from massive_sft.search.rules import Decision, asks_of, is_confirmation, trained_of
 from massive_sft.sweep.load import Sweep
 
 MOST_LISTED = 2_000  # choices of a space that are looked up in the ledger
@@ -95,7 +95,7 @@ class Standing:
     @property
     def confirmations(self) -> int:
         """How many decisions confirm the best with another seed."""
-        return sum(entry["kind"] == "confirm" for entry in self.entries)
+        return sum(is_confirmation(entry) for entry in self.entries)
 
     @property
     def confirmations_left(self) -> int:
@@ -107,7 +107,7 @@ class Standing:
 
         With rungs, of the highest that has any.
         """
-        own = [entry for entry in self.trained if entry["group"] == group and entry["kind"] != "confirm"]
+        own = [entry for entry in self.trained if entry["group"] == group and not is_confirmation(entry)]
         done = [entry for entry in own if (one := self.outcomes.get(entry["n"])) and one.kind == "complete"]
         top = max((entry.get("rung", 0) for entry in done), default=0)
         complete = [entry["n"] for entry in done if entry.get("rung", 0) == top]
@@ -183,7 +183,7 @@ class Standing:
 
     def confirmed(self, entry: Decision) -> list[Outcome]:
         """Return what came of a decision with other seeds."""
-        seeds = [one["n"] for one in self.trained if one["kind"] == "confirm" and one["trial"] == entry["n"]]
+        seeds = [one["n"] for one in self.trained if is_confirmation(one) and one["trial"] == entry["n"]]
         return [self.outcomes[number] for number in seeds if number in self.outcomes]
 
 

@@ -67,6 +67,19 @@ class Layout(StrictModel):
             return self.zero
         return None if self.workers == 1 and self.offload == "none" else 1
 
+    @property
+    def within_layers(self) -> tuple[str, ...]:
+        """The fields by which something is done within a layer, in their order; two of them exclude each other.
+
+        Stage 3 fetches weights there, selective checkpointing tells operations apart, compiled kernels hide them.
+        """
+        found = {
+            "zero": self.stage == 3,
+            "gradient_checkpointing": self.gradient_checkpointing == "selective",
+            "kernels": self.kernels == "compiled",
+        }
+        return tuple(field for field, is_there in found.items() if is_there)
+
 
 class TrainingSpec(StrictModel):
     """One training run. Paths are absolute and expanded.

@@ -38,7 +38,7 @@ from massive_sft.tracking.sweep_run import (
     run_id,
     search,
 )
-from massive_sft.tracking.view import KEY, TAG, make_view, view_metrics, view_tags
+from massive_sft.tracking.view import KEY, TAG, make_view, view_columns
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,10 @@ class Tracker:
         experiment = find_experiment(self._client, uri, origin)
         self._experiment = str(experiment.experiment_id)
         view = experiment.tags.get(TAG)
-        self._columns = [] if view is None else view_metrics(view)
-        self._tags = [] if view is None else view_tags(view) or []
+        self._columns: list[str] | None = []  # None where somebody has made the view their own
+        self._tags: list[str] = []
+        if view is not None:
+            self._columns, self._tags = view_columns(view) or (None, [])
         self._parent, self.elsewhere = find_parent(self._client, uri, self._experiment, origin, began)
         self._told: set[str] = set()
 

@@ -42,26 +42,18 @@ def make_view(metrics: Sequence[str], time_ms: int, tags: Sequence[str] = ()) ->
     return json.dumps({"name": KEY, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
 
 
-def view_metrics(value: str) -> list[str] | None:
-    """Return the metrics among the columns of a view that ``make_view`` made; None for one that somebody changed."""
-    return _columns(value, "metrics")
-
-
-def view_tags(value: str) -> list[str] | None:
-    """Return the tags among the columns of a view that ``make_view`` made; None for one that somebody changed."""
-    return _columns(value, "tags")
-
-
-def _columns(value: str, kind: str) -> list[str] | None:
+def view_columns(value: str) -> tuple[list[str], list[str]] | None:
+    """Return the metrics and the tags among a view's columns; None for a view that somebody changed."""
     try:
         view = json.loads(value)
         if view["updatedAt"] != view["createdAt"]:
             return None
         state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix(_DEFLATED))))
-        columns = [column.split("`")[1] for column in state["selectedColumns"] if column.startswith(f"{kind}.")]
+        columns = [column.split("`") for column in state["selectedColumns"]]
+        metrics, tags = ([name for kind, name, _ in columns if kind == of] for of in ("metrics.", "tags."))
+        return metrics, tags
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, zlib.error):
         return None
-    return columns
 
 
 def _section(name: str) -> dict[str, object]:

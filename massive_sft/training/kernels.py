@@ -67,8 +67,7 @@ def choose_kernels(loss: nn.Module, spec: TrainingSpec, samples: Samples, device
 def _pays(layout: Layout, loss: nn.Module, spec: TrainingSpec, samples: Samples) -> bool:
     parameters = sum(weight.numel() for weight in loss.parameters())
     operations = 6.0 * parameters * int(samples.lengths.sum()) * spec.horizon
-    kept_apart = layout.stage == 3 or layout.packing or layout.gradient_checkpointing == "selective"
-    return layout.gpus > 0 and not kept_apart and operations >= _WORTH_OPERATIONS
+    return layout.gpus > 0 and not layout.packing and not layout.within_layers and operations >= _WORTH_OPERATIONS
 
 
 def _missing(layout: Layout) -> str | None:

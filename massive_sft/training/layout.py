@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 from massive_sft.core.errors import Problem
 from massive_sft.planning.plan import Plan
-from massive_sft.sweep.resources import ResourceRules
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
+
+_WITHIN_LAYERS = {
+    "zero": "zero: 3, which fetches weights within a layer",
+    "gradient_checkpointing": "gradient_checkpointing: selective, which looks into a layer",
+}
 
 
 def refused_layouts(plan: Plan) -> list[Problem]:
     """Return why training runs of a plan cannot be trained with the layouts that ``resources`` give them, each once."""
-    rules = ResourceRules(plan.sweep)
     found: dict[Problem, None] = {}
     for run in plan.runs:
         recipe = run.trajectory.recipe
-        found.update(dict.fromkeys(layout_problems(recipe.setting, run.layout, rules.place(recipe))))
+        found.update(dict.fromkeys(layout_problems(recipe.setting, run.layout, plan.rules.place(recipe))))
     return list(found)
 
 
@@ -41,16 +44,10 @@ def layout_problems(setting: Setting, layout: Layout, place: str = "resources") 
         problems.append(Problem(f"{place}.attention", "needs a GPU; use auto", layout.attention))
     if layout.attention == "flash_attention_2" and setting.precision == "fp32":
         problems.append(Problem(f"{place}.attention", "cannot compute in fp32; use auto", layout.attention))
-    if layout.kernels == "compiled" and layout.zero == 3:
-        rule = "cannot be compiled under zero: 3, which fetches weights within a layer; use auto"
-        problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
-    selective = layout.gradient_checkpointing == "selective"
-    if selective and layout.zero == 3:
-        rule = "cannot be selective under zero: 3, which fetches weights within a layer; use true"
-        problems.append(Problem(f"{place}.gradient_checkpointing", rule, layout.gradient_checkpointing))
-    if selective and layout.kernels == "compiled":
-        rule = "cannot be compiled under gradient_checkpointing: selective, which looks into a layer; use auto"
-        problems.append(Problem(f"{place}.kernels", rule, layout.kernels))
+    for field in layout.within_layers[1:]:
+        value, instead = getattr(layout, field), {"gradient_checkpointing": "true", "kernels": "auto"}[field]
+        rule = f"cannot be {value} under {_WITHIN_LAYERS[layout.within_layers[0]]}; use {instead}"
+        problems.append(Problem(f"{place}.{field}", rule, value))
     if layout.lora_at_once > 1:
         place = f"{place}.lora_at_once"
         problems += [Problem(place, rule, layout.lora_at_once) for rule in _why_not_at_once(setting, layout)]

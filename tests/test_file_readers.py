@@ -1,4 +1,4 @@
-"""Sources: every kind of file, mapping and filter, and what is said about bad ones."""
+"""Readers of data files: every kind of file, mapping and filter, and what is said about bad ones."""
 
 import datetime
 import gzip
