@@ -16,18 +16,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import torch
+from made_training import make_samples, make_spec
 from small_llama import write_llama
 
-from massive_sft.data.samples import Samples
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.storage import Folder
-from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.checkpoints.policy import SHORTEST_INTERVAL_S, TIMES_COST
 from massive_sft.training.events import CheckpointWritten, Event, StepDone
@@ -42,36 +39,6 @@ LAYOUTS: list[tuple[int, str, str]] = [
     (3, "fp32", "full"),
     (1, "fp32", "lora"),
 ]
-
-
-def make_samples(count: int) -> Samples:
-    """Return samples of random tokens, all of one length."""
-    trainable = np.ones((count, LENGTH), dtype=bool)
-    trainable[:, 0] = False
-    return Samples(
-        tokens=np.random.default_rng(0).integers(0, VOCABULARY, count * LENGTH, dtype=np.int32),
-        trainable=trainable.reshape(-1),
-        offsets=np.arange(count + 1, dtype=np.int64) * LENGTH,
-        part=np.zeros(count, dtype=np.int16),
-        row=np.arange(count, dtype=np.int64),
-        text_bytes=np.ones((count, 2), dtype=np.int64),
-    )
-
-
-def make_spec(base: Path, zero: int, precision: str, method: str) -> TrainingSpec:
-    """Return one epoch in this layout."""
-    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
-    setting: dict[str, Any] = {"method": method, "lr": 1e-4, "batch": BATCH, "precision": precision}
-    return TrainingSpec(
-        trajectory="0" * 16,
-        model=Model(path=str(base)),
-        mixture=Mixture(name="made", parts=(part,)),
-        setting=Setting(**setting),
-        schedule=Schedule(name="constant"),
-        horizon=1,
-        snapshots=(1,),
-        layout=Layout(zero=zero),  # type: ignore[arg-type]
-    )
 
 
 def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[list[CheckpointWritten], float, float]:
@@ -89,7 +56,7 @@ def measure(spec: TrainingSpec, steps: int, every: float, home: Path) -> tuple[l
     with attempt:
         train_trajectory(
             spec,
-            make_samples(steps * BATCH),
+            make_samples(steps * BATCH, LENGTH, VOCABULARY),
             attempt.folder,
             report,
             CheckpointStore(attempt.storage, attempt.claim, every),
@@ -106,7 +73,8 @@ def rows(steps: int, every: float, folder: Path) -> Iterator[str]:
     yield f"{parameters:,} parameters, {steps} steps of {BATCH} x {LENGTH} tokens, a checkpoint every {every:g} s"
     yield "zero precision method |  saves    MB   save s   slowest | interval s  share | measured share  s/step"
     for zero, precision, method in LAYOUTS:
-        spec = make_spec(folder / "base", zero, precision, method)
+        setting = {"method": method, "lr": 1e-4, "batch": BATCH, "precision": precision}
+        spec = make_spec(folder / "base", Layout.model_validate({"zero": zero}), **setting)
         written, trained, whole = measure(spec, steps, every, folder / f"{zero}-{precision}-{method}")
         cost = median(event.seconds for event in written)
         interval = max(SHORTEST_INTERVAL_S, TIMES_COST * cost)

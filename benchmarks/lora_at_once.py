@@ -23,13 +23,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from made_training import make_spec
 from small_llama import write_llama
 
 from massive_sft.data.samples import Samples
 from massive_sft.models import peak_memory
 from massive_sft.models.kept_base import KeptBase
-from massive_sft.sweep.schema import Dataset, Lora, Model, Schedule, Setting
-from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training.adapter_group import AdapterGroup, GroupMember
 from massive_sft.training.events import Event, StepDone
 from massive_sft.training.loop import train_trajectory
@@ -55,26 +55,16 @@ def make_samples() -> Samples:
     )
 
 
-def make_spec(base: Path, number: int, batch: int, at_once: int, gpu: bool) -> TrainingSpec:
+def adapter_spec(base: Path, number: int, batch: int, at_once: int, gpu: bool) -> TrainingSpec:
     """Return what the ``number``-th adapter is trained by."""
-    setting = Setting(
-        method="lora",
-        lr=1e-4 * (1 + number),
-        batch=batch,
-        precision="bf16" if gpu else "fp32",
-        lora=Lora(rank=4 * 2 ** (number % 4), alpha=16),
-    )
-    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
-    return TrainingSpec(
-        trajectory="0123456789abcdef",
-        model=Model(path=str(base)),
-        mixture=Mixture(name="made", parts=(part,)),
-        setting=setting,
-        schedule=Schedule(name="constant"),
-        horizon=EPOCHS,
-        snapshots=(EPOCHS,),
-        layout=Layout(gpus=int(gpu), lora_at_once=at_once),
-    )
+    setting = {
+        "method": "lora",
+        "lr": 1e-4 * (1 + number),
+        "batch": batch,
+        "precision": "bf16" if gpu else "fp32",
+        "lora": {"rank": 4 * 2 ** (number % 4), "alpha": 16},
+    }
+    return make_spec(base, Layout(gpus=int(gpu), lora_at_once=at_once), (EPOCHS,), **setting)
 
 
 def train(
@@ -119,10 +109,12 @@ def main() -> None:
 
         def alone(batch: int, adapters: int, losses: Losses) -> None:
             for number in range(adapters):
-                train(make_spec(base, number, batch, 1, gpu), run / str(number), losses.setdefault(number, []), bases)
+                train(
+                    adapter_spec(base, number, batch, 1, gpu), run / str(number), losses.setdefault(number, []), bases
+                )
 
         def at_once(batch: int, adapters: int, losses: Losses) -> None:
-            specs = [make_spec(base, number, batch, adapters, gpu) for number in range(adapters)]
+            specs = [adapter_spec(base, number, batch, adapters, gpu) for number in range(adapters)]
 
             def one(number: int, member: GroupMember) -> None:
                 train(specs[number], run / str(number), losses.setdefault(number, []), member=member)

@@ -19,30 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_training import make_samples
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from massive_sft.cost.memory import chunk_targets
-from massive_sft.data.samples import Samples
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.loss import SummedLoss
 from massive_sft.training.packing import collate
 
 LENGTH, HIDDEN, LAYERS, PASSES = 512, 256, 2, 2
-
-
-def samples(count: int, vocabulary: int) -> Samples:
-    """Return rows of random tokens, all but the first of each with a loss."""
-    tokens = np.random.default_rng(0).integers(0, vocabulary, count * LENGTH).astype(np.int32)
-    trainable = np.ones(count * LENGTH, dtype=bool)
-    trainable[::LENGTH] = False
-    return Samples(
-        tokens=tokens,
-        trainable=trainable,
-        offsets=np.arange(count + 1, dtype=np.int64) * LENGTH,
-        part=np.zeros(count, dtype=np.int16),
-        row=np.arange(count, dtype=np.int64),
-        text_bytes=np.ones((count, 2), dtype=np.int64),
-    )
 
 
 def measure(arguments: tuple[int, int, str, bool]) -> tuple[float, float, float]:
@@ -54,9 +39,9 @@ def measure(arguments: tuple[int, int, str, bool]) -> tuple[float, float, float]
     config = LlamaConfig(vocab_size=vocabulary, num_attention_heads=4, tie_word_embeddings=True, **sizes)
     model = LlamaForCausalLM(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     loss = SummedLoss(model, chunk_targets(vocabulary, Layout()) if chunked else None)
-    loss(collate(samples(1, vocabulary), np.arange(1), packing=False)).backward()  # what is made once
+    loss(collate(make_samples(1, LENGTH, vocabulary), np.arange(1), packing=False)).backward()  # what is made once
     model.zero_grad()
-    batch = collate(samples(targets // LENGTH, vocabulary), np.arange(targets // LENGTH), packing=False)
+    batch = collate(make_samples(targets // LENGTH, LENGTH, vocabulary), np.arange(targets // LENGTH), packing=False)
     before, seconds, value = _resident_bytes(), [], 0.0
     for _ in range(PASSES):
         began = time.process_time()

@@ -31,43 +31,21 @@ def resident() -> float:
 
 def serve(zero: int, method: str, trajectories: int) -> list[float]:
     """Train so many trajectories one after another; return the resident memory after each, in MB."""
-    import numpy as np
+    from made_training import make_samples, make_spec
     from small_llama import write_llama
 
-    from massive_sft.data.samples import Samples
-    from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-    from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+    from massive_sft.sweep.spec import Layout
     from massive_sft.training.loop import train_trajectory
 
-    vocabulary, length, count = 2000, 64, 16
-    tokens = np.random.default_rng(0).integers(1, vocabulary, count * length).astype(np.int32)
-    trainable = np.arange(len(tokens)) % length > 0  # nothing predicts a sample's first token
-    samples = Samples(
-        tokens=tokens,
-        trainable=trainable,
-        offsets=np.arange(0, len(tokens) + 1, length, dtype=np.int64),
-        part=np.zeros(count, dtype=np.int16),
-        row=np.arange(count, dtype=np.int64),
-        text_bytes=np.ones((count, 2), dtype=np.int64),
-    )
+    vocabulary, layout = 2000, Layout.model_validate({"zero": zero})
+    samples = make_samples(16, 64, vocabulary)
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_llama(folder / "base", vocabulary, hidden=256, layers=6, heads=4)
         for seed in range(trajectories):
-            spec = TrainingSpec(
-                trajectory="0123456789abcdef",
-                model=Model(path=str(folder / "base")),
-                mixture=Mixture(
-                    name="made",
-                    parts=(Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None),),
-                ),
-                setting=Setting(method=method, lr=1e-4, batch=8, precision="fp32", seed=seed),
-                schedule=Schedule(name="constant"),
-                horizon=1,
-                snapshots=(1,),
-                layout=Layout(zero=zero),
-            )
+            setting = {"method": method, "lr": 1e-4, "batch": 8, "precision": "fp32", "seed": seed}
+            spec = make_spec(folder / "base", layout, **setting)
             train_trajectory(spec, samples, folder / "run", lambda event: None)
             shutil.rmtree(folder / "run")
             found.append(resident())

@@ -29,37 +29,19 @@ def measure(model: Path, method: str, way: bool | str, rows: int, length: int, p
     """Return what one way takes: MB left and at most, seconds, and a digest of the loss and the gradients."""
     import numpy as np
     import torch
+    from made_training import make_samples, make_spec
     from shares import Peak
 
-    from massive_sft.data.samples import Samples
-    from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-    from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+    from massive_sft.sweep.spec import Layout
     from massive_sft.training.engine import free_memory
     from massive_sft.training.loading import load_for_training
     from massive_sft.training.loss import SummedLoss
     from massive_sft.training.packing import collate
 
     torch.manual_seed(0)
-    tokens = np.random.default_rng(0).integers(1, 2000, rows * length).astype(np.int32)
-    samples = Samples(
-        tokens=tokens,
-        trainable=np.arange(len(tokens)) % length >= length // 2,
-        offsets=np.arange(0, len(tokens) + 1, length, dtype=np.int64),
-        part=np.zeros(rows, dtype=np.int16),
-        row=np.arange(rows, dtype=np.int64),
-        text_bytes=np.ones((rows, 2), dtype=np.int64),
-    )
-    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
-    spec = TrainingSpec(
-        trajectory="0123456789abcdef",
-        model=Model(path=str(model)),
-        mixture=Mixture(name="made", parts=(part,)),
-        setting=Setting(method=method, lr=1e-5, batch=rows, precision="fp32"),
-        schedule=Schedule(name="constant"),
-        horizon=1,
-        snapshots=(1,),
-        layout=Layout(gradient_checkpointing=way),
-    )
+    samples = make_samples(rows, length, vocabulary=2000, prompt=length // 2)
+    layout = Layout.model_validate({"gradient_checkpointing": way})
+    spec = make_spec(model, layout, method=method, batch=rows, precision="fp32")
     module = SummedLoss(load_for_training(spec, samples)).train()
     batch = collate(samples, np.arange(rows), packing=False)
     left, most, seconds, digest = [], [], [], ""

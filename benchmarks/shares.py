@@ -54,11 +54,9 @@ class Peak:
 
 def train(folder: Path, zero: int, only_load: bool) -> list[float]:
     """Train as one rank; return its peaks in MB by the end of loading, of the steps, of a snapshot; and of file pages."""
-    import numpy as np
+    from made_training import make_samples, make_spec
 
-    from massive_sft.data.samples import Samples
-    from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-    from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+    from massive_sft.sweep.spec import Layout
     from massive_sft.training import snapshot
     from massive_sft.training.batches import batches_between
     from massive_sft.training.engine import make_engine, warm_up
@@ -68,26 +66,9 @@ def train(folder: Path, zero: int, only_load: bool) -> list[float]:
     from massive_sft.training.ranks import join_group
     from massive_sft.training.step import Decision, StepRunner
 
-    tokens = np.random.default_rng(0).integers(1, VOCABULARY, SAMPLES * LENGTH).astype(np.int32)
-    samples = Samples(
-        tokens=tokens,
-        trainable=np.arange(len(tokens)) % LENGTH > 0,
-        offsets=np.arange(0, len(tokens) + 1, LENGTH, dtype=np.int64),
-        part=np.zeros(SAMPLES, dtype=np.int16),
-        row=np.arange(SAMPLES, dtype=np.int64),
-        text_bytes=np.ones((SAMPLES, 2), dtype=np.int64),
-    )
-    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
-    spec = TrainingSpec(
-        trajectory="0123456789abcdef",
-        model=Model(path=str(folder / "base")),
-        mixture=Mixture(name="made", parts=(part,)),
-        setting=Setting(method="full", lr=1e-5, batch=4, precision="bf16"),
-        schedule=Schedule(name="constant"),
-        horizon=1,
-        snapshots=(1,),
-        layout=Layout(workers=int(os.environ["WORLD_SIZE"]), zero=zero, micro_batch=1),
-    )
+    samples = make_samples(SAMPLES, LENGTH, VOCABULARY)
+    layout = Layout.model_validate({"workers": int(os.environ["WORLD_SIZE"]), "zero": zero, "micro_batch": 1})
+    spec = make_spec(folder / "base", layout, method="full", batch=4, precision="bf16")
     rank, _ = join_group(spec.layout)
     warm_up(spec.layout)
     peak = Peak()

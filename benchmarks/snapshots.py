@@ -20,46 +20,16 @@ from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+from made_training import make_samples, make_spec
 from small_llama import write_llama
 
-from massive_sft.data.samples import Samples
-from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
-from massive_sft.sweep.spec import Layout, Mixture, Part, TrainingSpec
+from massive_sft.sweep.spec import Layout
 from massive_sft.training.checkpoints.disk import link_folder
 from massive_sft.training.events import Event, SnapshotWritten, StepDone
 from massive_sft.training.loop import train_trajectory
 from massive_sft.training.summary import TrainingSummary
 
 VOCABULARY, LENGTH, EPOCHS, BATCH = 8000, 64, 10, 8
-
-
-def make_spec(base: Path, method: str) -> TrainingSpec:
-    """Return what is trained."""
-    part = Part(name="made", dataset=Dataset(path="made.jsonl", format="gsm8k"), count=None)
-    return TrainingSpec(
-        trajectory="0123456789abcdef",
-        model=Model(path=str(base)),
-        mixture=Mixture(name="made", parts=(part,)),
-        setting=Setting.model_validate({"method": method, "lr": 1e-5, "batch": BATCH, "precision": "fp32"}),
-        schedule=Schedule(name="constant"),
-        horizon=EPOCHS,
-        snapshots=tuple(range(1, EPOCHS + 1)),
-        layout=Layout(),
-    )
-
-
-def make_samples(count: int) -> Samples:
-    """Return samples of random words, all of one length."""
-    tokens = np.random.default_rng(0).integers(1, VOCABULARY, count * LENGTH).astype(np.int32)
-    return Samples(
-        tokens=tokens,
-        trainable=np.arange(len(tokens)) % LENGTH > 0,  # nothing predicts a sample's first token
-        offsets=np.arange(0, len(tokens) + 1, LENGTH, dtype=np.int64),
-        part=np.zeros(count, dtype=np.int16),
-        row=np.arange(count, dtype=np.int64),
-        text_bytes=np.ones((count, 2), dtype=np.int64),
-    )
 
 
 def main() -> None:
@@ -87,8 +57,9 @@ def main() -> None:
             return True
 
         (folder / "published").mkdir()
-        samples, began = make_samples(arguments.samples), time.perf_counter()
-        spec = make_spec(folder / "base", arguments.method)
+        samples, began = make_samples(arguments.samples, LENGTH, VOCABULARY), time.perf_counter()
+        setting = {"method": arguments.method, "batch": BATCH, "precision": "fp32"}
+        spec = make_spec(folder / "base", Layout(), tuple(range(1, EPOCHS + 1)), **setting)
         summary = train_trajectory(spec, samples, folder / "run", report, publish=publish)
     stall = summary.seconds - sum(steps)
     print(
