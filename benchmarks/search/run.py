@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from methods import METHODS
+from pairs import compare
 from pools import Study, first_below, mean_curve, run
-from scipy.stats import binomtest
 from tables import Table, read
 
 from massive_sft.core.errors import InvalidInput, Problem
@@ -37,13 +37,12 @@ MOST = 0.6  # of a pool that is searched
 EVALUATIONS = 40  # of mixtures
 
 
-Areas = dict[tuple[str, int], float]
-"""Of each objective and seed the mean regret over a study, by which methods are compared in pairs."""
+def models(table: Table, each: str | None, method: str, seeds: range, stop: bool) -> np.ndarray:
+    """Print the share of cells at which the mean regret is small, one objective at a time.
 
-
-def models(table: Table, each: str | None, method: str, seeds: range, stop: bool) -> Areas:
-    """Print the share of cells at which the mean regret is small, one objective at a time."""
-    curves, by_objective, judged, areas = [], {}, [], Areas()
+    Return the mean regret over each study [objectives, seeds], as the other studies do.
+    """
+    curves, by_objective, judged, regrets = [], {}, [], []
     size = len(table.values)
     for objective in table.objectives:
         pool = table.only(objective)
@@ -51,9 +50,7 @@ def models(table: Table, each: str | None, method: str, seeds: range, stop: bool
         by_objective[objective] = mean_curve([study.regret[:, 0] for study in studies])
         curves += [study.regret[:, 0] for study in studies]
         judged += studies
-        areas |= {
-            (objective, seed): float(curve.mean()) for seed, curve in zip(seeds, curves[-len(seeds) :], strict=True)
-        }
+        regrets.append([study.regret[:, 0].mean() for study in studies])
     mean = mean_curve(curves)
     needed = {level: first_below(mean, level) for level in (0.05, 0.01)}
     print(
@@ -66,7 +63,7 @@ def models(table: Table, each: str | None, method: str, seeds: range, stop: bool
     )
     if stop and method == "ours":
         stops(judged, size)
-    return areas
+    return np.array(regrets)
 
 
 def stops(studies: list[Study], size: int) -> None:
@@ -93,7 +90,7 @@ def stops(studies: list[Study], size: int) -> None:
     )
 
 
-def together(table: Table, each: str, method: str, seeds: range) -> Areas:
+def together(table: Table, each: str, method: str, seeds: range) -> np.ndarray:
     """Print the share of cells at which each objective's mean regret is small, one sequence for all of them."""
     size = len(table.values)
     studies = [run(table, each, method, seed, int(0.5 * size)) for seed in seeds]
@@ -103,16 +100,12 @@ def together(table: Table, each: str, method: str, seeds: range) -> Areas:
         f"{method}: one sequence: 10th objective <= 5 % at {share(sorted(needed)[9] if len(needed) > 9 else max(needed), size)}"
     )
     print("  ", {name: share(at, size) for name, at in zip(table.objectives, needed, strict=True)})
-    return {
-        (name, seed): float(study.regret[:, column].mean())
-        for seed, study in zip(seeds, studies, strict=True)
-        for column, name in enumerate(table.objectives)
-    }
+    return np.array([study.regret.mean(axis=0) for study in studies]).T
 
 
-def mixtures(table: Table, method: str, seeds: range) -> Areas:
+def mixtures(table: Table, method: str, seeds: range) -> np.ndarray:
     """Print after how many evaluations the mean normalised regret is small, of each objective."""
-    areas = Areas()
+    regrets = []
     for objective in table.objectives:
         pool = table.only(objective)
         studies = [run(pool, None, method, seed, EVALUATIONS, batch=1) for seed in seeds]
@@ -121,29 +114,8 @@ def mixtures(table: Table, method: str, seeds: range) -> Areas:
         print(
             f"{method}: {pool.name} ({len(pool.values)}): 20 / 10 / 5 % after {needed}, at 20: {after(mean, 20):.3f}, at 40: {mean[-1]:.3f}"
         )
-        own = {(objective, seed): float(study.normalised.mean()) for seed, study in zip(seeds, studies, strict=True)}
-        areas |= own
-    return areas
-
-
-def compare(areas: dict[str, Areas]) -> None:
-    """Print how often the first method's mean regret is the smaller one, from the same starts, by a sign test.
-
-    The seeds of an objective are not independent of one another, so a test over the objectives' means is there too.
-    """
-    first, *others = areas
-    for other in others:
-        apart = {key: areas[other][key] - area for key, area in areas[first].items()}
-        means = [
-            np.mean([gain for (of, _), gain in apart.items() if of == name])
-            for name in dict.fromkeys(of for of, _ in apart)
-        ]
-        for what, gains in (("studies", list(apart.values())), ("objectives", means)):
-            better, worse = int(np.sum(np.array(gains) > 0)), int(np.sum(np.array(gains) < 0))
-            chance = binomtest(better, better + worse).pvalue if better + worse else 1.0
-            print(
-                f"{first} against {other}: better in {better}, worse in {worse} of {len(gains)} {what}, p = {chance:.2g}"
-            )
+        regrets.append([study.normalised.mean() for study in studies])
+    return np.array(regrets)
 
 
 def transfer(table: Table) -> None:
@@ -195,21 +167,21 @@ def main() -> None:
     if args.seeds < 1:
         raise InvalidInput(Problem("--seeds", "must be >= 1", args.seeds))
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    areas: dict[str, Areas] = {}
+    regrets: dict[str, np.ndarray] = {}
     for method in args.methods:
         began = time.process_time()
         if args.study in ("models", "winner"):
-            areas[method] = models(table, "model" if args.study == "models" else None, method, seeds, args.stop)
+            regrets[method] = models(table, "model" if args.study == "models" else None, method, seeds, args.stop)
         elif args.study == "together":
-            areas[method] = together(table, "model", method, seeds)
+            regrets[method] = together(table, "model", method, seeds)
         elif args.study == "mixtures":
-            areas[method] = mixtures(table, method, seeds)
+            regrets[method] = mixtures(table, method, seeds)
         else:
             for objective in table.objectives:
                 transfer(table.only(objective))
         print(f"  {time.process_time() - began:.0f} s of the processor", flush=True)
-    if areas:
-        compare(areas)
+    if regrets:
+        compare({method: {"mean regret": found} for method, found in regrets.items()}, "objectives")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from pairs import compare
 from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search.optuna import OptunaSearch
-from scipy.stats import binomtest
 from tables import BENCHMARKS, read_frame
 
 from massive_sft.core.errors import InvalidInput, Problem
@@ -163,25 +163,7 @@ def main() -> None:
         )
         by_benchmark = (len(studies), args.orders)
         figures[method] = {"epochs": np.reshape(shares, by_benchmark), "regret": np.reshape(regrets, by_benchmark)}
-    compare(figures)
-
-
-def compare(figures: dict[str, dict[str, np.ndarray]]) -> None:
-    """Print how often the first method has the smaller epochs and regret [benchmarks, orders], by a sign test.
-
-    Orders of a benchmark are not independent of one another, so a test over the benchmarks' means is there too.
-    """
-    first, *others = figures
-    for other in others:
-        for what, own in figures[first].items():
-            apart = figures[other][what] - own
-            for of, gains in (("studies", apart.ravel()), ("benchmarks", apart.mean(axis=1))):
-                better, worse = int((gains > 0).sum()), int((gains < 0).sum())
-                chance = binomtest(better, better + worse).pvalue if better + worse else 1.0
-                print(
-                    f"{first} against {other}: {what} smaller in {better}, larger in {worse} of {gains.size} {of}, "
-                    f"p = {chance:.2g}"
-                )
+    compare(figures, "benchmarks")
 
 
 if __name__ == "__main__":
