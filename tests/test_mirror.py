@@ -509,6 +509,7 @@ def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_not
     mirror(ledger, names)
     expected = everything(uri_of(ledger))
     calls = ("create_experiment", "create_run", "log_batch", "log_artifact", "set_tag", "set_terminated")
+    uploads = set()
     for number in range(1, 20):
         store = tmp_path / str(number) / "mlflow.db"
         store.parent.mkdir()
@@ -519,11 +520,13 @@ def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_not
             mirror_all(ledger, SWEEP, names, f"sqlite:///{store}")
             os._exit(0)
         _, state = os.waitpid(child, 0)
+        uploads |= set(ledger.sweep_dir(SWEEP).glob(".mirror-*"))
         mirror(ledger, names, f"sqlite:///{store}")
         shown = everything(f"sqlite:///{store}")
         assert shown == expected, number
         if os.WIFEXITED(state):
             assert number > len(calls) + 2
+            assert uploads and not any(folder.exists() for folder in uploads)
             return
     pytest.fail("it was always killed")
 
@@ -1020,5 +1023,5 @@ def test_mirror_prints_nothing_and_leaves_nothing_in_the_working_folder(ledger, 
 def test_second_connection_finds_the_runs_of_the_first(ledger):
     origin = Origin(SWEEP, str(ledger.root), "here")
     for name in ("first", "second"):
-        Tracker(uri_of(ledger), origin, lambda: CREATED_MS, Shown(ledger.root / name)).recall()
+        Tracker(uri_of(ledger), origin, lambda: CREATED_MS, Shown(ledger.root / name), ledger.root).recall()
     assert runs_of(uri_of(ledger))[0].info.start_time == CREATED_MS

@@ -231,7 +231,7 @@ class Mirror:
             self._queue.put(self._read_spool())
         if self._tracker is None:
             origin = Origin(self._sweep, str(self._ledger.storage), ledger_id(self._ledger.storage))
-            self._tracker = Tracker(self._uri, origin, self._source.began, self._shown)
+            self._tracker = Tracker(self._uri, origin, self._source.began, self._shown, self._folder)
             self._elsewhere = self._tracker.elsewhere
             self._caught_up = False
         return self._tracker

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -49,6 +51,7 @@ ARTIFACTS = "massive_sft.artifacts"
 """Of a cell's run: which of its files are missing, and why; not there when all are."""
 TOKEN = "massive_sft.reading"
 """Of the sweep's run: names the reading after which whoever writes has noted down what is shown (``Shown.token``)."""
+UPLOAD = ".mirror-upload-"  # begins the names of folders for what is being uploaded
 
 WriteArtifacts = Callable[[Path], None]
 """Writes the files to upload into an empty folder."""
@@ -83,7 +86,7 @@ class Tracker:
         elsewhere: the storage roots of other ledgers that have runs of this sweep's name here; empty where none has.
     """
 
-    def __init__(self, uri: str, origin: Origin, began: Callable[[], int], shown: Shown):
+    def __init__(self, uri: str, origin: Origin, began: Callable[[], int], shown: Shown, folder: Path):
         """Find or make the experiment and the parent run, and mark it running.
 
         Args:
@@ -91,6 +94,8 @@ class Tracker:
             origin: the sweep.
             began: when the sweep began, in milliseconds since 1970; asked only for a new parent.
             shown: what was noted down before.
+            folder: where files lie while they are uploaded; what a killed process left of them there is removed. One
+                mirrors the sweep at a time.
 
         Raises:
             InvalidInput: the experiment was deleted on the tracker, or its artifacts cannot be written from here.
@@ -106,6 +111,9 @@ class Tracker:
             self._columns, self._tags = view_columns(view) or (None, [])
         self._parent, self.elsewhere = find_parent(self._client, uri, self._experiment, origin, began)
         self._told: set[str] = set()
+        self._folder = folder
+        for left in folder.glob(f"{UPLOAD}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def recall(self) -> None:
         """Learn what each cell's run shows: as noted down where the tracker bears that out, else from all its runs.
@@ -159,9 +167,8 @@ class Tracker:
 
     def attach(self, attach: WriteArtifacts) -> None:
         """Upload files to the parent run."""
-        with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
-            attach(Path(folder))
-            self._client.log_artifacts(run_id(self._parent), folder)
+        with self._written(attach) as folder:
+            self._client.log_artifacts(run_id(self._parent), str(folder))
 
     def finish(self) -> None:
         """Mark the parent run finished: it ended when the last of its cells did, whenever that is mirrored."""
@@ -257,9 +264,8 @@ class Tracker:
     def _upload_what_is_taken(self, run: Run, attach: WriteArtifacts) -> None:
         """Upload a cell's files, each by itself; tag the run with those that are refused, and why."""
         refused = []
-        with tempfile.TemporaryDirectory(prefix="massive-sft-") as folder:
-            attach(Path(folder))
-            for path in sorted(Path(folder).iterdir()):
+        with self._written(attach) as folder:
+            for path in sorted(folder.iterdir()):
                 try:
                     self._client.log_artifact(run_id(run), str(path))
                 except Exception as error:  # a bucket's client raises what it likes
@@ -271,6 +277,14 @@ class Tracker:
             self._client.set_tag(run_id(run), ARTIFACTS, f"missing: {', '.join(refused)}"[:1000])
         elif ARTIFACTS in run.data.tags:
             self._client.delete_tag(run_id(run), ARTIFACTS)
+
+    @contextmanager
+    def _written(self, attach: WriteArtifacts) -> Iterator[Path]:
+        """Write the files to upload into a folder that is gone afterwards."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=UPLOAD, dir=self._folder) as folder:
+            attach(Path(folder))
+            yield Path(folder)
 
     def _tell(self, name: str, error: Exception) -> None:
         """Warn of a file that is refused: once for all cells."""
