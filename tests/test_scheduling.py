@@ -39,6 +39,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, RunPlan, make_plan
 from massive_sft.running import trial
 from massive_sft.running.events import (
+    AnswersWritten,
     BenchmarkScored,
     CellRecorded,
     CellSkipped,
@@ -56,6 +57,7 @@ from massive_sft.scheduling import run_on_ray as run_on_ray_module
 from massive_sft.scheduling import scorers
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.claims import Claims
+from massive_sft.scheduling.judges import Judges, JudgesLost
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes, _Lane
 from massive_sft.scheduling.nodes import Shape
@@ -412,6 +414,22 @@ def test_run_that_gets_no_cpu_ends_with_its_reason(tmp_path: Path) -> None:
     reason = printed.partition("STUCK ")[2]
     assert "2 trainings wait for a lane of 1 x 1 CPU" in reason
     assert "free: 0 CPU" in reason
+
+
+class Deadly:
+    """Whatever process is given it ends."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_judges_whose_process_dies_again_and_again_end_the_run_with_what_to_do(cluster: None, tmp_path: Path) -> None:
+    cell = make_plan(load_sweep(small_sweep(tmp_path))).cells[0]
+    judges = Judges(CellQueue.remote(), None, Deadly(), ignore)  # type: ignore[arg-type]
+    judges.take(AnswersWritten(cell, "weights"))
+    with pytest.raises(JudgesLost, match=r"died again and again; .* run the same command to go on") as lost:
+        judges.serve()
+    assert lost.value.exit_code == ExitCode.TRY_AGAIN
 
 
 def test_order_of_a_lane_that_is_lost_waits_for_another(cluster: None) -> None:
