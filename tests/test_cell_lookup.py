@@ -97,7 +97,7 @@ def test_storage_root_names_its_sweep_and_shows_what_no_sweep_asks_for_any_more(
 def test_misread_id_is_answered_with_the_nearest(plan: Plan) -> None:
     cell = plan.runs[1].cells[0].cell.id
     code, text = call("show", cell[:8] + "zzz")
-    assert code == 2 and f"valid: {cell}, " in text
+    assert code == 2 and f"did you mean {cell}" in text and "status SWEEP" in text
 
 
 def test_cell_of_two_sweeps_is_shown_as_one_asks_which_is_told(plan: Plan, tmp_path: Path) -> None:

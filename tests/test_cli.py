@@ -240,7 +240,7 @@ def test_inspect_of_an_unknown_model_names_the_known_ones(
 def test_show_of_an_unknown_cell_is_a_sentence(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     path = small_sweep(tmp_path)
     code, _, text = call("show", "xyz", "--sweep", path)
-    assert (code, "is the beginning of no cell's id, got 'xyz'" in text) == (2, True)
+    assert (code, "status SWEEP` lists them), got 'xyz'" in text) == (2, True)
 
 
 def test_names_are_printed_as_they_are(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

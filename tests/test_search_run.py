@@ -13,7 +13,8 @@ from rich.console import Console
 from small_sweep import small_sweep
 
 from massive_sft.cli.gc import collect
-from massive_sft.cli.search_view import searches_view, trials_left
+from massive_sft.cli.search_view import find_search, searches_view, trials_left
+from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -181,6 +182,8 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     assert "at most 2 more trials: training and scoring" in shown.getvalue()
     assert "scoring 0 s" not in shown.getvalue()
     assert "its space has no more than 2 cells, so it ends before trials: 3" in shown.getvalue()
+    with pytest.raises(InvalidInput, match=r"or the name of a search, got 'gird' \(did you mean 'grid'"):
+        find_search("gird", plan.sweep.path, None)
     assert trials_left(plan) == ["at most 2 more trials of search grid, a training each"]
     assert isinstance(grid.planned.space, CellSpace)
     assert [grid.planned.space.cell(choice).epoch for choice in grid.planned.space.longest()] == [2]

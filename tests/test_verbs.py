@@ -175,9 +175,10 @@ def test_logs_say_of_an_attempt_that_was_killed_that_it_is_not_finished(
     assert [(attempt["state"], attempt["traceback"]) for attempt in shown] == [("not finished", None)]
 
 
-def test_logs_of_an_unknown_cell_name_those_that_are_there(sweep: Path, full: str) -> None:
-    code, text = call("logs", "zz", "--sweep", sweep)
-    assert (code, "cell: is the beginning of no cell's id, got 'zz'" in text) == (2, True)
+def test_logs_of_an_unknown_cell_name_the_nearest(sweep: Path, full: str) -> None:
+    wrong = full[:6] + "zz"
+    code, text = call("logs", wrong, "--sweep", sweep)
+    assert (code, "cell: is the beginning of no cell's id (" in text, f"got '{wrong}'" in text) == (2, True, True)
     assert full in text
     assert call("logs", "", "--sweep", sweep)[0] == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -106,10 +107,14 @@ class CellMatch:
 def match_id(ids: Sequence[str], beginning: str) -> str:
     """Return the id that begins so. Raises InvalidInput, with the nearest ids, when there is none or more than one."""
     fitting = [cell for cell in ids if cell.startswith(beginning)]
-    if len(fitting) != 1 or not beginning:
-        rule = "is the beginning of no cell's id" if not fitting else f"is the beginning of {len(fitting)} cells' ids"
-        nearest = fitting or sorted(ids, key=lambda cell: -len(os.path.commonprefix([cell, beginning])))  # noqa: RUF071 - no paths
-        raise InvalidInput(Problem("cell", rule, beginning, tuple(nearest[:MAX_LISTED])))
+    if not fitting:
+        rule = "is the beginning of no cell's id (`massive-sft status SWEEP` lists them)"
+        near = {cell[: len(beginning)]: cell for cell in ids}
+        close = ", ".join(near[text] for text in difflib.get_close_matches(beginning, near))
+        raise InvalidInput(Problem("cell", rule, beginning, hint=f"did you mean {close}?" if close else ""))
+    if len(fitting) > 1 or not beginning:
+        rule = f"is the beginning of {len(fitting)} cells' ids"
+        raise InvalidInput(Problem("cell", rule, beginning, tuple(fitting[:MAX_LISTED])))
     return fitting[0]
 
 

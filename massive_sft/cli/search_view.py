@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import plans_here
 from massive_sft.cli.options import load_plan
 from massive_sft.cli.views import indented, make_table
+from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.files import format_bytes
 from massive_sft.core.wording import counted
 from massive_sft.cost.duration import Quantity
@@ -181,12 +183,18 @@ def _values(planned: Planned, entry: Decision) -> str:
 
 
 def find_search(name: str, sweep: Path | None, overlays: Sequence[Path] | None) -> Standing | None:
-    """Return the search of a name: of a sweep file, or of those in the current folder; None where there is none."""
+    """Return the search of a name: of a sweep file, or of those in the current folder; None where it may be a cell's.
+
+    Raises InvalidInput where there are searches, and the name is neither one's nor what an id could begin with.
+    """
     plans = [load_plan(sweep, overlays)] if sweep is not None and sweep.is_file() else list(plans_here(sweep))
-    for plan in plans:
-        if any(search.name == name for search in plan.sweep.file.search):
-            standings = find_standings(plan.sweep, Ledger(plan.storage))
-            return next(one for one in standings if one.planned.search.name == name)
+    found = {search.name: plan for plan in reversed(plans) for search in plan.sweep.file.search}
+    if name in found:
+        standings = find_standings(found[name].sweep, Ledger(found[name].storage))
+        return next(one for one in standings if one.planned.search.name == name)
+    if found and not re.fullmatch("[0-9a-f]+", name):
+        rule = "must be the beginning of a cell's id (`massive-sft status SWEEP` lists them) or the name of a search"
+        raise InvalidInput(Problem("cell", rule, name, tuple(found)))
     return None
 
 
