@@ -13,8 +13,9 @@ from pathlib import Path
 from massive_sft.core.memory import total_bytes
 
 CPU = "cpu"
-# Of one core, by a plain matrix product: an order of magnitude, until something was measured on the machine.
-CPU_CORE_FLOPS = 2e10
+# Of one core, an order of magnitude until something was measured on the machine. With ``duration.TRAINING_SHARE`` it is
+# what a model of 135M weights reached on two cores (4.5e10 to 5e10 operations a second); tiny ones reach half or less.
+CPU_CORE_FLOPS = 6e10
 CPU_BYTES_PER_SECOND = 1e10
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder each, with a file ``information``: no need to import torch
 
