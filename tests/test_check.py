@@ -208,8 +208,10 @@ def test_more_gpus_and_workers_than_the_machine_has_are_said_by_check_or_that_th
     texts = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "error"]
     assert isinstance(done.exception, InvalidInput) and len(texts) == 3
     told = "\n".join(texts)
-    assert "resources.gpus: asks for more GPUs than this machine's 0; check it where it will run, or name its" in told
-    assert f"resources.workers: asks for more workers than this machine's {workers - 1} CPUs" in told
+    assert (
+        "resources[0].gpus: asks for more GPUs than this machine's 0; check it where it will run, or name its" in told
+    )
+    assert f"resources[1].workers: asks for more workers than this machine's {workers - 1} CPUs" in told
     assert "resources[0].gpu: is a kind of GPU without a data sheet here, so auto cannot count for it" in told
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     *_, entry = json.loads(CliRunner().invoke(app, ["check", str(home / "sweep.yaml"), "--json"]).stdout)
@@ -323,7 +325,7 @@ def test_protocol_that_asks_for_a_chat_template_that_a_model_lacks_is_named(home
     small_sweep(home)
     task = {"path": str(home / "world" / "tasks" / "facts_gen.yaml"), "limit": 2}
     (problem,) = found(home, evaluation=evaluation(task, template="chat"))
-    assert re.search(r"evaluation\.protocol\.template: .*tiny-llama: .*chat template", problem)
+    assert re.search(r"evaluation\.protocol\.template: llama: .*chat template", problem)
 
 
 def test_chat_template_that_raises_is_a_problem_of_the_benchmark(home: Path) -> None:

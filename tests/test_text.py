@@ -324,7 +324,7 @@ def test_chat_template_that_hides_the_completion_is_refused(template, rule):
 
 
 def test_chat_without_a_chat_template_is_refused():
-    with pytest.raises(InvalidInput, match="settings: template: chat needs a tokenizer with one chat template"):
+    with pytest.raises(InvalidInput, match=r"^template: chat needs a tokenizer with one chat template"):
         RowEncoder(small_tokenizer(), setting(template="chat"))
 
 

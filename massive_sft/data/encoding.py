@@ -31,7 +31,7 @@ import numpy as np
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.data.chat import RenderError
 from massive_sft.data.findings import Findings
-from massive_sft.data.render import Rendered, renderer
+from massive_sft.data.render import TEMPLATE, Rendered, renderer
 from massive_sft.data.rows import Row
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.template import CHAT
@@ -128,7 +128,7 @@ class RowEncoder:
                 "chat does not fit this tokenizer: it splits the end of the generation prompt another way once an "
                 "answer follows, so no prompt would be what was trained; use a template text"
             )
-            raise InvalidInput(Problem("settings: template", rule, prompt[-20:]))
+            raise InvalidInput(Problem(TEMPLATE, rule, prompt[-20:]))
 
     def _plain(self, text: str) -> Any:
         """Return the encoding of a text with nothing put around it."""

@@ -34,6 +34,9 @@ Render = Callable[[Row], Rendered]
 _MARK = "\ue000answer\ue001"  # private-use characters: no template looks for them
 
 
+TEMPLATE = "template"  # the setting's field, which names what is wrong with it
+
+
 def renderer(form: str | TemplateText, tokenizer: PreTrainedTokenizerFast) -> Render:
     """Return the function that renders rows with a template.
 
@@ -45,7 +48,7 @@ def renderer(form: str | TemplateText, tokenizer: PreTrainedTokenizerFast) -> Re
         InvalidInput: for ``chat`` when the tokenizer has no chat template that can be used (``data.chat.Chat``).
     """
     if form == template.CHAT:
-        chat = Chat(tokenizer, "settings: template")
+        chat = Chat(tokenizer, TEMPLATE)
         return lambda row: _chat(row, chat)
     pattern = form.prompt if isinstance(form, TemplateText) else template.PROMPTS[form]
     return lambda row: _turns(row, pattern, str(tokenizer.eos_token))

@@ -143,15 +143,19 @@ class Converter:
         """Return (key of the sweep file, column) of what the mapping and the filter name and no row has."""
         missing: list[tuple[str, str]] = []
         if self._message_columns and not self._seen.intersection(self._message_columns):
-            missing.append(("columns.messages", " or ".join(map(str, self._message_columns))))
+            missing.append((self._named_by("messages"), " or ".join(map(str, self._message_columns))))
         for key in ("prompt", "completion"):
             columns = getattr(self._mapping, key) or ()
-            missing += [(f"columns.{key}", str(column)) for column in columns if column not in self._seen]
+            missing += [(self._named_by(key), str(column)) for column in columns if column not in self._seen]
         for condition in self._conditions:
             derived = condition.column in ("prompt", "completion")
             if not derived and condition.column not in self._seen:
                 missing.append(("filter", str(condition.column)))
         return missing
+
+    def _named_by(self, key: str) -> str:
+        """Return the key of the sweep file by which a column is read."""
+        return "format" if self._dataset.columns is None else f"columns.{key}"
 
     def _passes(self, record: Any, mapped: Mapped) -> bool:
         # Every condition is looked at, also after one has failed: a column counts as missing when no look found it.

@@ -43,9 +43,9 @@ def benchmark_problems(
         try:
             wrapping = choose_wrapping(protocol, item.template, model.tokenizer if model else None)
         except InvalidInput as error:
-            at = "evaluation.protocol.template" if protocol.template == template.CHAT else "settings"
-            at = f"{plan.sweep.path}: {at}"
-            yield from (Problem(f"{at}: {found.place}", found.rule, found.value) for found in error.problems)
+            assert model is not None, "only a chat template is refused, which is a model's"
+            at = _template_place(plan)
+            yield from (Problem(at, f"{model.name}: {found.rule}", found.value) for found in error.problems)
             continue
         key = (full_id(item.id), wrapping)
         if key not in built:
@@ -126,6 +126,14 @@ def _place(plan: Plan, item: Requirement) -> str:
     own = plan.tasks.index(item.task) if item.task in plan.tasks else len(plan.tasks)
     listed = own < len(plan.sweep.file.evaluation.tasks)
     return f"{plan.sweep.path}: evaluation." + (f"tasks[{own}]" if listed else "suites")
+
+
+def _template_place(plan: Plan) -> str:
+    """Return where the sweep file asks for a model's own chat template."""
+    if plan.sweep.file.evaluation.protocol.template == template.CHAT:
+        return f"{plan.sweep.path}: evaluation.protocol.template"
+    names = [name for name, setting in plan.sweep.settings.items() if setting.template == template.CHAT]
+    return plan.sweep.setting_place(names[0], "template") if names else f"{plan.sweep.path}: settings"
 
 
 def _too_long(place: str, benchmark: BenchmarkRequests, model: UsableModel) -> Iterator[Problem]:

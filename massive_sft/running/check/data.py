@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.data import cautions
 from massive_sft.data.mixture import PartCounts
+from massive_sft.data.render import TEMPLATE
 from massive_sft.measures.texts import read_texts
 from massive_sft.models.tokenizer import token_problems
 from massive_sft.planning.plan import Plan, RunPlan, token_key
@@ -65,10 +67,7 @@ def data_problems(
     for run, outcome in outcomes:
         recipe = run.trajectory.recipe
         if isinstance(outcome, InvalidInput):
-            yield from (
-                Problem(f"{plan.sweep.path}: {item.place}", item.rule, item.value, item.choices)
-                for item in outcome.problems
-            )
+            yield from (_placed(plan, recipe, item) for item in outcome.problems)
         elif isinstance(outcome, MassiveSFTError):
             yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(outcome))
         else:
@@ -86,6 +85,13 @@ def data_problems(
     ]  # fmt: skip
     for caution in itertools.chain.from_iterable(told):
         warn(caution)
+
+
+def _placed(plan: Plan, recipe: Recipe, problem: Problem) -> Problem:
+    """Return a problem of a training set with its place in the sweep file."""
+    if problem.place == TEMPLATE:
+        return replace(problem, place=_place(plan, recipe, TEMPLATE), rule=f"{recipe.model_name}: {problem.rule}")
+    return replace(problem, place=f"{plan.sweep.path}: {problem.place}")
 
 
 def _place(plan: Plan, recipe: Recipe, field: str) -> str:

@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from massive_sft.core.errors import Problem
 from massive_sft.models.device import count_gpus
 from massive_sft.planning.plan import Plan
+from massive_sft.sweep.resources import ResourceRules
 
 ELSEWHERE = "check it where it will run, or name its cluster (RAY_ADDRESS)"
 
 
 def machine_problems(plan: Plan) -> Iterator[Problem]:
     """Say which trainings that are left cannot be on this machine."""
-    layouts = {run.layout for run in plan.todo}
-    gpus, workers = (max((getattr(layout, name) for layout in layouts), default=0) for name in ("gpus", "workers"))
-    place, cpus = f"{plan.sweep.path}: resources", os.cpu_count() or 1
-    if gpus and gpus > (there := count_gpus()):
-        yield Problem(f"{place}.gpus", f"asks for more GPUs than this machine's {there}; {ELSEWHERE}", gpus)
-    if workers > cpus:
-        rule = f"asks for more workers than this machine's {cpus} CPUs; {ELSEWHERE}"
-        yield Problem(f"{place}.workers", rule, workers)
+    rules, cpus = ResourceRules(plan.sweep), os.cpu_count() or 1
+    asked = {(rules.place(run.trajectory.recipe), run.layout.gpus, run.layout.workers) for run in plan.todo}
+    for place, gpus, workers in sorted(asked):
+        if gpus and gpus > (there := count_gpus()):
+            yield Problem(f"{place}.gpus", f"asks for more GPUs than this machine's {there}; {ELSEWHERE}", gpus)
+        elif workers > cpus:
+            rule = f"asks for more workers than this machine's {cpus} CPUs; {ELSEWHERE}"
+            yield Problem(f"{place}.workers", rule, workers)
 
 
 def machine_warnings(plan: Plan) -> Iterator[Problem]:

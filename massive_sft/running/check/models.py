@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from massive_sft.core.errors import InvalidInput, Problem
@@ -13,6 +13,7 @@ from massive_sft.models.attention import meta_model
 from massive_sft.models.configuration import positions_of
 from massive_sft.models.tokenizer import load_tokenizer, token_problems
 from massive_sft.planning.plan import Plan, RunPlan
+from massive_sft.sweep.resources import ResourceRules
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.training.lora import drops_out, target_problems
 
@@ -91,20 +92,21 @@ class Models:
         """Yield what the trainings of a model ask of it in vain: an attention, LoRA targets."""
         runs = [run for run in self._plan.runs if run.trajectory.recipe.model == model]
         layouts: dict[tuple[str, bool], RunPlan] = {(run.layout.attention, run.layout.gpus > 0): run for run in runs}
-        for attention, gpu in layouts:
+        rules = ResourceRules(self._plan.sweep)
+        for (attention, gpu), run in layouts.items():
             try:
                 meta_model(model, attention, gpu)
             except InvalidInput as error:
-                place = f"{self._plan.sweep.path}: resources: attention"
-                yield from (Problem(f"{place}: {name}", item.rule, item.value, item.choices) for item in error.problems)
+                place = f"{rules.place(run.trajectory.recipe)}.attention"
+                yield from (replace(item, place=place, rule=f"{name}: {item.rule}") for item in error.problems)
         recipes = {run.trajectory.recipe.setting_name: run.trajectory.recipe for run in runs}
         adapted = {name: one.setting.lora for name, one in recipes.items() if one.setting.method == "lora"}
         if adapted:
             made = meta_model(model)
-            if drops_out(made) and any(run.layout.lora_at_once > 1 for run in runs):
-                place = f"{self._plan.sweep.path}: resources.lora_at_once"
+            together = next((run.trajectory.recipe for run in runs if run.layout.lora_at_once > 1), None)
+            if together is not None and drops_out(made):
                 rule = f"must be 1 for {name}: it drops out, and adapters would drop out others than each alone"
-                yield Problem(place, rule)
+                yield Problem(f"{rules.place(together)}.lora_at_once", rule)
             for setting, lora in adapted.items():
                 for item in target_problems(made, lora):
                     place = self._plan.sweep.setting_place(setting, item.place)
