@@ -29,7 +29,7 @@ from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.sweep.load import load_sweep
 
 # One each for a lane: a trial of Tune, and what Ray Train, but for ``scheduling/lane_trainer.py``, would start.
-ON_THE_HEAD = ("Trial", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
+ON_THE_HEAD = ("Trial", "TrainController", "SynchronizationActor", "PlacementGroupCleaner", "DatasetManager")
 
 
 def children_of(process: int) -> list[int]:

@@ -57,6 +57,7 @@ class Workload:
 
 WORKLOADS = {
     "5-shot-letters": Workload(5, 110, 110, 1, 100, 256),
+    "5-shot-answers": Workload(5, 110, 110, 4, 48, 256),
     "10-shot-endings": Workload(10, 100, 40, 25, 24, 128),
     "0-shot-endings": Workload(0, 0, 40, 25, 60, 256),
     "rolling": Workload(0, 0, 200, 0, 40, 128),

@@ -80,7 +80,7 @@ def run_sweep(folder: Path, cells: int) -> float:
         ],
         "evaluation": {
             "base": False,
-            "protocol": {"dtype": "fp32", "template": "none"},
+            "protocol": {"dtype": "fp32", "template": "none", "engine": "trie"},
             "tasks": [{"path": "bench_mc.yaml", "shots": SHOTS}, {"path": "bench_bpb.yaml"}],
         },
         "storage": {"root": "ledger"},

@@ -189,6 +189,19 @@ def test_lanes_are_not_started_for_less_work_than_a_start() -> None:
     assert len(decide(at(nodes(8), orders=orders)).start_lanes) == 2
 
 
+def test_no_more_scorers_are_started_for_less_work_than_a_start_but_where_one_may_never_take_it_up() -> None:
+    rules, where = ScoringRules(CPU, None, 1e12), (Node("a", 2),)
+
+    def started(*groups: Group) -> list[tuple[str, int]]:
+        return decide(at(where, groups=groups, cells=cells(1, START_S / 10)), rules).start_groups
+
+    assert started() == [("a", 1)]
+    assert started(group("busy", "a", left_s=START_S / 2)) == []
+    assert started(group("idle", "a", busy=0)) == []
+    assert started(group("long", "a", left_s=START_S * 2)) == [("a", 1)]
+    assert started(group("overdue", "a", left_s=0.0)) == [("a", 1)]
+
+
 def test_node_where_a_lane_cannot_start_is_left_out() -> None:
     orders = {ONE: replace(queued(one=3)[ONE], unfit=frozenset("a"))}
     assert {where for _, where in decide(at(nodes(4, 1), orders=orders)).start_lanes} == {("b",)}

@@ -151,7 +151,7 @@ def test_run_on_ray_gives_what_an_inline_run_gives(
     assert not list((tmp_path / "ledger" / "trajectories").rglob("model.safetensors")), "retention holds here too"
     started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
     ours = {"LanePool", "CellQueue", "Relay", "Trial"}
-    assert {name for name in started if name.startswith(("Train", "Sync", "Placement"))} == set(), (
+    assert {name for name in started if name.startswith(("Train", "Sync", "Placement", "Dataset"))} == set(), (
         "on the head, by lane"
     )
     assert {"RayTrainWorker", "JudgingActor", *ours} <= started

@@ -119,9 +119,14 @@ class _Deciding:
         return max(0, min(orders - (lanes - busy), worth - lanes))
 
     def _scorers_wanted(self) -> int:
-        """Return how many more scorers the cells that wait are worth: each has a start's time of work."""
+        """Return how many more scorers the cells that wait are worth: each has a start's time of work.
+
+        The first needs none, unless one that is there takes them up as soon as that; what is overdue may never do so.
+        """
         cells, idle = self.now.cells, sum(group.size - group.busy for group in self.groups.values())
-        worth = max(1, math.floor(cells.seconds / START_S)) if cells.seconds else math.inf
+        takes_up = any(not group.busy or 0 < group.left_s < START_S for group in self.groups.values())
+        first = 0 if takes_up else 1
+        worth = max(first, math.floor(cells.seconds / START_S)) if cells.seconds else math.inf
         most = math.inf if self.rules.most is None else self.rules.most
         return int(max(0, min(cells.waiting - idle, worth - idle, most - self.scorers)))
 

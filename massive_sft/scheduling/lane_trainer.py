@@ -1,8 +1,9 @@
 """Ray Train's trainer of a lane: it starts nothing but the workers.
 
 All else that Ray Train starts for each would be processes on the head node, of 120 to 130 MB, for that is what they
-import. So the controller is a thread of the run, and two actors are left out: the one where workers meet to report,
-which a lane's never do, and the one that gives back what a dead controller held.
+import. So the controller is a thread of the run, and four actors are left out: the one where workers meet to report,
+which a lane's never do; the one that gives back what a dead controller held; the one that deals out datasets of Ray
+Data, of which a lane has none; the one that tells the autoscaler what trainings hold, for the run makes ``Claims``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -83,10 +86,12 @@ class LaneTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         trainer: Any = super()  # of the second version of Train, which type checkers do not see
         callbacks = trainer._create_default_callbacks()
-        return [*(each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)), _NoBarrier()]
+        left_out = PlacementGroupCleanerCallback, DatasetsCallback
+        return [*(each for each in callbacks if not isinstance(each, left_out)), _NoBarrier()]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        controller = _Controller(self._place, self._poll_s, **arguments)
+        scaling: Any = self.scaling_config
+        controller = _Controller(self._place, self._poll_s, **arguments | {"scaling_policy": _Unasked(scaling)})
         asyncio.run(controller.run())
         return controller.get_result()
 
@@ -97,6 +102,16 @@ class _Controller(TrainController):
         self.worker_group_cls = workers
         super().__init__(**arguments)
         self._health_check_interval_s = poll_s
+
+
+class _Unasked(FixedScalingPolicy):
+    """As many workers as are asked for, of which the autoscaler is told by nobody but ``Claims``."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called when Ray Train would tell it."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class _Workers(worker_group.WorkerGroup):
