@@ -359,6 +359,8 @@ def test_scores_are_percent_where_people_read_percent() -> None:
     assert formatting.format_score(0.1234, "acc") == "12.3"
     assert formatting.format_score(-0.25, "exact_match", signed=True) == "−25.0"
     assert formatting.format_score(1.23456, "bits_per_byte") == "1.235"
+    assert formatting.format_interval(-0.11, 0.004, "acc", True, short=True) == "−11.0 to +0.4"
+    assert formatting.format_interval(-0.11, 0.0, "acc", True, short=True) == "−11 to 0"
 
 
 def test_chart_without_a_finite_point_is_empty() -> None:

@@ -230,6 +230,20 @@ def test_correlation_equals_scipys() -> None:
     assert (found.pearson_low, found.pearson_high) == pytest.approx(tuple(direct.confidence_interval()))
     assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found.spearman_low < found.spearman < found.spearman_high
+    assert found.spearman_p == pytest.approx(stats.spearmanr(x, y).pvalue)
+
+
+def test_ranks_of_few_pairs_that_agree_are_no_proof() -> None:
+    few = correlate.correlate([1, 2, 3, 5], [1, 2, 4, 9])
+    assert (few.spearman, few.spearman_p) == pytest.approx((1.0, 2 / 24))
+    assert math.isnan(few.spearman_low) and math.isnan(few.spearman_high)
+    x, y = [1.0, 2.0, 2.0, 4.0, 5.0, 3.0], [2.0, 1.0, 3.0, 3.0, 6.0, 5.0]
+
+    def rho(order: np.ndarray) -> np.ndarray:
+        return np.asarray(stats.spearmanr(order, y).statistic)
+
+    direct = stats.permutation_test((x,), rho, permutation_type="pairings", n_resamples=np.inf)
+    assert correlate.correlate(x, y).spearman_p == pytest.approx(direct.pvalue)
 
 
 @pytest.mark.parametrize(

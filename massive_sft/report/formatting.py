@@ -76,14 +76,19 @@ def _score_digits(metric: str) -> int:
 
 
 def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = False, short: bool = False) -> str:
-    """Return ``low to high``: of scores where a metric is given, with a digit less if ``short``; a dash for none."""
+    """Return ``low to high``: of scores where a metric is given, with a digit less if ``short``; a dash for none.
+
+    An end beside 0 has a digit more where it would be shown as 0, for it tells whether 0 lies within.
+    """
     if is_missing(low) or is_missing(high):
         return MISSING
     if metric is None:
         return f"{format_number(low, 2)} to {format_number(high, 2)}"
     factor = metrics.scale(metric)
+    ends = [float(low) * factor, float(high) * factor]
     digits = _score_digits(metric) - (short and factor > 1)
-    return " to ".join(format_number(float(bound) * factor, digits, signed) for bound in (low, high))
+    digits += any(end and not round(end, digits) for end in ends)
+    return " to ".join(format_number(end, digits, signed) for end in ends)
 
 
 def early_mark(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from massive_sft.study.frames import COORDINATES, last_epochs
 from massive_sft.study.tables import primary_rows
 
 MIN_PAIRS = 4
+MAX_EXACT = 7
 OVERALL = "overall"
 LEVEL = 0.05
 _Z = float(stats.norm.ppf(0.975))
@@ -23,8 +26,9 @@ _Z = float(stats.norm.ppf(0.975))
 class Correlation:
     """Two correlations of the same ``n`` pairs; NaN with a ``note`` where they cannot be had.
 
-    Intervals are 95 % ones by Fisher's z, for Spearman with the variance of Bonett and Wright (2000). p is two-sided,
-    against no correlation. ``pearson_least`` and ``pearson_most`` bound Pearson's r with any one pair left out.
+    Intervals are 95 % ones by Fisher's z, for Spearman with the variance of Bonett and Wright (2000), none where all
+    ranks agree. p is two-sided, against no correlation; Spearman's is exact up to ``MAX_EXACT`` pairs, which have few
+    orders. ``pearson_least`` and ``pearson_most`` bound Pearson's r with any one pair left out.
     """
 
     n: int
@@ -64,12 +68,25 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         *_fisher(r, 1 / math.sqrt(n - 3)),
         float(pearson.pvalue),
         rho,
-        *_fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3))),
-        float(spearman.pvalue),
+        *((math.nan, math.nan) if _is_perfect(rho) else _fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3)))),
+        float(spearman.pvalue) if n > MAX_EXACT else _exact_p(first, second),
         "hangs on one point" if _hangs_on_one(r, float(pearson.pvalue), left_out) else "",
         float(np.nanmin(left_out)) if np.isfinite(left_out).any() else math.nan,
         float(np.nanmax(left_out)) if np.isfinite(left_out).any() else math.nan,
     )
+
+
+def _exact_p(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the share of all orders of y whose ranks agree or disagree with those of x as much as they do here."""
+    first, second = (ranks - ranks.mean() for ranks in (stats.rankdata(x), stats.rankdata(y)))
+    products = second[_orders(len(x))] @ first
+    return float((np.abs(products) >= abs(second @ first) - 1e-9).mean())
+
+
+@functools.cache
+def _orders(n: int) -> np.ndarray:
+    """Return all orders of n things; shape (n!, n)."""
+    return np.array(list(itertools.permutations(range(n))))
 
 
 def _left_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -101,8 +118,12 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
+def _is_perfect(r: float) -> bool:
+    return abs(r) >= 1 - 1e-12
+
+
 def _fisher(r: float, stderr: float) -> tuple[float, float]:
-    if abs(r) >= 1 - 1e-12:
+    if _is_perfect(r):
         return r, r
     z = math.atanh(r)
     return math.tanh(z - _Z * stderr), math.tanh(z + _Z * stderr)
