@@ -40,16 +40,15 @@ def as_written(location: Location, raw: Any) -> Location:
     """
     written: list[str | int] = []
     for number, step in enumerate(location):
-        if isinstance(raw, Mapping):
-            if isinstance(step, int):
-                continue
-            if step not in raw:  # it is required
-                return (*written, *location[number:])
-            raw = raw[step]
-        elif isinstance(raw, list | tuple) and isinstance(step, int):
-            raw = raw[step]
-        else:
+        if isinstance(raw, Mapping) and isinstance(step, int):
+            continue
+        if not isinstance(raw, Mapping | list | tuple):
             break
+        inner: Any = raw
+        try:
+            raw = inner[step]
+        except (KeyError, IndexError, TypeError):  # it is required
+            return (*written, *location[number:])
         written.append(step)
     return tuple(written)
 
