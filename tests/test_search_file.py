@@ -44,6 +44,12 @@ def test_sweep_may_have_searches_alone(tmp_path: Path) -> None:
     assert load_sweep(sweep_file(tmp_path, blocks=[], search=[LORA])).file.search[0].name == "s"
 
 
+def test_search_over_blocks_that_are_no_list_is_not_blamed_as_well(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as found:
+        load_sweep(sweep_file(tmp_path, blocks=3, search=[LORA]))
+    assert [problem.rule for problem in found.value.problems] == ["must be a list"]
+
+
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     space = {"lr": {"log": [1e-3, 1e-5]}, "bacth": [1, 2], "lora.alpha": {"times": "lora.rnak", "by": [1, 2]}}
     space |= {"lora.rank": {"powers_of_2": [3, 8]}, "batch": [0, 8]}

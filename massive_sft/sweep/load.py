@@ -320,6 +320,8 @@ class _NameChecks:
         self.problems += [Problem(self.where(("search",)), "a block has this name", name) for name in both]
 
     def _searches(self, searches: Mapping[int, Search]) -> None:
+        if self.broken_sections.intersection(EMPTY_SECTIONS):
+            return  # its own problem says why names of it are unknown
         blocks = [str(block.get("name")) for block in self.raw.get("blocks") or () if isinstance(block, Mapping)]
         valid = {**self.valid, "block": blocks, "dataset": self._written("datasets")}
         checks = SearchChecks(valid, self.settings.valid, self._count_members)
