@@ -18,7 +18,7 @@ from rich.text import Text
 
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
-from massive_sft.cli.views import STYLES, make_table, with_interval
+from massive_sft.cli.views import STYLES, indented, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
 from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
@@ -273,7 +273,8 @@ def _scores_view(rows: list[Pair]) -> Table:
     for label, of_benchmark in groupby(rows, key=_shown_benchmark):
         table.add_row(Text(label))
         for row in of_benchmark:
-            table.add_row(*map(Text, _score_cells(row)))
+            label, *numbers = _score_cells(row)
+            table.add_row(indented(label), *map(Text, numbers))
     return table
 
 
