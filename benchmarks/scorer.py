@@ -162,9 +162,13 @@ def compared(ours: list[float], theirs: list[float], tokens: list[int], choices:
 
 
 def require_equal(found: dict[str, Any], tokens: list[int]) -> None:
-    """Raise AssertionError where fp32 scores are further apart than they may be, or a pick differs."""
+    """Raise AssertionError where fp32 scores are further apart than they may be, or a pick differs.
+
+    A continuation of at most 64 tokens by no more than 1e-4, or by a millionth of its size where it is some hundred nats:
+    of one that improbable fp32 itself keeps no more.
+    """
     assert found["max_delta_per_size"] <= 1e-5, found
-    assert max(tokens) > 64 or found["max_delta"] <= 1e-4, found
+    assert max(tokens) > 64 or found["max_delta"] <= 1e-4 or found["max_delta_per_size"] <= 1e-6, found
     equal, _, clear = found.get("equal_picks", "0 of 0").partition(" of ")
     assert equal == clear, found
 

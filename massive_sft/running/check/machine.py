@@ -8,19 +8,18 @@ from collections.abc import Iterator
 from massive_sft.core.errors import Problem
 from massive_sft.models.device import count_gpus
 from massive_sft.planning.plan import Plan
-from massive_sft.sweep.resources import ResourceRules
 
 ELSEWHERE = "check it where it will run, or name its cluster (RAY_ADDRESS)"
 
 
 def machine_problems(plan: Plan) -> Iterator[Problem]:
     """Say which trainings that are left cannot be on this machine."""
-    rules, cpus = ResourceRules(plan.sweep), os.cpu_count() or 1
-    asked = {(rules.place(run.trajectory.recipe), run.layout.gpus, run.layout.workers) for run in plan.todo}
+    cpus = os.cpu_count() or 1
+    asked = {(plan.rules.place(run.trajectory.recipe), run.layout.gpus, run.layout.workers) for run in plan.todo}
     for place, gpus, workers in sorted(asked):
         if gpus and gpus > (there := count_gpus()):
             yield Problem(f"{place}.gpus", f"asks for more GPUs than this machine's {there}; {ELSEWHERE}", gpus)
-        elif workers > cpus:
+        if workers > cpus:
             rule = f"asks for more workers than this machine's {cpus} CPUs; {ELSEWHERE}"
             yield Problem(f"{place}.workers", rule, workers)
 

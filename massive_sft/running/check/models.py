@@ -13,7 +13,6 @@ from massive_sft.models.attention import meta_model
 from massive_sft.models.configuration import positions_of
 from massive_sft.models.tokenizer import load_tokenizer, token_problems
 from massive_sft.planning.plan import Plan, RunPlan
-from massive_sft.sweep.resources import ResourceRules
 from massive_sft.sweep.schema import Dataset, Model
 from massive_sft.training.lora import drops_out, target_problems
 
@@ -92,7 +91,7 @@ class Models:
         """Yield what the trainings of a model ask of it in vain: an attention, LoRA targets."""
         runs = [run for run in self._plan.runs if run.trajectory.recipe.model == model]
         layouts: dict[tuple[str, bool], RunPlan] = {(run.layout.attention, run.layout.gpus > 0): run for run in runs}
-        rules = ResourceRules(self._plan.sweep)
+        rules = self._plan.rules
         for (attention, gpu), run in layouts.items():
             try:
                 meta_model(model, attention, gpu)
