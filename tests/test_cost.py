@@ -582,6 +582,12 @@ def test_auto_that_finds_no_number_of_gpus_says_what_would_help(
     assert f"resources[0].{place}: {first.rule}"[:60] in CliRunner().invoke(app, ["plan", path]).stdout
 
 
+@pytest.mark.skipif(bool(gpus_here()), reason="a GPU of this machine tells the kind")
+def test_auto_without_a_known_card_asks_for_its_name(tmp_path: Path) -> None:
+    (problem,) = chosen(tmp_path, **LLAMA_FULL, resources=[{"gpus": "auto"}]).undecided
+    assert problem.place.endswith("resources[0].gpus") and "name it (gpu: H100, " in problem.rule
+
+
 def test_auto_needs_the_size_of_the_model(tmp_path: Path) -> None:
     (problem,) = chosen(tmp_path, resources=[{"gpus": "auto", "gpu": "H100"}]).undecided
     assert "the size of m1, which is not known until it is on the disk: fetch it, or say how many" in problem.rule
