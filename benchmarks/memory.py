@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=50)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.trajectories <= FIRST:
+        parser.error(f"--trajectories: must be more than {FIRST}, got {arguments.trajectories}")
     if arguments.serve:
         zero, method = arguments.serve
         print("MEMORY", json.dumps(serve(int(zero), method, arguments.trajectories)))

@@ -98,6 +98,9 @@ def main() -> None:
     if arguments.rank_of:
         peaks = train(arguments.rank_of, arguments.zero, arguments.loading)
         (arguments.rank_of / f"peaks-{os.environ['RANK']}.json").write_text(json.dumps(peaks))
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()  # else a rank may abort as it ends
         return
     import torch
     from small_llama import write_llama
@@ -112,7 +115,9 @@ def main() -> None:
         for ranks in arguments.ranks:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             own = [__file__, "--rank-of", name, "--zero", str(arguments.zero), *["--loading"] * arguments.loading]
-            subprocess.run([*torchrun, *own], check=True, stderr=subprocess.DEVNULL)
+            done = subprocess.run([*torchrun, *own], capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
             for rank in range(ranks):
                 peaks = json.loads((Path(name) / f"peaks-{rank}.json").read_text())
                 print(f"{ranks:>5} {rank:>5} " + " ".join(f"{value:>9.0f}" for value in peaks), flush=True)
