@@ -455,16 +455,18 @@ def test_correlation_that_one_point_makes_says_so() -> None:
 
 def test_much_truncated_mixtures_are_warned_of() -> None:
     counts = {"total": {"samples": 200, "truncated": 19}}
-    few, many = (
+    few, many, left_out = (
         pair("1", 0.5, counts=counts),
         pair("2", 0.5, data="long", counts={"total": {"samples": 50, "truncated": 9}}),
+        pair("3", 0.5, data="longer", counts={"total": {"samples": 24, "truncated": 0, "dropped": 8}}),
     )
-    records = [few, many, base()]
+    records = [few, many, left_out, base()]
     scores = frames.tidy(records)
     found = findings.collect_findings(frames.cell_frame(records), scores, tables.gains(scores))
-    (warned,) = [item for item in found if item.kind == "truncated"]
-    assert warned.cells == (many.cell,)
-    assert warned.text.startswith("m: 9 of 50 samples of long (18%) lost text to the maximum length")
+    cut, dropped = (item for item in found if item.kind == "truncated")
+    assert (cut.cells, dropped.cells) == ((many.cell,), (left_out.cell,))
+    assert cut.text.startswith("m: 9 of 50 samples of long (18%) lost text to the maximum length")
+    assert dropped.text.startswith("m: 8 of 32 samples of longer (25%) were left out, being longer than the maximum")
 
 
 def test_lora_is_compared_with_full_tuning_of_the_same_run_and_protocol() -> None:

@@ -271,7 +271,7 @@ def test_missing_required_key_is_named(raw: dict[str, Any]) -> None:
     ("text", "message"),
     [
         ("a: [1", "x.yaml:1: is not valid YAML"),
-        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: is not valid YAML: found duplicate key"),
+        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: a key is there a second time in one mapping, got 'a'"),
         ("- a\n", "x.yaml: must be a mapping"),
         ("", "x.yaml: must be a mapping"),
     ],
@@ -300,6 +300,34 @@ def test_overlay_merges_mappings_replaces_lists_and_removes_nulls(tmp_path: Path
     assert sweep.settings["full"].lr == 3e-5
     assert [block.name for block in sweep.file.blocks] == ["X"]
     assert sweep.file.budget.gpu_hours is None
+
+
+OVERLAID = [
+    ("setings: {}", "more.yaml: unknown key, got 'setings'"),
+    ("settings: {lora: {rank: 8}}", "more.yaml: settings.lora: unknown key, got 'rank'"),
+    ("settings: {lora: {lr: high}}", "more.yaml: settings.lora.lr: "),
+    ("evaluation: {tasks: [{nam: gsm8k}]}", "more.yaml: evaluation.tasks[0]: unknown key, got 'nam'"),
+    ('models: {"x.y": {hub: a/b, pth: c}}', 'more.yaml: models."x.y": unknown key'),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), OVERLAID)
+def test_problem_names_the_overlay_that_has_it(tmp_path: Path, text: str, told: str) -> None:
+    overlays = [tmp_path / "more.yaml", tmp_path / "last.yaml"]
+    for path, content in zip(overlays, (text, "name: other"), strict=True):
+        path.write_text(content)
+    with pytest.raises(InvalidInput) as caught:
+        load_sweep(EXAMPLE, overlays)
+    assert any(str(problem).startswith(f"{tmp_path}/{told}") for problem in caught.value.problems)
+
+
+def test_place_is_in_the_file_that_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("settings: {lora: {lr: 1.0e-3}}\nmeasures: [perplexity]")
+    sweep = load_sweep(EXAMPLE, [tmp_path / "more.yaml"])
+    of_overlay = ("settings.lora.lr", "measures[0]", "settings.lora")
+    assert [sweep.place(place) for place in of_overlay] == [f"{tmp_path}/more.yaml: {place}" for place in of_overlay]
+    assert sweep.place("settings.lora.batch") == f"{EXAMPLE}: settings.lora.batch"
+    assert sweep.place("settings.lora.lr_end") == f"{EXAMPLE}: settings.lora.lr_end"
 
 
 def test_overlay_removes_what_the_file_lacks_as_well() -> None:

@@ -640,5 +640,5 @@ def test_verbs_on_a_sweep_that_never_ran_say_so(sweep: Path, tmp_path: Path) -> 
     overlay.write_text(f"storage: {{root: {tmp_path / 'nothing'}}}\n")
     for arguments in (("gc", sweep), ("report", sweep), ("mirror", sweep), ("best", sweep)):
         code, text = call(*arguments, "--overlay", overlay)
-        assert (code, f"{sweep}: storage.root: holds nothing yet: run the sweep first" in text) == (2, True)
+        assert (code, f"{overlay}: storage.root: holds nothing yet: run the sweep first" in text) == (2, True)
     assert not (tmp_path / "nothing").exists()

@@ -71,7 +71,7 @@ def _storage(sweep: Sweep) -> Iterator[CheckResult]:
         return
     yield machine_checks.check_disk(root, "storage")
     uri = sweep.file.tracking.mlflow
-    problem = tracking_problem(uri, f"{sweep.path}: tracking.mlflow", root, sweep.file.name)
+    problem = tracking_problem(uri, sweep.place("tracking.mlflow"), root, sweep.file.name)
     shared = local_folder(root) != root.resolve()
     if shared:
         yield CheckResult(

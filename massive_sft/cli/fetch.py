@@ -67,7 +67,7 @@ def repositories(sweep: Sweep) -> list[Repository]:
     for place, source in named:
         if source.hub is None:
             continue
-        new = repository_of(source, f"{sweep.path}: {place}.hub")
+        new = repository_of(source, sweep.place(f"{place}.hub"))
         key = (new.kind, new.id, new.revision)
         old = known.get(key)
         if old is not None:

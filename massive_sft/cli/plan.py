@@ -64,8 +64,8 @@ def plan(
 
 def plan_view(plan: Plan, retrain: bool = False) -> Group:
     """Return the plan for people; ``retrain`` as of ``plan_totals``."""
-    columns = ("model", "mixture", "size", "setting", "schedule", "snapshots", "steps", "tokens", "cells to do")
-    table = make_table(*columns, right=("size", "steps", "tokens"), fold=False)
+    columns = ("model", "mixture", "size", "setting", "schedule", "snapshots", "steps", "tokens", "to do")
+    table = make_table(*columns, right=("size", "steps", "tokens"), whole=("model", "mixture"), fold=False)
     rows = _alike(plan.runs)
     for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:
         steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")

@@ -60,6 +60,8 @@ class Problem:
 
     def _closest_choice(self) -> str | None:
         """Return the choice that the value is nearest to, whatever its capitals; None where none is near."""
+        if self.value in self.choices:
+            return None  # what is wrong is something else
         same = next((choice for choice in self.choices if str(choice).lower() == str(self.value).lower()), None)
         return same or next(iter(difflib.get_close_matches(str(self.value), list(self.choices), n=1)), None)
 

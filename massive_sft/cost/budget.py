@@ -78,7 +78,7 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
     base = [(cell, costs.base(cell)) for cell in plan.base]
     pairs = [(pair, costs.pair(pair)) for pair in _pairs(plan, seed)]
     if costs.estimator.lacks:
-        place = f"{plan.sweep.path}: budget.gpu_hours"
+        place = plan.sweep.place("budget.gpu_hours")
         rules = (f"cannot be kept without an estimate: {why}" for why in told(costs.estimator.lacks))
         raise InvalidInput(Problem(place, rule, hours) for rule in rules)
     taken, full = Quantity(0.0, True), False

@@ -42,21 +42,27 @@ def joined(setting: Setting, parts: Iterable[PartCounts], place: str, model: str
 
 
 def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model: str) -> Iterator[Problem]:
-    """Tell of mixtures of which more than ``MUCH_TRUNCATED`` of the samples lose text to the maximum length.
+    """Tell of mixtures of which the maximum length cuts, or leaves out, more than ``MUCH_TRUNCATED`` of the samples.
 
     Args:
         totals: the counts of whole mixtures under the setting.
         place: of the setting's maximum length in the sweep file.
         model: whose tokens are counted, as the file names it.
     """
-    cut = [total for total in totals if total.truncated > MUCH_TRUNCATED * total.samples]
-    if cut:
-        cut.sort(key=lambda total: total.truncated / total.samples, reverse=True)
-        named = ", ".join(f"{one.truncated:,} of {one.samples:,} samples of {one.name}" for one in cut[:NAMED])
-        more = f" and of {len(cut) - NAMED} mixtures more" if len(cut) > NAMED else ""
-        rule = f"cuts text off {named}{more}, counted in tokens of {model}, of which the longest has "
-        rule += f"{max(one.longest for one in cut):,}; raise it, or leave such samples out (truncation: drop)"
-        yield Problem(place, rule, setting.max_length)
+    drops = setting.truncation == "drop"
+    shares = [(total.dropped if drops else total.truncated, total) for total in totals]
+    much = [(count, total) for count, total in shares if count > MUCH_TRUNCATED * total.drawn]
+    if much:
+        much.sort(key=lambda pair: pair[0] / pair[1].drawn, reverse=True)
+        named = ", ".join(f"{count:,} of {total.drawn:,} samples of {total.name}" for count, total in much[:NAMED])
+        more = f" and of {len(much) - NAMED} mixtures more" if len(much) > NAMED else ""
+        rule = (
+            f"{'leaves out' if drops else 'cuts text off'} {named}{more}, counted in tokens of {model}, of which the "
+        )
+        rule += f"longest has {max(total.longest for _, total in much):,}; raise it"
+        yield Problem(
+            place, rule if drops else f"{rule}, or leave such samples out (truncation: drop)", setting.max_length
+        )
 
 
 def clock(tokenizer: PreTrainedTokenizerFast, place: str) -> Iterator[Problem]:

@@ -80,6 +80,7 @@ def _quieten() -> None:
     """Leave out what lm-eval and the hub's client say beside what they raise: that is told as the reason."""
     for name in ("lm_eval", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.api.registry").setLevel(logging.CRITICAL)  # a metric that it does not know
 
 
 @functools.cache
@@ -270,7 +271,16 @@ def _load_file(path: Path) -> Any:
         if absent and config.get("dataset_path") in READERS:
             places = ", ".join(os.path.normpath(path.parent / file) for file in absent)
             raise TaskUnavailable(f"{path.stem} cannot be loaded: there is no file {places}")
+        _require_splits(config, files, path)
         return TaskManager(include_defaults=False).load([config])
+
+
+def _require_splits(config: Mapping[str, Any], files: Any, path: Path) -> None:
+    """Raise TaskUnavailable where a task names a split for which its data files have no key."""
+    for key in (name for name in config if name.endswith("_split")):
+        if isinstance(files, dict) and config[key] is not None and config[key] not in files:
+            got = f"{config[key]!r}{did_you_mean(config[key], files)}; valid: {', '.join(files)}"
+            raise TaskUnavailable(f"{path.stem} cannot be loaded: {key} is no key of its data_files, got {got}")
 
 
 def _expanded(value: Any, path: Path) -> Any:

@@ -8,7 +8,7 @@ ROUNDING_FLOORS = 2.0
 """A change below so many times what rounding alone makes is mostly not in the stored weights."""
 
 MUCH_TRUNCATED = 0.1
-"""Share of a mixture's samples that may be truncated without a warning."""
+"""Share of a mixture's samples that may be truncated or dropped without a warning."""
 
 
 def find_warnings(record: Record) -> list[str]:

@@ -35,5 +35,5 @@ def find_scaled_weights(sweep: Sweep) -> Iterable[Problem]:
         if math.isclose(total, 1, abs_tol=1e-3) or all(weight.is_integer() for weight in weights.values()):
             continue
         shares = ", ".join(f"{dataset} {weight / total:.1%}" for dataset, weight in weights.items())
-        place = f"{sweep.path}: mixtures.{name}.weights"
+        place = sweep.place(f"mixtures.{name}.weights")
         yield Problem(place, f"add up to {total:g}, not 1: taken in proportion, {shares}")

@@ -42,7 +42,7 @@ def judged_place(number: int, name: str) -> str:
 
 def _located(sweep: Sweep, text: str, place: str) -> str:
     try:
-        return str(resolve_path(text, sweep.folder, f"{sweep.path}: {place}"))
+        return str(resolve_path(text, sweep.folder, sweep.place(place)))
     except InvalidInput:  # which ``contents`` has noted
         return text
 

@@ -143,7 +143,7 @@ def find_remedies(plan: Plan, among: Collection[str] | None = None) -> list[str]
     ):
         if cells:
             where = [] if among is None else ["--where", f"cell={'|'.join(cells)}"]
-            overlays = [part for path in plan.sweep.overlays for part in ("--overlay", _shown(path))]
+            overlays = [part for overlay in plan.sweep.overlays for part in ("--overlay", _shown(overlay.path))]
             command = shlex.join(["massive-sft", "retry", _shown(plan.sweep.path), *overlays, *option, *where])
             lack = f"{counted(len(cells), 'cell')} lack{'s' if len(cells) == 1 else ''}"
             sentences.append(f"{command} fills what {lack}, {what}")

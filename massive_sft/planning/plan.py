@@ -167,7 +167,7 @@ class Plan:
 
 def storage_place(sweep: Sweep) -> str:
     """Return the place of what is wrong with a sweep's storage root."""
-    return f"{sweep.path}: storage.root"
+    return sweep.place("storage.root")
 
 
 def storage_root(sweep: Sweep) -> Root:
@@ -233,7 +233,7 @@ def make_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) -> Plan:
 
 
 def _placed(sweep: Sweep, problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    return tuple(Problem(f"{sweep.path}: {item.place}", item.rule, item.value) for item in problems)
+    return tuple(Problem(sweep.place(item.place), item.rule, item.value) for item in problems)
 
 
 def _states(sweep: Sweep, cells: Cells, storage: Root, states_of: StatesOf) -> Mapping[str, CellState]:

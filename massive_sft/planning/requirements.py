@@ -182,7 +182,7 @@ class Requirements:
             return task
         place = f"evaluation.tasks[{index}].path"
         try:
-            path = resolve_path(task.path, self.sweep.folder, f"{self.sweep.path}: {place}")
+            path = resolve_path(task.path, self.sweep.folder, self.sweep.place(place))
         except InvalidInput as error:
             self.contents.missing[place] = Problem(place, error.problems[0].rule, task.path)
             return task
@@ -209,7 +209,7 @@ class Requirements:
             contents.setdefault(judged_label(benchmark), set()).add(fingerprint(content))
         twice = [name for name, known in contents.items() if len(known) > 1]
         if twice:
-            place, rule = f"{self.sweep.path}: evaluation.tasks", "two benchmarks have one name; rename a task file"
+            place, rule = self.sweep.place("evaluation.tasks"), "two benchmarks have one name; rename a task file"
             raise InvalidInput(Problem(place, rule, name) for name in twice)
 
     def _under(

@@ -18,9 +18,9 @@ def snapshot_address(sweep: Sweep) -> str | None:
     """
     storage = sweep.file.storage
     if storage.snapshots is not None:
-        return bucket_address(storage.snapshots, f"{sweep.path}: storage.snapshots")
+        return bucket_address(storage.snapshots, sweep.place("storage.snapshots"))
     if storage.root.startswith("s3://"):
-        return str(Bucket.of(bucket_address(storage.root, f"{sweep.path}: storage.root")).at(IN_ROOT))
+        return str(Bucket.of(bucket_address(storage.root, sweep.place("storage.root"))).at(IN_ROOT))
     return None
 
 

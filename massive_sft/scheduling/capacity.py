@@ -46,7 +46,7 @@ def _lacking(plan: Plan, to_train: Sequence[RunPlan], nodes: Sequence[Node]) -> 
 
 def unused_gpus(plan: Plan, nodes: Sequence[Node]) -> Iterator[Problem]:
     """Say which GPUs of these nodes no rule uses, and that no rule says which of several kinds it means."""
-    place, gpus = f"{plan.sweep.path}: resources", sum(node.gpus for node in nodes)
+    place, gpus = plan.sweep.place("resources"), sum(node.gpus for node in nodes)
     if gpus and not plan.uses_gpus:
         yield Problem(
             place, "gives no training a GPU (resources[].gpus): all is computed on CPUs beside", f"{gpus:g} GPUs"

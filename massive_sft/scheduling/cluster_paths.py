@@ -114,7 +114,7 @@ class Wanted:
 def path_problems(sweep: Sweep) -> list[Problem]:
     """Return what nodes of the cluster that this process is connected to lack of all that a sweep names."""
     found = look(Wanted(sweep, is_packaged=False)).problems
-    return [Problem(f"{sweep.path}: {place}", rule, value) for place, rule, value in found]
+    return [Problem(sweep.place(place), rule, value) for place, rule, value in found]
 
 
 def look(wanted: Wanted) -> Answer:

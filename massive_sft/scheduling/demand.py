@@ -190,7 +190,7 @@ def _unplaceable(
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     kinds, there = gpu_kinds(nodes), describe_nodes(nodes)
     for shape in sorted({*shapes.values(), *([scorer] if scorer.gpus else [])}):
-        place, asked = places.get(shape, f"{plan.sweep.path}: resources"), round(shape.workers * shape.gpus)
+        place, asked = places.get(shape, plan.sweep.place("resources")), round(shape.workers * shape.gpus)
         if shape.kind and shape.kind not in kinds:
             rule = f"names a kind of GPU that no node of the cluster has: there are {', '.join(kinds)}"
             yield shape, Problem(f"{place}.gpu", rule, named.get(shape) or shape.kind)

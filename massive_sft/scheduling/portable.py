@@ -45,12 +45,9 @@ class _Paths:
         yield from self._storage(self.sweep.file.storage.root)
         yield from self._tracker(self.sweep.file.tracking.mlflow)
 
-    def _place(self, where: str) -> str:
-        return f"{self.sweep.path}: {where}"
-
     def _input(self, named: NamedPath) -> Iterator[Problem]:
         """Check that a path is packaged, with all that is read of it when it is a folder."""
-        place = self._place(named.place)
+        place = self.sweep.place(named.place)
         if named.is_elsewhere:
             if not named.is_certain:
                 yield Problem(place, "names a path of this machine: write it relative to the file", named.text)
@@ -97,7 +94,9 @@ class _Paths:
             for inner in task_paths(path, named.place, self.tree.root, {}, set()):
                 yield from self._input(inner)
         except InvalidInput as error:
-            yield from (Problem(self._place(problem.place), problem.rule, problem.value) for problem in error.problems)
+            yield from (
+                Problem(self.sweep.place(problem.place), problem.rule, problem.value) for problem in error.problems
+            )
 
     def _storage(self, text: str) -> Iterator[Problem]:
         """Check where results go. A default in ``${NAME:-default}`` counts, for the cluster may not set NAME."""
@@ -108,10 +107,10 @@ class _Paths:
         if not default.startswith(("/", "~", "s3://")):
             rule = "must be a folder of the cluster that all its nodes see, such as ${RUNS:-/shared/runs}/my-study"
             rule += "; what is written into the package is lost with the job"
-            yield Problem(self._place("storage.root"), rule, redact(text))
+            yield Problem(self.sweep.place("storage.root"), rule, redact(text))
 
     def _tracker(self, text: str) -> Iterator[Problem]:
-        place = self._place("tracking.mlflow")
+        place = self.sweep.place("tracking.mlflow")
         if redact(text) != text:
             yield Problem(
                 place, "holds a secret, which would travel with the package: write it as ${NAME}", redact(text)

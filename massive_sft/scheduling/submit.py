@@ -155,7 +155,7 @@ def _with_hint(sweep: Sweep, place: str, rule: str, value: str) -> Problem:
     if path.is_absolute() and path.exists():
         relative = os.path.relpath(path, sweep.folder)
         rule += f"; this machine has it: put it where all nodes see it, or package it and write {relative}"
-    return Problem(f"{sweep.path}: {place}", rule, redact(value))
+    return Problem(sweep.place(place), rule, redact(value))
 
 
 def _inside(path: Path, tree: Tree) -> str:

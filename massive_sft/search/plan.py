@@ -159,7 +159,7 @@ def _same(found: Sequence[Planned], sweep: Sweep) -> Iterator[Problem]:
         name = first.setdefault(one.id, one.search.name)
         if name != one.search.name:
             rule = f"is the same search as {name}: both would decide the same; change its seed, or leave it out"
-            yield Problem(f"{sweep.path}: search[{index}]", rule, one.search.name)
+            yield Problem(sweep.place(f"search[{index}]"), rule, one.search.name)
 
 
 def _planned(
@@ -167,7 +167,7 @@ def _planned(
 ) -> tuple[Planned | None, list[Problem]]:
     search = sweep.file.search[index]
     maker, reader = PointCells(sweep, contents), Reader(wanted_names(search))
-    place = f"{sweep.path}: search[{index}]"
+    place = sweep.place(f"search[{index}]")
     space = _space(sweep, search, contents, maker)
     if isinstance(space, CellSpace) and space.size < 2:
         what, field = ("mixture", "mixture.weights") if space.has_weights else ("cell", "over")
@@ -311,7 +311,7 @@ def make_whole_plan(sweep: Sweep, states_of: StatesOf = Ledger.listed_states) ->
 
 def _added(known: Sequence[Problem], found: Mapping[str, Problem], sweep: Sweep) -> tuple[Problem, ...]:
     """Return problems with those of searches that are not among them."""
-    placed = {f"{sweep.path}: {item.place}": item for item in found.values()}
+    placed = {sweep.place(item.place): item for item in found.values()}
     others = [Problem(place, item.rule, item.value) for place, item in placed.items()]
     return (*known, *(item for item in others if item.place not in {one.place for one in known}))
 

@@ -15,7 +15,7 @@ def refusals(sweep: Sweep) -> Iterator[Problem]:
         yield from _adapter_groups(sweep)
     for index, search in enumerate(sweep.file.search):
         for field, rule in _unbuilt(search):
-            yield Problem(f"{sweep.path}: search[{index}].{field}", rule)
+            yield Problem(sweep.place(f"search[{index}].{field}"), rule)
 
 
 def _adapter_groups(sweep: Sweep) -> Iterator[Problem]:
@@ -23,7 +23,7 @@ def _adapter_groups(sweep: Sweep) -> Iterator[Problem]:
     for index, resource in enumerate(sweep.file.resources):
         if resource.lora_at_once > 1:
             rule = "must be 1 beside a search, which gives out its trials one by one; blocks alone can have groups"
-            yield Problem(f"{sweep.path}: resources[{index}].lora_at_once", rule, resource.lora_at_once)
+            yield Problem(sweep.place(f"resources[{index}].lora_at_once"), rule, resource.lora_at_once)
 
 
 def _is_one_number(search: Search) -> bool:

@@ -104,14 +104,18 @@ def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
 
 def _truncated(cells: pd.DataFrame) -> list[Finding]:
     trained = cells[cells["method"] != BASE]
-    share = trained["truncated"].astype("float64") / trained["samples"].astype("float64")
-    cut = trained.assign(share=share)[share > MUCH_TRUNCATED]
+    drawn = trained["samples"].astype("float64") + trained["dropped"].astype("float64").fillna(0)
     findings = []
-    for (model, mixture), rows in cut.groupby(["model", "data"]):
-        worst = rows.sort_values("share").iloc[-1]
-        text = f"{model}: {worst['truncated']} of {worst['samples']} samples of {mixture} ({worst['share']:.0%}) lost "
-        text += "text to the maximum length; the model was not trained on what the mixture says"
-        findings.append(Finding("truncated", text, tuple(rows["cell"])))
+    for column, what in (("truncated", "lost text to"), ("dropped", "were left out, being longer than")):
+        share = trained[column].astype("float64") / drawn
+        much = trained.assign(share=share, drawn=drawn)[share > MUCH_TRUNCATED]
+        for (model, mixture), rows in much.groupby(["model", "data"]):
+            worst = rows.sort_values("share").iloc[-1]
+            text = (
+                f"{model}: {worst[column]} of {worst['drawn']:.0f} samples of {mixture} ({worst['share']:.0%}) {what} "
+            )
+            text += "the maximum length; the model was not trained on what the mixture says"
+            findings.append(Finding("truncated", text, tuple(rows["cell"])))
     return findings
 
 

@@ -172,7 +172,7 @@ def make_cells(sweep: Sweep, contents: Contents) -> Cells:
     if problems or maker.problems:
         raise InvalidInput([*maker.problems.values(), *problems.values()])
     warnings = (
-        Problem(f"{sweep.path}: {name}", f"is the same training as {known}: its cells go under the earlier name")
+        Problem(sweep.place(name), f"is the same training as {known}: its cells go under the earlier name")
         for name, known in twice
     )
     return Cells(tuple(unique.values()), (*maker.unused_excludes(), *warnings))
@@ -246,7 +246,7 @@ class CellMaker:
             for number, exclude in enumerate(block.exclude):
                 if (index, number) not in self.used_excludes and block.name not in self.sweep.searched_blocks:
                     yield Problem(
-                        f"{self.sweep.path}: blocks[{index}].exclude[{number}]", "matches nothing", dict(exclude)
+                        self.sweep.place(f"blocks[{index}].exclude[{number}]"), "matches nothing", dict(exclude)
                     )
 
     def _model(self, name: str) -> tuple[Model, str]:
@@ -288,7 +288,7 @@ class CellMaker:
 
     def _refuse_equal_rows(self, mixture: Mixture, part: str, earlier: str) -> None:
         """Two names of one dataset would put the same rows into a mixture twice, past ``max_repeats``."""
-        place = f"{self.sweep.path}: mixtures.{mixture.name}"
+        place = self.sweep.place(f"mixtures.{mixture.name}")
         rule = f"takes the same rows twice, as {earlier} and as {part}; use weights with max_repeats for that"
         self.problems.setdefault(f"{place} {earlier} {part}", Problem(place, rule))
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.sweep.exclude import Exclude, parse_exclude
 from massive_sft.sweep.mixture import Groups, expand_mixtures
+from massive_sft.sweep.places import Overlay, place_in
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import SCHEDULES, Block, Search, Setting, SweepFile
 from massive_sft.sweep.search_checks import SearchChecks, inherit
@@ -44,7 +45,7 @@ class Sweep:
     variants: tuple[tuple[Variant, ...], ...]
     excludes: tuple[tuple[Exclude, ...], ...]
     points: tuple[Point, ...] = ()
-    overlays: tuple[Path, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -65,10 +66,14 @@ class Sweep:
             named += [*(search.model or ()), *(map(str, axis) if isinstance(axis, tuple) else ())]
         return self.models_of(named)
 
+    def place(self, where: str) -> str:
+        """Return a place with the file that has it, for people: ``x.yaml: blocks[2].snapshots``."""
+        return place_in(self.path, self.overlays, where)
+
     def setting_place(self, name: str, field: str) -> str:
-        """Return where a setting's field is in the file, for people: ``x.yaml: settings.defaults.max_length``."""
+        """Return where a setting's field is, for people: ``x.yaml: settings.defaults.max_length``."""
         entry = written_in(self.file.settings, name, tuple(field.split("."))) if name in self.file.settings else name
-        return f"{self.path}: settings.{entry}.{field}"
+        return self.place(f"settings.{entry}.{field}")
 
     def models_of(self, names: Sequence[str]) -> list[str]:
         """Return model names with sets expanded, each once, in the order given."""
@@ -94,22 +99,24 @@ def load_sweep(path: Path, overlays: Iterable[Path] = ()) -> Sweep:
         raise InvalidInput(Problem(str(path), rule))
     try:
         raw = read_yaml(path)
-        merged = tuple(overlays)
-        for overlay in merged:
-            raw = merge_overlay(raw, read_yaml(overlay))
-        return replace(check_sweep(raw, path), overlays=merged)
+        merged = []
+        for overlay in overlays:
+            above = read_yaml(overlay)
+            raw = merge_overlay(raw, above)
+            merged.append(Overlay.of(overlay, above))
+        return check_sweep(raw, path, merged)
     except RecursionError:
         raise InvalidInput(Problem(str(path), "is nested too deeply, or an anchor in it holds itself")) from None
 
 
-def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
-    """Validate a parsed sweep file. Raises InvalidInput with every problem found.
+def check_sweep(raw: Mapping[str, Any], path: Path, overlays: Sequence[Overlay] = ()) -> Sweep:
+    """Validate a parsed sweep file, ``overlays`` merged over it. Raises InvalidInput with every problem found.
 
     Entries that break the schema are set aside for the second look, so that wrong names elsewhere are found too.
     """
 
     def to_place(location: Location) -> str:
-        return f"{path}: {format_location(as_written(location, raw))}".removesuffix(": ")
+        return place_in(path, overlays, format_location(as_written(location, raw)))
 
     raw, odd_keys = with_text_keys(raw)
     problems = [Problem(to_place(place), "keys must be text (quote them)", str(key)) for place, key in odd_keys]
@@ -130,7 +137,8 @@ def check_sweep(raw: Mapping[str, Any], path: Path) -> Sweep:
     names = _NameChecks(file, raw, broken, to_place)
     if problems or names.problems:
         raise InvalidInput([*problems, *names.problems])
-    return Sweep(path, file, names.groups, names.settings.valid, names.variants, names.excludes)
+    settings = names.settings.valid
+    return Sweep(path, file, names.groups, settings, names.variants, names.excludes, overlays=tuple(overlays))
 
 
 # The sections that a kind of name is defined in.

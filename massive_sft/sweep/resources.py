@@ -50,7 +50,7 @@ class ResourceRules:
 
     def place(self, recipe: Recipe) -> str:
         """Return where a training run's rule stands; the whole list where none matches."""
-        place = f"{self._sweep.path}: resources"
+        place = self._sweep.place("resources")
         return next((f"{place}[{number}]" for number in self._matching(recipe)), place)
 
     def _matching(self, recipe: Recipe) -> Iterator[int]:
@@ -59,7 +59,7 @@ class ResourceRules:
 
     def warnings(self, recipes: Sequence[Recipe]) -> Iterator[Problem]:
         """Say which runs no rule matches, which rules no run reaches, and which GPUs stay unused."""
-        place = f"{self._sweep.path}: resources"
+        place = self._sweep.place("resources")
         chosen: dict[int, int] = {}
         matched: dict[int, int] = {}
         left = []

@@ -76,8 +76,8 @@ def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace
         if item["type"] == "extra_forbidden":
             keys = [field.alias or key for key, field in owner.model_fields.items()] if owner else []
             # Asked of the key itself: what holds it may be merged of two mappings, of which one was written there.
-            place, end = to_place(location), f".{location[-1]}"
-            holder = place.removesuffix(end) if place.endswith(end) else to_place(location[:-1])
+            place, ends = to_place(location), (f".{location[-1]}", f": {location[-1]}")
+            holder = next((place.removesuffix(end) for end in ends if place.endswith(end)), to_place(location[:-1]))
             problem = Problem(
                 holder, "unknown key", location[-1], keys, hint_of_key(location[-1], item["input"], owner)
             )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import UNSET, InvalidInput, Problem
 from massive_sft.core.files import name_beside
 
 
@@ -26,6 +27,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidInput(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     except UnicodeDecodeError as error:
         raise InvalidInput(Problem(str(path), f"is not UTF-8 text ({error.reason})")) from None
+    except DuplicateKeyError as error:
+        mark, key = error.problem_mark, _DUPLICATE.search(str(error.problem))
+        rule = "a key is there a second time in one mapping"
+        raise InvalidInput(Problem(f"{path}:{mark.line + 1}", rule, key[1] if key else UNSET)) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -55,6 +60,7 @@ def _values(value: Any, known: dict[int, int]) -> int:
 
 
 MAX_VALUES = 5_000_000
+_DUPLICATE = re.compile('found duplicate key "(.*?)" with value')
 
 __all__ = ["YAMLError", "merge_overlay", "read_tagged", "read_yaml", "with_text_keys"]
 

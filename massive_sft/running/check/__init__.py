@@ -67,16 +67,16 @@ def _name_problems(plan: Plan, ledger: Ledger) -> list[Problem]:
     if not (ledger.sweep_dir(name) / TABLE).exists():
         return []
     rule = "is the name of an imported table of this storage root; choose another one"
-    return [Problem(f"{plan.sweep.path}: name", rule, name)]
+    return [Problem(plan.sweep.place("name"), rule, name)]
 
 
 def _all_but_storage(plan: Plan, ledger: Ledger, say: Say, warn: Warn) -> list[Problem]:
-    file, path = plan.sweep.file, plan.sweep.path
+    file = plan.sweep.file
     problems: list[Problem] = []
     say("snapshot store")
     problems += snapshot_store_problems(plan)
     say("tracker")
-    found = tracking_problem(file.tracking.mlflow, f"{path}: tracking.mlflow", ledger.root, file.name)
+    found = tracking_problem(file.tracking.mlflow, plan.sweep.place("tracking.mlflow"), ledger.root, file.name)
     problems += [found] if found else []
     say("layouts")
     problems += refused_layouts(plan)

@@ -28,7 +28,7 @@ def benchmark_problems(
     plan: Plan, ledger: Ledger, models: Models, say: Callable[[str], None], warn: Callable[[Problem], None]
 ) -> Iterator[Problem]:
     """Build what is left to score, once for each wrapping, and hold its lengths against each model's context."""
-    unknown = task_problems(plan.tasks, f"{plan.sweep.path}: evaluation.tasks")
+    unknown = task_problems(plan.tasks, plan.sweep.place("evaluation.tasks"))
     yield from unknown
     refused = {problem.place.partition(": ")[2].partition(".name")[0].partition(".path")[0] for problem in unknown}
     built: dict[tuple[str, Wrapping], BenchmarkRequests | None] = {}
@@ -74,7 +74,7 @@ def _tell_changed(
             f"{name} changed upstream since this sweep first asked it ({difference}): what is scored now stands apart"
         )
         told = f"{rule} from earlier scores; `massive-sft fetch` takes it as it is"
-        warn(Problem(f"{plan.sweep.path}: evaluation", told))
+        warn(Problem(plan.sweep.place("evaluation"), told))
 
 
 def _wanted(plan: Plan, models: Models) -> Iterator[tuple[UsableModel | None, Requirement]]:
@@ -108,7 +108,7 @@ def _warn_of_full(plan: Plan, benchmark: BenchmarkRequests | None, warn: Callabl
     odd = metrics_without_mean(benchmark, plan.sweep.file.evaluation.code_sandbox)
     if odd:
         rule = f"all questions of {benchmark.requests.label} are asked: {', '.join(odd)} is no mean over its questions"
-        warn(Problem(f"{plan.sweep.path}: evaluation.until", rule, until))
+        warn(Problem(plan.sweep.place("evaluation.until"), rule, until))
 
 
 def _warn_of_given_away(place: str, benchmark: BenchmarkRequests | None, warn: Callable[[Problem], None]) -> None:
@@ -125,15 +125,15 @@ def _place(plan: Plan, item: Requirement) -> str:
     """Return where the sweep file names a benchmark: its own entry, or the suites."""
     own = plan.tasks.index(item.task) if item.task in plan.tasks else len(plan.tasks)
     listed = own < len(plan.sweep.file.evaluation.tasks)
-    return f"{plan.sweep.path}: evaluation." + (f"tasks[{own}]" if listed else "suites")
+    return plan.sweep.place(f"evaluation.tasks[{own}]" if listed else "evaluation.suites")
 
 
 def _template_place(plan: Plan) -> str:
     """Return where the sweep file asks for a model's own chat template."""
     if plan.sweep.file.evaluation.protocol.template == template.CHAT:
-        return f"{plan.sweep.path}: evaluation.protocol.template"
+        return plan.sweep.place("evaluation.protocol.template")
     names = [name for name, setting in plan.sweep.settings.items() if setting.template == template.CHAT]
-    return plan.sweep.setting_place(names[0], "template") if names else f"{plan.sweep.path}: settings"
+    return plan.sweep.setting_place(names[0], "template") if names else plan.sweep.place("settings")
 
 
 def _too_long(place: str, benchmark: BenchmarkRequests, model: UsableModel) -> Iterator[Problem]:

@@ -33,7 +33,7 @@ def distinct_sets(plan: Plan, models: Models, lost: Container[str]) -> list[RunP
     for run in distinct.values():
         recipe = run.trajectory.recipe
         places = [f"datasets.{part.name}" for part in recipe.mixture.parts]
-        gone = any(place.startswith(f"{plan.sweep.path}: {one}.") for place in missing for one in places)
+        gone = any(f": {one}." in place for place in missing for one in places)
         if recipe.model in models.usable and not gone and not any(place in lost for place in places):
             found.append(run)
     return found
@@ -45,7 +45,7 @@ def text_problems(plan: Plan) -> Iterator[Problem]:
     wanted = {item.texts: None for cell in plan.cells for item in cell.unmet if item.texts is not None}
     names = {item.title: index for index, item in enumerate(plan.sweep.file.measures) if isinstance(item, TextSet)}
     for texts in wanted:
-        place = f"{plan.sweep.path}: measures[{names[texts.name]}].texts"
+        place = plan.sweep.place(f"measures[{names[texts.name]}].texts")
         if place not in missing:
             try:
                 read_texts(texts.path, texts.column, texts.limit, place)
@@ -69,7 +69,7 @@ def data_problems(
         if isinstance(outcome, InvalidInput):
             yield from (_placed(plan, recipe, item) for item in outcome.problems)
         elif isinstance(outcome, MassiveSFTError):
-            yield Problem(f"{plan.sweep.path}: mixtures.{recipe.mixture.name}", str(outcome))
+            yield Problem(plan.sweep.place(f"mixtures.{recipe.mixture.name}"), str(outcome))
         else:
             yield from _unfit(plan, recipe, outcome, models.usable[recipe.model])
             written = str(recipe.setting.template), recipe.model_name
@@ -91,7 +91,7 @@ def _placed(plan: Plan, recipe: Recipe, problem: Problem) -> Problem:
     """Return a problem of a training set with its place in the sweep file."""
     if problem.place == TEMPLATE:
         return replace(problem, place=_place(plan, recipe, TEMPLATE), rule=f"{recipe.model_name}: {problem.rule}")
-    return replace(problem, place=f"{plan.sweep.path}: {problem.place}")
+    return replace(problem, place=plan.sweep.place(problem.place))
 
 
 def _place(plan: Plan, recipe: Recipe, field: str) -> str:
@@ -104,7 +104,7 @@ def clock_cautions(plan: Plan, models: Models) -> Iterator[Problem]:
     trained = {recipe.model for recipe in recipes if recipe.setting.template == CHAT}
     for model, usable in models.usable.items():
         if model in trained or plan.sweep.file.evaluation.protocol.template == CHAT:
-            yield from cautions.clock(usable.tokenizer, f"{plan.sweep.path}: models.{usable.name}")
+            yield from cautions.clock(usable.tokenizer, plan.sweep.place(f"models.{usable.name}"))
 
 
 def _unfit(plan: Plan, recipe: Recipe, samples: TokenisedSet, model: UsableModel) -> Iterator[Problem]:
@@ -116,5 +116,5 @@ def _unfit(plan: Plan, recipe: Recipe, samples: TokenisedSet, model: UsableModel
         )
         yield Problem(place, f"{rule}; lower it", recipe.setting.max_length)
     for item in token_problems(recipe.model, model.rows, samples.largest):
-        place = f"{plan.sweep.path}: models.{recipe.model_name}: {item.place}"
+        place = plan.sweep.place(f"models.{recipe.model_name}: {item.place}")
         yield Problem(place, f"{item.rule} (mixture {recipe.mixture.name})", item.value)

@@ -30,7 +30,7 @@ def judge_problems(
         return
     for number, declared in enumerate(judging.benchmarks):
         benchmark = left.get(declared.title)
-        place = f"{plan.sweep.path}: evaluation.judging.benchmarks[{number}]"
+        place = plan.sweep.place(f"evaluation.judging.benchmarks[{number}]")
         if benchmark is None or any(problem.place.startswith(f"{place}.") for problem in plan.missing):
             continue
         say(f"benchmark {benchmark.title}")
@@ -41,7 +41,7 @@ def judge_problems(
         yield from _too_long(benchmark, place, models)
     for number, judge in enumerate(judging.judges):
         say(f"judge {judge.name}")
-        yield from _unusable(judge, judging, f"{plan.sweep.path}: evaluation.judging.judges[{number}]", ledger)
+        yield from _unusable(judge, judging, plan.sweep.place(f"evaluation.judging.judges[{number}]"), ledger)
 
 
 def _unusable(judge: Judge, judging: Judging, place: str, ledger: Ledger) -> Iterator[Problem]:

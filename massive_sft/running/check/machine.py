@@ -28,4 +28,4 @@ def machine_warnings(plan: Plan) -> Iterator[Problem]:
     """Say which of this machine's GPUs the plan leaves unused."""
     if not plan.uses_gpus and (there := count_gpus()):
         rule = "gives no training a GPU (resources[].gpus): all is computed on the CPU beside"
-        yield Problem(f"{plan.sweep.path}: resources", rule, f"{there} GPUs")
+        yield Problem(plan.sweep.place("resources"), rule, f"{there} GPUs")

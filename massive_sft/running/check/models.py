@@ -54,7 +54,7 @@ class Models:
         """Try each model; what is wrong with one leaves it out of ``usable``, but for what a setting asks of it."""
         names = {cell.cell.model: cell.cell.coordinates.model for cell in self._plan.cells}
         for model, name in names.items():
-            place = f"{self._plan.sweep.path}: models.{name}"
+            place = self._plan.sweep.place(f"models.{name}")
             missing = any(problem.place.startswith(f"{place}.") for problem in self._plan.missing)
             if missing or f"models.{name}" in self._lost:
                 continue
@@ -123,7 +123,7 @@ def unreachable(plan: Plan) -> Mapping[str, tuple[Problem, ...]]:
     for run in plan.runs:
         sources |= {f"datasets.{part.name}": part.dataset for part in run.trajectory.recipe.mixture.parts}
     asked = {
-        place: hub.repository_of(source, f"{plan.sweep.path}: {place}.hub")
+        place: hub.repository_of(source, plan.sweep.place(f"{place}.hub"))
         for place, source in sources.items()
         if source.hub is not None and hub.cached(hub.kind_of(source), source.hub, source.revision) is None
     }

@@ -20,8 +20,8 @@ def server_problems(plan: Plan, say: Callable[[str], None]) -> Iterator[Problem]
         try:
             served_by(model, servers)
         except Unsupported as error:
-            yield Problem(f"{plan.sweep.path}: evaluation.vllm.servers", str(error))
+            yield Problem(plan.sweep.place("evaluation.vllm.servers"), str(error))
     recipes = [cell.recipe for cell in left if cell.recipe is not None]
     whole = sorted({recipe.setting_name for recipe in recipes if recipe.setting.method != "lora"})
     if whole:
-        yield Problem(f"{plan.sweep.path}: evaluation.protocol.engine", REMEDY, ", ".join(whole))
+        yield Problem(plan.sweep.place("evaluation.protocol.engine"), REMEDY, ", ".join(whole))

@@ -22,7 +22,7 @@ def snapshot_store_problems(plan: Plan) -> Iterator[Problem]:
     """
     address, named = snapshot_address(plan.sweep), plan.sweep.file.storage.snapshots
     if address is not None and named is not None:
-        yield from _problems(f"{plan.sweep.path}: storage.snapshots", address)
+        yield from _problems(plan.sweep.place("storage.snapshots"), address)
     if not isinstance(plan.storage, Folder):
         yield from _problems(storage_place(plan.sweep), str(plan.storage))
 
