@@ -91,6 +91,13 @@ def test_lower_is_better_where_the_task_says_so_and_equals_tie(tmp_path: Path) -
     assert re.search(r"and 2 more +\*", call("best", path, "--metric", "prose", "--where", "model=small")[1])
 
 
+def test_equal_candidates_are_in_one_order_whatever_is_loaded(tmp_path: Path) -> None:
+    loaded = ms.load(with_values(sweep_file(tmp_path), lambda at: 0.5))
+    whole, ranked = ms.load(loaded.ledger.root).best("quiz"), loaded.best("quiz")
+    assert whole["cell"].tolist() == ranked["cell"].tolist()
+    assert ranked["method"].tolist().index("none") == (ranked["model"] == ranked["model"][0]).sum() - 1
+
+
 def test_seeds_are_one_candidate_with_students_interval(tmp_path: Path) -> None:
     settings = {"full": {"method": "full", "lr": 1e-5, "batch": 32}}
     block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 1}

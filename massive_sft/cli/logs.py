@@ -189,7 +189,7 @@ def _curve_view(curve: AttemptLog, steps: list[StepDone]) -> list[Any]:
     rows = by_epoch(steps)
     columns = [name for name in rows[0] if name != "not_finite" or any(row["not_finite"] for row in rows)]
     headers = [name.replace("_", " ") for name in columns]
-    table = make_table(*headers, right=headers, fold=False)
+    table = make_table(*headers, right=headers, whole=headers)
     for row in rows[-ROWS:]:
         table.add_row(*(_plain(row[name]) for name in columns))
     more = [Text(f"and {len(rows) - ROWS} epochs before them", style="dim")] if len(rows) > ROWS else []

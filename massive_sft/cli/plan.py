@@ -64,13 +64,13 @@ def plan(
 
 def plan_view(plan: Plan, retrain: bool = False) -> Group:
     """Return the plan for people; ``retrain`` as of ``plan_totals``."""
-    columns = ("model", "mixture", "size", "setting", "schedule", "snapshots", "steps", "tokens", "to do")
-    table = make_table(*columns, right=("size", "steps", "tokens"), whole=("model", "mixture"), fold=False)
+    columns = ("training", "snapshots", "steps", "tokens", "to do")
+    table = make_table(*columns, right=("steps", "tokens"), whole=columns[1:])
     rows = _alike(plan.runs)
-    for (model, data, size, setting, schedule, snapshots), runs in list(rows.items())[:ROWS]:
+    for (training, snapshots), runs in list(rows.items())[:ROWS]:
         steps, tokens = _sum(runs, "steps_per_epoch"), _sum(runs, "tokens_per_epoch")
         left = sum(not cell.is_done for run in runs for cell in run.cells)
-        table.add_row(model, data, size, setting, schedule, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
+        table.add_row(training, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
     return Group(
         table,
@@ -84,16 +84,15 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
     )
 
 
-def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, ...], list[RunPlan]]:
-    """Group runs that differ only in their seed."""
-    groups: dict[tuple[str, ...], list[RunPlan]] = {}
+def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, str], list[RunPlan]]:
+    """Group runs that differ only in their seed, by what people call them and the epochs of their snapshots."""
+    groups: dict[tuple[str, str], list[RunPlan]] = {}
     for run in runs:
         recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
         size = "≈ all" if recipe.mixture.size is None else f"{recipe.mixture.size:,}"
         schedule = recipe.schedule.label + (f"/{first.horizon}" if first.horizon else "")
-        setting = " ".join(filter(None, (recipe.setting_name, first.variant)))
-        snapshots = _ranges(run.trajectory.snapshots)
-        groups.setdefault((recipe.model_name, recipe.mixture.name, size, setting, schedule, snapshots), []).append(run)
+        words = (recipe.model_name, f"{recipe.mixture.name}[{size}]", recipe.setting_name, first.variant, schedule)
+        groups.setdefault((" ".join(filter(None, words)), _ranges(run.trajectory.snapshots)), []).append(run)
     return groups
 
 

@@ -163,7 +163,7 @@ def scores_table(scores: Collection[BenchmarkScores], templates: Mapping[str, st
     """Return a table of scores: one row a task, metric and filter; ``templates`` as of ``frames.tidy``."""
     several = Counter(benchmark.benchmark for benchmark in scores)
     numbers = ("value", "95 % interval", "n")
-    table = make_table("benchmark", "task", "metric", *numbers, right=numbers, fold=False)
+    table = make_table("benchmark", "task", "metric", *numbers, right=numbers, whole=numbers)
     for benchmark in sorted(scores, key=lambda benchmark: benchmark.benchmark):
         name = benchmark.benchmark
         if several[name] > 1:
@@ -225,6 +225,8 @@ def _in_order(value: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):

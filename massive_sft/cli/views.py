@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rich.console import Console, Group, JustifyMethod, OverflowMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -35,20 +35,18 @@ NOISE = 1e-12
 NOTES = 10  # warnings shown before "and N more"
 
 
-def make_table(*columns: str, right: Collection[str] = (), whole: Collection[str] = (), fold: bool = True) -> Table:
+def make_table(*columns: str, right: Collection[str] = (), whole: Collection[str] = ()) -> Table:
     """Return an empty table without borders.
 
     Args:
         columns: the headers.
         right: the columns that are aligned right.
-        whole: the columns that stay on one line, so that others give way.
-        fold: whether long cells go on in the next line; else they are cut.
+        whole: the columns that stay on one line, so that others give way: their long cells go on in the next line.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         align: JustifyMethod = "right" if column in right else "left"
-        overflow: OverflowMethod = "fold" if fold else "ellipsis"
-        table.add_column(column, justify=align, overflow=overflow, no_wrap=column in whole)
+        table.add_column(column, justify=align, overflow="fold", no_wrap=column in whole)
     return table
 
 

@@ -43,7 +43,7 @@ def heat_table(
     heads = [*head, Column(counted), *(_score_column(means, column) for column in columns)]
     if not len(means) or means["asked_seeds"].max() == 1:
         heads, rows = without(4, heads), [without(4, row) for row in rows]
-    if means["epoch"].nunique() < 2:
+    if len({row["epoch"] for row in labels.values()}) < 2:
         heads, rows = without(3, heads), [without(3, row) for row in rows]
     return Table(key, caption, heads, rows, page=60)
 

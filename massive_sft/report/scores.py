@@ -80,9 +80,10 @@ class LineStyles:
 
 def heatmap_section(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × mixture × benchmark."""
-    means = tables.over_seeds(_complete(data, last_epochs(data.planned)))
+    cells = last_epochs(data.planned)
+    means = tables.over_seeds(_complete(data, cells))
     columns = [column for column in data.columns if column in set(means["column"])]
-    table = heat_table("gains", "Gains over the base model", means, heat_labels(data.planned), columns)
+    table = heat_table("gains", "Gains over the base model", means, heat_labels(cells), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
     last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
     arrow = f" ({metrics.LOWER_NOTE})" if any(metrics.LOWER in column.note for column in table.columns) else ""

@@ -32,7 +32,7 @@ class Finding:
     """Something that limits what the numbers can say.
 
     Attributes:
-        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, truncated, rounding.
+        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, truncated, dropped, rounding.
         text: a sentence for people.
         cells: the ids of the cells it is about.
     """
@@ -115,7 +115,7 @@ def _truncated(cells: pd.DataFrame) -> list[Finding]:
                 f"{model}: {worst[column]} of {worst['drawn']:.0f} samples of {mixture} ({worst['share']:.0%}) {what} "
             )
             text += "the maximum length; the model was not trained on what the mixture says"
-            findings.append(Finding("truncated", text, tuple(rows["cell"])))
+            findings.append(Finding(column, text, tuple(rows["cell"])))
     return findings
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.study.frames import CONDITION, grouped, tidy, to_rows
+from massive_sft.study.frames import BASE, CONDITION, grouped, tidy, to_rows
 from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
 from massive_sft.study.tables import mean_interval
 from massive_sft.suites.metrics import possible_difference, possible_score
@@ -127,11 +127,16 @@ def _names(scores: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*scores["column"].dropna(), *(keyed["task"] + "/" + keyed["metric"])]))
 
 
+def _tie_break(row: Mapping[str, Any]) -> tuple[bool, int, str]:
+    """Return what orders equal candidates, in whichever order they were read."""
+    return row["method"] == BASE, row["epoch"], row["cell"]
+
+
 def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[dict[str, Any]]:
-    """Yield one model's candidates on one column, best first."""
+    """Yield one model's candidates on one column, best first; of equal ones fewer epochs, the base model last."""
     sign = 1.0 if rows[0]["higher_is_better"] else -1.0
     candidates = list(grouped(rows, *CONDITION).values())
-    candidates.sort(key=lambda seeds: -sign * _over_seeds(seeds).value)
+    candidates.sort(key=lambda seeds: (-sign * _over_seeds(seeds).value, *_tie_break(seeds[0])))
     for number, seeds in enumerate(candidates, 1):
         first, own = seeds[0], _over_seeds(seeds)
         row = {name: first[name] for name in (*CONDITION, "column", "metric", "higher_is_better", "cell")}
