@@ -10,15 +10,16 @@ import typer
 from rich.text import Text
 
 from massive_sft.cli.options import Json, console, print_json
-from massive_sft.cli.views import make_table
+from massive_sft.cli.views import make_table, print_line
 from massive_sft.suites.declared import title
 from massive_sft.suites.suite import Suite, SuiteTask, read_suite, shipped
 
-COLUMNS = ("benchmark", "shots", "metric", "questions", "needs", "column")
+COLUMNS = ("benchmark", "shots", "metric", "questions", "column")
 JUDGED = (
-    ("mt_bench", "0", "judge_rating", "80", "a judge, FastChat's files", "mtbench-total, mtbench-CATEGORY"),
-    ("win_rate", "0", "win_rate, lc_win_rate", "805", "a judge, AlpacaEval's files", "alpaca_eval_v2-total"),
+    ("mt_bench", "0", "judge_rating", "80", "mtbench-total, mtbench-CATEGORY"),
+    ("win_rate", "0", "win_rate, lc_win_rate", "805", "alpaca_eval_v2-total"),
 )
+JUDGED_NEED = {"mt_bench": "a judge, FastChat's files", "win_rate": "a judge, AlpacaEval's files"}
 JUDGED_DIFFER = {
     "mt_bench": "the study's judge was gpt-4o-2024-08-06; answers are greedy here, where FastChat samples writing and "
     "roleplay at 0.7, STEM and humanities at 0.1; of the 30 references 13 are wrong, and the score of the others "
@@ -52,26 +53,28 @@ def _content(name: str, suite: Suite) -> dict[str, Any]:
 def _show(name: str, suite: Suite) -> None:
     out = console()
     out.print(Text.assemble((name, "bold"), f": {suite.about}"), soft_wrap=True)
-    _print_table(map(_row, suite.tasks), suite.differs)
+    needs = {title(entry): ", ".join(entry.needs) for entry in suite.tasks if entry.needs}
+    _print_table(map(_row, suite.tasks), needs, suite.differs)
 
 
 def _show_judged() -> None:
     """Say the same of what is no suite, for the sweep file names its questions and judges."""
     about = "benchmarks that need a judge, whose questions are files of yours"
     console().print(Text.assemble(("evaluation.judging", "bold"), f": {about}"), soft_wrap=True)
-    _print_table(JUDGED, JUDGED_DIFFER)
+    _print_table(JUDGED, JUDGED_NEED, JUDGED_DIFFER)
 
 
-def _print_table(rows: Iterable[tuple[str, ...]], differs: Mapping[str, str]) -> None:
+def _print_table(rows: Iterable[tuple[str, ...]], needs: Mapping[str, str], differs: Mapping[str, str]) -> None:
     out = console()
-    table = make_table(*COLUMNS, right=("questions",))
+    table = make_table(*COLUMNS, right=("questions",), whole=("benchmark", "questions"))
     for row in rows:
         table.add_row(*row)
     out.print(table)
-    if differs:
-        out.print("differs from that column:")
-    for benchmark, difference in differs.items():
-        out.print(f"  {benchmark}: {difference}", highlight=False, soft_wrap=True)
+    for head, told in (("needs:", needs), ("differs from that column:", differs)):
+        if told:
+            out.print(head)
+        for benchmark, what in told.items():
+            print_line(out, Text(f"  {benchmark}: {what}"))
     out.print()
 
 
@@ -79,4 +82,4 @@ def _row(entry: SuiteTask) -> tuple[str, ...]:
     shots = "its own" if entry.shots is None else ", ".join(map(str, entry.shots))
     shots += f" of {entry.examples}" if entry.examples else ""
     questions = "" if entry.questions is None else f"{entry.questions:,}"
-    return title(entry), shots, entry.metric or "", questions, ", ".join(entry.needs), entry.column or ""
+    return title(entry), shots, entry.metric or "", questions, entry.column or ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from massive_sft.core.wording import counted
 from massive_sft.planning.plan import Plan
-from massive_sft.report.html_table import Column, Table
+from massive_sft.report.html_table import Column, Table, without
 from massive_sft.report.search_charts import KEYS, choice_text, differing, labels_of, panels, teams
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.search.decider import points_of
@@ -66,6 +66,9 @@ def _answers(one: Standing) -> Iterator[Table]:
     ]
     columns = [Column("of", "facet"), Column("decision", "number"), Column("cell"), Column("choice", "long")]
     columns += [Column("outcome", "long"), Column("with other seeds", "long")]
+    for index in (5, 0):  # of several answers, and of confirmations, where there are any
+        if not any(row[index] for row in rows):
+            columns, rows = without(index, columns), [without(index, row) for row in rows]
     if rows:
         name = one.planned.search.name
         yield Table(f"answers-{name}", f"what search {name} found; several where none is better in all", columns, rows)
