@@ -78,6 +78,6 @@ def test_thousand_complete_cells_are_seen_to_be_complete_in_time() -> None:
             [sys.executable, "-m", "massive_sft", "run", sweep], capture_output=True, text=True, check=True
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.stdout == "nothing to do: 1002 COMPLETE\n"
+        assert done.stdout.startswith("nothing to do: 1002 COMPLETE\n")
         seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         assert seconds < 3  # of the processor, whatever else the machine does

@@ -37,6 +37,7 @@ Inline = Annotated[
         show_default=False,
     ),
 ]
+REPORT = "report/report.html"  # in the folder of a sweep
 Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")]
 
 
@@ -61,15 +62,24 @@ def run(
     out.print(changes_view(find_changes(whole)))
     searches = searches_view(whole) if decides else Group()
     if all(cell.is_done for cell in selected.cells):
-        if selected.cells:
-            with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-                save_last_plan(whole, selected.open_ledger(create=False))
         none = "no such cell" if budgeted is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
+        if selected.cells:
+            _close(selected, whole)
         return
     out.print(plan_view(selected, retrain))
     out.print(searches)
     execute_plan(selected, whole, inline, retrain, decides)
+
+
+def _close(selected: Plan, whole: Plan) -> None:
+    """Note a sweep of which nothing is left, and say what a run that was killed at its end still owes."""
+    with suppress(OSError):  # of a root that cannot be written nothing can be removed either
+        ledger = selected.open_ledger(create=False)
+        save_last_plan(whole, ledger)
+        if not ledger.sweep(whole.sweep.file.name).exists(REPORT):
+            told = "its report is not written: `massive-sft report` does that, `massive-sft mirror` updates the tracker"
+            console().print(told, soft_wrap=True)
 
 
 def pin_revisions(whole: Plan) -> Plan:

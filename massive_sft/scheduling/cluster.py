@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -69,7 +70,23 @@ def connected(starting: AbstractContextManager[None] | None = None) -> Iterator[
     except RayError as error:
         raise ClusterLost(f"{what_was_lost(str(error))}; run the same command to go on") from error
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave Ray, or stop it, while no garbage is collected.
+
+    Some milliseconds lie between the end of Ray's native part and that of Python's handle on it. A reference of Ray's
+    that any thread collects within them ends this process with code 1 and without a word.
+    """
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def what_was_lost(error: str) -> str:
