@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.files import write_bytes
 from massive_sft.cost.estimate import estimate
 from massive_sft.evaluation import shards, so_far
 from massive_sft.evaluation.encoding import RequestEncoder
@@ -139,11 +140,12 @@ def test_rerun_has_nothing_to_do(finished: Path) -> None:
     plan, result, happened = run(finished / "sweep.yaml")
     assert all(cell.is_done for cell in plan.cells)
     assert (result.records, happened) == ([], [])
-    done = CliRunner().invoke(app, ["run", str(finished / "sweep.yaml"), "--inline"])
-    assert done.exit_code == 0
-    assert done.output.startswith(
-        "nothing to do: 5 COMPLETE\nits report is not written: `massive-sft report` does that"
-    )
+    page = finished / "ledger" / "sweeps" / "small" / "report" / "report.html"
+    assert not page.exists(), "as where a run is killed behind its last record"
+    first, second = (CliRunner().invoke(app, ["run", str(finished / "sweep.yaml")]) for _ in range(2))
+    assert (first.exit_code, page.is_file()) == (0, True), first.output
+    assert first.output.startswith("nothing is left but the report: 5 COMPLETE\n")
+    assert (second.exit_code, second.output) == (0, "nothing to do: 5 COMPLETE\n")
 
 
 def test_every_file_a_record_rests_on_has_its_checksum(finished: Path) -> None:
@@ -548,6 +550,7 @@ def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: py
 
 def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy: Path) -> None:
     storage = {"root": str(copy / "ledger")}
+    write_bytes(copy / "ledger" / "sweeps" / "small" / "report" / "report.html", b"")
     for policy, kept in (("none", []), ("last", ["small"])):
         path = small_sweep(copy, storage=storage | {"keep_snapshots": {"full": policy, "lora": policy}})
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])

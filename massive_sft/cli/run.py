@@ -37,7 +37,6 @@ Inline = Annotated[
         show_default=False,
     ),
 ]
-REPORT = "report/report.html"  # in the folder of a sweep
 Retrain = Annotated[bool, typer.Option(help="Train again where a snapshot that is needed was removed.")]
 
 
@@ -61,25 +60,26 @@ def run(
     out.print(budget_view(budgeted))
     out.print(changes_view(find_changes(whole)))
     searches = searches_view(whole) if decides else Group()
-    if all(cell.is_done for cell in selected.cells):
+    is_done = all(cell.is_done for cell in selected.cells)
+    if is_done and (not selected.cells or _has_report(whole)):
         none = "no such cell" if budgeted is None else "the budget pays for no cell"
         out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
         if selected.cells:
-            _close(selected, whole)
+            with suppress(OSError):  # of a root that cannot be written nothing can be removed either
+                save_last_plan(whole, selected.open_ledger(create=False))
+        return
+    if is_done:  # a run was killed between its last record and its end
+        out.print(f"nothing is left but the report: {_counts(selected)}", searches)
+        execute_plan(selected, whole, True, retrain, decides)
         return
     out.print(plan_view(selected, retrain))
     out.print(searches)
     execute_plan(selected, whole, inline, retrain, decides)
 
 
-def _close(selected: Plan, whole: Plan) -> None:
-    """Note a sweep of which nothing is left, and say what a run that was killed at its end still owes."""
-    with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-        ledger = selected.open_ledger(create=False)
-        save_last_plan(whole, ledger)
-        if not ledger.sweep(whole.sweep.file.name).exists(REPORT):
-            told = "its report is not written: `massive-sft report` does that, `massive-sft mirror` updates the tracker"
-            console().print(told, soft_wrap=True)
+def _has_report(plan: Plan) -> bool:
+    folder = plan.open_ledger(create=False).sweep_dir(plan.sweep.file.name)
+    return (folder / "report" / "report.html").is_file()
 
 
 def pin_revisions(whole: Plan) -> Plan:
