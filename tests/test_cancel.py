@@ -162,6 +162,14 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     path = long_sweep(tmp_path)
 
     run = Runner(path, "--ray")
+    run.until(lambda: "lanes of" in run.log.read_text())
+    run.press()
+    time.sleep(0.1)
+    run.press()
+    run.ended(5)
+    assert Status.FAILED not in plan_of(path).statuses
+
+    run = Runner(path, "--ray")
     run.until(lambda: trains(path))
     run.press()
     text = run.ended(40)
@@ -175,14 +183,6 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     assert (code, "has ended" in text) == (0, True), text
     assert "massive-sft cancel: ending" in run.ended(10)
     assert_true_statuses(path)
-
-    run = Runner(path, "--ray")
-    run.until(lambda: "lanes of" in run.log.read_text())
-    run.press()
-    time.sleep(0.1)
-    run.press()
-    run.ended(5)
-    assert Status.FAILED not in plan_of(path).statuses
 
     run_inline(plan_of(path), lambda _: None)
     assert results(path) == undisturbed

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from massive_sft.cli.views import STYLES, print_line
@@ -109,9 +109,9 @@ class RunProgress:
         self._is_shown = console.is_terminal
         self._left = TimeLeft.of(plan, retrain) if self._is_shown else TimeLeft({}, {})
         self._bar = _Rows(self.clock, console)
-        self._trainings = self._bar.add_task("trained", total=len(self._runs), detail="")
+        self._trainings = self._bar.add_task("trained", total=len(self._runs), done=0, detail="")
         self._to_score = sum(not cell.is_done for cell in plan.cells)
-        self._cells = self._bar.add_task("scored", total=self._to_score, detail="")
+        self._cells = self._bar.add_task("scored", total=self._to_score, done=0, detail="")
 
     def listen(self, event: RunEvent) -> None:
         """Take note of what happened, and print a line when it is worth one."""
@@ -154,9 +154,11 @@ class RunProgress:
     def _note_training(self, trajectory: str, event: Event) -> None:
         run = self._runs.get(trajectory)
         if isinstance(event, StepDone):
-            self._training.setdefault(trajectory, _Training()).add(event)
+            training = self._training.setdefault(trajectory, _Training())
+            training.add(event)
             if run is not None and run.steps_per_epoch:
                 steps = run.steps_per_epoch * run.trajectory.epochs
+                training.share = event.step / steps
                 self._left.stepped(trajectory, event.step, steps, event.seconds, time.monotonic())
 
     def _note_record(self, record: Record) -> None:
@@ -164,22 +166,24 @@ class RunProgress:
         self._scoring.discard(record.cell)
         went_well = record.status in (Status.COMPLETE, Status.PARTIAL)
         self._left.recorded(record.cell, time.monotonic(), went_well)
-        self._bar.advance(self._cells)
 
     def _end_training(self, trajectory: str) -> None:
         self._training.pop(trajectory, None)
         self._left.trained(trajectory)
-        if trajectory in self._runs and trajectory not in self._trained:
+        if trajectory in self._runs:
             self._trained.add(trajectory)
-            self._bar.advance(self._trainings)
 
     def say(self, text: str) -> None:
         """Print a line about the run itself."""
         print_line(self._bar.console, Text(text, style="dim"))
 
     def _show(self) -> None:
-        self._bar.update(self._trainings, detail=self._training_detail())
-        self._bar.update(self._cells, detail=self._scoring_detail())
+        trained, scored = len(self._trained), self._statuses.total()
+        # A bar moves with each step, its number with each training that has ended.
+        shares = sum(one.share for trajectory, one in self._training.items() if trajectory not in self._trained)
+        trainings, cells = self._training_detail(), self._scoring_detail()
+        self._bar.update(self._trainings, completed=trained + shares, done=trained, detail=trainings)
+        self._bar.update(self._cells, completed=scored, done=scored, detail=cells)
 
     def clock(self) -> str:
         """Return how long the run has taken, and what it still takes."""
@@ -216,7 +220,8 @@ class _Rows(Progress):
     def __init__(self, clock: Callable[[], str], console: Console):
         self._clock = clock
         super().__init__(
-            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=16), MofNCompleteColumn(),
+            TextColumn("{task.description}", style="bold"), BarColumn(bar_width=16),
+            TextColumn("{task.fields[done]}/{task.total:.0f}", style="progress.download"),
             TextColumn("{task.fields[detail]}"),
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
@@ -228,10 +233,14 @@ class _Rows(Progress):
 
 
 class _Training:
-    """A training in hand: its last loss, and its speed over its last steps alone, whatever it waited for between."""
+    """A training in hand: its last loss, and its speed over its last steps alone, whatever it waited for between.
+
+    Attributes:
+        share: of its steps that are taken; 0 where it is not known how many there are.
+    """
 
     def __init__(self) -> None:
-        self.loss = float("nan")
+        self.loss, self.share = float("nan"), 0.0
         self._steps: deque[tuple[int, float]] = deque(maxlen=STEPS)
         self._heard = 0.0
 
