@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from massive_sft.core.files import write_bytes
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
 from massive_sft.planning.requirements import Requirement
+from massive_sft.report.source import META, PAGE, report_folder, source_of
 from massive_sft.sweep.load import load_sweep
 
 COMMIT = "a" * 40
@@ -165,3 +167,8 @@ def write_records(plan: Plan, change: Callable[[Record], Record | None] = lambda
         if found is not None:
             ledger.write_record(found)
     return ledger
+
+
+def note_report(plan: Plan) -> None:
+    """Have the sweep's report be there, as if made of what the plan has."""
+    write_bytes(report_folder(plan) / PAGE, f'<meta name="{META}" content="{source_of(plan)}">'.encode())

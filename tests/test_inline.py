@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sample_records import note_report
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
+import massive_sft as ms
 from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
-from massive_sft.core.files import write_bytes
 from massive_sft.cost.estimate import estimate
 from massive_sft.evaluation import shards, so_far
 from massive_sft.evaluation.encoding import RequestEncoder
@@ -142,8 +143,12 @@ def test_rerun_has_nothing_to_do(finished: Path) -> None:
     assert (result.records, happened) == ([], [])
     page = finished / "ledger" / "sweeps" / "small" / "report" / "report.html"
     assert not page.exists(), "as where a run is killed behind its last record"
+    ms.run(finished / "sweep.yaml")
+    assert page.is_file()
+    ledger, written = plan.open_ledger(), page.stat().st_mtime_ns
+    ledger.write_record(next(ledger.records()))
     first, second = (CliRunner().invoke(app, ["run", str(finished / "sweep.yaml")]) for _ in range(2))
-    assert (first.exit_code, page.is_file()) == (0, True), first.output
+    assert first.exit_code == 0 and page.stat().st_mtime_ns > written, first.output
     assert first.output.startswith("nothing is left but the report: 5 COMPLETE\n")
     assert (second.exit_code, second.output) == (0, "nothing to do: 5 COMPLETE\n")
 
@@ -550,9 +555,9 @@ def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: py
 
 def test_policy_of_an_edited_file_counts_after_a_run_that_had_nothing_to_do(copy: Path) -> None:
     storage = {"root": str(copy / "ledger")}
-    write_bytes(copy / "ledger" / "sweeps" / "small" / "report" / "report.html", b"")
     for policy, kept in (("none", []), ("last", ["small"])):
         path = small_sweep(copy, storage=storage | {"keep_snapshots": {"full": policy, "lora": policy}})
+        note_report(make_plan(load_sweep(path)))
         done = CliRunner().invoke(app, ["run", str(path), "--inline"])
         assert "nothing to do: 5 COMPLETE" in done.output
         cells = make_plan(load_sweep(path)).runs[0].cells

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from commands import Fault, command, kill
 from disturbed import identities, outcome, records, sweep_at, tracked, trainings, undisturbed
-from sample_records import COMMIT, made_record, plan_of, sweep_file
+from sample_records import COMMIT, made_record, note_report, plan_of, sweep_file
 
-from massive_sft.core.files import write_bytes
 from massive_sft.ledger.store import Ledger
 from massive_sft.tracking.run_fields import checksum
 
@@ -74,7 +73,7 @@ def test_thousand_complete_cells_are_seen_to_be_complete_in_time() -> None:
         ledger = Ledger.open(plan.root)
         for cell in plan.cells:
             ledger.write_record(made_record(cell, cell.cell.recipe.id if cell.cell.recipe else None))
-        write_bytes(ledger.sweep_dir("made") / "report" / "report.html", b"")
+        note_report(plan_of(sweep))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", "massive_sft", "run", sweep], capture_output=True, text=True, check=True

@@ -14,6 +14,7 @@ from massive_sft.core.stop import StopSignal
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
+from massive_sft.running.left import Left, find_left, note_plan
 from massive_sft.running.search_work import with_first_decisions
 from massive_sft.scheduling.named_cluster import named_cluster
 
@@ -46,7 +47,7 @@ def run(
     retrain: bool = False,
     progress: Progress | None = None,
 ) -> Results:
-    """Check a sweep, then train, score and measure what is missing of it; return its results.
+    """Check a sweep, then train, score and measure what is missing of it, and write its report; return its results.
 
     What is done already is not done again, so running is resuming; a cell that FAILED or is PARTIAL says so in
     ``Results.cells``. Call it on the main thread: Ctrl-C ends the run after the step or shard in hand.
@@ -70,13 +71,16 @@ def run(
     if where is None:
         whole = with_first_decisions(whole)
     selected = select_cells(whole, parse_where(where))
-    if not all(cell.is_done for cell in selected.cells):
+    left = find_left(selected, whole)
+    if left is Left.NOTHING:
+        note_plan(selected, whole)
+    else:
         progress.say("loading torch, transformers and lm-eval")
         with heavy_imports():
             from massive_sft.running.execute import checked, execute
 
         with checked(selected, whole, progress.say, lambda problem: progress.say(f"warning: {problem}")) as registered:
-            runner = choose_runner(inline, retrain, stop, progress.say)
+            runner = choose_runner(True if left is Left.REPORT else inline, retrain, stop, progress.say)
             execute(selected, whole, registered, runner, progress, stop, decides=where is None)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")

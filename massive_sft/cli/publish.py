@@ -36,6 +36,7 @@ def report(
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     with heavy_imports():
+        from massive_sft.report.source import report_folder
         from massive_sft.report.write import write_report
         from massive_sft.study.results import results_of
 
@@ -48,8 +49,8 @@ def report(
         _report_imported(file, out)
         return
     imported = [table_ledger for path in beside or () for table_ledger in open_imported_tables(path)]
-    plan, ledger = read_plan(file, overlay)
-    folder = out or ledger.sweep_dir(plan.sweep.file.name) / "report"
+    plan, _ = read_plan(file, overlay)
+    folder = out or report_folder(plan)
     try:
         page = write_report(plan, results_of(plan), folder, imported)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -23,10 +23,11 @@ from massive_sft.core.errors import ExitCode
 from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import StopSignal
 from massive_sft.ledger.record import Status
-from massive_sft.planning.changes import find_changes, save_last_plan
+from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_gone
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.running.left import Left, find_left, note_plan
 from massive_sft.running.search_work import with_first_decisions
 
 Inline = Annotated[
@@ -60,26 +61,19 @@ def run(
     out.print(budget_view(budgeted))
     out.print(changes_view(find_changes(whole)))
     searches = searches_view(whole) if decides else Group()
-    is_done = all(cell.is_done for cell in selected.cells)
-    if is_done and (not selected.cells or _has_report(whole)):
-        none = "no such cell" if budgeted is None else "the budget pays for no cell"
-        out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
-        if selected.cells:
-            with suppress(OSError):  # of a root that cannot be written nothing can be removed either
-                save_last_plan(whole, selected.open_ledger(create=False))
-        return
-    if is_done:  # a run was killed between its last record and its end
-        out.print(f"nothing is left but the report: {_counts(selected)}", searches)
-        execute_plan(selected, whole, True, retrain, decides)
-        return
-    out.print(plan_view(selected, retrain))
-    out.print(searches)
+    match find_left(selected, whole):
+        case Left.NOTHING:
+            none = "no such cell" if budgeted is None else "the budget pays for no cell"
+            out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
+            note_plan(selected, whole)
+            return
+        case Left.REPORT:
+            inline = True
+            out.print(f"nothing is left but the report: {_counts(selected)}", searches)
+        case Left.CELLS:
+            out.print(plan_view(selected, retrain))
+            out.print(searches)
     execute_plan(selected, whole, inline, retrain, decides)
-
-
-def _has_report(plan: Plan) -> bool:
-    folder = plan.open_ledger(create=False).sweep_dir(plan.sweep.file.name)
-    return (folder / "report" / "report.html").is_file()
 
 
 def pin_revisions(whole: Plan) -> Plan:

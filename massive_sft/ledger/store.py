@@ -33,10 +33,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 @dataclass(frozen=True)
 class CellState:
-    """How far a cell is, and what was asked of it and is there (``Record.answers``)."""
+    """How far a cell is, what was asked of it and is there (``Record.answers``), and its record's name, if any."""
 
     status: Status
     answers: tuple[str, ...] = ()
+    record: str = ""
 
 
 class Ledger(LedgerPaths):
@@ -201,7 +202,7 @@ class Ledger(LedgerPaths):
 
         def state(cell: str) -> CellState:
             if cell in entries:
-                return CellState(entries[cell].status, entries[cell].answers)
+                return CellState(entries[cell].status, entries[cell].answers, entries[cell].record)
             running = left[cell] in leased or (cell in known and self._is_live(self.cell_dir(cell)))
             return CellState(Status.RUNNING if running else Status.WAITING)
 

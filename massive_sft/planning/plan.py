@@ -47,12 +47,14 @@ class CellPlan:
 
     Attributes:
         recorded: the status of its newest record, whichever sweep made that; WAITING or RUNNING without one.
+        record: the name of the record that was its newest when this was planned; empty without one.
     """
 
     cell: Cell
     recorded: Status
     requirements: tuple[Requirement, ...]
     unmet: tuple[Requirement, ...]
+    record: str = ""
 
     @property
     def status(self) -> Status:
@@ -246,7 +248,7 @@ def _states(sweep: Sweep, cells: Cells, storage: Root, states_of: StatesOf) -> M
 def _cell_plans(cells: Cells, requirements: Requirements, states: Mapping[str, CellState]) -> Iterable[CellPlan]:
     for cell in cells.cells:
         wanted, state = requirements.for_cell(cell), states.get(cell.id, CellState(Status.WAITING))
-        yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers))
+        yield CellPlan(cell, state.status, wanted, find_unmet(wanted, state.status, state.answers), state.record)
 
 
 def _run_plan(

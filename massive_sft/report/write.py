@@ -21,13 +21,12 @@ from massive_sft.report.model_map import model_map_section
 from massive_sft.report.report_data import ReportData, read_report_data
 from massive_sft.report.searches import searches_section
 from massive_sft.report.section import Section
+from massive_sft.report.source import META, PAGE, source_of
 from massive_sft.study import tables
 from massive_sft.study.hyperparameters import hyperparameters
 from massive_sft.study.imported import ImportedLedger
 from massive_sft.study.results import Results
 from massive_sft.study.text_sets import text_set_frame
-
-PAGE = "report.html"
 
 
 def write_report(plan: Plan, results: Results, out: Path, imported: Sequence[ImportedLedger] = ()) -> Path:
@@ -94,13 +93,22 @@ def sections(data: ReportData) -> list[Section]:
 def render(data: ReportData, added: Sequence[Section] = ()) -> str:
     """Return the page of a sweep, with further sections after its own."""
     name = data.plan.sweep.file.name
-    return page(name, overview.head(data), overview.statuses(data), [*sections(data), *added])
+    head, statuses, source = overview.head(data), overview.statuses(data), source_of(data.plan)
+    return page(name, head, statuses, [*sections(data), *added], source)
 
 
 def page(
-    name: str, head: Sequence[tuple[str, str]], statuses: Sequence[tuple[str, int]], parts: Sequence[Section]
+    name: str,
+    head: Sequence[tuple[str, str]],
+    statuses: Sequence[tuple[str, int]],
+    parts: Sequence[Section],
+    source: str = "",
 ) -> str:
-    """Return a page. Everything a user named is escaped; no other script than the page's own can run."""
+    """Return a page. Everything a user named is escaped; no other script than the page's own can run.
+
+    Args:
+        source: what a sweep's page is made of, as ``source_of``, which stands in its head.
+    """
     environment = Environment(
         loader=PackageLoader("massive_sft.report"),
         autoescape=True,
@@ -116,6 +124,8 @@ def page(
         head=head,
         statuses=statuses,
         sections=parts,
+        meta=META,
+        source=source,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -18,6 +18,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import Plan
+from massive_sft.report.source import report_folder
 from massive_sft.report.write import write_report
 from massive_sft.running.check import require_runnable
 from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
@@ -185,7 +186,7 @@ def _report(plan: Plan, results: Results, mirror: Mirror, say: Callable[[str], N
     What the storage refuses, as a full disk, is raised as it is everywhere.
     """
     try:
-        report = write_report(plan, results, results.ledger.sweep_dir(plan.sweep.file.name) / "report")
+        report = write_report(plan, results, report_folder(plan))
     except (OSError, MassiveSFTError):
         raise
     except Exception as error:  # noqa: BLE001 - all records are there, and the verb `report` shows where it failed
