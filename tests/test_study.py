@@ -19,8 +19,7 @@ from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.study import contrasts, correlate, findings, frames, tables
 from massive_sft.study.model_map import principal_axes
-from massive_sft.study.paired import compare
-from massive_sft.study.paired_gains import SampleReader, Samples, paired_interval, with_paired_intervals
+from massive_sft.study.paired_gains import SampleReader, Samples, compare, paired_interval, with_paired_intervals
 from massive_sft.study.text_sets import text_set_frame
 from massive_sft.suites import metrics
 from massive_sft.tracking.run_fields import describe_record
@@ -404,6 +403,21 @@ def test_paired_interval_is_only_told_where_it_can_be_had() -> None:
     assert paired_interval(one, samples([1.0, 1.0]), (1 / 3, 1.0)) is None, "other questions"
 
 
+def test_questions_that_one_cell_alone_answered_are_left_out_and_mcnemar_is_exact() -> None:
+    first, second = samples([0.0] * 8 + [1.0]), samples([1.0] * 6 + [0.0] * 3 + [1.0])
+    found = compare(first, second, (1 / 9, 7 / 10))
+    assert found is not None and found.mcnemar is not None and found.interval is not None
+    assert (found.n, found.unpaired, found.mcnemar.only_first, found.mcnemar.only_second) == (9, 1, 1, 6)
+    assert (found.mcnemar.p, found.mean) == pytest.approx((2 * (1 + 7) / 2**7, 5 / 9))
+    assert np.mean(found.interval) == pytest.approx(5 / 9)
+    alike = compare(first, first, (1 / 9, 1 / 9))
+    assert alike is not None and alike.interval is None and alike.mcnemar is not None and alike.mcnemar.p == 1.0
+    ratios = samples([-10.0, -30.0], [20.0, 40.0]), samples([-12.0, -20.0], [20.0, 40.0])
+    found = compare(*ratios, (40 / 60, 32 / 60))
+    assert found is not None and found.mean == pytest.approx(-8 / 60) and found.mcnemar is None
+    assert compare(*ratios, (40 / 60, 0.9)) is None, "the score is no multiple of these values"
+
+
 def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path)
     answers = {"1": [1.0, 1.0, 1.0, 0.0], "b": [0.0, 1.0, 0.0, 0.0], "2": None}
@@ -531,7 +545,7 @@ def test_spread_that_is_rounding_makes_no_interval(noise: float) -> None:
     assert math.isnan(found.low) and math.isnan(found.high) and not found.by_t
     shifted = [0.1 + noise, 0.2, 0.3 - noise], [0.2, 0.3 + noise, 0.4]
     assert paired_interval(samples(shifted[0]), samples(shifted[1]), (0.2, 0.3)) is None
-    compared = compare(*(dict(enumerate(values)) for values in shifted))
+    compared = compare(*(samples(values) for values in shifted), (0.2, 0.3))
     assert compared is not None and compared.interval is None
 
 

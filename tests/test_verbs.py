@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from calling import call
@@ -26,10 +25,10 @@ from peft import PeftModel
 from processes import adopt_orphans, descendants, free_port
 from rich.console import Console
 from ruamel.yaml import YAML
-from scipy import stats
 from small_sweep import small_sweep
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import massive_sft as ms
 from massive_sft.cli import export, logs
 from massive_sft.cli.card import TrainedPrompt
 from massive_sft.cli.machine_checks import Level, check_packages, pinned_versions
@@ -47,7 +46,6 @@ from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import snapshot_folder
 from massive_sft.running.recorder import now
 from massive_sft.running.trial import make_record_writer
-from massive_sft.study.paired import compare
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import Model
 from massive_sft.tiny import WEIGHTS
@@ -216,6 +214,15 @@ def test_diff_pairs_the_scores_sample_by_sample(sweep: Path, full: str, lora: st
         assert row["paired"]["mcnemar"]["p"] <= 1
 
 
+def test_diff_has_the_interval_that_the_report_has(sweep: Path, full: str) -> None:
+    gains = ms.load(sweep).gains.query("cell == @full and gain_interval == 'paired'")
+    base = gains["base_cell"].iloc[0]
+    rows = json.loads(call("diff", base, full, "--sweep", sweep, "--json")[1])["scores"]
+    told = {row["task"]: row["paired"]["interval"] for row in rows}
+    for _, gain in gains.iterrows():
+        assert told[gain["task"]] == pytest.approx([gain["gain_low"], gain["gain_high"]])
+
+
 def test_diff_under_other_protocols_says_so_and_pairs_nothing(
     sweep: Path, copied: Callable[..., Path], full: str, lora: str
 ) -> None:
@@ -269,24 +276,6 @@ def test_diff_of_a_cell_without_record_compares_the_content(
     _, text = call("diff", full, waiting, "--sweep", sweep, "--overlay", overlay)
     assert f"no record yet: {waiting}" in text
     assert "seed" in text
-
-
-def test_paired_interval_is_students_and_mcnemar_is_exact() -> None:
-    rng = np.random.default_rng(0)
-    ones, twos = rng.normal(size=20), rng.normal(size=20)
-    paired = compare(dict(enumerate(ones)), dict(enumerate(twos)))
-    expected = stats.ttest_rel(twos, ones).confidence_interval(0.95)
-    assert paired is not None and paired.interval == pytest.approx((expected.low, expected.high))
-    assert paired.mcnemar is None
-    binary = compare(
-        dict.fromkeys(range(9), 0.0) | {8: 1.0}, dict.fromkeys(range(6), 1.0) | {6: 0.0, 7: 0.0, 8: 0.0, 9: 1.0}
-    )
-    assert binary is not None and binary.mcnemar is not None
-    assert (binary.n, binary.unpaired, binary.mcnemar.only_first, binary.mcnemar.only_second) == (9, 1, 1, 6)
-    assert binary.mcnemar.p == pytest.approx(2 * (1 + 7) / 2**7)
-    alike = compare({0: 1.0, 1: 0.0}, {0: 1.0, 1: 0.0})
-    assert alike is not None and alike.interval is None and alike.mcnemar is not None and alike.mcnemar.p == 1.0
-    assert compare({0: 1.0}, {1: 1.0}) is None
 
 
 # export

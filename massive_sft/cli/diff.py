@@ -5,12 +5,11 @@ Differences are the second cell's number less the first's.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -21,8 +20,11 @@ from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, prin
 from massive_sft.cli.views import STYLES, indented, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
 from massive_sft.ledger.record import BenchmarkScores, Score
-from massive_sft.study.paired import Paired, SampleValues, compare, read_samples
-from massive_sft.suites.metrics import EARLY, EARLY_NOTE, full_name, possible_difference, unit
+from massive_sft.study.paired import Paired
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE, full_name, possible_difference, split, unit
+
+if TYPE_CHECKING:  # pandas takes half a second to import, and every verb imports this module
+    from massive_sft.study.paired_gains import Tables
 
 # Of the provenance: different for any two records, and no reason for different results.
 _OWN = ("captured", "argv")
@@ -135,17 +137,19 @@ def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
         if len(left) == len(right) == 1:
             names = first_cell.template_name(left[0]), second_cell.template_name(right[0])
             label = benchmark if names[0] == names[1] else f"{benchmark} [{names[0]} / {names[1]}]"
-            rows += _rows(label, sides[0][left[0]], sides[1][right[0]], False, (None, None))
+            rows += _rows(label, sides[0][left[0]], sides[1][right[0]], False)
             continue
         for name in left:
-            rows += _rows(first_cell.benchmark_name(name), sides[0][name], None, False, (None, None))
+            rows += _rows(first_cell.benchmark_name(name), sides[0][name], None, False)
         for name in right:
-            rows += _rows(second_cell.benchmark_name(name), None, sides[1][name], False, (None, None))
+            rows += _rows(second_cell.benchmark_name(name), None, sides[1][name], False)
     return sorted(rows, key=lambda row: row.benchmark)
 
 
-def _samples(match: CellMatch, protocol: str) -> SampleValues | None:
-    return None if match.record is None else read_samples(match.ledger, match.record, protocol)
+def _samples(match: CellMatch, protocol: str) -> Tables:
+    from massive_sft.study.paired_gains import read_tables
+
+    return {} if match.record is None else read_tables(match.ledger, match.record, protocol)
 
 
 def _rows(
@@ -153,36 +157,43 @@ def _rows(
     first: BenchmarkScores | None,
     second: BenchmarkScores | None,
     same_protocol: bool,
-    samples: tuple[SampleValues | None, SampleValues | None],
+    samples: tuple[Tables, Tables] = ({}, {}),
 ) -> Iterator[Pair]:
     tables = [{**item.tasks, **item.groups} if item else {} for item in (first, second)]
+    groups = {name for item in (first, second) if item for name in item.groups}
     early = any(item.early for item in (first, second) if item)
     for task in dict.fromkeys((*tables[0], *tables[1])):
         metrics = [table.get(task, {}) for table in tables]
         for metric in dict.fromkeys((*metrics[0], *metrics[1])):
             scores = metrics[0].get(metric), metrics[1].get(metric)
-            yield Pair(benchmark, task, metric, same_protocol, *scores, _paired(task, metric, scores, samples), early)
+            paired = _paired("" if task in groups else task, metric, scores, samples)
+            yield Pair(benchmark, task, metric, same_protocol, *scores, paired, early)
 
 
 def _paired(
-    task: str,
-    metric: str,
-    scores: tuple[Score | None, Score | None],
-    samples: tuple[SampleValues | None, SampleValues | None],
+    task: str, key: str, scores: tuple[Score | None, Score | None], samples: tuple[Tables, Tables]
 ) -> Paired | None:
-    name, _, chosen = metric.rpartition(",")
-    values = [side[task, name, chosen] for side in samples if side and (task, name, chosen) in side]
-    if len(values) < 2:
+    """Return what the questions that both answered tell of a metric; None where they do not tell its score.
+
+    Args:
+        task: empty for a group's score, of which all tasks of the protocol have to be.
+        key: metric and filter.
+        samples: per-sample values, as of ``paired_gains.read_tables``.
+    """
+    from massive_sft.study.paired_gains import compare, samples_at
+
+    metric, chosen = split(key)
+    found = [samples_at(side, task, metric, chosen) for side in samples]
+    known = [(score, side) for score, side in zip(scores, found, strict=True) if score and side]
+    if len(known) < 2 or (not task and any(score.n != len(side.values) for score, side in known)):
         return None
-    for score, side in zip(scores, values, strict=True):
-        mean = math.fsum(side.values()) / len(side)
-        # A perplexity's samples are log-probabilities: their difference is not in the score's unit.
-        if score is None or score.value is None or not math.isclose(mean, score.value, rel_tol=1e-6, abs_tol=1e-9):
-            return None
-    found = compare(*values)
-    if found is None or found.interval is None:
-        return found
-    return replace(found, interval=possible_difference(name, found.mean, *found.interval))
+    (first, left), (second, right) = known
+    if first.value is None or second.value is None:
+        return None
+    paired = compare(left, right, (first.value, second.value))
+    if paired is None or paired.interval is None:
+        return paired
+    return replace(paired, interval=possible_difference(metric, paired.mean, *paired.interval))
 
 
 def diff_json(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Any]:

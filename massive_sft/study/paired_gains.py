@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ from massive_sft.core.errors import Corrupt
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import to_rows
-from massive_sft.study.paired import EQUAL, LEVEL, samples_file
+from massive_sft.study.paired import EQUAL, LEVEL, McNemar, Paired, samples_file
 from massive_sft.suites.metrics import possible_difference
 
 PAIRED = "paired"
@@ -24,6 +24,8 @@ _CLOSE = 1e-6  # how far a score may be from what its per-sample values give
 
 Key = tuple[str, str, str, str]
 """Protocol, task (empty for all tasks of the protocol, a group's), metric, filter."""
+Tables = Mapping[tuple[str, str, str], pd.DataFrame]
+"""The per-sample values of a protocol by the rest of the key: ``task``, ``doc``, ``value``, ``weight``."""
 
 
 def key_of(row: Mapping[str, object]) -> Key:
@@ -46,6 +48,38 @@ class Samples:
         whole = float(self.weights.sum())
         return float(self.values.sum()) / whole if whole else math.nan
 
+    def among(self, documents: Set[tuple[str, int]]) -> Samples:
+        """Return those of some documents, in the order of the documents."""
+        found = (index for index, document in enumerate(self.documents) if document in documents)
+        chosen = sorted(found, key=self.documents.__getitem__)
+        return Samples(tuple(self.documents[index] for index in chosen), self.values[chosen], self.weights[chosen])
+
+
+def read_tables(ledger: Ledger, record: Record, protocol: str) -> Tables:
+    """Return a cell's per-sample values under a protocol; nothing where the ledger has none.
+
+    Raises ``Corrupt`` when the file is not the one that the record rests on, OSError, and ValueError or KeyError when
+    it has other columns.
+    """
+    path = samples_file(ledger, record, protocol)
+    if path is None:
+        return {}
+    frame = pq.read_table(path, columns=["task", "doc", "metric", "filter", "value", "weight"]).to_pandas()
+    frame = frame[frame["value"].notna()]
+    whole = frame.assign(task="")
+    parts = (part.groupby(["task", "metric", "filter"], sort=False) for part in (frame, whole))
+    return {key: frame.loc[index] for part in parts for key, index in part.groups.items()}
+
+
+def samples_at(tables: Tables, task: str, metric: str, chosen: str) -> Samples | None:
+    """Return the values at a key; None where there are none, or some have weights and others not."""
+    rows = tables.get((task, metric, chosen))
+    if rows is None or rows["weight"].isna().nunique() > 1:
+        return None
+    weights = rows["weight"].fillna(1.0).to_numpy(np.float64)
+    documents = tuple(zip(rows["task"].astype(str), rows["doc"].astype(int), strict=True))
+    return Samples(documents, rows["value"].to_numpy(np.float64), weights)
+
 
 @dataclass
 class SampleReader:
@@ -63,29 +97,40 @@ class SampleReader:
 
     def read(self, cell: str, key: Key) -> Samples | None:
         """Return a cell's values; None where the ledger has none."""
-        protocol, task, metric, chosen = key
-        rows = self._file(cell, protocol).get((task, metric, chosen))
-        if rows is None or rows["weight"].isna().nunique() > 1:
-            return None
-        weights = rows["weight"].fillna(1.0).to_numpy(np.float64)
-        documents = tuple(zip(rows["task"].astype(str), rows["doc"].astype(int), strict=True))
-        return Samples(documents, rows["value"].to_numpy(np.float64), weights)
+        protocol, *rest = key
+        return samples_at(self._file(cell, protocol), *rest)
 
-    def _read(self, cell: str, protocol: str) -> dict[tuple[str, str, str], pd.DataFrame]:
-        """Return the rows with a value by task (empty: of all tasks), metric and filter."""
-        columns = ["task", "doc", "metric", "filter", "value", "weight"]
+    def _read(self, cell: str, protocol: str) -> Tables:
         try:
-            path = samples_file(self.ledger, self.records[cell], protocol)
-            if path is None:
-                return {}
-            frame = pq.read_table(path, columns=columns).to_pandas()
+            return read_tables(self.ledger, self.records[cell], protocol)
         except (Corrupt, OSError, ValueError, KeyError) as error:
             self.ledger.report_corrupt(self.ledger.cell_dir(cell), f"{cell}: per-sample values of {protocol}: {error}")
             return {}
-        frame = frame[frame["value"].notna()]
-        whole = frame.assign(task="")
-        parts = (part.groupby(["task", "metric", "filter"], sort=False) for part in (frame, whole))
-        return {key: frame.loc[index] for part in parts for key, index in part.groups.items()}
+
+
+def compare(first: Samples, second: Samples, scores: tuple[float, float]) -> Paired | None:
+    """Compare two cells' scores on the questions that both answered; of more than these the whole scores are.
+
+    None where they share none, or where the scores are no fixed multiple of these values' ratio.
+    """
+    scale = _common_scale(first, second, scores)
+    shared = frozenset(first.documents) & frozenset(second.documents)
+    if scale is None or not shared:
+        return None
+    left, right = first.among(shared), second.among(shared)
+    of_shared = scale * left.ratio, scale * right.ratio
+    unpaired = len(first.documents) + len(second.documents) - 2 * len(shared)
+    interval = paired_interval(left, right, of_shared)
+    return Paired(of_shared[1] - of_shared[0], interval, len(shared), unpaired, _mcnemar(left, right))
+
+
+def _mcnemar(first: Samples, second: Samples) -> McNemar | None:
+    """Return the exact test of two cells' values of the same questions; None where one is neither 0 nor 1."""
+    if not all(np.isin(side.values, (0.0, 1.0)).all() and (side.weights == 1.0).all() for side in (first, second)):
+        return None
+    lost, learnt = (int((one.values > other.values).sum()) for one, other in ((first, second), (second, first)))
+    changed = lost + learnt
+    return McNemar(lost, learnt, float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0)
 
 
 def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]) -> tuple[float, float] | None:
@@ -98,8 +143,8 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     same = first.documents == second.documents and np.array_equal(first.weights, second.weights)
     if not same or len(first.values) < 2:
         return None
-    scale = _scale(first.ratio, scores[0]), _scale(second.ratio, scores[1])
-    if not math.isfinite(scale[0]) or not math.isclose(*scale, rel_tol=_CLOSE):
+    scale = _common_scale(first, second, scores)
+    if scale is None:
         return None
     n = len(first.values)
     difference = second.ratio - first.ratio
@@ -107,7 +152,7 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     if np.abs(residuals).max() <= EQUAL * max(np.abs(first.values).max(), np.abs(second.values).max()):
         return None
     spread = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(first.weights.sum())
-    half = abs(scale[0]) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
+    half = abs(scale) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
     return scores[1] - scores[0] - half, scores[1] - scores[0] + half
 
 
@@ -126,6 +171,12 @@ def early_interval(base: Samples, early: Samples, gain: float) -> tuple[float, f
         return None
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
     return gain - half, gain + half
+
+
+def _common_scale(first: Samples, second: Samples, scores: tuple[float, float]) -> float | None:
+    """Return what both ratios are multiplied by to give the scores; None where there is no such number."""
+    scale = _scale(first.ratio, scores[0]), _scale(second.ratio, scores[1])
+    return scale[0] if math.isfinite(scale[0]) and math.isclose(*scale, rel_tol=_CLOSE) else None
 
 
 def _scale(ratio: float, score: float) -> float:
