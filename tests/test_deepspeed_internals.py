@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_training import make_base, make_samples, make_spec
 
+from massive_sft.sweep.schema import Setting
+from massive_sft.sweep.spec import Layout
 from massive_sft.training import deepspeed_engine
 from massive_sft.training.deepspeed_engine import DeepSpeedEngine, torch_restored
 from massive_sft.training.engine import free_memory
@@ -97,13 +100,14 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 @contextmanager
-def owners_at(base: Path, zero: int, precision: str) -> Iterator[dict[str, Any]]:
+def owners_at(base: Path, zero: int, precision: str, offload: str = "none") -> Iterator[dict[str, Any]]:
     """Yield what the expressions in deepspeed_engine.py stand for, in the middle of a step."""
     from deepspeed import accelerator, ops
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-    spec, samples = make_spec(base, layout={"zero": zero}, precision=precision), make_samples(4)
+    spec = make_spec(base, layout={"zero": zero, "offload": offload}, precision=precision)
+    samples = make_samples(4)
     join_group(spec.layout)
     module = SummedLoss(load_for_training(spec, samples))
     engine = DeepSpeedEngine(module, spec.setting, spec.layout)
@@ -155,6 +159,27 @@ def test_installed_deepspeed_has_what_the_engine_touches(
             if not hasattr(owners[owner], name)
         ]
         assert not missing, "training/deepspeed_engine.py must be made to fit this release of DeepSpeed"
+
+
+@pytest.mark.parametrize(("zero", "offload"), [(1, "none"), (1, "optimizer"), (2, "optimizer"), (3, "optimizer")])
+def test_installed_deepspeed_does_as_it_is_configured(base: Path, zero: int, offload: str) -> None:
+    with owners_at(base, zero, "bf16", offload) as owners:
+        engine, optimizer = owners["self._engine"], owners["optimizer"]
+        assert not engine.tput_timer.initialized, "it times passes, and waits for the device to do so"
+        assert engine.communication_data_type is torch.float32
+        if offload == "none":
+            assert optimizer.immediate_grad_update
+        else:
+            assert optimizer.communication_data_type is torch.float32
+            pins = "offload_optimizer_pin_memory" if zero == 3 else "cpu_offload_pin_memory"
+            assert getattr(optimizer, pins) is False, "there is no device to copy to"
+
+
+@pytest.mark.parametrize(("gpus", "trained", "pinned"), [(0, 10**3, False), (1, 10**3, True), (1, 10**15, False)])
+def test_offloaded_states_are_pinned_for_a_gpu_where_there_is_room(gpus: int, trained: int, pinned: bool) -> None:
+    layout = Layout(gpus=gpus, zero=2, offload="optimizer")
+    zero = deepspeed_engine.config(Setting(method="full", lr=1e-3, batch=4), layout, trained)["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": pinned}
 
 
 def test_deepspeed_is_pinned_below_the_next_minor_release() -> None:
