@@ -279,6 +279,50 @@ def test_scorers_that_die_while_they_import_end_the_run_with_the_reason(tmp_path
     assert done.returncode == 1
 
 
+THREADS = """
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import ray
+
+from massive_sft.scheduling.lane_pool import LanePool
+from massive_sft.scheduling.lanes import Lanes
+from massive_sft.scheduling.nodes import Shape
+
+
+class Order:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):  # what a lane does with any order first
+        return exec, (f"import torch; open({self.place!r}, 'x').write(str(torch.get_num_threads()))",)
+
+
+folder, shapes = Path(sys.argv[1]), [Shape(1, cpus, 0.0) for cpus in (1.0, 2.0)]
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+pool = LanePool.remote(dict.fromkeys(shapes, 1))
+lanes = Lanes(pool, print)
+for shape in shapes:
+    ray.get(pool.submit.remote(shape, str(shape), pickle.dumps(Order(str(folder / str(shape.cpus))))))
+    lanes.start(shape, (ray.get_runtime_context().get_node_id(),))
+while len([path for path in folder.iterdir() if path.read_text()]) < 2:
+    time.sleep(0.1)
+lanes.give_up()
+ray.shutdown()
+"""
+
+
+@pytest.mark.long
+def test_worker_of_a_lane_computes_with_as_many_threads_as_it_has_cpus(tmp_path: Path) -> None:
+    """In a Ray whose workers are no forks, and that was told of no number: torch takes it when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run([sys.executable, "-c", THREADS, str(tmp_path)], env=environment, check=True, timeout=200)
+    threads = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
+    assert threads == {"1.0": 1, "2.0": min(2, os.cpu_count() or 1)}
+
+
 def test_memory_that_ran_out_is_told_in_a_clause_and_another_loss_as_ray_tells_it() -> None:
     memory = "8 worker(s) were killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, ID: b3) was "
     told = what_was_lost(f"{memory}22.81GB used / 23.54GB limit (0.969071) OOM kill reason: Memory usage 24055672832B")

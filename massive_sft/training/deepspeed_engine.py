@@ -24,6 +24,7 @@ from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout
 from massive_sft.training.optimizer import adamw
 from massive_sft.training.packing import MicroBatch
+from massive_sft.training.ranks import from_all_ranks
 from massive_sft.training.shares import full_shape
 
 PREFETCHED_WEIGHTS = 5 * 10**7  # at most, at stage 3: DeepSpeed's default
@@ -248,9 +249,7 @@ class DeepSpeedEngine:
 
     def free_bytes(self) -> int:
         """See ``Engine.free_bytes``: the least of all ranks."""
-        left = torch.tensor(unused_bytes(self.device) - self.first_step_bytes(), device=self.device)
-        dist.all_reduce(left, dist.ReduceOp.MIN)
-        return int(left)
+        return min(from_all_ranks(unused_bytes(self.device) - self.first_step_bytes()))
 
     def first_step_bytes(self) -> int:
         """See ``Engine.first_step_bytes``.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from massive_sft.cost.memory import most_gathered
@@ -23,6 +22,7 @@ from massive_sft.sweep.spec import Layout, TrainingSpec
 from massive_sft.training import packing
 from massive_sft.training.engine import Engine, free_memory
 from massive_sft.training.loss import SummedLoss
+from massive_sft.training.ranks import from_all_ranks
 from massive_sft.training.recomputing import recompute_activations
 from massive_sft.training.shares import full_shape
 
@@ -61,9 +61,8 @@ class MemoryProbe:
                 number += 1
         del self._module
         free_memory()
-        last = torch.tensor(number, device=engine.device)
-        dist.all_reduce(last, dist.ReduceOp.MAX)
-        return trials[int(last)] if last < len(trials) else None
+        last = max(from_all_ranks(number))
+        return trials[last] if last < len(trials) else None
 
     def _place(self, device: torch.device) -> None:
         """Give all weights one piece of memory, whose values do not matter."""

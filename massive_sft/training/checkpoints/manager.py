@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.loss_curve import LOSSES
 from massive_sft.sweep.spec import TrainingSpec
@@ -26,7 +24,7 @@ from massive_sft.training.divergence import LossCurve
 from massive_sft.training.engine import Engine
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Event, Resumed, StartedOver, StepDone
 from massive_sft.training.packing import Limit
-from massive_sft.training.ranks import broadcast_from_rank0
+from massive_sft.training.ranks import all_ranks, broadcast_from_rank0
 
 
 class CheckpointManager:
@@ -101,7 +99,7 @@ class CheckpointManager:
         converted = self._directory / "converted"
         broadcast_from_rank0(lambda: convert_checkpoint(state, converted))
         self._engine.load(converted, universal=True)
-        dist.barrier()
+        all_ranks(True)  # have read it
         if self._rank == 0:
             shutil.rmtree(converted)
 
@@ -159,7 +157,7 @@ class CheckpointManager:
         state = self._store.folder / name / STATE
         self._engine.save(state)
         random_states.write(state / f"rank-{self._rank}.pt", self._engine.device)
-        dist.barrier()
+        all_ranks(True)  # have written their part
         facts = CheckpointFacts(
             attempt=number,
             step=step,
