@@ -18,7 +18,8 @@ from small_sweep import small_sweep
 
 from massive_sft.cli.progress import RunProgress, headline_text, run_event_line
 from massive_sft.cli.status import status_view
-from massive_sft.cost.time_left import GUESS_S, PRIOR_S, TimeLeft
+from massive_sft.cost.duration import Quantity
+from massive_sft.cost.time_left import GUESS_PRIOR_S, GUESS_S, PRIOR_S, TimeLeft
 from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.scores_so_far import PartScores
@@ -60,6 +61,7 @@ def rows(progress: RunProgress) -> dict[str, str]:
 def test_trainings_and_scorings_are_told_apart_with_their_speed_and_last_score(plan: Plan) -> None:
     progress = RunProgress(plan, Console(file=io.StringIO(), force_terminal=True, width=200))
     full, _ = plan.todo
+    assert re.search(r"≈ \d+:\d\d:\d\d left, trainings and scoring not measured yet", rows(progress)["time"])
     progress.listen(TrainingStarted(full.trajectory, 1))
     for number in (1, 2):
         progress.listen(TrainingProgressed(full.trajectory, step(number)))
@@ -162,8 +164,27 @@ def test_time_left_of_a_plan_counts_every_part(plan: Plan) -> None:
     assert left.seconds(0.0) == 0.0
 
 
+def sure(**seconds: float) -> dict[str, Quantity]:
+    """Estimates that rest on measurements."""
+    return {part: Quantity(value, True) for part, value in seconds.items()}
+
+
+def test_time_left_that_is_a_guess_says_so_until_its_kind_is_seen_which_then_counts_at_once() -> None:
+    guess = Quantity(300.0, False)
+    left = TimeLeft({"a": guess, "b": guess}, sure(c=100.0) | {"d": guess})
+    assert (left.shown(40.0), left.guessed) == (1000.0, ("trainings", "scoring"))
+    left.stepped("a", 1, 10, 3.0, 43.0)  # ten times as fast as was thought
+    trainings = 570.0 * (GUESS_PRIOR_S + 3.0) / (GUESS_PRIOR_S + 30.0)
+    assert left.shown(43.0) == left.seconds(43.0) == pytest.approx(trainings + 400.0)
+    assert left.guessed == ("scoring",)
+    left.scoring("c", 43.0)
+    left.recorded("c", 53.0)
+    assert left.shown(53.0) == left.seconds(53.0) and left.guessed == ()
+    assert TimeLeft(sure(a=1.0), {}).guessed == TimeLeft({}, {}).guessed == ()
+
+
 def test_time_left_is_the_estimate_at_first_and_then_what_was_seen_of_trainings_and_cells_apart() -> None:
-    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 2000.0, "d": 2000.0})
+    left = TimeLeft(sure(a=1000.0, b=1000.0), sure(c=2000.0, d=2000.0))
     assert left.seconds(50.0) == 6000.0
     left.scoring("c", 100.0)
     left.answered("c", "facts", 0.5, 120.0)  # of all that is asked of it
@@ -179,7 +200,7 @@ def test_time_left_is_the_estimate_at_first_and_then_what_was_seen_of_trainings_
 
 
 def test_time_left_of_what_goes_on_from_a_checkpoint_and_of_what_failed_teaches_no_speed() -> None:
-    left = TimeLeft({"a": 1000.0, "b": 1000.0}, {"c": 50.0, "d": 50.0})
+    left = TimeLeft(sure(a=1000.0, b=1000.0), sure(c=50.0, d=50.0))
     left.stepped("a", 91, 100, 10.0, 10.0)
     assert left.seconds(10.0) == pytest.approx(90.0 + 1000.0 + 100.0)
     left.scoring("c", 10.0)
@@ -188,7 +209,7 @@ def test_time_left_of_what_goes_on_from_a_checkpoint_and_of_what_failed_teaches_
 
 
 def test_time_left_that_is_shown_passes_with_the_clock_and_never_jumps() -> None:
-    left = TimeLeft({}, {"a": 1000.0, "b": 1000.0})
+    left = TimeLeft({}, sure(a=1000.0, b=1000.0))
     shown = [left.shown(0.0)]
     left.scoring("a", 0.0)
     left.recorded("a", 10.0)
@@ -204,7 +225,7 @@ def test_time_left_that_is_shown_passes_with_the_clock_and_never_jumps() -> None
 
 
 def test_time_left_of_unknown_parts_is_a_number() -> None:
-    assert TimeLeft({"a": None}, {"b": 100.0, "c": 300.0}).seconds(0.0) == 600.0
+    assert TimeLeft({"a": None}, sure(b=100.0, c=300.0)).seconds(0.0) == 600.0
     assert TimeLeft({"a": None}, {"b": None}).seconds(0.0) == 2 * GUESS_S
     left = TimeLeft({}, {"b": None})
     left.recorded("not of this run", 0.0)

@@ -186,9 +186,11 @@ class RunProgress:
         self._bar.update(self._cells, completed=scored, done=scored, detail=cells)
 
     def clock(self) -> str:
-        """Return how long the run has taken, and what it still takes."""
+        """Return how long the run has taken, and what it still takes; ``≈`` as long as that is a guess, as in plan."""
         now = time.monotonic()
-        return f"{_duration(now - self._began)}, about {_duration(self._left.shown(now))} left"
+        left, guessed = _duration(self._left.shown(now)), self._left.guessed
+        told = f"≈ {left} left, {' and '.join(guessed)} not measured yet" if guessed else f"about {left} left"
+        return f"{_duration(now - self._began)}, {told}"
 
     def _training_detail(self) -> str:
         now = [training for training in self._training.values() if training.is_stepping]

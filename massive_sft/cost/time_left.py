@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Estimator, runs_to_train
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.trained import needs_retraining
 
-# What an estimate counts for beside what was seen: until about as long has passed, it decides.
-PRIOR_S = 30.0
+# What an estimate counts for beside what was seen: until about as long has passed, it decides. The second where it
+# rests on data sheets and rough counts, which may be wrong several times over.
+PRIOR_S, GUESS_PRIOR_S = 30.0, 5.0
 GUESS_S = 60.0  # of a part of which nothing is known, where nothing is known of the others either
-SMOOTH_S = 15.0  # in which what is shown comes nearer to what is reckoned, by two thirds of the way
+# In which what is shown comes nearer to what is reckoned, by two thirds of the way, and of what is left at most.
+SMOOTH_S, SMOOTH_SHARE = 15.0, 1 / 8
 
-Parts = Mapping[str, float | None]
+Parts = Mapping[str, Quantity | None]
 
 
 @dataclass
@@ -28,6 +31,7 @@ class _Kind:
         todo: estimated seconds of what is left.
         worked: estimated seconds of what was done in this run.
         took: seconds that it took.
+        sure: whether all estimates rest on measurements of this kind of work.
     """
 
     estimates: dict[str, float] = field(default_factory=dict)
@@ -35,15 +39,22 @@ class _Kind:
     todo: float = 0.0
     worked: float = 0.0
     took: float = 0.0
+    sure: bool = True
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether what is left of it rests on estimates alone that no measurement stands behind."""
+        return not self.sure and self.took == 0.0 and self.todo > 0.0
 
     def expect(self, parts: Parts, otherwise: float) -> None:
         """Add parts that are new. One of which nothing is known counts as the mean of the others, or ``otherwise``."""
         mean = _mean(parts.values())
-        for part, seconds in parts.items():
+        for part, estimate in parts.items():
             if part not in self.estimates:
-                own = (otherwise if mean is None else mean) if seconds is None else seconds
+                own = (otherwise if mean is None else mean) if estimate is None else estimate.value
                 self.estimates[part] = own
                 self.todo += own
+                self.sure &= estimate is not None and estimate.sure and estimate.complete
 
     def note(self, part: str, share: float) -> float:
         """Take note of how much of a part is done; return the estimated seconds of what is new of it."""
@@ -56,11 +67,16 @@ class _Kind:
 
     def left(self) -> float:
         """Return the seconds that its parts still take, one after another."""
-        return max(0.0, round(self.todo, 6)) * (PRIOR_S + self.took) / (PRIOR_S + self.worked)
+        prior = _prior(self.sure)
+        return max(0.0, round(self.todo, 6)) * (prior + self.took) / (prior + self.worked)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _prior(sure: bool) -> float:
+    return PRIOR_S if sure else GUESS_PRIOR_S
+
+
+def _mean(estimates: Iterable[Quantity | None]) -> float | None:
+    known = [estimate.value for estimate in estimates if estimate is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -70,7 +86,7 @@ class TimeLeft:
     A part that cannot be estimated counts as the mean of those of its kind that can. Trainings and cells are corrected
     apart, each by what theirs took. Parts are done side by side, and between them a run waits, so their seconds pass at
     another rate than those of the clock: that is the time since the first was begun over what all in hand took since
-    then, as if it had been 1 for ``PRIOR_S``.
+    then, as if it had been 1 for ``PRIOR_S`` before, or ``GUESS_PRIOR_S``.
 
     Args:
         trainings, cells: estimated seconds by id; None for unknown.
@@ -82,7 +98,7 @@ class TimeLeft:
         self._answered: dict[str, dict[str, float]] = {}  # the share of each benchmark, by cell
         self._in_hand: dict[str, float] = {}  # when something was last heard of a cell
         self._first: float | None = None
-        self._shown: tuple[float, float] | None = None
+        self._shown: tuple[float, float, tuple[str, ...]] | None = None
         self._expect(trainings, cells)
 
     @classmethod
@@ -106,10 +122,8 @@ class TimeLeft:
                 if not cell.is_done and (retrain or not needs_retraining(plan.storage, run.trajectory, [cell])):
                     todo.append((cell, run))
         self._items |= {cell.cell.id: len(cell.unmet) for cell, _ in todo}
-        self._expect(
-            {name: None if seconds is None else seconds.value for name, seconds in trained.items()},
-            {cell.cell.id: estimator.cell(cell, run, cell.unmet).value or None for cell, run in todo},
-        )
+        scored = {cell.cell.id: estimator.cell(cell, run, cell.unmet) for cell, run in todo}
+        self._expect(trained, {cell: seconds if seconds.value else None for cell, seconds in scored.items()})
 
     def _expect(self, trainings: Parts, cells: Parts) -> None:
         mean = _mean((*trainings.values(), *cells.values()))
@@ -160,14 +174,24 @@ class TimeLeft:
         """Return the seconds left, as of ``now`` by a clock that never goes back; 0 when every part is done."""
         elapsed = 0.0 if self._first is None else now - self._first
         seen = self._trainings.took + self._cells.took + sum(now - since for since in self._in_hand.values())
-        return (self._trainings.left() + self._cells.left()) * (PRIOR_S + elapsed) / (PRIOR_S + seen)
+        prior = _prior(self._trainings.sure and self._cells.sure)
+        return (self._trainings.left() + self._cells.left()) * (prior + elapsed) / (prior + seen)
+
+    @property
+    def guessed(self) -> tuple[str, ...]:
+        """What ``seconds`` counts that was measured neither before nor in this run so far."""
+        kinds = (("trainings", self._trainings), ("scoring", self._cells))
+        return tuple(name for name, kind in kinds if kind.is_guess)
 
     def shown(self, now: float) -> float:
-        """Return the seconds left as people are told: they pass as the clock does, and come nearer to what is so."""
-        found = self.seconds(now)
-        if self._shown is not None and found:
-            last, when = self._shown
+        """Return the seconds left as people are told: they pass as the clock does, and come nearer to what is so.
+
+        What was a guess is given up at once when the first of its kind is seen.
+        """
+        found, guessed = self.seconds(now), self.guessed
+        if self._shown is not None and found and self._shown[2] == guessed:
+            last, when, _ = self._shown
             passed = last - (now - when)
-            found += (passed - found) * math.exp(-(now - when) / SMOOTH_S)
-        self._shown = max(0.0, found), now
+            found += (passed - found) * math.exp(-(now - when) / min(SMOOTH_S, SMOOTH_SHARE * found))
+        self._shown = max(0.0, found), now, guessed
         return self._shown[0]
