@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from massive_sft.scheduling.allocation import PLACE_S, START_S, TURN_S, Allocator
+from massive_sft.scheduling.allocation import CPU_START_S, PLACE_S, START_S, TURN_S, Allocator
 from massive_sft.scheduling.cluster_state import Cells, Decision, Group, Lane, Orders, ScoringRules, Situation
 from massive_sft.scheduling.nodes import Node, Room, Shape
 
@@ -187,18 +187,24 @@ def test_lane_keeps_its_room_until_it_had_its_turn() -> None:
 def test_lanes_are_not_started_for_less_work_than_a_start() -> None:
     orders = {ONE: Orders(20, 0, START_S / 10, 1.0)}
     assert len(decide(at(nodes(8), orders=orders)).start_lanes) == 2
+    half, where = Shape(1, 0.5, 0), (Node("a", 2),)
+    short, long = (
+        decide(at(where, orders={half: Orders(4, 0, seconds)}), ScoringRules(CPU, None, 1e12))
+        for seconds in (CPU_START_S / 3, CPU_START_S / 2)
+    )
+    assert (len(short.start_lanes), len(long.start_lanes)) == (1, 2)
 
 
 def test_no_more_scorers_are_started_for_less_work_than_a_start_but_where_one_may_never_take_it_up() -> None:
     rules, where = ScoringRules(CPU, None, 1e12), (Node("a", 2),)
 
     def started(*groups: Group) -> list[tuple[str, int]]:
-        return decide(at(where, groups=groups, cells=cells(1, START_S / 10)), rules).start_groups
+        return decide(at(where, groups=groups, cells=cells(1, CPU_START_S / 10)), rules).start_groups
 
     assert started() == [("a", 1)]
-    assert started(group("busy", "a", left_s=START_S / 2)) == []
+    assert started(group("busy", "a", left_s=CPU_START_S / 2)) == []
     assert started(group("idle", "a", busy=0)) == []
-    assert started(group("long", "a", left_s=START_S * 2)) == [("a", 1)]
+    assert started(group("long", "a", left_s=CPU_START_S * 2)) == [("a", 1)]
     assert started(group("overdue", "a", left_s=0.0)) == [("a", 1)]
 
 

@@ -349,8 +349,9 @@ def test_local_rows_are_guessed_from_the_files_first_bytes(tmp_path: Path) -> No
 
 def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp_path: Path) -> None:
     tasks = [{"name": "mmlu", "shots": [0, 5], "limit": 10}, {"name": "gsm8k"}, {"name": "mine", "shots": 0}]
+    tasks += [{"name": "hellaswag", "shots": 0}]
     cell = make_plan(sweep_in(tmp_path, evaluation={"tasks": tasks})).cells[0]
-    zero, five, gsm8k, mine = cell.requirements
+    zero, five, gsm8k, mine, endings = cell.requirements
     requests = ScoringWorkloads(tmp_path)
     assert requests.load(mine, 4.0) is None
     known = [requests.load(item, 4.0) for item in (zero, five, gsm8k)]
@@ -364,6 +365,13 @@ def test_benchmarks_are_counted_in_the_request_cache_else_known_else_unknown(tmp
     write_json(tmp_path / "cache" / "requests" / "a" / "manifest.json", manifest)
     write_json(tmp_path / "cache" / "requests" / "b" / "manifest.json", {"label": "older"})
     assert ScoringWorkloads(tmp_path).load(mine, 4.0) == ScoringWorkload(1200.0, 10, 20.0, 32.0, sure=True)
+    tree = ScoringWorkloads(tmp_path, is_tree=True)
+    assert tree.load(mine, 4.0) == ScoringWorkload(1200.0, 10, 20.0, 32.0, sure=True), "built before trees were counted"
+    plain_load, tree_load = requests.load(endings, 4.0), tree.load(endings, 4.0)
+    assert plain_load and tree_load and plain_load.tokens == 4 * tree_load.tokens, "a question once for its endings"
+    size |= {"tree_bytes": 400, "prompt_tree_bytes": 200}
+    write_json(tmp_path / "cache" / "requests" / "a" / "manifest.json", manifest)
+    assert ScoringWorkloads(tmp_path, is_tree=True).load(mine, 4.0) == ScoringWorkload(150.0, 10, 20.0, 32.0, sure=True)
 
 
 # Time
@@ -466,7 +474,7 @@ def test_table_survives_the_disk_and_a_damaged_one_is_empty(tmp_path: Path) -> N
     )
     write_cost_table(Folder(tmp_path), table)
     assert read_cost_table(Folder(tmp_path)) == table
-    for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 2}'):
+    for text in ("", "[]", '{"schema": 1, "training": {"a": {"steps": 1, "later": 2}}}', '{"schema": 3}'):
         (tmp_path / NAME).write_text(text)
         assert read_cost_table(Folder(tmp_path)) == CostTable()
 

@@ -52,6 +52,20 @@ def test_cpus_are_shared_by_lanes_and_scorers_until_nothing_is_left_to_train(wor
     assert demand(world, alone, trains=False).rules.scorer == Shape(1, 1.0, 0.0)
 
 
+def test_more_lanes_share_their_half_where_scoring_is_a_small_part_of_the_work(world: Path) -> None:
+    """As long as memory is known to have room for them."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
+    long = small_sweep(world, blocks=[block | {"horizon": 5000, "snapshots": [5000]}])
+
+    def cpus(nodes: tuple[Node, ...]) -> float:
+        plan = make_plan(load_sweep(long))
+        (shape,) = shapes(make_demand(plan, plan.todo, [], nodes))
+        return shape.cpus
+
+    assert (cpus(CPUS), cpus((Node("a", 4.0),)), cpus((Node("a", 1.0),))) == (0.5, 0.5, 0.5)
+    assert cpus((Node("a", 2.0, memory_bytes=1e9),)) == 1.0
+
+
 def test_workers_of_a_gang_fit_into_the_nodes_that_there_are(world: Path) -> None:
     nodes = (Node("a", 3.0), Node("b", 3.0))
     assert shapes(demand(world, nodes, {"workers": 3})) == {Shape(3, 0.5, 0.0)}, "halves of 1.5 CPUs hold one of one"

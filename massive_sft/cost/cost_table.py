@@ -16,7 +16,7 @@ from massive_sft.core.files import json_bytes
 from massive_sft.ledger.storage import Storage
 
 NAME = "cache/costs.json"
-SCHEMA = 2
+SCHEMA = 3
 # How far the cost of a token may plausibly lie from the mean, as a fraction of it: what keeps a line through few or
 # noisy trainings near proportionality.
 RELATIVE_SPREAD = 0.25

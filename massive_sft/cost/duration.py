@@ -22,7 +22,7 @@ BANDWIDTH_SHARE = 0.6
 DECODE_OVERHEAD_S = 0.025  # seconds a generated token takes a model at least, layer by layer from Python
 BATCH_TOKENS = 16384  # of a batch of answers on a GPU, with room for what is generated
 CPU_BATCH_TOKENS = 2048
-START_S = 15.0  # to load, tokenise and set up a training, beside reading the weights
+GPU_START_S, CPU_START_S = 15.0, 0.5  # to load, tokenise and set up a training, beside reading the weights
 READ_BYTES_PER_SECOND = 1e9
 
 
@@ -109,7 +109,8 @@ def training_seconds(
     number = bytes_per_number(setting.precision)
     start = table.start(device.name)
     if start is None:
-        start = START_S + number * shape.parameters / READ_BYTES_PER_SECOND
+        start = GPU_START_S if device.is_gpu else CPU_START_S
+        start += number * shape.parameters / READ_BYTES_PER_SECOND
     written = snapshots * number * trained_weights(shape, setting) / READ_BYTES_PER_SECOND
     return Quantity(start + written + computing, False)
 

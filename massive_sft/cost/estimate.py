@@ -35,8 +35,8 @@ from massive_sft.planning.trained import epochs_to_retrain, trained_epochs
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.schema import Model
 
-LOAD_S = 5.0  # of a model to score, beside reading its weights
-OTHER_S = 2.0  # of a cell, beside loading, scoring and measuring: files, checksums, its record
+GPU_LOAD_S, CPU_LOAD_S = 5.0, 0.5  # of a model to score, beside reading its weights
+GPU_OTHER_S, CPU_OTHER_S = 2.0, 0.3  # of a cell, beside loading, scoring and measuring: files, checksums, its record
 INSTANT = frozenset({"token_length"})  # measures that cost nothing worth counting
 
 
@@ -170,10 +170,11 @@ class Estimator:
             measured = inputs.table.mean(device.name, what)
             return Quantity(otherwise if measured is None else measured, False)
 
-        total = mean("other", OTHER_S)
+        load_s, other_s = (GPU_LOAD_S, GPU_OTHER_S) if device.is_gpu else (CPU_LOAD_S, CPU_OTHER_S)
+        total = mean("other", other_s)
         tasks = [item for item in wanted if item.is_benchmark or item.texts is not None]
         if tasks:
-            total += mean("load", LOAD_S + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
+            total += mean("load", load_s + bytes_per_number(dtype) * shape.parameters / READ_BYTES_PER_SECOND)
         for item in tasks:
             load = inputs.requests.load(item, inputs.bytes_per_token(model))
             # What is not known of early answers is what all questions take, which is the most.

@@ -33,7 +33,7 @@ class CostInputs:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.table: CostTable = read_cost_table(plan.storage)
-        self.requests = ScoringWorkloads(plan.root)
+        self.requests = ScoringWorkloads(plan.root, plan.sweep.file.evaluation.protocol.engine == "trie")
         self._tokens = TokenCache(plan.root)
         self._shapes: dict[Model, ModelShape | None] = {}
         self._workloads: dict[str, TrainingWorkload | None] = {}

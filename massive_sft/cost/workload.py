@@ -132,7 +132,7 @@ class ScoringWorkload:
     """What a benchmark asks of a model.
 
     Attributes:
-        tokens: read in all, to score or as prompts.
+        tokens: read in all, to score or as prompts; by the tree engine what neighbours begin with alike is read once.
         answers: texts to generate.
         prompt: mean tokens before an answer.
         answer: mean tokens of an answer.
@@ -147,10 +147,15 @@ class ScoringWorkload:
 
 
 class ScoringWorkloads:
-    """Loads of benchmarks: from the request cache under a storage root, else from the table of well-known ones."""
+    """Loads of benchmarks: from the request cache under a storage root, else from the table of well-known ones.
 
-    def __init__(self, root: Path):
-        self.root = root
+    Args:
+        root: of the storage.
+        is_tree: whether the tree engine answers.
+    """
+
+    def __init__(self, root: Path, is_tree: bool = False):
+        self.root, self.is_tree = root, is_tree
 
     @functools.cached_property
     def _sizes(self) -> dict[tuple[str, int | None], Mapping[str, float]]:
@@ -173,14 +178,17 @@ class ScoringWorkloads:
             answers = size["answers"]
             prompt = size["prompt_bytes"] / bytes_per_token
             most = size["answer_tokens"] / answers if answers else 0.0
-            tokens = (size["bytes"] + size["prompt_bytes"]) / bytes_per_token
+            if self.is_tree and "tree_bytes" in size:  # else the requests were built before these were counted
+                tokens = (size["tree_bytes"] + size["prompt_tree_bytes"]) / bytes_per_token
+            else:
+                tokens = (size["bytes"] + size["prompt_bytes"]) / bytes_per_token
             return ScoringWorkload(
                 tokens, answers, prompt / answers if answers else 0.0, typical_answer_tokens(most), sure=True
             )
         if item.task is None:
             return None
         title = item.task.name or Path(str(item.task.path)).stem
-        return _known_load(title, item.shots or 0, item.task.limit)
+        return _known_load(title, item.shots or 0, item.task.limit, self.is_tree)
 
 
 def _texts_load(texts: Texts, bytes_per_token: float) -> ScoringWorkload | None:
@@ -197,13 +205,14 @@ def typical_answer_tokens(most: float) -> float:
     return most / 2
 
 
-def _known_load(title: str, shots: int, limit: int | None) -> ScoringWorkload | None:
+def _known_load(title: str, shots: int, limit: int | None, is_tree: bool) -> ScoringWorkload | None:
+    """Return what is known of a benchmark; with a tree a question is read once, and its shots with it."""
     row = _known_benchmarks().get(title)
     if row is None:
         return None
     questions = row["questions"] if limit is None else min(row["questions"], limit * row["subtasks"])
     context = row["context"] + shots * row["shot"]
-    tokens = questions * max(row["rows"], 1) * context
+    tokens = questions * (1 if is_tree else max(row["rows"], 1)) * context
     answers = questions if row["answer"] else 0
     return ScoringWorkload(tokens, answers, context if answers else 0.0, row["answer"], sure=False)
 

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -190,13 +191,27 @@ def _size(requests: list[Request]) -> dict[str, int]:
     rows = {(item.context, item.continuation if len(item.continuation.strip()) > 1 else "") for item in likelihoods}
     answers = [item for item in requests if isinstance(item, Generation)]
     rolling = sum(len(item.text.encode()) for item in requests if isinstance(item, Rolling))
+    prompts = [item.context.encode() for item in answers]
     return {
         "bytes": rolling + sum(len((context + continuation).encode()) for context, continuation in rows),
+        "tree_bytes": rolling + _tree_bytes([(item.context + item.continuation).encode() for item in likelihoods]),
         "answers": len(answers),
-        "prompt_bytes": sum(len(item.context.encode()) for item in answers),
+        "prompt_bytes": sum(map(len, prompts)),
+        "prompt_tree_bytes": _tree_bytes(prompts),
         "answer_tokens": sum(item.max_tokens for item in answers),
         "longest_answer": max((item.max_tokens for item in answers), default=0),
     }
+
+
+def _tree_bytes(texts: Sequence[bytes]) -> int:
+    """Return the bytes of texts without those that each begins with like the one before it, as in a token tree."""
+    return sum(len(text) - _shared_bytes(before, text) for before, text in itertools.pairwise([b"", *texts]))
+
+
+def _shared_bytes(one: bytes, other: bytes) -> int:
+    """Return how many bytes two texts begin with alike."""
+    sizes = range(1, min(len(one), len(other)) + 1)
+    return bisect_left(sizes, True, key=lambda size: one[:size] != other[:size])
 
 
 def _requests_of(

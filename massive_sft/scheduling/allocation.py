@@ -27,6 +27,7 @@ from massive_sft.scheduling.cluster_state import Decision, Group, Lane, Orders, 
 from massive_sft.scheduling.nodes import Room, Shape
 
 START_S = 60.0  # of a lane or a scorer: processes, imports, models
+CPU_START_S = 15.0  # the same without a GPU, whose libraries take most of it
 PAYBACK = 20.0  # seconds of work that a second of moving GPUs must be for
 TURN_S = PAYBACK * START_S  # that a lane stays, while others wait for its room
 IDLE_S = 5.0  # that a lane waits for orders that are to come, while others could use its room
@@ -37,6 +38,11 @@ STARTS_AT_ONCE = 24  # lanes, and groups of scorers, begun in one decision
 GROUPS = 128  # of scorers at most: each takes the run a thread
 CPU_GROUPS = 16  # the same without GPUs, where none has to move
 _NONE = Orders(0, 0, 0.0)
+
+
+def start_s(shape: Shape) -> float:
+    """Return the seconds that a lane or a scorer of a shape takes to start."""
+    return START_S if shape.gpus else CPU_START_S
 
 
 class Allocator:
@@ -115,7 +121,7 @@ class _Deciding:
         """Return how many more lanes of a shape so many orders are worth: each has a start's time of work."""
         busy = sum(lane.busy for lane in self.lanes.values() if lane.shape == shape)
         lanes, seconds = self.counts[shape], self.orders[shape].seconds
-        worth = max(1, math.floor(orders * seconds / START_S)) if seconds else lanes + orders
+        worth = max(1, math.floor(orders * seconds / start_s(shape))) if seconds else lanes + orders
         return max(0, min(orders - (lanes - busy), worth - lanes))
 
     def _scorers_wanted(self) -> int:
@@ -124,9 +130,10 @@ class _Deciding:
         The first needs none, unless one that is there takes them up as soon as that; what is overdue may never do so.
         """
         cells, idle = self.now.cells, sum(group.size - group.busy for group in self.groups.values())
-        takes_up = any(not group.busy or 0 < group.left_s < START_S for group in self.groups.values())
+        scorer_s = start_s(self.rules.scorer)
+        takes_up = any(not group.busy or 0 < group.left_s < scorer_s for group in self.groups.values())
         first = 0 if takes_up else 1
-        worth = max(first, math.floor(cells.seconds / START_S)) if cells.seconds else math.inf
+        worth = max(first, math.floor(cells.seconds / scorer_s)) if cells.seconds else math.inf
         most = math.inf if self.rules.most is None else self.rules.most
         return int(max(0, min(cells.waiting - idle, worth - idle, most - self.scorers)))
 

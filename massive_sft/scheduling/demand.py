@@ -15,7 +15,7 @@ from massive_sft.cost.devices import find_gpu
 from massive_sft.cost.disk import parse_size, snapshot_bytes
 from massive_sft.cost.estimate import Estimator
 from massive_sft.cost.inputs import CostInputs
-from massive_sft.cost.memory import trained_weights
+from massive_sft.cost.memory import trained_weights, training_memory
 from massive_sft.ledger.storage import Folder
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.running.trial import todo
@@ -90,13 +90,6 @@ def make_demand(
         NoRoom: some of it has no room even when nothing else is there; all such problems at once.
     """
     estimator = Estimator(plan)
-    scorer = _scorer(plan, bool(runs), nodes)
-    share = HALF if runs and not scorer.gpus else 1.0
-    shape_of = partial(_lane, nodes=nodes, share=share, inputs=estimator.inputs)
-    shapes = {run.trajectory.id: shape_of(run) for run in runs}
-    unplaceable = dict(_unplaceable(plan, runs, shapes, scorer, nodes, share))
-    if unplaceable:
-        raise NoRoom(list(unplaceable.values()), list(unplaceable))
     training_s, scoring_s, size_bytes = dict[str, float](), dict[str, float](), dict[str, float]()
     for run in runs:
         seconds = estimator.training(run)
@@ -104,6 +97,15 @@ def make_demand(
     for cell, of in [*ready, *((cell, run) for run in runs for cell in todo(run))]:
         scoring_s[cell.cell.id] = estimator.cell(cell, of, cell.unmet).value
         size_bytes[cell.cell.id] = _snapshot_bytes(of, estimator.inputs) if of else 0.0
+    scorer = _scorer(plan, bool(runs), nodes)
+    share = HALF if runs and not scorer.gpus else 1.0
+    work_s = sum(run.layout.workers * training_s[run.trajectory.id] for run in runs if not run.layout.gpus)
+    part = work_s / (work_s + sum(scoring_s.values())) if work_s and not scorer.gpus else share
+    shape_of = partial(_lane, nodes=nodes, share=share, part=part, inputs=estimator.inputs)
+    shapes = {run.trajectory.id: shape_of(run) for run in runs}
+    unplaceable = dict(_unplaceable(plan, runs, shapes, scorer, nodes, share))
+    if unplaceable:
+        raise NoRoom(list(unplaceable.values()), list(unplaceable))
     resources = scoring_resources(plan.sweep.file.resources)
     allowed = parse_size(plan.sweep.file.storage.max_waiting)
     cells_s = {run.trajectory.id: [scoring_s[cell.cell.id] for cell in todo(run)] for run in runs}
@@ -133,18 +135,36 @@ def _scorer(plan: Plan, trains: bool, nodes: Sequence[Node]) -> Shape:
     return Shape(1, min(1.0, HALF * largest if trains else largest), 0.0)
 
 
-def _lane(run: RunPlan, nodes: Sequence[Node], share: float, inputs: CostInputs) -> Shape:
-    """Return the shape of the lanes that train a run; without GPUs a worker holds one CPU, or what there is for it."""
+def _lane(run: RunPlan, nodes: Sequence[Node], share: float, part: float, inputs: CostInputs) -> Shape:
+    """Return the shape of the lanes that train a run; without GPUs a worker holds one CPU, or what there is for it.
+
+    Args:
+        share: of each node's CPUs that lanes may hold.
+        part: of the work without GPUs that is training. Where it is more than the share, workers hold less than the
+            CPU that they keep busy, so that more of them train while scorers wait.
+    """
     layout = run.layout
     if layout.gpus:
         kind = _kind(run.gpu or "", nodes)
         gpus = layout.gpus / layout.workers
         return Shape(layout.workers, gpus * _cpus_a_gpu(nodes, kind), gpus, kind, _host_bytes(run, inputs))
     held = share * sum(node.cpus for node in nodes)
-    shape, room = Shape(layout.workers, min(1.0, held / layout.workers), 0.0), Room(nodes, share)
+    cpus = min(_cpus_a_worker(run, nodes, share, part, inputs), held / layout.workers)
+    shape, room = Shape(layout.workers, cpus, 0.0), Room(nodes, share)
     while shape.cpus > 1 / 64 and not room.could_hold(shape):  # nodes' parts are small: several workers share a CPU
         shape = shape._replace(cpus=shape.cpus / 2)
     return shape
+
+
+def _cpus_a_worker(run: RunPlan, nodes: Sequence[Node], share: float, part: float, inputs: CostInputs) -> float:
+    """Return what a worker without GPU holds, by the largest node: less than a CPU only where memory is known to do."""
+    recipe, largest = run.trajectory.recipe, max(nodes, key=lambda node: node.cpus, default=None)
+    shape, workload = inputs.shape(recipe.model), inputs.workload(recipe)
+    if largest is None or shape is None or workload is None:
+        return 1.0
+    needed = training_memory(shape, recipe.setting, run.layout, workload.longest, smallest=False).total
+    workers = min(round(part * largest.cpus), share * largest.memory_bytes / needed)
+    return min(1.0, share * largest.cpus / max(1, math.floor(workers)))
 
 
 def _kind(named: str, nodes: Sequence[Node]) -> str:
