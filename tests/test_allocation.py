@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
-from massive_sft.scheduling.allocation import CPU_START_S, PLACE_S, START_S, TURN_S, Allocator
-from massive_sft.scheduling.cluster_state import Cells, Decision, Group, Lane, Orders, ScoringRules, Situation
+from massive_sft.scheduling.allocation import PLACE_S, TURN_S, Allocator
+from massive_sft.scheduling.cluster_state import (
+    CPU_START_S,
+    START_S,
+    Cells,
+    Decision,
+    Group,
+    Lane,
+    Orders,
+    ScoringRules,
+    Situation,
+)
 from massive_sft.scheduling.nodes import Node, Room, Shape
 
 ONE, TWO, FOUR = (Shape(workers, 1, 1) for workers in (1, 2, 4))

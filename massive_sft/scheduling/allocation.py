@@ -19,15 +19,23 @@ cells.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 
-from massive_sft.scheduling.clearing import Clearing, Holder, clear, find_places
-from massive_sft.scheduling.cluster_state import Decision, Group, Lane, Orders, ScoringRules, Situation, size_of
+from massive_sft.scheduling.clearing import Clearing, Holder, clear, find_places, holders_by_node
+from massive_sft.scheduling.cluster_state import (
+    START_S,
+    Decision,
+    Group,
+    Lane,
+    Orders,
+    ScoringRules,
+    Situation,
+    size_of,
+    start_s,
+)
 from massive_sft.scheduling.nodes import Room, Shape
 
-START_S = 60.0  # of a lane or a scorer: processes, imports, models
-CPU_START_S = 15.0  # the same without a GPU, whose libraries take most of it
 PAYBACK = 20.0  # seconds of work that a second of moving GPUs must be for
 TURN_S = PAYBACK * START_S  # that a lane stays, while others wait for its room
 IDLE_S = 5.0  # that a lane waits for orders that are to come, while others could use its room
@@ -38,11 +46,6 @@ STARTS_AT_ONCE = 24  # lanes, and groups of scorers, begun in one decision
 GROUPS = 128  # of scorers at most: each takes the run a thread
 CPU_GROUPS = 16  # the same without GPUs, where none has to move
 _NONE = Orders(0, 0, 0.0)
-
-
-def start_s(shape: Shape) -> float:
-    """Return the seconds that a lane or a scorer of a shape takes to start."""
-    return START_S if shape.gpus else CPU_START_S
 
 
 class Allocator:
@@ -130,10 +133,10 @@ class _Deciding:
         The first needs none, unless one that is there takes them up as soon as that; what is overdue may never do so.
         """
         cells, idle = self.now.cells, sum(group.size - group.busy for group in self.groups.values())
-        scorer_s = start_s(self.rules.scorer)
-        takes_up = any(not group.busy or 0 < group.left_s < scorer_s for group in self.groups.values())
+        own_s = start_s(self.rules.scorer)
+        takes_up = any(not group.busy or 0 < group.left_s < own_s for group in self.groups.values())
         first = 0 if takes_up else 1
-        worth = max(first, math.floor(cells.seconds / scorer_s)) if cells.seconds else math.inf
+        worth = max(first, math.floor(cells.seconds / own_s)) if cells.seconds else math.inf
         most = math.inf if self.rules.most is None else self.rules.most
         return int(max(0, min(cells.waiting - idle, worth - idle, most - self.scorers)))
 
@@ -293,7 +296,7 @@ class _Deciding:
             return
         for group in self.beyond:  # they end in any case
             self.room.give(self.rules.scorer, [group.node] * group.size)
-        alive, on = {node.id for node in self.now.nodes}, self._holders()
+        alive, on = {node.id for node in self.now.nodes}, holders_by_node(self.now, self.rules)
         for shape in [*self.kept]:
             if not unmet.get(shape) or not alive.issuperset(self.kept[shape]):
                 del self.kept[shape]
@@ -308,18 +311,6 @@ class _Deciding:
                 for holder in way.holders:
                     if holder.name in self.lanes or holder.name in self.groups:
                         self._end(holder)
-
-    def _holders(self) -> Mapping[str, list[Holder]]:
-        """Return what is on each node and may end for a shape of lanes."""
-        holders: list[Holder] = [(lane, lane.shape, lane.nodes) for lane in self.now.lanes]
-        if not self.rules.apart:
-            scorer = self.rules.scorer
-            holders += [(group, scorer, (group.node,) * group.size) for group in self.now.groups]
-        on = defaultdict[str, list[Holder]](list)
-        for holder in holders:
-            for node in set(holder[2]):
-                on[node].append(holder)
-        return on
 
     def _clear(self, shape: Shape, place: tuple[str, ...], on: Mapping[str, list[Holder]]) -> Clearing | None:
         """Return what must end for a shape to have room in a place; None where what is there may not end."""

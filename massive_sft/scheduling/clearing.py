@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from massive_sft.scheduling.cluster_state import Group, Lane, size_of
+from massive_sft.scheduling.cluster_state import Group, Lane, ScoringRules, Situation, size_of
 from massive_sft.scheduling.nodes import Node, Room, Shape
 
 Holder = tuple[Lane | Group, Shape, tuple[str, ...]]  # what is held, the shape of its workers, and their nodes
@@ -46,6 +47,18 @@ def find_places(shape: Shape, nodes: Sequence[Node], share: float) -> Iterator[t
                 room += slots[node.id]
         if room >= shape.workers:
             yield tuple(chosen)
+
+
+def holders_by_node(now: Situation, rules: ScoringRules) -> Mapping[str, list[Holder]]:
+    """Return what is on each node and may end for a shape of lanes."""
+    holders: list[Holder] = [(lane, lane.shape, lane.nodes) for lane in now.lanes]
+    if not rules.apart:
+        holders += [(group, rules.scorer, (group.node,) * group.size) for group in now.groups]
+    on = defaultdict[str, list[Holder]](list)
+    for holder in holders:
+        for node in set(holder[2]):
+            on[node].append(holder)
+    return on
 
 
 def clear(

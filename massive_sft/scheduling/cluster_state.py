@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from massive_sft.scheduling.nodes import Node, Shape
 
+START_S = 60.0  # of a lane or a scorer: processes, imports, models
+CPU_START_S = 15.0  # the same without a GPU, whose libraries take most of it
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -158,3 +161,8 @@ class ScoringRules:
 def size_of(shape: Shape) -> float:
     """Return the GPUs of a shape, or the CPUs of one without."""
     return shape.workers * (shape.gpus or shape.cpus)
+
+
+def start_s(shape: Shape) -> float:
+    """Return the seconds that a lane or a scorer of a shape takes to start."""
+    return START_S if shape.gpus else CPU_START_S
