@@ -434,6 +434,15 @@ def test_layout_problems_lists_every_problem(layout: dict[str, Any], problems: i
     assert len(layout_problems(setting, Layout(**layout))) == problems
 
 
+@pytest.mark.parametrize(
+    ("layout", "stage"), [({}, None), ({"workers": 2}, 1), ({"offload": "optimizer"}, 1), ({"zero": 0}, 0)], ids=str
+)
+def test_deepspeed_is_for_several_workers_offload_and_stages_that_are_asked_for(
+    layout: dict[str, Any], stage: int | None
+) -> None:
+    assert Layout(**layout).stage == stage
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("zero", ["auto", 0, 1, 2, 3])
 def test_finished_training_leaves_no_model_behind(

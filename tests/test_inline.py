@@ -119,7 +119,7 @@ def test_inline_run_completes_every_cell(finished: Path) -> None:
     assert trained.counts["total"]["samples"] == 24
     assert (trained.training["steps"], found["full-1"].training["steps"], trained.attempt) == (6, 3, 1)
     assert trained.training["last_loss"] < trained.training["first_loss"]
-    assert trained.training["layout"]["zero"] == "auto"
+    assert (trained.training["layout"]["zero"], trained.training["kernels"]) == ("auto", "plain")
     assert {record.cost["attention"] for record in found.values()} == {trained.training["attention"]} == {"sdpa"}
     assert trained.provenance["sweep_file"]["name"] == "sweep.yaml"
 

@@ -46,6 +46,12 @@ def check(row: dict[str, Any], start: torch.Tensor, end: torch.Tensor) -> None:
     assert row["cosine"] == pytest.approx(float(cosine), abs=1e-6)
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are read in many pieces, the last one shorter, as large ones are."""
+    monkeypatch.setattr(layer_change, "_CHUNK", 300)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_layer_change_full_equals_dense_differences(tmp_path: Path, precision: str) -> None:
     base, snapshot = trained(tmp_path, precision=precision)
