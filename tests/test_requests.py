@@ -249,7 +249,8 @@ def test_what_follows_a_shard_does_not_depend_on_it() -> None:
         ("tiny_gen", {"unsafe_code": True}, 0, "allow_code_execution"),
         ("tiny_mc", {"num_fewshot": 0}, 2, "takes no few-shot examples"),
         ("tiny_bpb", {}, 2, "takes no few-shot examples"),
-        ("tiny_mc", {}, 100, "cannot be built"),
+        ("tiny_mc", {}, 13, "has 12 examples to show in its split train: shots must be 12 at most, got 13"),
+        ("tiny_mc", {"fewshot_split": "test"}, 12, "in its split test beside the question itself: shots must be 11 at"),
         ("tiny_mc", {"doc_to_text": "{{ nothing.there }}"}, 0, "cannot be loaded"),
         ("tiny_mc", {"dataset_path": "no/such-dataset", "dataset_kwargs": None}, 0, "cannot be loaded"),
         ("tiny_mc", {"dataset_kwargs": {"data_files": "a/../no.jsonl"}}, 0, "there is no file /"),
@@ -385,7 +386,7 @@ def test_hub_that_does_not_answer_is_asked_once_for_all_benchmarks(
         for name in ("one", "two"):
             path = tmp_path / f"{name}.yaml"
             path.write_text(f"task: {name}\ndataset_path: org/{name}\noutput_type: generate_until\n")
-            with pytest.raises(TaskUnavailable, match=f"Couldn't reach 'org/{name}' on the Hub"):
+            with pytest.raises(TaskUnavailable, match=f"the dataset org/{name} is not in this node's cache"):
                 tasks.load(schema.Task(path=str(path)))
         assert len(callers) == 1
         server.shutdown(socket.SHUT_RDWR)

@@ -11,13 +11,31 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
 from massive_sft.data.rows import Record
-from massive_sft.models.hub import pinned_folder
+from massive_sft.models.hub import gated, pinned_folder, unknown
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sweep.schema import Dataset
 
 _SAID = 200  # characters of the library's own message: it may list every extension it knows
+
+
+class NoDataset(MassiveSFTError):
+    """A dataset of the hub cannot be had on this node; the text names it and says why."""
+
+
+def why_not_had(path: str, error: Exception) -> str | None:
+    """Return why the hub's library could not load one of its datasets, as a rule; None where that is another matter."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    if isinstance(error, DatasetNotFoundError) and "gated" in str(error):
+        return gated("dataset", path)
+    if isinstance(error, DatasetNotFoundError):
+        return unknown("dataset")
+    if isinstance(error, ConnectionError) or "Couldn't find cache" in str(error):
+        why = "the hub does not answer or may not be asked (HF_HUB_OFFLINE)"
+        return f"is not in this node's cache, and {why}: run `check` where it does"
+    return None
 
 
 def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
@@ -37,7 +55,8 @@ def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
         )
     except (OSError, ValueError, DatasetsError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(Problem(f"{place}.hub", f"cannot be loaded: {said[:_SAID]}", dataset.hub)) from error
+        rule = why_not_had(str(dataset.hub), error) or f"cannot be loaded: {said[:_SAID]}"
+        raise InvalidInput(Problem(f"{place}.hub", rule, dataset.hub)) from error
     for batch in table.iter(batch_size=1024):
         columns = list(batch)
         for values in zip(*batch.values(), strict=True):
@@ -50,12 +69,24 @@ def at_commits(commits: DataCommits) -> Iterator[None]:
 
     What the library keeps of that commit on this machine is taken from there, and needs no network. Where the hub does
     not answer and there is no such thing, the library takes the newest that it keeps, of whatever commit.
+
+    Raises ``NoDataset`` there where a dataset cannot be had.
     """
     import datasets
 
     load, known = datasets.load_dataset, dict(commits)
 
     def loaded(path: str, name: str | None = None, **options: Any) -> Any:
+        try:
+            return found(path, name, **options)
+        except (OSError, ValueError) as error:
+            rule = why_not_had(path, error)
+            if rule is None:
+                raise
+            which = path if name is None else f"{path} ({name})"
+            raise NoDataset(f"the dataset {which} {rule} ({describe_error(error)})") from error
+
+    def found(path: str, name: str | None, **options: Any) -> Any:
         commit = known.get(path)
         if commit is None or options.get("revision") is not None or Path(path).is_dir():
             return load(path, name, **options)

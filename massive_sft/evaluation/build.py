@@ -22,12 +22,13 @@ from lm_eval.api.task import Task
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
+from massive_sft.evaluation.fewshot import set_shots
 from massive_sft.evaluation.gold import gold_text, write_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.evaluation.task_identity import config_hash
-from massive_sft.evaluation.tasks import LoadedTasks, TaskDefaults, load, seeded
+from massive_sft.evaluation.tasks import LoadedTasks, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
@@ -222,7 +223,7 @@ def _requests_of(
         raise TaskUnavailable(f"{name} has num_fewshot: {shots}; it must be 0 or more")
     if shots > 0 and (loaded.defaults[name].shots == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"):
         raise TaskUnavailable(f"{name} takes no few-shot examples; ask for it with shots: 0")
-    _set_shots(task, loaded.defaults[name], shots, fewshot)
+    set_shots(task, loaded.defaults[name], shots, fewshot)
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars
         task.build_all_requests(
             limit=limit,
@@ -233,22 +234,6 @@ def _requests_of(
         )
     made = itertools.chain.from_iterable(_requests(instance, wrapping) for instance in task.instances)
     return [replace(request, index=index) for index, request in enumerate(made)]
-
-
-def _set_shots(task: Task, defaults: TaskDefaults, shots: int, fewshot: schema.Fewshot) -> None:
-    task.set_config("num_fewshot", shots)
-    if defaults.sampler is not None:
-        task.sampler, task.fewshot_cfg.split = defaults.sampler, defaults.split
-    if shots > 0 and fewshot.sampler == "first_n":
-        if defaults.sampler is None:
-            raise TaskUnavailable(f"{task.config.task} draws its few-shot examples itself; use sampler: default")
-        own = getattr(task.fewshot_cfg, "samples", None) is not None  # examples that the task file itself holds
-        if defaults.split is None and not own and not (task.has_training_docs() or task.has_validation_docs()):
-            # The examples come from the split under test, and lm-eval leaves the evaluated document out of them
-            # only when that split is named.
-            task.fewshot_cfg.split = task.config.test_split
-        task.sampler = FirstNSampler(list(task.fewshot_docs()))
-    task.set_fewshot_seed(seed=fewshot.seed)
 
 
 def doc_hash(doc: Any) -> str:

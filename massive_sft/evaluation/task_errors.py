@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from massive_sft.core.errors import MassiveSFTError, describe_error
+from massive_sft.data.hub_data import NoDataset
 
 
 class TaskUnavailable(MassiveSFTError):
@@ -25,6 +26,8 @@ def as_task_unavailable(doing: str) -> Iterator[None]:
     """
     try:
         yield
+    except NoDataset as error:
+        raise TaskUnavailable(f"{doing}: {error}") from error
     except MassiveSFTError:
         raise
     # A task may raise a class of its own, and a script in it may call sys.exit: no list of types holds them all.

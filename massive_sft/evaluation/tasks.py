@@ -1,7 +1,7 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``task_identity``, ``build``, ``sample_values``, ``aggregate``, ``metrics``,
-``opencompass``, ``templates`` and ``code_eval`` know lm-eval.
+Only this module, ``task_index``, ``task_identity``, ``build``, ``fewshot``, ``sample_values``, ``aggregate``,
+``metrics``, ``opencompass``, ``templates`` and ``code_eval`` know lm-eval.
 """
 
 from __future__ import annotations

@@ -253,15 +253,25 @@ def _name(repository: Repository) -> str:
 
 
 def _reason(repository: Repository, error: Exception) -> str:
-    page = f"{constants.ENDPOINT}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.id}"
     if isinstance(error, GatedRepoError):
-        return f"is gated: accept its terms at {page} and name your token in HF_TOKEN (or `hf auth login`)"
+        return gated(repository.kind, repository.id)
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision on {constants.ENDPOINT}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"is no {repository.kind} on {constants.ENDPOINT}, or a private one that HF_TOKEN does not open"
+        return unknown(repository.kind)
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return f"cannot be fetched: {first[:200]}"
+
+
+def gated(kind: Kind, identity: str) -> str:
+    """Return what is wrong with a repository whose terms have to be accepted, and what helps."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{identity}"
+    return f"is gated: accept its terms at {page} and name your token in HF_TOKEN (or `hf auth login`)"
+
+
+def unknown(kind: Kind) -> str:
+    """Return what is wrong with a repository that the hub does not know, or hides."""
+    return f"is no {kind} on {constants.ENDPOINT}, or a private one that HF_TOKEN does not open"
 
 
 def resolve_all(repositories: Iterable[Repository]) -> list[Pinned]:
