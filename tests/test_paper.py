@@ -124,3 +124,9 @@ def test_plan_of_the_paper_is_written_by_the_command_line(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"ROOT": str(tmp_path)})
     assert "317 training runs, 3,167 epochs in all, give 1,016 trained cells" in done.stdout
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 1027
+    counts = [
+        line for line in done.stdout.splitlines() if line.startswith("  Meta-Llama-3-8B ") and " on H100, " in line
+    ]
+    full, lora = (line.partition(" training runs: ")[2] for line in counts)
+    assert full.startswith("1: too small; 2: too small; 4: ") and full.index(", taken") < full.index("; 8: ")
+    assert lora.index(", taken") < lora.index("; 2: ")
