@@ -1,5 +1,6 @@
 """The ledger reads true whatever happens to the processes that write it, and to the files."""
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from massive_sft.ledger import index, records, store
 from massive_sft.ledger.index import Index
 from massive_sft.ledger.lease import Claim, LeaseState
 from massive_sft.ledger.loss_curve import StepDone, read_steps, to_line
+from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.run_requirements import publish_requirements
 from massive_sft.ledger.runs import register_run
@@ -468,6 +470,17 @@ def test_attempt_sent_to_another_process_publishes_there(ledger):
     assert published.is_own
     place = f"trajectories/{TRAJECTORY}/snapshots/epoch-3"
     assert sorted(published.files) == [f"{place}/manifest.json", f"{place}/weights"]
+
+
+def test_file_that_was_hashed_as_it_was_written_is_not_read_again(ledger):
+    """Its manifest states what it was hashed to then, so that what changed since is no snapshot."""
+    told = hashlib.sha256(b"as it was written").hexdigest()
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
+        fill(attempt, b"as it is now")
+        published = attempt.publish("snapshots/epoch-3", known={"weights": told})
+    assert published.files[f"trajectories/{TRAJECTORY}/snapshots/epoch-3/weights"] == told
+    with pytest.raises(Corrupt, match="weights"):
+        verify_folder(published.folder)
 
 
 def test_publish_over_sound_snapshot_keeps_the_first(ledger):
