@@ -498,6 +498,21 @@ def test_lora_is_compared_with_full_tuning_of_the_same_run_and_protocol() -> Non
     assert found.loc["quiz-0shot", "gain_high"] == pytest.approx(0.25 + math.hypot(0.1, 0.1))
 
 
+def test_runs_are_compared_at_the_last_epoch_that_both_have() -> None:
+    """And their mean is of the last epoch that most have: one that trained on is there with the epoch of the others."""
+    longer = [pair(f"l{epoch}", 0.1 * epoch, method="lora", setting="lora", epoch=epoch) for epoch in (1, 2, 3)]
+    full = [pair(f"f{epoch}", 0.5, epoch=epoch) for epoch in (1, 2)]
+    left_out = [pair("w", 0.2, method="lora", setting="lora", data="w/o-a", size=9)]
+    cells = frames.cell_frame([*longer, *full, *left_out])
+    assert contrasts.lora_less_full(cells) == [(longer[1].cell, full[1].cell, "lora − full")]
+    (whole, size), *_ = {(row["data"], row["size"]) for row in frames.to_json_rows(cells) if row["data"] != "w/o-a"}
+    pairs = contrasts.with_less_without(cells, [((whole, size), ("w/o-a", 9), "a")])
+    assert pairs == [(longer[0].cell, left_out[0].cell, f"a in {whole}")]
+    gains = tables.over_seeds(tables.gains(frames.tidy([*longer, *left_out, base(quiz=0.0)])))
+    row = contrasts.mean_over(gains, ["data", "size"]).set_index("column").loc["quiz-0shot"]
+    assert (row["epoch"], row["members"], row["gain"]) == (1, 2, pytest.approx(0.15))
+
+
 def test_what_a_dataset_gives_to_a_mixture_is_the_score_with_it_less_the_score_without() -> None:
     records = [
         pair("1", 0.5, data="all", size=300),

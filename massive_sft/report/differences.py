@@ -12,7 +12,6 @@ from massive_sft.report.html_table import Table
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import Section, TableBlock
 from massive_sft.study import contrasts, tables
-from massive_sft.study.frames import last_epochs
 
 
 def differences_section(data: ReportData) -> Section | None:
@@ -26,13 +25,13 @@ def differences_section(data: ReportData) -> Section | None:
     ]
     shown = [TableBlock(table) for table in made if table is not None]
     notes = [
-        "At the last epoch, in the colours of the gains. LoRA and full tuning are compared where model, mixture, "
-        "schedule and seed are the same; what a dataset gives to a mixture is the score with it less the score without "
-        "it. The 95 % interval is of the differences on the same questions where the ledger has them, and Student's t "
-        "over the seeds where there are several. Means are plain ones of the gains of runs that share all else; their "
-        "interval, Student's t, takes the models or mixtures for a sample of those that could have been. None is "
-        "narrower than the single intervals on average: all runs answered the same questions, and their chance is in "
-        "each of them.",
+        "At the last epoch that both of a difference have, in the colours of the gains. LoRA and full tuning are "
+        "compared where model, mixture, schedule and seed are the same; what a dataset gives to a mixture is the "
+        "score with it less the score without it. The 95 % interval is of the differences on the same questions where "
+        "the ledger has them, and Student's t over the seeds where there are several. Means are plain ones of the "
+        "gains of runs that share all else, at the last epoch that most of them have; their interval, Student's t, "
+        "takes the models or mixtures for a sample of those that could have been. None is narrower than the single "
+        "intervals on average: all runs answered the same questions, and their chance is in each of them.",
     ]
     notes += early_notes(data.gains)
     return Section("differences", "Differences", notes, shown) if shown else None
@@ -49,11 +48,10 @@ def _pairs(data: ReportData, frame: pd.DataFrame, key: str, caption: str, told: 
 
 
 def _mean(data: ReportData, axes: list[str], key: str, caption: str, names: Mapping[str, str]) -> Table | None:
-    last = data.gains[data.gains["cell"].isin(last_epochs(data.cells)["cell"])]
-    means = contrasts.mean_over(tables.over_seeds(last), axes)
+    means = contrasts.mean_over(tables.over_seeds(data.gains), axes)
     if means.empty:
         return None
-    without_axes = last.assign(**dict.fromkeys(axes, None))
+    without_axes = data.gains.assign(**dict.fromkeys(axes, None))
     labels = {condition: {**row, **names} for condition, row in heat_labels(without_axes).items()}
     return heat_table(key, caption, means, labels, _columns(data, means), counted="runs")
 

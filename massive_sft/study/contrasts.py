@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import pandas as pd
 
-from massive_sft.study.frames import CONDITION, grouped, last_epochs, to_json_rows, to_rows
+from massive_sft.study.frames import BASE, CONDITION, grouped, to_json_rows, to_rows
 from massive_sft.study.tables import SAME, gain_over, mean_gain, primary_rows
 
-RUN = ["model", "schedule", "horizon", "epoch", "seed"]
-"""What two cells must share to be compared, beside their mixture or their setting."""
+RUN = ["model", "schedule", "horizon", "seed"]
+"""What two cells must share to be compared, beside the epoch and their mixture or their setting."""
 _PLURALS = {"model": "models", "data": "mixtures"}
 MixtureKey = tuple[str, int | None]
 """A mixture's name and its samples, None for all that there are."""
@@ -19,17 +21,33 @@ Pair = tuple[str, str, str]
 
 
 def lora_less_full(cells: pd.DataFrame) -> list[Pair]:
-    """Pair each LoRA cell at a run's last epoch with the fully tuned ones of the same mixture and schedule.
+    """Pair LoRA cells with the fully tuned ones of the same mixture and schedule, at the last epoch that both have.
 
     Args:
-        cells: rows with ``cell``, ``trajectory`` and the coordinates.
+        cells: rows with ``cell`` and the coordinates.
     """
     pairs = []
-    for members in grouped(to_rows(last_epochs(cells)), *RUN, "data", "size").values():
-        full = [row for row in members if row["method"] == "full"]
-        lora = [row for row in members if row["method"] == "lora"]
-        pairs += [(str(one["cell"]), str(other["cell"]), _label(one, other)) for one in lora for other in full]
+    for members in grouped(to_rows(cells), *RUN, "data", "size").values():
+        by_method = {name: [row for row in members if row["method"] == name] for name in ("full", "lora")}
+        full, lora = (_by_epoch(rows, "setting", "variant") for rows in by_method.values())
+        for one, other in product(lora.values(), full.values()):
+            for tuned, whole in _last_shared(one, other):
+                pairs.append((str(tuned["cell"]), str(whole["cell"]), _label(tuned, whole)))
     return pairs
+
+
+def _by_epoch(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], dict[int, dict[str, Any]]]:
+    """Return cells by some of their coordinates, then by epoch."""
+    return {key: {int(row["epoch"]): row for row in members} for key, members in grouped(rows, *keys).items()}
+
+
+def _last_shared(
+    one: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the two cells of the last epoch that both runs have; nothing where there is none."""
+    shared = one.keys() & other.keys()
+    if shared:
+        yield one[max(shared)], other[max(shared)]
 
 
 def _label(one: Mapping[str, object], other: Mapping[str, object]) -> str:
@@ -38,18 +56,19 @@ def _label(one: Mapping[str, object], other: Mapping[str, object]) -> str:
 
 
 def with_less_without(cells: pd.DataFrame, left_out: Sequence[tuple[MixtureKey, MixtureKey, str]]) -> list[Pair]:
-    """Pair each cell of a mixture at a run's last epoch with the one trained on the mixture without one dataset.
+    """Pair cells of a mixture with those of the mixture without one dataset, at the last epoch that both have.
 
     Args:
         cells: as of ``lora_less_full``.
         left_out: a whole mixture, one that lacks a dataset of it and nothing else, and that dataset.
     """
     pairs = []
-    for members in grouped(to_json_rows(last_epochs(cells)), *RUN, "setting", "variant").values():
-        by_mixture = {(row["data"], row["size"]): str(row["cell"]) for row in members}
+    trained = cells[cells["method"] != BASE]
+    for members in grouped(to_json_rows(trained), *RUN, "setting", "variant").values():
+        by_mixture = _by_epoch(members, "data", "size")
         for whole, lesser, dataset in left_out:
-            if whole in by_mixture and lesser in by_mixture:
-                pairs.append((by_mixture[whole], by_mixture[lesser], f"{dataset} in {whole[0]}"))
+            for one, other in _last_shared(by_mixture.get(whole, {}), by_mixture.get(lesser, {})):
+                pairs.append((str(one["cell"]), str(other["cell"]), f"{dataset} in {whole[0]}"))
     return pairs
 
 
@@ -69,14 +88,17 @@ def differences(scores: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame:
 def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """Return the mean of ``tables.over_seeds`` over some of the coordinates, with the interval of ``mean_interval``.
 
-    Only what at least two values of ``axes`` have is there; ``members`` counts them.
+    It is of the epoch that most values of ``axes`` have, the last of such; only what at least two of them have is
+    there. ``members`` counts them.
 
     Args:
         axes: ``model``, or ``data`` with ``size``.
     """
     names = [name for name in CONDITION if name not in axes]
+    without_epoch = [name for name in names if name != "epoch"]
     rows = []
-    for members in grouped(to_rows(means[means["gain"].notna()]), *names, "column").values():
+    for runs in grouped(to_rows(means[means["gain"].notna()]), *without_epoch, "column").values():
+        members = max(grouped(runs, "epoch").values(), key=lambda of_epoch: (len(of_epoch), int(of_epoch[0]["epoch"])))
         if len(members) < 2:
             continue
         first = members[0]
