@@ -21,6 +21,7 @@ from massive_sft.cli.status import status_view
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.time_left import GUESS_PRIOR_S, GUESS_S, PRIOR_S, TimeLeft
 from massive_sft.ledger import scores_so_far
+from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
@@ -111,6 +112,25 @@ def test_status_tells_which_waiting_cells_are_trained(plan: Plan, tmp_path: Path
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     trained = [cell.cell.id for cell in run.cells if cell.cell.epoch == 1]
     assert [line.split()[0] for line in lines if "trained, not scored yet" in line] == trained
+
+
+def test_status_tells_what_is_done_with_a_running_cell(plan: Plan, tmp_path: Path) -> None:
+    run, console = plan.todo[0], Console(file=io.StringIO(), width=200)
+    ledger = Ledger.open(tmp_path)
+    ledger.trajectory(run.trajectory.id).put("snapshots/epoch-1/published", b"")
+    first, second = sorted(run.cells, key=lambda cell: cell.cell.epoch)
+    lease = Lease.acquire(ledger.lease_of(ledger.cell_dir(first.cell.id)), "here")
+    assert lease is not None
+
+    def told() -> list[str]:
+        running = tuple(replace(cell, recorded=Status.RUNNING) for cell in (first, second))
+        console.print(status_view(replace(plan, base=(), runs=(replace(run, cells=running),)), ledger))
+        shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return [line.partition("RUNNING")[2].strip() for line in shown if "RUNNING  " in line][-2:]
+
+    assert told() == ["is scored now", "its training starts"]
+    lease.release()
+    assert told()[0] == "trained, not scored yet"
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])

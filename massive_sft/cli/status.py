@@ -17,6 +17,7 @@ from massive_sft.cli.progress import part_text
 from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger import scores_so_far
+from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
@@ -74,20 +75,25 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
 
 
 def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
-    """Return how far a cell in work is: the score of the benchmark in hand, else its training's last step.
+    """Return how far a cell in work is: the score of the benchmark in hand, else what is done with it.
 
     Of one that waits, that it is trained.
     """
-    if item.status is Status.WAITING and run is not None:
-        there = f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
-        return "trained, not scored yet" if there else ""
-    if item.status is not Status.RUNNING:
+    if item.status not in (Status.WAITING, Status.RUNNING):
         return ""
+    is_trained = run is None or f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
+    if item.status is Status.WAITING:
+        return "trained, not scored yet" if run is not None and is_trained else ""
     part = scores_so_far.read(ledger.cell(item.cell.id))
     if part is not None:
         return f"so far {part_text(part)}"
-    step = None if run is None else step_of(run.trajectory.id)
-    if run is None or step is None:
-        return ""
+    lease = read_lease(ledger.lease_of(ledger.cell_dir(item.cell.id)))
+    if run is None or (lease is not None and not lease.released):
+        return "is scored now"
+    if is_trained:
+        return "trained, not scored yet"
+    step = step_of(run.trajectory.id)
+    if step is None:
+        return "its training starts"
     of = "" if run.steps_per_epoch is None else f" of {run.steps_per_epoch * run.trajectory.epochs:,}"
     return f"training: step {step.step:,}{of}, loss {step.loss:.3f}"
