@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sample_records import write_records
 from small_sweep import small_sweep
 
 from massive_sft.cli.app import main
-from massive_sft.ledger.record import Record
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.plan import make_plan
@@ -70,6 +71,18 @@ def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder
     ]
     save_last_plan(make_plan(load_sweep(path)), Ledger.open(folder / "ledger"))
     assert find_changes(make_plan(load_sweep(path))) == []
+
+
+def test_cells_that_another_sweep_finished_are_no_change_of_this_one(folder: Path) -> None:
+    """They lack what this sweep asks for since its last run, which did not come to them."""
+    path = small_sweep(folder)
+    plan = make_plan(load_sweep(path))
+    lacking = replace(plan, base=tuple(replace(cell, recorded=Status.COMPLETE) for cell in plan.base))
+    assert all(cell.unmet for cell in lacking.base)
+    assert find_changes(lacking) == []
+    last = folder / "ledger" / "sweeps" / "small" / "plan.json"
+    last.write_text(json.dumps(json.loads(last.read_text()) | {"asked": []}))
+    assert find_changes(lacking)[-1] == "1 finished cell is scored again; nothing is trained for it"
 
 
 def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
@@ -72,10 +72,9 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
         left = sum(not cell.is_done for run in runs for cell in run.cells)
         table.add_row(training, snapshots, steps, tokens, f"{left} of {_cells(runs)}")
     more = [Text(f"and {len(rows) - ROWS} rows more (--json or --cells lists them all)")] if len(rows) > ROWS else []
+    trainings: list[RenderableType] = [table, *more, Text()] if rows else []
     return Group(
-        table,
-        *more,
-        Text(),
+        *trainings,
         *plan_totals(plan, retrain),
         *map(indented, cost_lines(estimate(plan))),
         *map(indented, judging_lines(judging_cost(plan))),

@@ -101,7 +101,9 @@ def _space(planned: Planned, ledger: Ledger) -> str:
 def _start(planned: Planned) -> str:
     rules, search = planned.rules, planned.search
     order = "the same on any cluster" if search.order == "strict" else "by what is there"
-    proposes = f"{counted(rules.start_count, 'trial')} spread evenly, then {rules.sampler}"
+    limits = [count for count in (search.trials, planned.space.size) if count is not None]
+    first = min(rules.start_count, *limits)
+    proposes = f"{counted(first, 'trial')} spread evenly" + ("" if first in limits else f", then {rules.sampler}")
     if isinstance(planned.space, CellSpace):
         proposes = f"{counted(planned.space.start, 'mixture')}, then" if planned.space.start else "spread out, then"
         proposes += " a Gaussian process over all candidates"

@@ -129,10 +129,11 @@ def _sharing_lines(plan: Plan) -> list[str]:
     samples = ""
     if saved.run_samples is not None and saved.cell_samples is not None and saved.cell_samples > saved.run_samples:
         samples = f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
+    alone = f", which one by one would take {counted(saved.cell_epochs, 'epoch')}{samples}"
     lines = [
-        f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, give "
-        f"{counted(saved.cells, 'trained cell')}, which one by one would take {counted(saved.cell_epochs, 'epoch')}"
-        + samples
+        f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, "
+        f"give{'s' if saved.runs == 1 else ''} {counted(saved.cells, 'trained cell')}"
+        + (alone if saved.cell_epochs > saved.run_epochs else "")
     ]
     if saved.split_by_horizon:
         lines.append(

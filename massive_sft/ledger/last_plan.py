@@ -17,7 +17,12 @@ SCHEMA = 1
 
 
 def write_last_plan(
-    sweep: Storage, file: Mapping[str, Any], cells: Mapping[str, str], kept: Iterable[str], states: Iterable[str] = ()
+    sweep: Storage,
+    file: Mapping[str, Any],
+    cells: Mapping[str, str],
+    kept: Iterable[str],
+    states: Iterable[str],
+    asked: Iterable[str],
 ) -> None:
     """Write what a sweep means, unless it says so already.
 
@@ -27,8 +32,9 @@ def write_last_plan(
         cells: coordinates for people, by cell id.
         kept: ids of the cells whose snapshots its policy keeps for good.
         states: ids of the trajectories whose last state it keeps.
+        asked: ids of all that is asked of its cells.
     """
-    content = {"schema": SCHEMA, "file": dict(file), "cells": dict(cells), "kept": sorted(kept)}
+    content = {"schema": SCHEMA, "file": dict(file), "cells": dict(cells), "kept": sorted(kept), "asked": sorted(asked)}
     if listed := sorted(states):
         content["states"] = listed
     if read_last_plan(sweep) != content:

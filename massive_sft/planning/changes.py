@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from massive_sft.core.fingerprint import flatten
@@ -35,7 +35,8 @@ def save_last_plan(plan: Plan, ledger: Ledger) -> None:
     """
     cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
     states = [run.trajectory.id for run in plan.runs if run.keeps_state]
-    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan), states)
+    asked = {item.id for cell in plan.cells for item in cell.requirements}
+    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan), states, asked)
 
 
 def find_changes(plan: Plan) -> list[str]:
@@ -61,7 +62,7 @@ def find_changes(plan: Plan) -> list[str]:
         )
     elif lines:
         lines.append(f"all {counted(len(cells), 'cell')} as before")
-    if again := _again(plan):
+    if again := _again(plan, frozenset(last.get("asked", ()))):
         lines += (
             [] if lines else ["what is asked: a benchmark's file, data or version, or the tokens that end an answer"]
         )
@@ -69,11 +70,15 @@ def find_changes(plan: Plan) -> list[str]:
     return lines
 
 
-def _again(plan: Plan) -> str:
-    """Return what finished cells lack by now; empty when nothing."""
-    finished = [cell for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
-    scored = sum(any(item.is_benchmark for item in cell.unmet) for cell in finished)
-    measured = sum(any(item.measure is not None for item in cell.unmet) for cell in finished)
+def _again(plan: Plan, before: Set[str]) -> str:
+    """Return what finished cells lack that was not asked ``before``; empty when nothing.
+
+    What was asked before as well, cells of another sweep lack.
+    """
+    finished = [cell.unmet for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
+    lacks = [[item for item in unmet if item.id not in before] for unmet in finished]
+    scored = sum(any(item.is_benchmark for item in lack) for lack in lacks)
+    measured = sum(any(item.measure is not None for item in lack) for lack in lacks)
     counts = ((scored, "scored"), (measured, "measured"))
     parts = [f"{_cells(count)} {done} again" for count, done in counts if count]
     if not parts:

@@ -132,10 +132,13 @@ def find_remedies(plan: Plan, among: Collection[str] | None = None) -> list[str]
         among: ids of the cells that are meant; None for all of the plan's.
     """
     wanted = [item for item in plan.cells if among is None or item.cell.id in among]
-    items = [item for item in wanted if item.status in (Status.PARTIAL, Status.FAILED)]
-    lacking, ledger = [item.cell.id for item in items], Ledger(plan.storage)
-    gone = find_gone(plan) if lacking else frozenset()
-    gone |= {item.cell.id for item in items if any(RETRAIN in why for why in find_reasons(item, ledger).values())}
+    items, ledger = [item for item in wanted if item.status in (Status.PARTIAL, Status.FAILED)], Ledger(plan.storage)
+    reasons = {item.cell.id: find_reasons(item, ledger) for item in items}
+    gone = find_gone(plan) if items else frozenset()
+    gone |= {cell for cell, found in reasons.items() if any(RETRAIN in why for why in found.values())}
+    # What no run has tried yet lacks no remedy: the next run does it.
+    failed = {item.cell.id for item in items if item.status is Status.FAILED}
+    lacking = [cell for cell, found in reasons.items() if found or cell in failed or cell in gone]
     sentences = []
     for cells, option, what in (
         ([cell for cell in lacking if cell not in gone], [], "once its reason is gone"),
