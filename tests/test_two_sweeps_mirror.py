@@ -20,7 +20,7 @@ from massive_sft.ledger.runs import register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
-from massive_sft.running.events import Listen
+from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.execute import execute
 from massive_sft.tracking.client import silence_loggers
 from massive_sft.tracking.mirror import mirror_all
@@ -168,9 +168,15 @@ def test_foreign_scores_that_were_mirrored_before_are_gone_after_the_next_mirror
 
 
 class Said(list[str]):
-    """Keeps what a run says."""
+    """Keeps what a run says, and the records that it tells of."""
 
-    def listen(self, event: object) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self.records = list[Record]()
+
+    def listen(self, event: RunEvent) -> None:
+        if isinstance(event, CellRecorded):
+            self.records.append(event.record)
 
     def say(self, text: str) -> None:
         self.append(text)
@@ -199,9 +205,15 @@ def test_run_of_a_part_mirrors_what_its_sweep_asks_and_keeps_the_gains(root: Pat
 
     def score_again(plan: Plan, listen: Listen, work: object) -> None:
         record(sweep(root, "second", QUIZ, PROSE, BROKEN), broken)
+        for item in plan.cells:
+            made = ledger.read_record(item.cell.id)
+            assert made is not None and (made.status, len(made.scores)) == (Status.PARTIAL, 2)
+            listen(CellRecorded(item.cell, made))
 
-    with register_run(Ledger.open(root).sweeps, "first", "test") as run:
-        execute(part, whole, run, score_again, Said(), StopSignal())
+    said, ledger = Said(), Ledger.open(root)
+    with register_run(ledger.sweeps, "first", "test") as run:
+        execute(part, whole, run, score_again, said, StopSignal())
+    assert [(made.status, len(made.scores)) for made in said.records] == [(Status.COMPLETE, 1)] * len(part.cells)
     assert (tags(first, "status"), benchmarks(first)) == ({"COMPLETE"}, {"quiz"})
     after = runs(first)
     assert {cell: run.data.metrics for cell, run in after.items()} == {

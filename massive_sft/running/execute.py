@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
@@ -160,9 +160,11 @@ class _Listener:
                 self.as_asked.add(event.plan, tags_of(event.search, event.entries))
                 self.wanted |= requirements_left(event.plan)
                 publish_requirements(self.run, self.wanted)
-            self.progress.listen(event)
             if isinstance(event, CellRecorded):
+                self.progress.listen(replace(event, record=self.as_asked(event.record)))
                 self.mirror.put(event.record.cell)
+            else:
+                self.progress.listen(event)
             if isinstance(event, CellSkipped) and self.work is not None:
                 self.work.hear(event)
 
