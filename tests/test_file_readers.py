@@ -329,7 +329,9 @@ def test_missing_column_is_named_once_with_the_columns_that_exist(tmp_path):
         "valid: question, answer",
         "datasets.d.filter: no row has this column, got 'task'; valid: question, answer",
     ]
-    assert "datasets.d.format: no row has this column" in problems(path, format="messages")
+    assert "datasets.d.format: no row has this column, which the format needs (columns: " in problems(
+        path, format="messages"
+    )
 
 
 def test_filter_that_leaves_nothing_says_of_how_many(tmp_path):

@@ -81,7 +81,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         (without(mixture="one"), "search[0].mixture: stands for 2 mixtures, but a search tries one at a time"),
         (without(setting="full"), 'search[0].space."lora.rank": has no effect in a setting of method full'),
         (without(name="A"), "search: a block has this name"),
-        (without(name="a/b"), "search[0].name: must be of the letters A to Z, digits"),
+        (without(name="a/b"), "search[0].name: must be of the letters a to z and A to Z, digits"),
         (without(name=300 * "a"), "search[0].name: must have at most 200 characters, not 300"),
         (
             without(schedule="cosine", horizon=4, rungs={"at": [1, 4]}),

@@ -50,7 +50,7 @@ def test_example_file_is_accepted() -> None:
 BAD = [
     ("typo", 1, "sweeps/x.yaml: unknown key, got 'typo'"),
     ("schema", 2, "schema: must be one of the valid values, got 2; valid: 1"),
-    ("name", "a/b", "name: must be of the letters A to Z, digits"),
+    ("name", "a/b", "name: must be of the letters a to z and A to Z, digits"),
     ("models|my-base|hub", "a/b", "models.my-base: must have exactly one of: hub, path"),
     ("models|Gemma2-9B|gatd", True, "models.Gemma2-9B: unknown key, got 'gatd' (did you mean 'gated'?)"),
     ("model_sets|M3", ["Qwen"], "model_sets.M3: unknown model, got 'Qwen'"),
@@ -159,7 +159,7 @@ BAD = [
     ("settings|lora|lr", 1e-300, "settings.lora.lr: must be >= 1e-30, got 1e-300"),
     ("settings|full|optimizer", {"eps": 1e-50}, "settings.full.optimizer.eps: must be >= 1e-30"),
     ("settings|lora|lora|rank", 10**9, "settings.lora.lora.rank: must be <= 65536"),
-    ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full and weight_decay 0; leave it out"),
+    ("settings|full|lora", {"rank": 8}, "settings.full.lora.rank: has no effect in a setting of method full; leave it out"),
     ("blocks|2|schedule", {"name": "constant", "final": 0.1}, "blocks[2].schedule.final: has no effect in a constant schedule"),
     ("blocks|1|schedule", [{"name": "cosine", "decay": 0.2}], "blocks[1].schedule[0].decay: has no effect in a cosine schedule"),
     ("blocks|2|override", {"lora": {"rank": [4, 8]}}, "blocks[2].override.lora.rank: has no effect in any setting of the block"),

@@ -14,7 +14,7 @@ from massive_sft.cli.cell_names import short_conditions
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
 from massive_sft.cli.views import make_table, with_interval
 
-MAX_TIED = 5  # listed below a winner
+MAX_TIED = 5  # listed below a winner; one more is listed too, for a line that counts it is no shorter
 NOTE = (
     "* cannot be told apart from the best: 0 lies in the 95 % interval of the difference "
     "(? no interval can be had). The best of many is partly luck: score it again on other questions."
@@ -73,14 +73,16 @@ def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> 
     tied = [row for row in ranked[1:] if row["tied"] is not False]
     base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
     shown = [ranked[0], *tied[:MAX_TIED], *base]
+    more = [row for row in tied if row not in shown]
+    if len(more) == 1:
+        shown, more = [row for row in ranked if row in [*shown, *more]], []
     numbers = ("value [95 %]", "difference [95 %]")
     model, mark = ranked[0]["model"], ""
     table = make_table(model, "what", mark, *numbers, right=numbers, whole=(model, mark, *numbers))
     for row in shown:
         table.add_row(*_cells(row, names[row["cell"]]), style="bold" if row is ranked[0] else "")
-    more = sum(row not in shown for row in tied)
     if more:
-        table.add_row("", f"and {more} more", "*", style="dim")
+        table.add_row("", f"and {len(more)} more (--json lists them)", "*", style="dim")
     return table
 
 

@@ -311,5 +311,18 @@ def _difference(row: Pair, metric: str) -> str:
     if paired is None:
         return with_interval(metric, row.difference, sign="+") + overlap
     left_out = f", {paired.unpaired:,} questions of one alone left out" if paired.unpaired else ""
-    sure = overlap if paired.interval is None else ""
-    return with_interval(metric, paired.mean, paired.interval or (), "+") + sure + left_out
+    interval = paired.interval or _independent(row, metric)
+    sure = "" if interval else overlap
+    return with_interval(metric, paired.mean, interval, "+") + sure + left_out
+
+
+def _independent(row: Pair, metric: str) -> tuple[float, float] | tuple[()]:
+    """Return a difference's interval from those of its two scores, as ``best`` has it where no question differs."""
+    from massive_sft.study.ranking import Interval
+
+    known = [score for score in (row.first, row.second) if score and score.value is not None and score.interval]
+    if len(known) < 2 or (row.paired and row.paired.unpaired):
+        return ()
+    first, second = (Interval(score.value or 0.0, *(score.interval or ())) for score in known)
+    found = second.minus(first)
+    return possible_difference(metric, found.value, found.low, found.high)

@@ -25,6 +25,7 @@ from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.suites.metrics import EARLY, protocol_name
 from massive_sft.sweep.cell import Coordinates
 
+OF_WHAT = {"perplexity": " of the training data under the base model"}  # where a measure is not of the cell's own model
 LAYERS = 8  # that are listed each on a line; more are drawn on one
 
 
@@ -130,7 +131,7 @@ def record_view(
         parts.append(Text(f"missing {name}: {why}", style="yellow"))
     parts += [Text(f"warning: {text}", style="yellow") for text in find_warnings(record)]
     for name, value in record.measures.items():
-        parts += [Text(), Text(name, style="bold"), _tree(value)]
+        parts += [Text(), Text.assemble((name, "bold"), OF_WHAT.get(name, "")), _tree(value)]
     if record.counts:
         parts += [Text(), Text("data", style="bold"), _tree(record.counts.get("total", record.counts))]
     if settings:

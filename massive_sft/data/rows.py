@@ -116,7 +116,9 @@ class Converter:
             return [], count
         for key, column in missing:
             place = f"{self._place}.{key}"
-            self._findings.add("missing column", place, "no row has this column", column, tuple(self._columns))
+            others = ", which the format needs (columns: {prompt: ..., completion: ...} takes others)"
+            rule = "no row has this column" + (others if key == "format" else "")
+            self._findings.add("missing column", place, rule, column, tuple(self._columns))
         for fault, place in pending:
             # A column that no row has was named once; repeating it for every row would say nothing.
             if not (missing and fault.kind.startswith("no ")):

@@ -90,7 +90,8 @@ def _settings(
     for name, plain in settings.items():
         for field, _ in flatten_fields(file.settings[name]):
             if all(is_unused(setting, field) for setting in used_settings.get(name, [plain])):
-                beside = f"a setting of method {plain.method} and weight_decay {plain.optimizer.weight_decay:g}"
+                beside = f"a setting of method {plain.method}"
+                beside += " and weight_decay 0" if field == "optimizer.decay" else ""
                 yield _idle(to_place(("settings", name, *field.split("."))), beside)
 
 

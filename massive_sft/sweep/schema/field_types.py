@@ -86,7 +86,7 @@ Size = Annotated[str, Field(pattern=_SIZE)]
 PATTERN_RULES = {  # what people are told who broke one
     _HUB_NAME: "must be an id of the hub, `name` or `owner/name`",
     _HUB_REVISION: "must be a branch, a tag or a commit",
-    _NAME: "must be of the letters A to Z, digits, `.`, `_` and `-`, a letter or digit first",
+    _NAME: "must be of the letters a to z and A to Z, digits, `.`, `_` and `-`, a letter or digit first",
     _SIZE: "must be a size such as 500GB",
 }
 FileName = Annotated[Text, AfterValidator(_below)]
