@@ -392,6 +392,17 @@ def test_scored_question_in_a_prompt_is_a_warning(home: Path, tmp_path: Path) ->
     assert "evaluation.tasks[0]: own-1shot: 2 scored questions may stand in prompts of others, answered" in text
 
 
+def test_question_of_which_no_choice_is_right_is_a_warning(home: Path, tmp_path: Path) -> None:
+    """As where the right one is counted from 1; lm-eval counts every answer to such a question as wrong."""
+    rows = [{"q": "x", "c": ["a", "b"], "r": right} for right in (0, 1, 2, None)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{c}}", "doc_to_target": "{{r}}"}
+    metrics = {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (text,) = warned(planned(home, evaluation=evaluation({"path": write_task(tmp_path, "own", choice | metrics)})))
+    told = "evaluation.tasks[0]: own-0shot: no choice is right of 2 questions (own question 2, own question 3): every"
+    assert told in text
+
+
 def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> None:
     full = {"method": "full", "lr": 1e-3, "precision": "fp32", "batch": 8}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}

@@ -650,7 +650,7 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     measured = cached.stat().st_ino
     responses = make_plan(load_sweep(path)).root / "cells" / before.cell / "responses"
     old = {file.stat().st_ino for file in responses.rglob("*.gz")}
-    assert "1 cell and 0 trainings" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
+    assert "1 cell is invalidated" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
     _, result, kinds = run(path)
     assert TrainingStarted not in kinds
     assert [record.scores for record in result.records] == [before.scores]

@@ -76,7 +76,7 @@ def test_broken_benchmark_of_one_sweep_leaves_the_other_complete(sound: Plan, br
     before = read_report_data(sound, results_of(sound))  # with the records of the broken sweep's run
     again = plan_of(sound.sweep.path)
     assert again.statuses == {Status.COMPLETE: 18} and not again.todo
-    assert {item["status"] for item in status_json(again)} == {"COMPLETE"}
+    assert {item["status"] for item in status_json(again, Ledger(again.storage))} == {"COMPLETE"}
     assert "18 cells: 18 COMPLETE; 0 to do" in shown(again) and WHY not in shown(again)
     assert not find_changes(again) and not select_failed(again, parse_where(None)).cells
     assert {str(status) for status in before.statuses.values()} == {"COMPLETE"}
@@ -147,7 +147,7 @@ def test_what_is_printed_and_written_for_programs_says_mixture_as_the_sweep_file
     match = find_cell(sound, ledger, cell.cell.id)
     record = ledger.read_record(cell.cell.id)
     assert record is not None
-    shown = [status_json(sound)[0], *diff_json(match, match)["cells"], record_json(record)["coordinates"]]
+    shown = [status_json(sound, ledger)[0], *diff_json(match, match)["cells"], record_json(record)["coordinates"]]
     shown += [waiting_json(match)["coordinates"]]
     assert all(names["mixture"] == cell.cell.coordinates.data and "data" not in names for names in shown)
     write_report(sound, results_of(sound), tmp_path / "report")

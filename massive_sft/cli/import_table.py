@@ -180,4 +180,5 @@ def print_status(file: Path, where: str | None, as_json: bool) -> None:
 
 def _status_json(record: Record) -> dict[str, Any]:
     about = {"cell": record.cell, "trajectory": record.trajectory, "status": str(record.status)}
-    return about | {"lacking": list(record.missing), **coordinates_of(record).by_shown_name()}
+    lacks = {"lacking": list(record.missing), "why": [f"{name}: {why}" for name, why in record.missing.items()]}
+    return about | lacks | coordinates_of(record).by_shown_name()

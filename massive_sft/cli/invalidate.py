@@ -179,9 +179,10 @@ def _view(invalidation: Invalidation, dry_run: bool) -> Group:
         named = Coordinates.describe(record.coordinates)
         also = " (of the same training)" if record.cell in invalidation.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
-    verb = "would be" if dry_run else "are"
-    what = f"{counted(len(invalidation.records), 'cell')} and {counted(len(invalidation.trajectories), 'training')}"
-    summary = f"{what} {verb} invalidated; `run` makes them again"
+    cells, trainings = len(invalidation.records), len(invalidation.trajectories)
+    what = counted(cells, "cell") + (f" and {counted(trainings, 'training')}" if trainings else "")
+    verb = "would be" if dry_run else "is" if cells + trainings == 1 else "are"
+    summary = f"{what} {verb} invalidated; `run` makes {'it' if cells + trainings == 1 else 'them'} again"
     if not invalidation.records:
         return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
     gone = f"the snapshots of {counted(invalidation.retrainings, 'training')} are gone"

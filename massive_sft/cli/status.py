@@ -36,21 +36,23 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
     whole = load_plan(file, overlay)
     selected = select_cells(whole, parse_where(where))
     if as_json:
-        print_json(status_json(selected))
+        print_json(status_json(selected, Ledger(selected.storage)))
     else:
         console().print(
             status_view(selected, Ledger(selected.storage)), searches_view(whole), changes_view(find_changes(whole))
         )
 
 
-def status_json(plan: Plan) -> list[dict[str, Any]]:
-    """Return one object a cell."""
+def status_json(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
+    """Return one object a cell; ``why`` says why it is PARTIAL or FAILED, a sentence each."""
+    gone = find_gone(plan)
     return [
         {
             "cell": item.cell.id,
             "trajectory": item.cell.recipe.id if item.cell.recipe else None,
             "status": str(item.status),
             "lacking": [asked.id for asked in item.unmet],
+            "why": explain(item, ledger, item.cell.id in gone),
             **item.cell.coordinates.by_shown_name(),
         }
         for item in plan.cells

@@ -23,7 +23,7 @@ from lm_eval.api.task import Task
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.fewshot import set_shots
-from massive_sft.evaluation.gold import gold_text, write_gold
+from massive_sft.evaluation.gold import gold_text, lacks_right_choice, write_gold
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
@@ -136,13 +136,14 @@ def _build(
 ) -> RequestSet:
     own = {name: (default.shots or 0) if shots is None else shots for name, default in loaded.defaults.items()}
     shots = next(iter(own.values())) if len(set(own.values())) == 1 else None
-    leaves, lists, golds, given_away = [], {}, {}, 0
+    leaves, lists, golds, given_away, no_choice = [], {}, {}, 0, []
     for name in sorted(loaded.tasks):
         with seeded(), as_task_unavailable(f"{name}: requests cannot be built"):
             listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
             given_away += _given_away(loaded.tasks[name], own[name], listed)
         golds[name] = _golds(loaded.tasks[name])
+        no_choice += [f"{name} question {number}" for number in _without_right_choice(loaded.tasks[name])]
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
         leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
@@ -163,6 +164,7 @@ def _build(
             "size": _size([request for listed in lists.values() for request in listed]),
             "data": loaded.commits,
             "given_away": given_away,
+            **({"no_right_choice": no_choice} if no_choice else {}),
         },
         generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
     )
@@ -173,8 +175,16 @@ def _build(
 
 
 def _golds(task: Task) -> dict[int, str | None]:
-    docs = {int(instance.doc_id): instance.doc for instance in task.instances}
-    return {number: gold_text(task, doc) for number, doc in docs.items()}
+    return {number: gold_text(task, doc) for number, doc in _documents(task).items()}
+
+
+def _without_right_choice(task: Task) -> list[int]:
+    """Return the questions of which no choice is right."""
+    return [number for number, doc in _documents(task).items() if lacks_right_choice(task, doc)]
+
+
+def _documents(task: Task) -> dict[int, Any]:
+    return {int(instance.doc_id): instance.doc for instance in task.instances}
 
 
 def _given_away(task: Task, shots: int, requests: list[Request]) -> int:

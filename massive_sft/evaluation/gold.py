@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,26 @@ def gold_text(task: Any, doc: Any) -> str | None:
     except Exception:  # noqa: BLE001 - of a task's own code; nothing but this text rests on it
         return None
     return SEPARATOR.join(str(item).strip() for item in _listed(target))
+
+
+def lacks_right_choice(task: Any, doc: Any) -> bool:
+    """Return whether none of a document's choices is right, so that lm-eval counts every answer as wrong.
+
+    So it is with an index that counts choices from 1, at the last, and with a field that is empty. Of a task with a
+    function of its own for scores nothing is known.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or callable(task.config.process_results):
+        return False
+    try:
+        choices = task.doc_to_choice(doc)
+        right = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    except Exception:  # noqa: BLE001 - of a task's own code, which building and the trial of its scores tell of
+        return False
+    return not any(_is_choice(item, choices) for item in _listed(right))
+
+
+def _is_choice(item: Any, choices: Sequence[str]) -> bool:
+    return item in choices if isinstance(item, str) else 0 <= item < len(choices)
 
 
 def _listed(value: Any) -> list[Any]:

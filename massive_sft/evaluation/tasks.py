@@ -77,10 +77,11 @@ class LoadedTasks:
 
 
 def _quieten() -> None:
-    """Leave out what lm-eval and the hub's client say beside what they raise: that is told as the reason."""
+    """Leave out what lm-eval, its data's readers and the hub's client say beside what they raise: that is told."""
     for name in ("lm_eval", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lm_eval.api.registry").setLevel(logging.CRITICAL)  # a metric that it does not know
+    for name in ("lm_eval.api.registry", "datasets"):  # a metric that it does not know, a file that is broken
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @functools.cache

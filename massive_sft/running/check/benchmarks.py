@@ -55,6 +55,7 @@ def benchmark_problems(
                 built[key] = _built(plan, ledger, item, wrapping, commits)
                 _warn_of_full(plan, built[key], warn)
                 _warn_of_given_away(place, built[key], warn)
+                _warn_of_no_right_choice(place, built[key], warn)
             except MassiveSFTError as error:
                 name, reason = item.label, str(error)
                 yield Problem(place, reason if item.name.partition("@")[0] in reason else f"{name}: {reason}")
@@ -119,6 +120,16 @@ def _warn_of_given_away(place: str, benchmark: BenchmarkRequests | None, warn: C
             f"{benchmark.requests.label}: {counted(count, 'scored question')} may stand in prompts of others, answered"
         )
         warn(Problem(place, f"{rule}; fewshot_split in the task's file names where examples come from"))
+
+
+def _warn_of_no_right_choice(place: str, benchmark: BenchmarkRequests | None, warn: Callable[[Problem], None]) -> None:
+    """Tell of a benchmark with questions of which no choice is right: whatever a model answers is wrong."""
+    found = [] if benchmark is None else benchmark.requests.provenance.get("no_right_choice", [])
+    if benchmark is not None and found:
+        listed = ", ".join(found[:3]) + (f" and {len(found) - 3:,} more" if len(found) > 3 else "")
+        rule = f"{benchmark.requests.label}: no choice is right of {counted(len(found), 'question')} ({listed})"
+        told = "every answer counts as wrong; doc_to_target gives the text of a choice, or its number from 0"
+        warn(Problem(place, f"{rule}: {told}"))
 
 
 def _place(plan: Plan, item: Requirement) -> str:
