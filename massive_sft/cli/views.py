@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
-from massive_sft.suites.metrics import EARLY, scale, split, unit
+from massive_sft.suites.metrics import EARLY, full_name, scale, split, unit
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.training.layout import refused_layouts
@@ -69,11 +69,11 @@ def score_texts(key: str, score: Score, is_early: bool) -> dict[str, str]:
     Args:
         key: the metric and filter in the record, such as ``exact_match,none``.
     """
-    metric = split(key)[0]
+    metric, chosen = split(key)
     ends = [f"{without_noise(end) * scale(metric):.4g}" for end in score.interval or ()]
     value = "missing" if score.value is None else f"{without_noise(score.value) * scale(metric):.4g}"
     return {
-        "metric": f"{key.removesuffix(',none')} {unit(metric)}".rstrip(),
+        "metric": f"{full_name(metric, chosen)} {unit(metric)}".rstrip(),
         "value": value + (f" {EARLY}" if is_early and score.value is not None else ""),
         "interval": " .. ".join(ends),
         "n": "" if score.n is None else f"{score.n:,}",
