@@ -18,7 +18,7 @@ POLL_S = 1.0  # seconds between checks for a request from elsewhere
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP (its terminal was closed)"}
 INTERRUPTED = "interrupted; run the same command to go on"
 KILL_MESSAGE = "ended at once; run the same command to go on\n"
-SHOW_CURSOR = "\x1b[?25h"
+BELOW_BAR = "\x1b[?25h\n"  # shows the cursor, which a progress bar hides, below its last row
 _last_words = [2]  # the innermost last
 
 
@@ -92,7 +92,7 @@ class StopSignal:
             # Nothing here may need a lock.
             with suppress(OSError):  # stderr is closed
                 last = _last_words[-1]
-                os.write(last, ((SHOW_CURSOR if os.isatty(last) else "") + KILL_MESSAGE).encode())
+                os.write(last, ((BELOW_BAR if os.isatty(last) else "") + KILL_MESSAGE).encode())
             for process in _descendants():  # of a local Ray, some would outlive this process by minutes
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
