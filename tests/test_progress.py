@@ -122,13 +122,14 @@ def test_status_tells_what_is_done_with_a_running_cell(plan: Plan, tmp_path: Pat
     lease = Lease.acquire(ledger.lease_of(ledger.cell_dir(first.cell.id)), "here")
     assert lease is not None
 
-    def told() -> list[str]:
-        running = tuple(replace(cell, recorded=Status.RUNNING) for cell in (first, second))
-        console.print(status_view(replace(plan, base=(), runs=(replace(run, cells=running),)), ledger))
+    def told(status: Status = Status.RUNNING) -> list[str]:
+        recorded = tuple(replace(cell, recorded=status) for cell in (first, second))
+        console.print(status_view(replace(plan, base=(), runs=(replace(run, cells=recorded),)), ledger))
         shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        return [line.partition("RUNNING")[2].strip() for line in shown if "RUNNING  " in line][-2:]
+        return [line.partition(status)[2].strip() for line in shown if f"{status}  " in line][-2:]
 
     assert told() == ["is scored now", "its training starts"]
+    assert told(Status.FAILED) == ["is scored now", ""], "one that has a record, and is made again"
     lease.release()
     assert told()[0] == "trained, not scored yet"
 

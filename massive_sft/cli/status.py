@@ -69,9 +69,9 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
     names = short_names([item.cell.coordinates._asdict() for item in cells])
     for item, name in zip(cells, names, strict=True):
         status = Text(str(item.status), style=STYLES[item.status])
-        why = "\n".join(explain(item, ledger, item.cell.id in gone))
-        why = why or _so_far(item, runs.get(item.cell.id), ledger, step_of)
-        table.add_row(item.cell.id, Text(name), status, Text(why))
+        why = explain(item, ledger, item.cell.id in gone)
+        now = _so_far(item, runs.get(item.cell.id), ledger, step_of)
+        table.add_row(item.cell.id, Text(name), status, Text("\n".join([*why, now] if now else why)))
     remedies = [Text(sentence, style="yellow") for sentence in find_remedies(plan)]
     return Group(table, *remedies, Text(), *plan_totals(plan), warnings_view(plan))
 
@@ -79,9 +79,10 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
 def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
     """Return how far a cell in work is: the score of the benchmark in hand, else what is done with it.
 
-    Of one that waits, that it is trained.
+    Of one that waits, that it is trained. One that is PARTIAL or FAILED may be in work again.
     """
-    if item.status not in (Status.WAITING, Status.RUNNING):
+    is_again = item.status in (Status.PARTIAL, Status.FAILED)
+    if item.is_done or (is_again and not ledger.is_in_work(item.cell.id, run.trajectory.id if run else None)):
         return ""
     is_trained = run is None or f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
     if item.status is Status.WAITING:

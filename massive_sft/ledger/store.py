@@ -212,6 +212,12 @@ class Ledger(LedgerPaths):
         """Return the status of each cell, as ``states``."""
         return {cell: state.status for cell, state in self.states(cells).items()}
 
+    def is_in_work(self, cell: str, trajectory: str | None) -> bool:
+        """Return whether somebody trains or scores a cell now, one that has a record too: as of one that is RUNNING."""
+        return self._is_live(self.cell_dir(cell)) or (
+            trajectory is not None and self._is_live(self.trajectory_dir(trajectory))
+        )
+
     def _is_live(self, home: Path) -> bool:
         seen = read_lease(self.lease_of(home))
         return seen is not None and not seen.waits and seen.seems_live()
