@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 from collections.abc import Iterable, Iterator
 
 from massive_sft.core.errors import MassiveSFTError, describe_error
@@ -39,3 +40,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` with the known name that is closest; empty where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def quieten_libraries() -> None:
+    """Leave out what lm-eval, its data's readers and the hub's client say beside what they raise: that is told."""
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("lm_eval.api.registry", "datasets"):  # a metric that it does not know, a file that is broken
+        logging.getLogger(name).setLevel(logging.CRITICAL)

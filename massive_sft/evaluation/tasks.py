@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import glob
-import logging
 import os
 import random
 import re
@@ -34,7 +33,7 @@ from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.hub_data import at_commits
 from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
-from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean, quieten_libraries
 from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
@@ -76,17 +75,9 @@ class LoadedTasks:
         return all(known.get(name, commit) == commit for name, commit in self.commits.items())
 
 
-def _quieten() -> None:
-    """Leave out what lm-eval, its data's readers and the hub's client say beside what they raise: that is told."""
-    for name in ("lm_eval", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("lm_eval.api.registry", "datasets"):  # a metric that it does not know, a file that is broken
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 @functools.cache
 def _known() -> TaskManager:
-    _quieten()
+    quieten_libraries()
     manager = TaskManager(include_defaults=False)
     manager.task_index.update(shipped_tasks())
     return manager
@@ -248,7 +239,7 @@ def _load_file(path: Path) -> Any:
     sweep files; those of a group's members are relative to the working folder and taken as they stand, as lm-eval reads
     them.
     """
-    _quieten()
+    quieten_libraries()
     config = load_yaml(path, resolve_func=True)
     if "group" in config:
         manager = TaskManager(include_path=path.parent, include_defaults=False)
