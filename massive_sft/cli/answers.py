@@ -40,14 +40,16 @@ def answers(
     if changed and second is None:
         raise InvalidInput(Problem("--changed", "compares two cells; name a second one"))
     cells = [locate_cell(cell, sweep, overlay) for cell in (first, second) if cell is not None]
-    rows = read_rows(cells, benchmark, changed)
+    whole = read_rows(cells, benchmark)
+    rows = [row for row in whole if _differs(row)] if changed else whole
     if as_json:
         print_json(rows)
     else:
-        console().print(answers_view(cells, rows, count, NONE_CHANGED if changed else NONE_SHARED))
+        none = NONE_CHANGED if changed else NONE_SHARED
+        console().print(answers_view(cells, rows, count, none, len(whole) if changed else None))
 
 
-def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed: bool = False) -> list[dict[str, Any]]:
+def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None) -> list[dict[str, Any]]:
     """Return one object a document (an answer, of sampled ones) that all cells answered: what each said, and its value.
 
     Raises InvalidInput where no benchmark or task has the name.
@@ -62,7 +64,7 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None, changed:
         if rows and benchmark not in names:
             raise InvalidInput(Problem("--benchmark", "is none that these cells answered", benchmark, tuple(names)))
         rows = [row for row in rows if benchmark in _names(row)]
-    return [row for row in rows if _differs(row)] if changed else rows
+    return rows
 
 
 def _answers(cell: CellMatch) -> Rows:
@@ -105,8 +107,14 @@ def _differs(row: dict[str, Any]) -> bool:
     return bool(left["value"] != right["value"])
 
 
-def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int, none: str) -> Group:
-    """Return the first ``count`` documents for people; without any, ``none`` or why there are no answers."""
+def answers_view(
+    cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], count: int, none: str, among: int | None = None
+) -> Group:
+    """Return the first ``count`` documents for people; without any, ``none`` or why there are no answers.
+
+    Args:
+        among: so many documents ``rows`` are what differs; None where they are all.
+    """
     if not rows:
         return Group(Text(NONE if any(not _answers(cell) for cell in cells) else none))
     heads = [f"{cell.id} {cell.coordinates}" for cell in cells]
@@ -117,8 +125,9 @@ def answers_view(cells: Sequence[CellMatch], rows: Sequence[dict[str, Any]], cou
         table.add_row(Text(row["gold"] or "—"), *(_said(said, row["metric"]) for said in row["answers"]))
         parts += [table, Text()]
     more = f", {len(rows) - count} more (-n)" if len(rows) > count else ""
-    shown = min(count, len(rows))
-    return Group(*parts, Text(f"{counted(shown, 'question')}{more}", style="dim"))
+    shown = counted(min(count, len(rows)), "question")
+    differing = "" if among is None else f"; {len(rows):,} of {among:,} differ{'s' if len(rows) == 1 else ''}"
+    return Group(*parts, Text(f"{shown}{more}{differing}", style="dim"))
 
 
 def _question(cells: Sequence[CellMatch], row: dict[str, Any]) -> list[Text]:

@@ -87,7 +87,10 @@ def differing_keys(first: Any, second: Any) -> Differences:
 
 def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str, Differences]:
     """Return what differs, by section. Without a record on both sides only the content is compared."""
-    differences = {"content": differing_keys(first_cell.content, second_cell.content)}
+    differences = {
+        "names": differing_keys(*(_names(cell) for cell in (first_cell, second_cell))),
+        "content": differing_keys(*(_content(cell) for cell in (first_cell, second_cell))),
+    }
     if first_cell.record is None or second_cell.record is None:
         return differences
     records = (first_cell.record, second_cell.record)
@@ -98,6 +101,16 @@ def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str,
         "provenance": differing_keys(*origins),
         "measures": _differing_measures(*(record.measures for record in records)),
     }
+
+
+def _names(cell: CellMatch) -> dict[str, Any]:
+    """Return what people call a cell by; what it has none of is left out."""
+    return {name: value for name, value in cell.coordinates.by_shown_name().items() if value not in (None, "")}
+
+
+def _content(cell: CellMatch) -> dict[str, Any]:
+    """Return a cell's content, without a base model's method: the names say it."""
+    return {key: value for key, value in cell.content.items() if key != "method"}
 
 
 def _layout(training: Mapping[str, Any]) -> dict[str, Any]:

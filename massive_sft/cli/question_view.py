@@ -16,7 +16,8 @@ from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, RequestSet, Rolling, read_requests
 from massive_sft.evaluation.sampling import Sampling
 
-LEGEND = f"What stands between {OPEN} and {CLOSE} is scored; the model reads what is before it."
+SCORED = f"What stands between {OPEN} and {CLOSE} is scored; the model reads what is before it."
+WRITTEN = "The model goes on where a question ends; what it writes there is its answer."
 
 
 def questions_view(requests: RequestSet, tokenizer: Any, max_length: int, count: int) -> Group:
@@ -35,7 +36,9 @@ def questions_view(requests: RequestSet, tokenizer: Any, max_length: int, count:
     shown = min(count, len(listed))
     shots = "each task's own shots" if requests.shots is None else counted(requests.shots, "shot")
     head = f"{requests.label}: {counted(len(listed), 'question')}, {shots}, template {requests.template_kind}"
-    parts = [Text(head, style="bold"), Text(LEGEND, style="dim")]
+    written = {isinstance(request, Generation) for _, _, asked, _ in listed for request in asked}
+    legends = [legend for legend, kind in ((SCORED, False), (WRITTEN, True)) if kind in written]
+    parts = [Text(head, style="bold"), *(Text(legend, style="dim") for legend in legends)]
     for task, doc, asked, gold in (listed[index * len(listed) // shown] for index in range(shown)):
         parts += [Text(), Text(f"{task} question {doc}" + ("" if gold is None else f", right: {gold}"), style="bold")]
         parts += _question(asked, encoder, tokenizer, max_length)
@@ -75,7 +78,8 @@ def _passage(before: Sequence[int], scored: Sequence[int], tokenizer: Any, max_l
     """Yield what is read and what is scored, after a line of their sizes."""
     cut = max(0, len(before) + len(scored) - (1 if scored else 0) - max_length)
     lost = f", the first {cut} cut off" if cut else ""
-    yield Text(f"{counted(len(before), 'token')} read{lost}, {len(scored)} scored", style="dim")
+    marked = f", {len(scored)} scored" if scored else ""
+    yield Text(f"{counted(len(before), 'token')} read{lost}{marked}", style="dim")
     yield _marked(before[cut:], scored, tokenizer)
 
 

@@ -32,14 +32,15 @@ def cost_lines(cost: Cost) -> list[str]:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
     if cost.money is not None and cost.money.complete:
         total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
-    measured = (
-        f"priced by finished ones of their model, method and layout: {cost.measured} of {cost.runs} trainings left"
-    )
+    priced = f"{cost.measured} priced by finished ones of the same kind (model, method, layout)"
+    measured = f"of {counted(cost.runs, 'training')} to do {priced}; ≈ rests on data sheets and rough counts"
     shared = f"  a training run for each cell would take {format_time(cost.saved)} longer"
     lines = [
         total,
         shared if cost.saved.value and cost.saved.complete else "",
-        f"  {measured}; ≈ rests on data sheets and rough counts" if cost.measured < cost.runs else "",
+        f"  {measured} (model, method, layout); ≈ rests on data sheets and rough counts"
+        if cost.measured < cost.runs
+        else "",
     ]
     if cost.groups:
         together = f"{counted(cost.grouped, 'training')} take their steps in {counted(cost.groups, 'group')}"
