@@ -259,6 +259,17 @@ def test_correlation_that_cannot_be_had_says_so(x: list[float], y: list[float], 
     assert math.isnan(found.pearson)
 
 
+def test_correlation_of_two_values_or_of_layer_change_over_methods_says_so() -> None:
+    x, y = [7.03, 7.03, 7.52, 7.52, 7.52], [0.5, 0.4, 0.1, 0.2, 0.15]
+    assert correlate.correlate(x, y).note == "only two values"
+    assert correlate.correlate([*x, 8.0], [*y, 0.1]).note == ""
+    columns = {"column": "quiz", "model": "m", "layer_change": [0.01, 0.02, 0.3, 0.4, 0.5], "improvement": y}
+    frame = pd.DataFrame(columns | {"method": ["lora"] * 2 + ["full"] * 3})
+    notes = correlate.correlations(frame, ["layer_change"]).set_index("group")["note"]
+    assert notes.to_dict() == {"all": "methods mixed", "method=full": "too few", "method=lora": "too few"}
+    assert correlate.correlations(frame.assign(method="full"), ["layer_change"])["note"].tolist() == [""]
+
+
 def test_points_are_one_a_run_at_its_last_epoch() -> None:
     run = "7" * 16
     measures = {

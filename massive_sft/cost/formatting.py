@@ -38,9 +38,7 @@ def cost_lines(cost: Cost) -> list[str]:
     lines = [
         total,
         shared if cost.saved.value and cost.saved.complete else "",
-        f"  {measured} (model, method, layout); ≈ rests on data sheets and rough counts"
-        if cost.measured < cost.runs
-        else "",
+        f"  {measured}" if cost.measured < cost.runs else "",
     ]
     if cost.groups:
         together = f"{counted(cost.grouped, 'training')} take their steps in {counted(cost.groups, 'group')}"

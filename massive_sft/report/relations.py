@@ -170,7 +170,8 @@ def summary(row: dict[str, Any]) -> str:
         return f"n = {row['n']}: {row['note']}"
     pearson = f"r = {format_number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
     text = f"n = {row['n']}, {pearson}\nρ = {format_number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
-    return f"{text}\n{row['note']}: r = {_without_one(row)} without one" if row["note"] else text
+    left_out = f": r = {_without_one(row)} without one" if correlate.HANGS in row["note"] else ""
+    return f"{text}\n{row['note']}{left_out}" if row["note"] else text
 
 
 def _without_one(row: dict[str, Any]) -> str:
@@ -221,7 +222,7 @@ def _profile(data: ReportData) -> Section | None:
     styles = LineStyles.of(joined)
     changes, gains = [], []
     correlations = correlate.layer_correlations(data.layers, data.points)
-    names = ["model", "cell", "layer", "change", "floor", "mixture_label", "setting_label", "epoch"]
+    names = ["model", "method", "cell", "layer", "change", "floor", "mixture_label", "setting_label", "epoch"]
     for (model,), of_model in grouped(to_rows(joined[names].sort_values("layer", kind="stable")), "model").items():
         lines = [_profile_line(part, styles) for part in grouped(of_model, "cell").values()]
         changes.append(Panel(str(model), "layer", "relative change", lines, whole_x=True))
@@ -229,6 +230,7 @@ def _profile(data: ReportData) -> Section | None:
         n = correlations.loc[correlations["model"] == model, "n"]
         caption = f"n = {counted(n.max(), 'training run')}" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
+        caption += f", {correlate.MIXED}" if len({row["method"] for row in of_model}) > 1 else ""
         gains.append(
             Panel(
                 str(model), "layer", "Pearson r with overall gain", dots=dots, caption=caption, whole_x=True, zero=True

@@ -18,6 +18,7 @@ from massive_sft.study.tables import primary_rows
 MIN_PAIRS = 4
 MAX_EXACT = 7
 OVERALL = "overall"
+HANGS, TWO, MIXED = "hangs on one point", "only two values", "methods mixed"
 LEVEL = 0.05
 _Z = float(stats.norm.ppf(0.975))
 
@@ -48,8 +49,9 @@ class Correlation:
 def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | np.ndarray | pd.Series) -> Correlation:
     """Correlate the pairs of which both are finite.
 
-    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, and ``hangs on one
-    point`` where without some pair one side does not vary, or a significant r is less than half.
+    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, ``hangs on one
+    point`` where without some pair one side does not vary, or a significant r is less than half, and ``only two
+    values`` where one side has no more: as many pairs as there are then say one thing.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     both = np.isfinite(first) & np.isfinite(second)
@@ -70,7 +72,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         rho,
         *((math.nan, math.nan) if _is_perfect(rho) else _fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3)))),
         float(spearman.pvalue) if n > MAX_EXACT else _exact_p(first, second),
-        "hangs on one point" if _hangs_on_one(r, float(pearson.pvalue), left_out) else "",
+        HANGS if _hangs_on_one(r, float(pearson.pvalue), left_out) else TWO if _two(first) or _two(second) else "",
         float(np.nanmin(left_out)) if np.isfinite(left_out).any() else math.nan,
         float(np.nanmax(left_out)) if np.isfinite(left_out).any() else math.nan,
     )
@@ -111,6 +113,12 @@ def _hangs_on_one(r: float, p: float, left_out: np.ndarray) -> bool:
         return True
     weakest = float((left_out * math.copysign(1, r)).min())
     return p < LEVEL and weakest < abs(r) / 2
+
+
+def _two(values: np.ndarray) -> bool:
+    """Return whether all values are the least or the most, up to rounding."""
+    least, most = values.min(), values.max()
+    return all(min(abs(value - least), abs(value - most)) <= 1e-12 * np.abs(values).max() for value in values)
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -166,7 +174,8 @@ def correlations(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str]
         measures: its columns to correlate.
 
     Returns:
-        ``measure``, ``column``, ``group`` (``all``, ``model=...``) and the fields of ``Correlation``.
+        ``measure``, ``column``, ``group`` (``all``, ``model=...``) and the fields of ``Correlation``; the note says so
+        where one of layer change is over several methods, which are on different scales.
     """
     rows = []
     for column, members in frame.groupby("column", sort=False):
@@ -178,10 +187,16 @@ def correlations(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str]
         }
         for measure in measures:
             for group, part in groups.items():
-                result = correlate(part[measure], part["improvement"])
-                rows.append({"measure": measure, "column": column, "group": group, **asdict(result)})
+                result = asdict(correlate(part[measure], part["improvement"]))
+                if measure == "layer_change" and _mixes(part) and not math.isnan(result["pearson"]):
+                    result["note"] = "; ".join(filter(None, (MIXED, result["note"])))
+                rows.append({"measure": measure, "column": column, "group": group, **result})
     names = ["measure", "column", "group", *Correlation.__dataclass_fields__]
     return pd.DataFrame(rows, columns=names)
+
+
+def _mixes(part: pd.DataFrame) -> bool:
+    return bool(part.loc[part["layer_change"].notna(), "method"].nunique() > 1)
 
 
 def layer_correlations(layers: pd.DataFrame, frame: pd.DataFrame, column: str = OVERALL) -> pd.DataFrame:
