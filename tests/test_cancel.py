@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
 from massive_sft.core.errors import ExitCode
+from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import KILL_MESSAGE, StopSignal, redeliver_lost_interrupts
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
@@ -373,6 +375,21 @@ def test_interrupt_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.Monkey
         time.sleep(5)
     Finalized(KeyError)
     assert told == [KeyError]
+
+
+def test_interrupt_that_an_import_swallows_is_not_lost() -> None:
+    before, went_on = signal.signal(signal.SIGINT, signal.default_int_handler), False
+    try:
+        with pytest.raises(KeyboardInterrupt), heavy_imports():
+            with suppress(BaseException):  # as of a module that tries another one
+                signal.raise_signal(signal.SIGINT)
+            went_on = True
+        assert went_on and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt), heavy_imports():
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it is raised at once where nothing swallows it")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_first_interrupt_ends_at_once_what_only_starts() -> None:

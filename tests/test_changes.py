@@ -83,6 +83,9 @@ def test_cells_that_another_sweep_finished_are_no_change_of_this_one(folder: Pat
     last = folder / "ledger" / "sweeps" / "small" / "plan.json"
     last.write_text(json.dumps(json.loads(last.read_text()) | {"asked": []}))
     assert find_changes(lacking)[-1] == "1 finished cell is scored again; nothing is trained for it"
+    item = next(item for item in lacking.base[0].unmet if item.is_benchmark)
+    last.write_text(json.dumps(json.loads(last.read_text()) | {"asked": [f"{item.id.partition(' ')[0]} 0123"]}))
+    assert find_changes(lacking)[0].startswith(f"{item.label}: file, data or version, or the tokens")
 
 
 def test_last_run_counts_and_a_damaged_memory_is_none(folder: Path) -> None:

@@ -328,8 +328,12 @@ def test_declared_tasks_that_are_wrong_are_all_named_with_close_choices(tmp_path
             {"group": "g", "task": [{"group": "h", "task": [{"task": "b", "metrics": []}]}]},
             "has the unknown key metrics in its entry b",
         ),
+        (
+            {"task": "a", "output_type": "multiple_choice", "doc_to_choice": ["{{A}}", "{{B}}"]},
+            "has choices that lm-eval takes as they are, '{{A}}': write \"{{[first, second]}}\" for columns",
+        ),
     ],
-    ids=["task", "group", "include", "nested"],
+    ids=["task", "group", "include", "nested", "choices"],
 )
 def test_key_that_lm_eval_would_stumble_over_is_named(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     path = tmp_path / "own.yaml"

@@ -20,7 +20,7 @@ from massive_sft.sweep.load import load_sweep
 
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's dashboard; else $RAY_ADDRESS if it is http, else http://127.0.0.1:8265."),
+    typer.Option(help="The cluster's dashboard; else $RAY_ADDRESS if it is http, else port 8265 of this machine."),
 ]
 
 

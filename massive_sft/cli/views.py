@@ -151,9 +151,8 @@ def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
     """
     counts = plan.statuses
     statuses = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
-    lines = [
-        f"{counted(len(plan.cells), 'cell')}: {statuses}; {sum(not cell.is_done for cell in plan.cells)} to do",
-    ]
+    to_do = sum(not cell.is_done for cell in plan.cells)
+    lines = [f"{counted(len(plan.cells), 'cell')}: {statuses}; {to_do} to do" if plan.cells else "no such cell"]
     if plan.runs:
         lines += _sharing_lines(plan)
     lines += _early_lines(plan)

@@ -142,6 +142,9 @@ def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
             )
         else:
             yield f"has the unknown key {key}{f' in {above}' if above else ''}{did_you_mean(key, sorted(_KEYS))}"
+    choices = config.get("doc_to_choice")
+    if isinstance(choices, list) and any("{{" in str(choice) for choice in choices):
+        yield f'has choices that lm-eval takes as they are, {choices[0]!r}: write "{{{{[first, second]}}}}" for columns'
     members = config.get("task")
     for member in members if isinstance(members, list) else []:
         if isinstance(member, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from massive_sft.core.fingerprint import flatten
@@ -14,6 +14,7 @@ from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
+from massive_sft.planning.requirements import Requirement
 from massive_sft.planning.retention import kept_cells
 from massive_sft.sweep.load import Sweep
 from massive_sft.sweep.semantics import (
@@ -62,21 +63,34 @@ def find_changes(plan: Plan) -> list[str]:
         )
     elif lines:
         lines.append(f"all {counted(len(cells), 'cell')} as before")
-    if again := _again(plan, frozenset(last.get("asked", ()))):
-        lines += (
-            [] if lines else ["what is asked: a benchmark's file, data or version, or the tokens that end an answer"]
-        )
+    asked = frozenset(last.get("asked", ()))
+    lacks = _lacks(plan, asked)
+    if again := _again(plan, lacks):
+        # Ids also hang on how all benchmarks are scored, which is said above where it changed.
+        is_told = any(place.startswith((_SEMANTICS, "evaluation.")) and place in before for place in places)
+        if changed := [] if is_told else _asked_otherwise(lacks, asked):
+            lines.append(f"{', '.join(changed)}: file, data or version, or the tokens that end an answer")
+        elif not lines:
+            lines.append("what is asked: a benchmark's file, data or version, or the tokens that end an answer")
         lines.append(again)
     return lines
 
 
-def _again(plan: Plan, before: Set[str]) -> str:
-    """Return what finished cells lack that was not asked ``before``; empty when nothing.
-
-    What was asked before as well, cells of another sweep lack.
-    """
+def _lacks(plan: Plan, before: Set[str]) -> list[list[Requirement]]:
+    """Return what each finished cell lacks that was not asked ``before``: of the rest, cells of another sweep do."""
     finished = [cell.unmet for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
-    lacks = [[item for item in unmet if item.id not in before] for unmet in finished]
+    return [[item for item in unmet if item.id not in before] for unmet in finished]
+
+
+def _asked_otherwise(lacks: Sequence[Sequence[Requirement]], before: Set[str]) -> list[str]:
+    """Return the benchmarks of the last run that are asked by another id now, which is of their content."""
+    names = {identity.partition(" ")[0] for identity in before}
+    found = (item for lack in lacks for item in lack if item.is_benchmark)
+    return list(dict.fromkeys(item.label for item in found if item.id.partition(" ")[0] in names))
+
+
+def _again(plan: Plan, lacks: Sequence[Sequence[Requirement]]) -> str:
+    """Return how many finished cells lack what; empty when none does."""
     scored = sum(any(item.is_benchmark for item in lack) for lack in lacks)
     measured = sum(any(item.measure is not None for item in lack) for lack in lacks)
     counts = ((scored, "scored"), (measured, "measured"))
