@@ -37,7 +37,7 @@ def heavy_imports() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Raise KeyboardInterrupt again at the end of a block that swallowed one, as modules that try imports may do.
+    """Raise KeyboardInterrupt at the end of a block that swallowed one, or made another error of it, as imports may do.
 
     Only where Python's own handler is there and can be replaced: on the main thread.
     """
@@ -54,6 +54,10 @@ def _interrupts_kept() -> Iterator[None]:
     signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
+    except Exception as error:
+        if caught:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if caught:
