@@ -265,6 +265,13 @@ def test_duration_is_the_training_up_to_the_epoch_and_the_cells_own_scoring(ledg
     assert (run.info.start_time, run.info.end_time) == (CREATED_MS - 600_500, CREATED_MS + 2750)
     parent, _ = runs_of(uri_of(ledger))
     assert parent.info.start_time == run.info.start_time
+    later = {"created": "2026-03-01T00:00:00+00:00", "finished": "2026-03-01T00:01:00+00:00"}
+    added = benchmark(0.5) | {"benchmark": "arc", "tasks": {"arc": {"acc,none": score(0.5)}}}
+    later["scores"] = {"aaaaaaaaaaaa": benchmark(0.25), "bbbbbbbbbbbb": added}
+    write(ledger, training=training, cost={"seconds": {"mmlu@0 abc": 2.25, "arc@0 def": 1.0, "load": 0.5}}, **later)
+    mirror(ledger, {cell: coordinates(2)})
+    again = child_of(ledger, cell)
+    assert (again.info.start_time, again.info.end_time) == (run.info.start_time, run.info.end_time + 1000)
 
 
 def test_experiment_opens_on_its_runs_with_columns_of_parameters_scores_and_gains(ledger):

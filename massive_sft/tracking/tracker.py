@@ -158,7 +158,8 @@ class Tracker:
         if run.mixture is not None and not (child.inputs and child.inputs.dataset_inputs):
             self._client.log_inputs(identity, datasets=[_dataset(run.mixture)])
         self._upload_what_is_taken(child, attach)
-        self._client.set_terminated(identity, run.status, run.end)
+        # A run's start cannot change: of a cell that was scored again the duration is its own, not the time between.
+        self._client.set_terminated(identity, run.status, child.info.start_time + run.end - run.start)
         self._show(run.main, [tag for tag in SEARCH_TAGS if tag in run.tags])
         # Last: it says that all of the above is there.
         done = {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
