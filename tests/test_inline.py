@@ -651,6 +651,8 @@ def test_invalidated_scores_are_made_again_without_training(copy: Path) -> None:
     responses = make_plan(load_sweep(path)).root / "cells" / before.cell / "responses"
     old = {file.stat().st_ino for file in responses.rglob("*.gz")}
     assert "1 cell is invalidated" in invalidate(path, "--where", "setting=lora and epoch=2", "--scores")
+    (remedy,) = find_remedies(make_plan(load_sweep(path)))
+    assert remedy == f"massive-sft run {path} fills what 1 cell lacks, since that was invalidated"
     _, result, kinds = run(path)
     assert TrainingStarted not in kinds
     assert [record.scores for record in result.records] == [before.scores]

@@ -21,7 +21,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import ASIDE
 from massive_sft.ledger.provenance import capture_provenance, redact
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import INVALIDATED, Record, Status
 from massive_sft.ledger.storage import Root
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan, RunPlan, perplexity_key
@@ -30,7 +30,6 @@ from massive_sft.running.recorder import now
 from massive_sft.sweep.cell import Coordinates
 
 OWNER = "massive-sft invalidate"
-INVALIDATED = "invalidated: "  # how such a record's error begins
 CELL_FILES = ("responses", "scores", "verdicts", "layers.parquet")
 TRAJECTORY_FILES = ("training", "snapshots", "resume", "kept", "attempts")
 
@@ -89,7 +88,7 @@ def find_invalidated(plan: Plan, ledger: Ledger, with_training: bool) -> Invalid
     trajectories = [run for run in wanted if _present(ledger.trajectory(run), TRAJECTORY_FILES)]
     beside = {entry.cell for entry in entries.values() if entry.trajectory in wanted} - named
     records = [record for cell in sorted(named | beside) if (record := ledger.read_record(cell)) is not None]
-    left = [record for record in records if record.trajectory in trajectories or not _is_invalid(record)]
+    left = [record for record in records if record.trajectory in trajectories or not record.is_invalidated]
     cells = {record.cell for record in left}
     runs = [run for run in plan.runs if any(cell.cell.id in cells for cell in run.cells)]
     return Invalidation(
@@ -99,10 +98,6 @@ def find_invalidated(plan: Plan, ledger: Ledger, with_training: bool) -> Invalid
         tuple({perplexity_key(run.trajectory.recipe): None for run in runs}),
         0 if with_training else sum(_has_no_snapshot(run, ledger) for run in runs),
     )
-
-
-def _is_invalid(record: Record) -> bool:
-    return record.status is Status.FAILED and (record.error or "").startswith(INVALIDATED)
 
 
 def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:

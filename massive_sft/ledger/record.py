@@ -29,6 +29,9 @@ from massive_sft.sweep.semantics import measure_id
 SCHEMA = 1
 
 
+INVALIDATED = "invalidated: "  # how the error of a record begins that says what was there is wrong
+
+
 class Status(StrEnum):
     """How far a cell is. WAITING and RUNNING are derived; the others are outcomes that a record states."""
 
@@ -192,6 +195,11 @@ class Record(BaseModel):
         numbers = {name: value.get("schema") if isinstance(value, dict) else 1 for name, value in self.measures.items()}
         measures = (measure_id(name, n if isinstance(n, int) else 1) for name, n in numbers.items())
         return tuple(sorted({*(item.asked for item in self.scores.values()), *measures}))
+
+    @property
+    def is_invalidated(self) -> bool:
+        """Whether it says that what was there is wrong: the next run makes it again."""
+        return self.status is Status.FAILED and (self.error or "").startswith(INVALIDATED)
 
     @model_validator(mode="after")
     def _status_matches_content(self) -> Record:

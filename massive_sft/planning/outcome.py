@@ -137,17 +137,21 @@ def find_remedies(plan: Plan, among: Collection[str] | None = None) -> list[str]
     gone = find_gone(plan) if items else frozenset()
     gone |= {cell for cell, found in reasons.items() if any(RETRAIN in why for why in found.values())}
     # What no run has tried yet lacks no remedy: the next run does it.
-    failed = {item.cell.id for item in items if item.status is Status.FAILED}
-    lacking = [cell for cell, found in reasons.items() if found or cell in failed or cell in gone]
+    failed = {item.cell.id: ledger.read_record(item.cell.id) for item in items if item.status is Status.FAILED}
+    again = {cell for cell, record in failed.items() if record and record.is_invalidated} - gone
+    lacking = [
+        cell for cell, found in reasons.items() if (found or cell in failed or cell in gone) and cell not in again
+    ]
     sentences = []
-    for cells, option, what in (
-        ([cell for cell in lacking if cell not in gone], [], "once its reason is gone"),
-        ([cell for cell in lacking if cell in gone], [RETRAIN], "by training again what was removed"),
+    for cells, verb, option, what in (
+        ([cell for cell in reasons if cell in again], "run", [], "since that was invalidated"),
+        ([cell for cell in lacking if cell not in gone], "retry", [], "once its reason is gone"),
+        ([cell for cell in lacking if cell in gone], "retry", [RETRAIN], "by training again what was removed"),
     ):
         if cells:
             where = [] if among is None else ["--where", f"cell={'|'.join(cells)}"]
             overlays = [part for overlay in plan.sweep.overlays for part in ("--overlay", _shown(overlay.path))]
-            command = shlex.join(["massive-sft", "retry", _shown(plan.sweep.path), *overlays, *option, *where])
+            command = shlex.join(["massive-sft", verb, _shown(plan.sweep.path), *overlays, *option, *where])
             lack = f"{counted(len(cells), 'cell')} lack{'s' if len(cells) == 1 else ''}"
             sentences.append(f"{command} fills what {lack}, {what}")
     return sentences

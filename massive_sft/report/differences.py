@@ -44,7 +44,8 @@ def _pairs(data: ReportData, frame: pd.DataFrame, key: str, caption: str, told: 
     label = {"setting": "setting_label", "data": "mixture_label"}[told]
     named = frame.assign(**{told: frame["about"], label: frame["about"]})
     means = tables.over_seeds(named)
-    return heat_table(key, caption, means, heat_labels(named), _columns(data, means))
+    labels = {**heat_labels(data.gains), **heat_labels(named)}  # which say whether epochs are told apart
+    return heat_table(key, caption, means, labels, _columns(data, means))
 
 
 def _mean(data: ReportData, axes: list[str], key: str, caption: str, names: Mapping[str, str]) -> Table | None:
