@@ -180,7 +180,7 @@ def test_cancelled_run_goes_on_and_ends_with_the_results_of_one_that_was_not(
     assert_true_statuses(path)
 
     run = Runner(path, "--ray")
-    run.until(lambda: scores(path))
+    run.until(lambda: trains(path) or scores(path))  # with enough left for the wish to arrive on a busy machine
     code, text = cancel(path)
     assert (code, "has ended" in text) == (0, True), text
     assert "massive-sft cancel: ending" in run.ended(10)
