@@ -17,7 +17,6 @@ from massive_sft.cli.progress import part_text
 from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger import scores_so_far
-from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
@@ -90,8 +89,7 @@ def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callab
     part = scores_so_far.read(ledger.cell(item.cell.id))
     if part is not None:
         return f"so far {part_text(part)}"
-    lease = read_lease(ledger.lease_of(ledger.cell_dir(item.cell.id)))
-    if run is None or (lease is not None and not lease.released):
+    if run is None or ledger.is_in_work(item.cell.id, None):
         return "is scored now"
     if is_trained:
         return "trained, not scored yet"

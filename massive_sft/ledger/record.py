@@ -27,8 +27,6 @@ from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
-
-
 INVALIDATED = "invalidated: "  # how the error of a record begins that says what was there is wrong
 
 

@@ -213,7 +213,11 @@ class Ledger(LedgerPaths):
         return {cell: state.status for cell, state in self.states(cells).items()}
 
     def is_in_work(self, cell: str, trajectory: str | None) -> bool:
-        """Return whether somebody trains or scores a cell now, one that has a record too: as of one that is RUNNING."""
+        """Return whether somebody trains or scores a cell now, one that has a record too: as of one that is RUNNING.
+
+        Args:
+            trajectory: its training's; None to ask whether somebody scores it alone.
+        """
         return self._is_live(self.cell_dir(cell)) or (
             trajectory is not None and self._is_live(self.trajectory_dir(trajectory))
         )

@@ -22,8 +22,8 @@ def report_folder(plan: Plan) -> Path:
 
 def source_of(plan: Plan) -> str:
     """Return the hash of what a report of this plan rests on: each cell's names, what is asked of it, its record."""
-    asked = {cell.cell.id: sorted(item.id for item in cell.requirements) for cell in plan.cells}
-    return fingerprint({cell.cell.id: [cell.record, cell.cell.coordinates, asked[cell.cell.id]] for cell in plan.cells})
+    cells = ((item.cell, item.record, sorted(asked.id for asked in item.requirements)) for item in plan.cells)
+    return fingerprint({cell.id: [record, cell.coordinates, asked] for cell, record, asked in cells})
 
 
 def is_current(plan: Plan) -> bool:
