@@ -25,6 +25,7 @@ from massive_sft.ledger.lease import Lease
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import with_work_in_hand
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.events import (
     BenchmarkProgressed,
@@ -124,14 +125,16 @@ def test_status_tells_what_is_done_with_a_running_cell(plan: Plan, tmp_path: Pat
 
     def told(status: Status = Status.RUNNING) -> list[str]:
         recorded = tuple(replace(cell, recorded=status) for cell in (first, second))
-        console.print(status_view(replace(plan, base=(), runs=(replace(run, cells=recorded),)), ledger))
+        shown_plan = replace(plan, base=(), runs=(replace(run, cells=recorded),))
+        console.print(status_view(with_work_in_hand(shown_plan, ledger), ledger))
         shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        return [line.partition(status)[2].strip() for line in shown if f"{status}  " in line][-2:]
+        return [line.partition("epoch")[2].split(maxsplit=1)[1].strip() for line in shown if " epoch " in line][-2:]
 
-    assert told() == ["is scored now", "its training starts"]
-    assert told(Status.FAILED) == ["is scored now", ""], "one that has a record, and is made again"
+    assert told() == ["RUNNING  is scored now", "RUNNING  its training starts"]
+    assert told(Status.FAILED) == ["RUNNING  is scored now", "FAILED"], "one that has a record, and is made again"
     lease.release()
-    assert told()[0] == "trained, not scored yet"
+    assert told() == ["RUNNING  trained, not scored yet", "RUNNING  its training starts"]
+    assert told(Status.FAILED) == ["FAILED", "FAILED"]
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])

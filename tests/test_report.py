@@ -320,7 +320,7 @@ def test_differences_show_methods_datasets_left_out_and_means(trained: list[str]
         texts = [[column["levels"][row[i]] for i, column in enumerate(columns[:3])] for row in rows]
         return {tuple(text): float(row[at][0].replace("−", "-")) for text, row in zip(texts, rows, strict=True)}
 
-    lora = shown("lora-full")["small", "all\N{NO-BREAK SPACE}200", "lora − full"]
+    lora = shown("lora-full")["small", "all[200]", "lora − full"]
     assert lora == pytest.approx(scores["small", "all", "lora"] - scores["small", "all", "full"], abs=0.051)
     left_out = shown("left-out")
     assert len(left_out) == 8

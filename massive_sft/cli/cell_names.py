@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from massive_sft.sweep.cell import mixture_label
+
 
 def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return cells' names with their models, as ``short_conditions``."""
@@ -26,7 +28,7 @@ def short_conditions(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     def name(cell: Mapping[str, Any]) -> str:
         if cell["method"] == "none":
             return "(base)"
-        parts = [cell["data"] if len(sizes) == 1 else f"{cell['data']}[{cell['size'] or 'all'}]", cell["setting"]]
+        parts = [cell["data"] if len(sizes) == 1 else mixture_label(cell["data"], cell["size"]), cell["setting"]]
         if len(schedules) > 1:
             parts.append(cell["schedule"] + ("" if cell["horizon"] is None else f"/{cell['horizon']}"))
         parts += [] if len(seeds) == 1 else [f"seed {cell['seed']}"]

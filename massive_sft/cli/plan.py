@@ -25,6 +25,7 @@ from massive_sft.judging.cost import judging_cost, judging_lines
 from massive_sft.planning.changes import find_changes
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
+from massive_sft.sweep.cell import mixture_label
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.training.layout import refused_layouts
 
@@ -88,9 +89,9 @@ def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, str], list[RunPlan]]:
     groups: dict[tuple[str, str], list[RunPlan]] = {}
     for run in runs:
         recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
-        size = "≈ all" if recipe.mixture.size is None else f"{recipe.mixture.size:,}"
+        mixture = mixture_label(recipe.mixture.name, recipe.mixture.size)
         schedule = recipe.schedule.label + (f"/{first.horizon}" if first.horizon else "")
-        words = (recipe.model_name, f"{recipe.mixture.name}[{size}]", recipe.setting_name, first.variant, schedule)
+        words = (recipe.model_name, mixture, recipe.setting_name, first.variant, schedule)
         groups.setdefault((" ".join(filter(None, words)), _ranges(run.trajectory.snapshots)), []).append(run)
     return groups
 

@@ -35,7 +35,7 @@ from massive_sft.running.events import (
     TrainingProgressed,
     TrainingStarted,
 )
-from massive_sft.suites.metrics import EARLY, headline, primary_metric, scale, split, unit
+from massive_sft.suites.metrics import EARLY, full_name, headline, primary_metric, scale, split, unit
 from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
     CheckpointFailed,
@@ -275,28 +275,29 @@ def part_text(part: PartScores) -> str:
     found = _headline(part.scores)
     if found is None:
         return ""
-    metric, score = found
+    key, score = found
+    metric, _ = split(key)
     low, high = score.interval or (math.nan, math.nan)
     half = scale(metric) * (high - low) / 2
     interval = f" ±{half:.1f}" if unit(metric) else f" ±{half:.2g}"
-    shown = _score_text(part.scores, metric, score) + (interval if score.interval else "")
+    shown = _score_text(part.scores, key, score) + (interval if score.interval else "")
     return f"{shown}, {part.answered:,} of {part.of:,}"
 
 
 def _headline(benchmark: BenchmarkScores) -> tuple[str, Score] | None:
-    """Return the metric that stands for a benchmark, and its score; None where it has no value."""
+    """Return the metric and filter that stand for a benchmark, and their score; None where it has no value."""
     for kind, name in sorted(headline(benchmark)):
         scores = (benchmark.groups if kind == "group" else benchmark.tasks)[name]
         key = primary_metric(scores)
         if key is not None and scores[key].value is not None:
-            return split(key)[0], scores[key]
+            return key, scores[key]
     return None
 
 
-def _score_text(benchmark: BenchmarkScores, metric: str, score: Score) -> str:
-    value = score.value or 0.0
+def _score_text(benchmark: BenchmarkScores, key: str, score: Score) -> str:
+    value, (metric, chosen_by) = score.value or 0.0, split(key)
     shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
-    return f"{benchmark.benchmark} {metric} {shown}"
+    return f"{benchmark.benchmark} {full_name(metric, chosen_by)} {shown}"
 
 
 def _duration(seconds: float) -> str:

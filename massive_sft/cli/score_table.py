@@ -11,13 +11,13 @@ from rich.text import Text
 from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.views import make_table
 from massive_sft.core.wording import counted
-from massive_sft.suites.metrics import EARLY, EARLY_NOTE, LOWER, LOWER_NOTE, scale, unit
+from massive_sft.suites.metrics import EARLY, EARLY_NOTE, LOWER, LOWER_NOTE, full_name, scale, unit
 
 if TYPE_CHECKING:
     from massive_sft.study.results import Results
 
-Column = tuple[str, str, bool | None]
-"""A benchmark's column, its metric, and whether higher is better."""
+Column = tuple[str, str, str, bool | None]
+"""A benchmark's column, its metric, the filter of that, and whether higher is better."""
 MAX_ROWS, MAX_COLUMNS = 30, 6
 GAP = "  "  # between columns
 UNSCORED = Text("—", style="dim")
@@ -35,7 +35,9 @@ def score_table(results: Results, cells: Collection[str], width: int) -> Group:
     order = {benchmark: index for index, benchmark in enumerate(results.asked)}
     firsts = to_rows(primary.drop_duplicates("column"))
     firsts.sort(key=lambda row: order.get(row["benchmark"], len(order)))
-    columns: list[Column] = [(row["column"], row["metric"], row["higher_is_better"]) for row in firsts]
+    columns: list[Column] = [
+        (row["column"], row["metric"], row["filter"], row["higher_is_better"]) for row in firsts
+    ]
     if not columns:
         return Group()
     shown = columns[:MAX_COLUMNS]
@@ -80,10 +82,11 @@ def _parts(
     yield part
 
 
-def _head(column: str, metric: str, higher_is_better: bool | None) -> str:
-    """Return two lines such as ``gsm8k-5shot`` and ``exact_match %``, with an arrow where lower is better."""
+def _head(column: str, metric: str, chosen_by: str, higher_is_better: bool | None) -> str:
+    """Return lines such as ``gsm8k-5shot``, ``exact_match %``, the filter if any; an arrow where lower is better."""
     arrow = LOWER if higher_is_better is False else ""
-    return f"{column}\n{' '.join(filter(None, (metric, unit(metric), arrow)))}"
+    filtered = full_name("", chosen_by).strip()
+    return "\n".join(filter(None, (column, " ".join(filter(None, (metric, unit(metric), arrow))), filtered)))
 
 
 def _texts(results: Results) -> dict[tuple[str, str], Text]:

@@ -20,7 +20,7 @@ from massive_sft.ledger import scores_so_far
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.outcome import explain, find_gone, find_remedies
+from massive_sft.planning.outcome import explain, find_gone, find_remedies, with_work_in_hand
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.study.imported import is_imported
@@ -33,13 +33,12 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
         import_table.print_status(file, where, as_json)
         return
     whole = load_plan(file, overlay)
-    selected = select_cells(whole, parse_where(where))
+    ledger = Ledger(whole.storage)
+    selected = with_work_in_hand(select_cells(whole, parse_where(where)), ledger)
     if as_json:
-        print_json(status_json(selected, Ledger(selected.storage)))
+        print_json(status_json(selected, ledger))
     else:
-        console().print(
-            status_view(selected, Ledger(selected.storage)), searches_view(whole), changes_view(find_changes(whole))
-        )
+        console().print(status_view(selected, ledger), searches_view(whole), changes_view(find_changes(whole)))
 
 
 def status_json(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
@@ -78,10 +77,9 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
 def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
     """Return how far a cell in work is: the score of the benchmark in hand, else what is done with it.
 
-    Of one that waits, that it is trained. One that is PARTIAL or FAILED may be in work again.
+    Of one that waits, that it is trained.
     """
-    is_again = item.status in (Status.PARTIAL, Status.FAILED)
-    if item.is_done or (is_again and not ledger.is_in_work(item.cell.id, run.trajectory.id if run else None)):
+    if item.status not in (Status.WAITING, Status.RUNNING):
         return ""
     is_trained = run is None or f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
     if item.status is Status.WAITING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from massive_sft.core.fingerprint import fingerprint
@@ -95,6 +96,20 @@ def find_reasons(item: CellPlan, ledger: Ledger) -> dict[str, str]:
         if found.keys() == left:
             break
     return found
+
+
+def with_work_in_hand(plan: Plan, ledger: Ledger) -> Plan:
+    """Return the plan with those PARTIAL and FAILED cells RUNNING that somebody trains or scores again now."""
+
+    def now(item: CellPlan, trajectory: str | None) -> CellPlan:
+        if item.status not in (Status.PARTIAL, Status.FAILED):
+            return item
+        is_trained = trajectory is not None and f"epoch-{item.cell.epoch}" in ledger.snapshots(trajectory)
+        is_running = ledger.is_in_work(item.cell.id, None if is_trained else trajectory)
+        return replace(item, recorded=Status.RUNNING) if is_running else item
+
+    runs = (replace(run, cells=tuple(now(cell, run.trajectory.id) for cell in run.cells)) for run in plan.runs)
+    return replace(plan, runs=tuple(runs), base=tuple(now(cell, None) for cell in plan.base))
 
 
 def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:

@@ -21,6 +21,11 @@ from massive_sft.sweep.setting import Variant
 from massive_sft.sweep.spec import Mixture, Part
 
 
+def mixture_label(name: str, size: int | None) -> str:
+    """Return what people call a mixture of so many samples, ``gsm8k[1000]``; ``gsm8k[all]`` where ``size`` is None."""
+    return f"{name}[{'all' if size is None else size}]"
+
+
 class Coordinates(NamedTuple):
     """What people read, group and join by. ``size``, ``horizon`` and ``seed`` are None where unknown or meaningless.
 
@@ -43,9 +48,8 @@ class Coordinates(NamedTuple):
         if self.method == "none":
             return f"{self.model} (base)"
         horizon = f"/{self.horizon}" if self.horizon is not None else ""
-        size = "all" if self.size is None else self.size
         variant = f" {self.variant}" if self.variant else ""
-        what = f"{self.model} {self.data}[{size}] {self.setting} {self.schedule}{horizon}"
+        what = f"{self.model} {mixture_label(self.data, self.size)} {self.setting} {self.schedule}{horizon}"
         seed = "" if self.seed is None else f" seed {self.seed}"
         return f"{what}{seed}{variant} epoch {self.epoch}"
 
