@@ -106,7 +106,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "no trainable token left": (setting(max_length=8), "trainable token"),
     "too long for the model": (lambda f: edited_model(f, max_position_embeddings=32), "positions"),
     "no such task file": (lambda _: {"evaluation": {"tasks": [{"path": "sweeep.yaml"}]}}, "evaluation.tasks[0].path: there is no such file (did you mean sweep.yaml?)"),
-    "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k'?)"),
+    "unknown task": (lambda _: {"evaluation": {"tasks": [{"name": "gsm9k"}]}}, "evaluation.tasks[0].name: must be a task or group that lm-eval knows, got 'gsm9k' (did you mean 'gsm8k' or "),
     "unknown suite": (lambda _: {"evaluation": {"suites": ["paper"]}}, "valid: paper_few_shot, paper_generated, paper_zero_shot"),
     "ZeRO-0 with bf16": (lambda f: setting(precision="bf16")(f) | {"resources": [{"zero": 0}]}, "resources"),
     "root is a file": (lambda f: {"storage": {"root": str(f / "sweep.yaml")}}, "sweep.yaml: storage.root: must be a folder that can be written"),

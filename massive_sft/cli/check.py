@@ -36,9 +36,10 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
         raise InvalidInput([] if as_json else problems)
     if not as_json:
         out.print(warnings_view(plan))
-        amounts = [counted(len(plan.todo), "training run"), counted(len(plan.cells), "cell"), *trials_left(plan)]
-        what = f"{', '.join(amounts[:-1])} and {amounts[-1]}"
-        out.print(Text.assemble(("ready", "green"), f": {what}, nothing stands in the way"), soft_wrap=True)
+        left = sum(not cell.is_done for cell in plan.cells)
+        cells = f"{counted(len(plan.todo), 'training run')} and {counted(left, 'cell')} to do"
+        what = ", ".join([cells if left else "nothing left to do", *trials_left(plan)])
+        out.print(Text.assemble(("ready", "green"), f": {what}; nothing stands in the way"), soft_wrap=True)
 
 
 def _layout_problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:

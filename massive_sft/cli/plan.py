@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,8 +84,11 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
     )
 
 
-def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, str], list[RunPlan]]:
-    """Group runs that differ only in their seed, by what people call them and the epochs of their snapshots."""
+def _alike(runs: Sequence[RunPlan]) -> dict[tuple[str, str], list[RunPlan]]:
+    """Group runs that differ only in their seed, by what people call them and the epochs of their snapshots.
+
+    Seeds are named where the plan has several.
+    """
     groups: dict[tuple[str, str], list[RunPlan]] = {}
     for run in runs:
         recipe, first = run.trajectory.recipe, run.trajectory.cells[0].coordinates
@@ -93,7 +96,13 @@ def _alike(runs: Iterable[RunPlan]) -> dict[tuple[str, str], list[RunPlan]]:
         schedule = recipe.schedule.label + (f"/{first.horizon}" if first.horizon else "")
         words = (recipe.model_name, mixture, recipe.setting_name, first.variant, schedule)
         groups.setdefault((" ".join(filter(None, words)), _ranges(run.trajectory.snapshots)), []).append(run)
-    return groups
+    has_several = len({run.trajectory.recipe.setting.seed for run in runs}) > 1
+    return {(f"{what}{_seeds(own) if has_several else ''}", epochs): own for (what, epochs), own in groups.items()}
+
+
+def _seeds(runs: Sequence[RunPlan]) -> str:
+    seeds = sorted({run.trajectory.recipe.setting.seed for run in runs})
+    return f" seed{'s' if len(seeds) > 1 else ''} {_ranges(tuple(seeds))}"
 
 
 def _cells(runs: Iterable[RunPlan]) -> int:
@@ -107,14 +116,14 @@ def _sum(runs: list[RunPlan], what: str) -> str:
     return f"{sum(value * run.trajectory.epochs for value, run in zip(values, runs, strict=True)):,}"
 
 
-def _ranges(epochs: tuple[int, ...]) -> str:
-    """Return ``1..3, 5`` for (1, 2, 3, 5)."""
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Return epochs, or seeds, as ``1..3, 5`` for (1, 2, 3, 5)."""
     parts: list[list[int]] = []
-    for epoch in epochs:
-        if parts and parts[-1][-1] == epoch - 1:
-            parts[-1].append(epoch)
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
         else:
-            parts.append([epoch])
+            parts.append([number])
     return ", ".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 

@@ -35,9 +35,7 @@ def score_table(results: Results, cells: Collection[str], width: int) -> Group:
     order = {benchmark: index for index, benchmark in enumerate(results.asked)}
     firsts = to_rows(primary.drop_duplicates("column"))
     firsts.sort(key=lambda row: order.get(row["benchmark"], len(order)))
-    columns: list[Column] = [
-        (row["column"], row["metric"], row["filter"], row["higher_is_better"]) for row in firsts
-    ]
+    columns: list[Column] = [(row["column"], row["metric"], row["filter"], row["higher_is_better"]) for row in firsts]
     if not columns:
         return Group()
     shown = columns[:MAX_COLUMNS]

@@ -94,7 +94,7 @@ def build_samples(
         except InvalidInput as error:
             problems += error.problems
     if not problems and not any(part.samples for part in kept):
-        problems.append(Problem(_place(mixture), "has no sample left; raise max_length or change truncation"))
+        problems.append(Problem(mixture_place(mixture), "has no sample left; raise max_length or change truncation"))
     if problems:
         raise InvalidInput(problems)
     return _joined(kept), Counts(parts=tuple(part.counts for part in kept), total=_total(mixture.name, kept))
@@ -140,14 +140,16 @@ class _Part:
         )
 
 
-def _place(mixture: spec.Mixture) -> str:
+def mixture_place(mixture: spec.Mixture) -> str:
+    """Return the place of what is wrong with a mixture."""
     return f"mixtures.{mixture.name}"
 
 
 def _build_part(part: spec.Part, mixture: spec.Mixture, setting: Setting, encoder: RowEncoder) -> _Part:
     dataset = f"datasets.{part.name}"
     loaded = load_rows(part.dataset, dataset)
-    place = f"{_place(mixture)}: {part.name}"
+    is_alone = [one.name for one in mixture.parts] == [mixture.name]
+    place = mixture_place(mixture) + ("" if is_alone else f": {part.name}")
     rows = loaded.at(draw(loaded.indices, part.count, mixture.sample_seed, part.max_repeats, place))
     built = _Part(part.name, rows, loaded.source_rows, len(loaded.rows))
     findings = Findings()

@@ -101,8 +101,10 @@ def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> l
             if reason:
                 found.append(Problem(f"{where}.path", reason, task.path))
         elif task.name not in _known().task_index:
-            names = difflib.get_close_matches(str(task.name), known_tasks(), n=CLOSEST, cutoff=0.5)
-            found.append(Problem(f"{where}.name", "must be a task or group that lm-eval knows", task.name, names))
+            near = difflib.get_close_matches(str(task.name), known_tasks(), n=CLOSEST, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+            rule = "must be a task or group that lm-eval knows"
+            found.append(Problem(f"{where}.name", rule, task.name, hint=hint))
         elif reason := _keys_problem(_known().task_index[str(task.name)].cfg or {}):
             found.append(Problem(f"{where}.name", reason, task.name))
     return found

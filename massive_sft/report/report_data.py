@@ -200,7 +200,7 @@ def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, S
 
 
 def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
-    """Add ``mixture_label`` (``gsm8k[1000]``) and ``setting_label`` (name, variant; the schedule with ``schedules``)."""
+    """Add ``mixture_label`` (``gsm8k[1000]``), ``setting_label`` (name, variant; the schedule with ``schedules``)."""
     mixture = frame["data"].str.cat("[" + frame["size"].astype("string").fillna("all") + "]")
     schedule = frame["schedule"].str.cat(frame["horizon"].astype("string").radd("/").fillna(""))
     setting = frame["setting"].str.cat(" " + schedule) if schedules else frame["setting"]

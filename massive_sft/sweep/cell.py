@@ -14,6 +14,7 @@ from massive_sft.sweep.content import Contents
 from massive_sft.sweep.exclude import Exclude
 from massive_sft.sweep.identity import schedule_content, setting_content
 from massive_sft.sweep.load import Sweep
+from massive_sft.sweep.mixture import declared_at
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import Dataset, Model, Schedule, Setting
 from massive_sft.sweep.semantics import TRAIN_SEMANTICS
@@ -292,7 +293,7 @@ class CellMaker:
 
     def _refuse_equal_rows(self, mixture: Mixture, part: str, earlier: str) -> None:
         """Two names of one dataset would put the same rows into a mixture twice, past ``max_repeats``."""
-        place = self.sweep.place(f"mixtures.{mixture.name}")
+        place = self.sweep.place(declared_at(mixture, self.sweep.mixtures))
         rule = f"takes the same rows twice, as {earlier} and as {part}; use weights with max_repeats for that"
         self.problems.setdefault(f"{place} {earlier} {part}", Problem(place, rule))
 

@@ -39,6 +39,13 @@ def expand_mixtures(mixtures: Mixtures, datasets: Mapping[str, Dataset], place: 
     return expander.groups, expander.problems
 
 
+def declared_at(mixture: Mixture, groups: Groups) -> str:
+    """Return where a sweep file declares a mixture: ``mixtures.all``; ``mixtures.single: own`` of one of several."""
+    alike = [(entry, one) for entry, group in groups.items() for one in group if one.name == mixture.name]
+    entry = next((entry for entry, one in alike if one.size == mixture.size), alike[0][0] if alike else mixture.name)
+    return f"mixtures.{entry}" + (f": {mixture.name}" if entry != mixture.name else "")
+
+
 class _Expander:
     def __init__(self, entries: Mapping[str, MixtureEntry], datasets: Mapping[str, Dataset], seed: int, place: str):
         self.entries, self.datasets, self.seed, self.place = entries, datasets, seed, place

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.data import cautions
-from massive_sft.data.mixture import PartCounts
+from massive_sft.data.mixture import PartCounts, mixture_place
 from massive_sft.data.render import TEMPLATE
 from massive_sft.measures.texts import read_texts
 from massive_sft.models.tokenizer import token_problems
@@ -17,6 +17,7 @@ from massive_sft.running.check.models import Models, UsableModel
 from massive_sft.running.check.training_sets import Outcome
 from massive_sft.running.token_process import TokenisedSet
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.mixture import declared_at
 from massive_sft.sweep.schema import TextSet
 from massive_sft.sweep.template import CHAT
 
@@ -69,7 +70,7 @@ def data_problems(
         if isinstance(outcome, InvalidInput):
             yield from (_placed(plan, recipe, item) for item in outcome.problems)
         elif isinstance(outcome, MassiveSFTError):
-            yield Problem(plan.sweep.place(f"mixtures.{recipe.mixture.name}"), str(outcome))
+            yield Problem(_mixture_place(plan, recipe), str(outcome))
         else:
             yield from _unfit(plan, recipe, outcome, models.usable[recipe.model])
             written = str(recipe.setting.template), recipe.model_name
@@ -91,7 +92,14 @@ def _placed(plan: Plan, recipe: Recipe, problem: Problem) -> Problem:
     """Return a problem of a training set with its place in the sweep file."""
     if problem.place == TEMPLATE:
         return replace(problem, place=_place(plan, recipe, TEMPLATE), rule=f"{recipe.model_name}: {problem.rule}")
+    own = mixture_place(recipe.mixture)
+    if problem.place.startswith(own):
+        return replace(problem, place=_mixture_place(plan, recipe) + problem.place.removeprefix(own))
     return replace(problem, place=plan.sweep.place(problem.place))
+
+
+def _mixture_place(plan: Plan, recipe: Recipe) -> str:
+    return plan.sweep.place(declared_at(recipe.mixture, plan.sweep.mixtures))
 
 
 def _place(plan: Plan, recipe: Recipe, field: str) -> str:
