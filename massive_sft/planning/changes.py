@@ -51,7 +51,8 @@ def find_changes(plan: Plan) -> list[str]:
         return []
     before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down
     places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
-    lines = list(dict.fromkeys(_line(place, before, now) for place in places))
+    written = flatten(plan.sweep.file.model_dump(mode="json", by_alias=True, exclude_unset=True)).keys()
+    lines = list(dict.fromkeys(_line(place, before, now, written) for place in places))
     known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
     has_grown = bool(plan.sweep.points) and known <= cells  # by what its searches decided since, which is no change
     if known != cells and (lines or not has_grown):
@@ -129,8 +130,11 @@ def _said(place: str, content: Mapping[str, Any]) -> Any:
     return None if value in ([], {}) else value
 
 
-def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return what to say of a place; the same line for all places of an entry that is new, or no longer there."""
+def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any], written: Set[str]) -> str:
+    """Return what to say of a place; the same line for all places of an entry that is new, or no longer there.
+
+    Of a new entry what the file says, ``written``, and not the defaults.
+    """
     if place.startswith(_SEMANTICS) and place in new:
         name = place.removeprefix(_SEMANTICS)
         return f"{name} of this massive-sft gives other results (semantics {old[place]} -> {new[place]})"
@@ -138,9 +142,23 @@ def _line(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         return f"{place}: {_text(new[place])}, was {_text(old[place])}"
     here, there, change = (new, old, "new") if place in new else (old, new, "no longer there, was")
     entry = _entry(place, there)
-    inside = (f"{known[len(entry) :].lstrip('.')} {_text(here[known])}" for known in here if _is_within(known, entry))
-    content = _text(here[entry]) if entry in here else ", ".join(text for text in inside if not text.endswith(" null"))
+    inside = {known[len(entry) :].lstrip("."): here[known] for known in here if _is_within(known, entry)}
+    said = {name: value for name, value in inside.items() if here is old or _is_said(entry, name, written)}
+    content = _text(here[entry]) if entry in here else _listed(said or inside)
     return f"{entry}: {change}{' ' if there is new else ', '}{content}"
+
+
+def _is_said(entry: str, name: str, written: Set[str]) -> bool:
+    return f"{entry}.{name}" in written or f"{entry}{name}" in written
+
+
+def _listed(inside: Mapping[str, Any]) -> str:
+    """Return values by name, those of a list beside each other; nothing of what is not given."""
+    by_name: dict[str, list[str]] = {}
+    for name, value in inside.items():
+        if value is not None:
+            by_name.setdefault(re.sub(r"\[\d+\]$", "", name), []).append(_text(value))
+    return "; ".join(f"{name} {', '.join(values)}".lstrip() for name, values in by_name.items())
 
 
 def _entry(place: str, absent_from: Mapping[str, Any]) -> str:
