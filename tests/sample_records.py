@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
@@ -172,3 +174,10 @@ def write_records(plan: Plan, change: Callable[[Record], Record | None] = lambda
 def note_report(plan: Plan) -> None:
     """Have the sweep's report be there, as if made of what the plan has."""
     write_bytes(report_folder(plan) / PAGE, f'<meta name="{META}" content="{source_of(plan)}">'.encode())
+
+
+def bonett_price(learnt: int, lost: int, questions: int) -> tuple[float, float]:
+    """The 95 % interval of a gain in answers that are right or wrong: Bonett and Price, 2012."""
+    first, second = (learnt + 1) / (questions + 2), (lost + 1) / (questions + 2)
+    half = NormalDist().inv_cdf(0.975) * math.sqrt((first + second - (first - second) ** 2) / (questions + 2))
+    return max(first - second - half, -1.0), min(first - second + half, 1.0)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from calling import call
 from rich.console import Console
-from sample_records import benchmark, plan_of, score, sweep_file, write_records
+from sample_records import benchmark, bonett_price, plan_of, score, sweep_file, write_records
 from scipy import stats
 
 import massive_sft as ms
@@ -139,10 +139,10 @@ def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> N
         file.parent.mkdir(parents=True)
         pd.DataFrame(rows).to_parquet(file)
     ranking = ms.load(path).best("quiz").query("model == 'small'").reset_index(drop=True)
-    apart = stats.ttest_rel(worse, better).confidence_interval(0.95)
-    same = ranking.loc[1]  # the same answers, which tells nothing of the spread: both scores' own intervals
-    assert same["tied"] and same["difference"] == 0 and same["difference_high"] == pytest.approx(math.hypot(0.1, 0.1))
-    assert ranking.loc[2:, "difference_high"].tolist() == pytest.approx([apart.high] * 7)
+    same = ranking.loc[1]
+    assert same["tied"] and same["difference"] == 0
+    assert same["difference_high"] == pytest.approx(bonett_price(0, 0, 100)[1])
+    assert ranking.loc[2:, "difference_high"].tolist() == pytest.approx([bonett_price(0, 10, 100)[1]] * 7)
     assert not ranking.loc[2:, "tied"].any()
 
 

@@ -82,7 +82,7 @@ def test_cells_that_another_sweep_finished_are_no_change_of_this_one(folder: Pat
     assert find_changes(lacking) == []
     last = folder / "ledger" / "sweeps" / "small" / "plan.json"
     last.write_text(json.dumps(json.loads(last.read_text()) | {"asked": []}))
-    assert find_changes(lacking)[-1] == "1 finished cell is scored again; nothing is trained for it"
+    assert find_changes(lacking)[-1].startswith("1 finished cell is scored (facts_mc-0shot")
     item = next(item for item in lacking.base[0].unmet if item.is_benchmark)
     last.write_text(json.dumps(json.loads(last.read_text()) | {"asked": [f"{item.id.partition(' ')[0]} 0123"]}))
     assert find_changes(lacking)[0].startswith(f"{item.label}: file, data or version, or the tokens")
@@ -127,7 +127,8 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     assert lines[1:] == [
         "token_length of this massive-sft gives other results (semantics 1 -> 3)",
         "all 5 cells as before",
-        "5 finished cells are scored again and 4 finished cells are measured again; nothing is trained for it",
+        "5 finished cells are scored again (facts_mc-0shot, facts_gen-0shot) and 4 finished cells are measured again "
+        "(token_length); nothing is trained for it",
     ]
     for snapshot in (folder / "ledger").glob("trajectories/*/snapshots/epoch-2"):
         snapshot.rmdir()

@@ -25,6 +25,8 @@ from massive_sft.sweep.semantics import (
     TRAIN_SEMANTICS,
 )
 
+NAMED = 3  # benchmarks or measures in one line
+
 
 def save_last_plan(plan: Plan, ledger: Ledger) -> None:
     """Keep what a sweep means now as ``sweeps/<name>/plan.json``: its file with every default, its cells.
@@ -66,7 +68,7 @@ def find_changes(plan: Plan) -> list[str]:
         lines.append(f"all {counted(len(cells), 'cell')} as before")
     asked = frozenset(last.get("asked", ()))
     lacks = _lacks(plan, asked)
-    if again := _again(plan, lacks):
+    if again := _again(plan, lacks, asked):
         # Ids also hang on how all benchmarks are scored, which is said above where it changed.
         is_told = any(place.startswith((_SEMANTICS, "evaluation.")) and place in before for place in places)
         if changed := [] if is_told else _asked_otherwise(lacks, asked):
@@ -85,17 +87,26 @@ def _lacks(plan: Plan, before: Set[str]) -> list[list[Requirement]]:
 
 def _asked_otherwise(lacks: Sequence[Sequence[Requirement]], before: Set[str]) -> list[str]:
     """Return the benchmarks of the last run that are asked by another id now, which is of their content."""
-    names = {identity.partition(" ")[0] for identity in before}
+    names = set(map(_name, before))
     found = (item for lack in lacks for item in lack if item.is_benchmark)
-    return list(dict.fromkeys(item.label for item in found if item.id.partition(" ")[0] in names))
+    return list(dict.fromkeys(item.label for item in found if _name(item.id) in names))
 
 
-def _again(plan: Plan, lacks: Sequence[Sequence[Requirement]]) -> str:
-    """Return how many finished cells lack what; empty when none does."""
-    scored = sum(any(item.is_benchmark for item in lack) for lack in lacks)
-    measured = sum(any(item.measure is not None for item in lack) for lack in lacks)
-    counts = ((scored, "scored"), (measured, "measured"))
-    parts = [f"{_cells(count)} {done} again" for count, done in counts if count]
+def _name(identity: str) -> str:
+    """Return what is asked, without how it is: of a benchmark's id or a measure's."""
+    return re.split(r"[ /]", identity, maxsplit=1)[0]
+
+
+def _again(plan: Plan, lacks: Sequence[Sequence[Requirement]], before: Set[str]) -> str:
+    """Return how many finished cells lack what, and whether it was asked ``before``; empty when none lacks any."""
+    names, parts = set(map(_name, before)), []
+    for done, is_benchmark in (("scored", True), ("measured", False)):
+        found = [[item for item in lack if item.is_benchmark is is_benchmark] for lack in lacks]
+        labels = list(dict.fromkeys(item.label for items in found for item in items))
+        if labels:
+            again = " again" if any(_name(item.id) in names for items in found for item in items) else ""
+            more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+            parts.append(f"{_cells(sum(map(bool, found)))} {done}{again} ({', '.join(labels[:NAMED])}{more})")
     if not parts:
         return ""
     gone = sum(run.needs_retraining for run in plan.runs)

@@ -28,10 +28,11 @@ def differences_section(data: ReportData) -> Section | None:
         "At the last epoch that both of a difference have, in the colours of the gains. LoRA and full tuning are "
         "compared where model, mixture, schedule and seed are the same; what a dataset gives to a mixture is the "
         "score with it less the score without it. The 95 % interval is of the differences on the same questions where "
-        "the ledger has them, and Student's t over the seeds where there are several. Means are plain ones of the "
-        "gains of runs that share all else, at the last epoch that most of them have; their interval, Student's t, "
-        "takes the models or mixtures for a sample of those that could have been. None is narrower than the single "
-        "intervals on average: all runs answered the same questions, and their chance is in each of them.",
+        "the ledger has them, and Student's t over the seeds where there are several. Means take each model, or "
+        "mixture, once, by the mean over its seeds, of runs that share all else, at the last epoch that most have; "
+        "their interval, Student's t, takes the models or mixtures for a sample of those that could have been. None is "
+        "narrower than the single intervals on average: all runs answered the same questions, and their chance is in "
+        "each of them.",
     ]
     notes += early_notes(data.gains)
     return Section("differences", "Differences", notes, shown) if shown else None

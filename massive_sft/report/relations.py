@@ -170,7 +170,8 @@ def summary(row: dict[str, Any]) -> str:
         return f"n = {row['n']}: {row['note']}"
     pearson = f"r = {format_number(row['pearson'], 2)} ({_bounds(row, 'pearson')})"
     text = f"n = {row['n']}, {pearson}\nρ = {format_number(row['spearman'], 2)} ({_bounds(row, 'spearman')})"
-    left_out = f": r = {_without_one(row)} without one" if correlate.HANGS in row["note"] else ""
+    is_told = correlate.HANGS in row["note"] and correlate.LONE not in row["note"]
+    left_out = f": r = {_without_one(row)} without one" if is_told else ""
     return f"{text}\n{row['note']}{left_out}" if row["note"] else text
 
 

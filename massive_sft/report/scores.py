@@ -22,7 +22,7 @@ from massive_sft.report.heat_table import ROW, count_comparisons, heat_labels, h
 from massive_sft.report.html_table import Column, of_texts
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.study import tables
-from massive_sft.study.frames import BASE, COORDINATES, grouped, last_epochs, to_rows
+from massive_sft.study.frames import BASE, CONDITION, COORDINATES, grouped, last_epochs, to_rows
 from massive_sft.suites import metrics
 
 
@@ -80,12 +80,13 @@ class LineStyles:
 
 def heatmap_section(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × mixture × benchmark."""
-    cells = last_epochs(data.planned)
+    last = last_epochs(data.planned)[CONDITION].drop_duplicates()
+    cells = data.planned.merge(last, on=CONDITION)  # a seed that went on has its earlier epoch beside the others'
     means = tables.over_seeds(_complete(data, cells))
     columns = [column for column in data.columns if column in set(means["column"])]
     table = heat_table("gains", "Gains over the base model", means, heat_labels(cells), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
-    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch"
+    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch, of all seeds that have it"
     arrow = f" ({metrics.LOWER_NOTE})" if any(metrics.LOWER in column.note for column in table.columns) else ""
     notes = [
         f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
@@ -137,8 +138,8 @@ def scores_section(data: ScoreData) -> Section:
     notes = [
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
         "method for bits per byte), n questions, and its gain. The gain's interval is of the differences on the same "
-        "questions where every question's value is in the ledger (how: paired); elsewhere, or where no answer "
-        "changed, it combines both scores' intervals as if they were independent and is rather too wide. Fractions "
+        "questions where every question's value is in the ledger (how: paired); elsewhere it "
+        "combines both scores' intervals as if they were independent and is rather too wide. Fractions "
         "are in percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
         *early_notes(every),
     ]

@@ -19,6 +19,7 @@ MIN_PAIRS = 4
 MAX_EXACT = 7
 OVERALL = "overall"
 HANGS, TWO, MIXED = "hangs on one point", "only two values", "methods mixed"
+LONE = f"{HANGS}: nothing varies without it"
 LEVEL = 0.05
 _Z = float(stats.norm.ppf(0.975))
 
@@ -49,9 +50,9 @@ class Correlation:
 def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | np.ndarray | pd.Series) -> Correlation:
     """Correlate the pairs of which both are finite.
 
-    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, ``hangs on one
-    point`` where without some pair one side does not vary, or a significant r is less than half, and ``only two
-    values`` where one side has no more: as many pairs as there are then say one thing.
+    ``note`` is ``too few`` with fewer than four pairs, ``constant`` where one side does not vary, ``LONE``
+    where without some pair one side does not vary, ``hangs on one point`` where without some pair a significant r is
+    less than half, and ``only two values`` where one side has no more: as many pairs as there are then say one thing.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     both = np.isfinite(first) & np.isfinite(second)
@@ -72,7 +73,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
         rho,
         *((math.nan, math.nan) if _is_perfect(rho) else _fisher(rho, math.sqrt((1 + rho * rho / 2) / (n - 3)))),
         float(spearman.pvalue) if n > MAX_EXACT else _exact_p(first, second),
-        HANGS if _hangs_on_one(r, float(pearson.pvalue), left_out) else TWO if _two(first) or _two(second) else "",
+        _note(first, second, r, float(pearson.pvalue), left_out),
         float(np.nanmin(left_out)) if np.isfinite(left_out).any() else math.nan,
         float(np.nanmax(left_out)) if np.isfinite(left_out).any() else math.nan,
     )
@@ -108,11 +109,13 @@ def _left_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(varies, np.clip(r, -1, 1), math.nan)
 
 
-def _hangs_on_one(r: float, p: float, left_out: np.ndarray) -> bool:
+def _note(x: np.ndarray, y: np.ndarray, r: float, p: float, left_out: np.ndarray) -> str:
     if not np.isfinite(left_out).all():
-        return True
+        return LONE
     weakest = float((left_out * math.copysign(1, r)).min())
-    return p < LEVEL and weakest < abs(r) / 2
+    if p < LEVEL and weakest < abs(r) / 2:
+        return HANGS
+    return TWO if _two(x) or _two(y) else ""
 
 
 def _two(values: np.ndarray) -> bool:

@@ -126,19 +126,25 @@ def compare(first: Samples, second: Samples, scores: tuple[float, float]) -> Pai
 
 def _mcnemar(first: Samples, second: Samples) -> McNemar | None:
     """Return the exact test of two cells' values of the same questions; None where one is neither 0 nor 1."""
-    if not all(np.isin(side.values, (0.0, 1.0)).all() and (side.weights == 1.0).all() for side in (first, second)):
+    if not (_is_right_or_wrong(first) and _is_right_or_wrong(second)):
         return None
-    lost, learnt = (int((one.values > other.values).sum()) for one, other in ((first, second), (second, first)))
+    lost, learnt = int((first.values > second.values).sum()), int((second.values > first.values).sum())
     changed = lost + learnt
     return McNemar(lost, learnt, float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0)
+
+
+def _is_right_or_wrong(samples: Samples) -> bool:
+    """Whether every value is 0 or 1, and all count alike."""
+    return bool(np.isin(samples.values, (0.0, 1.0)).all() and (samples.weights == 1.0).all())
 
 
 def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the second score less the first, from the differences on the same questions.
 
-    Student's t on the differences of a mean; of a ratio of sums (bits per byte) on the linearised differences.
-    None where the questions are not the same, where the scores are no fixed multiple of these values' ratio (an F1, a
-    perplexity), or where no answer changed, or all alike, from which no spread can be estimated.
+    Of answers that are right or wrong Bonett and Price's (``_of_changes``). Else Student's t on the differences of a
+    mean; of a ratio of sums (bits per byte) on the linearised differences. None where the questions are not the same,
+    where the scores are no fixed multiple of these values' ratio (an F1, a perplexity), or where no value that is more
+    than right or wrong changed, or all alike, from which no spread can be estimated.
     """
     same = first.documents == second.documents and np.array_equal(first.weights, second.weights)
     if not same or len(first.values) < 2:
@@ -146,6 +152,9 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     scale = _common_scale(first, second, scores)
     if scale is None:
         return None
+    if _is_right_or_wrong(first) and _is_right_or_wrong(second):
+        low, high = sorted(scale * end for end in _of_changes(second.values - first.values))
+        return low, high
     n = len(first.values)
     difference = second.ratio - first.ratio
     residuals = second.values - first.values - difference * first.weights
@@ -154,6 +163,22 @@ def paired_interval(first: Samples, second: Samples, scores: tuple[float, float]
     spread = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(first.weights.sum())
     half = abs(scale) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
     return scores[1] - scores[0] - half, scores[1] - scores[0] + half
+
+
+def _of_changes(changes: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of changes, -1, 0 or 1 each, also where few answers changed, or none.
+
+    Wald's with one question more that was learnt and one that was lost (Bonett and Price 2012, J. Educ. Behav. Stat.
+    37(4)). Student's t holds 95 % of the truth only where many changed: of 10 questions that a tenth change 51 %.
+
+    Args:
+        changes: float64, shape (questions,).
+    """
+    n = len(changes) + 2
+    learnt, lost = (int((changes > 0).sum()) + 1) / n, (int((changes < 0).sum()) + 1) / n
+    mean = learnt - lost
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((learnt + lost - mean * mean) / n)
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def early_interval(base: Samples, early: Samples, gain: float) -> tuple[float, float] | None:
