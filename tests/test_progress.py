@@ -16,7 +16,8 @@ from commands import end, start
 from rich.console import Console
 from small_sweep import small_sweep
 
-from massive_sft.cli.progress import RunProgress, headline_text, run_event_line
+from massive_sft.cli.event_lines import headline_text, run_event_line
+from massive_sft.cli.progress import RunProgress
 from massive_sft.cli.status import status_view
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.time_left import GUESS_PRIOR_S, GUESS_S, PRIOR_S, TimeLeft

@@ -301,6 +301,19 @@ def test_epochs_of_a_run_stand_together_in_order_wherever_blocks_name_them(tmp_p
         assert rows.index.tolist() == list(range(rows.index[0], rows.index[0] + 4))
 
 
+def test_seeds_stand_beside_each_other_at_an_epoch_beyond_which_one_of_them_went_on(tmp_path: Path) -> None:
+    block = {"model": "small", "mixture": "first", "setting": "lora", "schedule": "constant", "horizon": 3}
+    blocks = [
+        block | {"name": "A", "snapshots": [2, 3]},
+        block | {"name": "B", "snapshots": [2], "override": {"seed": [1, 2]}},
+    ]
+    plan = plan_of(sweep_file(tmp_path, blocks=blocks))
+    write_records(plan)
+    columns, rows = (report(plan, tmp_path / "out").rows("gains")[name] for name in ("columns", "rows"))
+    at = [column["label"] for column in columns].index("seeds")
+    assert sorted((columns[3]["levels"][row[3]], row[at]) for row in rows) == [("2", "3 of 3"), ("3", "1 of 1")]
+
+
 @pytest.mark.parametrize(("trained", "without"), [(["all", "rest"], "rest-second"), (["one", "all", "rest"], "first")])
 def test_differences_show_methods_datasets_left_out_and_means(trained: list[str], without: str, tmp_path: Path) -> None:
     """All less the second dataset is the first; where that is trained under its own name, it is the one to compare."""

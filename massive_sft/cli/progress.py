@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -17,17 +16,16 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from massive_sft.cli.views import STYLES, print_line
+from massive_sft.cli.event_lines import headline_text, part_text, run_event_line
+from massive_sft.cli.views import print_line
 from massive_sft.cost.estimate import runs_to_train
 from massive_sft.cost.time_left import TimeLeft
-from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
-from massive_sft.ledger.scores_so_far import PartScores
+from massive_sft.ledger.record import Record, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.running.events import (
     BenchmarkProgressed,
     BenchmarkScored,
     CellRecorded,
-    CellSkipped,
     Decided,
     RunEvent,
     ScoringStarted,
@@ -35,19 +33,12 @@ from massive_sft.running.events import (
     TrainingProgressed,
     TrainingStarted,
 )
-from massive_sft.suites.metrics import EARLY, full_name, headline, primary_metric, scale, split, unit
-from massive_sft.sweep.trajectory import Trajectory
 from massive_sft.training.events import (
-    CheckpointFailed,
     Event,
-    Resumed,
-    SnapshotWritten,
-    StartedOver,
     StepDone,
 )
 
 PAUSE_S = 2.0  # seconds without a step, beside three of its longest, after which a training is doing something else
-TOLD = 4  # scores of a cell on its line
 STEPS = 20  # of a training, over which its speed is counted
 
 
@@ -100,6 +91,7 @@ class RunProgress:
     def __init__(self, plan: Plan, console: Console, retrain: bool = False):
         self._runs = {run.trajectory.id: run for run in runs_to_train(plan, retrain)}
         self._training: dict[str, _Training] = {}
+        self._begun: set[str] = set()
         self._trained: set[str] = set()
         self._scoring: set[str] = set()
         self._last_score = ""
@@ -109,7 +101,8 @@ class RunProgress:
         self._is_shown = console.is_terminal
         self._left = TimeLeft.of(plan, retrain) if self._is_shown else TimeLeft({}, {})
         self._bar = _Rows(self.clock, console)
-        self._trainings = self._bar.add_task("trained", total=len(self._runs), done=0, detail="")
+        has_runs = bool(self._runs)  # a search's come later
+        self._trainings = self._bar.add_task("trained", total=len(self._runs), done=0, detail="", visible=has_runs)
         self._to_score = sum(not cell.is_done for cell in plan.cells)
         self._cells = self._bar.add_task("scored", total=self._to_score, done=0, detail="")
 
@@ -137,6 +130,9 @@ class RunProgress:
             case Decided():
                 self._note_decision(event.plan)
         line = run_event_line(event)
+        if isinstance(event, TrainingStarted):
+            line.append(" (again)" if event.trajectory.id in self._begun else "")
+            self._begun.add(event.trajectory.id)
         if line:
             print_line(self._bar.console, line)
         self._show()
@@ -145,7 +141,7 @@ class RunProgress:
         """More is to be done than was known."""
         more = {run.trajectory.id: run for run in plan.todo if run.trajectory.id not in self._runs}
         self._runs |= more
-        self._bar.update(self._trainings, total=len(self._runs))
+        self._bar.update(self._trainings, total=len(self._runs), visible=bool(self._runs))
         self._to_score += sum(not cell.is_done for run in more.values() for cell in run.cells)
         self._bar.update(self._cells, total=self._to_score)
         if self._is_shown:
@@ -264,88 +260,5 @@ class _Training:
         return sum(tokens for tokens, _ in self._steps) / max(1e-9, sum(seconds for _, seconds in self._steps))
 
 
-def headline_text(benchmark: BenchmarkScores) -> str:
-    """Return a benchmark's score as people read it, such as ``gsm8k-5shot exact_match 41.2 %``; empty without one."""
-    found = _headline(benchmark)
-    return "" if found is None else f"{_score_text(benchmark, *found)}" + (f" {EARLY}" if benchmark.early else "")
-
-
-def part_text(part: PartScores) -> str:
-    """Return what is scored so far, such as ``gsm8k-5shot exact_match 41.2 % ±2.7, 256 of 1,319``; empty without it."""
-    found = _headline(part.scores)
-    if found is None:
-        return ""
-    key, score = found
-    metric, _ = split(key)
-    low, high = score.interval or (math.nan, math.nan)
-    half = scale(metric) * (high - low) / 2
-    interval = f" ±{half:.1f}" if unit(metric) else f" ±{half:.2g}"
-    shown = _score_text(part.scores, key, score) + (interval if score.interval else "")
-    return f"{shown}, {part.answered:,} of {part.of:,}"
-
-
-def _headline(benchmark: BenchmarkScores) -> tuple[str, Score] | None:
-    """Return the metric and filter that stand for a benchmark, and their score; None where it has no value."""
-    for kind, name in sorted(headline(benchmark)):
-        scores = (benchmark.groups if kind == "group" else benchmark.tasks)[name]
-        key = primary_metric(scores)
-        if key is not None and scores[key].value is not None:
-            return key, scores[key]
-    return None
-
-
-def _score_text(benchmark: BenchmarkScores, key: str, score: Score) -> str:
-    value, (metric, chosen_by) = score.value or 0.0, split(key)
-    shown = f"{scale(metric) * value:.1f} {unit(metric)}" if unit(metric) else f"{value:.4g}"
-    return f"{benchmark.benchmark} {full_name(metric, chosen_by)} {shown}"
-
-
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def run_event_line(event: RunEvent) -> Text:
-    """Return a progress line for what happened, or an empty text when it is not worth one."""
-    if isinstance(event, TrainingStarted):
-        cell = event.trajectory.cells[-1]
-        again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
-        return Text(f"training {cell.coordinates}{again}")
-    if isinstance(event, CellRecorded):
-        record = event.record
-        missing = "; ".join(f"{name}: {why}" for name, why in record.missing.items())
-        detail = record.error or "; ".join([*([f"missing {missing}"] if missing else []), *_scores_told(record)])
-        status = (str(record.status), STYLES[record.status])
-        return Text.assemble(status, f" {record.cell} {event.cell.coordinates}", f": {detail}" if detail else "")
-    if isinstance(event, Decided):
-        return Text("\n").join(Text(f"search {event.search}: {line}") for line in event.lines)
-    if isinstance(event, CellSkipped):
-        return Text(f"skipped, somebody else works on it: {event.what}")
-    return Text(_training_line(event.trajectory, event.event) if isinstance(event, TrainingProgressed) else "")
-
-
-def _scores_told(record: Record) -> list[str]:
-    found = [text for text in map(headline_text, record.scores.values()) if text]
-    more = [f"and {len(found) - TOLD} more"] if len(found) > TOLD else []
-    return [", ".join([*found[:TOLD], *more])] if found else []
-
-
-def _training_line(trajectory: Trajectory, event: Event) -> str:
-    """Return a line with the training's name, for others may go on beside it."""
-    name = trajectory.cells[-1].coordinates
-    match event:
-        case SnapshotWritten():
-            names = [cell.coordinates for cell in trajectory.cells if cell.epoch == event.epoch]
-            return f"snapshot {names[0] if names else f'of epoch {event.epoch}, {name}'}"
-        case Resumed():
-            notes = f"; it may differ in its last bits: {'; '.join(event.notes)}" if event.notes else ""
-            over = f"; {'; '.join(event.passed_over)}" if event.passed_over else ""
-            return f"training {name} goes on after step {event.step:,} of attempt {event.attempt}{notes}{over}"
-        case StartedOver():
-            again = f"; {event.steps:,} steps are taken again" if event.steps else ""
-            return (
-                f"training {name} begins at the start, what it had to go on from cannot be used: {event.reason}{again}"
-            )
-        case CheckpointFailed():
-            return f"training {name} has no checkpoint after step {event.step:,}: {event.reason}"
-        case _:
-            return ""

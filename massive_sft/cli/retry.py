@@ -25,7 +25,7 @@ def retry(
     narrowed = select_failed(plan, selection)
     console().print(retry_view(narrowed, plan.open_ledger(create=False), count_diverged(plan, selection)))
     if narrowed.cells:
-        execute_plan(narrowed, plan, inline, retrain)
+        execute_plan(narrowed, plan, inline, retrain, decides=False)
 
 
 def select_failed(plan: Plan, where: Selection) -> Plan:

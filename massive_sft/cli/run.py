@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -22,9 +23,10 @@ from massive_sft.cli.views import budget_view, changes_view
 from massive_sft.core.errors import ExitCode
 from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import StopSignal
+from massive_sft.core.wording import counted
 from massive_sft.ledger.record import Status
 from massive_sft.planning.changes import find_changes
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.retention import count_gone
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.left import Left, find_left, note_plan
@@ -64,12 +66,12 @@ def run(
     match find_left(selected, whole):
         case Left.NOTHING:
             none = "no such cell" if budgeted is None else "the budget pays for no cell"
-            out.print(f"nothing to do: {_counts(selected) if selected.cells else none}", searches)
+            out.print(f"nothing to do: {_counts(selected.cells) if selected.cells else none}", searches)
             note_plan(selected, whole)
             return
         case Left.REPORT:
             inline = True
-            out.print(f"nothing is left but the report: {_counts(selected)}", searches)
+            out.print(f"nothing is left but the report: {_counts(selected.cells)}", searches)
         case Left.CELLS:
             out.print(plan_view(selected, retrain))
             out.print(searches)
@@ -82,7 +84,7 @@ def pin_revisions(whole: Plan) -> Plan:
         return plan.pin_revisions(whole, lambda text: console().print(text, soft_wrap=True))
 
 
-def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool, decides: bool = True) -> None:
+def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool, decides: bool) -> None:
     """Do what a plan leaves to do. Exits with INCOMPLETE when something of it is still missing afterwards.
 
     One that was stopped exits with INTERRUPTED when a person wished it, else with TRY_AGAIN.
@@ -108,14 +110,13 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     if decides:
         wanted |= {cell.cell.id for run in done.runs for cell in run.cells}  # what searches decided meanwhile
     after = [cell for cell in done.cells if cell.cell.id in wanted]
-    counts = Counter(cell.status for cell in after)
-    summary = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     if ended.results is not None:
         out.print(score_table(ended.results, wanted, out.width))
     for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
-    out.print(f"{summary}; results in {selected.storage}", soft_wrap=True)
+    of = "" if len(after) == len(done.cells) else f"of {len(after)} of the sweep's {counted(len(done.cells), 'cell')} "
+    out.print(f"{of}{_counts(after)}; results in {selected.storage}", soft_wrap=True)
     if decides:
         out.print(searches_view(done))
     if len(after) < len(wanted):
@@ -134,5 +135,6 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     raise typer.Exit(stop.exit_code if stop() else ExitCode.INCOMPLETE)
 
 
-def _counts(plan: Plan) -> str:
-    return ", ".join(f"{plan.statuses[status]} {status}" for status in Status if plan.statuses[status])
+def _counts(cells: Sequence[CellPlan]) -> str:
+    counts = Counter(cell.status for cell in cells)
+    return ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])

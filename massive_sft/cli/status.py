@@ -11,9 +11,9 @@ from rich.text import Text
 
 from massive_sft.cli import import_table
 from massive_sft.cli.cell_names import short_names
+from massive_sft.cli.event_lines import part_text
 from massive_sft.cli.logs import last_step
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json
-from massive_sft.cli.progress import part_text
 from massive_sft.cli.search_view import searches_view
 from massive_sft.cli.views import STYLES, changes_view, make_table, plan_totals, warnings_view
 from massive_sft.ledger import scores_so_far

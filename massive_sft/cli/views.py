@@ -164,7 +164,7 @@ def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
         lines.append(
             f"snapshots that {counted(gone, 'training run')} would need for what is lacking were removed: {then}"
         )
-    for method, count in count_removed(plan).items():
+    for method, count in count_removed(plan, retrain).items():
         be = "is" if count == 1 else "are"
         lines.append(
             f"snapshots of {method} tuning: {count:,} {be} removed once scored, and cannot be exported or scored on "

@@ -17,14 +17,19 @@ def is_kept(run: RunPlan, epoch: int, policy: KeepSnapshots) -> bool:
     return keep == "all" or (keep == "last" and epoch == run.trajectory.epochs)
 
 
-def count_removed(plan: Plan) -> Counter[str]:
-    """Return how many of the cells to do lose their snapshots once they are scored, by method."""
+def count_removed(plan: Plan, retrain: bool = False) -> Counter[str]:
+    """Return how many of the cells to do lose their snapshots once they are scored, by method.
+
+    Args:
+        retrain: whether trainings whose snapshots were removed are done again; without, these are none.
+    """
     policy = plan.sweep.file.storage.keep_snapshots
     return Counter(
         run.trajectory.recipe.setting.method
         for run in plan.runs
         for cell in run.cells
         if not cell.is_done and not is_kept(run, cell.cell.epoch, policy)
+        if retrain or not (run.needs_retraining and cell.status is Status.PARTIAL)
     )
 
 

@@ -86,10 +86,10 @@ def heatmap_section(data: ScoreData) -> Section:
     columns = [column for column in data.columns if column in set(means["column"])]
     table = heat_table("gains", "Gains over the base model", means, heat_labels(cells), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
-    last = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch, of all seeds that have it"
+    shown = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch, of all seeds that have it"
     arrow = f" ({metrics.LOWER_NOTE})" if any(metrics.LOWER in column.note for column in table.columns) else ""
     notes = [
-        f"Gain at {last}: score minus the same model's base score under the same protocol; the 95 % "
+        f"Gain at {shown}: score minus the same model's base score under the same protocol; the 95 % "
         f"interval is below it. Blue is better than the base, orange worse, whichever way the metric points{arrow}; "
         "the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: missing.",
         f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "

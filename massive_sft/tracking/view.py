@@ -15,7 +15,7 @@ from massive_sft.tracking.metric_names import GAIN
 KEY = "massive-sft"
 TAG = f"mlflow.sharedViewState.{KEY}"
 """The experiment's tag that MLflow (3.17 on by name, 3 before without) reads the view from."""
-PARAMS = ("model", "mixture", "method", "lr", "epoch")
+PARAMS = ("model", "mixture", "method", "lr", "seed", "epoch")
 CURVES, SCORES, GAINS = "training", "scores", "gains"
 """The first sections of the charts; MLflow adds one for each other prefix of metrics."""
 _DEFLATED = "deflate;"
