@@ -190,7 +190,7 @@ def test_every_problem_of_a_table_is_told_at_once_by_row_and_column(tmp_path: Pa
         ":2, column lora: must be true or false, got 'maybe'",
         ":3, column lr_strategy: must name a schedule",
         ":4, column data_size: must be a whole number from 1 to 1,000,000,000,000, got '10.5'",
-        ":4, column epoch: must be a whole number from 1 to 1,000,000,000,000, got '0'",
+        ":4, column epoch: must be a whole number from 1 to 1,000,000,000,000; a base model's row has pretrain as its",
         ":5, column model_name: must not be empty",
         ":5, column data_size: must be 0 in a base model's row, got '1'",
         ":5, column lora: must be empty or false in a base model's row",

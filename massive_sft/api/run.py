@@ -124,11 +124,11 @@ def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Cal
             run_on_ray(plan, listen, say, retrain, stop, work)
 
     def run_shorter(plan: Plan, listen: Listen, work: WorkSource | None) -> None:
-        from massive_sft.running.short_plan import seconds_of_short_plan
+        from massive_sft.running.short_plan import is_short_plan
 
-        seconds = None if named_cluster() or work is not None else seconds_of_short_plan(plan, retrain)
-        if seconds is not None:
-            say(f"what is left takes about {seconds:.0f} s: done here, without the start of Ray (--ray starts it)")
-        (run_there if seconds is None else run_here)(plan, listen, work)
+        is_short = work is None and not named_cluster() and is_short_plan(plan, retrain)
+        if is_short:
+            say("what is left takes less than a minute: done here, without the start of Ray (--ray starts it)")
+        (run_here if is_short else run_there)(plan, listen, work)
 
     return run_shorter if inline is None else run_here if inline else run_there

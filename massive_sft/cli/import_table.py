@@ -55,7 +55,8 @@ def import_table(
 ) -> None:
     """Make a released table a ledger: a record for each row, the report, and the tracker's runs.
 
-    Running it again does only what is missing.
+    Running it again does only what is missing. The row of a base model, which gains are taken over, has pretrain as its
+    data_name, 0 as data_size and epoch, and an empty lora and lr_strategy.
     """
     from massive_sft.report.imported import read_imported_data, write_imported_report
 

@@ -11,11 +11,11 @@ SHORT_S = 60.0
 a lane gains at most half of the work."""
 
 
-def seconds_of_short_plan(plan: Plan, retrain: bool = False) -> float | None:
-    """Return the estimated seconds of a plan that is better done in this process; None of any other.
+def is_short_plan(plan: Plan, retrain: bool = False) -> bool:
+    """Return whether a plan is better done in this process.
 
-    It has one training at most, of one worker, and takes ``SHORT_S`` at most, of which everything is known. Where a
-    process died at it (or works on it), it is no such plan: Ray's workers die alone, and the run tells why.
+    It then has one training at most, of one worker, and takes ``SHORT_S`` at most, of which everything is known. Where
+    a process died at it (or works on it), it is no such plan: Ray's workers die alone, and the run tells why.
 
     Args:
         plan: what is left to do.
@@ -26,10 +26,8 @@ def seconds_of_short_plan(plan: Plan, retrain: bool = False) -> float | None:
     if retrain and cost.retrainings:
         work += cost.retraining
     if cost.runs + cost.retrainings * retrain > 1 or not work.complete or work.value > SHORT_S:
-        return None
-    if any(run.layout.workers > 1 for run in plan.todo) or _is_held(plan):
-        return None
-    return work.value
+        return False
+    return all(run.layout.workers == 1 for run in plan.todo) and not _is_held(plan)
 
 
 def _is_held(plan: Plan) -> bool:

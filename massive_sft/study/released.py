@@ -30,6 +30,7 @@ INDEX = ("", "Unnamed: 0")
 """Names of a column that numbers the rows."""
 PRETRAIN = "pretrain"
 """The ``data_name`` of a base model's row."""
+_BASE_ROW = f"; a base model's row has {PRETRAIN} as its data_name, 0 as data_size and epoch, the other keys empty"
 LIMITS = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0), "rating": (1.0, 10.0)}
 _ABSENT = frozenset({"", "nan", "none", "null", "na", "n/a"})
 _SHOWN = 5  # rows listed of one problem that many rows have
@@ -245,7 +246,7 @@ def _coordinates(texts: Mapping[str, str], refuse: _Refuse) -> Coordinates | Non
     model, data, schedule = (texts[name].strip() for name in ("model_name", "data_name", "lr_strategy"))
     for name, text in (("model_name", model), ("data_name", data)):
         if not text:
-            refuse(name, "must not be empty", text)
+            refuse(name, "must not be empty" + (_BASE_ROW if name == "data_name" else ""), text)
     base = data == PRETRAIN
     size, epoch = (_whole(name, texts[name], base, refuse) for name in ("data_size", "epoch"))
     lora = texts["lora"].strip().lower()
@@ -269,6 +270,7 @@ def _whole(name: str, text: str, base: bool, refuse: _Refuse) -> int | None:
     number = _number(text)
     if number is None or number != int(number) or (number != 0 if base else not 1 <= number <= MAX_COUNT):
         rule = "must be 0 in a base model's row" if base else f"must be a whole number from 1 to {MAX_COUNT:,}"
+        rule += _BASE_ROW if number == 0 else ""
         refuse(name, rule, text)
         return None
     return int(number)
