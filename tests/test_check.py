@@ -82,7 +82,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "target": ({"doc_to_target": "{{answer}}"}, {}, "'answer' is undefined"),
     "module": ({"doc_to_text": Function("nomodule.text")}, {}, "nomodule"),
     "raises": ({"doc_to_text": Function("rules.text")}, {}, "Bad: a rule of mine"),
-    "judge": ({"process_results": Function("rules.judge")}, {}, "cannot be scored: Bad: no answer is good enough"),
+    "judge": ({"process_results": Function("rules.judge")}, {}, "cannot be scored: document 0: Bad: no answer is good"),
     "metric": (
         {"metric_list": [{"metric": "exakt_match", "aggregation": "mean", "higher_is_better": True}]},
         {},

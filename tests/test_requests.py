@@ -310,7 +310,7 @@ def test_declared_tasks_that_are_wrong_are_all_named_with_close_choices(tmp_path
         "evaluation.tasks[1].name",
         *(f"evaluation.tasks[{number}].path" for number in (2, 3, 4)),
     ]
-    assert "gsm8k" in problems[0].choices
+    assert problems[0].hint.startswith("did you mean 'gsm8k' or ")
     assert len(problems[0].choices) <= 5
 
 

@@ -15,7 +15,7 @@ from massive_sft.evaluation.build import prepare
 from massive_sft.evaluation.evaluate import EvaluationResult, evaluate
 from massive_sft.evaluation.protocol import ScoreCache
 from massive_sft.evaluation.scorer import PlainScorer
-from massive_sft.evaluation.task_errors import as_task_unavailable
+from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
 from massive_sft.ledger.storage import Folder
 from massive_sft.sweep import schema
 
@@ -115,6 +115,9 @@ def test_code_of_a_benchmark_may_raise_anything_anywhere(
     evaluated = scored(tmp_path, path)
     assert list(evaluated.scores) == ["tiny_mc-0shot"]
     assert re.search(reason, evaluated.missing["bad-0shot"])
+    if place == "process_results":
+        assert "cannot be scored: document 0: " in evaluated.missing["bad-0shot"]
+        assert [type(error) for error in evaluated.errors] == [TaskUnavailable], "its traceback is kept"
 
 
 def test_result_of_another_type_is_a_reason_too(tmp_path: Path) -> None:

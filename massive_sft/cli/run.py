@@ -115,7 +115,7 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
         what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
         out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
-    of = "" if len(after) == len(done.cells) else f"of {len(after)} of the sweep's {counted(len(done.cells), 'cell')} "
+    of = "" if len(after) == len(done.cells) else f"{len(after)} of the sweep's {counted(len(done.cells), 'cell')}: "
     out.print(f"{of}{_counts(after)}; results in {selected.storage}", soft_wrap=True)
     if decides:
         out.print(searches_view(done))

@@ -175,6 +175,8 @@ def best_lines(one: Standing) -> Iterator[str]:
         for entry in answer.entries:
             what = "best" if len(answer.entries) == 1 else "none is better in all than"
             outcome = outcome_text(one.outcomes.get(entry["n"]))
+            alike = [other for other in one.as_good_as(entry) if not answer.of or other["model"] == entry["model"]]
+            outcome += f"; as good: decision {', '.join(str(other['n']) for other in alike)}" if alike else ""
             yield f"{what}{of}: {entry['cell']}, decision {entry['n']}: {_values(one.planned, entry)}: {outcome}"
             if again := one.confirmed(entry):
                 yield f"  with {counted(len(again), 'other seed')}: {'; '.join(map(outcome_text, again))}"

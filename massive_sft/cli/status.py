@@ -42,7 +42,7 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
 
 
 def status_json(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
-    """Return one object a cell; ``why`` says why it is PARTIAL or FAILED, a sentence each."""
+    """Return one object a cell; ``why`` says why it is PARTIAL, FAILED or DIVERGED, a sentence each."""
     gone = find_gone(plan)
     return [
         {

@@ -52,6 +52,7 @@ class EvaluationResult:
     Attributes:
         scores: by benchmark label, the table that ``aggregate`` returns, with its ``protocol``.
         missing: by benchmark label, why there is no score. Not empty: the cell is PARTIAL.
+        errors: what other code raised of those, a benchmark's or a library's.
         happened: by benchmark label, counts of shards and memory splits; empty for a score from the cache.
         seconds: by benchmark label, what it took; nothing for a score from the cache.
         load_seconds: what loading the model took; None when it was not loaded.
@@ -60,6 +61,7 @@ class EvaluationResult:
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    errors: list[Exception] = field(default_factory=list)
     happened: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     load_seconds: float | None = None
@@ -135,6 +137,7 @@ def evaluate(
                 scores = work.scores() if early is None or until is None else _marked(early, pid, until.points)
             except (TaskUnavailable, Unsupported) as error:
                 result.missing[label] = str(error)
+                result.errors += [error] if error.__cause__ is not None else []
                 continue
             if early is None:
                 cache.put(weights, pid, *scores)

@@ -113,7 +113,7 @@ def leaf_values(
             doc: [instance.filtered_resps[filter_name] for instance in sorted(asked, key=lambda i: i.idx)]
             for doc, asked in instances.items()
         }
-        for doc, found in _processed(task, docs, answered):
+        for doc, found in _processed(leaf.name, task, docs, answered):
             for metric, value in found.items():
                 values[metric, filter_name][doc] = value
     written = {doc: str(asked[0].resps[0]) for doc, asked in instances.items()}
@@ -121,11 +121,14 @@ def leaf_values(
     return values if second is None else {**values, (METRIC, "none"): second}
 
 
-def _processed(task: Task, docs: dict[int, Any], answered: dict[int, list[Any]]) -> Iterator[tuple[int, Any]]:
+def _processed(
+    name: str, task: Task, docs: dict[int, Any], answered: dict[int, list[Any]]
+) -> Iterator[tuple[int, Any]]:
     """Yield each document's values: of those that wait for programs, as many at once as there are CPUs."""
 
     def process(doc: int) -> tuple[int, Any]:
-        return doc, task.process_results(docs[doc], answered[doc])
+        with as_task_unavailable(f"{name} cannot be scored: document {doc}"):
+            return doc, task.process_results(docs[doc], answered[doc])
 
     if not executes_code(task):
         yield from map(process, answered)

@@ -113,12 +113,12 @@ def with_work_in_hand(plan: Plan, ledger: Ledger) -> Plan:
 
 
 def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
-    """Return why a cell is PARTIAL or FAILED, a sentence each; empty for any other.
+    """Return why a cell is PARTIAL, FAILED or DIVERGED, a sentence each; empty for any other.
 
     Args:
         gone: whether the snapshot that it needs was removed.
     """
-    if item.status is Status.FAILED:
+    if item.status in (Status.FAILED, Status.DIVERGED):
         record = ledger.read_record(item.cell.id)
         return [record.error.splitlines()[0]] if record is not None and record.error else []
     if item.status is not Status.PARTIAL:

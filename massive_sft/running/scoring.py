@@ -32,7 +32,7 @@ from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.lock import DataCommits
 from massive_sft.planning.requirements import Requirement, cell_protocol
-from massive_sft.running.failures import missing_on_failure
+from massive_sft.running.failures import leave_traceback, missing_on_failure
 from massive_sft.running.judged import AWAITED, JudgedScoring
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
@@ -158,6 +158,8 @@ class CellScoring:
                     else:
                         benchmark = prepare_benchmark(item, model.evaluation, wrapping, self.ledger, self.commits)
                         scored = model.evaluate(benchmark, item.until, partial(_tell_part, item, tell_part))
+                    for error in scored.errors:
+                        leave_traceback(place, error)
                     _tell_each(tell, result.add(item, scored))
         result.attention = model.attention
         return result

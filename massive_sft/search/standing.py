@@ -133,6 +133,11 @@ class Standing:
         values = self.values(group)
         return [entry for entry in self.trained if entry["n"] in values and self.is_feasible(entry)]
 
+    def as_good_as(self, entry: Decision) -> list[Decision]:
+        """Return the other decisions of its group with the very same values; of such the earliest is called best."""
+        values = self.values(entry["group"])
+        return [one for one in self.able(entry["group"]) if one is not entry and values[one["n"]] == values[entry["n"]]]
+
     @cached_property
     def answers(self) -> list[Answer]:
         """What is best so far.

@@ -68,9 +68,12 @@ class LossCurve:
 
     def final(self) -> str | None:
         """Return why the finished run has diverged, or None when it has not."""
-        if self.losses and self._risen(self.end()):
-            return f"loss ended at {self.end():.4g}; it began at {self.losses[0]:.4g}, first mean {self.start():.4g}"
-        return None
+        if not self.losses or not self._risen(self.end()):
+            return None
+        if len(self.losses) <= self.window:
+            return f"mean loss of its {len(self.losses)} steps {self.end():.4g}; it began at {self.losses[0]:.4g}"
+        means = f"means of {self.window} steps; from {self.start():.4g}"
+        return f"loss ended at {self.end():.4g} ({means}); the first step's was {self.losses[0]:.4g}"
 
     def start(self) -> float:
         """Mean loss over the first window."""
