@@ -125,3 +125,16 @@ def test_record_with_names_of_another_version_is_shown_and_refused_with_a_senten
     assert code == 0 and "flavour=sweet, model=m" in text
     code, text = call("logs", item.cell.id, "--sweep", plan.root)
     assert code != 0 and "has names that this version does not know" in text and "Traceback" not in text
+
+
+def test_two_cells_are_of_one_sweep_where_one_has_both(plan: Plan, tmp_path: Path) -> None:
+    """Else scores would be set beside each other that were asked for under other templates, in another root."""
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
+    (tmp_path / "first").mkdir()
+    other = sweep_file(tmp_path / "first", blocks=[block | {"horizon": 7, "snapshots": [7]}])
+    write_records(plan_of(other.rename(tmp_path / "another.yaml")))  # of which the base row is a cell, too
+    base = next(item.cell.id for item in plan.base if item.cell.coordinates.model == "small")
+    trained = next(item.cell.id for item in plan.cells if item.cell.recipe is not None)
+    code, text = call("diff", base, trained)
+    assert code == 0 and f"{base}: as sweep.yaml asks; it is a cell of another.yaml, too" in text
+    assert "as another.yaml asks" in call("show", base)[1]

@@ -73,6 +73,16 @@ def test_changed_data_under_an_unchanged_file_are_said_until_the_next_run(folder
     assert find_changes(make_plan(load_sweep(path))) == []
 
 
+def test_data_that_changed_under_some_mixtures_are_named(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path, mixtures={"one": {"each": ["facts", "arith"], "samples": 8}})
+    save_last_plan(make_plan(load_sweep(path)), Ledger.open(tmp_path / "ledger"))
+    arith = tmp_path / "world" / "data" / "arith.jsonl"
+    arith.write_text("".join(arith.read_text().splitlines(keepends=True)[:-1]))
+    assert find_changes(make_plan(load_sweep(path)))[0] == (
+        "what the file names: data of arith, or the commit that is pinned"
+    )
+
+
 def test_cells_that_another_sweep_finished_are_no_change_of_this_one(folder: Path) -> None:
     """They lack what this sweep asks for since its last run, which did not come to them."""
     path = small_sweep(folder)

@@ -248,7 +248,7 @@ def test_run_ends_with_a_table_of_what_it_was_asked_for(ran: Path, tmp_path: Pat
     assert names.split() == ["facts_mc-0shot", "facts_gen-0shot"]
     assert table[0].split() == ["cell", "what", "acc", "%", "exact_match", "%"]
     assert [line.split()[0] for line in table[1:3]] == list(ms.load(ran / "my.yaml", where="method=lora").cells["cell"])
-    assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 COMPLETE; results in ")
+    assert all("(" in line for line in table[1:3]) and table[-1].startswith("2 of the sweep's 5 cells: 2 COMPLETE; ")
 
 
 def test_run_ends_with_the_gains_that_its_report_was_made_of(ran: Path, tmp_path: Path) -> None:
@@ -283,18 +283,22 @@ def test_answers_say_what_the_filter_took(ran: Path, tmp_path: Path) -> None:
     shutil.copytree(ran, tmp_path / "filtered", ignore=shutil.ignore_patterns("mlflow*"))
     results = ms.load(tmp_path / "filtered" / "my.yaml")
     cell = results.cells["cell"].iloc[0]
+    assert len(results.answers([cell[:12]])) == len(results.answers([cell])) > 0
+    with pytest.raises(ms.InvalidInput, match="is the beginning of no cell's id"):
+        results.samples(["zzz"])
     written = results.answers([cell]).query("kind == 'generate_until'")
     assert (written["extracted"] == written["answer"]).all()
     (file,) = (
         results.ledger.cell_dir(cell) / "scores" / f"{protocol}.parquet" for protocol in written["protocol"].unique()
     )
     rows = pd.read_parquet(file)
-    rows.assign(extracted=["[invalid]", *["The"] * (len(rows) - 1)]).to_parquet(file)
+    rows.assign(extracted=["[invalid]", None, *["The"] * (len(rows) - 2)]).to_parquet(file)
     record = results.records[cell]
     files = record.files | {file.relative_to(results.ledger.root).as_posix(): hash_file(file)}
     results.ledger.write_record(record.model_copy(update={"files": files}))
     again = ms.load(tmp_path / "filtered" / "my.yaml").answers([cell]).query("kind == 'generate_until'")
-    assert again["extracted"].tolist() == ["[invalid]", *["The"] * (len(rows) - 1)]
+    unchanged = again["answer"].iloc[1]  # which the filter left as it is
+    assert again["extracted"].tolist() == ["[invalid]", unchanged, *["The"] * (len(rows) - 2)]
     _, text = call("answers", cell, "--sweep", tmp_path / "filtered" / "my.yaml", "--benchmark", "facts_gen")
     assert "→ [invalid]" in text and "→ The" in text
     pd.read_parquet(file).drop(columns="extracted").to_parquet(file)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.cell_lookup import CellMatch, locate_cells
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import InvalidInput, Problem
@@ -39,7 +39,7 @@ def answers(
     """What was asked, what is right and what one or two cells answered, side by side."""
     if changed and second is None:
         raise InvalidInput(Problem("--changed", "compares two cells; name a second one"))
-    cells = [locate_cell(cell, sweep, overlay) for cell in (first, second) if cell is not None]
+    cells = locate_cells([cell for cell in (first, second) if cell is not None], sweep, overlay)
     whole = read_rows(cells, benchmark)
     rows = [row for row in whole if _differs(row)] if changed else whole
     if as_json:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 
 from massive_sft.cli.options import console, load_plan
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
+from massive_sft.ledger.cell_ids import match_id
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import as_asked
@@ -22,7 +22,6 @@ from massive_sft.study.imported import coordinates_of
 from massive_sft.suites.metrics import protocol_name
 from massive_sft.sweep.cell import Coordinates
 
-MAX_LISTED = 10  # cells named when the beginning fits several
 FOLDERS = (Path("."), Path("sweeps"))  # where sweep files are looked for, as seen from the current folder
 
 
@@ -104,20 +103,6 @@ class CellMatch:
         return self.ledger.read_cell(self.id)
 
 
-def match_id(ids: Sequence[str], beginning: str) -> str:
-    """Return the id that begins so. Raises InvalidInput, with the nearest ids, when there is none or more than one."""
-    fitting = [cell for cell in ids if cell.startswith(beginning)]
-    if not fitting:
-        rule = "is the beginning of no cell's id (`massive-sft status SWEEP` lists them)"
-        near = {cell[: len(beginning)]: cell for cell in ids}
-        close = ", ".join(near[text] for text in difflib.get_close_matches(beginning, near))
-        raise InvalidInput(Problem("cell", rule, beginning, hint=f"did you mean {close}?" if close else ""))
-    if len(fitting) > 1 or not beginning:
-        rule = f"is the beginning of {len(fitting)} cells' ids"
-        raise InvalidInput(Problem("cell", rule, beginning, tuple(fitting[:MAX_LISTED])))
-    return fitting[0]
-
-
 def find_record(ledger: Ledger, beginning: str) -> Record:
     """Return the newest record of the cell whose id begins so.
 
@@ -133,7 +118,16 @@ def find_record(ledger: Ledger, beginning: str) -> Record:
 
 
 def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | None = None) -> CellMatch:
-    """Return the cell whose id begins so, whatever its status; one of several sweep files as one asks, which is told.
+    """Return the cell whose id begins so, as ``locate_cells``."""
+    return locate_cells([beginning], sweep, overlays)[0]
+
+
+def locate_cells(
+    beginnings: Sequence[str], sweep: Path | None, overlays: Sequence[Path] | None = None
+) -> list[CellMatch]:
+    """Return the cells whose ids begin so, whatever their status; of several sweep files as one asks, which is told.
+
+    That is one that has all of them, where there is one.
 
     Args:
         sweep: a sweep file, or a storage root; None for all sweep files in the current folder and its ``sweeps``. Those
@@ -146,24 +140,39 @@ def locate_cell(beginning: str, sweep: Path | None, overlays: Sequence[Path] | N
     """
     if sweep is not None and not sweep.is_dir():
         plan = load_plan(sweep, overlays)
-        return find_cell(plan, _ledger(plan), beginning)
+        return [find_cell(plan, _ledger(plan), beginning) for beginning in beginnings]
     if overlays:
         raise InvalidInput(Problem("--overlay", "needs the sweep file, too: --sweep FILE"))
     places = dict(_known(sweep))
     if not places:
         rule = "no sweep file is here whose storage could hold it; name one: --sweep FILE"
-        raise InvalidInput(Problem("cell", rule, beginning))
+        raise InvalidInput(Problem("cell", rule, beginnings[0]))
     ids = {place: {*_planned(plan), *ledger.entries()} for place, (plan, ledger) in places.items()}
-    chosen = match_id(list(dict.fromkeys(cell for known in ids.values() for cell in sorted(known))), beginning)
-    found = {place: find_cell(*places[place], chosen) for place, known in ids.items() if chosen in known}
-    asking = {place: match for place, match in found.items() if match.plan is not None}
-    if len(asking) < 2:
-        return next(iter((asking or found).values()))
-    place = max(asking, key=lambda place: asking[place].record is not None)
-    others = ", ".join(os.path.relpath(other) for other in asking if other != place)
-    note = f"{chosen}: as {os.path.relpath(place)} asks; it is a cell of {others}, too (--sweep FILE)"
-    console(is_error=True).print(note, style="dim", soft_wrap=True)
-    return asking[place]
+    every = list(dict.fromkeys(cell for known in ids.values() for cell in sorted(known)))
+    chosen = [match_id(every, beginning) for beginning in beginnings]
+    found = {
+        place: {cell: find_cell(*places[place], cell) for cell in chosen if cell in known}
+        for place, known in ids.items()
+    }
+    return [_as_one_asks(cell, found) for cell in chosen]
+
+
+def _as_one_asks(cell: str, found: Mapping[Path, Mapping[str, CellMatch]]) -> CellMatch:
+    """Return a cell as a sweep asks for it that has the most of those that were found, which is told if others do."""
+
+    def rank(place: Path) -> tuple[bool, int, bool]:
+        match = found[place][cell]
+        planned = sum(other.plan is not None for other in found[place].values())
+        return match.plan is not None, planned, match.record is not None
+
+    having = [place for place in found if cell in found[place]]
+    place = max(having, key=rank)
+    others = [other for other in having if other != place and found[other][cell].plan is not None]
+    if others:
+        named = ", ".join(os.path.relpath(other) for other in others)
+        note = f"{cell}: as {os.path.relpath(place)} asks; it is a cell of {named}, too (--sweep FILE)"
+        console(is_error=True).print(note, style="dim", soft_wrap=True)
+    return found[place][cell]
 
 
 def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]]]:

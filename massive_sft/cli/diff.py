@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from massive_sft.cli.cell_lookup import CellMatch, locate_cell
+from massive_sft.cli.cell_lookup import CellMatch, locate_cells
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, indented, make_table, with_interval
 from massive_sft.core.fingerprint import flatten
@@ -70,7 +70,7 @@ Differences = dict[str, tuple[Any, Any]]
 
 def diff(first: CellId, second: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
     """What differs between two cells, and their scores side by side; differences are second less first."""
-    first_cell, second_cell = (locate_cell(cell, sweep, overlay) for cell in (first, second))
+    first_cell, second_cell = locate_cells((first, second), sweep, overlay)
     if as_json:
         print_json(diff_json(first_cell, second_cell))
     else:
@@ -137,7 +137,10 @@ def _without_layers(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
-    """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique."""
+    """Return the scores of two cells side by side: under one protocol first, then by benchmark where that is unique.
+
+    What one of them alone has, and its sweep does not ask for, is left out.
+    """
     cells = (first_cell, second_cell)
     sides = [dict(cell.record.scores) if cell.record else {} for cell in cells]
     rows: list[Pair] = []
@@ -145,6 +148,9 @@ def pairs(first_cell: CellMatch, second_cell: CellMatch) -> list[Pair]:
         samples = (_samples(first_cell, protocol), _samples(second_cell, protocol))
         label = max((cell.benchmark_name(protocol) for cell in cells), key=len)  # with its template where one has it
         rows += _rows(label, sides[0].pop(protocol), sides[1].pop(protocol), True, samples)
+    sides = [
+        {name: side[name] for name in side if name not in cell.beside} for cell, side in zip(cells, sides, strict=True)
+    ]
     for benchmark in dict.fromkeys(item.benchmark for side in sides for item in side.values()):
         left, right = ([name for name, item in side.items() if item.benchmark == benchmark] for side in sides)
         if len(left) == len(right) == 1:

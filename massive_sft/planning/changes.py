@@ -59,7 +59,7 @@ def find_changes(plan: Plan) -> list[str]:
     has_grown = bool(plan.sweep.points) and known <= cells  # by what its searches decided since, which is no change
     if known != cells and (lines or not has_grown):
         if not lines:
-            lines.append("what the file names: data, weights, the commits they are pinned to, or training semantics")
+            lines.append(_changed_inputs(plan, last["cells"]))
         lines.append(
             f"{counted(len(cells - known), 'new cell')}, {len(cells & known)} stay, "
             f"{len(known - cells)} no longer asked for (what is done of them stays in the ledger)"
@@ -77,6 +77,27 @@ def find_changes(plan: Plan) -> list[str]:
             lines.append("what is asked: a benchmark's file, data or version, or the tokens that end an answer")
         lines.append(again)
     return lines
+
+
+def _changed_inputs(plan: Plan, before: Mapping[str, str]) -> str:
+    """Return what the file names that is another now, by the cells whose ids changed under the same coordinates.
+
+    Args:
+        before: coordinates by the ids of the last run's cells.
+    """
+    now = {item.cell.id for item in plan.cells}
+    names = {text for cell, text in before.items() if cell not in now}
+    changed = [item.cell for item in plan.cells if item.cell.id not in before and str(item.cell.coordinates) in names]
+    models = {cell.coordinates.model for cell in changed if cell.recipe is None}
+    mixtures = [cell.recipe.mixture for cell in changed if cell.recipe and cell.coordinates.model not in models]
+    same = [cell.cell.recipe.mixture for cell in plan.cells if cell.cell.recipe and cell.cell.id in before]
+    kept = {part.name for mixture in same for part in mixture.parts}
+    data = {part.name for mixture in mixtures for part in mixture.parts} - kept
+    found = [f"weights of {', '.join(sorted(models))}"] if models else []
+    if data and (kept or models):  # else it may as well be the weights of models that have no row of their own
+        found.append(f"data of {', '.join(sorted(data))}")
+    said = f"{' and '.join(found)}, or the commit that is pinned" if found else ""
+    return f"what the file names: {said or 'data, weights, the commits they are pinned to, or training semantics'}"
 
 
 def _lacks(plan: Plan, before: Set[str]) -> list[list[Requirement]]:

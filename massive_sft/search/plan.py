@@ -269,7 +269,8 @@ def _parking_problems(search: Search, cells: Sequence[Cell], place: str) -> list
     if search.rungs is None or search.rungs.parked.at_most is None:
         return []
     rule = "cannot be kept without the model's size, which is not known until it is on the disk"
-    unknown = [cell.coordinates.model for cell in cells if _state_bytes(cell) is None]
+    # A local model that has no size is not there or damaged, which is said of it.
+    unknown = [cell.coordinates.model for cell in cells if cell.model.hub is not None and _state_bytes(cell) is None]
     return [Problem(f"{place}.rungs.parked.at_most", rule, name) for name in unknown]
 
 

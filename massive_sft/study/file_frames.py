@@ -178,7 +178,7 @@ def _answer_rows(
         sample = samples.get((answer.task, answer.doc, str(key)), {})
         about |= {"metric": key and metrics.split(key)[0], "value": sample.get("value")}
         if "extracted" in sample and answer.kind == "generate_until":
-            about["extracted"] = answer.answer if sample["extracted"] is None else sample["extracted"]
+            about["extracted"] = answer.answer if pd.isna(sample["extracted"]) else sample["extracted"]
         yield about
 
 

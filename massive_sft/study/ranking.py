@@ -105,9 +105,9 @@ def _chosen(scores: pd.DataFrame, metric: str | None, asked: Collection[str]) ->
         if _awaited(metric, scores, asked):
             return found
         names = tuple(dict.fromkeys([*_names(scores), *asked]))
-        raise InvalidInput(Problem("--metric", "no score of the sweep has this name", metric, names))
+        raise InvalidInput(Problem("metric", "no score of the sweep has this name", metric, names))
     if not directed.reindex(found.index).all():
-        raise InvalidInput(Problem("--metric", "its task does not say whether higher or lower is better", metric))
+        raise InvalidInput(Problem("metric", "its task does not say whether higher or lower is better", metric))
     return found
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.bucket_root import BucketRoot
+from massive_sft.ledger.cell_ids import match_id
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
@@ -148,7 +149,11 @@ class Results:
         """Return per-sample values: see ``file_frames.sample_frame``.
 
         Args:
-            cells: ids of the cells to read; all of them without. Ids of cells without a record add nothing.
+            cells: ids of the cells to read, or their beginnings; all of them without. Cells without a record add
+                nothing.
+
+        Raises:
+            InvalidInput: an id that no cell has, or a beginning that several have.
         """
         return file_frames.sample_frame(self.ledger, self._chosen(cells))
 
@@ -156,12 +161,15 @@ class Results:
         """Return prompts, gold answers and the models' answers: see ``file_frames.answer_frame``.
 
         Args:
-            cells: as of ``samples``.
+            cells, errors: as of ``samples``.
         """
         return file_frames.answer_frame(self.ledger, self._chosen(cells))
 
     def _chosen(self, cells: Iterable[str] | None) -> list[Record]:
-        wanted = self.records if cells is None else dict.fromkeys(cells)
+        if cells is None:
+            return list(self.records.values())
+        known = list(dict.fromkeys([*self.records, *self.cells["cell"]]))
+        wanted = dict.fromkeys(match_id(known, cell) for cell in cells)
         return [self.records[cell] for cell in wanted if cell in self.records]
 
 
