@@ -72,7 +72,7 @@ def as_text(value: Any) -> str:
 
 
 def outcome_text(outcome: Outcome | None) -> str:
-    """Return what came of a decision: its scores with their 95 % intervals."""
+    """Return what came of a decision: its scores with their 95 % intervals, where answers differ."""
     if outcome is None:
         return "pending"
     if outcome.kind != "complete":
@@ -80,5 +80,6 @@ def outcome_text(outcome: Outcome | None) -> str:
     parts = []
     for name, value in sorted(outcome.values.items()):
         error = outcome.errors.get(name)
-        parts.append(f"{name} {value:.4g}" + (f" ± {1.96 * error:.2g}" if error else ""))
+        spread = "" if error is None else f" ± {1.96 * error:.2g}" if error else " (all answers alike)"
+        parts.append(f"{name} {value:.4g}{spread}")
     return ", ".join(parts)
