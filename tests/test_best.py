@@ -114,36 +114,48 @@ def test_seeds_are_one_candidate_with_students_interval(tmp_path: Path) -> None:
     assert "(3 seeds)" in call("best", path)[1]
 
 
-def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> None:
-    """Whose intervals overlap widely are told apart where one answers all that the other does, and more."""
-    path = with_values(sweep_file(tmp_path), lambda at: 0.7 if at.method == "lora" and at.epoch == 2 else 0.6, half=0.1)
+def share(right: float) -> list[float]:
+    """A hundred answers of which so many are right; where fewer are, these are right with more too."""
+    return [float(doc % 10 < 10 * right) for doc in range(100)]
+
+
+def write_samples(path: Path, values_of: Callable[[dict[str, Any]], list[float]]) -> None:
+    """Write each cell's values of the questions of ``quiz``, by its coordinates."""
     results = ms.load(path)
-    better = [float(doc % 10 < 7) for doc in range(100)]
-    worse = [float(doc % 10 < 6) for doc in range(100)]
     for record in results.records.values():
         protocol = next(name for name, item in record.scores.items() if item.benchmark == "quiz-0shot")
-        values = better if record.coordinates["method"] == "lora" and record.coordinates["epoch"] == 2 else worse
-        rows = [
-            {
-                "task": "quiz",
-                "doc": doc,
-                "metric": "acc",
-                "filter": "none",
-                "value": value,
-                "weight": None,
-                "detail": None,
-            }
-            for doc, value in enumerate(values)
-        ]
+        about = {"task": "quiz", "metric": "acc", "filter": "none", "weight": None, "detail": None}
+        rows = [about | {"doc": doc, "value": value} for doc, value in enumerate(values_of(record.coordinates))]
         file = results.ledger.cell_dir(record.cell) / "scores" / f"{protocol}.parquet"
         file.parent.mkdir(parents=True)
         pd.DataFrame(rows).to_parquet(file)
+
+
+def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> None:
+    """Whose intervals overlap widely are told apart where one answers all that the other does, and more."""
+    path = with_values(sweep_file(tmp_path), lambda at: 0.7 if at.method == "lora" and at.epoch == 2 else 0.6, half=0.1)
+    better, worse = share(0.7), share(0.6)
+    write_samples(path, lambda at: better if at["method"] == "lora" and at["epoch"] == 2 else worse)
     ranking = ms.load(path).best("quiz").query("model == 'small'").reset_index(drop=True)
     same = ranking.loc[1]
     assert same["tied"] and same["difference"] == 0
     assert same["difference_high"] == pytest.approx(bonett_price(0, 0, 100)[1])
     assert ranking.loc[2:, "difference_high"].tolist() == pytest.approx([bonett_price(0, 10, 100)[1]] * 7)
     assert not ranking.loc[2:, "tied"].any()
+
+
+def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
+    """As the report does; two means whose intervals are wide are told apart where each seed's answers are."""
+    block = {"name": "A", "model": "small", "mixture": "first", "setting": ["full", "lora"], "schedule": "constant"}
+    path = sweep_file(tmp_path, blocks=[block | {"horizon": 1, "snapshots": [1], "override": {"seed": [0, 1]}}])
+    right = {("none", None): 0.5, ("full", 0): 0.7, ("full", 1): 0.5, ("lora", 0): 0.9, ("lora", 1): 0.7}
+    with_values(path, lambda at: right[at.method, at.seed], half=0.1)
+    write_samples(path, lambda at: share(right[at["method"], at["seed"]]))
+    full = ms.load(path).best("quiz").set_index("method").loc["full"]
+    assert not full["tied"] and full["difference"] == pytest.approx(-0.2)
+    assert (full["difference_low"], full["difference_high"]) == pytest.approx(bonett_price(0, 20, 100)), (
+        "of both seeds alike"
+    )
 
 
 def test_metric_by_task_and_unknown_ones(tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ def answers_view(
         among: so many documents ``rows`` are what differs; None where they are all.
     """
     if not rows:
-        return Group(Text(NONE if any(not _answers(cell) for cell in cells) else none))
+        reasons = [f"{cell.id}: {cell.error}" for cell in cells if cell.error]
+        why = "\n".join(["no answers", *reasons]) if reasons else NONE
+        return Group(Text(why if any(not _answers(cell) for cell in cells) else none))
     heads = [f"{cell.id} {cell.coordinates}" for cell in cells]
     parts: list[Any] = []
     for row in rows[:count]:

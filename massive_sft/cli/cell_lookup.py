@@ -88,6 +88,12 @@ class CellMatch:
         asked = as_asked(self.record, self.plan, self.ledger)
         return asked.model_copy(update={"scores": self.record.scores})
 
+    @property
+    def error(self) -> str:
+        """Why it has no results: its record's error, with what an invalidated one waits for; empty without one."""
+        error = (self.asked_record.error or "").partition("\n")[0] if self.asked_record is not None else ""
+        return f"{error}; `massive-sft run` makes it again" if self.record and self.record.is_invalidated else error
+
     @cached_property
     def beside(self) -> frozenset[str]:
         """The protocols of its record that its sweep does not ask for; none where no sweep does."""

@@ -95,7 +95,8 @@ def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str,
         return differences
     records = (first_cell.record, second_cell.record)
     layouts = [_layout(record.training) for record in records]
-    origins = [{key: value for key, value in record.provenance.items() if key not in _OWN} for record in records]
+    known = (record.provenance.items() for record in records)
+    origins = [{key: value for key, value in one if key not in _OWN and value is not None} for one in known]
     return differences | {
         "layout": differing_keys(*layouts),
         "provenance": differing_keys(*origins),
@@ -259,6 +260,7 @@ def diff_view(first_cell: CellMatch, second_cell: CellMatch) -> Group:
     rows = pairs(first_cell, second_cell)
     if missing:
         parts += [Text(), Text(f"no record yet: {', '.join(missing)}", style="yellow")]
+    parts += [Text(f"{cell.id}: {why}", style="yellow") for cell in (first_cell, second_cell) if (why := cell.error)]
     if rows:
         parts += [Text(), _scores_view(rows)]
     if any(not row.same_protocol and row.difference is not None for row in rows):
@@ -278,9 +280,7 @@ def _section_view(name: str, section: Differences) -> Any:
 
 
 def _shown(first: Any, second: Any) -> tuple[str, str]:
-    """Return two values that differ for people: floats with six digits, hashes with twelve, or with so many that they
-    differ.
-    """
+    """Return two values that differ for people: floats and hashes with as many digits as it takes, six at least."""
     for digits in (6, 9, 12, 17):
         texts = tuple("—" if item is _ABSENT else _plain(item, digits) for item in (first, second))
         if texts[0] != texts[1]:

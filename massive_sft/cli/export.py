@@ -117,7 +117,7 @@ def _why_gone(match: CellMatch) -> str:
     if match.record is None:
         return "has no snapshot: it is not trained yet, `massive-sft run` does that"
     if match.record.is_invalidated:
-        return f"has no snapshot: it was {match.record.error}; `massive-sft run` makes it again"
+        return f"has no snapshot: it was {match.error}"
     if match.record.status is Status.FAILED:
         return "has no snapshot: its training failed, `massive-sft logs` says why and `massive-sft retry` tries again"
     if match.record.status is Status.DIVERGED:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -159,5 +160,7 @@ def describe_error(error: BaseException) -> str:
     kind, cause = type(error).__name__, error.__cause__
     raised = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f", raised in {frame.name} of {frame.filename}:{frame.lineno}" for frame in raised)
+    if isinstance(error, re.error) and error.pattern is not None:
+        kind = f"pattern {error.pattern!r}"
     text = f"{kind}: {lines[0]}" if lines else f"{kind} without a message{place}"
     return text if cause is None else f"{text} (because of {describe_error(cause)})"

@@ -162,7 +162,7 @@ def _lacking(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
         record = records.get(item.cell.id)
         if record is not None and record.status is Status.PARTIAL:
             unmet = find_unmet(item.requirements, record.status, record.answers)
-            lacking = [asked.name for asked in unmet if asked.label not in record.missing]
+            lacking = [asked.label for asked in unmet if asked.label not in record.missing]
             if lacking:
                 cells.setdefault(", ".join(lacking), []).append(item.cell.id)
     tail = "; the next run adds it, and scores made in another way are not shown"

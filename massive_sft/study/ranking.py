@@ -150,21 +150,42 @@ def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[di
 
 
 def _over_seeds(seeds: Sequence[dict[str, Any]]) -> Interval:
-    if len(seeds) < MIN_SEEDS:
-        return Interval(*(seeds[0][name] for name in ("value", "low", "high")))
-    values, lows, highs = ([row[name] for row in seeds] for name in ("value", "low", "high"))
-    interval = mean_interval(values, lows, highs)
-    return Interval(interval.mean, *possible_score(seeds[0]["metric"], interval.mean, interval.low, interval.high))
+    mean = _mean([_score(row) for row in seeds])
+    return Interval(mean.value, *possible_score(seeds[0]["metric"], mean.value, mean.low, mean.high))
+
+
+def _score(row: Mapping[str, Any]) -> Interval:
+    return Interval(*(row[name] for name in ("value", "low", "high")))
+
+
+def _mean(found: Sequence[Interval]) -> Interval:
+    """Return what several seeds come to."""
+    if len(found) < MIN_SEEDS:
+        return found[0]
+    mean = mean_interval(*([getattr(one, name) for one in found] for name in ("value", "low", "high")))
+    return Interval(mean.mean, mean.low, mean.high)
 
 
 def _difference(best: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], reader: SampleReader) -> Interval:
-    whole = _over_seeds(other).minus(_over_seeds(best))
-    if not len(best) == len(other) == 1 or best[0]["protocol"] != other[0]["protocol"]:
-        return whole
-    samples = [reader.read(row["cell"], key_of(row)) for row in (best[0], other[0])]
-    if samples[0] is None or samples[1] is None:
-        return whole
-    bounds = paired_interval(samples[0], samples[1], (best[0]["value"], other[0]["value"]))
-    if bounds is None:
-        return whole
-    return Interval(whole.value, *possible_difference(best[0]["metric"], whole.value, *bounds))
+    """Return a candidate's mean score less the best's, seed by seed where both have the same; a base model has none."""
+    by_seed, others = ({row["seed"]: row for row in side} for side in (best, other))
+    if BASE in (best[0]["method"], other[0]["method"]):
+        pairs = [(one, two) for one in best for two in other]
+    elif by_seed.keys() == others.keys():
+        pairs = [(by_seed[seed], others[seed]) for seed in by_seed]
+    else:
+        pairs = []
+    mean = _mean([_less(*pair, reader) for pair in pairs]) if pairs else _over_seeds(other).minus(_over_seeds(best))
+    return Interval(mean.value, *possible_difference(best[0]["metric"], mean.value, mean.low, mean.high))
+
+
+def _less(one: Mapping[str, Any], two: Mapping[str, Any], reader: SampleReader) -> Interval:
+    """Return the second cell's score less the first's, by the questions that both answered where these are there."""
+    apart = _score(two).minus(_score(one))
+    if one["protocol"] != two["protocol"]:
+        return apart
+    first, second = (reader.read(row["cell"], key_of(row)) for row in (one, two))
+    if first is None or second is None:
+        return apart
+    bounds = paired_interval(first, second, (one["value"], two["value"]))
+    return apart if bounds is None else Interval(apart.value, *bounds)
