@@ -135,7 +135,7 @@ def test_status_tells_what_is_done_with_a_running_cell(plan: Plan, tmp_path: Pat
     assert told(Status.FAILED) == ["RUNNING  is scored now", "FAILED"], "one that has a record, and is made again"
     lease.release()
     assert told() == ["RUNNING  trained, not scored yet", "RUNNING  its training starts"]
-    assert told(Status.FAILED) == ["FAILED", "FAILED"]
+    assert told(Status.FAILED) == ["FAILED  trained, not scored yet", "FAILED"]
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])

@@ -92,7 +92,14 @@ class CellMatch:
     def error(self) -> str:
         """Why it has no results: its record's error, with what an invalidated one waits for; empty without one."""
         error = (self.asked_record.error or "").partition("\n")[0] if self.asked_record is not None else ""
-        return f"{error}; `massive-sft run` makes it again" if self.record and self.record.is_invalidated else error
+        if self.record is None or not self.record.is_invalidated:
+            return error
+        run = self.trajectory
+        is_trained = run is not None and f"epoch-{self.coordinates.epoch}" in self.ledger.snapshots(run)
+        then = (
+            "its training is there, `massive-sft run` scores it" if is_trained else "`massive-sft run` makes it again"
+        )
+        return f"{error}; {then}"
 
     @cached_property
     def beside(self) -> frozenset[str]:

@@ -161,8 +161,8 @@ def logs_view(match: CellMatch) -> Group:
         (match.id, "bold"), "  ", str(match.coordinates), "  ", (str(match.status), STYLES[match.status])
     )
     parts: list[Any] = [head]
-    if match.asked_record is not None and match.asked_record.error:
-        parts.append(Text(match.asked_record.error, style="red"))
+    if match.error:
+        parts.append(Text(match.error, style="red"))
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
     curve = shown_curve(tries)
     if curve is not None and curve.losses is not None:

@@ -77,12 +77,12 @@ def status_view(plan: Plan, ledger: Ledger) -> Group:
 def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callable[[str], StepDone | None]) -> str:
     """Return how far a cell in work is: the score of the benchmark in hand, else what is done with it.
 
-    Of one that waits, that it is trained.
+    Of one that waits, or is to be scored again, that it is trained.
     """
-    if item.status not in (Status.WAITING, Status.RUNNING):
+    if item.status not in (Status.WAITING, Status.RUNNING, Status.FAILED):
         return ""
     is_trained = run is None or f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
-    if item.status is Status.WAITING:
+    if item.status is not Status.RUNNING:
         return "trained, not scored yet" if run is not None and is_trained else ""
     part = scores_so_far.read(ledger.cell(item.cell.id))
     if part is not None:
