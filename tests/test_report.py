@@ -226,7 +226,7 @@ def test_scores_still_to_come_are_named(tmp_path: Path) -> None:
         )
     )
     (row,) = report(plan, tmp_path / "out").rows("troubles")["rows"]
-    assert row[1].startswith("18 cells without prose@0 as the sweep asks for it now")
+    assert row[1].startswith("18 cells without prose-0shot as the sweep asks for it now")
 
 
 def test_filter_is_named_with_its_metric(tmp_path: Path) -> None:

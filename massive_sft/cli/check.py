@@ -11,6 +11,7 @@ from massive_sft.cli.views import print_line, warnings_view
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
+from massive_sft.cost.estimate import runs_to_train
 from massive_sft.planning.plan import Plan
 from massive_sft.scheduling.named_cluster import named_cluster
 
@@ -37,7 +38,7 @@ def check(file: File, overlay: Overlays = None, as_json: Json = False) -> None:
     if not as_json:
         out.print(warnings_view(plan))
         left = sum(not cell.is_done for cell in plan.cells)
-        cells = f"{counted(len(plan.todo), 'training run')} and {counted(left, 'cell')} to do"
+        cells = f"{counted(len(runs_to_train(plan)), 'training run')} and {counted(left, 'cell')} to do"
         what = ", ".join([cells if left else "nothing left to do", *trials_left(plan)])
         out.print(Text.assemble(("ready", "green"), f": {what}; nothing stands in the way"), soft_wrap=True)
 

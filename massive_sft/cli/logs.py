@@ -69,6 +69,8 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
         text = trace.read_text() if trace.is_file() else ""
         ended = "failed" if text else "not finished"
         state = "published" if number in published else live.get(number, ended)
+        if state == ended and not text and not any(folder.glob("*")):
+            continue  # it was only to hold the training while its cells were scored
         logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
     return logs
 

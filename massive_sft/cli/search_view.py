@@ -30,6 +30,8 @@ from massive_sft.search.rules import Decision
 from massive_sft.search.standing import Standing, count_recorded, find_earlier, find_standings
 from massive_sft.search.view import as_text, entry_text, outcome_text, reason_of, stale_text
 
+ERRORS_NOTE = "±: 1.96 standard errors, as searches weigh scores; `best` has their intervals"
+
 
 def searches_view(plan: Plan, with_cost: bool = False) -> Group:
     """Return how far the searches of a plan are; an empty group without any.
@@ -73,8 +75,10 @@ def _lines(one: Standing, plan: Plan, ledger: Ledger, with_cost: bool) -> Iterat
             yield from (f"  {line}" for line in _left(one, plan))
         if one.planned.search.rungs is not None:
             yield f"  {_rungs(one)}"
-    for line in best_lines(one):
-        yield f"  {line}"
+    best = list(best_lines(one))
+    yield from (f"  {line}" for line in best)
+    if any("±" in line for line in best):
+        yield f"  {ERRORS_NOTE}"
     if one.stale:
         yield f"  {stale_text(one.stale)}"
     if one.waits_for and one.left:
@@ -216,7 +220,7 @@ def search_view(one: Standing) -> Group:
         style = "bold" if entry["n"] in best else ""
         table.add_row(str(entry["n"]), entry["cell"], what, outcome, reason_of(entry), style=style)
     names = ", ".join(wanted_names(one.planned.search))
-    head = f"search {one.planned.search.name} ({one.planned.id}) looks at {names}; bold: the best so far"
+    head = f"search {one.planned.search.name} ({one.planned.id}) looks at {names}; bold: the best so far; {ERRORS_NOTE}"
     return Group(Text(head), table, *([Text(stale_text(one.stale))] if one.stale else ()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from massive_sft.core.wording import counted
@@ -137,13 +137,18 @@ def _measure(declared: Measure) -> str:
     return declared if isinstance(declared, str) else text_set(declared.title)
 
 
+def _parameters(training: Mapping[str, Any], lora: bool) -> int:
+    """Return a model's weights, by what a record says of a training: its adapter's are counted there, too."""
+    return int(training["parameters"]) - (int(training["trained_parameters"]) if lora else 0)
+
+
 def _models(data: ReportData) -> Any:
     file = data.plan.sweep.file
     names = dict.fromkeys(item.cell.coordinates.model for item in data.plan.cells)
     parameters = {
-        record.coordinates["model"]: record.training.get("parameters")
+        record.coordinates["model"]: _parameters(record.training, record.coordinates["method"] == "lora")
         for record in data.records.values()
-        if record.coordinates["method"] == "full"
+        if "parameters" in record.training
     }
     rows = []
     for name in names:
@@ -187,8 +192,9 @@ def data_section(data: ReportData) -> Section:
     """Return what each model saw of each mixture, and how new that was to it."""
     frame = last_epochs(data.cells)
     rows = to_rows(frame[frame["samples"].notna()])
-    columns = [Column(name, "number") for name in (*_COUNTS, "tokens a sample")]
-    tables = [_data_table("data", "Training data", columns, rows, _counts)]
+    columns = [Column(name, "number") for name in _COUNTS]
+    columns += [] if frame["token_length"].isna().all() else [Column("tokens a sample", "number")]
+    tables = [_data_table("data", "Training data", columns, rows, lambda row: _counts(row)[: len(columns)])]
     if any(not is_missing(row["perplexity_all"]) for row in rows):
         caption = "Perplexity of the training data under the base model"
         tables.append(_data_table("data-perplexity", caption, _PERPLEXITY, rows, _perplexities))

@@ -16,7 +16,10 @@ from massive_sft.sweep.schema import Mean
 
 Z95 = 1.96  # standard errors to each side of a 95 % interval
 BETTER = 4  # one of so many trials is drawn as one of the better
-KEYS = (Key("tried, with its 95 % interval", 0, shape=0), Key("best so far; of what was tried, the better quarter", 1))
+KEYS = (
+    Key("tried, with 1.96 standard errors to each side", 0, shape=0),
+    Key("best so far; of what was tried, the better quarter", 1),
+)
 
 
 def panels(one: Standing) -> list[Panel]:

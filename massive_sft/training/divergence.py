@@ -63,7 +63,7 @@ class LossCurve:
             return None
         stuck = fmean(self.losses[-quarter:])
         if stuck > self._uniform - 0.1 and self._risen(stuck):
-            return f"loss is stuck at {stuck:.4g}, no better than guessing, at step {step}"
+            return f"mean loss of the last {quarter} steps {stuck:.4g}, no better than guessing, at step {step}"
         return None
 
     def final(self) -> str | None:
