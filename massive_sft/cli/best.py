@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from massive_sft.cli.cell_names import short_conditions
@@ -68,7 +67,7 @@ def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
     return Group(head, *(_model_table([row for row in rows if row["model"] == model], names) for model in models))
 
 
-def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
+def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Group:
     """Return a model's best cell, those that tie with it, and its base, under the model's name."""
     tied = [row for row in ranked[1:] if row["tied"] is not False]
     base = [row for row in ranked[1:] if row["method"] == "none" and row not in tied[:MAX_TIED]]
@@ -81,9 +80,8 @@ def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> 
     table = make_table(model, "what", mark, *numbers, right=numbers, whole=(model, mark, *numbers))
     for row in shown:
         table.add_row(*_cells(row, names[row["cell"]]), style="bold" if row is ranked[0] else "")
-    if more:
-        table.add_row("", f"and {len(more)} more (--json lists them)", "*", style="dim")
-    return table
+    left = [Text(f"and {len(more)} more with * (--json lists them)", style="dim")] if more else []
+    return Group(table, *left)
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -125,7 +125,11 @@ def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
         return []
     reasons = find_reasons(item, ledger)
     untried = ", ".join(asked.label for asked in item.unmet if asked.label not in reasons)
-    why_untried = "its snapshot was removed (storage.keep_snapshots); run --retrain" if gone else "not done yet"
+    why_untried = (
+        "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
+        if gone
+        else "not done yet"
+    )
     return [*(f"{name}: {why}" for name, why in reasons.items()), *([f"{untried}: {why_untried}"] if untried else [])]
 
 
