@@ -283,7 +283,7 @@ def test_experiment_opens_on_its_runs_with_columns_of_parameters_scores_and_gain
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(experiment.tags["mlflow.sharedViewState.massive-sft"])
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
-    shown = ["model", "mixture", "method", "lr", "epoch"]
+    shown = ["model", "mixture", "method", "lr", "seed", "epoch"]
     assert state["selectedColumns"] == [
         *(f"params.`{name}`" for name in shown),
         "metrics.`mmlu/acc`",
