@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,17 +26,23 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from massive_sft.data.hub_data import environment_kept
 from massive_sft.evaluation import tasks
 
 WORDS = ["red", "blue", "green", "a dog", "two cats", "the long yellow road", "ünï", "seven", "no", "yes"]
 
 
 @pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the datasets library caches inside the test's folder, and the tasks that were loaded from there."""
+def own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep what the datasets library caches inside the test's folder, and the tasks that were loaded from there.
+
+    Where a test itself loads data, the environment stays as it is: an earlier test may have left threads of Ray.
+    """
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(tasks, "_loaded", deque(maxlen=tasks._loaded.maxlen))
     datasets.disable_progress_bars()
+    with environment_kept():
+        yield
 
 
 def tokenizer(adds_bos: bool = True) -> PreTrainedTokenizerFast:

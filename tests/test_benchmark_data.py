@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from datasets.download import download_manager
+from datasets.utils import file_utils
 from evaluation_world import own_datasets_cache, write_tasks
 
 from massive_sft.evaluation import build, wrapping
@@ -129,3 +131,16 @@ def test_text_that_is_too_long_for_a_file_name_is_a_text(tmp_path: Path, length:
     task = tmp_path / "task.yaml"
     task.write_text(yaml.safe_dump({"task": "long", "description": "a" * length}, width=10000))
     assert Contents(tmp_path).task(task, "place").startswith("task:")
+
+
+def test_environment_stays_as_it_is_while_data_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library writes it anew for its progress bars: a thread of Ray that reads a variable meanwhile may crash."""
+    name = "stack_multiprocessing_download_progress_bars"
+    monkeypatch.setattr(download_manager, name, getattr(file_utils, name))  # as it is outside of these tests
+    task, written = write_tasks(tmp_path)["tiny_mc"], []
+    put, unset = os.putenv, os.unsetenv
+    monkeypatch.setattr(os, "putenv", lambda name, value: (written.append(name), put(name, value)))
+    monkeypatch.setattr(os, "unsetenv", lambda name: (written.append(name), unset(name)))
+    asked = schema.Task(path=str(task))
+    assert not build.prepare((asked,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests").missing
+    assert written == []

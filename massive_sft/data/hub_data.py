@@ -6,7 +6,7 @@ Each stays at the commit that a sweep's ``lock.json`` has. The library takes sec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,13 +46,14 @@ def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
     name = f"{dataset.hub}[{dataset.split}]"
     folder = pinned_folder(dataset)
     try:
-        table = datasets.load_dataset(
-            str(folder or dataset.hub),
-            dataset.subset,
-            split=dataset.split,
-            revision=None if folder else dataset.revision,
-            data_files=list(dataset.files) if dataset.files else None,
-        )
+        with environment_kept():
+            table = datasets.load_dataset(
+                str(folder or dataset.hub),
+                dataset.subset,
+                split=dataset.split,
+                revision=None if folder else dataset.revision,
+                data_files=list(dataset.files) if dataset.files else None,
+            )
     except (OSError, ValueError, DatasetsError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         rule = why_not_had(str(dataset.hub), error) or f"cannot be loaded: {said[:_SAID]}"
@@ -61,6 +62,20 @@ def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
         columns = list(batch)
         for values in zip(*batch.values(), strict=True):
             yield Record(dict(zip(columns, values, strict=True)), name, None)
+
+
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Within this, ``datasets`` leaves the environment as it is while it looks for files.
+
+    For the sake of progress bars it empties ``os.environ`` and writes it anew in every load. Native threads that look
+    for a variable meanwhile, Ray's among them, find none, or end the process: C's ``getenv`` is not made for that.
+    """
+    from datasets.download import download_manager
+
+    name = "stack_multiprocessing_download_progress_bars"
+    with mock.patch.object(download_manager, name, nullcontext, create=True):  # of other versions perhaps not there
+        yield
 
 
 @contextmanager
@@ -93,7 +108,7 @@ def at_commits(commits: DataCommits) -> Iterator[None]:
         kept = None if any(value is not None for value in options.values()) else _kept(path, name, commit)
         return load(path, name, **(options | {"revision": commit})) if kept is None else kept
 
-    with mock.patch.object(datasets, "load_dataset", loaded):
+    with mock.patch.object(datasets, "load_dataset", loaded), environment_kept():
         yield
 
 
