@@ -68,13 +68,14 @@ def read_rows(cells: Sequence[CellMatch], benchmark: str | None = None) -> list[
 
 
 def _answers(cell: CellMatch) -> Rows:
-    """Return a row a document that a cell answered."""
+    """Return a row a document that a cell answered, of what its sweep asks."""
     from massive_sft.study.file_frames import answer_frame
     from massive_sft.study.frames import to_json_rows
 
     if cell.record is None:
         raise InvalidInput(Problem("cell", "has no record yet", cell.id))
-    return to_json_rows(answer_frame(cell.ledger, [cell.record]))
+    scores = {protocol: found for protocol, found in cell.record.scores.items() if protocol not in cell.beside}
+    return to_json_rows(answer_frame(cell.ledger, [cell.record.model_copy(update={"scores": scores})]))
 
 
 def by_document(rows: Rows, common: Collection[str]) -> dict[tuple[Any, ...], dict[str, Any]]:

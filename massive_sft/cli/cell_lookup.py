@@ -82,11 +82,11 @@ class CellMatch:
 
     @cached_property
     def asked_record(self) -> Record | None:
-        """Its record, status and reasons as its sweep asks for them, with all scores; as it is where no sweep does."""
+        """Its record, status and reasons as its sweep asks for them, with all results; as it is where no sweep does."""
         if self.plan is None or self.record is None:
             return self.record
         asked = as_asked(self.record, self.plan, self.ledger)
-        return asked.model_copy(update={"scores": self.record.scores})
+        return asked.model_copy(update={"scores": self.record.scores, "measures": self.record.measures})
 
     @property
     def error(self) -> str:

@@ -23,8 +23,8 @@ RETRAIN = "--retrain"  # what reasons name, where a snapshot that is needed is g
 def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
     """Return a cell's newest record as far as its sweep asks for it, under the sweep's names.
 
-    Another sweep may have scored the cell on more, failed at something that this one never asked, or call it by
-    another name. All measures stay.
+    Another sweep may have scored and measured the cell on more, failed at something that this one never asked, or call
+    it by another name.
 
     Args:
         item: the cell's plan, as of this record or an older one.
@@ -36,8 +36,14 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
         for protocol, benchmark in record.scores.items()
         if any(is_answered(asked, (benchmark.asked,)) for asked in wanted)
     }
-    missing = find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {}
-    own = {"status": fresh.status, "coordinates": item.cell.coordinates._asdict(), "scores": scores, "missing": missing}
+    named = {asked.measure for asked in item.requirements}
+    own = {
+        "status": fresh.status,
+        "coordinates": item.cell.coordinates._asdict(),
+        "scores": scores,
+        "measures": {name: found for name, found in record.measures.items() if name in named},
+        "missing": find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {},
+    }
     return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))
 
 

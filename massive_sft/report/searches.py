@@ -101,6 +101,7 @@ def _table(one: Standing) -> Table:
     columns = [Column("decision", "number"), Column("what", "facet"), Column("cell"), Column("choice", "long")]
     columns += [Column("outcome", "long"), Column("why", "long"), Column("best", "facet")]
     best, ahead = {entry["n"] for entry in one.best}, one.was_ahead
+    alike = {other["n"] for entry in one.best for other in one.as_good_as(entry)} if len(best) == 1 else set()
     rows = []
     for entry in one.entries:
         number, kind = str(entry["n"]), str(entry["kind"]).replace("_", " ")
@@ -108,7 +109,8 @@ def _table(one: Standing) -> Table:
             rows.append([number, kind, "", "", "", entry_text(entry), ""])
             continue
         outcome = outcome_text(one.outcomes.get(entry["n"]))
-        is_best = "best" if entry["n"] in best else "was best" if entry["n"] in ahead else ""
+        is_best = "best" if entry["n"] in best else "as good" if entry["n"] in alike else ""
+        is_best = is_best or ("was best" if entry["n"] in ahead else "")
         rows.append([number, kind, entry["cell"], choice_text(one, entry), outcome, reason_of(entry), is_best])
     name = one.planned.search.name
     return Table(f"search-{name}", f"decisions of search {name} ({one.planned.id})", columns, rows)
