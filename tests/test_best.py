@@ -78,7 +78,7 @@ def test_what_cannot_be_told_apart_is_marked(tmp_path: Path) -> None:
     assert "first lora epoch 2 " in lines[2] and "80.0 [70.0, 90.0]" in lines[2]
     assert re.search(r"second lora epoch 2 +\*  ", lines[3]) and "-10.0 [-24.1, +4.1]" in lines[3]
     assert "(base)" in lines[4] and " *" not in lines[4]
-    narrow = printed(best_view(to_json_rows(ranking), "quiz"), 60).splitlines()
+    narrow = printed(best_view(to_json_rows(ranking), 18, "quiz"), 60).splitlines()
     assert len(narrow) > len(lines) and "*" not in map(str.strip, narrow), "a mark stands in its row"
     assert "large" not in text
 
@@ -89,6 +89,15 @@ def test_lower_is_better_where_the_task_says_so_and_equals_tie(tmp_path: Path) -
     assert not ranking["higher_is_better"].any() and ranking.loc[ranking["rank"] > 1, "tied"].all()
     printed = call("best", path, "--metric", "prose", "--where", "model=small")[1]
     assert "and 2 more with * (--json lists them)" in printed
+
+
+def test_cells_without_the_score_are_counted(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    run = plan_of(path).runs[0]
+    left, others = {cell.cell.id for cell in run.cells}, f"model!={run.cells[0].cell.coordinates.model}"
+    write_records(plan_of(path), lambda record: None if record.cell in left else record)
+    assert "2 of 18 cells without this score" in call("best", path, "--metric", "quiz")[1]
+    assert "without this score" not in call("best", path, "--metric", "quiz", "--where", others)[1]
 
 
 def test_equal_candidates_are_in_one_order_whatever_is_loaded(tmp_path: Path) -> None:
@@ -307,14 +316,14 @@ def test_base_that_is_tied_is_not_counted_again_among_the_rest(tmp_path: Path) -
         base = next(row for row in ranking if row["method"] == "none")
         others = [row for row in ranking if row is not base]
         rows = [*others[:place], base, *others[place:]]
-        text = printed(best_view([row | {"rank": rank} for rank, row in enumerate(rows, 1)]))
+        text = printed(best_view([row | {"rank": rank} for rank, row in enumerate(rows, 1)], len(rows)))
         counted = [int(line.split()[1]) for line in text.splitlines() if line.strip().startswith("and ")]
         assert text.count("first ") + text.count("second ") + text.count("(base)") + counted[0] == 9
 
 
 def test_best_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     path = with_values(sweep_file(tmp_path), by_setting, half=0.1)
-    text = printed(best_view(to_json_rows(ms.load(path).best("quiz"))), width=80)
+    text = printed(best_view(to_json_rows(ms.load(path).best("quiz")), 18), width=80)
     cells = ms.load(path).cells["cell"]
     lines = [line for line in text.splitlines() if line[:16] in set(cells)]
     assert len(lines) == 6 and all("epoch" in line or "(base)" in line for line in lines)

@@ -86,7 +86,7 @@ def test_early_scores_are_marked_wherever_they_are_shown(tmp_path: Path) -> None
     assert table.loc[table["data_name"] == "pretrain", "early"].isna().all()
     assert list(read_report_data(made, results).columns) == ["quiz-0shot"]
     assert EARLY_NOTE in text_of(score_table(results, set(results.records), 200))
-    best = text_of(best_view(to_json_rows(results.best())))
+    best = text_of(best_view(to_json_rows(results.best()), len(results.cells)))
     assert EARLY_NOTE in best and f" {EARLY}" in best
     record = next(record for record in results.records.values() if record.trajectory)
     told = "25 of 100 questions, within ±7.2 points of the full score"

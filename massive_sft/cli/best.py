@@ -12,6 +12,7 @@ from rich.text import Text
 from massive_sft.cli.cell_names import short_conditions
 from massive_sft.cli.options import File, Json, Overlays, Where, console, print_json
 from massive_sft.cli.views import make_table, with_interval
+from massive_sft.core.wording import counted
 
 MAX_TIED = 5  # listed below a winner; one more is listed too, for a line that counts it is no shorter
 NOTE = (
@@ -34,28 +35,33 @@ def best(
     from massive_sft.study.frames import to_json_rows
     from massive_sft.study.results import load
 
-    rows = to_json_rows(load(file, overlay or (), where).best(metric))
+    results = load(file, overlay or (), where)
+    rows = to_json_rows(results.best(metric))
     if as_json:
         print_json(rows)
     else:
-        console().print(best_view(rows, metric))
+        console().print(best_view(rows, len(results.cells), metric))
 
 
-def best_view(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Group:
-    """Return a ranking for people: by benchmark and model the best and what ties with it, in the unit people read."""
+def best_view(rows: Sequence[dict[str, Any]], cells: int, metric: str | None = None) -> Group:
+    """Return a ranking for people: by benchmark and model the best and what ties with it, in the unit people read.
+
+    Args:
+        cells: how many there are, those without a score among them.
+    """
     from massive_sft.suites.metrics import EARLY_NOTE
 
     parts: list[Any] = []
     for column in dict.fromkeys(row["column"] for row in rows):
         of_column = [row for row in rows if row["column"] == column]
-        parts += [Text() if parts else None, _column_view(of_column)]
+        parts += [Text() if parts else None, _column_view(of_column, cells)]
     if not rows:
         return Group(Text("no scores yet" if metric is None else f"no cell has a score on {metric} yet"))
     notes = [NOTE, *([EARLY_NOTE] if any(row["early"] for row in rows) else [])]
     return Group(*(part for part in parts if part is not None), Text(), *(Text(note, style="dim") for note in notes))
 
 
-def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
+def _column_view(rows: Sequence[dict[str, Any]], cells: int) -> Group:
     from massive_sft.suites.metrics import unit
 
     first = rows[0]
@@ -64,7 +70,10 @@ def _column_view(rows: Sequence[dict[str, Any]]) -> Group:
     head = Text.assemble((first["column"], "bold"), f"  {first['metric']}{sign and f', {sign}'}; {better} is better")
     names = _names(rows)
     models = dict.fromkeys(row["model"] for row in rows)
-    return Group(head, *(_model_table([row for row in rows if row["model"] == model], names) for model in models))
+    tables = (_model_table([row for row in rows if row["model"] == model], names) for model in models)
+    lacking = cells - sum(row["seeds"] for row in rows)
+    left = [Text(f"{lacking} of {counted(cells, 'cell')} without this score", style="yellow")] if lacking else []
+    return Group(head, *tables, *left)
 
 
 def _model_table(ranked: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Group:
