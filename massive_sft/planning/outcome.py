@@ -36,7 +36,7 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
         for protocol, benchmark in record.scores.items()
         if any(is_answered(asked, (benchmark.asked,)) for asked in wanted)
     }
-    named = {asked.measure for asked in item.requirements}
+    named = wanted | {asked.measure for asked in item.requirements}  # of texts the id, of others the name
     own = {
         "status": fresh.status,
         "coordinates": item.cell.coordinates._asdict(),
