@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import multiprocessing
 import os
 import re
@@ -328,10 +329,19 @@ def _out(folder: Path) -> Path:
 
 
 def _unshare() -> None:
-    """Become root of a user namespace, and have mounts that nobody else sees (``unshare -rm``)."""
+    """Become root of a user namespace, and have mounts that nobody else sees (``unshare -rm``).
+
+    A process with threads may not, and one in some thirty has got one of a library in the instant since it was forked: it
+    goes on in a fork of its own, which has none.
+    """
     user, group = os.getuid(), os.getgid()
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
+    for tries in range(5):
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0:
+            break
+        if ctypes.get_errno() != errno.EINVAL or tries == 4:
+            raise OSError(ctypes.get_errno(), "unshare")
+        if child := os.fork():
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
