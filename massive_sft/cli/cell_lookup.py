@@ -95,7 +95,7 @@ class CellMatch:
         if self.record is None or not self.record.is_invalidated:
             return error
         run = self.trajectory
-        is_trained = run is not None and f"epoch-{self.coordinates.epoch}" in self.ledger.snapshots(run)
+        is_trained = run is not None and self.ledger.has_snapshot(run, self.coordinates.epoch)
         then = (
             "its training is there, `massive-sft run` scores it" if is_trained else "`massive-sft run` makes it again"
         )

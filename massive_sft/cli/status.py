@@ -81,7 +81,7 @@ def _so_far(item: CellPlan, run: RunPlan | None, ledger: Ledger, step_of: Callab
     """
     if item.status not in (Status.WAITING, Status.RUNNING, Status.FAILED):
         return ""
-    is_trained = run is None or f"epoch-{item.cell.epoch}" in ledger.snapshots(run.trajectory.id)
+    is_trained = run is None or ledger.has_snapshot(run.trajectory.id, item.cell.epoch)
     if item.status is not Status.RUNNING:
         return "trained, not scored yet" if run is not None and is_trained else ""
     part = scores_so_far.read(ledger.cell(item.cell.id))

@@ -53,6 +53,10 @@ class LedgerPaths:
         """Return the names, ``epoch-<n>``, of the snapshots that are published of a trajectory; none is looked at."""
         return frozenset(item.name for item in self.trajectory(trajectory).list("snapshots"))
 
+    def has_snapshot(self, trajectory: str, epoch: int) -> bool:
+        """Return whether a snapshot is published; it is not looked at."""
+        return f"epoch-{epoch}" in self.snapshots(trajectory)
+
     def training_dirs(self, trajectory: str) -> list[Path]:
         """Return the folders that say how a trajectory's trainings went, in the order in which they count.
 

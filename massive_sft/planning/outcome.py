@@ -18,6 +18,7 @@ from massive_sft.planning.requirements import several_templates
 from massive_sft.planning.trained import needs_retraining
 
 RETRAIN = "--retrain"  # what reasons name, where a snapshot that is needed is gone or damaged
+GONE = f"its snapshot was removed (storage.keep_snapshots); run with {RETRAIN} to train it again"
 
 
 def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
@@ -110,7 +111,7 @@ def with_work_in_hand(plan: Plan, ledger: Ledger) -> Plan:
     def now(item: CellPlan, trajectory: str | None) -> CellPlan:
         if item.status not in (Status.PARTIAL, Status.FAILED):
             return item
-        is_trained = trajectory is not None and f"epoch-{item.cell.epoch}" in ledger.snapshots(trajectory)
+        is_trained = trajectory is not None and ledger.has_snapshot(trajectory, item.cell.epoch)
         is_running = ledger.is_in_work(item.cell.id, None if is_trained else trajectory)
         return replace(item, recorded=Status.RUNNING) if is_running else item
 
@@ -131,11 +132,7 @@ def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
         return []
     reasons = find_reasons(item, ledger)
     untried = ", ".join(asked.label for asked in item.unmet if asked.label not in reasons)
-    why_untried = (
-        "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
-        if gone
-        else "not done yet"
-    )
+    why_untried = GONE if gone else "not done yet"
     return [*(f"{name}: {why}" for name, why in reasons.items()), *([f"{untried}: {why_untried}"] if untried else [])]
 
 

@@ -42,7 +42,7 @@ def count_gone(plan: Plan, cells: Collection[str]) -> Counter[str]:
         for cell in run.cells
         if cell.cell.id in cells
         and cell.status is Status.COMPLETE
-        and f"epoch-{cell.cell.epoch}" not in ledger.snapshots(run.trajectory.id)
+        and not ledger.has_snapshot(run.trajectory.id, cell.cell.epoch)
     )
 
 

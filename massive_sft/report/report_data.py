@@ -23,6 +23,7 @@ from massive_sft.study.findings import Finding, collect_findings
 from massive_sft.study.model_map import ModelMap, model_maps
 from massive_sft.study.paired_gains import with_paired_intervals
 from massive_sft.study.results import Results
+from massive_sft.sweep.cell import mixture_label
 
 CURVE_POINTS = 100  # of a drawn loss curve
 
@@ -201,7 +202,9 @@ def _planned(plan: Plan, records: Mapping[str, Record], statuses: Mapping[str, S
 
 def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     """Add ``mixture_label`` (``gsm8k[1000]``), ``setting_label`` (name, variant; the schedule with ``schedules``)."""
-    mixture = frame["data"].str.cat("[" + frame["size"].astype("string").fillna("all") + "]")
+    named = zip(frame["data"], frame["size"], strict=True)
+    labels = [mixture_label(name, None if pd.isna(size) else int(size)) for name, size in named]
+    mixture = pd.Series(labels, index=frame.index, dtype="string")
     schedule = frame["schedule"].str.cat(frame["horizon"].astype("string").radd("/").fillna(""))
     setting = frame["setting"].str.cat(" " + schedule) if schedules else frame["setting"]
     return frame.assign(

@@ -22,7 +22,7 @@ from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.device import device_name
 from massive_sft.models.warm_model import WarmModel
-from massive_sft.planning.outcome import as_asked
+from massive_sft.planning.outcome import GONE, as_asked
 from massive_sft.planning.plan import CellPlan, RunPlan
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.events import (
@@ -43,7 +43,6 @@ from massive_sft.running.scoring import CellScoring, Weights
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.unchanged_files import require_same_model
 
-GONE = "its snapshot was removed (storage.keep_snapshots); run with --retrain to train it again"
 DAMAGED = "its snapshot does not match its checksums; run with --retrain to train it again"
 
 
