@@ -1,11 +1,12 @@
 """Ten snapshots of one base on a new benchmark: one command of ours beside ten of ``lm_eval``, in one run.
 
-    python benchmarks/ten_snapshots.py [--questions N] [--shots N] [--snapshots N]
+    python benchmarks/ten_snapshots.py [--questions N] [--shots N] [--snapshots N] [--batches N ...]
 
 A random Llama of 29M parameters is trained by LoRA for ten epochs of eight samples, whose adapters stay. Then the sweep
 asks for one benchmark more, of questions with four answers of several words behind a common few-shot head. Timed is
 `massive-sft run --inline` from its start to its report, and for each adapter an `lm_eval` command with its Hugging Face
-backend; a process at a time on one thread each. It fails where an accuracy differs.
+backend, at the batch size that was fastest for the first one; a process at a time on one thread each. It fails where an
+accuracy differs.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def seconds_of(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def ask_lm_eval(folder: Path, adapter: Path) -> tuple[float, float]:
+def ask_lm_eval(folder: Path, adapter: Path, batch: int) -> tuple[float, float]:
     """Score an adapter by ``lm_eval``'s command; return its seconds and the accuracy."""
-    answers = folder / "peer" / adapter.name
+    answers = folder / "peer" / f"{adapter.name}-{batch}"
     seconds = seconds_of([
-        str(PYTHON / "lm_eval"), "--model", "hf", "--device", "cpu", "--batch_size", "4", "--tasks", TASK,
+        str(PYTHON / "lm_eval"), "--model", "hf", "--device", "cpu", "--batch_size", str(batch), "--tasks", TASK,
         "--model_args", f"pretrained={folder / 'base'},peft={adapter},dtype=float32",
         "--include_path", str(folder), "--output_path", str(answers),
     ])  # fmt: skip
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--snapshots", type=int, default=10)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], help="batch sizes of lm_eval")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="massive-sft-bench-") as name:
         folder = Path(name)
@@ -121,10 +123,16 @@ def main() -> None:
         scores = ms.load(folder / "ten.yaml").scores
         ours = scores[scores.metric == "acc"].set_index("epoch").value.to_dict()
         adapters = sorted((folder / "ledger").glob("trajectories/*/snapshots/*"), key=lambda path: int(path.name[6:]))
-        theirs = [ask_lm_eval(folder, adapter) for adapter in adapters]
+        first = {batch: ask_lm_eval(folder, adapters[0], batch) for batch in arguments.batches}
+        best = min(first, key=lambda batch: first[batch][0])
+        theirs = [first[best], *(ask_lm_eval(folder, adapter, best) for adapter in adapters[1:])]
     peer_s = sum(seconds for seconds, _ in theirs)
     accuracies = [accuracy for _, accuracy in theirs]
     print(f"{len(adapters)} snapshots, {arguments.questions} questions, {platform.machine()}, {os.cpu_count()} cores")
+    print(
+        "lm_eval, first snapshot:",
+        ", ".join(f"{seconds:.1f} s at batch {batch}" for batch, (seconds, _) in first.items()),
+    )
     print(f"massive-sft run {ours_s:8.1f} s   lm_eval {peer_s:8.1f} s   ratio {peer_s / ours_s:.1f}")
     assert [ours[epoch] for epoch in sorted(ours)] == accuracies, (ours, accuracies)
 
