@@ -122,6 +122,23 @@ def test_show_sets_scores_apart_that_its_sweep_does_not_ask_for(
     assert "quiz-0shot" in apart
 
 
+def test_provenance_is_of_the_run_that_made_what_the_sweep_asks_for(sound: Plan, tmp_path: Path) -> None:
+    """The other sweep adds a benchmark to each cell with another library: a fact of its own report alone."""
+    (tmp_path / "other").mkdir()
+    later = {"libraries": {"torch": "99.0"}}
+    asks_more = file_of(tmp_path, "other", QUIZ, {"name": "prose", "shots": 0})
+    write_records(plan_of(asks_more), lambda record: record.model_copy(update={"provenance": later}))
+    ours, theirs = plan_of(sound.sweep.path), plan_of(asks_more)
+    cell, ledger = ours.cells[0].cell.id, Ledger.open(ours.root)
+    for plan, has_later in ((ours, False), (theirs, True)):
+        reported = [record.provenance == later for record in results_of(plan).records.values()]
+        assert reported == [has_later] * 18
+        match = find_cell(plan, ledger, cell)
+        assert match.asked_record is not None and match.record is not None
+        assert (match.asked_record.provenance == later, match.record.provenance == later) == (has_later, True)
+        assert match.asked_record.scores == match.record.scores
+
+
 def test_failure_under_one_sweep_leaves_what_the_other_has(sound: Plan, tmp_path: Path) -> None:
     cell = sound.cells[0]
     ledger = Ledger.open(sound.root)

@@ -121,10 +121,11 @@ def _early(match: CellMatch) -> list[str]:
 
 
 def _provenance(match: CellMatch) -> dict[str, Any]:
-    if match.record is None:
+    record = match.asked_record
+    if record is None:
         return {}
     kept = ("git", "python", "libraries", "sweep_file")
-    origin = {key: match.record.provenance.get(key) for key in kept}
+    origin = {key: record.provenance.get(key) for key in kept}
     return {key: value for key, value in flatten(origin).items() if value is not None}
 
 

@@ -15,7 +15,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Prob
 from massive_sft.ledger.cell_ids import match_id
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.outcome import as_asked
+from massive_sft.planning.outcome import as_asked, newest_as_asked
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import coordinates_of
@@ -81,12 +81,20 @@ class CellMatch:
         return protocol_name(self.record.scores[protocol].asked, self.templates)
 
     @cached_property
+    def _own_record(self) -> Record | None:
+        """What its sweep asks of it, with the provenance of the run that made it; its record where no sweep does."""
+        plan = self.plan
+        if plan is None or self.record is None:
+            return self.record
+        return newest_as_asked(self.id, self.ledger, lambda record: as_asked(record, plan, self.ledger))
+
+    @property
     def asked_record(self) -> Record | None:
         """Its record, status and reasons as its sweep asks for them, with all results; as it is where no sweep does."""
-        if self.plan is None or self.record is None:
-            return self.record
-        asked = as_asked(self.record, self.plan, self.ledger)
-        return asked.model_copy(update={"scores": self.record.scores, "measures": self.record.measures})
+        if self.record is None or self._own_record is None:
+            return None
+        results = {name: getattr(self.record, name) for name in ("scores", "measures", "files")}
+        return self._own_record.model_copy(update=results)
 
     @property
     def error(self) -> str:
@@ -104,9 +112,9 @@ class CellMatch:
     @cached_property
     def beside(self) -> frozenset[str]:
         """The protocols of its record that its sweep does not ask for; none where no sweep does."""
-        if self.plan is None or self.record is None:
+        if self.record is None or self._own_record is None:
             return frozenset()
-        return frozenset(self.record.scores.keys() - as_asked(self.record, self.plan, self.ledger).scores.keys())
+        return frozenset(self.record.scores.keys() - self._own_record.scores.keys())
 
     @cached_property
     def content(self) -> dict[str, Any]:

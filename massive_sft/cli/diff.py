@@ -91,9 +91,10 @@ def find_differences(first_cell: CellMatch, second_cell: CellMatch) -> dict[str,
         "names": differing_keys(*(_names(cell) for cell in (first_cell, second_cell))),
         "content": differing_keys(*(_content(cell) for cell in (first_cell, second_cell))),
     }
-    if first_cell.record is None or second_cell.record is None:
+    first, second = first_cell.asked_record, second_cell.asked_record
+    if first is None or second is None:
         return differences
-    records = (first_cell.record, second_cell.record)
+    records = (first, second)
     layouts = [_layout(record.training) for record in records]
     known = (record.provenance.items() for record in records)
     origins = [{key: value for key, value in one if key not in _OWN and value is not None} for one in known]

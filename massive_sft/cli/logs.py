@@ -171,7 +171,7 @@ def logs_view(match: CellMatch) -> Group:
         epoch = match.coordinates.epoch
         parts += _curve_view(curve, [step for step in read_steps(curve.losses) if step.epoch <= epoch])
     elif match.record is not None and match.record.is_invalidated:
-        parts.append(Text("its files were set aside; the next run makes it again", style="dim"))
+        parts.append(Text("its files were set aside", style="dim"))
     elif match.trajectory:
         parts.append(Text("no optimizer step was taken yet", style="dim"))
     for attempt in tries:

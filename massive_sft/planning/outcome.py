@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,36 @@ def as_asked(record: Record, item: CellPlan, ledger: Ledger) -> Record:
         "missing": find_reasons(fresh, ledger) if fresh.status is Status.PARTIAL else {},
     }
     return record.model_copy(update=own | ({"error": None} if fresh.status is Status.COMPLETE else {}))
+
+
+def newest_as_asked(cell: str, ledger: Ledger, as_asked: Callable[[Record], Record]) -> Record | None:
+    """Return a cell's newest record as a sweep asks for it; None where there is none.
+
+    Of several that say the same it is the oldest: what another sweep added since is neither this one's work nor its
+    time, and may have been made by other software.
+
+    Args:
+        as_asked: makes of a record what the sweep asks of it.
+    """
+    found: Record | None = None
+    for record in ledger.history(cell):
+        asked = as_asked(record)
+        if found is not None and not _say_the_same(asked, found):
+            break
+        found = asked
+    return found
+
+
+def _say_the_same(older: Record, newer: Record) -> bool:
+    """Return whether two records of a cell differ in nothing but when and how they came to be."""
+    is_replaced = any(newer.files.get(name, checksum) != checksum for name, checksum in older.files.items())
+    return not is_replaced and _said(older) == _said(newer)
+
+
+def _said(record: Record) -> tuple[object, ...]:
+    layers = {name: checksum for name, checksum in record.files.items() if name.endswith("/layers.parquet")}
+    outcome = (record.status, record.error, record.missing, record.scores, record.measures)
+    return (*outcome, record.coordinates, record.trajectory, record.counts, record.training, layers)
 
 
 class AsPlanAsks:

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.outcome import as_asked
+from massive_sft.planning.outcome import AsPlanAsks, newest_as_asked
 from massive_sft.planning.plan import Plan
 
 
 def asked_records(plan: Plan, ledger: Ledger) -> dict[str, Record]:
-    """Return the newest sound record of each cell of a plan, by its id, as ``planning.outcome.as_asked``.
+    """Return the record of each cell of a plan that has one, by its id, as ``planning.outcome.newest_as_asked``.
 
     Those of one training run stand together, by epoch, wherever the sweep's blocks name them.
     """
-    found = ((item, ledger.read_record(item.cell.id)) for item in plan.cells)
-    return _by_epoch({item.cell.id: as_asked(record, item, ledger) for item, record in found if record is not None})
+    view = AsPlanAsks(plan)
+    found = {item.cell.id: newest_as_asked(item.cell.id, ledger, view) for item in plan.cells}
+    return _by_epoch({cell: record for cell, record in found.items() if record is not None})
 
 
 def _by_epoch(records: Mapping[str, Record]) -> dict[str, Record]:

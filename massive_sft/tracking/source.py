@@ -12,6 +12,7 @@ from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.index import Entry
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.outcome import newest_as_asked
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.tracking.curve import RunCurve, loss_curve
 from massive_sft.tracking.run_fields import NO_TEMPLATES, CellRun, describe_record, span, version
@@ -82,18 +83,8 @@ class CellSource:
         return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
 
     def newest(self, cell: str) -> Record | None:
-        """Return a cell's newest record as the sweep asks for it; None where there is none.
-
-        Of several that say the same it is the oldest: what another sweep added since is neither this one's work nor
-        its time.
-        """
-        found: Record | None = None
-        for record in self._ledger.history(cell):
-            asked = self._as_asked(record)
-            if found is not None and _said(asked) != _said(found):
-                break
-            found = asked
-        return found
+        """Return a cell's record as ``planning.outcome.newest_as_asked``; None where there is none."""
+        return newest_as_asked(cell, self._ledger, self._as_asked)
 
     def version(self, cell: str) -> tuple[str, str] | None:
         """Return what tells what a cell's run should show from another state of it; None where it has no record."""
@@ -151,10 +142,3 @@ class CellSource:
     def _base_of(self, model: str) -> Record | None:
         row = self._base_rows.get(model)
         return None if row is None else self.newest(row)
-
-
-def _said(record: Record) -> tuple[object, ...]:
-    """Return what a record says, without when and how it came to be."""
-    layers = {name: checksum for name, checksum in record.files.items() if name.endswith("/layers.parquet")}
-    outcome = (record.status, record.error, record.missing, record.scores, record.measures)
-    return (*outcome, record.coordinates, record.trajectory, record.counts, record.training, layers)
