@@ -64,12 +64,12 @@ chaos: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --times 3 --folder runs/chaos-$(SEED)
 
 benchmarks: setup
-	$(PIP) install --constraint constraints.txt '.[benchmarks]'
+	$(PIP) install --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/sft.py
 
 # Evaluation beside lm-eval, on a CPU at rest: ten minutes at most on two cores.
 benchmarks-evaluation: setup
-	$(PIP) install --constraint constraints.txt '.[benchmarks]'
+	$(PIP) install --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/scorer.py --threads 2 --scale 0.5
 	$(BIN)/python benchmarks/generate.py --threads 2 --scale 0.25
 	$(BIN)/python benchmarks/sweep.py --cells 3
