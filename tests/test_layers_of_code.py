@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,14 @@ def test_script_imports_what_there_is(path: Path) -> None:
             for alias in node.names if file is not None else ():
                 there = alias.name in names_bound_in(file) or file_of(f"{node.module}.{alias.name}") is not None
                 assert there, f"line {node.lineno}: {node.module} has no {alias.name}"
+
+
+def test_readme_lists_the_folders_in_the_order_of_the_layers() -> None:
+    rows = (
+        (PACKAGE.parent / "README.md").read_text().partition("| folder | what |")[2].partition("\n\n")[0].splitlines()
+    )
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1] if row else "")]
+    assert told == [unit for layer in LAYERS[:-1] for unit in layer]
 
 
 def test_root_holds_packages_alone() -> None:
